@@ -1,0 +1,213 @@
+"""The same game on Ray: the central privatizer actor hosts it, each adversary is an actor, one placement group holds them all.
+
+Only z, row numbers and grad_z travel in a round. Actors are not restarted by Ray: one that starts again from nothing would look
+like privacy.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cpgan_ray.config import Config, RuntimeConfig
+from cpgan_ray.errors import InputError
+from cpgan_ray.game import Game, opponents
+from cpgan_ray.messages import Metrics, Outcome, Release
+from cpgan_ray.process import available_cpus
+from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
+
+INLINE_BYTES = 90_000
+"""Ray sends arguments below 100 KB inside the call; a larger release goes to the object store once, for all adversaries."""
+
+PLACEMENT_S = 60.0
+"""How long the actors' places may take on a cluster that has room for them, in seconds."""
+
+Bundle = dict[str, float]
+
+
+class RaySeat:
+    """An adversary's actor as the game's seat: each call returns an object reference at once."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def respond(self, release: Release) -> Any:
+        return self.actor.respond.remote(release)
+
+    def learn(self, release: Release) -> Any:
+        return self.actor.learn.remote(release)
+
+    def oppose(self, release: Release) -> Any:
+        return self.actor.oppose.remote(release)
+
+    def accumulate(self, release: Release) -> Any:
+        return self.actor.accumulate.remote(release)
+
+    def solve(self) -> Any:
+        return self.actor.solve.remote()
+
+    def score(self, release: Release) -> Any:
+        return self.actor.score.remote(release)
+
+    def weights(self) -> Any:
+        return self.actor.weights.remote()
+
+
+def share(release: Release) -> Any:
+    """The release itself where it is small, else one reference to it."""
+    return release if release.z.nbytes + release.batch.rows.nbytes < INLINE_BYTES else ray.put(release)
+
+
+def gather(references: Sequence[Any], *, deadline_s: float) -> list[Any]:
+    """The answers behind references, in one call.
+
+    Raises: TimeoutError where one takes longer than the deadline; what the actor raised, without Ray's wrapping.
+    """
+    try:
+        return ray.get(list(references), timeout=deadline_s)
+    except GetTimeoutError as e:
+        raise TimeoutError(f"an actor did not answer within {deadline_s:g} s (runtime.deadline_s)") from e
+    except RayTaskError as e:
+        raise e.cause from e
+
+
+class GameHost:
+    """The central actor: the privatizer and the loop. A plain class; Ray is applied in `start`."""
+
+    def __init__(self, config: Config, actors: Mapping[str, Any], *, threads: int) -> None:
+        seats = {name: RaySeat(actor) for name, actor in actors.items()}
+        deadline_s = config.runtime.deadline_s
+        privatizer = PrivatizerWorker(config, threads=threads)
+        self.game = Game(privatizer, seats, gather=lambda answers: gather(answers, deadline_s=deadline_s), share=share)
+
+    def length(self) -> tuple[int, int]:
+        """Rounds of the run, and of an epoch."""
+        return self.game.total_rounds, self.game.rounds_per_epoch
+
+    def play(self, rounds: int) -> list[Metrics]:
+        return self.game.play(rounds)
+
+    def outcome(self) -> Outcome:
+        return self.game.privatizer.outcome()
+
+    def weights(self) -> dict[str, dict[str, Any]]:
+        return self.game.weights()
+
+
+def connect(runtime: RuntimeConfig) -> None:
+    """Join the cluster that was named, the one this job runs on, or start a local one."""
+    if ray.is_initialized():
+        return
+    address = runtime.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
+    except ConnectionError as e:
+        raise InputError(
+            f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one"
+        ) from e
+
+
+def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float]) -> list[Bundle]:
+    """What each actor needs, the privatizer's first.
+
+    CPUs that are not set are 1 each, or an equal share where the cluster has fewer CPUs than actors.
+
+    Raises: InputError with the numbers where the sum does not fit the cluster.
+    """
+    r = config.runtime
+    fair = min(1.0, cluster.get("CPU", 0.0) / (len(names) + 1))
+    own = [(config.adversaries[name].cpus, config.adversaries[name].gpus) for name in names]
+    wanted = [(r.privatizer_cpus, r.privatizer_gpus)]
+    wanted += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in own]
+    sizes = [{"CPU": fair if c is None else c, "GPU": g} for c, g in wanted]
+    for kind in ("CPU", "GPU"):
+        total, there = sum(s[kind] for s in sizes), cluster.get(kind, 0.0)
+        if total > there + 1e-6 and r.wait_s == 0:
+            raise InputError(
+                f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: lower --runtime.adversary-{kind.lower()}s, "
+                f"leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
+            )
+    return [{kind: amount for kind, amount in s.items() if amount} for s in sizes]
+
+
+def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
+    """One placement group with a bundle per actor.
+
+    Raises: InputError where the cluster has no room for it in time.
+    """
+    group = placement_group(sizes, strategy=runtime.placement)
+    if not group.wait(max(runtime.wait_s, PLACEMENT_S)):
+        remove_placement_group(group)
+        free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
+        raise InputError(
+            f"no room for {len(sizes)} actors that need {sizes}: {free['CPU']:g} CPUs and {free['GPU']:g} GPUs are free; "
+            f"wait longer with --runtime.wait-s, or ask for less (--runtime.placement is {runtime.placement})"
+        )
+    return group
+
+
+def threads(runtime: RuntimeConfig, bundle: Bundle) -> int:
+    """Torch threads of an actor: as many as it has whole CPUs."""
+    return runtime.threads or max(1, int(bundle.get("CPU", 1)))
+
+
+class RayGame:
+    """A game on a cluster, as its driver holds it. A context manager: leaving it ends the actors and frees their places."""
+
+    def __init__(self, config: Config) -> None:
+        connect(config.runtime)
+        names = opponents(config)
+        sizes = bundles(config, names, cluster=ray.cluster_resources())
+        self.group = reserve(sizes, config.runtime)
+        try:
+            self.adversaries = {
+                name: self.start(
+                    AdversaryWorker, sizes, bundle, name, config, threads=threads(config.runtime, sizes[bundle]), overlap=True
+                )
+                for bundle, name in enumerate(names, start=1)
+            }
+            self.host = self.start(GameHost, sizes, 0, config, self.adversaries, threads=threads(config.runtime, sizes[0]))
+            self.total_rounds, self.rounds_per_epoch = self.get(self.host.length.remote())
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, kind: type, sizes: list[Bundle], bundle: int, *args: Any, **kwargs: Any) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(placement_group=self.group, placement_group_bundle_index=bundle)
+        options = {"num_cpus": sizes[bundle].get("CPU", 0), "num_gpus": sizes[bundle].get("GPU", 0)}
+        return ray.remote(kind).options(scheduling_strategy=strategy, max_restarts=0, **options).remote(*args, **kwargs)
+
+    def play(self, rounds: int) -> Any:
+        """Start up to `rounds` more rounds; `get` waits for their metrics."""
+        return self.host.play.remote(rounds)
+
+    def get(self, started: Any) -> Any:
+        """The answer behind a reference; errors come without Ray's wrapping."""
+        try:
+            return ray.get(started)
+        except RayTaskError as e:
+            raise e.cause from e
+
+    def outcome(self) -> Outcome:
+        return self.get(self.host.outcome.remote())
+
+    def weights(self) -> dict[str, dict[str, Any]]:
+        return self.get(self.host.weights.remote())
+
+    def close(self) -> None:
+        """End the actors and free their places."""
+        remove_placement_group(self.group)
+
+    def __enter__(self) -> "RayGame":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

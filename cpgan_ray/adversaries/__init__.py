@@ -1,0 +1,46 @@
+"""Adversary reconstructors: what the privatizer trains against. Each improves on the codes it is shown and says, with a gradient,
+how much of the picture it recovers.
+
+`ridge` and `kernel` are solved in closed form: with `fit="holdout"` they are at their optimum in every round. `neural` covers MLPs
+and convolutional decoders. To add one: a config dataclass in config.py, a file with a class of the `Adversary` protocol (base.py),
+and a case in `build_adversary`.
+"""
+
+import numpy as np
+import torch
+
+from cpgan_ray.adversaries.base import Adversary, Target
+from cpgan_ray.adversaries.kernel import KernelAdversary
+from cpgan_ray.adversaries.neural import NeuralAdversary
+from cpgan_ray.adversaries.ridge import RidgeAdversary
+from cpgan_ray.adversaries.streamed import StreamedAdversary
+from cpgan_ray.config import AdversaryConfig, KernelConfig, NeuralConfig, RidgeConfig
+from cpgan_ray.nets import build_reconstructor
+
+__all__ = ["Adversary", "Target", "build_adversary"]
+
+
+def build_adversary(
+    config: AdversaryConfig,
+    *,
+    k: int,
+    target: int,
+    image_shape: tuple[int, int, int],
+    scored_share: float,
+    rng: np.random.Generator,
+    device: torch.device,
+) -> Adversary:
+    """The adversary that a configuration names, for codes of k numbers and targets of `target` numbers.
+
+    Network weights come from torch's global stream: call it inside `streams.torch_stream`.
+    """
+    match config:
+        case RidgeConfig(fit="epoch") | KernelConfig(fit="epoch"):
+            return StreamedAdversary(config, k=k, rng=rng, device=device)
+        case RidgeConfig():
+            return RidgeAdversary(config, scored_share=scored_share)
+        case KernelConfig():
+            return KernelAdversary(config, scored_share=scored_share, k=k, rng=rng, device=device)
+        case NeuralConfig():
+            network = build_reconstructor(config, k=k, image_shape=image_shape, target=target)
+            return NeuralAdversary(config, network.to(device), rng=rng)

@@ -1,0 +1,45 @@
+"""Neural adversaries: trained by a few gradient steps per round on the release and, if wanted, a bank of past ones."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cpgan_ray.adversaries.base import Bank, Target
+from cpgan_ray.config import NeuralConfig
+
+
+class NeuralAdversary:
+    """Scores and differentiates on a release *before* it learns from it, so every row is one that it was not fitted on."""
+
+    def __init__(self, config: NeuralConfig, network: nn.Module, *, rng: np.random.Generator) -> None:
+        self.config, self.network, self.rng = config, network, rng
+        self.bank = Bank(config.bank)
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+
+    def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
+        self.network.eval()
+        return target.errors(self.network(z)), slice(0, len(z))
+
+    def improve(self, z: Tensor, target: Target) -> None:
+        """`steps` steps of Adam on the mean squared error, each on as many rows as the release has."""
+        self.network.train()
+        codes, values = self.bank.joined(z, target.values)
+        for _ in range(self.config.steps):
+            rows = slice(None)
+            if len(codes) > len(z):
+                rows = torch.from_numpy(self.rng.choice(len(codes), len(z), replace=False)).to(codes.device)
+            loss = nn.functional.mse_loss(self.network(codes[rows]), values[rows])
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+        self.bank.push(z, target)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "bank": self.bank.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.bank.load_state_dict(state["bank"])

@@ -1,0 +1,427 @@
+"""What a run is told: frozen dataclasses, checked when made. Imports neither torch nor Ray, so `--help` answers at once.
+
+Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.bank 5`) and a Tune key. Which adversaries
+play is decided by a preset (presets.py); flags tune them.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cpgan_ray.errors import InputError
+
+STRICT = ConfigDict(extra="forbid")
+
+
+def _require(ok: bool, where: str, value: object, need: str) -> None:
+    if not ok:
+        raise InputError(f"{where} is {value!r}; it must be {need}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    __pydantic_config__ = STRICT
+
+    dataset: Literal["faces", "celeba"] = "faces"
+    """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir`."""
+    image_size: int = 64
+    """Side of the square pictures in the store, in pixels."""
+    crop: float = 1.0
+    """Side of the centred square cut from each picture, as a share of its shorter side (CelebA's usual 148 of 178: 0.83)."""
+    split: Literal["official", "identity"] = "official"
+    """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
+    labels: tuple[str, ...] = ()
+    """The attributes of the task, by their official names; none given: all that the attribute file has."""
+    mirror: bool = True
+    """Show each training picture mirrored in half of the rounds (its target is mirrored too)."""
+    shift: int = 0
+    """Largest random shift of a training picture, in pixels each way (its target is shifted too)."""
+    num_identities: int = 1200
+    """Procedural faces only: how many people are drawn."""
+    pictures_per_identity: int = 4
+    """Procedural faces only: how many pictures each of them has."""
+
+    def __post_init__(self) -> None:
+        _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "between 8 and 1024")
+        _require(0 < self.crop <= 1, "data.crop", self.crop, "in (0, 1]")
+        _require(0 <= self.shift < self.image_size // 2, "data.shift", self.shift, "at least 0 and below half of data.image_size")
+        _require(self.num_identities >= 10, "data.num_identities", self.num_identities, "at least 10")
+        _require(self.pictures_per_identity >= 1, "data.pictures_per_identity", self.pictures_per_identity, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivatizerConfig:
+    __pydantic_config__ = STRICT
+
+    family: Literal["conv", "residual"] = "conv"
+    """`conv`: strided 3x3 convolutions with batch norm (SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks."""
+    width: int = 32
+    """Channels of the first stage; each further stage doubles them."""
+    depth: int = 4
+    """Stages; each halves the picture's side."""
+    symmetric: bool = False
+    """Encode the picture and its mirror image and average before normalising: z cannot tell left from right. Twice the compute."""
+    step: float = 0.0
+    """z is rounded to multiples of this many standard deviations, in training as in use; 0: not rounded. What hides in low digits
+    of z survives any adversary that does not look there; rounding removes the digits."""
+    learning_rate: float = 2e-3
+    """Adam's peak rate."""
+    weight_decay: float = 0.0
+    """Decoupled (AdamW)."""
+    rate: Literal["constant", "cosine"] = "cosine"
+    """How the rate goes from its peak over the run, for the privatizer and the utility head."""
+    average: float = 0.0
+    """Decay of the exponential moving average of the weights that is released in the end; 0: the last weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, "privatizer.width", self.width, "at least 1")
+        _require(1 <= self.depth <= 8, "privatizer.depth", self.depth, "between 1 and 8")
+        _require(self.step >= 0, "privatizer.step", self.step, "at least 0")
+        _require(self.learning_rate > 0, "privatizer.learning_rate", self.learning_rate, "positive")
+        _require(self.weight_decay >= 0, "privatizer.weight_decay", self.weight_decay, "at least 0")
+        _require(0 <= self.average < 1, "privatizer.average", self.average, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityConfig:
+    __pydantic_config__ = STRICT
+
+    hidden: int = 256
+    """Width of the two hidden layers of the classifier on z; 0: a linear classifier."""
+    dropout: float = 0.3
+    """Share of hidden units dropped in training."""
+    balanced: bool = False
+    """Weigh the two values of each attribute equally (class-weighted cross-entropy; for single rare attributes)."""
+    learning_rate: float = 2e-3
+    """Adam's peak rate."""
+    steps: int = 1
+    """Steps of the utility head per round (`citer` of the paper's schedule in the epochwise order)."""
+
+    def __post_init__(self) -> None:
+        _require(self.hidden >= 0, "utility.hidden", self.hidden, "at least 0")
+        _require(0 <= self.dropout < 1, "utility.dropout", self.dropout, "in [0, 1)")
+        _require(self.learning_rate > 0, "utility.learning_rate", self.learning_rate, "positive")
+        _require(self.steps >= 1, "utility.steps", self.steps, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GameConfig:
+    __pydantic_config__ = STRICT
+
+    privacy: Literal["recovered", "negated_mse"] = "recovered"
+    """The privacy term: the share of variance an adversary recovers, clipped below at 0; or the paper's raw `-L_R`."""
+    aggregate: Literal["strongest", "softmax", "mean"] = "strongest"
+    """How the adversaries' terms become one."""
+    temperature: float = 0.05
+    """Of `softmax`, in units of R2."""
+    schedule: Literal["sync", "stale1", "epochwise"] = "sync"
+    """`sync`: exact. `stale1`: feedback is one round old, deterministic, faster. `epochwise`: the paper's schedule C (SPEC 1.4)."""
+    warmup_epochs: float = 0.0
+    """Over so many first epochs the privacy weight rises linearly from 0."""
+    scored_share: float = 0.25
+    """Share of a batch that the hold-out adversaries are scored on (they are fitted on the rest)."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "game.temperature", self.temperature, "positive")
+        _require(self.warmup_epochs >= 0, "game.warmup_epochs", self.warmup_epochs, "at least 0")
+        _require(0 < self.scored_share < 1, "game.scored_share", self.scored_share, "in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeConfig:
+    """Linear ridge reconstructor with intercept (LRR), in closed form."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["ridge"] = "ridge"
+    """Which adversary this is."""
+    fit: Literal["holdout", "epoch"] = "holdout"
+    """`holdout`: on a part of the batch and the bank, every round. `epoch`: on all training codes, once per epoch, by streaming."""
+    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    """Candidates, per fitted row; the best on held-out rows is used. One candidate: no choice."""
+    codes: Literal["raw", "standardised", "whitened"] = "raw"
+    """What is done to z first, with the statistics of the rows fitted on."""
+    bank: int = 3
+    """How many past batches are fitted on beside the current one."""
+    components: int = 256
+    """Target: this many leading principal components of the pictures; 0: the pixels."""
+    weight: float = 1.0
+    """Factor on this adversary's privacy term."""
+    cpus: float | None = None
+    """CPUs of its actor; none given: `runtime.adversary_cpus`."""
+    gpus: float | None = None
+    """GPUs of its actor, fractions allowed; none given: `runtime.adversary_gpus`."""
+
+    def __post_init__(self) -> None:
+        _check_closed_form(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelConfig:
+    """RBF kernel ridge reconstructor (KRR), exact or by random Fourier features, in closed form."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["kernel"] = "kernel"
+    """Which adversary this is."""
+    features: int = 0
+    """Random Fourier features; 0: the exact kernel on the batch and the bank."""
+    bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Candidates for the kernel's width, as multiples of the median distance between codes."""
+    fit: Literal["holdout", "epoch"] = "holdout"
+    """`holdout`: on a part of the batch and the bank, every round. `epoch` (random features only): on all training codes."""
+    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    """Candidates, per fitted row; the best on held-out rows is used."""
+    codes: Literal["raw", "standardised", "whitened"] = "raw"
+    """What is done to z first, with the statistics of the rows fitted on."""
+    bank: int = 3
+    """How many past batches are fitted on beside the current one."""
+    components: int = 256
+    """Target: this many leading principal components of the pictures; 0: the pixels."""
+    tune_every: int = 10
+    """Rounds between two choices of bandwidth and penalty."""
+    weight: float = 1.0
+    """Factor on this adversary's privacy term."""
+    cpus: float | None = None
+    """CPUs of its actor; none given: `runtime.adversary_cpus`."""
+    gpus: float | None = None
+    """GPUs of its actor, fractions allowed; none given: `runtime.adversary_gpus`."""
+
+    def __post_init__(self) -> None:
+        _check_closed_form(self)
+        _require(self.features >= 0, "adversary features", self.features, "at least 0")
+        _require(
+            len(self.bandwidths) > 0 and min(self.bandwidths) > 0, "adversary bandwidths", self.bandwidths, "positive numbers"
+        )
+        _require(self.tune_every >= 1, "adversary tune_every", self.tune_every, "at least 1")
+        if self.fit == "epoch" and self.features == 0:
+            raise InputError("fit='epoch' needs random features; got features=0: set features to 1024, say, or fit to 'holdout'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralConfig:
+    """Neural reconstructor, trained by gradient steps."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["neural"] = "neural"
+    """Which adversary this is."""
+    architecture: Literal["mlp", "conv", "upsample", "resnet"] = "conv"
+    """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks."""
+    width: int = 64
+    """Hidden units of an `mlp`; channels of a decoder's last stage but one."""
+    depth: int = 2
+    """Hidden layers of an `mlp`; residual blocks per stage of a `resnet`."""
+    dropout: float = 0.0
+    """In the hidden layers of an `mlp`."""
+    steps: int = 1
+    """Gradient steps per round."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    bank: int = 0
+    """How many past batches its steps draw rows from, beside the current one."""
+    components: int = 0
+    """Target: this many leading principal components of the pictures (`mlp` only); 0: the pixels."""
+    weight: float = 1.0
+    """Factor on this adversary's privacy term."""
+    cpus: float | None = None
+    """CPUs of its actor; none given: `runtime.adversary_cpus`."""
+    gpus: float | None = None
+    """GPUs of its actor, fractions allowed; none given: `runtime.adversary_gpus`."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "steps"):
+            _require(getattr(self, name) >= 1, f"adversary {name}", getattr(self, name), "at least 1")
+        _require(0 <= self.dropout < 1, "adversary dropout", self.dropout, "in [0, 1)")
+        _require(self.learning_rate > 0, "adversary learning_rate", self.learning_rate, "positive")
+        _require(self.bank >= 0, "adversary bank", self.bank, "at least 0")
+        if self.components and self.architecture != "mlp":
+            raise InputError(
+                f"components={self.components} needs architecture 'mlp'; got {self.architecture!r}: set components to 0"
+            )
+
+
+AdversaryConfig = RidgeConfig | KernelConfig | NeuralConfig
+
+
+def _check_closed_form(c: RidgeConfig | KernelConfig) -> None:
+    _require(len(c.penalties) > 0 and min(c.penalties) > 0, "adversary penalties", c.penalties, "positive numbers")
+    _require(c.bank >= 0, "adversary bank", c.bank, "at least 0")
+    _require(c.components >= 0, "adversary components", c.components, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    __pydantic_config__ = STRICT
+
+    backend: Literal["auto", "local", "ray"] = "auto"
+    """`local`: all players in one process. `ray`: an actor each. `auto`: Ray for two adversaries or more, else local."""
+    address: str | None = None
+    """Ray cluster to join; none given: the job's own, RAY_ADDRESS's, or a new local one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where players compute; `auto`: CUDA where the player has been given a GPU."""
+    threads: int = 0
+    """Torch threads of each process; 0: as many as its CPUs (all cores for the local backend)."""
+    privatizer_cpus: float | None = None
+    """CPUs of the privatizer's actor; none given: 1, or an equal share where the cluster is smaller than that."""
+    privatizer_gpus: float = 0.0
+    """GPUs of the privatizer's actor, fractions allowed."""
+    adversary_cpus: float | None = None
+    """CPUs of each adversary's actor; none given: 1, or an equal share where the cluster is smaller than that."""
+    adversary_gpus: float = 0.0
+    """GPUs of each adversary's actor, fractions allowed."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Strategy of the one placement group that holds all actors."""
+    wait_s: float = 0.0
+    """How long to wait for a cluster that is still too small (an autoscaler at work), in seconds."""
+    deadline_s: float = 600.0
+    """How long one reply of an adversary may take, in seconds."""
+
+    def __post_init__(self) -> None:
+        for name in ("privatizer_cpus", "privatizer_gpus", "adversary_cpus", "adversary_gpus", "wait_s", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"runtime.{name}", value, "at least 0")
+        _require(self.deadline_s > 0, "runtime.deadline_s", self.deadline_s, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """The fresh attacks at the end of a run."""
+
+    __pydantic_config__ = STRICT
+
+    names: tuple[Literal["ridge", "kernel", "mlp"], ...] = ("ridge", "kernel", "mlp")
+    """Which attacks are made."""
+    max_rows: int = 0
+    """At most this many training pictures are fitted on; 0: all."""
+    mlp_widths: tuple[int, ...] = (1024, 2048)
+    """Hidden units of the MLP attacks; each is tried, the best on validation rows counts."""
+    mlp_epochs: int = 60
+    """Most epochs of an MLP attack; it stops early on validation rows."""
+    kernel_features: int = 4096
+    """Random Fourier features of the kernel attack."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.names) > 0, "attacks.names", self.names, "at least one of ridge, kernel, mlp")
+        _require(self.max_rows >= 0, "attacks.max_rows", self.max_rows, "at least 0")
+        _require(len(self.mlp_widths) > 0 and min(self.mlp_widths) > 0, "attacks.mlp_widths", self.mlp_widths, "positive numbers")
+        _require(self.mlp_epochs >= 1, "attacks.mlp_epochs", self.mlp_epochs, "at least 1")
+        _require(self.kernel_features >= 1, "attacks.kernel_features", self.kernel_features, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    __pydantic_config__ = STRICT
+
+    uri: str | None = None
+    """MLflow tracking URI; none given: MLFLOW_TRACKING_URI, or `mlflow.db` beside the output folder (SQLite)."""
+    experiment: str = "cpgan"
+    """MLflow experiment."""
+    run_name: str | None = None
+    """MLflow run name; none given: preset, k and privacy weight."""
+    panel_every: int = 0
+    """Epochs between two reconstruction panels; 0: at the end only."""
+    undefended: Path | None = None
+    """Output folder of a finished undefended twin, for the panels; none given: the best linear code of k numbers stands there."""
+    log_models: bool = True
+    """Log the privatizer and the utility head as MLflow models."""
+    system_metrics: bool = True
+    """Log CPU, memory and GPU use."""
+
+    def __post_init__(self) -> None:
+        _require(self.panel_every >= 0, "tracking.panel_every", self.panel_every, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    __pydantic_config__ = STRICT
+
+    preset: str = "custom"
+    """Name of the preset this started from."""
+    data_dir: Path | None = None
+    """Folder in the data set's official layout; none for the embedded faces."""
+    cache_dir: Path | None = None
+    """Where prepared stores are kept; none given: `<data-dir>/.cpgan`, or the user's cache folder for the embedded faces."""
+    output: Path | None = None
+    """The run's folder (`config.json`, `metrics.jsonl`, exported models, report); none given: `outputs/<preset>-<time>`."""
+    skip_corrupt: bool = False
+    """Leave out pictures that cannot be decoded and report how many, instead of stopping at the first."""
+    seed: int = 0
+    """Of every random stream of the run."""
+    k: int = 64
+    """Length of the code z."""
+    privacy_weight: float = 1.0
+    """The privatizer minimises L_U + privacy_weight * P; 0 is the undefended control. The paper's lambda is its inverse."""
+    epochs: int = 12
+    """Passes over the training pictures."""
+    batch_size: int = 640
+    """Pictures per round."""
+    data: DataConfig = field(default_factory=DataConfig)
+    privatizer: PrivatizerConfig = field(default_factory=PrivatizerConfig)
+    utility: UtilityConfig = field(default_factory=UtilityConfig)
+    game: GameConfig = field(default_factory=GameConfig)
+    adversaries: dict[str, AdversaryConfig] = field(default_factory=dict)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    attacks: AttackConfig = field(default_factory=AttackConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.k >= 1, "k", self.k, "at least 1")
+        _require(self.privacy_weight >= 0, "privacy_weight", self.privacy_weight, "at least 0")
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.batch_size >= 4, "batch_size", self.batch_size, "at least 4")
+        _require(self.seed >= 0, "seed", self.seed, "at least 0")
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """The configuration as JSON-ready values; `from_json` reads it back."""
+    return TypeAdapter(Config).dump_python(config, mode="json")
+
+
+def from_json(values: dict[str, Any]) -> Config:
+    """The configuration of a `config.json`.
+
+    Raises: InputError naming the first field that does not fit.
+    """
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise InputError(f"config field {'.'.join(str(p) for p in first['loc'])}: {first['msg']}, got {first['input']!r}") from e
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted field name -> JSON-ready value, down to the settings of each adversary."""
+
+    def walk(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            flat |= walk(f"{prefix}{name}.", value) if isinstance(value, dict) else {prefix + name: value}
+        return flat
+
+    return walk("", to_json(config))
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with fields replaced by dotted name: `override(config, {"adversaries.rbf.penalties": (1e-2,)})`.
+
+    Raises: InputError for a name that does not exist, with the nearest ones, or a value that does not fit.
+    """
+    values = to_json(config)
+    known = flatten(config)
+    for name, value in changes.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise InputError(f"config has no field {name!r}; nearest: {', '.join(near)}")
+        *path, last = name.split(".")
+        inner = values
+        for part in path:
+            inner = inner[part]
+        inner[last] = value
+    return from_json(values)

@@ -1,0 +1,378 @@
+"""The prepared store: one Arrow IPC file per split, memory-mapped, so that all processes of a node share one copy.
+
+Columns: `image` (fixed-shape uint8 tensor, H x W x 3), `identity` (int64), then one int8 column of 0/1 per label. A
+`manifest.json` beside the files says what they hold. `build` writes a store shard by shard: an interrupted build goes on
+where it stopped, and nothing has the final name before it is complete.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from cpgan_ray.errors import InputError
+
+FORMAT = 1
+"""Version of the files; part of every digest, so that a new version never reads old files."""
+SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+SHARD_ROWS = 1024
+"""Rows of a shard and of a record batch, fewer where the pictures are large."""
+SHARD_BYTES = 64 << 20
+"""A shard holds no more picture bytes than this (but at least one row)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """One memory-mapped file of the store. Pickles as its path; pictures stay in the page cache, never in this process's heap."""
+
+    path: Path
+    label_names: tuple[str, ...]
+    labels: np.ndarray
+    """(N, L) int8, 0 or 1."""
+    identity: np.ndarray
+    """(N,) int64."""
+    image_shape: tuple[int, int, int]
+    """(H, W, 3)."""
+    views: tuple[np.ndarray, ...] = field(repr=False)
+    """The pictures, zero-copy and read-only: one uint8 (n, H, W, 3) per record batch."""
+    starts: np.ndarray = field(repr=False)
+    """(len(views),) int64: row number of each view's first picture."""
+
+    def __len__(self) -> int:
+        return len(self.identity)
+
+    def __reduce__(self) -> tuple[Callable[[Path], "Split"], tuple[Path]]:
+        return open_split, (self.path,)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of the pictures in `rows` (B,), in that order: uint8 (B, H, W, 3).
+
+        Raises:
+            IndexError: a row is negative or not below `len(self)`.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.path.name}, which has {len(self)}")
+        view = np.searchsorted(self.starts, rows, side="right") - 1
+        pictures = np.empty((len(rows), *self.image_shape), np.uint8)
+        for i, (v, offset) in enumerate(zip(view.tolist(), (rows - self.starts[view]).tolist(), strict=True)):
+            pictures[i] = self.views[v][offset]
+        return pictures
+
+    def iter_batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Copies of all pictures in order, `batch_size` at a time (the last batch may be smaller): uint8 (<=B, H, W, 3)."""
+        for start in range(0, len(self), batch_size):
+            yield self.take(np.arange(start, min(start + batch_size, len(self))))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A prepared store, open."""
+
+    folder: Path
+    digest: str
+    """Of everything the store was made from; the name of the folder."""
+    label_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    """(H, W, 3)."""
+    train: Split
+    val: Split
+    test: Split
+    skipped: tuple[str, ...] = ()
+    """Pictures that were missing or could not be decoded, and were left out."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """What `build` makes a store of."""
+
+    digest: str
+    source: Mapping[str, Any]
+    """Where the pictures came from and how they were treated: goes into the manifest as it is."""
+    names: Sequence[str]
+    """(N,) names of the pictures, for the record of those left out."""
+    label_names: tuple[str, ...]
+    labels: np.ndarray
+    """(N, L) int8, 0 or 1."""
+    identity: np.ndarray
+    """(N,) int64."""
+    image_shape: tuple[int, int, int]
+    rows: Mapping[str, np.ndarray]
+    """Split name to the numbers of its rows, in the order they are stored."""
+    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """Row numbers (n,) to pictures uint8 (n, H, W, 3) and which of them count, bool (n,); the rest is left out."""
+    missing: tuple[str, ...] = ()
+    """Pictures that are left out from the start."""
+
+
+UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not ours
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR),  # no place for a folder
+)
+
+# Reading
+
+
+def open_store(folder: Path) -> Dataset:
+    """The store in `folder`, memory-mapped, after a check of its files against its manifest.
+
+    Raises:
+        InputError: the store or one of its files is missing, truncated or damaged.
+    """
+    folder = folder.absolute()
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            raise _damaged(folder, f"manifest.json has format {manifest['format']}, this version reads {FORMAT}")
+        label_names, image_shape = tuple(manifest["label_names"]), tuple(manifest["image_shape"])
+        sizes = {name: (manifest["splits"][name]["rows"], manifest["splits"][name]["bytes"]) for name in SPLITS}
+        digest, skipped = manifest["digest"], tuple(manifest["skipped"])
+    except FileNotFoundError as e:
+        raise _damaged(folder, "manifest.json is missing") from e
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as e:
+        raise _damaged(folder, f"manifest.json cannot be read ({type(e).__name__}: {e})") from e
+    splits = {}
+    for name, (num_rows, num_bytes) in sizes.items():
+        path = folder / f"{name}.arrow"
+        if not path.is_file():
+            raise _damaged(folder, f"{path.name} is missing")
+        if path.stat().st_size != num_bytes:
+            raise _damaged(folder, f"{path.name} has {path.stat().st_size} bytes instead of {num_bytes}")
+        try:
+            split = open_split(path)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as e:
+            raise _damaged(folder, f"{path.name} cannot be read ({' '.join(str(e).split())})") from e
+        if (len(split), split.label_names, split.image_shape) != (num_rows, label_names, image_shape):
+            raise _damaged(folder, f"{path.name} does not hold what manifest.json says")
+        splits[name] = split
+    return Dataset(folder=folder, digest=digest, label_names=label_names, image_shape=image_shape, skipped=skipped, **splits)
+
+
+def open_split(path: Path) -> Split:
+    """One file of a store, memory-mapped, unchecked."""
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    schema = reader.schema
+    image_shape = tuple(schema.field("image").type.shape)
+    label_names = tuple(schema.names[2:])
+    labels = [np.stack([b[name].to_numpy() for name in label_names], axis=1) for b in batches]
+    counts = np.array([len(b) for b in batches], np.int64)
+    return Split(
+        path=path,
+        label_names=label_names,
+        labels=_frozen(np.concatenate(labels) if labels else np.empty((0, len(label_names)), np.int8)),
+        identity=_frozen(np.concatenate([b["identity"].to_numpy() for b in batches] or [np.empty(0, np.int64)])),
+        image_shape=image_shape,
+        views=tuple(b["image"].storage.flatten().to_numpy().reshape(-1, *image_shape) for b in batches),
+        starts=np.cumsum(counts) - counts,
+    )
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def _damaged(folder: Path, what: str) -> InputError:
+    return InputError(f"prepared store {folder}: {what}: delete this folder, it is prepared again")
+
+
+# Writing
+
+
+def build(folder: Path, plan: Plan, *, progress: bool = True) -> None:
+    """Write the store of `plan` to `folder`, which must not exist; the caller holds `locked(folder)`.
+
+    Shards gather in `<folder>.partial`, which is kept when the process dies, so that the next call goes on from the last whole
+    shard, and is removed when the input is at fault. Peak disk use is the store plus its largest split; memory holds one shard.
+
+    Raises:
+        InputError: raised by `plan.fetch`, or a split came out empty.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    total = sum(len(rows) for rows in plan.rows.values())
+    try:
+        with progress_bar(total, what=f"preparing {folder}", unit="pictures", show=progress) as advance:
+            splits = {name: _write_split(partial, name, plan, advance=advance) for name in SPLITS}
+        if empty := [name for name in SPLITS if len(splits[name]) == 0]:
+            raise InputError(
+                f"{plan.source.get('path', folder)}: no picture of the {empty[0]} split can be decoded: mend the pictures"
+            )
+    except InputError:
+        shutil.rmtree(partial)
+        raise
+    skipped = [*plan.missing, *(name for split in SPLITS for name in _skipped(partial / f"{split}.arrow"))]
+    manifest = {
+        "format": FORMAT,
+        "digest": plan.digest,
+        "source": dict(plan.source),
+        "label_names": plan.label_names,
+        "image_shape": plan.image_shape,
+        "splits": {
+            name: {"rows": len(split), "bytes": (partial / f"{name}.arrow").stat().st_size} for name, split in splits.items()
+        },
+        "skipped": skipped,
+    }
+    with replacing(partial / "manifest.json") as beside:
+        beside.write_text(json.dumps(manifest, indent=1) + "\n")
+    partial.rename(folder)
+    _sync(folder.parent)
+    if skipped:
+        _say(f"{len(skipped)} of {total + len(plan.missing)} pictures left out: missing or not decodable, first {skipped[0]!r}")
+
+
+def _write_split(partial: Path, name: str, plan: Plan, *, advance: Callable[[int], None]) -> Split:
+    """Write the shards of one split that are not there yet, join them and remove them."""
+    final, rows = partial / f"{name}.arrow", plan.rows[name]
+    per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(plan.image_shape))))
+    if not _whole(final, len(rows)):
+        shards = []
+        for start in range(0, len(rows), per_shard):
+            shard, block = partial / f"{name}-{start:08d}.arrow", rows[start : start + per_shard]
+            if not _whole(shard, len(block)):
+                pictures, kept = plan.fetch(block)
+                skipped = [plan.names[int(i)] for i in block[~kept]]
+                schema = _schema(plan, skipped)
+                _write(shard, schema, [_record_batch(schema, pictures[kept], plan=plan, rows=block[kept])])
+            shards.append(shard)
+            advance(len(block))
+        skipped = [name for shard in shards for name in _skipped(shard)]
+        _write(final, _schema(plan, skipped), (batch for shard in shards for batch in _record_batches(shard) if len(batch)))
+    else:
+        advance(len(rows))
+    for shard in partial.glob(f"{name}-*.arrow"):
+        shard.unlink()
+    return open_split(final)
+
+
+def _schema(plan: Plan, skipped: Sequence[str]) -> pa.Schema:
+    image = pa.fixed_shape_tensor(pa.uint8(), plan.image_shape)
+    fields = [("image", image), ("identity", pa.int64()), *((name, pa.int8()) for name in plan.label_names)]
+    return pa.schema(fields, metadata={"skipped": json.dumps(skipped)})
+
+
+def _record_batch(schema: pa.Schema, pictures: np.ndarray, *, plan: Plan, rows: np.ndarray) -> pa.RecordBatch:
+    flat = pa.array(np.ascontiguousarray(pictures).reshape(-1))
+    storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(plan.image_shape)))
+    labels = np.asfortranarray(plan.labels[rows])
+    columns = [pa.array(labels[:, i]) for i in range(labels.shape[1])]
+    image = pa.ExtensionArray.from_storage(schema.field("image").type, storage)
+    return pa.record_batch([image, pa.array(plan.identity[rows]), *columns], schema=schema)
+
+
+def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with replacing(path) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+
+
+def _record_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)
+
+
+def _skipped(path: Path) -> list[str]:
+    with pa.memory_map(str(path)) as source:
+        return json.loads(pa.ipc.open_file(source).schema.metadata[b"skipped"])
+
+
+def _whole(path: Path, num_rows: int) -> bool:
+    """Whether a shard or split file was written to its end and accounts for `num_rows` rows, stored or left out."""
+    try:
+        return path.is_file() and sum(len(b) for b in _record_batches(path)) + len(_skipped(path)) == num_rows
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return False
+
+
+# What other writers of this floor share
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; synced and renamed to `path` when the block ends well."""
+    beside = path.with_name(f".{path.name}.tmp")
+    yield beside
+    _sync(beside)
+    beside.replace(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock that goes with `folder` (`<folder>.lock`), so that one process of the node makes it and the others wait.
+
+    Raises:
+        InputError: the place cannot be written to, then or in the block, or is full.
+    """
+    with _writable(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            _say(f"waiting for another process that makes {folder}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in UNWRITABLE:
+            raise
+        reason = os.strerror(e.errno)
+        raise InputError(f"prepared pictures cannot be kept in {folder} ({reason}): give another folder with --cache-dir") from e
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, *, what: str, unit: str, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """Call the function given with the number of things done since the last call: a bar on a terminal, else a line every 10 s."""
+    start = said = time.monotonic()
+    done = 0
+    bar = tqdm(total=total, desc=what, unit=f" {unit}", disable=None if show else True)
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        bar.update(count)
+        if bar.disable and show and time.monotonic() - said >= 10:
+            said = time.monotonic()
+            _say(f"{what}: {done} of {total} {unit}, {said - start:.0f} s")
+
+    try:
+        yield advance
+    finally:
+        bar.close()
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

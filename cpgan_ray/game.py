@@ -1,0 +1,191 @@
+"""The game: one privatizer, its adversaries, and the loop between them. Imports no Ray: the seats decide where adversaries run."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from cpgan_ray.config import Config
+from cpgan_ray.messages import Feedback, Metrics, Release
+from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
+
+T = TypeVar("T")
+
+
+class Seat(Protocol):
+    """An adversary as the game sees it. Each method starts the work; `gather` turns what it returned into the answer.
+
+    AdversaryWorker is a seat itself (its answer is what it returned); actors.RaySeat returns object references.
+    """
+
+    def respond(self, release: Release) -> Any: ...
+    def learn(self, release: Release) -> Any: ...
+    def oppose(self, release: Release) -> Any: ...
+    def accumulate(self, release: Release) -> Any: ...
+    def solve(self) -> Any: ...
+    def score(self, release: Release) -> Any: ...
+    def weights(self) -> Any: ...
+
+
+def gather_in_process(answers: Sequence[Any]) -> list[Any]:
+    """In one process the answers are there already."""
+    return list(answers)
+
+
+class Game:
+    """Plays rounds. `share` readies a release for several seats (an object reference on Ray), `gather` waits for their answers."""
+
+    def __init__(
+        self,
+        privatizer: PrivatizerWorker,
+        seats: Mapping[str, Seat],
+        *,
+        gather: Callable[[Sequence[Any]], list[Any]] = gather_in_process,
+        share: Callable[[Release], Any] = lambda release: release,
+    ) -> None:
+        self.config: Config = privatizer.config
+        self.privatizer, self.seats, self.gather, self.share = privatizer, dict(seats), gather, share
+        self.rounds_per_epoch = privatizer.rounds_per_epoch
+        self.total_rounds = self.rounds_per_epoch * self.config.epochs
+        self.round = 0
+        self.best_accuracy = 0.0
+        self.inflight: tuple[Release, list[Any]] | None = None
+        self.streamed = [
+            name for name, c in self.config.adversaries.items() if name in self.seats and getattr(c, "fit", None) == "epoch"
+        ]
+
+    def play(self, rounds: int) -> list[Metrics]:
+        """Up to `rounds` more rounds, but not past the end of an epoch; the metrics of each, with its `round`.
+
+        The last round of an epoch carries the validation metrics. `epochwise` plays whole epochs.
+        """
+        stop = min(self.round + rounds, (self.round // self.rounds_per_epoch + 1) * self.rounds_per_epoch, self.total_rounds)
+        epochwise = self.config.game.schedule == "epochwise"
+        if epochwise:
+            stop = (self.round // self.rounds_per_epoch + 1) * self.rounds_per_epoch
+        played = []
+        while self.round < stop:
+            started = time.perf_counter()
+            if self.round % self.rounds_per_epoch == 0:
+                self.begin_epoch()
+            metrics = PLAYS[self.config.game.schedule](self)
+            metrics["time/round_s"] = time.perf_counter() - started
+            self.round += 1
+            if self.round % self.rounds_per_epoch == 0:
+                metrics |= self.end_epoch()
+            played.append({"round": float(self.round - 1)} | metrics)
+        return played
+
+    def begin_epoch(self) -> None:
+        self.epoch_started = time.perf_counter()
+        if self.config.game.schedule == "epochwise":
+            self.choose_adversary()
+        else:
+            self.fit_streamed()
+
+    def end_epoch(self) -> Metrics:
+        metrics = self.privatizer.validate()
+        self.best_accuracy = max(self.best_accuracy, metrics["utility/val_accuracy"])
+        metrics["best/utility/val_accuracy"] = self.best_accuracy
+        return metrics | {"time/epoch_s": time.perf_counter() - self.epoch_started}
+
+    def ask(self, release: Release) -> list[Any]:
+        """Start every adversary on a release."""
+        shared = self.share(release)
+        return [seat.respond(shared) for seat in self.seats.values()]
+
+    def answers(self, started: list[Any]) -> tuple[list[Feedback], float]:
+        """Wait for the adversaries; also how long that took, in seconds."""
+        before = time.perf_counter()
+        return self.gather(started), time.perf_counter() - before
+
+    def play_sync(self) -> Metrics:
+        """One exact round: the utility's half is computed while the adversaries work."""
+        release = self.privatizer.release(self.round)
+        started = self.ask(release)
+        metrics = self.privatizer.utility(release)
+        feedback, waited = self.answers(started)
+        return metrics | self.privatizer.update(feedback) | {"time/wait_s": waited}
+
+    def play_stale1(self) -> Metrics:
+        """One round whose feedback was given to the codes of the previous weights.
+
+        The next round's codes are on their way to the adversaries while this round's step is made; the graph is made anew with the
+        current weights, to which the feedback's gradient is applied. Nothing is in flight across the end of an epoch.
+        """
+        if self.inflight is None:
+            release = self.privatizer.release(self.round)
+            self.inflight = (release, self.ask(release))
+        release, started = self.inflight
+        feedback, waited = self.answers(started)
+        self.inflight = None
+        if (self.round + 1) % self.rounds_per_epoch:
+            coming = self.privatizer.release(self.round + 1)
+            self.inflight = (coming, self.ask(coming))
+        self.privatizer.release(self.round)
+        metrics = self.privatizer.utility(release)
+        return metrics | self.privatizer.update(feedback) | {"time/wait_s": waited}
+
+    def play_epochwise(self) -> Metrics:
+        """One step of the privatizer alone against the adversary chosen for this epoch (SPEC 1.4 C, step v)."""
+        release = self.privatizer.release(self.round)
+        started = [self.seats[self.chosen].oppose(self.share(release))] if self.seats else []
+        metrics = self.privatizer.utility(release)
+        feedback, waited = self.answers(started)
+        return metrics | self.privatizer.update(feedback, move_head=False) | {"time/wait_s": waited}
+
+    def choose_adversary(self) -> None:
+        """SPEC 1.4 C, steps i to iv: the neural adversaries and the utility head learn on every batch; the closed-form ones are
+        fitted on all training codes; the adversary with the smallest error on the validation split is the epoch's opponent."""
+        neural = [seat for name, seat in self.seats.items() if name not in self.streamed]
+        for round in range(self.round, self.round + self.rounds_per_epoch):
+            release = self.privatizer.release(round)
+            shared = self.share(release)
+            started = [seat.learn(shared) for seat in neural]
+            self.privatizer.utility(release)
+            self.privatizer.step_head()
+            self.gather(started)
+        self.fit_streamed()
+        if self.seats:
+            scores = dict.fromkeys(self.seats, 0.0)
+            for release in self.privatizer.released_blocks("val", round=self.round):
+                shared = self.share(release)
+                for name, (errors, mean_errors) in zip(
+                    self.seats, self.gather([s.score(shared) for s in self.seats.values()]), strict=True
+                ):
+                    scores[name] += errors / mean_errors
+            self.chosen = min(scores, key=scores.__getitem__)
+
+    def fit_streamed(self) -> None:
+        """Once per epoch: all training codes, block by block, to the adversaries with `fit="epoch"`."""
+        seats = [self.seats[name] for name in self.streamed]
+        if not seats:
+            return
+        for release in self.privatizer.released_blocks("train", round=self.round):
+            shared = self.share(release)
+            self.gather([seat.accumulate(shared) for seat in seats])
+        self.gather([seat.solve() for seat in seats])
+
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """Every player's state, by name; the defender's is `privatizer`."""
+        names = list(self.seats)
+        states = self.gather([self.seats[name].weights() for name in names])
+        return {"privatizer": self.privatizer.weights(), **dict(zip(names, states, strict=True))}
+
+
+PLAYS: dict[str, Callable[[Game], Metrics]] = {
+    "sync": Game.play_sync,
+    "stale1": Game.play_stale1,
+    "epochwise": Game.play_epochwise,
+}
+
+
+def play_in_process(config: Config, *, threads: int) -> Game:
+    """The game with all its players in this process: the reference for every other way of running it."""
+    privatizer = PrivatizerWorker(config, threads=threads)
+    seats = {name: AdversaryWorker(name, config, threads=threads) for name in opponents(config)}
+    return Game(privatizer, seats)
+
+
+def opponents(config: Config) -> list[str]:
+    """Who plays: nobody against the undefended control."""
+    return list(config.adversaries) if config.privacy_weight > 0 else []

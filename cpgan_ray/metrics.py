@@ -1,0 +1,27 @@
+"""The names of all that a run logs, defined once. `<name>` stands for an adversary's or an attack's name."""
+
+DICTIONARY = {
+    "utility/loss": "utility loss L_U on the round's batch",
+    "utility/batch_accuracy": "mean accuracy over the labels on the round's batch",
+    "utility/val_loss": "L_U on the validation split, each epoch",
+    "utility/val_accuracy": "mean accuracy over the labels on the validation split, each epoch",
+    "utility/val_balanced_accuracy": "mean of (TPR + TNR) / 2 over the labels on the validation split, each epoch",
+    "utility/accuracy": "mean accuracy over the labels on the test split, at the end",
+    "utility/balanced_accuracy": "mean of (TPR + TNR) / 2 over the labels on the test split, at the end",
+    "utility/majority_accuracy": "accuracy on the test split of always guessing each label's commoner training value",
+    "adversary/<name>/r2": "share of variance that a training adversary recovers in the round; never a privacy result",
+    "adversary/<name>/mse": "its mean squared error on pictures in [-1, 1]",
+    "adversary/<name>/weight": "weight of its gradient in the aggregate",
+    "privacy/training_r2": "the largest of the training adversaries' R2 in the round; never a privacy result",
+    "privacy/strongest_r2": "R2 of the strongest fresh attack on the test split, at the end: the privacy number",
+    "privacy/label_floor_r2": "R2 of pictures predicted from the true labels: what any useful z gives away",
+    "privacy/excess_r2": "strongest_r2 less label_floor_r2",
+    "attack/<name>/r2": "share of variance that a fresh attack recovers on the test split, at the end",
+    "attack/<name>/mse_255": "its mean squared error on the 0-255 scale",
+    "attack/<name>/seconds": "how long it took",
+    "time/round_s": "wall time of a round",
+    "time/wait_s": "of it, waiting for the adversaries",
+    "time/epoch_s": "wall time of an epoch",
+    "time/total_s": "wall time of the run, attacks included",
+    "best/utility/val_accuracy": "best validation accuracy of any epoch so far (the released weights are the last ones)",
+}

@@ -1,0 +1,34 @@
+"""The networks as they are handed out: torch.export programs with a dynamic batch, usable without this package."""
+
+import copy
+import io
+
+import torch
+from torch import Tensor, nn
+
+
+class Handed(nn.Module):
+    """A privatizer with its input as it lies in the store: uint8 pictures (B, 3, H, W) -> float32 codes (B, k)."""
+
+    def __init__(self, privatizer: nn.Module) -> None:
+        super().__init__()
+        self.privatizer = privatizer
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.privatizer(pictures.float() / 127.5 - 1)
+
+
+def export_programs(net: nn.ModuleDict, *, k: int, image_shape: tuple[int, int, int]) -> dict[str, bytes]:
+    """`privatizer` and `utility_head` as the bytes of `.pt2` files: uint8 pictures -> z -> logits, on the CPU."""
+    height, width, channels = image_shape
+    net = copy.deepcopy(net).cpu().eval()
+    parts = {
+        "privatizer": (Handed(net["privatizer"]), torch.zeros(2, channels, height, width, dtype=torch.uint8)),
+        "utility_head": (net["head"], torch.zeros(2, k)),
+    }
+    programs = {}
+    for name, (module, example) in parts.items():
+        program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        torch.export.save(program, buffer := io.BytesIO())
+        programs[name] = buffer.getvalue()
+    return programs

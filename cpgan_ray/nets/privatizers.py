@@ -1,0 +1,96 @@
+"""Privatizers: what Alice runs. float32 pictures (B, 3, H, W) in [-1, 1] -> codes z (B, k), normalised.
+
+z leaves normalised (batch statistics, no affine part), so that a privatizer gains nothing by rescaling it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cpgan_ray.config import PrivatizerConfig
+from cpgan_ray.errors import InputError
+
+
+def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
+    """`depth` strided 3x3 convolutions, each with batch norm and leaky ReLU 0.2 (SPEC 1.8, CelebA-single)."""
+    stages: list[nn.Module] = []
+    for stage in range(depth):
+        out = width * 2**stage
+        stages += [nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
+        channels = out
+    return nn.Sequential(*stages)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block with stride: batch norm - ReLU - conv, twice, beside a strided 1x1 convolution."""
+
+    def __init__(self, channels: int, out: int, *, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+        )
+        same = stride == 1 and channels == out
+        self.skip = nn.Identity() if same else nn.Conv2d(channels, out, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.skip(x)
+
+
+def residual_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
+    """A strided stem and `depth - 1` strided residual blocks."""
+    stages: list[nn.Module] = [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)]
+    for stage in range(1, depth):
+        stages.append(ResidualBlock(width * 2 ** (stage - 1), width * 2**stage, stride=2))
+    last = width * 2 ** (depth - 1)
+    return nn.Sequential(*stages, nn.BatchNorm2d(last), nn.ReLU())
+
+
+FAMILIES = {"conv": conv_stages, "residual": residual_stages}
+
+
+class Privatizer(nn.Module):
+    """Convolutional stages, a linear map to k numbers, and normalisation."""
+
+    def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        height, width, channels = image_shape
+        side = 2**config.depth
+        if min(height, width) < side:
+            raise InputError(
+                f"privatizer.depth is {config.depth}, which needs pictures of {side} pixels; the store has {height}x{width}"
+            )
+        self.symmetric, self.step = config.symmetric, config.step
+        self.stages = FAMILIES[config.family](channels, width=config.width, depth=config.depth)
+        with torch.no_grad():
+            flat = self.stages.eval()(torch.zeros(1, channels, height, width)).numel()
+        self.stages.train()
+        self.code = nn.Linear(flat, k)
+        self.normalise = nn.BatchNorm1d(k, affine=False)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.code(self.stages(x).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.symmetric:
+            plain, mirrored = self.encode(torch.cat([x, x.flip(3)])).chunk(2)
+            z = self.normalise((plain + mirrored) / 2)
+        else:
+            z = self.normalise(self.encode(x))
+        return round_to(z, self.step) if self.step else z
+
+
+def round_to(z: Tensor, step: float) -> Tensor:
+    """z rounded to multiples of `step`; the gradient passes as if it were not (straight-through)."""
+    return z + (torch.round(z / step) * step - z).detach()
+
+
+def build_privatizer(config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The privatizer that the configuration names, for pictures of `image_shape` (H, W, C).
+
+    Raises: InputError where the pictures are too small for the depth.
+    """
+    return Privatizer(config, k=k, image_shape=image_shape)

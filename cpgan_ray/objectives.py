@@ -1,0 +1,74 @@
+"""The numbers of the game as pure functions: utility loss and accuracy, R2, the privacy term, the aggregate of several adversaries.
+
+The paper minimises lambda * L_U - L_R (SPEC 1.2). Here: L_U + privacy_weight * P, privacy_weight = 1 / lambda.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def utility_loss(logits: Tensor, y: Tensor, *, positive_share: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy over rows and labels; with `positive_share` (L,) each label's two values weigh the same.
+
+    logits, y: (B, L), y in {0, 1}.
+    """
+    if positive_share is None:
+        return F.binary_cross_entropy_with_logits(logits, y)
+    share = positive_share.clamp(1e-3, 1 - 1e-3)
+    weight = 0.5 * (y / share + (1 - y) / (1 - share))
+    return F.binary_cross_entropy_with_logits(logits, y, weight=weight)
+
+
+def accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Share of right answers of each label: (N, L) logits against (N, L) labels 0/1 -> (L,) float64."""
+    return ((logits > 0) == (y > 0)).mean(axis=0, dtype=np.float64)
+
+
+def balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(TPR + TNR) / 2 of each label -> (L,); NaN where one of the two values does not occur."""
+    right, positive = (logits > 0) == (y > 0), y > 0
+    with np.errstate(invalid="ignore"):
+        rates = [np.where(side, right, 0).sum(axis=0) / side.sum(axis=0) for side in (positive, ~positive)]
+    return (rates[0] + rates[1]) / 2
+
+
+def recovered_share(errors: Tensor, mean_errors: Tensor) -> Tensor:
+    """R2 = 1 - MSE / MSE(mean predictor): from each row's squared error and that of the mean picture, both (S,), to a scalar."""
+    return 1 - errors.mean() / mean_errors.mean()
+
+
+def privacy_term(errors: Tensor, mean_errors: Tensor, *, kind: Literal["recovered", "negated_mse"]) -> Tensor:
+    """What the privatizer wants small: R2 clipped below at 0 (`recovered`), or the paper's -L_R (`negated_mse`); a scalar."""
+    if kind == "negated_mse":
+        return -errors.mean()
+    return recovered_share(errors, mean_errors).clamp(min=0)
+
+
+def aggregate_weights(
+    r2: Sequence[float], *, kind: Literal["strongest", "softmax", "mean"], temperature: float = 0.05
+) -> np.ndarray:
+    """Weight (K,) of each adversary's gradient in that of the aggregate; adversaries are compared on R2, never on raw losses.
+
+    `strongest`: the largest R2 alone (the paper's min-MSE rule). `mean`: 1 / K each. `softmax`: exp(r2 / T), normalised: the
+    gradient of the smooth maximum T log sum exp(r2 / T).
+    """
+    scores = np.asarray(r2, dtype=np.float64)
+    if kind == "mean":
+        return np.full(len(scores), 1 / len(scores))
+    if kind == "strongest":
+        return (np.arange(len(scores)) == scores.argmax()).astype(np.float64)
+    weights = np.exp((scores - scores.max()) / temperature)
+    return weights / weights.sum()
+
+
+def row_errors(predicted: Tensor, target: Tensor, residual: Tensor, *, dimension: int) -> Tensor:
+    """Mean squared error of each row, (B,): the part in the target's space plus what lies outside it, over all `dimension` values.
+
+    predicted, target: (B, p); residual: (B,) squared norm outside the p components (0 where the target is the pixels).
+    """
+    return (torch.sum((predicted - target) ** 2, dim=1) + residual) / dimension

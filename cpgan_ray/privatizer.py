@@ -1,0 +1,130 @@
+"""The defender: encoder and utility head with their optimisers; one step of the privatizer's side of the game."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cpgan_ray.config import Config
+from cpgan_ray.nets import build_head, build_privatizer
+from cpgan_ray.objectives import utility_loss
+from cpgan_ray.process import torch_stream
+
+
+def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, C) from the store -> float32 (B, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+class Defender:
+    """Minimises L_U + privacy_weight * P over the privatizer, and L_U over the utility head.
+
+    A round is `release`, `utility`, `step`: the code's graph is kept between them, and the utility's half of its gradient is
+    taken while the adversaries still work on theirs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        image_shape: tuple[int, int, int],
+        positive_share: np.ndarray,
+        total_rounds: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.device = config, device
+        with torch_stream(config.seed, "privatizer", "weights"):
+            privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
+            head = build_head(config.utility, k=config.k, num_labels=len(positive_share))
+        self.net = nn.ModuleDict({"privatizer": privatizer, "head": head}).to(device)
+        self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.balanced else None
+        p, u = config.privatizer, config.utility
+        self.optimisers = {
+            "privatizer": torch.optim.AdamW(privatizer.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay),
+            "head": torch.optim.AdamW(head.parameters(), lr=u.learning_rate, weight_decay=p.weight_decay),
+        }
+        decay = (lambda t: 0.5 * (1 + np.cos(np.pi * min(1.0, t / total_rounds)))) if p.rate == "cosine" else (lambda t: 1.0)
+        self.schedules = {name: torch.optim.lr_scheduler.LambdaLR(o, decay) for name, o in self.optimisers.items()}
+        averaging = get_ema_multi_avg_fn(p.average)
+        self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
+        self.code: Tensor | None = None
+        self.grad: Tensor | None = None
+
+    def release(self, x: Tensor) -> Tensor:
+        """Codes (B, k) of pictures (B, C, H, W), detached; the graph to them is kept for `step`."""
+        self.net.train()
+        code: Tensor = self.net["privatizer"](x)
+        self.code = code
+        return code.detach()
+
+    def utility(self, y: Tensor, *, round: int) -> tuple[float, Tensor]:
+        """Loss and logits on the released codes; leaves the gradients for the head and for the codes.
+
+        Raises: FloatingPointError where the loss is not finite.
+        """
+        assert self.code is not None
+        z = self.code.detach().requires_grad_()
+        self.optimisers["head"].zero_grad(set_to_none=True)
+        with torch_stream(self.config.seed, "head", round):
+            logits = self.net["head"](z)
+        loss = utility_loss(logits, y, positive_share=self.positive_share)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")
+        loss.backward()
+        self.grad = z.grad
+        return value, logits.detach()
+
+    def step(self, grad_z: Tensor | None, *, move_head: bool = True) -> None:
+        """One step on the gradient of L_U plus `grad_z` (B, k), that of the weighted privacy term."""
+        assert self.code is not None and self.grad is not None
+        self.optimisers["privatizer"].zero_grad(set_to_none=True)
+        self.code.backward(self.grad if grad_z is None else self.grad + grad_z)
+        self.optimisers["privatizer"].step()
+        self.schedules["privatizer"].step()
+        if move_head:
+            self.step_head()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.net)
+        self.code = self.grad = None
+
+    def step_head(self) -> None:
+        """One step of the utility head on the gradient that `utility` left."""
+        self.optimisers["head"].step()
+        self.schedules["head"].step()
+
+    @property
+    def released(self) -> nn.ModuleDict:
+        """The weights that are handed out and evaluated: the averaged ones where there are any."""
+        net = self.net if self.averaged is None else self.averaged.module
+        return net.eval()  # pyright: ignore[reportReturnType]
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (B, k) and logits (B, L) of the weights that are handed out."""
+        net = self.released
+        z = net["privatizer"](x)
+        return z, net["head"](z)
+
+    @torch.no_grad()
+    def current_codes(self, x: Tensor) -> Tensor:
+        """Codes (B, k) as a release of the current weights would have them (batch statistics); nothing is changed by it."""
+        encoder = self.net["privatizer"].train()
+        norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        try:
+            for norm in norms:
+                norm.momentum = 0.0
+            return encoder(x)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+    def state_dict(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"net": self.net, **{f"optimiser/{n}": o for n, o in self.optimisers.items()}}
+        parts |= {f"schedule/{n}": s for n, s in self.schedules.items()}
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
+        return {name: part.state_dict() for name, part in parts.items()}

@@ -1,0 +1,235 @@
+"""The players as plain classes with numpy at the border: each holds its networks and its node's view of the pictures.
+
+Ray is applied where they are created (actors.py); in one process they are called directly.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpgan_ray.adversaries import Target, build_adversary
+from cpgan_ray.adversaries.base import EpochFitted
+from cpgan_ray.config import Config
+from cpgan_ray.data import Dataset, label_columns, load
+from cpgan_ray.data.base import batch, consecutive, pictures, rounds_per_epoch
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale, targets
+from cpgan_ray.data.store import Split
+from cpgan_ray.messages import Feedback, Metrics, Outcome, Release
+from cpgan_ray.nets.export import export_programs
+from cpgan_ray.objectives import accuracy, aggregate_weights, balanced_accuracy, privacy_term, recovered_share, utility_loss
+from cpgan_ray.privatizer import Defender, to_input
+from cpgan_ray.process import pick_device, set_up_process, torch_stream
+from cpgan_ray.streams import stream
+
+EVALUATION_BLOCK = 500
+
+
+class PrivatizerWorker:
+    """The central player: privatizer, utility head, and the pictures and labels they learn from."""
+
+    def __init__(self, config: Config, *, threads: int) -> None:
+        set_up_process(threads=threads)
+        self.config = config
+        self.device = pick_device(config.runtime.device)
+        self.dataset: Dataset = load(config)
+        self.columns = label_columns(self.dataset, config.data.labels)
+        self.labels = {name: np.ascontiguousarray(self.split(name).labels[:, self.columns]) for name in ("train", "val", "test")}
+        self.rounds_per_epoch = rounds_per_epoch(len(self.dataset.train), config.batch_size)
+        self.defender = Defender(
+            config,
+            image_shape=self.dataset.image_shape,
+            positive_share=self.labels["train"].mean(axis=0, dtype=np.float64),
+            total_rounds=self.rounds_per_epoch * config.epochs,
+            device=self.device,
+        )
+
+    def split(self, name: str) -> Split:
+        return getattr(self.dataset, name)
+
+    def release(self, round: int) -> Release:
+        """z of the round's pictures; keeps the graph."""
+        chosen = batch(
+            round,
+            seed=self.config.seed,
+            num_rows=len(self.dataset.train),
+            batch_size=self.config.batch_size,
+            mirror=self.config.data.mirror,
+            shift=self.config.data.shift,
+        )
+        z = self.defender.release(to_input(pictures(self.dataset.train, chosen), self.device))
+        return Release(round=round, batch=chosen, z=z.cpu().numpy())
+
+    def utility(self, release: Release) -> Metrics:
+        """Utility loss and its gradients on what was just released."""
+        y = self.labels["train"][release.batch.rows]
+        loss, logits = self.defender.utility(torch.from_numpy(y).float().to(self.device), round=release.round)
+        return {"utility/loss": loss, "utility/batch_accuracy": float(accuracy(logits.cpu().numpy(), y).mean())}
+
+    def privacy_weight(self, round: int) -> float:
+        """The weight of the privacy term in a round."""
+        warmup = self.config.game.warmup_epochs * self.rounds_per_epoch
+        return self.config.privacy_weight * (min(1.0, round / warmup) if warmup else 1.0)
+
+    def update(self, feedback: list[Feedback], *, move_head: bool = True) -> Metrics:
+        """One step against the aggregate of the adversaries; nothing has changed before."""
+        if not feedback:
+            self.defender.step(None, move_head=move_head)
+            return {}
+        game = self.config.game
+        weights = aggregate_weights([f.r2 for f in feedback], kind=game.aggregate, temperature=game.temperature)
+        grad = sum(w * f.grad_z for w, f in zip(weights, feedback, strict=True) if w)
+        scaled = torch.from_numpy(np.asarray(self.privacy_weight(feedback[0].round) * grad, dtype=np.float32))
+        self.defender.step(scaled.to(self.device), move_head=move_head)
+        metrics: Metrics = {"privacy/training_r2": max(f.r2 for f in feedback)}
+        for w, f in zip(weights, feedback, strict=True):
+            metrics |= {f"adversary/{f.name}/{key}": value for key, value in f.metrics.items()}
+            metrics |= {f"adversary/{f.name}/r2": f.r2, f"adversary/{f.name}/weight": float(w)}
+        return metrics
+
+    def step_head(self) -> None:
+        self.defender.step_head()
+
+    def released_blocks(self, split: str, *, round: int) -> Iterator[Release]:
+        """The codes of a whole split, block by block, as the adversaries that are fitted once per epoch read them."""
+        for start in range(0, len(self.split(split)), EVALUATION_BLOCK):
+            rows = consecutive(start, min(start + EVALUATION_BLOCK, len(self.split(split))))
+            z = self.defender.current_codes(to_input(self.split(split).take(rows.rows), self.device))
+            yield Release(round=round, batch=rows, z=z.cpu().numpy(), split=split)
+
+    def codes(self, split: str, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (N, k) and logits (N, L) of a whole split, of its mirrored pictures if wanted."""
+        blocks = self.split(split).iter_batches(EVALUATION_BLOCK)
+        parts = [self.defender.codes(to_input(b[:, :, ::-1].copy() if mirrored else b, self.device)) for b in blocks]
+        z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
+        return z, logits
+
+    def outcome(self) -> Outcome:
+        """All that the evaluation needs, so that the players can go."""
+        found = {split: self.codes(split) for split in ("train", "val", "test")}
+        codes = {split: z for split, (z, _) in found.items()} | {"train_mirrored": self.codes("train", mirrored=True)[0]}
+        programs = export_programs(self.defender.released, k=self.config.k, image_shape=self.dataset.image_shape)
+        return Outcome(codes=codes, logits={split: found[split][1] for split in ("val", "test")}, programs=programs)
+
+    def utility_on(self, split: str, logits: np.ndarray) -> Metrics:
+        """Loss and accuracies, averaged over the labels, of logits (N, L) on a split."""
+        y = self.labels[split]
+        loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y).float())
+        return {
+            "loss": float(loss),
+            "accuracy": float(accuracy(logits, y).mean()),
+            "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits, y))),
+        }
+
+    def validate(self) -> Metrics:
+        """Utility on the validation split."""
+        _, logits = self.codes("val")
+        return {f"utility/val_{name}": value for name, value in self.utility_on("val", logits).items()}
+
+    def weights(self) -> dict[str, Any]:
+        return self.defender.state_dict()
+
+
+class AdversaryWorker:
+    """One adversary with its node's view of the pictures.
+
+    It answers a release first and learns from it afterwards: with `overlap`, in a thread of its own while the privatizer makes its
+    step; otherwise when it is next called. The order of its steps, and so the result, is the same.
+    """
+
+    def __init__(self, name: str, config: Config, *, threads: int, overlap: bool = False) -> None:
+        set_up_process(threads=threads)
+        self.name, self.config, self.settings = name, config, config.adversaries[name]
+        self.device = pick_device(config.runtime.device)
+        self.dataset = load(config)
+        self.projection = projection(self.dataset, components=self.settings.components or DEFAULT_COMPONENTS)
+        self.dimension = int(np.prod(self.dataset.image_shape))
+        with torch_stream(config.seed, "adversary", name, "weights"):
+            self.adversary = build_adversary(
+                self.settings,
+                k=config.k,
+                target=len(self.projection.components) if self.settings.components else self.dimension,
+                image_shape=self.dataset.image_shape,
+                scored_share=config.game.scored_share,
+                rng=stream(config.seed, "adversary", name),
+                device=self.device,
+            )
+        self.thread = ThreadPoolExecutor(1) if overlap else None
+        self.to_learn: tuple[Release, Tensor, Target] | None = None
+        self.learning: Future[None] | None = None
+
+    def target(self, release: Release) -> Target:
+        """The pictures of a release, relative to the mean training picture."""
+        split: Split = getattr(self.dataset, release.split)
+        if self.settings.components:
+            values, residual = targets(self.projection, split, release.batch)
+        else:
+            values = scale(pictures(split, release.batch)) - self.projection.mean
+            residual = np.zeros(len(values), np.float32)
+        return Target(torch.from_numpy(values).to(self.device), torch.from_numpy(residual).to(self.device), self.dimension)
+
+    def codes(self, release: Release) -> Tensor:
+        return torch.from_numpy(release.z.copy()).to(self.device)
+
+    def respond(self, release: Release) -> Feedback:
+        """How much of the pictures it recovers from z, and the gradient of its privacy term."""
+        self.finish_learning()
+        z, target = self.codes(release).requires_grad_(), self.target(release)
+        feedback = self.feedback(release, z, target)
+        self.to_learn = (release, z.detach(), target)
+        if self.thread:
+            self.learning = self.thread.submit(self.learn_from, *self.to_learn)
+        return feedback
+
+    def feedback(self, release: Release, z: Tensor, target: Target) -> Feedback:
+        errors, rows = self.adversary.recover(z, target)
+        mean_errors = target[rows].mean_errors()
+        loss = self.settings.weight * privacy_term(errors, mean_errors, kind=self.config.game.privacy)
+        loss.backward()
+        r2, mse = float(recovered_share(errors.detach(), mean_errors)), float(errors.detach().mean())
+        grad = torch.zeros_like(z) if z.grad is None else z.grad
+        if not (np.isfinite(r2) and bool(torch.isfinite(grad).all())):
+            raise FloatingPointError(f"adversary {self.name!r} answered a value that is not finite in round {release.round}")
+        return Feedback(name=self.name, round=release.round, grad_z=grad.cpu().numpy(), r2=r2, metrics={"mse": mse})
+
+    def finish_learning(self) -> None:
+        """Wait for, or do, the learning that is due from the last release."""
+        if self.learning is not None:
+            self.learning.result()
+        elif self.to_learn is not None:
+            self.learn_from(*self.to_learn)
+        self.learning = self.to_learn = None
+
+    def learn_from(self, release: Release, z: Tensor, target: Target) -> None:
+        with torch_stream(self.config.seed, "adversary", self.name, release.round):
+            self.adversary.improve(z, target)
+
+    def learn(self, release: Release) -> None:
+        """Improve on a release without answering it (the first pass of the epochwise schedule)."""
+        self.finish_learning()
+        self.learn_from(release, self.codes(release), self.target(release))
+
+    def oppose(self, release: Release) -> Feedback:
+        """Answer a release without learning from it (the second pass of the epochwise schedule)."""
+        self.finish_learning()
+        return self.feedback(release, self.codes(release).requires_grad_(), self.target(release))
+
+    def accumulate(self, release: Release) -> None:
+        cast(EpochFitted, self.adversary).accumulate(self.codes(release), self.target(release))
+
+    def solve(self) -> None:
+        cast(EpochFitted, self.adversary).solve()
+
+    @torch.no_grad()
+    def score(self, release: Release) -> tuple[float, float]:
+        """Sums over a release of the squared errors and of the mean picture's: the adversary as it stands, not fitted to it."""
+        target = self.target(release)
+        errors, rows = self.adversary.recover(self.codes(release), target)
+        return float(errors.sum()), float(target[rows].mean_errors().sum())
+
+    def weights(self) -> dict[str, Any]:
+        self.finish_learning()
+        return self.adversary.state_dict()
