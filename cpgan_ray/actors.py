@@ -110,9 +110,7 @@ def connect(runtime: RuntimeConfig) -> None:
         else:
             ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
     except ConnectionError as e:
-        raise InputError(
-            f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one"
-        ) from e
+        raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
 
 
 def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float]) -> list[Bundle]:
@@ -132,8 +130,8 @@ def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float
         total, there = sum(s[kind] for s in sizes), cluster.get(kind, 0.0)
         if total > there + 1e-6 and r.wait_s == 0:
             raise InputError(
-                f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: lower --runtime.adversary-{kind.lower()}s, "
-                f"leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
+                f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: "
+                f"lower --runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
             )
     return [{kind: amount for kind, amount in s.items() if amount} for s in sizes]
 

@@ -194,9 +194,7 @@ class KernelConfig:
     def __post_init__(self) -> None:
         _check_closed_form(self)
         _require(self.features >= 0, "adversary features", self.features, "at least 0")
-        _require(
-            len(self.bandwidths) > 0 and min(self.bandwidths) > 0, "adversary bandwidths", self.bandwidths, "positive numbers"
-        )
+        _require(len(self.bandwidths) > 0 and min(self.bandwidths) > 0, "adversary bandwidths", self.bandwidths, "positive numbers")
         _require(self.tune_every >= 1, "adversary tune_every", self.tune_every, "at least 1")
         if self.fit == "epoch" and self.features == 0:
             raise InputError("fit='epoch' needs random features; got features=0: set features to 1024, say, or fit to 'holdout'")

@@ -123,7 +123,7 @@ def new_output(config: Config) -> Path:
 
 
 def play(game: Running, config: Config, tracker: Tracker, dataset: Dataset) -> None:
-    """All rounds, logged as they come. The next rounds are under way while the last ones are logged, except where a panel is due."""
+    """All rounds, logged as they come. The next ones are under way while the last are logged, except where a panel is due."""
     console = Console(total_rounds=game.total_rounds, rounds_per_epoch=game.rounds_per_epoch, names=opponents(config))
     every = config.tracking.panel_every * game.rounds_per_epoch
     done, coming = 0, game.play(1)
@@ -219,9 +219,7 @@ def check_undefended(config: Config) -> None:
     """Raises: InputError where the undefended twin's folder has no exported privatizer."""
     folder = config.tracking.undefended
     if folder is not None and not (folder / "privatizer.pt2").is_file():
-        raise InputError(
-            f"tracking.undefended is {folder}, which has no privatizer.pt2: give the output folder of a finished run"
-        )
+        raise InputError(f"tracking.undefended is {folder}, which has no privatizer.pt2: give the output folder of a finished run")
 
 
 def twin_codes(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:

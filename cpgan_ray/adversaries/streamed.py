@@ -58,9 +58,7 @@ class StreamedAdversary:
         for bandwidth, (fitted, held_out) in zip(self.bandwidths, self.sums, strict=True):
             judge = held_out if held_out.rows else fitted
             for penalty in self.config.penalties:
-                candidates.append(
-                    (judge.squared_error(fitted.solve(penalty=penalty)), bandwidth, penalty, fitted.merge(held_out))
-                )
+                candidates.append((judge.squared_error(fitted.solve(penalty=penalty)), bandwidth, penalty, fitted.merge(held_out)))
         _, bandwidth, penalty, everything = min(candidates, key=lambda c: c[0])
         self.width, self.fit = bandwidth * self.unit, everything.solve(penalty=penalty)
         self.restart()

@@ -150,9 +150,7 @@ def find_file(source: Path, name: str) -> Path:
         if path.is_file():
             return path
     need = "; it is not needed with --data.split identity" if name == PARTITION else ""
-    raise InputError(
-        f"{source / name} is missing (nor is it in Anno/ or Eval/): it is part of the official CelebA download{need}"
-    )
+    raise InputError(f"{source / name} is missing (nor is it in Anno/ or Eval/): it is part of the official CelebA download{need}")
 
 
 def find_pictures(source: Path) -> Pictures:
@@ -360,9 +358,7 @@ def decode(blob: bytes, *, image_size: int, crop: float) -> np.ndarray:
     """
     with Image.open(io.BytesIO(blob), formats=FORMATS) as picture:
         if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(
-                f"{picture.width} x {picture.height} pixels are more than Pillow's limit of {Image.MAX_IMAGE_PIXELS}"
-            )
+            raise ValueError(f"{picture.width} x {picture.height} pixels are more than Pillow's limit of {Image.MAX_IMAGE_PIXELS}")
         # Lets the JPEG decoder halve large pictures as it goes; twice the final resolution is left to the filter.
         scale = 2 * image_size / (crop * min(picture.size))
         picture.draft("RGB", (int(picture.width * scale) + 1, int(picture.height * scale) + 1))
@@ -419,9 +415,7 @@ def _decoder(
         def fetch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             out, kept = np.empty((len(rows), *shape), np.uint8), np.zeros(len(rows), bool)
             blocks = [rows[i : i + PER_TASK].tolist() for i in range(0, len(rows), PER_TASK)]
-            decoded = (
-                one for block in run(work, [[file(names[int(row)]) for row in block] for block in blocks]) for one in block
-            )
+            decoded = (one for block in run(work, [[file(names[int(row)]) for row in block] for block in blocks]) for one in block)
             for i, one in enumerate(decoded):
                 if not isinstance(one, str):
                     out[i], kept[i] = one, True

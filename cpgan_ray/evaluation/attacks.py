@@ -1,13 +1,14 @@
 """Fresh attacks on frozen codes: reconstructors that took no part in training, each at the best of its settings.
 
 An attack is fitted on one set of (code, picture) pairs, chooses its settings on a second, and is scored once on a third. Which
-settings win is decided on the tuning rows alone. To add an attack: a function of `AttackData` and the settings, and a line in ATTACKS.
+settings win is decided on the tuning rows alone.
+
+To add an attack: a function of `AttackData` and the settings, and a line in ATTACKS.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 

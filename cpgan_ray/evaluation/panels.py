@@ -1,4 +1,4 @@
-"""Pictures of reconstructions, drawn on one common intensity scale: [-1, 1] is black to white in every row, nothing is stretched."""
+"""Pictures of reconstructions on one common intensity scale: [-1, 1] is black to white in every row, nothing is stretched."""
 
 from collections.abc import Mapping
 

@@ -56,7 +56,7 @@ def test_a_set_is_in_the_official_layout(faces: Path) -> None:
 
 def test_every_person_has_the_pictures_asked_for_in_one_partition_only(faces: Path) -> None:
     identities, partitions = table(faces / "identity_CelebA.txt"), table(faces / "list_eval_partition.txt")
-    assert Counter(person for (person,) in identities.values()) == {person: EACH for person in range(1, PEOPLE + 1)}
+    assert Counter(person for (person,) in identities.values()) == dict.fromkeys(range(1, PEOPLE + 1), EACH)
     pairs = {(identities[name][0], partitions[name][0]) for name in identities}
     assert Counter(partition for _, partition in pairs) == {0: 160, 1: 20, 2: 20}
 

@@ -83,9 +83,7 @@ def test_taking_targets_leaves_the_kept_coordinates_alone(data):
     found = projection(dataset, components=5, progress=False)
     before = np.array(found.coordinates)
     rows = np.arange(10)
-    coordinates, _ = targets(
-        found, dataset.train, Batch(rows=rows, mirrored=np.ones(10, bool), shift=np.zeros((10, 2), np.int16))
-    )
+    coordinates, _ = targets(found, dataset.train, Batch(rows=rows, mirrored=np.ones(10, bool), shift=np.zeros((10, 2), np.int16)))
     coordinates += 1
     np.testing.assert_array_equal(found.coordinates, before)
 
