@@ -103,7 +103,7 @@ def connect(runtime: RuntimeConfig) -> None:
     if ray.is_initialized():
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -130,8 +130,8 @@ def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float
         total, there = sum(s[kind] for s in sizes), cluster.get(kind, 0.0)
         if total > there + 1e-6 and r.wait_s == 0:
             raise InputError(
-                f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: "
-                f"lower --runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
+                f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: lower "
+                f"--runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
             )
     return [{kind: amount for kind, amount in s.items() if amount} for s in sizes]
 

@@ -47,6 +47,8 @@ def parse(arguments: Sequence[str], *, default: str, description: str) -> Config
         near = difflib.get_close_matches(unknown[0], flags, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all flags"
         raise InputError(f"unknown flag or value {unknown[0]!r}: {hint}")
+    if config.data_dir is not None and config.data.dataset == "faces":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="celeba"))
     return absolute(config)
 
 

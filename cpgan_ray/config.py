@@ -27,7 +27,7 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     dataset: Literal["faces", "celeba"] = "faces"
-    """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir`."""
+    """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir` (which implies it)."""
     image_size: int = 64
     """Side of the square pictures in the store, in pixels."""
     crop: float = 1.0

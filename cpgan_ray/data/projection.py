@@ -27,7 +27,7 @@ SAMPLE_ROWS = 10_000
 """Mean and components come from at most so many rows, evenly spaced."""
 OVERSAMPLING = 32
 ITERATIONS = 2
-BLOCK_BYTES = 24 << 20
+BLOCK_BYTES = 16 << 20
 """Pictures are worked on in blocks of at most so many bytes of float32."""
 
 

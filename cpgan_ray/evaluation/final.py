@@ -35,7 +35,7 @@ class Attacked:
 
 
 def pairs(z: np.ndarray, values: np.ndarray, residual: np.ndarray, *, dimension: int) -> Pairs:
-    tensors = [torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in (z, values, residual)]
+    tensors = [torch.from_numpy(np.require(a, np.float32, ["C", "W"])) for a in (z, values, residual)]
     return Pairs(tensors[0], Target(tensors[1], tensors[2], dimension))
 
 

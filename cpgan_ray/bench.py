@@ -1,0 +1,408 @@
+"""What the actors gain, and what they cost: rounds per second, overhead of a round, bytes of a message, memory of each process.
+
+    python -m cpgan_ray.bench                      # a table, in about four minutes
+    python -m cpgan_ray.bench --json               # the last line printed is a JSON object
+    python -m cpgan_ray.bench --memory 200000      # instead: peak memory of a run on so many pictures (10 GB of disk, half an hour)
+
+Speed is that of K convolutional decoders on Ray against the same game in one process, with one torch thread or with all cores,
+whichever is faster. The sides take turns in one run; a number is the median over the turns of the ratio of two sides.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import psutil
+import tyro
+
+from cpgan_ray import cli
+from cpgan_ray.config import (
+    AttackConfig,
+    Config,
+    DataConfig,
+    GameConfig,
+    KernelConfig,
+    NeuralConfig,
+    PrivatizerConfig,
+    RidgeConfig,
+    RuntimeConfig,
+    TrackingConfig,
+)
+from cpgan_ray.messages import Batch, Feedback, Metrics, Release
+
+if TYPE_CHECKING:
+    from cpgan_ray.game import Game
+
+SETTLE = 2
+"""First rounds of a turn that do not count: the side was idle before it."""
+SLEEP_S = 0.02
+DISTINCT = 400
+"""Different pictures in a synthetic data set; the rest are links to them."""
+SAMPLE_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Defaults are those of the reported numbers; smaller ones only show that it works."""
+
+    json: bool = False
+    """End with one line of JSON instead of a table."""
+    memory: int = 0
+    """Measure memory instead, on so many synthetic 112 x 112 pictures."""
+    repeats: int = 6
+    """Turns of each side."""
+    rounds: int = 10
+    """Rounds of a turn."""
+    warmup: int = 6
+    """Rounds of each side before its first turn."""
+    image_size: int = 64
+    """Side of the pictures, in pixels."""
+    batch_size: int = 128
+    """Pictures per round."""
+    k: int = 128
+    """Length of the code."""
+    width: int = 8
+    """Channels of the encoder's first stage and of the decoders' last but one; 4 stages double them up to 8 times that."""
+    sleepers: int = 16
+    """Adversaries that sleep 20 ms instead of computing."""
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+# Games to measure
+
+
+def decoder_game(s: Settings, num_adversaries: int, folder: Path) -> Config:
+    """A game against so many decoders that differ in their random streams only, in one long epoch."""
+    return Config(
+        preset="bench",
+        data_dir=folder,
+        k=s.k,
+        epochs=1,
+        batch_size=s.batch_size,
+        data=DataConfig(dataset="celeba", image_size=s.image_size),
+        privatizer=PrivatizerConfig(width=s.width, depth=4),
+        adversaries={f"decoder{i}": NeuralConfig(architecture="conv", width=s.width) for i in range(num_adversaries)},
+    )
+
+
+def synthetic(folder: Path, *, rows: int, image_size: int) -> None:
+    """A data set of `rows` pictures with 5 random attributes in CelebA's layout: a few procedural faces, linked under many names."""
+    from cpgan_ray.data.faces import write_faces
+
+    write_faces(folder, num_identities=DISTINCT, pictures_per_identity=1, size=(image_size, image_size))
+    pictures = folder / "img_align_celeba"
+    for row in range(DISTINCT, rows):
+        (pictures / f"{row + 1:06d}.jpg").hardlink_to(pictures / f"{row % DISTINCT + 1:06d}.jpg")
+    for row in range(rows, DISTINCT):
+        (pictures / f"{row + 1:06d}.jpg").unlink()
+    names = [f"{row + 1:06d}.jpg" for row in range(rows)]
+    signs = np.random.default_rng(0).choice([-1, 1], (rows, 5))
+    splits = np.searchsorted([0.9 * rows, 0.95 * rows], np.arange(rows), side="right")
+    attributes = [str(rows), "A B C D E", *(f"{n} {' '.join(map(str, v))}" for n, v in zip(names, signs.tolist(), strict=True))]
+    tables = {
+        "list_attr_celeba.txt": attributes,
+        "identity_CelebA.txt": [f"{name} {row + 1}" for row, name in enumerate(names)],
+        "list_eval_partition.txt": [f"{name} {split}" for name, split in zip(names, splits.tolist(), strict=True)],
+    }
+    for file, lines in tables.items():
+        (folder / file).write_text("\n".join(lines) + "\n")
+
+
+# The game in one process
+
+
+_games: dict[int, "Game"] = {}
+"""Of a process of its own: number of adversaries -> game."""
+
+
+def open_games(configs: dict[int, Config], threads: int) -> None:
+    from cpgan_ray.game import play_in_process
+
+    _games.update({k: play_in_process(config, threads=threads) for k, config in configs.items()})
+
+
+def play_here(num_adversaries: int, rounds: int) -> list[Metrics]:
+    return _games[num_adversaries].play(rounds)
+
+
+def play_apart(num_adversaries: int, rounds: int) -> tuple[float, float, int, int]:
+    """The game's rounds with a clock on each part of it: seconds of a round in one process, seconds of one in which every player
+    has cores of its own, and the bytes of a release and of a reply.
+
+    With cores of its own an adversary learns while the privatizer makes its step and the next codes. A round then takes
+    the longer of codes + slowest answer + step and an adversary's answer + learning.
+    """
+    game = _games[num_adversaries]
+    sequential, critical, sizes = [], [], (0, 0)
+    for round in range(game.round, game.round + rounds):
+        release, release_s = timed(lambda round=round: game.privatizer.release(round))
+        answers = [timed(lambda seat=seat: seat.respond(release)) for seat in game.seats.values()]
+        utility_s = timed(lambda: game.privatizer.utility(release))[1]
+        update_s = timed(lambda: game.privatizer.update([feedback for feedback, _ in answers]))[1]
+        learning = [timed(cast(Any, seat).finish_learning)[1] for seat in game.seats.values()]
+        respond = [seconds for _, seconds in answers]
+        sequential.append(release_s + sum(respond) + utility_s + update_s + sum(learning))
+        path = release_s + max(utility_s, *respond) + update_s
+        critical.append(max(path, *(a + b for a, b in zip(respond, learning, strict=True))))
+        sizes = num_bytes(release), num_bytes(answers[0][0])
+    game.round += rounds
+    return statistics.median(sequential), statistics.median(critical), *sizes
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    return work(), time.perf_counter() - started
+
+
+def num_bytes(message: Release | Feedback) -> int:
+    """Size of a message as Ray pickles it: protocol 5, arrays beside the pickle."""
+    from ray import cloudpickle
+
+    beside: list[Any] = []
+    pickled = cloudpickle.dumps(message, protocol=5, buffer_callback=beside.append)
+    return len(pickled) + sum(len(buffer.raw()) for buffer in beside)
+
+
+# Adversaries that sleep
+
+
+class SleepingAdversary:
+    """A seat that takes 20 ms for nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def respond(self, release: Release) -> Feedback:
+        time.sleep(SLEEP_S)
+        return Feedback(name=self.name, round=release.round, grad_z=np.zeros_like(release.z), r2=0.0, metrics={"mse": 0.0})
+
+
+class IdlePrivatizer:
+    """A privatizer that computes nothing: what is left of a round is the game's own overhead."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.rounds_per_epoch = config, 2**30
+        rng = np.random.default_rng(0)
+        self.z = rng.standard_normal((config.batch_size, config.k), np.float32)
+        rows = np.arange(config.batch_size)
+        self.batch = Batch(rows=rows, mirrored=np.zeros(len(rows), bool), shift=np.zeros((len(rows), 2), np.int16))
+
+    def release(self, round: int) -> Release:
+        return Release(round=round, batch=self.batch, z=self.z)
+
+    def utility(self, release: Release) -> Metrics:
+        return {}
+
+    def update(self, feedback: list[Feedback]) -> Metrics:
+        return {f"adversary/{f.name}/r2": f.r2 for f in feedback}
+
+
+class IdleHost:
+    """GameHost with an idle privatizer."""
+
+    def __init__(self, config: Config, actors: dict[str, Any]) -> None:
+        from cpgan_ray.actors import RaySeat, gather, share
+        from cpgan_ray.game import Game
+
+        seats = {name: RaySeat(actor) for name, actor in actors.items()}
+        privatizer = cast(Any, IdlePrivatizer(config))
+        self.game = Game(privatizer, seats, gather=lambda answers: gather(answers, deadline_s=60.0), share=share)
+
+    def play(self, rounds: int) -> list[Metrics]:
+        return self.game.play(rounds)
+
+
+def sleeping_round_s(s: Settings) -> float:
+    """Median seconds of a round against adversaries that sleep."""
+    import ray
+
+    names = [f"sleeper{i}" for i in range(s.sleepers)]
+    config = Config(k=s.k, batch_size=s.batch_size, adversaries={name: RidgeConfig() for name in names})
+    sleepers = {name: ray.remote(SleepingAdversary).options(num_cpus=0).remote(name) for name in names}
+    host = ray.remote(IdleHost).options(num_cpus=0).remote(config, sleepers)
+    ray.get(host.play.remote(s.warmup))
+    played = ray.get(host.play.remote(s.repeats * s.rounds))
+    for actor in (host, *sleepers.values()):
+        ray.kill(actor)
+    return statistics.median(m["time/round_s"] for m in played)
+
+
+# Sides
+
+
+Side = Callable[[int], list[Metrics]]
+"""Plays so many rounds."""
+
+
+@contextmanager
+def sequential_sides(configs: dict[int, Config]) -> Iterator[dict[int, ProcessPoolExecutor]]:
+    """Torch threads -> a process that holds all games."""
+    from cpgan_ray.process import available_cpus
+
+    with ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        pools = {n: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for n in {1, available_cpus()}}
+        for opened in [pool.submit(open_games, configs, threads) for threads, pool in pools.items()]:
+            opened.result()
+        yield pools
+
+
+def take_turns(sides: dict[str, Side], s: Settings) -> dict[str, list[float]]:
+    """Seconds per round of each side, turn by turn."""
+    for side in sides.values():
+        side(s.warmup)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _, (name, side) in itertools.product(range(s.repeats), sides.items()):
+        seconds[name].append(statistics.fmean(m["time/round_s"] for m in side(s.rounds + SETTLE)[SETTLE:]))
+    return seconds
+
+
+def measure_speed(s: Settings, folder: Path) -> dict[str, Any]:
+    """All that is in the table."""
+    import ray
+
+    from cpgan_ray.actors import RayGame, connect
+    from cpgan_ray.data import prepare
+    from cpgan_ray.process import available_cpus
+
+    load = os.getloadavg()[0]
+    turns = s.warmup + s.repeats * (s.rounds + SETTLE) + 1
+    synthetic(folder, rows=int(turns * s.batch_size / 0.9) + 40, image_size=s.image_size)
+    configs = {k: decoder_game(s, k, folder) for k in (1, 2, 4)}
+    prepare(configs[1], progress=False)
+    result: dict[str, Any] = {}
+    connect(RuntimeConfig())
+    with sequential_sides(configs) as pools:
+        for k, config in configs.items():
+            with ExitStack() as stack:
+                sides: dict[str, Side] = {
+                    f"sequential_{threads}": lambda n, k=k, pool=pool: pool.submit(play_here, k, n).result()
+                    for threads, pool in pools.items()
+                }
+                for schedule in ("sync", "stale1") if k == 4 else ("sync",):
+                    game = stack.enter_context(RayGame(replace(config, game=GameConfig(schedule=schedule))))
+                    sides[f"ray_{schedule}"] = lambda n, game=game: game.get(game.play(n))
+                seconds = take_turns(sides, s)
+            result |= compared(k, seconds, all_cores=available_cpus())
+        sequential_s, critical_s, release, reply = pools[1].submit(play_apart, 4, s.rounds).result()
+    result |= {"critical_path_speedup_k4": sequential_s / critical_s, "bytes_per_release": release, "bytes_per_reply": reply}
+    result[f"round_ms_sleep20_k{s.sleepers}"] = 1000 * sleeping_round_s(s)
+    ray.shutdown()
+    machine = f"{available_cpus()} x {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    return result | {"machine": machine, "load_before": load, "load_after": os.getloadavg()[0], "settings": vars(s)}
+
+
+def compared(k: int, seconds: dict[str, list[float]], *, all_cores: int) -> dict[str, Any]:
+    """Speed-ups over the faster of the sequential sides. With one adversary `auto` plays in one process, on all cores."""
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    best = min((name for name in seconds if name.startswith("sequential")), key=middle.__getitem__)
+
+    def speedup(name: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[best], seconds[name], strict=True))
+
+    found = {f"round_ms_k{k}_{name}": 1000 * s for name, s in middle.items()} | {f"threads_k{k}": int(best.split("_")[1])}
+    if k == 1:
+        return found | {"speedup_k1": speedup(f"sequential_{all_cores}"), "speedup_k1_ray": speedup("ray_sync")}
+    stale = {f"speedup_k{k}_stale1": speedup("ray_stale1")} if "ray_stale1" in seconds else {}
+    return found | {f"speedup_k{k}": speedup("ray_sync")} | stale
+
+
+# Memory
+
+
+def role(process: psutil.Process) -> str:
+    """What a process of the run is: the actor's class for Ray's workers, else the program's name."""
+    title = process.cmdline()[0] if process.pid != os.getpid() and process.cmdline() else "driver"
+    return title.removeprefix("ray::").split(".")[0].split()[0] if title.startswith("ray::") else Path(title).name
+
+
+def own_mb(pid: int) -> float:
+    """Resident memory of a process that is no file's and no shared memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def sample(peaks: dict[str, float], done: threading.Event) -> None:
+    """Note every process of this one's tree until done."""
+    me = psutil.Process()
+    while not done.wait(SAMPLE_S):
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                name, mb = role(process), own_mb(process.pid)
+            except (psutil.Error, OSError, IndexError):
+                continue  # it has ended
+            peaks[name] = max(peaks.get(name, 0.0), mb)
+
+
+def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
+    """Peak of own memory by role over preparing, one epoch against one adversary of each kind, and the attacks."""
+    from cpgan_ray.data import prepare
+    from cpgan_ray.training import train
+
+    synthetic(folder, rows=s.memory, image_size=112)
+    config = Config(
+        preset="bench",
+        data_dir=folder,
+        output=folder / "output",
+        epochs=1,
+        data=DataConfig(dataset="celeba", image_size=112),
+        privatizer=PrivatizerConfig(width=4, depth=4),
+        adversaries={
+            "ridge": RidgeConfig(),
+            "ridge_epoch": RidgeConfig(fit="epoch"),
+            "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,)),
+            "decoder": NeuralConfig(architecture="conv", width=4),
+        },
+        attacks=AttackConfig(max_rows=20_000, mlp_widths=(256,), mlp_epochs=2, kernel_features=1024),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+    )
+    peaks: dict[str, float] = {}
+    done = threading.Event()
+    sampler = threading.Thread(target=sample, args=(peaks, done))
+    sampler.start()
+    try:
+        _, prepare_s = timed(lambda: prepare(config))
+        _, train_s = timed(lambda: train(config))
+    finally:
+        done.set()
+        sampler.join()
+    return {"rows": s.memory, "peak_own_mb": peaks, "prepare_s": prepare_s, "train_s": train_s}
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    s = tyro.cli(Settings, args=arguments, description=__doc__)
+    with tempfile.TemporaryDirectory(prefix="cpgan-bench-") as folder:
+        result = rounded((measure_memory if s.memory else measure_speed)(s, Path(folder) / "data"))
+    if s.json or s.memory:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{name:28} {value}" for name, value in result.items()))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    cli.run(main)
