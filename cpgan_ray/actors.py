@@ -5,6 +5,7 @@ like privacy.
 """
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ INLINE_BYTES = 90_000
 
 PLACEMENT_S = 60.0
 """How long the actors' places may take on a cluster that has room for them, in seconds."""
+
+KNOCK_S = 5.0
+"""How long a cluster may take to answer at all, in seconds."""
 
 Bundle = dict[str, float]
 
@@ -99,18 +103,32 @@ class GameHost:
 
 
 def connect(runtime: RuntimeConfig) -> None:
-    """Join the cluster that was named, the one this job runs on, or start a local one."""
+    """Join the cluster that was named, the one this job runs on, or start a local one.
+
+    Raises: InputError where nothing answers at the address.
+    """
     if ray.is_initialized():
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address:
+            knock(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
-    except ConnectionError as e:
+    except (ConnectionError, TimeoutError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
+
+
+def knock(address: str) -> None:
+    """Open and close a connection to `host:port`: Ray itself would try for minutes. Other forms of address are left to Ray.
+
+    Raises: OSError where nothing answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float]) -> list[Bundle]:

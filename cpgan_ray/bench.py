@@ -104,7 +104,7 @@ def decoder_game(s: Settings, num_adversaries: int, folder: Path) -> Config:
 
 
 def synthetic(folder: Path, *, rows: int, image_size: int) -> None:
-    """A data set of `rows` pictures with 5 random attributes in CelebA's layout: a few procedural faces, linked under many names."""
+    """A data set of `rows` pictures with 5 random attributes in CelebA's layout: a few procedural faces under many names."""
     from cpgan_ray.data.faces import write_faces
 
     write_faces(folder, num_identities=DISTINCT, pictures_per_identity=1, size=(image_size, image_size))
@@ -144,40 +144,41 @@ def play_here(num_adversaries: int, rounds: int) -> list[Metrics]:
 
 
 def play_apart(num_adversaries: int, rounds: int) -> tuple[float, float, int, int]:
-    """The game's rounds with a clock on each part of it: seconds of a round in one process, seconds of one in which every player
-    has cores of its own, and the bytes of a release and of a reply.
+    """Rounds with a clock on each part: seconds of a round in one process, seconds of one in which each player has cores of its
+    own, and the bytes of a release and of a reply.
 
     With cores of its own an adversary learns while the privatizer makes its step and the next codes. A round then takes
     the longer of codes + slowest answer + step and an adversary's answer + learning.
     """
     game = _games[num_adversaries]
+    seats = cast(list[Any], list(game.seats.values()))
     sequential, critical, sizes = [], [], (0, 0)
     for round in range(game.round, game.round + rounds):
-        release, release_s = timed(lambda round=round: game.privatizer.release(round))
-        answers = [timed(lambda seat=seat: seat.respond(release)) for seat in game.seats.values()]
-        utility_s = timed(lambda: game.privatizer.utility(release))[1]
-        update_s = timed(lambda: game.privatizer.update([feedback for feedback, _ in answers]))[1]
-        learning = [timed(cast(Any, seat).finish_learning)[1] for seat in game.seats.values()]
-        respond = [seconds for _, seconds in answers]
-        sequential.append(release_s + sum(respond) + utility_s + update_s + sum(learning))
-        path = release_s + max(utility_s, *respond) + update_s
-        critical.append(max(path, *(a + b for a, b in zip(respond, learning, strict=True))))
+        release, release_s = timed(game.privatizer.release, round)
+        answers = [timed(seat.respond, release) for seat in seats]
+        _, utility_s = timed(game.privatizer.utility, release)
+        _, update_s = timed(game.privatizer.update, [feedback for feedback, _ in answers])
+        work = [(respond_s, timed(seat.finish_learning)[1]) for seat, (_, respond_s) in zip(seats, answers, strict=True)]
+        sequential.append(release_s + utility_s + update_s + sum(r + learn for r, learn in work))
+        path = release_s + max(utility_s, *(r for r, _ in work)) + update_s
+        critical.append(max(path, *(r + learn for r, learn in work)))
         sizes = num_bytes(release), num_bytes(answers[0][0])
     game.round += rounds
     return statistics.median(sequential), statistics.median(critical), *sizes
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def timed(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """What it returns, and its seconds."""
     started = time.perf_counter()
-    return work(), time.perf_counter() - started
+    return work(*args), time.perf_counter() - started
 
 
 def num_bytes(message: Release | Feedback) -> int:
     """Size of a message as Ray pickles it: protocol 5, arrays beside the pickle."""
-    from ray import cloudpickle
+    from ray.cloudpickle import dumps  # pyright: ignore[reportPrivateImportUsage]
 
     beside: list[Any] = []
-    pickled = cloudpickle.dumps(message, protocol=5, buffer_callback=beside.append)
+    pickled = dumps(message, protocol=5, buffer_callback=beside.append)
     return len(pickled) + sum(len(buffer.raw()) for buffer in beside)
 
 
@@ -241,7 +242,7 @@ def sleeping_round_s(s: Settings) -> float:
     ray.get(host.play.remote(s.warmup))
     played = ray.get(host.play.remote(s.repeats * s.rounds))
     for actor in (host, *sleepers.values()):
-        ray.kill(actor)
+        ray.kill(cast(Any, actor))
     return statistics.median(m["time/round_s"] for m in played)
 
 
@@ -379,8 +380,8 @@ def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
     sampler = threading.Thread(target=sample, args=(peaks, done))
     sampler.start()
     try:
-        _, prepare_s = timed(lambda: prepare(config))
-        _, train_s = timed(lambda: train(config))
+        _, prepare_s = timed(prepare, config)
+        _, train_s = timed(train, config)
     finally:
         done.set()
         sampler.join()

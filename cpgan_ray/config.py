@@ -296,9 +296,9 @@ class AttackConfig:
     """Which attacks are made."""
     max_rows: int = 0
     """At most this many training pictures are fitted on; 0: all."""
-    mlp_widths: tuple[int, ...] = (1024, 2048)
+    mlp_widths: tuple[int, ...] = (1024,)
     """Hidden units of the MLP attacks; each is tried, the best on validation rows counts."""
-    mlp_epochs: int = 60
+    mlp_epochs: int = 30
     """Most epochs of an MLP attack; it stops early on validation rows."""
     kernel_features: int = 4096
     """Random Fourier features of the kernel attack."""

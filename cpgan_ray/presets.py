@@ -29,7 +29,7 @@ def smoke() -> Config:
         epochs=2,
         batch_size=64,
         data=DataConfig(image_size=32, num_identities=200, pictures_per_identity=2),
-        privatizer=PrivatizerConfig(width=8, depth=3),
+        privatizer=PrivatizerConfig(width=8, depth=3, step=0.5),
         adversaries={
             "ridge": RidgeConfig(bank=2, components=32),
             "ridge_epoch": RidgeConfig(fit="epoch", components=32),
@@ -47,9 +47,12 @@ def faces() -> Config:
     """The default: all attributes of the embedded procedural faces."""
     return Config(
         preset="faces",
-        k=32,
+        k=64,
         epochs=10,
         batch_size=480,
+        privacy_weight=0.2,
+        privatizer=PrivatizerConfig(step=2.0, width=24),
+        game=GameConfig(warmup_epochs=4),
         adversaries={"ridge": RidgeConfig(), "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,))},
         attacks=AttackConfig(mlp_widths=(512,), mlp_epochs=20, kernel_features=1024),
     )
@@ -60,8 +63,11 @@ def celeba() -> Config:
     return Config(
         preset="celeba",
         k=128,
-        epochs=24,
+        epochs=16,
+        privacy_weight=0.15,
         data=DataConfig(dataset="celeba"),
+        privatizer=PrivatizerConfig(step=2.0),
+        game=GameConfig(warmup_epochs=6),
         adversaries={"ridge": RidgeConfig(), "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,))},
     )
 

@@ -38,7 +38,8 @@ class Defender:
         with torch_stream(config.seed, "privatizer", "weights"):
             privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
             head = build_head(config.utility, k=config.k, num_labels=len(positive_share))
-        self.net = nn.ModuleDict({"privatizer": privatizer, "head": head}).to(device, memory_format=torch.channels_last)
+        self.net = nn.ModuleDict({"privatizer": privatizer, "head": head}).to(device)
+        self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.balanced else None
         p, u = config.privatizer, config.utility
         self.optimisers = {

@@ -1,6 +1,7 @@
 """Ridge and kernel adversaries against numpy, scikit-learn and what they promise."""
 
 import copy
+import dataclasses
 import io
 import math
 from typing import Any
@@ -25,7 +26,7 @@ K, P = 6, 4
 
 
 def problem(rows: int = 60, *, seed: int = 0, k: int = K, p: int = P) -> tuple[Tensor, Tensor]:
-    """Codes (rows, k), not centred and of uneven scales, and a noisy nonlinear target (rows, p); the map is the same for all seeds."""
+    """Codes (rows, k), not centred and of uneven scales, and a noisy nonlinear target (rows, p); one map for all seeds."""
     fixed, rng = np.random.default_rng(99), np.random.default_rng(seed)
     z = rng.normal(size=(rows, k)) * np.linspace(0.5, 2, k) + np.linspace(-1, 3, k)
     x = np.sin(z @ fixed.normal(size=(k, p)) / 2) + z @ fixed.normal(size=(k, p)) / 4 + 0.2 * rng.normal(size=(rows, p)) + 5
@@ -202,10 +203,10 @@ def test_fourier_features_approach_the_kernel_as_one_over_the_root_of_their_numb
 
 def test_ridge_on_many_fourier_features_is_close_to_kernel_ridge():
     (z, x), (new, _) = problem(), problem(20, seed=1)
-    phi = FourierFeatures(K, 8192, rng=np.random.default_rng(0), device=CPU)
+    phi = FourierFeatures(K, 1024, rng=np.random.default_rng(0), device=CPU)
     approximate = ridge(phi(z, width=3.0), x, penalty=1e-2)(phi(new, width=3.0))
     exact = kernel_ridge(z, x, new, width=3.0, penalty=1e-2)
-    assert (approximate - exact).square().mean() < 0.02 * (exact - x.mean(0)).square().mean()
+    assert (approximate - exact).square().mean() < 0.05 * (exact - x.mean(0)).square().mean()
 
 
 # --- codes, rows, bank ---
@@ -332,7 +333,7 @@ def prepared(z: np.ndarray, scored: np.ndarray, how: str) -> tuple[np.ndarray, n
 
 
 def reference_errors(config: RidgeConfig | KernelConfig, batches: list[tuple[Tensor, Target]], features: Any) -> np.ndarray:
-    """Scikit-learn's squared errors on the last quarter of the last batch, fitted on all that precedes it, at the best candidates."""
+    """Scikit-learn's errors on the last quarter of the last batch, fitted on all that precedes it, at the best candidates."""
     z, target = batches[-1]
     cut = len(z) * 3 // 4
     z_fit = np.concatenate([b.numpy() for b, _ in batches])[: -(len(z) - cut)]
@@ -382,7 +383,7 @@ def test_the_scored_rows_pictures_take_no_part_in_the_fit(kind):
     changed = Target(values, target.residual, target.dimension)
     found = []
     for shown in (target, changed):
-        adversary = build(type(config)(**{**vars(config), **single}))
+        adversary = build(dataclasses.replace(config, **single))
         guesses = []
         for unit in torch.eye(P, dtype=torch.float64):  # |g - x - u|^2 - |g - x|^2 = 1 - 2 u (g - x)
             moved = Target(torch.cat([shown.values[:45], shown.values[45:] + unit]), shown.residual, shown.dimension)
