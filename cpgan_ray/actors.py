@@ -82,10 +82,10 @@ def gather(references: Sequence[Any], *, deadline_s: float) -> list[Any]:
 class GameHost:
     """The central actor: the privatizer and the loop. A plain class; Ray is applied in `start`."""
 
-    def __init__(self, config: Config, actors: Mapping[str, Any], *, threads: int) -> None:
+    def __init__(self, config: Config, actors: Mapping[str, Any], *, threads: int, gpu_share: float = 0.0) -> None:
         seats = {name: RaySeat(actor) for name, actor in actors.items()}
         deadline_s = config.runtime.deadline_s
-        privatizer = PrivatizerWorker(config, threads=threads)
+        privatizer = PrivatizerWorker(config, threads=threads, gpu_share=gpu_share)
         self.game = Game(privatizer, seats, gather=lambda answers: gather(answers, deadline_s=deadline_s), share=share)
 
     def length(self) -> tuple[int, int]:
@@ -170,36 +170,37 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
     return group
 
 
-def threads(runtime: RuntimeConfig, bundle: Bundle) -> int:
-    """Torch threads of an actor: as many as it has whole CPUs."""
-    return runtime.threads or max(1, int(bundle.get("CPU", 1)))
-
-
 class RayGame:
     """A game on a cluster, as its driver holds it. A context manager: leaving it ends the actors and frees their places."""
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         connect(config.runtime)
         names = opponents(config)
         sizes = bundles(config, names, cluster=ray.cluster_resources())
         self.group = reserve(sizes, config.runtime)
         try:
             self.adversaries = {
-                name: self.start(
-                    AdversaryWorker, sizes, bundle, name, config, threads=threads(config.runtime, sizes[bundle]), overlap=True
-                )
-                for bundle, name in enumerate(names, start=1)
+                name: self.start(AdversaryWorker, size, bundle, name, config, overlap=True)
+                for bundle, (name, size) in enumerate(zip(names, sizes[1:], strict=True), start=1)
             }
-            self.host = self.start(GameHost, sizes, 0, config, self.adversaries, threads=threads(config.runtime, sizes[0]))
+            self.host = self.start(GameHost, sizes[0], 0, config, self.adversaries)
             self.total_rounds, self.rounds_per_epoch = self.get(self.host.length.remote())
         except BaseException:
             self.close()
             raise
 
-    def start(self, kind: type, sizes: list[Bundle], bundle: int, *args: Any, **kwargs: Any) -> Any:
-        strategy = PlacementGroupSchedulingStrategy(placement_group=self.group, placement_group_bundle_index=bundle)
-        options = {"num_cpus": sizes[bundle].get("CPU", 0), "num_gpus": sizes[bundle].get("GPU", 0)}
-        return ray.remote(kind).options(scheduling_strategy=strategy, max_restarts=0, **options).remote(*args, **kwargs)
+    def start(self, kind: type, size: Bundle, bundle: int, *args: Any, **kwargs: Any) -> Any:
+        """An actor of a plain class in its place of the group, told how many threads and how much of a GPU it has."""
+        cpus, gpus = size.get("CPU", 0), size.get("GPU", 0)
+        options: dict[str, Any] = {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
+        }
+        threads = self.config.runtime.threads or max(1, int(cpus))
+        return ray.remote(kind).options(**options).remote(*args, threads=threads, gpu_share=gpus, **kwargs)
 
     def play(self, rounds: int) -> Any:
         """Start up to `rounds` more rounds; `get` waits for their metrics."""

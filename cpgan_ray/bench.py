@@ -100,6 +100,7 @@ def decoder_game(s: Settings, num_adversaries: int, folder: Path) -> Config:
         data=DataConfig(dataset="celeba", image_size=s.image_size),
         privatizer=PrivatizerConfig(width=s.width, depth=4),
         adversaries={f"decoder{i}": NeuralConfig(architecture="conv", width=s.width) for i in range(num_adversaries)},
+        runtime=RuntimeConfig(privatizer_cpus=0.1, adversary_cpus=0.1),  # so that two games fit side by side; one thread each
     )
 
 
@@ -175,10 +176,10 @@ def timed(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
 
 def num_bytes(message: Release | Feedback) -> int:
     """Size of a message as Ray pickles it: protocol 5, arrays beside the pickle."""
-    from ray.cloudpickle import dumps  # pyright: ignore[reportPrivateImportUsage]
+    from ray.cloudpickle import cloudpickle
 
     beside: list[Any] = []
-    pickled = dumps(message, protocol=5, buffer_callback=beside.append)
+    pickled = cloudpickle.dumps(message, protocol=5, buffer_callback=beside.append)
     return len(pickled) + sum(len(buffer.raw()) for buffer in beside)
 
 
@@ -290,6 +291,7 @@ def measure_speed(s: Settings, folder: Path) -> dict[str, Any]:
     configs = {k: decoder_game(s, k, folder) for k in (1, 2, 4)}
     prepare(configs[1], progress=False)
     result: dict[str, Any] = {}
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's actors step back for other processes: not for the other side
     connect(RuntimeConfig())
     with sequential_sides(configs) as pools:
         for k, config in configs.items():

@@ -98,14 +98,11 @@ class UtilityConfig:
     """Weigh the two values of each attribute equally (class-weighted cross-entropy; for single rare attributes)."""
     learning_rate: float = 2e-3
     """Adam's peak rate."""
-    steps: int = 1
-    """Steps of the utility head per round (`citer` of the paper's schedule in the epochwise order)."""
 
     def __post_init__(self) -> None:
         _require(self.hidden >= 0, "utility.hidden", self.hidden, "at least 0")
         _require(0 <= self.dropout < 1, "utility.dropout", self.dropout, "in [0, 1)")
         _require(self.learning_rate > 0, "utility.learning_rate", self.learning_rate, "positive")
-        _require(self.steps >= 1, "utility.steps", self.steps, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,10 @@ from cpgan_ray.process import torch_stream
 
 def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, C) from the store -> float32 (B, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    x = torch.from_numpy(pictures)
+    if device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 class Defender:

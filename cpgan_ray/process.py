@@ -15,8 +15,8 @@ from cpgan_ray.streams import torch_seed
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
-def set_up_process(*, threads: int) -> None:
-    """Call first in every process that computes on the CPU.
+def set_up_process(*, threads: int, gpu_share: float = 0.0) -> None:
+    """Call first in every process that computes. `gpu_share`: the fraction of a GPU it was given; Ray does not limit memory by it.
 
     glibc gives large tensors back to the system after each step and takes them again, page by page: without that a training step
     is about a third shorter. More torch threads than free cores cost up to 18 times.
@@ -27,6 +27,8 @@ def set_up_process(*, threads: int) -> None:
             libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
             libc.mallopt(M_MMAP_THRESHOLD, 2**30)
             libc.mallopt(M_TOP_PAD, 64 << 20)
+    if 0 < gpu_share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
     torch.set_num_threads(max(1, threads))
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(True, warn_only=True)

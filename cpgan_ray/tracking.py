@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ class Tracker:
         local = ("output", "data_dir", "cache_dir", "runtime.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
         mlflow.set_tags({f"changed.{name}": str(value) for name, value in changed.items()})
-        source = resolve_dataset_source(str(dataset.folder))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")  # a local folder, twice
+            source = resolve_dataset_source(str(dataset.folder))
         mlflow.log_input(MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]), context="training")
         (self.output / "config.json").write_text(json.dumps(to_json(c) | {"store": str(dataset.folder)}, indent=1) + "\n")
         mlflow.log_artifact(str(self.output / "config.json"))

@@ -31,8 +31,8 @@ EVALUATION_BLOCK = 500
 class PrivatizerWorker:
     """The central player: privatizer, utility head, and the pictures and labels they learn from."""
 
-    def __init__(self, config: Config, *, threads: int) -> None:
-        set_up_process(threads=threads)
+    def __init__(self, config: Config, *, threads: int, gpu_share: float = 0.0) -> None:
+        set_up_process(threads=threads, gpu_share=gpu_share)
         self.config = config
         self.device = pick_device(config.runtime.device)
         self.dataset: Dataset = load(config)
@@ -140,8 +140,8 @@ class AdversaryWorker:
     step; otherwise when it is next called. The order of its steps, and so the result, is the same.
     """
 
-    def __init__(self, name: str, config: Config, *, threads: int, overlap: bool = False) -> None:
-        set_up_process(threads=threads)
+    def __init__(self, name: str, config: Config, *, threads: int, gpu_share: float = 0.0, overlap: bool = False) -> None:
+        set_up_process(threads=threads, gpu_share=gpu_share)
         self.name, self.config, self.settings = name, config, config.adversaries[name]
         self.device = pick_device(config.runtime.device)
         self.dataset = load(config)

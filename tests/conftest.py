@@ -1,0 +1,136 @@
+"""What several test modules share: faces drawn once, a small configuration, an MLflow database made once, a Ray session."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cpgan_ray.config import (
+    AttackConfig,
+    Config,
+    DataConfig,
+    KernelConfig,
+    NeuralConfig,
+    PrivatizerConfig,
+    RidgeConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    UtilityConfig,
+    override,
+)
+from cpgan_ray.data import load
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.presets import preset
+
+FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
+"""The smoke preset's faces, so that they are drawn once for all; smaller."""
+COMPONENTS = 8
+ROUNDS_PER_EPOCH = 4
+
+TINY = Config(
+    preset="tiny",
+    k=6,
+    epochs=2,
+    batch_size=80,
+    data=FACES,
+    privatizer=PrivatizerConfig(width=4, depth=2),
+    utility=UtilityConfig(hidden=16),
+    adversaries={
+        "ridge": RidgeConfig(bank=1, components=COMPONENTS),
+        "ridge_epoch": RidgeConfig(fit="epoch", components=COMPONENTS),
+        "rbf": KernelConfig(bank=2, components=COMPONENTS, codes="whitened", tune_every=3),
+        "fourier": KernelConfig(features=16, bank=1, components=COMPONENTS, codes="standardised"),
+        "fourier_epoch": KernelConfig(fit="epoch", features=16, components=COMPONENTS),
+        "mlp": NeuralConfig(architecture="mlp", width=16, components=COMPONENTS, dropout=0.2, bank=1, steps=2),
+        "decoder": NeuralConfig(architecture="conv", width=4),
+    },
+    runtime=RuntimeConfig(backend="local", threads=1),
+    attacks=AttackConfig(names=("ridge",), mlp_widths=(16,), mlp_epochs=1, kernel_features=16),
+    tracking=TrackingConfig(log_models=False, system_metrics=False),
+)
+"""Every kind of adversary, as small as can be."""
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the stores and projections of TINY and of the smoke preset, so that no run has to wait for them."""
+    folder = tmp_path_factory.mktemp("cache")
+    for config, components in ((TINY, {COMPONENTS}), (preset("smoke"), {32})):
+        dataset = load(override(config, {"cache_dir": str(folder)}), progress=False)
+        for p in components | {DEFAULT_COMPONENTS}:
+            projection(dataset, components=p, progress=False)
+    return folder
+
+
+@pytest.fixture
+def tiny(cache_dir: Path) -> Callable[..., Config]:
+    """TINY with fields changed by their dotted names, and with the adversaries named alone: `tiny("rbf", epochs=1)`."""
+
+    def make(*names: str, changes: Mapping[str, Any] | None = None, **fields: Any) -> Config:
+        config = override(TINY, {"cache_dir": str(cache_dir), **fields, **(changes or {})})
+        chosen = {name: config.adversaries[name] for name in names or config.adversaries}
+        return Config(**{**vars(config), "adversaries": chosen})
+
+    return make
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything that is no container in nested dicts, lists and tuples, by its path."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{path}/{i}")
+    else:
+        yield path, value
+
+
+@pytest.fixture(scope="session")
+def differing() -> Callable[[Any, Any], list[str]]:
+    """Paths at which two nested states are not equal, bit for bit."""
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+            return one.dtype == other.dtype and torch.equal(one, other)
+        return type(one) is type(other) and one == other
+
+    def compare(one: Any, other: Any) -> list[str]:
+        a, b = dict(leaves(one)), dict(leaves(other))
+        return sorted(path for path in a.keys() | b.keys() if not (path in a and path in b and same(a[path], b[path])))
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database. Making one takes 4 s; a copy takes none."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_uri(tmp_path: Path, mlflow_template: Path) -> str:
+    """A tracking store of the test's own."""
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray cluster of two CPUs, whatever the machine has."""
+    import ray
+
+    before = os.environ.copy()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+    os.environ.clear()
+    os.environ.update(before)

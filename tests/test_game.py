@@ -1,0 +1,441 @@
+"""The game in one process, on few small faces: it plays, repeats itself exactly, and means what it says."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cpgan_ray.config import Config, RidgeConfig, override
+from cpgan_ray.data import load
+from cpgan_ray.data.base import pictures
+from cpgan_ray.data.projection import scale
+from cpgan_ray.errors import InputError
+from cpgan_ray.game import Game, play_in_process
+from cpgan_ray.messages import Batch, Feedback, Metrics, Release
+from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
+
+SCHEDULES = ("sync", "stale1", "epochwise")
+ROUNDS_PER_EPOCH, EPOCHS = 4, 2
+TRAINED = ("ridge", "rbf", "fourier", "mlp", "decoder")  # on every batch; the others once per epoch
+
+
+def play_all(config: Config, *, chunk: int = 1000) -> tuple[Game, list[Metrics]]:
+    """A whole game in this process, so many rounds at a time."""
+    game = play_in_process(config, threads=1)
+    played: list[Metrics] = []
+    while game.round < game.total_rounds:
+        played += game.play(chunk)
+    return game, played
+
+
+def untimed(played: list[Metrics]) -> list[Metrics]:
+    return [{name: value for name, value in metrics.items() if not name.startswith("time/")} for metrics in played]
+
+
+@pytest.fixture(scope="module")
+def whole_game() -> Callable[[Config], tuple[Game, list[Metrics]]]:
+    """`play_all`, once for each schedule; the games are only looked at."""
+    played: dict[str, tuple[Game, list[Metrics]]] = {}
+
+    def get(config: Config) -> tuple[Game, list[Metrics]]:
+        if config.game.schedule not in played:
+            played[config.game.schedule] = play_all(config)
+        return played[config.game.schedule]
+
+    return get
+
+
+# ------------------------------------------------------------------------------------------------------------- it plays
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_kind_of_adversary_plays_and_its_answers_are_finite(tiny, whole_game, schedule):
+    config = tiny(changes={"game.schedule": schedule})
+    _, played = whole_game(config)
+    assert [m["round"] for m in played] == [float(r) for r in range(ROUNDS_PER_EPOCH * EPOCHS)]
+    assert all(math.isfinite(value) for metrics in played for value in metrics.values())
+    answered = {name.split("/")[1] for metrics in played for name in metrics if name.startswith("adversary/")}
+    if schedule == "epochwise":
+        assert answered
+        assert answered <= set(config.adversaries)
+    else:
+        assert answered == set(config.adversaries)
+
+
+def test_every_player_has_learnt_in_the_end(tiny, whole_game, differing):
+    config = tiny()
+    game, _ = whole_game(config)
+    before, after = play_in_process(config, threads=1).weights(), game.weights()
+    assert before.keys() == after.keys() == {"privatizer", *config.adversaries}
+    for name in after:
+        assert differing(before[name], after[name]), f"{name} is as it was"
+    moved = differing(before["privatizer"]["net"], after["privatizer"]["net"])
+    assert {path.split(".")[0] for path in moved} == {"/privatizer", "/head"}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_validation_is_measured_in_the_last_round_of_each_epoch_and_no_other(tiny, whole_game, schedule):
+    _, played = whole_game(tiny(changes={"game.schedule": schedule}))
+    validation = {
+        "utility/val_loss",
+        "utility/val_accuracy",
+        "utility/val_balanced_accuracy",
+        "best/utility/val_accuracy",
+        "time/epoch_s",
+    }
+    for metrics in played:
+        last = (metrics["round"] + 1) % ROUNDS_PER_EPOCH == 0
+        assert validation & metrics.keys() == (validation if last else set())
+    accuracies = [m["utility/val_accuracy"] for m in played if "utility/val_accuracy" in m]
+    assert [m["best/utility/val_accuracy"] for m in played if "utility/val_accuracy" in m] == list(
+        np.maximum.accumulate(accuracies)
+    )
+
+
+def test_validation_measures_the_weights_that_are_released(tiny, whole_game):
+    game, played = whole_game(tiny())
+    _, logits = game.privatizer.codes("val")
+    y = game.privatizer.dataset.val.labels
+    assert played[-1]["utility/val_accuracy"] == pytest.approx(((logits > 0) == (y > 0)).mean())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_nothing_is_played_after_the_end(tiny, schedule):
+    game, _ = play_all(tiny("ridge", epochs=1, changes={"game.schedule": schedule}))
+    assert game.play(1) == []
+    assert game.round == game.total_rounds
+
+
+@pytest.mark.parametrize(("rounds", "played"), [(1, [1, 1, 1]), (3, [3, 1, 3]), (ROUNDS_PER_EPOCH, [4, 4, 0]), (1000, [4, 4, 0])])
+def test_play_stops_after_the_rounds_asked_for_and_at_the_end_of_an_epoch(tiny, rounds, played):
+    game = play_in_process(tiny("ridge"), threads=1)
+    assert [len(game.play(rounds)) for _ in played] == played
+
+
+def test_without_a_privacy_weight_nobody_plays_against_the_privatizer(tiny):
+    game, played = play_all(tiny(privacy_weight=0, epochs=1))
+    assert game.seats == {}
+    assert game.weights().keys() == {"privatizer"}
+    assert not any(name.startswith(("adversary/", "privacy/")) for metrics in played for name in metrics)
+    assert "utility/val_accuracy" in played[-1]
+
+
+def test_without_adversaries_the_privatizer_ends_where_the_undefended_one_does(tiny, differing):
+    config = tiny(epochs=1)
+    alone, _ = play_all(replace(config, adversaries={}))
+    undefended, _ = play_all(replace(config, privacy_weight=0.0))
+    assert differing(alone.weights(), undefended.weights()) == []
+
+
+# ------------------------------------------------------------------------------------------------------- it repeats itself
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_playing_in_pieces_gives_the_same_game_bit_for_bit(tiny, whole_game, differing, schedule, chunk):
+    config = tiny(changes={"game.schedule": schedule})
+    whole, played = whole_game(config)
+    pieces, played_in_pieces = play_all(config, chunk=chunk)
+    assert differing(whole.weights(), pieces.weights()) == []
+    assert untimed(played_in_pieces) == untimed(played)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_seed_decides_the_game(tiny, whole_game, differing, schedule):
+    config = tiny(changes={"game.schedule": schedule})
+    whole, _ = whole_game(config)
+    torch.manual_seed(1)  # what else draws from torch's global stream must not matter
+    np.random.seed(1)  # noqa: NPY002
+    again, _ = play_all(config)
+    assert differing(whole.weights(), again.weights()) == []
+    other, _ = play_all(replace(config, seed=1))
+    names = ["privatizer", *([n for n in TRAINED] if schedule != "epochwise" else ["mlp", "decoder"])]
+    for name in names:
+        assert differing(whole.weights()[name], other.weights()[name]), f"{name} does not depend on the seed"
+
+
+def test_a_game_leaves_the_global_random_streams_alone(tiny):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    play_in_process(tiny(), threads=1).play(2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_feedback_that_is_one_round_old_gives_another_game(tiny, whole_game, differing):
+    exact, in_time = whole_game(tiny())
+    stale, late = whole_game(tiny(changes={"game.schedule": "stale1"}))
+    assert differing(exact.weights()["privatizer"], stale.weights()["privatizer"])
+    assert late[0]["adversary/ridge/r2"] == in_time[0]["adversary/ridge/r2"], "the first round has nothing older to go by"
+
+
+@pytest.mark.parametrize("name", ["mlp", "rbf", "ridge_epoch"])
+def test_learning_beside_the_privatizers_step_gives_the_same_adversary_bit_for_bit(tiny, differing, name):
+    config = tiny(name)
+    privatizer = PrivatizerWorker(config, threads=1)
+    releases = [privatizer.release(round) for round in range(3)]
+
+    def answers(*, overlap: bool) -> tuple[list[Feedback], dict]:
+        adversary = AdversaryWorker(name, config, threads=1, overlap=overlap)
+        return [adversary.respond(release) for release in releases], adversary.weights()
+
+    one, weights = answers(overlap=False)
+    other, weights_with_overlap = answers(overlap=True)
+    assert differing(weights, weights_with_overlap) == []
+    for a, b in zip(one, other, strict=True):
+        assert (a.name, a.round, a.r2, a.metrics) == (b.name, b.round, b.r2, b.metrics)
+        np.testing.assert_array_equal(a.grad_z, b.grad_z)
+
+
+# --------------------------------------------------------------------------------------------------- it is the game meant
+
+
+def test_the_privatizer_moves_in_its_update_alone(tiny, differing):
+    game = play_in_process(tiny("ridge", "mlp"), threads=1)
+    net = game.privatizer.defender.net
+    at_first = {name: value.detach().clone() for name, value in net.named_parameters()}
+    release = game.privatizer.release(0)
+    feedback = [seat.respond(release) for seat in game.seats.values()]
+    game.privatizer.utility(release)
+    assert differing(at_first, dict(net.named_parameters())) == []
+    game.privatizer.update(feedback)
+    moved = differing(at_first, dict(net.named_parameters()))
+    assert {path.split(".")[0] for path in moved} == {"/privatizer", "/head"}
+
+
+def test_a_release_asked_for_again_is_the_same(tiny):
+    privatizer = PrivatizerWorker(tiny("ridge"), threads=1)
+    one, other = privatizer.release(3), privatizer.release(3)
+    np.testing.assert_array_equal(one.z, other.z)
+    np.testing.assert_array_equal(one.batch.rows, other.batch.rows)
+
+
+def feedback(name: str, *, r2: float, shape: tuple[int, int]) -> Feedback:
+    grad = np.random.default_rng(len(name)).normal(size=shape).astype(np.float32)
+    return Feedback(name=name, round=0, grad_z=grad, r2=r2, metrics={"mse": 1.0})
+
+
+def after_update(config: Config, answers: list[Feedback]) -> tuple[PrivatizerWorker, Metrics]:
+    privatizer = PrivatizerWorker(config, threads=1)
+    privatizer.utility(privatizer.release(0))
+    return privatizer, privatizer.update(answers)
+
+
+def test_the_strongest_adversarys_gradient_counts_alone(tiny, differing):
+    config = tiny("ridge", "mlp", changes={"game.aggregate": "strongest"})
+    weak, strong = (feedback(n, r2=r2, shape=(80, 6)) for n, r2 in (("ridge", 0.1), ("mlp", 0.3)))
+    both, metrics = after_update(config, [weak, strong])
+    alone, _ = after_update(config, [strong])
+    other, _ = after_update(config, [weak])
+    assert differing(both.weights(), alone.weights()) == []
+    assert differing(both.weights(), other.weights())
+    assert (metrics["adversary/ridge/weight"], metrics["adversary/mlp/weight"]) == (0.0, 1.0)
+    assert metrics["privacy/training_r2"] == metrics["adversary/mlp/r2"] == 0.3
+
+
+def test_the_mean_of_the_adversaries_gradients_counts(tiny, differing):
+    config = tiny("ridge", "mlp", changes={"game.aggregate": "mean"})
+    answers = [feedback(n, r2=r2, shape=(80, 6)) for n, r2 in (("ridge", 0.1), ("mlp", 0.3))]
+    half = replace(answers[0], grad_z=(0.5 * answers[0].grad_z + 0.5 * answers[1].grad_z).astype(np.float32))
+    assert differing(after_update(config, answers)[0].weights(), after_update(config, [half])[0].weights()) == []
+
+
+def test_the_privatizer_follows_the_utility_loss_plus_the_weighted_privacy_term(tiny):
+    """The gradient that reaches the code is dL_U/dz + privacy_weight * grad_z."""
+    config = tiny("ridge", privacy_weight=2.5)
+    answer = feedback("ridge", r2=0.5, shape=(80, 6))
+    privatizer = PrivatizerWorker(config, threads=1)
+    release = privatizer.release(0)
+    privatizer.utility(release)
+    code, of_utility = privatizer.defender.code, privatizer.defender.grad
+    assert code is not None
+    assert of_utility is not None
+    code.retain_grad()
+    privatizer.update([answer])
+    assert code.grad is not None
+    torch.testing.assert_close(code.grad, of_utility + 2.5 * torch.from_numpy(answer.grad_z))
+
+
+def test_the_privacy_weight_rises_from_nothing_during_the_warm_up(tiny):
+    privatizer = PrivatizerWorker(tiny(privacy_weight=3, changes={"game.warmup_epochs": 1.0}), threads=1)
+    assert [privatizer.privacy_weight(round) for round in (0, 1, 2, 4, 7)] == [0, 0.75, 1.5, 3, 3]
+    assert PrivatizerWorker(tiny(privacy_weight=3), threads=1).privacy_weight(0) == 3
+
+
+def test_an_adversary_aims_at_the_pictures_that_the_privatizer_saw_mirrored_and_shifted(tiny):
+    config = tiny("decoder", "ridge", changes={"data.shift": 2})
+    release = PrivatizerWorker(config, threads=1).release(1)
+    assert 0 < release.batch.mirrored.sum() < len(release.batch.rows)
+    assert np.abs(release.batch.shift).max() == 2
+    decoder, ridge = (AdversaryWorker(name, config, threads=1) for name in ("decoder", "ridge"))
+    seen = scale(pictures(decoder.dataset.train, release.batch))
+    pixels = decoder.target(release)
+    np.testing.assert_allclose(pixels.values.numpy() + decoder.projection.mean, seen, atol=1e-6)
+    assert not pixels.residual.any()
+    components = ridge.target(release)
+    energy = (components.values**2).sum(1) + components.residual
+    np.testing.assert_allclose(energy.numpy(), (pixels.values**2).sum(1).numpy(), rtol=1e-4)
+
+
+def test_codes_for_the_streamed_fit_change_nothing_but_a_counter(tiny, differing):
+    privatizer = PrivatizerWorker(tiny("ridge_epoch"), threads=1)
+    privatizer.release(0)
+    state = {name: value.clone() for name, value in privatizer.defender.net.state_dict().items()}
+    blocks = list(privatizer.released_blocks("train", round=0))
+    assert sum(len(block.z) for block in blocks) == len(privatizer.dataset.train)
+    changed = differing(state, dict(privatizer.defender.net.state_dict()))
+    assert [path for path in changed if not path.endswith("num_batches_tracked")] == []
+
+
+@pytest.mark.parametrize("left_over", [1, 2])
+def test_the_streamed_fit_copes_with_a_last_block_of_few_rows(tiny, monkeypatch, left_over):
+    from cpgan_ray import workers
+
+    monkeypatch.setattr(workers, "EVALUATION_BLOCK", 320 - left_over)
+    game = play_in_process(tiny("ridge_epoch"), threads=1)
+    blocks = list(game.privatizer.released_blocks("train", round=0))
+    assert sum(len(block.z) for block in blocks) == 320
+    assert all(np.isfinite(block.z).all() for block in blocks)
+    spread = np.concatenate([block.z for block in blocks]).std()
+    assert abs(spread - 1) < 0.1
+
+
+# ---------------------------------------------------------------------------------------------------- the epochwise order
+
+
+def parameters(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in net.named_parameters()}
+
+
+def test_in_the_first_pass_of_an_epoch_the_head_and_the_adversaries_learn_and_in_the_second_the_privatizer_alone(tiny, differing):
+    game = play_in_process(tiny(changes={"game.schedule": "epochwise"}), threads=1)
+    net = game.privatizer.defender.net
+    neural = ("mlp", "decoder")
+
+    def state() -> tuple[dict, dict, dict]:
+        learners = {name: seat.weights() for name, seat in game.seats.items() if name in neural}
+        copied = {name: {k: v.clone() for k, v in w["network"].items()} for name, w in learners.items()}
+        return parameters(net["privatizer"]), parameters(net["head"]), copied
+
+    start = state()
+    game.begin_epoch()
+    between = state()
+    assert differing(start[0], between[0]) == []
+    assert differing(start[1], between[1])
+    for name in neural:
+        assert differing(start[2][name], between[2][name]), name
+    for _ in range(ROUNDS_PER_EPOCH):
+        game.play_epochwise()
+        game.round += 1
+    end = state()
+    assert differing(between[0], end[0])
+    assert differing(between[1:], end[1:]) == []
+
+
+def test_the_adversary_with_the_smallest_error_on_the_validation_split_is_the_epochs_opponent(tiny):
+    game = play_in_process(tiny(changes={"game.schedule": "epochwise"}), threads=1)
+    game.begin_epoch()
+    (release,) = game.privatizer.released_blocks("val", round=0)
+    assert release.split == "val"
+    shares = {name: np.divide(*seat.score(release)) for name, seat in game.seats.items()}
+    assert shares[game.chosen] == min(shares.values())
+    played = game.play(1)
+    opponents = [{n.split("/")[1] for n in m if n.startswith("adversary/")} for m in played]
+    assert all(names == {game.chosen} for names in opponents[1:])
+    assert len(played) == ROUNDS_PER_EPOCH
+
+
+def test_epochwise_without_a_privacy_weight_plays_undefended(tiny):
+    _, played = play_all(tiny(privacy_weight=0, epochs=1, changes={"game.schedule": "epochwise"}))
+    assert len(played) == ROUNDS_PER_EPOCH
+
+
+# --------------------------------------------------------------------------------------------------------- it stops on a NaN
+
+
+@pytest.mark.parametrize("schedule", ["sync", "stale1"])
+@pytest.mark.parametrize("name", ["mlp", "decoder"])
+def test_an_adversary_that_answers_nan_stops_the_game_and_is_named_with_the_round(tiny, schedule, name):
+    game = play_in_process(tiny("ridge", name, changes={"game.schedule": schedule}), threads=1)
+    game.play(1)
+    with torch.no_grad():
+        for value in game.seats[name].adversary.network.parameters():
+            value.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=rf"'{name}'.*round {2 if schedule == 'stale1' else 1}\b"):
+        game.play(2)
+
+
+def test_a_streamed_adversary_that_answers_nan_is_named_with_the_round(tiny):
+    game = play_in_process(tiny("ridge_epoch"), threads=1)
+    game.play(1)
+    game.seats["ridge_epoch"].adversary.fit.bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"'ridge_epoch'.*round 1\b"):
+        game.play(1)
+
+
+@pytest.mark.parametrize("name", ["ridge", "rbf", "fourier", "ridge_epoch", "mlp", "decoder"])
+def test_a_privatizer_whose_codes_are_nan_stops_the_game_and_the_round_is_named(tiny, name):
+    game = play_in_process(tiny(name), threads=1)
+    game.play(1)
+    with torch.no_grad():
+        game.privatizer.defender.net["privatizer"].code.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"round 1\b"):
+        game.play(1)
+
+
+def test_a_learning_rate_that_is_too_high_stops_an_undefended_game_in_the_round_where_the_loss_is_lost(tiny):
+    config = tiny(privacy_weight=0, changes={"privatizer.learning_rate": 1e30, "privatizer.rate": "constant"})
+    with pytest.raises(FloatingPointError, match=r"round \d"):
+        play_all(config)
+
+
+def test_fewer_pictures_than_a_batch_are_refused(tiny):
+    with pytest.raises(InputError, match=r"batch_size is 321.*320"):
+        play_in_process(tiny("ridge", batch_size=321), threads=1)
+
+
+# ------------------------------------------------------------------------------------------------------ leaks are seen
+
+
+def linear_release(config: Config, *, k: int, shuffled: bool = False) -> Release:
+    """Codes that are a random linear map of the pictures to k numbers; given to the wrong pictures if `shuffled`."""
+    train = load(config).train
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(train))
+    n = len(rows)
+    batch = Batch(rows=rows, mirrored=rng.random(n) < 0.5, shift=np.zeros((n, 2), np.int16))
+    x = scale(pictures(train, batch))
+    z = (x @ rng.normal(size=(x.shape[1], k)) / math.sqrt(x.shape[1])).astype(np.float32)
+    return Release(round=0, batch=batch, z=rng.permutation(z) if shuffled else z)
+
+
+@pytest.mark.parametrize(
+    ("k", "shuffled", "low", "high"), [(192, False, 0.98, 1.0), (8, False, 0.2, 0.9), (8, True, -0.5, 0.05)]
+)
+def test_ridge_recovers_all_of_a_linear_code_as_long_as_the_picture_and_nothing_of_a_shuffled_one(tiny, k, shuffled, low, high):
+    config = tiny("ridge", k=k, changes={"data.image_size": 8})
+    ridge = RidgeConfig(bank=0, components=0, penalties=(1e-6, 1e-4, 1e-1))
+    config = replace(config, adversaries={"ridge": ridge}, game=override(config, {"game.scored_share": 0.2}).game)
+    found = AdversaryWorker("ridge", config, threads=1).respond(linear_release(config, k=k, shuffled=shuffled))
+    assert low < found.r2 <= high
+    assert found.grad_z.shape == (320, k)
+
+
+def test_an_opposed_privatizer_gives_away_less_than_an_undefended_one(tiny):
+    """Direction, not size: after a few epochs against ridge, a fresh ridge fit recovers less than from an undefended code."""
+    config = tiny("ridge", epochs=6, changes={"adversaries.ridge.bank": 3})
+
+    def recovered(weight: float) -> float:
+        game, _ = play_all(replace(config, privacy_weight=weight))
+        train, val = (game.privatizer.codes(name)[0] for name in ("train", "val"))
+        x, x_val = (scale(getattr(game.privatizer.dataset, n).take(np.arange(len(c)))) for n, c in (("train", train), ("val", val)))
+        mean = x.mean(0)
+        design = np.c_[train, np.ones(len(train))]
+        weights = np.linalg.lstsq(design, x - mean, rcond=None)[0]
+        errors = np.c_[val, np.ones(len(val))] @ weights - (x_val - mean)
+        return 1 - float((errors**2).mean() / ((x_val - mean) ** 2).mean())
+
+    assert recovered(5.0) < recovered(0.0) - 0.1
