@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,17 +35,18 @@ from cpgan_ray.config import (
     AttackConfig,
     Config,
     DataConfig,
-    GameConfig,
     KernelConfig,
     NeuralConfig,
     PrivatizerConfig,
     RidgeConfig,
     RuntimeConfig,
     TrackingConfig,
+    override,
 )
 from cpgan_ray.messages import Batch, Feedback, Metrics, Release
 
 if TYPE_CHECKING:
+    from cpgan_ray.actors import RayGame
     from cpgan_ray.game import Game
 
 SETTLE = 2
@@ -247,85 +249,91 @@ def sleeping_round_s(s: Settings) -> float:
     return statistics.median(m["time/round_s"] for m in played)
 
 
-# Sides
-
-
-Side = Callable[[int], list[Metrics]]
-"""Plays so many rounds."""
+# Speed
 
 
 @contextmanager
-def sequential_sides(configs: dict[int, Config]) -> Iterator[dict[int, ProcessPoolExecutor]]:
-    """Torch threads -> a process that holds all games."""
-    from cpgan_ray.process import available_cpus
-
+def processes(configs: dict[int, Config], threads: set[int]) -> Iterator[dict[int, ProcessPoolExecutor]]:
+    """Torch threads -> a process that holds all the games."""
+    spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        spawn = multiprocessing.get_context("spawn")
-        pools = {n: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for n in {1, available_cpus()}}
-        for opened in [pool.submit(open_games, configs, threads) for threads, pool in pools.items()]:
+        pools = {n: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for n in sorted(threads)}
+        for opened in [pool.submit(open_games, configs, n) for n, pool in pools.items()]:
             opened.result()
         yield pools
 
 
-def take_turns(sides: dict[str, Side], s: Settings) -> dict[str, list[float]]:
-    """Seconds per round of each side, turn by turn."""
-    for side in sides.values():
-        side(s.warmup)
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _, (name, side) in itertools.product(range(s.repeats), sides.items()):
-        seconds[name].append(statistics.fmean(m["time/round_s"] for m in side(s.rounds + SETTLE)[SETTLE:]))
+def take_turns(
+    s: Settings, config: Config, pools: dict[int, ProcessPoolExecutor], schedules: Sequence[str] = ("sync",)
+) -> dict[str, list[float]]:
+    """Seconds per round, turn by turn, of each side: `sequential_<threads>` and `ray_<schedule>`."""
+    from cpgan_ray.actors import RayGame
+
+    with ExitStack() as stack:
+        sides: dict[str, Callable[[int], list[Metrics]]] = {
+            f"sequential_{n}": partial(play_in, pool, len(config.adversaries)) for n, pool in pools.items()
+        }
+        for schedule in schedules:
+            game = stack.enter_context(RayGame(override(config, {"game.schedule": schedule})))
+            sides[f"ray_{schedule}"] = partial(play_on, game)
+        for play in sides.values():
+            play(s.warmup)
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _, (name, play) in itertools.product(range(s.repeats), sides.items()):
+            seconds[name].append(statistics.fmean(m["time/round_s"] for m in play(s.rounds + SETTLE)[SETTLE:]))
     return seconds
+
+
+def play_in(pool: ProcessPoolExecutor, num_adversaries: int, rounds: int) -> list[Metrics]:
+    return pool.submit(play_here, num_adversaries, rounds).result()
+
+
+def play_on(game: "RayGame", rounds: int) -> list[Metrics]:
+    return game.get(game.play(rounds))
 
 
 def measure_speed(s: Settings, folder: Path) -> dict[str, Any]:
     """All that is in the table."""
     import ray
 
-    from cpgan_ray.actors import RayGame, connect
+    from cpgan_ray.actors import connect
     from cpgan_ray.data import prepare
     from cpgan_ray.process import available_cpus
 
-    load = os.getloadavg()[0]
-    turns = s.warmup + s.repeats * (s.rounds + SETTLE) + 1
-    synthetic(folder, rows=int(turns * s.batch_size / 0.9) + 40, image_size=s.image_size)
+    cores, load = available_cpus(), os.getloadavg()[0]
+    rounds = s.warmup + s.repeats * (s.rounds + SETTLE) + s.rounds
+    synthetic(folder, rows=int(rounds * s.batch_size / 0.9) + 40, image_size=s.image_size)
     configs = {k: decoder_game(s, k, folder) for k in (1, 2, 4)}
     prepare(configs[1], progress=False)
-    result: dict[str, Any] = {}
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's actors step back for other processes: not for the other side
     connect(RuntimeConfig())
-    with sequential_sides(configs) as pools:
-        for k, config in configs.items():
-            with ExitStack() as stack:
-                sides: dict[str, Side] = {
-                    f"sequential_{threads}": lambda n, k=k, pool=pool: pool.submit(play_here, k, n).result()
-                    for threads, pool in pools.items()
-                }
-                for schedule in ("sync", "stale1") if k == 4 else ("sync",):
-                    game = stack.enter_context(RayGame(replace(config, game=GameConfig(schedule=schedule))))
-                    sides[f"ray_{schedule}"] = lambda n, game=game: game.get(game.play(n))
-                seconds = take_turns(sides, s)
-            result |= compared(k, seconds, all_cores=available_cpus())
+    with processes(configs, {1, cores}) as pools:
+        seconds = {1: take_turns(s, configs[1], pools)}
+        threads = min(pools, key=lambda n: statistics.median(seconds[1][f"sequential_{n}"]))
+        best = {threads: pools[threads]}
+        seconds |= {2: take_turns(s, configs[2], best), 4: take_turns(s, configs[4], best, ("sync", "stale1"))}
         sequential_s, critical_s, release, reply = pools[1].submit(play_apart, 4, s.rounds).result()
-    result |= {"critical_path_speedup_k4": sequential_s / critical_s, "bytes_per_release": release, "bytes_per_reply": reply}
-    result[f"round_ms_sleep20_k{s.sleepers}"] = 1000 * sleeping_round_s(s)
+
+    def speedup(k: int, side: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[k][f"sequential_{threads}"], seconds[k][side], strict=True))
+
+    result: dict[str, Any] = {
+        "speedup_k1": speedup(1, f"sequential_{cores}"),  # what `auto` chooses
+        "speedup_k1_ray": speedup(1, "ray_sync"),
+        "speedup_k2": speedup(2, "ray_sync"),
+        "speedup_k4": speedup(4, "ray_sync"),
+        "speedup_k4_stale1": speedup(4, "ray_stale1"),
+        "critical_path_speedup_k4": sequential_s / critical_s,
+        f"round_ms_sleep20_k{s.sleepers}": 1000 * sleeping_round_s(s),
+        "bytes_per_release": release,
+        "bytes_per_reply": reply,
+        "sequential_threads": threads,
+    }
     ray.shutdown()
-    machine = f"{available_cpus()} x {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    for k, sides in seconds.items():
+        result |= {f"round_ms_k{k}_{name}": 1000 * statistics.median(times) for name, times in sides.items()}
+    machine = f"{cores} x {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     return result | {"machine": machine, "load_before": load, "load_after": os.getloadavg()[0], "settings": vars(s)}
-
-
-def compared(k: int, seconds: dict[str, list[float]], *, all_cores: int) -> dict[str, Any]:
-    """Speed-ups over the faster of the sequential sides. With one adversary `auto` plays in one process, on all cores."""
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
-    best = min((name for name in seconds if name.startswith("sequential")), key=middle.__getitem__)
-
-    def speedup(name: str) -> float:
-        return statistics.median(a / b for a, b in zip(seconds[best], seconds[name], strict=True))
-
-    found = {f"round_ms_k{k}_{name}": 1000 * s for name, s in middle.items()} | {f"threads_k{k}": int(best.split("_")[1])}
-    if k == 1:
-        return found | {"speedup_k1": speedup(f"sequential_{all_cores}"), "speedup_k1_ray": speedup("ray_sync")}
-    stale = {f"speedup_k{k}_stale1": speedup("ray_stale1")} if "ray_stale1" in seconds else {}
-    return found | {f"speedup_k{k}": speedup("ray_sync")} | stale
 
 
 # Memory
