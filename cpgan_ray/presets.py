@@ -64,7 +64,7 @@ def celeba() -> Config:
         preset="celeba",
         k=128,
         epochs=16,
-        privacy_weight=0.15,
+        privacy_weight=0.2,
         data=DataConfig(dataset="celeba"),
         privatizer=PrivatizerConfig(step=2.0),
         game=GameConfig(warmup_epochs=6),
