@@ -30,6 +30,9 @@ PLACEMENT_S = 60.0
 KNOCK_S = 5.0
 """How long a cluster may take to answer at all, in seconds."""
 
+LEAST_CPU = 0.001
+"""What an actor that asks for nothing gets: a place must not be empty."""
+
 Bundle = dict[str, float]
 
 
@@ -79,10 +82,20 @@ def gather(references: Sequence[Any], *, deadline_s: float) -> list[Any]:
         raise e.cause from e
 
 
-class GameHost:
-    """The central actor: the privatizer and the loop. A plain class; Ray is applied in `start`."""
+class AdversaryActor(AdversaryWorker):
+    """An adversary that is built by `open`: what a constructor raises would reach the driver without its type."""
 
-    def __init__(self, config: Config, actors: Mapping[str, Any], *, threads: int, gpu_share: float = 0.0) -> None:
+    def __init__(self) -> None:
+        pass
+
+    def open(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class GameHost:
+    """The central actor: the privatizer and the loop, built by `open`. A plain class; Ray is applied in `RayGame.start`."""
+
+    def open(self, config: Config, actors: Mapping[str, Any], *, threads: int, gpu_share: float = 0.0) -> None:
         seats = {name: RaySeat(actor) for name, actor in actors.items()}
         deadline_s = config.runtime.deadline_s
         privatizer = PrivatizerWorker(config, threads=threads, gpu_share=gpu_share)
@@ -116,8 +129,8 @@ def connect(runtime: RuntimeConfig) -> None:
             knock(address)
             ray.init(address=address, **quiet)
         else:
-            ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
-    except (ConnectionError, TimeoutError, socket.gaierror) as e:
+            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **quiet)
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
 
 
@@ -151,7 +164,7 @@ def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float
                 f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: lower "
                 f"--runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
             )
-    return [{kind: amount for kind, amount in s.items() if amount} for s in sizes]
+    return [{kind: amount for kind, amount in s.items() if amount} or {"CPU": LEAST_CPU} for s in sizes]
 
 
 def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
@@ -180,27 +193,31 @@ class RayGame:
         sizes = bundles(config, names, cluster=ray.cluster_resources())
         self.group = reserve(sizes, config.runtime)
         try:
-            self.adversaries = {
-                name: self.start(AdversaryWorker, size, bundle, name, config, overlap=True)
-                for bundle, (name, size) in enumerate(zip(names, sizes[1:], strict=True), start=1)
-            }
-            self.host = self.start(GameHost, sizes[0], 0, config, self.adversaries)
+            actors = [self.start(AdversaryActor if bundle else GameHost, size, bundle) for bundle, size in enumerate(sizes)]
+            shares = [self.share(size) for size in sizes]
+            self.host, self.adversaries = actors[0], dict(zip(names, actors[1:], strict=True))
+            opened = [self.host.open.remote(config, self.adversaries, **shares[0])]
+            for (name, actor), mine in zip(self.adversaries.items(), shares[1:], strict=True):
+                opened.append(actor.open.remote(name, config, overlap=True, **mine))
+            self.get(opened)
             self.total_rounds, self.rounds_per_epoch = self.get(self.host.length.remote())
         except BaseException:
             self.close()
             raise
 
-    def start(self, kind: type, size: Bundle, bundle: int, *args: Any, **kwargs: Any) -> Any:
-        """An actor of a plain class in its place of the group, told how many threads and how much of a GPU it has."""
-        cpus, gpus = size.get("CPU", 0), size.get("GPU", 0)
+    def start(self, kind: type, size: Bundle, bundle: int) -> Any:
+        """An actor of a plain class in its place of the group; `open` builds it."""
         options: dict[str, Any] = {
-            "num_cpus": cpus,
-            "num_gpus": gpus,
+            "num_cpus": size.get("CPU", 0),
+            "num_gpus": size.get("GPU", 0),
             "max_restarts": 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
         }
-        threads = self.config.runtime.threads or max(1, int(cpus))
-        return ray.remote(kind).options(**options).remote(*args, threads=threads, gpu_share=gpus, **kwargs)
+        return ray.remote(kind).options(**options).remote()
+
+    def share(self, size: Bundle) -> dict[str, Any]:
+        """How many torch threads an actor has, and how much of a GPU."""
+        return {"threads": self.config.runtime.threads or max(1, int(size.get("CPU", 1))), "gpu_share": size.get("GPU", 0.0)}
 
     def play(self, rounds: int) -> Any:
         """Start up to `rounds` more rounds; `get` waits for their metrics."""

@@ -8,9 +8,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, TypeAdapter, ValidationError
 
 from cpgan_ray.errors import InputError
 
@@ -191,7 +191,12 @@ class KernelConfig:
     def __post_init__(self) -> None:
         _check_closed_form(self)
         _require(self.features >= 0, "adversary features", self.features, "at least 0")
-        _require(len(self.bandwidths) > 0 and min(self.bandwidths) > 0, "adversary bandwidths", self.bandwidths, "positive numbers")
+        _require(
+            len(self.bandwidths) > 0 and all(b > 0 for b in self.bandwidths),
+            "adversary bandwidths",
+            self.bandwidths,
+            "positive numbers",
+        )
         _require(self.tune_every >= 1, "adversary tune_every", self.tune_every, "at least 1")
         if self.fit == "epoch" and self.features == 0:
             raise InputError("fit='epoch' needs random features; got features=0: set features to 1024, say, or fit to 'holdout'")
@@ -233,20 +238,28 @@ class NeuralConfig:
             _require(getattr(self, name) >= 1, f"adversary {name}", getattr(self, name), "at least 1")
         _require(0 <= self.dropout < 1, "adversary dropout", self.dropout, "in [0, 1)")
         _require(self.learning_rate > 0, "adversary learning_rate", self.learning_rate, "positive")
-        _require(self.bank >= 0, "adversary bank", self.bank, "at least 0")
+        _check_adversary(self)
         if self.components and self.architecture != "mlp":
             raise InputError(
                 f"components={self.components} needs architecture 'mlp'; got {self.architecture!r}: set components to 0"
             )
 
 
-AdversaryConfig = RidgeConfig | KernelConfig | NeuralConfig
+AdversaryConfig = Annotated[RidgeConfig | KernelConfig | NeuralConfig, Discriminator("kind")]
 
 
 def _check_closed_form(c: RidgeConfig | KernelConfig) -> None:
-    _require(len(c.penalties) > 0 and min(c.penalties) > 0, "adversary penalties", c.penalties, "positive numbers")
+    _require(len(c.penalties) > 0 and all(p > 0 for p in c.penalties), "adversary penalties", c.penalties, "positive numbers")
+    _check_adversary(c)
+
+
+def _check_adversary(c: AdversaryConfig) -> None:
     _require(c.bank >= 0, "adversary bank", c.bank, "at least 0")
     _require(c.components >= 0, "adversary components", c.components, "at least 0")
+    _require(c.weight >= 0, "adversary weight", c.weight, "at least 0")
+    for name in ("cpus", "gpus"):
+        value = getattr(c, name)
+        _require(value is None or value >= 0, f"adversary {name}", value, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +401,10 @@ def from_json(values: dict[str, Any]) -> Config:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as e:
         first = e.errors()[0]
-        raise InputError(f"config field {'.'.join(str(p) for p in first['loc'])}: {first['msg']}, got {first['input']!r}") from e
+        where, got = ".".join(str(part) for part in first["loc"]), repr(first["input"])
+        if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
+            raise InputError(f"config field {where}: {cause}" if where else str(cause)) from e
+        raise InputError(f"config field {where}: {first['msg']}, got {got[:60]}") from e
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import numpy as np
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
 from PIL.Image import Image
 from tqdm import tqdm
 
@@ -47,7 +46,10 @@ class Tracker:
         self.config, self.output = config, output
         self.buffer: list[Metric] = []
         self.flushed = time.monotonic()
-        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / 'mlflow.db'}"
+        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{output.parent / 'mlflow.db'}"
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before it says anything
         try:
@@ -59,12 +61,13 @@ class Tracker:
             mlflow.set_experiment(config.tracking.experiment)
             name = config.tracking.run_name or f"{config.preset} k={config.k} w={config.privacy_weight:g}"
             self.run = mlflow.start_run(run_name=name, log_system_metrics=config.tracking.system_metrics)
-        except (MlflowException, OSError) as e:
-            reason = str(e).splitlines()[0]
-            raise InputError(f"MLflow does not answer at {uri} ({reason}): start it, or give another --tracking.uri") from e
+        except Exception as e:  # each kind of store has errors of its own
+            reason = str(e).partition("\n")[0]
+            raise InputError(f"MLflow cannot track at {uri} ({reason}): start it there, or give another --tracking.uri") from e
         self.run_id = self.run.info.run_id
-        self.describe(dataset)
+        output.mkdir(parents=True, exist_ok=True)
         self.jsonl = (output / "metrics.jsonl").open("a")
+        self.describe(dataset)
 
     def describe(self, dataset: Dataset) -> None:
         """Parameters worth comparing, what differs from the preset as tags, and the data set with its digest."""
@@ -99,7 +102,8 @@ class Tracker:
         """Keep metrics for the next flush, and write them to `metrics.jsonl`."""
         now = int(time.time() * 1000)
         self.buffer += [Metric(name, value, now, step) for name, value in metrics.items() if np.isfinite(value)]
-        self.jsonl.write(json.dumps({"round": step} | metrics) + "\n")
+        values = {name: value if np.isfinite(value) else None for name, value in metrics.items()}
+        self.jsonl.write(json.dumps({"round": step} | values) + "\n")
         if time.monotonic() - self.flushed > FLUSH_S:
             self.flush()
 
@@ -138,6 +142,12 @@ class Tracker:
         finally:
             self.jsonl.close()
             mlflow.end_run(status)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
 
 
 def log_model(name: str, program: Path, example: np.ndarray) -> None:

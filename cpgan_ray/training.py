@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,23 +89,15 @@ def train(config: Config) -> dict[str, Any]:
     check_undefended(config)
     for components in {getattr(config.adversaries[name], "components", 0) or DEFAULT_COMPONENTS for name in opponents(config)}:
         projection(dataset, components=components)
-    with running(config) as game:
-        output.mkdir(parents=True, exist_ok=True)
-        tracker = Tracker(config, output, dataset=dataset)
-        try:
+    with ExitStack() as players:
+        game = players.enter_context(running(config))
+        with Tracker(config, output, dataset=dataset) as tracker:
             play(game, config, tracker, dataset)
             outcome = game.outcome()
-        except BaseException as e:
-            tracker.close("FAILED" if isinstance(e, Exception) else "KILLED")
-            raise
-    try:
-        summary = evaluate(config, dataset, outcome, tracker, final_round=game.total_rounds - 1)
-    except BaseException as e:
-        tracker.close("FAILED" if isinstance(e, Exception) else "KILLED")
-        raise
-    seconds = time.perf_counter() - started
-    tracker.log({"time/total_s": seconds}, step=game.total_rounds - 1)
-    tracker.close("FINISHED")
+            players.close()  # their cores and memory are the attacks' now
+            summary = evaluate(config, dataset, outcome, tracker, final_round=game.total_rounds - 1)
+            seconds = time.perf_counter() - started
+            tracker.log({"time/total_s": seconds}, step=game.total_rounds - 1)
     return {"run_id": tracker.run_id, "output": str(output), **summary, "seconds": round(seconds, 1)}
 
 

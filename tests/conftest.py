@@ -54,6 +54,17 @@ TINY = Config(
 )
 """Every kind of adversary, as small as can be."""
 
+EXEMPT = (
+    # MLflow's SQL store uses a loader strategy that SQLAlchemy 2.1 deprecates.
+    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
+)
+"""Warnings that other people's code gives and that we can do nothing about; all others are errors."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in EXEMPT:
+        config.addinivalue_line("filterwarnings", line)
+
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

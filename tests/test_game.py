@@ -152,7 +152,7 @@ def test_the_seed_decides_the_game(tiny, whole_game, differing, schedule):
     again, _ = play_all(config)
     assert differing(whole.weights(), again.weights()) == []
     other, _ = play_all(replace(config, seed=1))
-    names = ["privatizer", *([n for n in TRAINED] if schedule != "epochwise" else ["mlp", "decoder"])]
+    names = ["privatizer", *(("mlp", "decoder") if schedule == "epochwise" else TRAINED)]
     for name in names:
         assert differing(whole.weights()[name], other.weights()[name]), f"{name} does not depend on the seed"
 
@@ -412,9 +412,7 @@ def linear_release(config: Config, *, k: int, shuffled: bool = False) -> Release
     return Release(round=0, batch=batch, z=rng.permutation(z) if shuffled else z)
 
 
-@pytest.mark.parametrize(
-    ("k", "shuffled", "low", "high"), [(192, False, 0.98, 1.0), (8, False, 0.2, 0.9), (8, True, -0.5, 0.05)]
-)
+@pytest.mark.parametrize(("k", "shuffled", "low", "high"), [(192, False, 0.98, 1.0), (8, False, 0.2, 0.9), (8, True, -0.5, 0.05)])
 def test_ridge_recovers_all_of_a_linear_code_as_long_as_the_picture_and_nothing_of_a_shuffled_one(tiny, k, shuffled, low, high):
     config = tiny("ridge", k=k, changes={"data.image_size": 8})
     ridge = RidgeConfig(bank=0, components=0, penalties=(1e-6, 1e-4, 1e-1))

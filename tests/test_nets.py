@@ -78,6 +78,24 @@ def test_a_symmetric_privatizer_cannot_tell_a_picture_from_its_mirror_image(fami
     assert apart(symmetric=False) > 1e-2
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("step", [0.5, 2.0])
+def test_a_rounded_code_is_the_nearest_multiple_of_the_step_and_keeps_the_gradient(step, training):
+    """In training as in use; backward the rounding is the identity."""
+    x, pull = pictures((16, 16, 3)), torch.randn(16, 5)
+    rounded = build_privatizer(PrivatizerConfig(width=4, depth=2, step=step), k=5, image_shape=(16, 16, 3))
+    plain = build_privatizer(PrivatizerConfig(width=4, depth=2), k=5, image_shape=(16, 16, 3))
+    rounded.train()(x)
+    plain.load_state_dict(rounded.state_dict())
+    z, exact = rounded.train(training)(x), plain.train(training)(x)
+    assert torch.allclose(z, step * torch.round(exact / step), atol=1e-6)
+    assert len(z.unique()) > 1
+    (z * pull).sum().backward()
+    (exact * pull).sum().backward()
+    for (name, one), other in zip(rounded.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-5), name
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("shape", "depth"), [((16, 16, 3), 5), ((64, 15, 3), 4), ((50, 40, 3), 6)])
 def test_a_privatizer_too_deep_for_the_pictures_is_refused_naming_the_depth(family, shape, depth):

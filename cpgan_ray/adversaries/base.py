@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cpgan_ray.config import KernelConfig, RidgeConfig
 from cpgan_ray.objectives import row_errors
 
 
@@ -32,6 +31,10 @@ class Target:
     def mean_errors(self) -> Tensor:
         """The same for the mean picture, (B,)."""
         return self.errors(torch.zeros_like(self.values))
+
+
+SMALLEST_VARIANCE = 1e-12
+"""Relative to the largest: the square of what float32 can still tell apart, with a margin."""
 
 
 class Adversary(Protocol):
@@ -85,27 +88,32 @@ class Bank:
         self.entries = deque((tuple(e) for e in state["entries"]), maxlen=self.batches)
 
 
-def prepare_codes(fitted: Tensor, scored: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
-    """Both sets of codes standardised or whitened with the statistics of the fitted ones (constants in the gradient).
+def code_map(fitted: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
+    """Origin (k,) and matrix (k, m) in float64 of the map (z - origin) @ matrix that standardises or whitens codes like `fitted`.
 
-    What hides in directions of low variance counts as much as the rest for an attack on whitened codes.
+    What hides in directions of low variance counts as much as the rest for an attack on whitened codes. Directions whose variance
+    is below the precision of float32 are left out. The statistics are constants in the gradient.
     """
+    constant = fitted.detach().double()
+    if how == "raw":
+        return torch.zeros_like(constant[0]), torch.eye(constant.shape[1], dtype=constant.dtype, device=constant.device)
+    origin = constant.mean(0)
+    if how == "standardised":
+        scale = constant.std(0)
+        return origin, torch.diag(1 / torch.where(scale > 0, scale, 1.0))
+    values, vectors = torch.linalg.eigh(torch.cov(constant.T))
+    kept = values > SMALLEST_VARIANCE * values[-1].clamp(min=torch.finfo(torch.float32).tiny)
+    return origin, vectors[:, kept] / values[kept].sqrt()
+
+
+def prepare_codes(fitted: Tensor, scored: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
+    """Both sets of codes as they are, standardised, or whitened with the statistics of the fitted ones; see `code_map`."""
     if how == "raw":
         return fitted, scored
-    constant = fitted.detach()
-    mean = constant.mean(0)
-    if how == "standardised":
-        scale = 1 / constant.std(0).clamp(min=1e-6)
-        return (fitted - mean) * scale, (scored - mean) * scale
-    values, vectors = torch.linalg.eigh(torch.cov(constant.T).double())
-    kept = values > 1e-6 * values[-1]
-    whiten = (vectors[:, kept] / values[kept].sqrt()).to(fitted.dtype)
-    return (fitted - mean) @ whiten, (scored - mean) @ whiten
+    origin, matrix = (part.to(fitted.dtype) for part in code_map(fitted, how=how))
+    return (fitted - origin) @ matrix, (scored - origin) @ matrix
 
 
 def split_rows(batch_size: int, *, scored_share: float) -> int:
     """How many of a batch's rows a hold-out adversary is fitted on; the rest, the last ones, are scored."""
     return min(batch_size - 1, max(1, round(batch_size * (1 - scored_share))))
-
-
-ClosedFormConfig = RidgeConfig | KernelConfig

@@ -37,9 +37,11 @@ class NeuralAdversary:
         self.bank.push(z, target)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "bank": self.bank.state_dict()}
+        parts = {"network": self.network, "optimiser": self.optimiser, "bank": self.bank}
+        return {name: part.state_dict() for name, part in parts.items()} | {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.bank.load_state_dict(state["bank"])
+        self.rng.bit_generator.state = state["rng"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cpgan_ray.adversaries.base import Target, prepare_codes
+from cpgan_ray.adversaries.base import Target, code_map
 from cpgan_ray.adversaries.kernel import FourierFeatures, median_distance
 from cpgan_ray.adversaries.linear import LinearMap, NormalEquations
 from cpgan_ray.config import AttackConfig, NeuralConfig
@@ -77,21 +77,23 @@ def affine(fit: LinearMap) -> Reconstructor:
     return lambda z: z @ weight + bias
 
 
-def code_map(fitted: Tensor, how: str) -> Callable[[Tensor], Tensor]:
-    """The affine map that standardises or whitens codes with the statistics of those fitted on."""
-    origin = torch.zeros(1, fitted.shape[1])
-    basis = torch.cat([origin, torch.eye(fitted.shape[1])])
-    mapped = prepare_codes(fitted, basis, how=how)[1]
-    bias, weight = mapped[0], mapped[1:] - mapped[0]
-    return lambda z: z @ weight + bias
+def prepared(fitted: Tensor, how: str) -> Reconstructor:
+    """The affine map that standardises or whitens codes with the statistics of those fitted on, in float64 inside."""
+    origin, matrix = code_map(fitted, how=how)
+    return lambda z: ((z.double() - origin) @ matrix).float()
 
 
 def ridge_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """The best affine reconstruction; penalty by the tuning rows."""
-    sums = NormalEquations(data.fit.z.shape[1], data.fit.target.values.shape[1])
+    """The best affine reconstruction, on whitened codes: no scale of a direction protects it. Penalty by the tuning rows."""
+    prepare = prepared(data.fit.z, "whitened")
+    sums = NormalEquations(prepare(data.fit.z[:1]).shape[1], data.fit.target.values.shape[1])
     for z, x in data.fit.blocks():
-        sums.add(z, x)
-    found = [(error_on(data.tune, r := affine(sums.solve(penalty=p))), p, r) for p in RIDGE_PENALTIES]
+        sums.add(prepare(z), x)
+    found = []
+    for penalty in RIDGE_PENALTIES:
+        solved = affine(sums.solve(penalty=penalty))
+        whole = lambda z, solved=solved: solved(prepare(z))  # noqa: E731
+        found.append((error_on(data.tune, whole), penalty, whole))
     _, penalty, best = min(found, key=lambda f: f[0])
     return Fitted(best, {"penalty": penalty})
 
@@ -103,11 +105,10 @@ def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
     """
 
     def fit(how: str, bandwidth: float, features: int, penalties: tuple[float, ...]) -> list[tuple[float, float, Reconstructor]]:
-        prepare = code_map(data.fit.z, how)
-        width = bandwidth * median_distance(prepare(data.fit.z[:512]))
-        phi = FourierFeatures(
-            data.fit.z.shape[1], features, rng=stream(data.seed, "attack", "kernel", features), device=data.fit.z.device
-        )
+        prepare = prepared(data.fit.z, how)
+        codes = prepare(data.fit.z[:512])
+        width = bandwidth * median_distance(codes)
+        phi = FourierFeatures(codes.shape[1], features, rng=stream(data.seed, "attack", "kernel", features), device=codes.device)
         lift = lambda z: phi(prepare(z), width=width)  # noqa: E731
         sums = NormalEquations(features, data.fit.target.values.shape[1])
         for z, x in data.fit.blocks():
@@ -147,7 +148,7 @@ def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:
 
 def train_mlp(data: AttackData, config: AttackConfig, *, width: int, how: str, dropout: float) -> tuple[float, Reconstructor]:
     """One perceptron: its tuning error and itself, as it was in its best epoch."""
-    prepare = code_map(data.fit.z, how)
+    prepare = prepared(data.fit.z, how)
     z, x = prepare(data.fit.z), data.fit.target.values
     scale = x.std().clamp(min=1e-6)
     rng = stream(data.seed, "attack", "mlp", width, how, str(dropout))

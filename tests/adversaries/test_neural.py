@@ -22,7 +22,7 @@ ARCHITECTURES = ["mlp", "conv", "upsample", "resnet"]
 
 def build(architecture: Any, *, seed: int = 0, **settings: Any) -> Any:
     torch.manual_seed(seed)
-    config = NeuralConfig(**{"architecture": architecture, "width": 8, "depth": 1, "learning_rate": 5e-3, **settings})
+    config = NeuralConfig(**{"architecture": architecture, "width": 8, "depth": 1, "learning_rate": 1e-2, **settings})
     return build_adversary(
         config, k=K, target=P, image_shape=IMAGE, scored_share=0.25, rng=np.random.default_rng(seed), device=torch.device("cpu")
     )
@@ -62,7 +62,7 @@ def same(a: Any, b: Any) -> bool:
 def test_learning_lowers_the_error_on_codes_never_shown(architecture, bank):
     adversary = build(architecture, steps=4, bank=bank)
     before = errors_of(adversary, 1000).mean()
-    for seed in range(20):
+    for seed in range(40):
         adversary.improve(*batch(seed))
     of_mean = batch(1000)[1].mean_errors().mean()
     assert errors_of(adversary, 1000).mean() < 0.5 * min(before, of_mean)
@@ -125,7 +125,7 @@ def test_it_makes_as_many_steps_per_round_as_it_is_told(steps):
 def test_a_step_without_a_bank_is_one_of_adam_on_the_mean_squared_error():
     adversary, (z, target) = build("mlp"), batch(1)
     network = copy.deepcopy(adversary.network).train()
-    optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     (network(z) - target.values).square().mean().backward()
     optimiser.step()
     adversary.improve(z, target)

@@ -1,0 +1,32 @@
+"""The benchmark measures what it says; the numbers themselves belong to a quiet machine."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+
+from cpgan_ray.bench import num_bytes
+from cpgan_ray.messages import Batch, Feedback, Release
+
+TINY = "--rounds 2 --repeats 1 --warmup 1 --image-size 16 --batch-size 16 --k 8 --width 2 --sleepers 2"
+
+
+def test_messages_hold_codes_row_numbers_and_gradients_and_little_else():
+    batch, k = 128, 128
+    z = np.zeros((batch, k), np.float32)
+    rows = Batch(rows=np.arange(batch), mirrored=np.zeros(batch, bool), shift=np.zeros((batch, 2), np.int16))
+    release = num_bytes(Release(round=10**6, batch=rows, z=z))
+    reply = num_bytes(Feedback(name="adversary", round=10**6, grad_z=z, r2=0.5, metrics={"mse": 0.1}))
+    assert z.nbytes + rows.rows.nbytes <= release <= z.nbytes + rows.rows.nbytes + 4096
+    assert z.nbytes <= reply <= z.nbytes + 4096
+
+
+def test_the_last_line_is_json_with_every_number():
+    command = [sys.executable, "-m", "cpgan_ray.bench", "--json", *TINY.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    names = {"speedup_k1", "speedup_k2", "speedup_k4", "speedup_k4_stale1", "critical_path_speedup_k4", "round_ms_sleep20_k2"}
+    assert all(result[name] > 0 for name in names | {"bytes_per_reply", "bytes_per_release"})
+    assert result["round_ms_sleep20_k2"] >= 20

@@ -1,0 +1,197 @@
+"""What a run leaves in MLflow and beside it, and that every number logged is explained."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from PIL import Image
+
+from cpgan_ray.config import Config, from_json, override
+from cpgan_ray.data import Dataset, load
+from cpgan_ray.errors import InputError
+from cpgan_ray.game import play_in_process
+from cpgan_ray.metrics import DICTIONARY
+from cpgan_ray.presets import preset
+from cpgan_ray.tracking import BATCH_LIMIT, Console, Tracker
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture
+def dataset(tiny: Callable[..., Config]) -> Dataset:
+    return load(tiny())
+
+
+@pytest.fixture
+def start(tiny, dataset, mlflow_uri, tmp_path) -> Iterator[Callable[..., Tracker]]:
+    """Start a run with fields changed by their dotted names; its folder is `<tmp_path>/run`."""
+
+    def make(config: Config | None = None, **changes: Any) -> Tracker:
+        output = tmp_path / "run"
+        output.mkdir(exist_ok=True)
+        config = override(config or tiny(), {"tracking.uri": mlflow_uri, **changes})
+        return Tracker(config, output, dataset=dataset)
+
+    yield make
+    if mlflow.active_run():
+        mlflow.end_run("KILLED")
+    mlflow.set_tracking_uri(None)
+
+
+def logged(tracker: Tracker) -> dict[str, dict[int, float]]:
+    """All metrics in MLflow: name -> step -> value."""
+    names = tracker.client.get_run(tracker.run_id).data.metrics
+    return {name: {m.step: m.value for m in tracker.client.get_metric_history(tracker.run_id, name)} for name in names}
+
+
+def lines(tracker: Tracker) -> list[dict[str, float]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (tracker.output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_metrics_in_mlflow_are_those_in_the_file(start):
+    tracker = start()
+    written = [{"utility/loss": 1 / (step + 1), "utility/batch_accuracy": step / 1000} for step in range(600)]
+    assert 2 * len(written) > BATCH_LIMIT
+    for step, metrics in enumerate(written):
+        tracker.log(metrics, step=step)
+    tracker.close("FINISHED")
+    assert lines(tracker) == [{"round": step} | metrics for step, metrics in enumerate(written)]
+    expected = {name: {step: metrics[name] for step, metrics in enumerate(written)} for name in written[0]}
+    assert logged(tracker) == {name: pytest.approx(values) for name, values in expected.items()}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_keeps_the_file_readable_and_the_rest_in_mlflow(start, value):
+    tracker = start()
+    tracker.log({"utility/loss": 0.5, "utility/val_balanced_accuracy": value}, step=0)
+    tracker.close("FINISHED")
+    assert logged(tracker) == {"utility/loss": {0: 0.5}}
+    assert lines(tracker)[0]["utility/loss"] == 0.5
+
+
+def test_metrics_are_sent_while_the_run_goes_on(start):
+    tracker = start()
+    tracker.log({"utility/loss": 0.5}, step=0)
+    tracker.flush()
+    mlflow.flush_async_logging()
+    assert logged(tracker) == {"utility/loss": {0: 0.5}}
+    assert lines(tracker) == [{"round": 0, "utility/loss": 0.5}]
+    tracker.close("FINISHED")
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_a_run_ends_as_it_is_told(start, status):
+    tracker = start()
+    assert tracker.client.get_run(tracker.run_id).info.status == "RUNNING"
+    tracker.close(status)
+    assert tracker.client.get_run(tracker.run_id).info.status == status
+    assert mlflow.active_run() is None
+
+
+def test_a_run_is_described_by_few_parameters_and_what_differs_from_its_preset(start, tiny):
+    config = replace(preset("smoke"), k=7, cache_dir=tiny().cache_dir)
+    tracker = start(config, **{"adversaries.mlp.width": 5, "tracking.experiment": "another", "tracking.system_metrics": False})
+    tracker.close("FINISHED")
+    run = tracker.client.get_run(tracker.run_id)
+    assert run.data.params["k"] == "7"
+    assert run.data.params["adversaries"] == "ridge ridge_epoch rbf fourier mlp decoder"
+    assert len(run.data.params) < 20
+    changed = {name: value for name, value in run.data.tags.items() if name.startswith("changed.")}
+    assert changed == {"changed.k": "7", "changed.adversaries.mlp.width": "5"}
+    assert tracker.client.get_experiment(run.info.experiment_id).name == "another"
+    assert run.info.run_name == "smoke k=7 w=1"
+
+
+def test_a_run_against_nobody_says_so(start):
+    tracker = start(privacy_weight=0)
+    tracker.close("FINISHED")
+    assert tracker.client.get_run(tracker.run_id).data.params["adversaries"] == "none"
+
+
+def test_a_run_names_its_data_with_their_digest(start, dataset):
+    tracker = start()
+    tracker.close("FINISHED")
+    (used,) = tracker.client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert used.dataset.name == "faces"
+    assert used.dataset.digest == dataset.digest
+    assert str(dataset.folder) in used.dataset.source
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+
+
+def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, dataset):
+    tracker = start(seed=3)
+    tracker.close("FINISHED")
+    values = json.loads((tracker.output / "config.json").read_text())
+    assert Path(values.pop("store")) == dataset.folder
+    assert from_json(values) == tracker.config
+    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == ["config.json"]
+
+
+def test_panels_and_the_report_are_artifacts_and_files(start):
+    tracker = start()
+    tracker.log_panel(Image.new("RGB", (4, 4)), step=7)
+    tracker.log_report({"k": 6})
+    tracker.close("FINISHED")
+    assert json.loads((tracker.output / "report" / "report.json").read_text()) == {"k": 6}
+    with Image.open(tracker.output / "report" / "reconstructions-000007.png") as panel:
+        assert panel.size == (4, 4)
+    artifacts = {a.path: [b.path for b in tracker.client.list_artifacts(tracker.run_id, a.path)] for a in
+                 tracker.client.list_artifacts(tracker.run_id) if a.is_dir}  # fmt: skip
+    assert artifacts["report"] == ["report/report.json"]
+    assert any(re.match(r"images/reconstructions.*step.*7.*\.png", path) for path in artifacts["images"])
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:///{folder}/text.db/mlflow.db",
+        "sqlite:///{folder}/text.db",
+        "{folder}/mlruns",
+        "gopher://127.0.0.1",
+    ],
+)
+def test_a_tracking_store_that_cannot_be_used_stops_the_run_in_one_line_that_names_it(start, tmp_path, uri):
+    (tmp_path / "text.db").write_text("this is no database" * 100)
+    uri = uri.format(folder=tmp_path)
+    with pytest.raises(InputError) as raised:
+        start(**{"tracking.uri": uri})
+    assert uri in str(raised.value)
+    assert "--tracking.uri" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert mlflow.active_run() is None
+
+
+def test_the_console_says_in_one_line_on_standard_error_how_the_game_stands(capsys):
+    console = Console(total_rounds=4, rounds_per_epoch=2, names=["ridge"])
+    metrics = {"utility/batch_accuracy": 0.75, "utility/val_accuracy": 0.7, "adversary/ridge/r2": 0.125}
+    console.show([{"round": 2.0, **metrics}, {"round": 3.0, **metrics}])
+    console.close()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"round 4/4, \d+\.\d rounds/s, epoch 2, accuracy 0\.750, validation 0\.700, ridge R2 0\.125\n", said.err)
+
+
+def pattern(name: str) -> str:
+    return re.sub(r"<name>", "[^/]+", name)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "stale1", "epochwise"])
+def test_every_metric_that_the_game_returns_is_in_the_dictionary(tiny, schedule):
+    game = play_in_process(tiny(epochs=1, changes={"game.schedule": schedule}), threads=1)
+    played = game.play(game.rounds_per_epoch)
+    names = {name for metrics in played for name in metrics} - {"round"}
+    unknown = {name for name in names if not any(re.fullmatch(pattern(known), name) for known in DICTIONARY)}
+    assert unknown == set()
+
+
+def test_the_readme_explains_every_metric():
+    text = README.read_text()
+    assert [name for name in DICTIONARY if f"`{name}`" not in text] == [], "these are missing in the README's dictionary of metrics"
