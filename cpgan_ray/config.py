@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, TypeAdapter, ValidationError
+import pydantic
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cpgan_ray.errors import InputError
 
@@ -245,7 +246,7 @@ class NeuralConfig:
             )
 
 
-AdversaryConfig = Annotated[RidgeConfig | KernelConfig | NeuralConfig, Discriminator("kind")]
+AdversaryConfig = Annotated[RidgeConfig | KernelConfig | NeuralConfig, pydantic.Discriminator("kind")]
 
 
 def _check_closed_form(c: RidgeConfig | KernelConfig) -> None:
