@@ -43,6 +43,7 @@ from cpgan_ray.config import (
     TrackingConfig,
     override,
 )
+from cpgan_ray.errors import InputError
 from cpgan_ray.messages import Batch, Feedback, Metrics, Release
 
 if TYPE_CHECKING:
@@ -79,13 +80,17 @@ class Settings:
     """Length of the code."""
     width: int = 8
     """Channels of the encoder's first stage and of the decoders' last but one; 4 stages double them up to 8 times that."""
+    adversaries: tuple[int, ...] = (1, 2, 4)
+    """How many decoders play, from game to game; the last is also played with schedule `stale1`."""
     sleepers: int = 16
     """Adversaries that sleep 20 ms instead of computing."""
 
     def __post_init__(self) -> None:
         for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.adversaries or self.adversaries[0] != 1:
+            raise InputError(f"adversaries is {self.adversaries}; it must begin with 1")
 
 
 # Games to measure
@@ -303,16 +308,18 @@ def measure_speed(s: Settings, folder: Path) -> dict[str, Any]:
     cores, load = available_cpus(), os.getloadavg()[0]
     rounds = s.warmup + s.repeats * (s.rounds + SETTLE) + s.rounds
     synthetic(folder, rows=int(rounds * s.batch_size / 0.9) + 40, image_size=s.image_size)
-    configs = {k: decoder_game(s, k, folder) for k in (1, 2, 4)}
+    configs = {k: decoder_game(s, k, folder) for k in s.adversaries}
     prepare(configs[1], progress=False)
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's actors step back for other processes: not for the other side
     connect(RuntimeConfig())
     with processes(configs, {1, cores}) as pools:
         seconds = {1: take_turns(s, configs[1], pools)}
         threads = min(pools, key=lambda n: statistics.median(seconds[1][f"sequential_{n}"]))
-        best = {threads: pools[threads]}
-        seconds |= {2: take_turns(s, configs[2], best), 4: take_turns(s, configs[4], best, ("sync", "stale1"))}
-        sequential_s, critical_s, release, reply = pools[1].submit(play_apart, 4, s.rounds).result()
+        most = s.adversaries[-1]
+        for k in s.adversaries[1:]:
+            schedules = ("sync", "stale1") if k == most else ("sync",)
+            seconds[k] = take_turns(s, configs[k], {threads: pools[threads]}, schedules)
+        sequential_s, critical_s, release, reply = pools[1].submit(play_apart, most, s.rounds).result()
 
     def speedup(k: int, side: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[k][f"sequential_{threads}"], seconds[k][side], strict=True))
@@ -320,10 +327,9 @@ def measure_speed(s: Settings, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "speedup_k1": speedup(1, f"sequential_{cores}"),  # what `auto` chooses
         "speedup_k1_ray": speedup(1, "ray_sync"),
-        "speedup_k2": speedup(2, "ray_sync"),
-        "speedup_k4": speedup(4, "ray_sync"),
-        "speedup_k4_stale1": speedup(4, "ray_stale1"),
-        "critical_path_speedup_k4": sequential_s / critical_s,
+        **{f"speedup_k{k}": speedup(k, "ray_sync") for k in s.adversaries[1:]},
+        f"speedup_k{most}_stale1": speedup(most, "ray_stale1"),
+        f"critical_path_speedup_k{most}": sequential_s / critical_s,
         f"round_ms_sleep20_k{s.sleepers}": 1000 * sleeping_round_s(s),
         "bytes_per_release": release,
         "bytes_per_reply": reply,

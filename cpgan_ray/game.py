@@ -61,7 +61,7 @@ class Game:
         stop = min(self.round + rounds, (self.round // self.rounds_per_epoch + 1) * self.rounds_per_epoch, self.total_rounds)
         epochwise = self.config.game.schedule == "epochwise"
         if epochwise:
-            stop = (self.round // self.rounds_per_epoch + 1) * self.rounds_per_epoch
+            stop = min((self.round // self.rounds_per_epoch + 1) * self.rounds_per_epoch, self.total_rounds)
         played = []
         while self.round < stop:
             started = time.perf_counter()

@@ -5,6 +5,7 @@ Ray is applied where they are created (actors.py); in one process they are calle
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -61,6 +62,8 @@ class PrivatizerWorker:
             shift=self.config.data.shift,
         )
         z = self.defender.release(to_input(pictures(self.dataset.train, chosen), self.device))
+        if not bool(torch.isfinite(z).all()):
+            raise FloatingPointError(f"the privatizer's codes are not finite in round {round}: lower the learning rates")
         return Release(round=round, batch=chosen, z=z.cpu().numpy())
 
     def utility(self, release: Release) -> Metrics:
@@ -95,8 +98,10 @@ class PrivatizerWorker:
 
     def released_blocks(self, split: str, *, round: int) -> Iterator[Release]:
         """The codes of a whole split, block by block, as the adversaries that are fitted once per epoch read them."""
-        for start in range(0, len(self.split(split)), EVALUATION_BLOCK):
-            rows = consecutive(start, min(start + EVALUATION_BLOCK, len(self.split(split))))
+        num_rows = len(self.split(split))
+        edges = np.linspace(0, num_rows, -(-num_rows // EVALUATION_BLOCK) + 1).astype(int)  # even: batch statistics need rows
+        for start, stop in pairwise(edges.tolist()):
+            rows = consecutive(start, stop)
             z = self.defender.current_codes(to_input(self.split(split).take(rows.rows), self.device))
             yield Release(round=round, batch=rows, z=z.cpu().numpy(), split=split)
 

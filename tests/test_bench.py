@@ -9,7 +9,7 @@ import numpy as np
 from cpgan_ray.bench import num_bytes
 from cpgan_ray.messages import Batch, Feedback, Release
 
-TINY = "--rounds 2 --repeats 1 --warmup 1 --image-size 16 --batch-size 16 --k 8 --width 2 --sleepers 2"
+TINY = "--rounds 2 --repeats 1 --warmup 1 --image-size 16 --batch-size 16 --k 8 --width 2 --sleepers 2 --adversaries 1 2"
 
 
 def test_messages_hold_codes_row_numbers_and_gradients_and_little_else():
@@ -27,6 +27,6 @@ def test_the_last_line_is_json_with_every_number():
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    names = {"speedup_k1", "speedup_k2", "speedup_k4", "speedup_k4_stale1", "critical_path_speedup_k4", "round_ms_sleep20_k2"}
+    names = {"speedup_k1", "speedup_k1_ray", "speedup_k2", "speedup_k2_stale1", "critical_path_speedup_k2", "round_ms_sleep20_k2"}
     assert all(result[name] > 0 for name in names | {"bytes_per_reply", "bytes_per_release"})
     assert result["round_ms_sleep20_k2"] >= 20

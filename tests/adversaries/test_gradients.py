@@ -154,7 +154,7 @@ def test_the_gradient_of_a_closed_form_adversary_is_that_of_its_reference(kind, 
 @pytest.mark.parametrize("privacy", ["recovered", "negated_mse"])
 @pytest.mark.parametrize("kind", NEURAL)
 def test_the_gradient_of_a_neural_adversary_is_that_of_its_own_privacy_term(kind, privacy):
-    adversary = made(NEURAL[kind], learned=60)
+    adversary = made(NEURAL[kind], learned=40)
     z, target = batch(0)
     value, gradient = answer(adversary, z, target, privacy)
     assert privacy == "negated_mse" or value > 0.01, "the term should not be clipped here"
