@@ -89,8 +89,8 @@ class Settings:
         for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.adversaries or self.adversaries[0] != 1:
-            raise InputError(f"adversaries is {self.adversaries}; it must begin with 1")
+        if len(self.adversaries) < 2 or self.adversaries[0] != 1:
+            raise InputError(f"adversaries is {self.adversaries}; it must be 1 and one or more larger numbers")
 
 
 # Games to measure

@@ -164,7 +164,9 @@ def log_model(name: str, program: Path, example: np.ndarray) -> None:
         f"torch=={torch.__version__.split('+')[0]}",
         f"numpy=={np.__version__}",
     ]  # given, or MLflow looks for them for long
-    mlflow_pytorch.log_model(module, name=name, signature=signature, input_example=example, pip_requirements=requirements)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found")  # of tensors that share storage: none is lost
+        mlflow_pytorch.log_model(module, name=name, signature=signature, input_example=example, pip_requirements=requirements)
 
 
 class Console:

@@ -103,6 +103,8 @@ def code_map(fitted: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
         return origin, torch.diag(1 / torch.where(scale > 0, scale, 1.0))
     values, vectors = torch.linalg.eigh(torch.cov(constant.T))
     kept = values > SMALLEST_VARIANCE * values[-1].clamp(min=torch.finfo(torch.float32).tiny)
+    if not bool(kept.any()):  # the same code for every picture
+        return origin, torch.zeros_like(vectors[:, :1])
     return origin, vectors[:, kept] / values[kept].sqrt()
 
 
