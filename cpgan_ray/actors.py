@@ -1,24 +1,27 @@
 """The same game on Ray: the central privatizer actor hosts it, each adversary is an actor, one placement group holds them all.
 
 Only z, row numbers and grad_z travel in a round. Actors are not restarted by Ray: one that starts again from nothing would look
-like privacy.
+like privacy. The attacks of a tournament are tasks: they need nothing of each other.
 """
 
+import io
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cpgan_ray.config import Config, RuntimeConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.tournament import Entry, Made, Material, make
 from cpgan_ray.game import Game, opponents
 from cpgan_ray.messages import Metrics, Outcome, Release
-from cpgan_ray.process import available_cpus
+from cpgan_ray.process import available_cpus, pick_device, set_up_process
 from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
 
 INLINE_BYTES = 90_000
@@ -245,3 +248,44 @@ class RayGame:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def attack_task(entry: Entry, material: Material, *, runtime: RuntimeConfig) -> Made:
+    """One attack in a Ray worker of its own; what it fitted comes back on the CPU."""
+    cpus, gpus = material.config.cpus, material.config.gpus
+    set_up_process(threads=runtime.threads or max(1, int(cpus)), gpu_share=gpus)
+    device = pick_device(runtime.device)
+    made = make(entry, material, device=device)
+    if device.type == "cpu":
+        return made
+    torch.save(made, buffer := io.BytesIO())
+    buffer.seek(0)
+    return torch.load(buffer, map_location="cpu", weights_only=False)  # our own bytes of a moment ago
+
+
+def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeConfig, done: Callable[[Made], None]) -> list[Made]:
+    """All attacks as Ray tasks, each with its own resources, as many at once as the cluster has room for; in the order of `todo`.
+
+    Raises: InputError with the numbers where the cluster has no room for one; what an attack raised, without Ray's wrapping.
+    """
+    connect(runtime)
+    cluster, config = ray.cluster_resources(), material.config
+    for kind, wanted in (("CPU", config.cpus), ("GPU", config.gpus)):
+        if wanted > cluster.get(kind, 0.0):
+            raise InputError(
+                f"an attack needs {wanted:g} {kind}s, the cluster has {cluster.get(kind, 0.0):g}: lower --attacks.{kind.lower()}s"
+            )
+    shared = ray.put(material)
+    task: Any = ray.remote(attack_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=2)  # pyright: ignore
+    references = [task.remote(entry, shared, runtime=runtime) for entry in todo]
+    waiting = list(references)
+    try:
+        while waiting:
+            (ready, *_), waiting = ray.wait(waiting, num_returns=1)
+            done(ray.get(ready))
+        return ray.get(references)
+    except RayTaskError as e:
+        raise e.cause from e
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)

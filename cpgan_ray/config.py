@@ -297,29 +297,56 @@ class RuntimeConfig:
         _require(self.deadline_s > 0, "runtime.deadline_s", self.deadline_s, "positive")
 
 
+AttackName = Literal["ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """The fresh attacks at the end of a run."""
+    """The tournament of fresh attacks at the end of a run, and of `jobs/attack.py`."""
 
     __pydantic_config__ = STRICT
 
-    names: tuple[Literal["ridge", "kernel", "mlp"], ...] = ("ridge", "kernel", "mlp")
+    names: tuple[AttackName, ...] = ("ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest")
     """Which attacks are made."""
+    variants: tuple[Literal["leaked", "fresh"], ...] = ("leaked", "fresh")
+    """`leaked`: fitted on the defender's training pictures. `fresh`: on the attacker's own, from the validation split."""
+    shares: tuple[float, ...] = (0.01, 0.1)
+    """Attack-set size sweep: the quick attacks are made again on these shares of the first variant's pictures."""
+    restarts: int = 2
+    """Seeds under which an attack is fitted; the average of the reconstructions counts where it is better on tuning rows."""
+    epochs: int = 3
+    """First budget of a neural attack; it is doubled until that gains less than 0.005 R2 on the tuning rows."""
+    doublings: int = 3
+    """How often the budget is doubled at most; an attack that still gained then is reported as not saturated."""
     max_rows: int = 0
-    """At most this many training pictures are fitted on; 0: all."""
+    """At most this many pictures are fitted on; 0: all."""
     mlp_widths: tuple[int, ...] = (1024,)
-    """Hidden units of the MLP attacks; each is tried, the best on validation rows counts."""
-    mlp_epochs: int = 30
-    """Most epochs of an MLP attack; it stops early on validation rows."""
+    """Hidden units of the MLP attacks; each is tried, the best on tuning rows counts."""
+    decoder_width: int = 16
+    """Channels of the convolutional decoder's last stage but one; the residual decoder has half as many again."""
     kernel_features: int = 4096
-    """Random Fourier features of the kernel attack."""
+    """Most random Fourier features of the kernel attack."""
+    identity: bool = True
+    """Also measure identity linkage."""
+    attributes: bool = True
+    """Also measure what every attribute can be inferred to from z."""
+    legacy: bool = False
+    """Also report the original's wrapped uint8 error, to compare with numbers published that way."""
+    cpus: float = 1.0
+    """CPUs of an attack's Ray task."""
+    gpus: float = 0.0
+    """GPUs of an attack's Ray task, fractions allowed."""
 
     def __post_init__(self) -> None:
-        _require(len(self.names) > 0, "attacks.names", self.names, "at least one of ridge, kernel, mlp")
-        _require(self.max_rows >= 0, "attacks.max_rows", self.max_rows, "at least 0")
+        _require(len(self.names) > 0, "attacks.names", self.names, "at least one attack")
+        _require(len(self.variants) > 0, "attacks.variants", self.variants, "at least one of leaked, fresh")
+        _require(all(0 < s < 1 for s in self.shares), "attacks.shares", self.shares, "shares between 0 and 1")
+        for name in ("restarts", "epochs", "decoder_width", "kernel_features"):
+            _require(getattr(self, name) >= 1, f"attacks.{name}", getattr(self, name), "at least 1")
+        for name in ("doublings", "max_rows", "gpus"):
+            _require(getattr(self, name) >= 0, f"attacks.{name}", getattr(self, name), "at least 0")
+        _require(self.cpus > 0, "attacks.cpus", self.cpus, "positive")
         _require(len(self.mlp_widths) > 0 and min(self.mlp_widths) > 0, "attacks.mlp_widths", self.mlp_widths, "positive numbers")
-        _require(self.mlp_epochs >= 1, "attacks.mlp_epochs", self.mlp_epochs, "at least 1")
-        _require(self.kernel_features >= 1, "attacks.kernel_features", self.kernel_features, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,9 +415,43 @@ class Config:
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
 
 
-def to_json(config: Config) -> dict[str, Any]:
-    """The configuration as JSON-ready values; `from_json` reads it back."""
-    return TypeAdapter(Config).dump_python(config, mode="json")
+@dataclass(frozen=True, kw_only=True)
+class AttackJob:
+    """What `jobs/attack.py` is told beside its target. Values shown are the attacked run's own, where it is a run."""
+
+    __pydantic_config__ = STRICT
+
+    variant: Literal["both", "leaked", "fresh"] = "both"
+    """Which variants are played: the attacker has the defender's training pictures, its own, or each in turn."""
+    fail_above: float | None = None
+    """Release gate: exit with status 1 where the strongest attack's R2 is above this."""
+    against: Path | None = None
+    """Run or report folder to compare with, picture by picture."""
+    dataset: Literal["faces", "celeba"] | None = None
+    """Which data set is attacked; none given: the run's, or for an encoder file `celeba` where there is a `--data-dir`."""
+    data_dir: Path | None = None
+    """Folder in the data set's official layout; none for the embedded faces."""
+    cache_dir: Path | None = None
+    """Where prepared stores are kept; see train_celeba."""
+    output: Path | None = None
+    """Where the report goes; none given: `<run>/attack-<time>`, or `outputs/attack-<time>`."""
+    seed: int = 0
+    """Of the attacks."""
+    skip_corrupt: bool = False
+    """Leave out pictures that cannot be decoded."""
+    data: DataConfig = field(default_factory=DataConfig)
+    attacks: AttackConfig = field(default_factory=AttackConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.fail_above is None or 0 <= self.fail_above <= 1, "fail_above", self.fail_above, "between 0 and 1")
+        _require(self.seed >= 0, "seed", self.seed, "at least 0")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as JSON-ready values; `from_json` reads a Config back."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
 def from_json(values: dict[str, Any]) -> Config:
@@ -408,7 +469,7 @@ def from_json(values: dict[str, Any]) -> Config:
         raise InputError(f"config field {where}: {first['msg']}, got {got[:60]}") from e
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
     """Dotted field name -> JSON-ready value, down to the settings of each adversary."""
 
     def walk(prefix: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def smoke() -> Config:
             "decoder": NeuralConfig(architecture="conv", width=8),
         },
         runtime=RuntimeConfig(threads=1),
-        attacks=AttackConfig(mlp_widths=(128,), mlp_epochs=10, kernel_features=256),
+        attacks=AttackConfig(mlp_widths=(64,), decoder_width=4, kernel_features=256, epochs=1, doublings=1, shares=(0.1,)),
     )
 
 
@@ -54,7 +54,7 @@ def faces() -> Config:
         privatizer=PrivatizerConfig(step=2.0, width=24),
         game=GameConfig(warmup_epochs=4),
         adversaries={"ridge": RidgeConfig(), "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,))},
-        attacks=AttackConfig(mlp_widths=(512,), mlp_epochs=20, kernel_features=1024),
+        attacks=AttackConfig(mlp_widths=(512,), decoder_width=8, kernel_features=1024, epochs=2, doublings=2, shares=(0.1,)),
     )
 
 

@@ -3,22 +3,24 @@
 One process logs, the driver. A tracker that cannot start stops the run.
 """
 
+import atexit
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
-from PIL.Image import Image
+from PIL import Image
 from tqdm import tqdm
 
 from cpgan_ray.config import Config, flatten, to_json
@@ -27,6 +29,8 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.messages import Metrics
 from cpgan_ray.presets import PRESETS
 
+STORE = "mlflow.db"
+"""SQLite file of the default tracking store, beside the output folders."""
 FLUSH_S = 5.0
 """How often buffered metrics are sent, in seconds."""
 PLAIN_LINE_S = 10.0
@@ -38,8 +42,10 @@ BATCH_LIMIT = 1000
 class Tracker:
     """One MLflow run and its local files, from start to `close`."""
 
-    def __init__(self, config: Config, output: Path, *, dataset: Dataset) -> None:
-        """Start the run.
+    def __init__(
+        self, config: Config, output: Path, *, dataset: Dataset, tags: Mapping[str, str] | None = None, parent: str | None = None
+    ) -> None:
+        """Start the run; `parent`: id of the run that it is shown under.
 
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
@@ -49,7 +55,7 @@ class Tracker:
         uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             output.parent.mkdir(parents=True, exist_ok=True)
-            uri = f"sqlite:///{output.parent / 'mlflow.db'}"
+            uri = f"sqlite:///{output.parent / STORE}"
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before it says anything
         try:
@@ -60,7 +66,9 @@ class Tracker:
                 mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts)
             mlflow.set_experiment(config.tracking.experiment)
             name = config.tracking.run_name or f"{config.preset} k={config.k} w={config.privacy_weight:g}"
-            self.run = mlflow.start_run(run_name=name, log_system_metrics=config.tracking.system_metrics)
+            self.run = mlflow.start_run(
+                run_name=name, parent_run_id=parent, tags=dict(tags or {}), log_system_metrics=config.tracking.system_metrics
+            )
         except Exception as e:  # each kind of store has errors of its own
             reason = str(e).partition("\n")[0]
             raise InputError(f"MLflow cannot track at {uri} ({reason}): start it there, or give another --tracking.uri") from e
@@ -95,7 +103,8 @@ class Tracker:
             warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")  # a local folder, twice
             source = resolve_dataset_source(str(dataset.folder))
         mlflow.log_input(MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]), context="training")
-        (self.output / "config.json").write_text(json.dumps(to_json(c) | {"store": str(dataset.folder)}, indent=1) + "\n")
+        told = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
+        (self.output / "config.json").write_text(json.dumps(told, indent=1) + "\n")
         mlflow.log_artifact(str(self.output / "config.json"))
 
     def log(self, metrics: Metrics, *, step: int) -> None:
@@ -114,31 +123,34 @@ class Tracker:
             self.client.log_batch(self.run_id, metrics=part, synchronous=False)
         self.flushed = time.monotonic()
 
-    def log_panel(self, panel: Image, *, step: int) -> None:
+    def log_panel(self, panel: Image.Image, *, step: int) -> None:
         """A picture of reconstructions: in the run's images by step, and beside the report."""
         mlflow.log_image(panel, key="reconstructions", step=step)
         (self.output / "report").mkdir(exist_ok=True)
         panel.save(self.output / "report" / f"reconstructions-{step:06d}.png")
 
-    def log_report(self, report: Mapping[str, Any]) -> None:
-        """`report/report.json`, also as an artifact."""
-        (self.output / "report").mkdir(exist_ok=True)
-        path = self.output / "report" / "report.json"
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        mlflow.log_artifact(str(path), "report")
+    def log_folder(self, folder: Path, name: str) -> None:
+        """All files of a folder as artifacts; a report's panels also among the run's images."""
+        mlflow.log_artifacts(str(folder), name)
+        for picture in sorted(folder.glob("*.png")):
+            with Image.open(picture) as opened:
+                mlflow.log_image(opened.copy(), artifact_file=f"images/{picture.name}")
 
     def log_programs(self, programs: Mapping[str, bytes], examples: Mapping[str, np.ndarray]) -> None:
         """The exported programs as files, and as MLflow models with signature."""
         for name, program in programs.items():
-            (self.output / f"{name}.pt2").write_bytes(program)
+            path = self.output / f"{name}.pt2"
+            path.write_bytes(program)
+            mlflow.log_artifact(str(path))
             if self.config.tracking.log_models:
-                log_model(name, self.output / f"{name}.pt2", examples[name])
+                log_model(name, path, examples[name])
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         try:
             self.flush()
             mlflow.flush_async_logging()
+            mlflow.log_artifact(str(self.output / "metrics.jsonl"))
         finally:
             self.jsonl.close()
             mlflow.end_run(status)
@@ -205,3 +217,42 @@ class Console:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """R2 of each training adversary by round, from a run's `metrics.jsonl`; empty where there is none."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    if not path.is_file():
+        return curves
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            parts = name.split("/")
+            if parts[0] == "adversary" and parts[-1] == "r2" and value is not None:
+                rounds, r2 = curves.setdefault("/".join(parts[1:-1]), ([], []))
+                rounds.append(row["round"])
+                r2.append(value)
+    return curves
+
+
+def fetch_run(run_id: str) -> Path:
+    """What MLflow has of a finished run, downloaded into a temporary folder like its output folder.
+
+    Raises: InputError where the tracking store or the run is not there.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}"
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise InputError(f"there is no tracking store {uri} to look run {run_id} up in: set MLFLOW_TRACKING_URI")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    folder = Path(tempfile.mkdtemp(prefix="cpgan-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        client = mlflow.MlflowClient(uri)
+        client.get_run(run_id)
+        for name in ("config.json", "privatizer.pt2", "utility_head.pt2", "metrics.jsonl"):
+            client.download_artifacts(run_id, name, str(folder))
+    except Exception as e:  # each kind of store has errors of its own
+        reason = str(e).partition("\n")[0]
+        raise InputError(f"MLflow at {uri} has no finished run {run_id} ({reason}): give another id, or the output folder") from e
+    return folder

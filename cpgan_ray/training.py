@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from cpgan_ray.cli import stop_on_sigterm
-from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, load
-from cpgan_ray.data.base import consecutive, rounds_per_epoch
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale, targets
+from cpgan_ray.config import Config, to_json
+from cpgan_ray.data import Dataset, load
+from cpgan_ray.data.base import rounds_per_epoch
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.attacks import predict, ridge_attack
-from cpgan_ray.evaluation.final import Attacked, attack_data, attack_run, label_floor, report
-from cpgan_ray.evaluation.panels import panel
+from cpgan_ray.evaluation.attacks import ridge_attack
+from cpgan_ray.evaluation.panels import panel, reconstructed
+from cpgan_ray.evaluation.tournament import Material, metrics, trained_against
 from cpgan_ray.game import Game, opponents, play_in_process
+from cpgan_ray.judging import judge_codes, utility_of
 from cpgan_ray.messages import Metrics, Outcome
-from cpgan_ray.objectives import accuracy, balanced_accuracy
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.tracking import Console, Tracker
+from cpgan_ray.tracking import Console, Tracker, read_curves
 
 CHUNK_S = 2.0
 """About how long the rounds between two reports to the driver take, in seconds."""
@@ -95,6 +94,7 @@ def train(config: Config) -> dict[str, Any]:
             play(game, config, tracker, dataset)
             outcome = game.outcome()
             players.close()  # their cores and memory are the attacks' now
+            tracker.flush()
             summary = evaluate(config, dataset, outcome, tracker, final_round=game.total_rounds - 1)
             seconds = time.perf_counter() - started
             tracker.log({"time/total_s": seconds}, step=game.total_rounds - 1)
@@ -127,8 +127,8 @@ def play(game: Running, config: Config, tracker: Tracker, dataset: Dataset) -> N
             panel_due = every > 0 and done % every == 0 and done < game.total_rounds
             if done < game.total_rounds and not panel_due:
                 coming = game.play(chunk)
-            for metrics in played:
-                tracker.log({name: value for name, value in metrics.items() if name != "round"}, step=int(metrics["round"]))
+            for one in played:
+                tracker.log({name: value for name, value in one.items() if name != "round"}, step=int(one["round"]))
             console.show(played)
             if panel_due:
                 draw_panel(config, dataset, game.outcome(), tracker, step=done - 1)
@@ -138,73 +138,55 @@ def play(game: Running, config: Config, tracker: Tracker, dataset: Dataset) -> N
 
 
 def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, final_round: int) -> dict[str, Any]:
-    """Utility on the test split, fresh attacks, the label floor; exported programs, report and panel. Returns the summary."""
-    torch.set_num_threads(config.runtime.threads or available_cpus())
-    utility = utility_on_test(config, dataset, outcome)
-    data, attacked = attack_run(config, dataset, outcome)
-    floor = label_floor(config, dataset)
-    strongest = attacked[0]
-    metrics = {f"utility/{name}": value for name, value in utility.items()}
-    metrics |= {f"attack/{a.name}/{key}": getattr(a.score, key) for a in attacked for key in ("r2", "mse_255")}
-    metrics |= {f"attack/{a.name}/seconds": a.seconds for a in attacked}
-    metrics |= {
-        "privacy/strongest_r2": strongest.score.r2,
-        "privacy/label_floor_r2": floor.score.r2,
-        "privacy/excess_r2": strongest.score.r2 - floor.score.r2,
-    }
-    tracker.log(metrics, step=final_round)
-    tracker.log_report(report(attacked, floor, utility=utility, config=config))
-    height, width, channels = dataset.image_shape
+    """Utility on the test split, the tournament of fresh attacks, exported programs, report card. Returns the summary."""
+    utility = utility_of(outcome.logits["test"], dataset, config.data.labels)
     pictures = dataset.test.take(np.arange(2)).transpose(0, 3, 1, 2).copy()
-    tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2]})
-    draw_panel(config, dataset, outcome, tracker, step=final_round, strongest=strongest)
-    result = {"attack": strongest.name, "r2": strongest.score.r2, "low": strongest.score.low, "high": strongest.score.high}
+    tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2].copy()})
+    judged = judge_codes(
+        Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config)),
+        runtime=config.runtime,
+        ray=on_ray(config),
+        task=config.data.labels,
+        utility=utility,
+        about=about(config),
+        curves=read_curves(tracker.output / "metrics.jsonl"),
+        undefended=config.tracking.undefended,
+    )
+    tracker.log({f"utility/{name}": value for name, value in utility.items()} | metrics(judged.verdict), step=final_round)
+    judged.write(tracker.output / "report")
+    tracker.log_folder(tracker.output / "report", "report")
+    return {"accuracy": round(utility["accuracy"], 4), **headline(judged.report)}
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What a report says of the run that it is on."""
+    settings = to_json(config)
+    kept = ("data", "privatizer", "utility", "game", "adversaries", "epochs", "batch_size", "attacks")
     return {
-        "accuracy": round(utility["accuracy"], 4),
-        "strongest": {key: round(v, 4) if isinstance(v, float) else v for key, v in result.items()},
-        "label_floor_r2": round(floor.score.r2, 4),
+        "name": config.preset,
+        "k": config.k,
+        "privacy_weight": config.privacy_weight,
+        "seed": config.seed,
+        "settings": {name: settings[name] for name in kept},
     }
 
 
-def utility_on_test(config: Config, dataset: Dataset, outcome: Outcome) -> dict[str, float]:
-    """Accuracy, balanced accuracy and that of the majority guess, averaged over the labels of the task."""
-    columns = label_columns(dataset, config.data.labels)
-    y, train = dataset.test.labels[:, columns], dataset.train.labels[:, columns]
-    majority = np.broadcast_to(train.mean(axis=0) - 0.5, y.shape)
-    return {
-        "accuracy": float(accuracy(outcome.logits["test"], y).mean()),
-        "balanced_accuracy": float(np.nanmean(balanced_accuracy(outcome.logits["test"], y))),
-        "majority_accuracy": float(accuracy(majority, y).mean()),
-    }
+def headline(report: dict[str, Any]) -> dict[str, Any]:
+    """The part of a job's last line that the tournament answers for."""
+    strongest = {key: round(v, 4) if isinstance(v, float) else v for key, v in report["privacy"]["strongest"].items()}
+    return {"strongest": strongest, "label_floor_r2": round(report["privacy"]["label_floor_r2"], 4)}
 
 
-def draw_panel(
-    config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, step: int, strongest: Attacked | None = None
-) -> None:
-    """Test pictures, what is recovered from undefended codes, and what is recovered from these.
-
-    The defended row is the strongest attack's, or before the end a ridge attack's. Without a finished undefended twin its row
-    shows the best linear code of as many numbers, the leading principal components.
-    """
+def draw_panel(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, step: int) -> None:
+    """In mid-training: test pictures and what a ridge attack recovers of them."""
     basis = projection(dataset, components=DEFAULT_COMPONENTS)
-    shown = consecutive(0, min(PANEL_PICTURES, len(dataset.test)))
-    originals = scale(dataset.test.take(shown.rows))
-
-    def recovered(codes: dict[str, np.ndarray], attack: Attacked | None) -> np.ndarray:
-        data = attack_data(dataset, codes, basis=basis, max_rows=config.attacks.max_rows, seed=config.seed)
-        fitted = attack.fitted if attack else ridge_attack(data, config.attacks)
-        return basis.reconstruct(predict(fitted.reconstruct, data.score.z[: len(shown.rows)]).numpy())
-
-    rows = {"original": originals}
-    if config.tracking.undefended:
-        rows["undefended twin,\nridge attack"] = recovered(twin_codes(config.tracking.undefended, dataset), None)
-    else:
-        coordinates, _ = targets(basis, dataset.test, shown)
-        coordinates[:, config.k :] = 0
-        rows[f"undefended:\nbest {min(config.k, coordinates.shape[1])} numbers"] = basis.reconstruct(coordinates)
-    defended = f"defended,\n{strongest.name} attack" if strongest else "defended,\nridge attack"
-    rows[defended] = recovered(outcome.codes, strongest)
-    tracker.log_panel(panel(rows, image_shape=dataset.image_shape), step=step)
+    data = Material(dataset, outcome.codes, config.attacks, config.seed).data("leaked")
+    rows = np.arange(min(PANEL_PICTURES, len(dataset.test)))
+    shown = {
+        "original": scale(dataset.test.take(rows)),
+        "defended,\nridge attack": reconstructed(data, ridge_attack(data, config.attacks), rows, np.asarray(basis.mean)),
+    }
+    tracker.log_panel(panel(shown, image_shape=dataset.image_shape), step=step)
 
 
 def check_undefended(config: Config) -> None:
@@ -212,19 +194,3 @@ def check_undefended(config: Config) -> None:
     folder = config.tracking.undefended
     if folder is not None and not (folder / "privatizer.pt2").is_file():
         raise InputError(f"tracking.undefended is {folder}, which has no privatizer.pt2: give the output folder of a finished run")
-
-
-def twin_codes(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Codes of all splits by the exported privatizer of another run."""
-    encode = torch.export.load(folder / "privatizer.pt2").module()
-    codes = {}
-    for name, split, mirrored in (
-        ("train", dataset.train, False),
-        ("train_mirrored", dataset.train, True),
-        ("val", dataset.val, False),
-        ("test", dataset.test, False),
-    ):
-        blocks = (b[:, :, ::-1] if mirrored else b for b in split.iter_batches(500))
-        with torch.no_grad():
-            codes[name] = torch.cat([encode(torch.from_numpy(b.transpose(0, 3, 1, 2).copy())) for b in blocks]).numpy()
-    return codes

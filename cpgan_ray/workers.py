@@ -115,7 +115,8 @@ class PrivatizerWorker:
     def outcome(self) -> Outcome:
         """All that the evaluation needs, so that the players can go."""
         found = {split: self.codes(split) for split in ("train", "val", "test")}
-        codes = {split: z for split, (z, _) in found.items()} | {"train_mirrored": self.codes("train", mirrored=True)[0]}
+        codes = {split: z for split, (z, _) in found.items()}
+        codes |= {f"{split}_mirrored": self.codes(split, mirrored=True)[0] for split in ("train", "val")}
         programs = export_programs(self.defender.released, k=self.config.k, image_shape=self.dataset.image_shape)
         return Outcome(codes=codes, logits={split: found[split][1] for split in ("val", "test")}, programs=programs)
 

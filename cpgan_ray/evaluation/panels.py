@@ -3,10 +3,17 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+
+from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
+from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
+from cpgan_ray.evaluation.protocol import Codes
+from cpgan_ray.evaluation.tournament import FLOOR, Material, Verdict
 
 LABEL_WIDTH = 150
 SCALE_TO = 96
+SHOWN = 10
 
 
 def panel(rows: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int]) -> Image.Image:
@@ -24,3 +31,49 @@ def panel(rows: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int]) 
         for j, picture in enumerate(bytes_):
             sheet.paste(Image.fromarray(picture).resize(tile, Image.Resampling.NEAREST), (LABEL_WIDTH + j * (tile[0] + 2), top))
     return sheet
+
+
+def reconstructed(data: AttackData, fitted: Fitted, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """What an attack makes of some score rows, (n, D) in [-1, 1]."""
+    return to_pixels(data, fitted, data.score.z[torch.from_numpy(rows)]).cpu().numpy() + mean
+
+
+def verdict_panels(verdict: Verdict, material: Material, *, undefended: Codes | None) -> dict[str, Image.Image]:
+    """`pictures`: some score pictures, evenly spaced. `worst`: those of which the strongest attack recovers the largest share.
+
+    Rows: original, mean picture, label floor, undefended, strongest attack. Without an undefended twin's codes its row shows the
+    best linear code of as many numbers, the picture's own leading principal components.
+    """
+    dataset, basis, strongest = material.dataset, material.basis(), verdict.strongest
+    mean = np.asarray(basis.mean)
+    data, floor_data = material.data(strongest.entry.variant), material.data(FLOOR)
+    k = min(material.codes["test"].shape[1], len(basis.components))
+    twin = None
+    if undefended is not None:
+        other = Material(dataset, undefended, material.config, material.seed)
+        twin_data = other.data("leaked")
+        twin = twin_data, ridge_attack(twin_data, material.config)
+    share = 1 - strongest.errors.errors / strongest.errors.mean_errors
+    chosen = {
+        "pictures": np.linspace(0, len(share) - 1, min(SHOWN, len(share))).round().astype(np.int64),
+        "worst": np.argsort(-share)[:SHOWN],
+    }
+    panels = {}
+    for name, rows in chosen.items():
+        original = data.score.pixels[rows].cpu().numpy() + mean
+        shown = {"original": original, "mean picture": np.broadcast_to(mean, original.shape)}
+        shown["label floor:\nfrom the true labels"] = reconstructed(floor_data, verdict.floor.made.fitted, rows, mean)
+        if twin is not None:
+            shown["undefended twin,\nridge attack"] = reconstructed(*twin, rows, mean)
+        else:
+            shown[f"undefended:\nbest {k} numbers"] = basis.reconstruct(linear_code(data, rows, k))
+        shown[f"this privatizer,\n{strongest.entry.name} attack"] = reconstructed(data, strongest.made.fitted, rows, mean)
+        panels[name] = panel(shown, image_shape=dataset.image_shape)
+    return panels
+
+
+def linear_code(data: AttackData, rows: np.ndarray, k: int) -> np.ndarray:
+    """The k leading coordinates of some score pictures, the others 0."""
+    coordinates = data.score.target.values[torch.from_numpy(rows)].cpu().numpy().copy()
+    coordinates[:, k:] = 0
+    return coordinates

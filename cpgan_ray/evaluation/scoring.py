@@ -1,47 +1,110 @@
-"""What an attack recovered, with its interval."""
+"""What an attack recovered on the score set, with its interval; and whether two runs differ. All sums in float64."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from cpgan_ray.evaluation.attacks import AttackData, Fitted, predict
+from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
+from cpgan_ray.evaluation.similarity import as_unit, legacy_mse, similarity
 from cpgan_ray.streams import stream
 
 RESAMPLES = 1000
+PICTURE_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Score:
-    """R2 on the score rows with a 95 % interval, and mean squared errors on [0, 1] and 0-255."""
+    """R2 on the score rows with a 95 % interval; errors on [0, 1] and 0-255; likeness of the pictures."""
 
     r2: float
     low: float
     high: float
     mse: float
     mse_255: float
+    psnr: float | None = None  # dB; of pictures only, as those below
+    ssim: float | None = None
+    ms_ssim: float | None = None
+    legacy_mse: float | None = None  # the original's wrapped metric, if asked for
 
 
-def score(data: AttackData, attack: Fitted, *, identity: np.ndarray) -> Score:
-    """R2 = 1 - MSE / MSE(mean training picture), in float64; the interval resamples people, not pictures.
+@dataclass(frozen=True, eq=False)
+class RowErrors:
+    """Mean squared errors per value of each score row, (N,) float64, pictures in [-1, 1]: all that an interval or a test needs."""
 
-    identity: (N,) of the score rows.
+    errors: np.ndarray
+    mean_errors: np.ndarray  # of the mean picture
+    identity: np.ndarray
+
+    @property
+    def r2(self) -> float:
+        return float(1 - self.errors.sum() / self.mean_errors.sum())
+
+
+def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bool = False) -> tuple[Score, RowErrors]:
+    """R2 = 1 - MSE / MSE(mean training picture) and its companions; the interval resamples people, not pictures.
+
+    `pictures`: also PSNR and SSIM. `legacy`: also the original's metric.
+
+    Raises: ValueError where a reconstruction is not on the scale of the pictures, or not finite.
     """
-    target = data.score.target
-    errors = target.errors(predict(attack.reconstruct, data.score.z)).double().numpy()
-    mean_errors = target.mean_errors().double().numpy()
-    low, high = interval(errors, mean_errors, identity=identity, seed=data.seed)
-    mse = float(errors.mean()) / 4  # pictures in [-1, 1]: half the unit of [0, 1], squared
-    return Score(r2=1 - errors.sum() / mean_errors.sum(), low=low, high=high, mse=mse, mse_255=mse * 255**2)
+    errors, mean_errors, likeness = [], [], []
+    for z, x in data.score.pixel_blocks(PICTURE_BLOCK):
+        x_hat = to_pixels(data, attack, z)
+        if not bool(x_hat.isfinite().all()):
+            raise ValueError("an attack's reconstruction is not finite")
+        errors.append((x_hat - x).double().square().mean(1).cpu().numpy())
+        mean_errors.append(x.double().square().mean(1).cpu().numpy())
+        if pictures and data.bounds is not None and data.image_shape is not None:
+            shape = (len(x), *data.image_shape)
+            one, other = (as_unit((v - data.bounds[0] - 1).cpu().view(shape)) for v in (x_hat, x))
+            found = similarity(one, other)
+            likeness.append(found | ({"legacy_mse": legacy_mse(one, other)} if legacy else {}))
+    rows = RowErrors(np.concatenate(errors), np.concatenate(mean_errors), data.score.identity)
+    low, high = interval(rows, seed=data.seed)
+    mse = float(rows.errors.mean()) / 4  # pictures in [-1, 1]: half the unit of [0, 1], squared
+    extra = {name: float(np.concatenate([part[name] for part in likeness]).mean()) for name in likeness[0]} if likeness else {}
+    return Score(r2=rows.r2, low=low, high=high, mse=mse, mse_255=mse * 255**2, **extra), rows
 
 
-def interval(
-    errors: np.ndarray, mean_errors: np.ndarray, *, identity: np.ndarray, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of 1 - sum(errors) / sum(mean_errors), resampling identities."""
-    _, person = np.unique(identity, return_inverse=True)
-    sums = np.stack([np.bincount(person, weights=v) for v in (errors, mean_errors)])
-    people = sums.shape[1]
-    draws = stream(seed, "bootstrap").multinomial(people, np.full(people, 1 / people), size=RESAMPLES)
+def resamples(rows: RowErrors, *, seed: int) -> np.ndarray:
+    """How often each person counts in each bootstrap sample, (RESAMPLES, people)."""
+    people = len(np.unique(rows.identity))
+    return stream(seed, "bootstrap").multinomial(people, np.full(people, 1 / people), size=RESAMPLES)
+
+
+def resampled_r2(rows: RowErrors, draws: np.ndarray) -> np.ndarray:
+    """R2 of each bootstrap sample."""
+    _, person = np.unique(rows.identity, return_inverse=True)
+    sums = np.stack([np.bincount(person, weights=v) for v in (rows.errors, rows.mean_errors)])
     resampled = draws @ sums.T
-    low, high = np.quantile(1 - resampled[:, 0] / resampled[:, 1], [(1 - level) / 2, (1 + level) / 2])
+    return 1 - resampled[:, 0] / resampled[:, 1]
+
+
+def interval(rows: RowErrors, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of R2, resampling identities."""
+    low, high = np.quantile(resampled_r2(rows, resamples(rows, seed=seed)), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """R2 of one run less another's on the same score rows, with a 95 % interval and a two-sided bootstrap p-value."""
+
+    r2: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(one: RowErrors, other: RowErrors, *, seed: int) -> Difference:
+    """Whether two runs differ: both are resampled with the same draws of people, so that what they share cancels.
+
+    Raises: ValueError where the score rows are not the same.
+    """
+    if not (np.array_equal(one.identity, other.identity) and np.allclose(one.mean_errors, other.mean_errors, rtol=1e-3)):
+        raise ValueError("the two runs were scored on different pictures")
+    draws = resamples(one, seed=seed)
+    differences = resampled_r2(one, draws) - resampled_r2(other, draws)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    tail = min((differences <= 0).mean(), (differences >= 0).mean())
+    return Difference(one.r2 - other.r2, float(low), float(high), float(min(1.0, max(2 * tail, 1 / RESAMPLES))))

@@ -1,0 +1,117 @@
+"""The whole job of attacking what is there already: a finished run, or anybody's encoder as a file."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpgan_ray.cli import Target, stop_on_sigterm
+from cpgan_ray.config import AttackJob, Config
+from cpgan_ray.data import Dataset, load
+from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder
+from cpgan_ray.evaluation.protocol import Codes
+from cpgan_ray.evaluation.tournament import Material, metrics, trained_against
+from cpgan_ray.judging import judge_codes, read_errors, utility_of
+from cpgan_ray.process import available_cpus, set_up_process
+from cpgan_ray.tracking import Tracker, read_curves
+from cpgan_ray.training import about, headline, new_output, on_ray
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the job prints, and whether the gate lets it pass."""
+
+    summary: dict[str, Any]
+    passed: bool
+
+
+def attack(target: Target, job: AttackJob) -> Gate:
+    """The tournament on a target; leaves `report/` in the output folder and a run in MLflow, below the attacked one if it is there.
+
+    Raises: InputError for anything the user can mend, before anything is written to the output folder.
+    """
+    started = time.perf_counter()
+    set_up_process(threads=job.runtime.threads or available_cpus())
+    encoder = open_encoder(target.program)
+    config = attacked_config(target, job, encoder)
+    output = new_output(config)
+    if job.against is not None:
+        read_errors(job.against)
+    dataset = load(config)
+    codes = encode_all(encoder, dataset)
+    config = dataclasses.replace(config, k=codes["test"].shape[1])
+    stop_on_sigterm()
+    tags = {"attacked": target.run_id or str(target.program)}
+    with Tracker(config, output, dataset=dataset, tags=tags, parent=target.run_id) as tracker:
+        judged = judge_codes(
+            Material(dataset, codes, config.attacks, config.seed, trained_against(config) if target.config else ()),
+            runtime=config.runtime,
+            ray=on_ray(config),
+            task=config.data.labels if target.config else (),
+            utility=utility(target, codes, dataset, config),
+            about=about(config) if target.config else about_encoder(config, encoder),
+            curves=read_curves(target.folder / "metrics.jsonl") if target.folder else {},
+            undefended=config.tracking.undefended,
+            against=job.against,
+        )
+        found = metrics(judged.verdict) | {f"utility/{n}": v for n, v in judged.report["utility"].items()}
+        tracker.log(found | {"time/total_s": time.perf_counter() - started}, step=0)
+        judged.write(output / "report")
+        tracker.log_folder(output / "report", "report")
+    passed = job.fail_above is None or judged.verdict.strongest.score.r2 <= job.fail_above
+    summary = {"run_id": tracker.run_id, "output": str(output), **headline(judged.report)}
+    return Gate(summary | {"passed": passed, "seconds": round(time.perf_counter() - started, 1)}, passed)
+
+
+def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
+    """The configuration under which the target is attacked: the run's own, changed as the job says.
+
+    Raises: InputError where the pictures cannot have the size that the encoder takes.
+    """
+    height, width, _ = encoder.image_shape
+    if height != width:
+        raise InputError(f"encoder {encoder.path} takes pictures of {height} x {width}: the stores hold square ones")
+    attacks = job.attacks
+    if job.variant != "both":
+        attacks = dataclasses.replace(attacks, variants=(job.variant,))
+    data = dataclasses.replace(job.data, dataset=job.dataset or job.data.dataset, image_size=height)
+    default = (target.folder or Path("outputs").resolve()) / f"attack-{datetime.now():%Y%m%d-%H%M%S}"
+    base = target.config or Config(preset="encoder", adversaries={})
+    tracking = dataclasses.replace(job.tracking, run_name=job.tracking.run_name or f"attack on {target.name}")
+    return dataclasses.replace(
+        base,
+        data=data,
+        data_dir=job.data_dir,
+        cache_dir=job.cache_dir,
+        output=job.output or default,
+        seed=job.seed,
+        skip_corrupt=job.skip_corrupt,
+        attacks=attacks,
+        runtime=job.runtime,
+        tracking=tracking,
+    )
+
+
+def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> dict[str, float]:
+    """The run's own utility head on the test codes; nothing for an encoder that came alone."""
+    if target.folder is None or not (target.folder / "utility_head.pt2").is_file():
+        return {}
+    head = torch.export.load(target.folder / "utility_head.pt2").module()
+    with torch.no_grad():
+        logits = np.concatenate([head(part).numpy() for part in torch.from_numpy(codes["test"]).split(1000)])
+    return utility_of(logits, dataset, config.data.labels)
+
+
+def about_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:
+    """What a report says of an encoder of which nothing but the file is known."""
+    return about(config) | {
+        "name": encoder.path.name,
+        "privacy_weight": None,
+        "settings": {name: value for name, value in about(config)["settings"].items() if name in ("data", "attacks")},
+    }

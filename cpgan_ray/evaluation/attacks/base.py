@@ -1,0 +1,152 @@
+"""What an attack is given and what it answers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cpgan_ray.adversaries.base import Target, code_map
+from cpgan_ray.data.base import pictures
+from cpgan_ray.data.projection import scale
+from cpgan_ray.data.store import Split
+from cpgan_ray.messages import Batch
+
+BLOCK = 2048
+GAIN = 0.005
+"""An attack is saturated when doubling its budget gains less R2 than this on the tuning rows."""
+
+
+class Pixels(Protocol):
+    """Pictures in [-1, 1] less the mean training picture, by row: a Tensor (N, D), or the store's pictures on demand."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPixels:
+    """Pictures of a split that stay in the memory-mapped store until they are asked for."""
+
+    split: Split
+    batch: Batch
+    mean: np.ndarray  # (D,)
+    device: torch.device | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch.rows)
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        b = self.batch
+        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        part = Batch(rows=b.rows[rows], mirrored=b.mirrored[rows], shift=b.shift[rows])
+        return torch.from_numpy(scale(pictures(self.split, part)) - self.mean).to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Codes and the pictures behind them, row by row: as pixels, and on principal components."""
+
+    z: Tensor  # (N, k)
+    target: Target  # values (N, p), residual (N,)
+    pixels: Pixels  # (N, D)
+    identity: np.ndarray  # (N,) whose picture it is
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[Tensor, Tensor]]:
+        """Codes and coordinates, block by block."""
+        yield from zip(self.z.split(size), self.target.values.split(size), strict=True)
+
+    def pixel_blocks(self, size: int = BLOCK) -> Iterator[tuple[Tensor, Tensor]]:
+        """Codes and pixels, block by block."""
+        for start in range(0, len(self), size):
+            yield self.z[start : start + size], self.pixels[slice(start, start + size)]
+
+
+@dataclass(frozen=True, eq=False)
+class AttackData:
+    """Three disjoint sets of pairs. An attack may look at `fit` and `tune`; `score` is for whoever scores it."""
+
+    fit: Pairs
+    tune: Pairs
+    score: Pairs
+    components: Tensor  # (p, D) orthonormal: coordinates @ components are pixels
+    bounds: tuple[Tensor, Tensor] | None  # (D,) least and largest value of each pixel; None: unbounded
+    image_shape: tuple[int, int, int] | None  # (H, W, C); None: no pictures, decoders fall back on perceptrons
+    seed: int
+    trained_against: tuple[str, ...] = field(default=())  # architectures of the training adversaries
+
+
+class Reconstructor(Protocol):
+    """Codes (B, k) -> coordinates (B, p) or pixels (B, D). Pickles, so that it can be fitted in another process."""
+
+    def __call__(self, z: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """An attack at its best settings."""
+
+    reconstruct: Reconstructor
+    space: str  # of what `reconstruct` returns: "components" or "pixels"
+    tune_r2: float  # on the tuning rows
+    saturated: bool  # whether more budget no longer helped
+    settings: dict[str, object]
+    budgets: tuple[tuple[int, float], ...] = ()  # (budget, R2 on the tuning rows), as the budget was raised
+
+
+class CodeMap(nn.Module):
+    """Standardises or whitens codes with the statistics of those fitted on, in float64 inside."""
+
+    origin: Tensor
+    matrix: Tensor
+
+    def __init__(self, fitted: Tensor, *, how: str) -> None:
+        super().__init__()
+        origin, matrix = code_map(fitted, how=how)
+        self.register_buffer("origin", origin)
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return ((z.double() - self.origin) @ self.matrix).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The average of several reconstructions."""
+
+    parts: tuple[Reconstructor, ...]
+
+    def __call__(self, z: Tensor, /) -> Tensor:
+        return torch.stack([part(z) for part in self.parts]).mean(0)
+
+
+@torch.no_grad()
+def predict(reconstruct: Reconstructor, z: Tensor) -> Tensor:
+    """What it answers to all codes (N, p or D), block by block."""
+    return torch.cat([reconstruct(block) for block in z.split(BLOCK)])
+
+
+def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
+    """Reconstructions (B, D) less the mean picture, clipped to what a picture can be: that only brings them nearer to it."""
+    with torch.no_grad():
+        answer = fitted.reconstruct(z)
+        pixels = answer @ data.components if fitted.space == "components" else answer
+    return pixels if data.bounds is None else pixels.clamp(*data.bounds)
+
+
+@torch.no_grad()
+def recovered(pairs: Pairs, reconstruct: Reconstructor, *, space: str) -> float:
+    """R2 on some pairs: 1 - MSE / MSE of the mean picture."""
+    if space == "components":
+        target = pairs.target
+        return 1 - float(target.errors(predict(reconstruct, pairs.z)).double().sum() / target.mean_errors().double().sum())
+    errors = mean_errors = 0.0
+    for z, x in pairs.pixel_blocks():
+        errors += float((reconstruct(z) - x).double().square().sum())
+        mean_errors += float(x.double().square().sum())
+    return 1 - errors / mean_errors

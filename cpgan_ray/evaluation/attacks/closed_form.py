@@ -1,0 +1,99 @@
+"""Attacks in closed form: at the optimum of their class, so that nobody has to ask whether they were trained long enough."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cpgan_ray.adversaries.kernel import FourierFeatures, median_distance
+from cpgan_ray.adversaries.linear import LinearMap, NormalEquations
+from cpgan_ray.config import AttackConfig
+from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
+from cpgan_ray.streams import stream
+
+RIDGE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+KERNEL_BANDWIDTHS = (0.5, 1.0, 2.0, 4.0)
+KERNEL_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A prepared code, lifted if need be, through an affine map."""
+
+    prepare: CodeMap
+    weight: Tensor  # (q, p)
+    bias: Tensor  # (p,)
+    features: FourierFeatures | None = None
+    width: float = 1.0
+
+    def __call__(self, z: Tensor, /) -> Tensor:
+        inside = self.prepare(z)
+        if self.features is not None:
+            inside = self.features(inside, width=self.width)
+        return inside @ self.weight + self.bias
+
+
+def solved(prepare: CodeMap, fit: LinearMap, features: FourierFeatures | None = None, width: float = 1.0) -> Affine:
+    return Affine(prepare, fit.weight.float(), fit.bias.float(), features, width)
+
+
+def best_affine(data: AttackData, *, space: str) -> tuple[float, float, Affine]:
+    """The ridge solution on whitened codes with the penalty that the tuning rows prefer: their R2, the penalty, the map."""
+    prepare = CodeMap(data.fit.z, how="whitened")
+    blocks: Iterable[tuple[Tensor, Tensor]] = data.fit.blocks() if space == "components" else data.fit.pixel_blocks()
+    sums: NormalEquations | None = None
+    for z, x in blocks:
+        sums = sums or NormalEquations(prepare.matrix.shape[1], x.shape[1])
+        sums.add(prepare(z), x)
+    assert sums is not None
+    candidates = [(penalty, solved(prepare, sums.solve(penalty=penalty))) for penalty in RIDGE_PENALTIES]
+    return max(((recovered(data.tune, fit, space=space), penalty, fit) for penalty, fit in candidates), key=lambda c: c[0])
+
+
+def ridge_attack(data: AttackData, config: AttackConfig) -> Fitted:
+    """The best affine reconstruction of the pixels, on whitened codes: no scale of a direction protects it."""
+    found, penalty, best = best_affine(data, space="pixels")
+    return Fitted(best, "pixels", found, True, {"penalty": penalty})
+
+
+def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
+    """RBF kernel ridge by random Fourier features, on standardised and on whitened codes, onto the principal components.
+
+    Bandwidth and penalty by the tuning rows, with few features; then the features are doubled until that gains nothing. The
+    restarts draw other features, and are averaged.
+    """
+
+    def fit(how: str, bandwidth: float, features: int, restart: int, penalties: Iterable[float]) -> tuple[float, float, Affine]:
+        prepare = CodeMap(data.fit.z, how=how)
+        codes = prepare(data.fit.z[:512])
+        width = bandwidth * median_distance(codes)
+        rng = stream(data.seed, "attack", "kernel", features, restart)
+        phi = FourierFeatures(codes.shape[1], features, rng=rng, device=codes.device)
+        sums = NormalEquations(features, data.fit.target.values.shape[1])
+        for z, x in data.fit.blocks():
+            sums.add(phi(prepare(z), width=width), x)
+        candidates = [(penalty, solved(prepare, sums.solve(penalty=penalty), phi, width)) for penalty in penalties]
+        scored = [(recovered(data.tune, one, space="components"), penalty, one) for penalty, one in candidates]
+        return max(scored, key=lambda s: s[0])
+
+    limit = config.kernel_features
+    features = max(1, limit // 8)
+    grid = [(how, bandwidth) for how in ("standardised", "whitened") for bandwidth in KERNEL_BANDWIDTHS]
+    tried = [(fit(how, bandwidth, features, 0, KERNEL_PENALTIES), how, bandwidth) for how, bandwidth in grid]
+    (found, penalty, best), how, bandwidth = max(tried, key=lambda t: t[0][0])
+    budgets, saturated = [(features, found)], False
+    while features < limit and not saturated:
+        features = min(2 * features, limit)
+        more = fit(how, bandwidth, features, 0, KERNEL_PENALTIES)
+        budgets.append((features, more[0]))
+        saturated = more[0] - found < GAIN
+        if more[0] > found:
+            found, penalty, best = more
+    restarts: list[Reconstructor] = [best]
+    restarts += [fit(how, bandwidth, features, restart, (penalty,))[2] for restart in range(1, config.restarts)]
+    averaged = Mean(tuple(restarts))
+    together = recovered(data.tune, averaged, space="components")
+    settings: dict[str, object] = {"codes": how, "bandwidth": bandwidth, "penalty": penalty, "features": features}
+    if together > found:
+        return Fitted(averaged, "components", together, saturated, settings | {"averaged": len(restarts)}, tuple(budgets))
+    return Fitted(best, "components", found, saturated, settings, tuple(budgets))

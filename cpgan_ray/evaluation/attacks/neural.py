@@ -1,0 +1,189 @@
+"""Attacks by gradient descent: perceptrons onto the principal components, convolutional decoders onto the pixels.
+
+Each starts from the ridge reconstruction and learns what that leaves over, so that none is weaker than ridge for want of training.
+Several candidates are trained on a small budget; the best goes on, its budget doubled until that gains nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cpgan_ray.config import AttackConfig, NeuralConfig
+from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
+from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine
+from cpgan_ray.nets.reconstructors import Decoder, mlp
+from cpgan_ray.process import torch_stream
+from cpgan_ray.streams import stream
+
+LEAST_STEPS = 32
+"""An epoch of an attack on few pictures has at least so many steps."""
+PATIENCE = 3
+"""Epochs without a better R2 on the tuning rows after which training has come to its end."""
+AVERAGING = 0.98
+"""Decay per step of the moving average of the weights that is evaluated: it stands in for a falling learning rate."""
+PIXEL_BATCH, CODE_BATCH = 128, 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network, and what is done to the codes before it."""
+
+    network: NeuralConfig
+    codes: str
+
+    @property
+    def settings(self) -> dict[str, object]:
+        n = self.network
+        shown: dict[str, object] = {"architecture": n.architecture, "width": n.width, "depth": n.depth, "dropout": n.dropout}
+        return shown | {"codes": self.codes}
+
+
+class OnRidge(nn.Module):
+    """The ridge reconstruction plus a network's, which is zero at the start."""
+
+    def __init__(self, base: Affine, prepare: CodeMap, network: nn.Module, *, scale: float) -> None:
+        super().__init__()
+        self.base, self.prepare, self.network, self.scale = base, prepare, network, scale
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.base(z) + self.network(self.prepare(z)) * self.scale
+
+
+class Training:
+    """One network under training, which can go on where it stopped. Keeps the weights that were best on the tuning rows."""
+
+    def __init__(self, data: AttackData, candidate: Candidate, *, base: Affine, base_r2: float, space: str, restart: int) -> None:
+        self.data, self.candidate, self.base, self.space = data, candidate, base, space
+        self.path = ("attack", *(str(v) for v in candidate.settings.values()), restart)
+        self.rng = stream(data.seed, *self.path)
+        self.batch = PIXEL_BATCH if space == "pixels" else CODE_BATCH
+        prepare = CodeMap(data.fit.z, how=candidate.codes)
+        k, outputs = prepare.matrix.shape[1], self.target(slice(0, 1)).shape[1]
+        with torch_stream(data.seed, *self.path):
+            network = self.build(k, outputs).to(data.fit.z.device)
+        left = self.target(slice(0, 512)) - base(data.fit.z[:512])
+        scale = float(left.square().mean().sqrt().clamp(min=1e-6))
+        self.model = OnRidge(base, prepare, network, scale=scale)
+        self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
+        self.evaluated = OnRidge(base, prepare, self.averaged.module, scale=scale).eval()
+        self.optimiser = torch.optim.AdamW(network.parameters(), lr=candidate.network.learning_rate, weight_decay=1e-4)
+        self.r2, self.weights, self.since, self.epochs = base_r2, self.snapshot(), 0, 0
+
+    def build(self, k: int, outputs: int) -> nn.Module:
+        """The candidate's network with its last layer at zero."""
+        if self.space == "components":
+            network = mlp(self.candidate.network, k=k, target=outputs)
+            last = network[-1]  # pyright: ignore[reportIndexIssue]
+        else:
+            assert self.data.image_shape is not None
+            network = Decoder(self.candidate.network, k=k, image_shape=self.data.image_shape)
+            last = network.last
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def target(self, rows: slice | Tensor) -> Tensor:
+        return self.data.fit.pixels[rows] if self.space == "pixels" else self.data.fit.target.values[rows]
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
+
+    @property
+    def ended(self) -> bool:
+        return self.since >= PATIENCE
+
+    def go_on(self, epochs: int) -> None:
+        """Train up to so many epochs in all, unless it has come to its end before."""
+        while self.epochs < epochs and not self.ended:
+            with torch_stream(self.data.seed, *self.path, self.epochs):
+                self.epoch()
+            self.epochs += 1
+            r2 = recovered(self.data.tune, self.evaluated, space=self.space)
+            if r2 > self.r2:
+                self.r2, self.weights, self.since = r2, self.snapshot(), 0
+            else:
+                self.since += 1
+
+    def epoch(self) -> None:
+        network = self.model.network.train()
+        rows = self.rows()
+        for chosen in torch.from_numpy(rows).split(self.batch):
+            z = self.data.fit.z[chosen]
+            with torch.no_grad():
+                left = (self.target(chosen) - self.base(z)) / self.model.scale
+            loss = nn.functional.mse_loss(network(self.model.prepare(z)), left)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+            self.averaged.update_parameters(network)
+
+    def rows(self) -> np.ndarray:
+        """An epoch's rows: each fitted one once, or several times where they are few."""
+        count = len(self.data.fit)
+        passes = max(1, -(-LEAST_STEPS * self.batch // count)) if count < LEAST_STEPS * self.batch else 1
+        return np.concatenate([self.rng.permutation(count) for _ in range(passes)])
+
+    def best(self) -> OnRidge:
+        """The network as it was when it was best."""
+        self.averaged.module.load_state_dict(self.weights)
+        return self.evaluated.eval()
+
+
+def train_candidates(data: AttackData, config: AttackConfig, candidates: Sequence[Candidate], *, space: str) -> Fitted:
+    """The best candidate, at the budget that no longer helps, as the average of its restarts if that is better."""
+    base_r2, _, base = best_affine(data, space=space)
+
+    def training(candidate: Candidate, restart: int) -> Training:
+        return Training(data, candidate, base=base, base_r2=base_r2, space=space, restart=restart)
+
+    budget, limit = config.epochs, config.epochs * 2**config.doublings
+    begun = [training(candidate, 0) for candidate in candidates]
+    for one in begun:
+        one.go_on(budget)
+    best = max(begun, key=lambda one: one.r2)
+    budgets, saturated = [(budget, best.r2)], best.ended
+    while not saturated and budget < limit:
+        before, budget = best.r2, 2 * budget
+        best.go_on(budget)
+        budgets.append((budget, best.r2))
+        saturated = best.ended or best.r2 - before < GAIN
+    parts: list[tuple[float, Reconstructor]] = [(best.r2, best.best())]
+    for restart in range(1, config.restarts):
+        other = training(best.candidate, restart)
+        other.go_on(best.epochs)
+        parts.append((other.r2, other.best()))
+    settings = best.candidate.settings | {"epochs": best.epochs, "restarts_r2": [round(r2, 4) for r2, _ in parts]}
+    averaged = Mean(tuple(part for _, part in parts))
+    together = recovered(data.tune, averaged, space=space)
+    r2, alone = max(parts, key=lambda part: part[0])
+    if together > r2:
+        return Fitted(averaged, space, together, saturated, settings | {"averaged": len(parts)}, tuple(budgets))
+    return Fitted(alone, space, r2, saturated, settings, tuple(budgets))
+
+
+def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:
+    """Two-layer perceptrons of several widths, with and without dropout, on standardised and on whitened codes."""
+    variants = (("standardised", 0.0), ("standardised", 0.5), ("whitened", 0.5))
+    candidates = [
+        Candidate(NeuralConfig(architecture="mlp", width=width, depth=2, dropout=dropout), codes)
+        for width in config.mlp_widths
+        for codes, dropout in variants
+    ]
+    return train_candidates(data, config, candidates, space="components")
+
+
+def decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
+    """A convolutional decoder of an architecture that no training adversary has."""
+    unused = [a for a in ("upsample", "conv") if a not in data.trained_against]
+    network = NeuralConfig(architecture="upsample" if not unused else unused[0], width=config.decoder_width)  # pyright: ignore[reportArgumentType]
+    return train_candidates(data, config, [Candidate(network, codes) for codes in ("standardised", "whitened")], space="pixels")
+
+
+def resnet_decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
+    """A decoder of residual blocks, deeper and wider than the other."""
+    network = NeuralConfig(architecture="resnet", width=config.decoder_width * 3 // 2, depth=1)
+    return train_candidates(data, config, [Candidate(network, "whitened")], space="pixels")

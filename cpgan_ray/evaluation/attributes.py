@@ -1,0 +1,78 @@
+"""The attribute map: what else can be told from z? Hiding the picture does not hide every property of it (Stadler et al., ICML
+2024: any useful z tells some attribute that is not the task)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from cpgan_ray.config import NeuralConfig
+from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap
+from cpgan_ray.nets.reconstructors import mlp
+from cpgan_ray.objectives import balanced_accuracy, utility_loss
+from cpgan_ray.process import torch_stream
+from cpgan_ray.streams import stream
+
+EPOCHS, PATIENCE, BATCH, WIDTH = 30, 4, 256, 256
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """How well one attribute is told from z by somebody who was taught on other people; 0.5 is the majority guess."""
+
+    name: str
+    task: bool  # whether it belongs to the task
+    balanced_accuracy: float
+    positive_share: float  # on the score set
+
+
+def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, names: tuple[str, ...], task: set[str]) -> list[Inferred]:
+    """A linear and a two-layer classifier of all attributes at once, class-weighted, on standardised codes; for each attribute the
+    one that is better on the tuning rows, scored on the score rows.
+
+    labels: `fit`, `tune`, `score`, each (N, L) of 0/1. Attributes that do not vary on the score or the tuning rows are left out.
+    """
+    prepare = CodeMap(data.fit.z, how="standardised")
+    z = {name: prepare(getattr(data, name).z) for name in ("fit", "tune", "score")}
+    share = torch.from_numpy(labels["fit"].mean(axis=0, dtype=np.float64)).float().to(z["fit"].device)
+    found = []
+    for depth in (0, 2):
+        config = NeuralConfig(architecture="mlp", width=WIDTH, depth=max(depth, 1), dropout=0.3)
+        with torch_stream(data.seed, "attribute_map", depth):
+            k, outputs = z["fit"].shape[1], len(names)
+            network = nn.Linear(k, outputs) if depth == 0 else mlp(config, k=k, target=outputs)
+            found.append(taught(network.to(z["fit"].device), z, labels, share=share, seed=data.seed))
+    tuned = np.stack([balanced_accuracy(logits["tune"], labels["tune"]) for logits in found])
+    scored = np.stack([balanced_accuracy(logits["score"], labels["score"]) for logits in found])
+    return [
+        Inferred(name, name in task, float(scored[np.argmax(tuned[:, i]), i]), float(labels["score"][:, i].mean()))
+        for i, name in enumerate(names)
+        if np.isfinite(tuned[:, i]).all() and np.isfinite(scored[:, i]).all()
+    ]
+
+
+def taught(
+    network: nn.Module, z: dict[str, torch.Tensor], labels: dict[str, np.ndarray], *, share: torch.Tensor, seed: int
+) -> dict[str, np.ndarray]:
+    """Logits on the tuning and the score rows of the network at its best epoch by mean balanced accuracy on the tuning rows."""
+    y = torch.from_numpy(labels["fit"]).float().to(z["fit"].device)
+    rng = stream(seed, "attribute_map")
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
+    best, logits, since = -1.0, {}, 0
+    for _ in range(EPOCHS):
+        network.train()
+        for rows in torch.from_numpy(rng.permutation(len(y))).split(BATCH):
+            loss = utility_loss(network(z["fit"][rows]), y[rows], positive_share=share)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        network.eval()
+        with torch.no_grad():
+            now = {name: network(z[name]).cpu().numpy() for name in ("tune", "score")}
+        mean = float(np.nanmean(balanced_accuracy(now["tune"], labels["tune"])))
+        if mean > best:
+            best, logits, since = mean, now, 0
+        elif (since := since + 1) >= PATIENCE:
+            break
+    return logits

@@ -1,0 +1,59 @@
+"""The report card: one HTML page that needs no network, made from `report.json` and the panels alone."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from PIL.Image import Image
+
+from cpgan_ray.evaluation import figures
+
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
+"""Training adversary -> rounds, R2 on them."""
+
+
+def data_uri(picture: Image) -> str:
+    picture.save(buffer := io.BytesIO(), format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curves) -> str:
+    """The page. `panels`: `pictures` and `worst`; `curves` is empty where nothing is known of the training."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )  # names and settings come from users' files
+    template = environment.from_string(resources.files("cpgan_ray.evaluation").joinpath("card.html.j2").read_text())
+    drawn = {
+        "curves": figures.learning_curves(curves, report) if curves else "",
+        "sizes": figures.attack_sizes(report) if report["sweep"] else "",
+        "attributes": figures.attributes(report["attributes"]) if report["attributes"] else "",
+    }
+    return template.render(r=report, panels={name: data_uri(p) for name, p in panels.items()}, figures=drawn, words=words(report))
+
+
+def words(report: Mapping[str, Any]) -> dict[str, str]:
+    """The headline in words."""
+    best, floor = report["privacy"]["strongest"], report["privacy"]["label_floor_r2"]
+    share = 100 * best["r2"]
+    unsaturated = [f"{a['name']} ({a['variant']})" for a in report["attacks"] if not a["saturated"]]
+    lead = (
+        f"The strongest of {len(report['attacks'])} fresh attacks recovers {share:.1f} % of the variance of pictures of people "
+        f"it has never seen (95 % interval {100 * best['low']:.1f} to {100 * best['high']:.1f} %)."
+    )
+    beside = f"The answers to the task alone, the label floor, give away {100 * floor:.1f} %"
+    excess = 100 * report["privacy"]["excess_r2"]
+    if best["low"] > floor:
+        beside += f": the code gives away {excess:.1f} points more than it has to."
+    elif best["high"] < floor:
+        beside += f": the code gives away {-excess:.1f} points less than a full answer would."
+    else:
+        beside += ": what the code gives away beyond them is within the interval."
+    lag = (
+        "Every attack was given more budget until that no longer helped."
+        if not unsaturated
+        else "Still gaining when its budget ended, so a lower bound: " + ", ".join(unsaturated) + "."
+    )
+    return {"lead": lead, "beside": beside, "saturation": lag}

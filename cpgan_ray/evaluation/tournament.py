@@ -1,0 +1,274 @@
+"""The tournament: every attack in every variant, each fitted apart from the others, all scored on the same pictures.
+
+`entries` lists what is to be made; `make` makes one, in whatever process it is called in; `judge` scores. Who calls `make`, and
+where, is the caller's: in this process one after the other (`in_process`), or as Ray tasks (actors.fit_on_ray).
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpgan_ray.config import AttackConfig, Config, NeuralConfig
+from cpgan_ray.data import Dataset
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
+from cpgan_ray.evaluation.attacks import ATTACKS
+from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
+from cpgan_ray.evaluation.attributes import Inferred, attribute_map
+from cpgan_ray.evaluation.identity import Linkage, Verifier, linkage
+from cpgan_ray.evaluation.protocol import LEAST_ROWS, VARIANTS, Codes, attack_data, people_apart
+from cpgan_ray.evaluation.scoring import RowErrors, Score, score
+from cpgan_ray.messages import Metrics
+
+PIXEL_ATTACKS = ("resnet_decoder", "decoder")
+"""The slow ones, which are begun first."""
+LABEL_ATTACKS = ("ridge", "kernel", "mlp")
+FLOOR = "labels"
+"""The variant of the label floor: the true labels in the place of codes."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One attack that is to be made."""
+
+    name: str
+    variant: str
+    share: float = 1.0  # of the pictures that the variant has
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may be the strongest: the label floor is a reference, the smaller shares belong to the sweep."""
+        return self.variant != FLOOR and self.share == 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What an attack is made of, in any process: the store pickles as its paths."""
+
+    dataset: Dataset
+    codes: Codes
+    config: AttackConfig
+    seed: int
+    trained_against: tuple[str, ...] = ()
+
+    def basis(self) -> Projection:
+        return projection(self.dataset, components=DEFAULT_COMPONENTS)
+
+    def data(self, variant: str, *, share: float = 1.0, device: torch.device | None = None) -> AttackData:
+        """The three sets of a variant. For the label floor the codes are the true labels, all of the data set's."""
+        codes = self.codes
+        if variant == FLOOR:
+            labels = {n: getattr(self.dataset, n).labels.astype(np.float32) for n in ("train", "val", "test")}
+            codes = labels | {"train_mirrored": labels["train"], "val_mirrored": labels["val"]}
+        return attack_data(
+            self.dataset,
+            codes,
+            basis=self.basis(),
+            variant="leaked" if variant == FLOOR else variant,
+            share=share,
+            max_rows=self.config.max_rows,
+            seed=self.seed,
+            trained_against=self.trained_against,
+            device=device,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A fitted attack, and how long it took."""
+
+    entry: Entry
+    fitted: Fitted
+    rows: int  # codes that it was fitted on, those of mirrored pictures included
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """An attack and what it found on the score set."""
+
+    made: Made
+    score: Score
+    errors: RowErrors
+
+    @property
+    def entry(self) -> Entry:
+        return self.made.entry
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """All that a tournament found."""
+
+    attacked: list[Attacked]  # those that count, the strongest first
+    floor: Attacked
+    sweep: list[Attacked]  # smaller shares of the attack's pictures
+    linear_code_r2: float  # the best linear code of k numbers: what an undefended z of that length gives away at least
+    linkage: dict[str, Linkage]
+    attributes: list[Inferred]
+
+    @property
+    def strongest(self) -> Attacked:
+        return self.attacked[0]
+
+
+def trained_against(config: Config) -> tuple[str, ...]:
+    """Architectures of the adversaries that the privatizer was trained against."""
+    return tuple(a.architecture for a in config.adversaries.values() if isinstance(a, NeuralConfig))
+
+
+def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
+    """All attacks of a tournament, the slowest first. The variant `fresh` is left out where `val` has too few people for it."""
+    own = min(len(part) for part in people_apart(dataset.val.identity, seed=0))
+    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or own >= LEAST_ROWS)]
+    found = [Entry(name, variant) for variant in variants for name in config.names]
+    found += [
+        Entry(name, variant, share)
+        for variant in variants[:1]
+        for share in config.shares
+        for name in config.names
+        if name not in PIXEL_ATTACKS and share * len(dataset.train) >= LEAST_ROWS
+    ]
+    found += [Entry(name, FLOOR) for name in LABEL_ATTACKS]
+    slow = (*PIXEL_ATTACKS, "mlp", "kernel")
+    return sorted(found, key=lambda e: (e.share < 1, e.variant != "leaked", slow.index(e.name) if e.name in slow else len(slow)))
+
+
+def make(entry: Entry, material: Material, *, device: torch.device | None = None) -> Made:
+    """Fit one attack."""
+    started = time.perf_counter()
+    data = material.data(entry.variant, share=entry.share, device=device)
+    fitted = ATTACKS[entry.name](data, material.config)
+    return Made(entry, fitted, len(data.fit), time.perf_counter() - started)
+
+
+def in_process(todo: Sequence[Entry], material: Material, *, done: Callable[[Made], None]) -> list[Made]:
+    """All attacks, one after the other, in this process."""
+    made = []
+    for entry in todo:
+        made.append(make(entry, material))
+        done(made[-1])
+    return made
+
+
+def judge(made: Sequence[Made], material: Material, *, task: Sequence[str]) -> Verdict:
+    """Score all attacks on the score set, and see what else the codes give away. task: names of the labels of the task."""
+    config = material.config
+    data = material.data("leaked")
+    attacked = [Attacked(m, *score(data, m.fitted, legacy=config.legacy)) for m in made if m.entry.variant != FLOOR]
+    floor_data = material.data(FLOOR)
+    floors = [Attacked(m, *score(floor_data, m.fitted, legacy=config.legacy)) for m in made if m.entry.variant == FLOOR]
+    by_strength = sorted(attacked, key=lambda a: -a.score.r2)
+    strongest = next(a for a in by_strength if a.entry.counts)
+    k = min(material.codes["test"].shape[1], len(data.components))
+    return Verdict(
+        attacked=[a for a in by_strength if a.entry.counts],
+        floor=max(floors, key=lambda a: a.score.r2),
+        sweep=sorted((a for a in attacked if a.entry.share < 1), key=lambda a: (a.entry.share, a.entry.name)),
+        linear_code_r2=linear_code_r2(data, k),
+        linkage=link(data, strongest.made.fitted) if config.identity else {},
+        attributes=infer(data, material.dataset, task=set(task)) if config.attributes else [],
+    )
+
+
+def linear_code_r2(data: AttackData, k: int) -> float:
+    """R2 of the score pictures' own k leading principal components."""
+    target = data.score.target
+    kept = target.values.clone()
+    kept[:, k:] = 0
+    return 1 - float(target.errors(kept).double().sum() / target.mean_errors().double().sum())
+
+
+def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
+    """Identity linkage on the score set: of pictures (what this encoder can do at best), of a reconstruction and a picture, of two
+    reconstructions, and of two codes themselves. Empty where too few people have two pictures."""
+    plain = slice(0, len(data.fit) // 2)  # the rest are their mirror images
+    people, basis = data.fit.identity[plain], data.components
+    reconstructions = torch.cat([to_pixels(data, strongest, z) for z in data.score.z.split(1024)]) @ basis.T
+    try:
+        by_picture = Verifier(data.fit.target.values[plain].cpu().numpy(), people)
+        by_code = Verifier(data.fit.z[plain].cpu().numpy(), people)
+    except ValueError:
+        return {}
+    picture = by_picture.embed(data.score.target.values.cpu().numpy())
+    reconstruction = by_picture.embed(reconstructions.cpu().numpy())
+    code = by_code.embed(data.score.z.cpu().numpy())
+    compared = {
+        "picture and picture": (picture, picture),
+        "reconstruction and picture": (reconstruction, picture),
+        "reconstruction and reconstruction": (reconstruction, reconstruction),
+        "code and code": (code, code),
+    }
+    found = {name: linkage(*pair, data.score.identity, seed=data.seed) for name, pair in compared.items()}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def infer(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[Inferred]:
+    """The attribute map, taught on the leaked pictures."""
+    train = dataset.train.labels[data.fit.pixels.batch.rows]  # pyright: ignore[reportAttributeAccessIssue]
+    labels = {"fit": train, "tune": dataset.val.labels, "score": dataset.test.labels}
+    return attribute_map(data, labels, names=dataset.label_names, task=task)
+
+
+def metrics(verdict: Verdict) -> Metrics:
+    """What a run logs of a tournament; of the two variants of an attack the stronger."""
+    strongest, floor = verdict.strongest.score.r2, verdict.floor.score.r2
+    found: Metrics = {
+        "privacy/strongest_r2": strongest,
+        "privacy/strongest_r2_low": verdict.strongest.score.low,
+        "privacy/strongest_r2_high": verdict.strongest.score.high,
+        "privacy/label_floor_r2": floor,
+        "privacy/excess_r2": strongest - floor,
+    }
+    for a in reversed(verdict.attacked):  # the stronger of two variants is written last
+        found |= {f"attack/{a.entry.name}/{key}": getattr(a.score, key) for key in ("r2", "mse_255")}
+        found |= {f"attack/{a.entry.name}/seconds": a.made.seconds}
+    if verdict.linkage:
+        found["privacy/linkage_auc"] = max(v.auc for name, v in verdict.linkage.items() if name != "picture and picture")
+    others = [a.balanced_accuracy for a in verdict.attributes if not a.task]
+    if others:
+        found["privacy/other_attributes"] = float(np.mean(others))
+    return found
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """The part of `report.json` that the tournament answers for."""
+
+    def row(a: Attacked) -> dict[str, Any]:
+        values = {name: value for name, value in dataclasses.asdict(a.score).items() if value is not None}
+        f = a.made.fitted
+        return {
+            "name": a.entry.name,
+            "variant": a.entry.variant,
+            "share": a.entry.share,
+            **values,
+            "saturated": f.saturated,
+            "seconds": round(a.made.seconds, 2),
+            "rows": a.made.rows,
+            "tune_r2": f.tune_r2,
+            "budgets": [list(b) for b in f.budgets],
+            "settings": f.settings,
+        }
+
+    best = verdict.strongest
+    return {
+        "privacy": {
+            "strongest": {
+                "attack": best.entry.name,
+                "variant": best.entry.variant,
+                **{name: getattr(best.score, name) for name in ("r2", "low", "high")},
+            },
+            "label_floor_r2": verdict.floor.score.r2,
+            "excess_r2": best.score.r2 - verdict.floor.score.r2,
+            "linear_code_r2": verdict.linear_code_r2,
+        },
+        "attacks": [row(a) for a in verdict.attacked],
+        "label_floor": row(verdict.floor),
+        "sweep": [row(a) for a in verdict.sweep],
+        "identity_linkage": {name: dataclasses.asdict(value) for name, value in verdict.linkage.items()},
+        "attributes": [dataclasses.asdict(a) for a in verdict.attributes],
+    }

@@ -1,0 +1,219 @@
+"""From codes to a report card: the tournament on Ray or in this process, `report.json`, `report.html` and the panels."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from cpgan_ray.config import AttackConfig, RuntimeConfig
+from cpgan_ray.data import Dataset, label_columns
+from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.card import Curves, card
+from cpgan_ray.evaluation.panels import verdict_panels
+from cpgan_ray.evaluation.protocol import Codes, people_apart
+from cpgan_ray.evaluation.scoring import RowErrors, paired_difference
+from cpgan_ray.evaluation.tournament import Made, Material, Verdict, as_json, entries, in_process, judge
+from cpgan_ray.objectives import accuracy, balanced_accuracy
+from cpgan_ray.process import available_cpus
+
+LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
+ERRORS = "errors.npz"
+"""The strongest attack's error on each score picture: what a paired comparison with another run needs."""
+ATTACKER = (
+    "Eve reads codes z on the wire and wants the pictures behind them. She knows the privatizer and can run it (white box): she "
+    "makes pairs of codes and pictures, fits a reconstructor on them, and applies it to codes of people she has never seen. Her "
+    "pictures are the defender's own training set (variant 'leaked') or others (variant 'fresh')."
+)
+NOT_COVERED = (
+    "She does not change the code, ask the classifier, or combine several codes of one person. No person is in two of the sets."
+)
+LIMITS = (
+    "The number is that of the attacks made here; a better attack finds more. An attack marked as not saturated would itself have.",
+    "The code is deterministic: it carries no differential-privacy guarantee, and none is claimed.",
+    "Attackers with a generative prior (GAN, diffusion) or with side information about a person are not among the attacks.",
+    "R2 weighs all pixels alike: a small detail that identifies a person may hide in a small R2. See the worst pictures, the "
+    "identity linkage and the attribute map.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A verdict with everything that is written about it."""
+
+    verdict: Verdict
+    report: dict[str, Any]
+    panels: dict[str, Image]
+    page: str
+
+    def write(self, folder: Path) -> None:
+        """`report.json`, `report.html`, the panels and `errors.npz`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n")
+        (folder / "report.html").write_text(self.page)
+        for name, panel in self.panels.items():
+            panel.save(folder / f"{name}.png")
+        rows = self.verdict.strongest.errors
+        np.savez_compressed(folder / ERRORS, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
+
+
+def fit_attacks(material: Material, *, runtime: RuntimeConfig, ray: bool) -> list[Made]:
+    """All attacks of the tournament, as Ray tasks in parallel or one after the other here; a line on standard error for each."""
+    todo = entries(material.config, material.dataset)
+    material.basis()  # once, before many processes ask for it
+    done = 0
+
+    def say(made: Made) -> None:
+        nonlocal done
+        done += 1
+        e = made.entry
+        share = "" if e.share == 1 else f" {100 * e.share:g} %"
+        print(
+            f"attack {done}/{len(todo)}: {e.name} ({e.variant}{share}), tuning R2 {made.fitted.tune_r2:.3f}, {made.seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    if ray:
+        from cpgan_ray.actors import fit_on_ray
+
+        return fit_on_ray(todo, material, runtime=runtime, done=say)
+    torch.set_num_threads(runtime.threads or available_cpus())
+    return in_process(todo, material, done=say)
+
+
+def judge_codes(
+    material: Material,
+    *,
+    runtime: RuntimeConfig,
+    ray: bool,
+    task: tuple[str, ...],
+    utility: Mapping[str, float],
+    about: Mapping[str, Any],
+    curves: Curves,
+    undefended: Path | None = None,
+    against: Path | None = None,
+) -> Judged:
+    """The tournament on some codes, and all that is written about it.
+
+    task: the labels of the task, none for all; about: `name`, `k`, `privacy_weight`, `seed`, `settings` of the report;
+    undefended: the output folder of a finished undefended twin; against: a report folder to compare with, pair by pair.
+    """
+    made = fit_attacks(material, runtime=runtime, ray=ray)
+    verdict = judge(made, material, task=task or material.dataset.label_names)
+    report: dict[str, Any] = dict(about) | {
+        "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "utility": dict(utility),
+        **as_json(verdict),
+        "references": references(verdict, undefended),
+        "threat_model": threat_model(material),
+        "limits": list(LIMITS),
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+    }
+    if against is not None:
+        report["comparison"] = comparison(verdict, against, seed=material.seed)
+    twin = twin_codes(undefended / "privatizer.pt2", material.dataset) if undefended else None
+    panels = verdict_panels(verdict, material, undefended=twin)
+    return Judged(verdict, report, panels, card(report, panels=panels, curves=curves))
+
+
+def references(verdict: Verdict, undefended: Path | None) -> list[dict[str, Any]]:
+    """What the attacks are held against, from nothing to everything."""
+    best = verdict.strongest.score
+    mean_255 = best.mse_255 / (1 - best.r2) if best.r2 < 1 else float(verdict.strongest.errors.mean_errors.mean()) / 4 * 255**2
+    rows: list[dict[str, Any]] = [
+        {"name": "mean picture", "r2": 0.0, "mse_255": mean_255},
+        {
+            "name": f"label floor ({verdict.floor.entry.name} from the true labels)",
+            **{key: getattr(verdict.floor.score, key) for key in ("r2", "low", "high", "mse_255")},
+        },
+        {
+            "name": "best linear code of as many numbers",
+            "r2": verdict.linear_code_r2,
+            "mse_255": mean_255 * (1 - verdict.linear_code_r2),
+        },
+    ]
+    if undefended is not None and (path := undefended / "report" / "report.json").is_file():
+        twin = json.loads(path.read_text())["privacy"]["strongest"]
+        rows.append(
+            {"name": f"undefended twin ({twin['attack']})", **{key: twin[key] for key in ("r2", "low", "high")}}
+            | {"mse_255": mean_255 * (1 - twin["r2"])}
+        )
+    return [*rows, {"name": "identity (z = x)", "r2": 1.0, "mse_255": 0.0}]
+
+
+def threat_model(material: Material) -> dict[str, Any]:
+    """Who attacks, with what, in words; and the sets with their sizes."""
+    dataset = material.dataset
+    mine, kept = people_apart(dataset.val.identity, seed=material.seed)
+    sets = []
+    for name, rows, use in (
+        ("train", np.arange(len(dataset.train)), "the defender's training; fitting the attacks of variant 'leaked'"),
+        ("val, one part", mine, "fitting the attacks of variant 'fresh'; tuning those of 'leaked'"),
+        ("val, the rest", kept, "tuning the attacks of both variants"),
+        ("test", np.arange(len(dataset.test)), "scoring alone"),
+    ):
+        split = getattr(dataset, name.split(",")[0])
+        sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})
+    return {
+        "attacker": ATTACKER,
+        "not_covered": NOT_COVERED,
+        "sets": sets,
+    }
+
+
+def comparison(verdict: Verdict, against: Path, *, seed: int) -> dict[str, Any]:
+    """The strongest attack here less the other report's, on the same score pictures."""
+    return {"other": str(against), **asdict(difference(verdict.strongest.errors, against, seed=seed))}
+
+
+def difference(errors: RowErrors, against: Path, *, seed: int) -> Any:
+    """Raises: InputError where the other report was scored on other pictures."""
+    try:
+        return paired_difference(errors, read_errors(against), seed=seed)
+    except ValueError as e:
+        raise InputError(f"{against} cannot be compared with: {e}; give a report on the same prepared store") from e
+
+
+def read_errors(folder: Path) -> RowErrors:
+    """The row errors of a report folder, or of the run folder that it is in.
+
+    Raises: InputError where there are none.
+    """
+    for path in (folder / ERRORS, folder / "report" / ERRORS):
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as arrays:
+                return RowErrors(arrays["errors"], arrays["mean_errors"], arrays["identity"])
+    raise InputError(f"{folder} has no {ERRORS}: give the output folder of a run, or the report folder of an attack")
+
+
+def utility_of(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...]) -> dict[str, float]:
+    """Accuracy, balanced accuracy and that of the majority guess on the test split, averaged over the labels of the task."""
+    columns = label_columns(dataset, labels)
+    y, train = dataset.test.labels[:, columns], dataset.train.labels[:, columns]
+    majority = np.broadcast_to(train.mean(axis=0) - 0.5, y.shape)
+    return {
+        "accuracy": float(accuracy(logits, y).mean()),
+        "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits, y))),
+        "majority_accuracy": float(accuracy(majority, y).mean()),
+    }
+
+
+def twin_codes(program: Path, dataset: Dataset) -> Codes:
+    """Codes of all splits by an exported privatizer."""
+    from cpgan_ray.evaluation.encoders import encode_all, open_encoder
+
+    return encode_all(open_encoder(program), dataset)
+
+
+def report_settings(attacks: AttackConfig, **more: Any) -> dict[str, Any]:
+    """What the card shows of the settings."""
+    return {"attacks": asdict(attacks)} | more

@@ -1,0 +1,31 @@
+"""Attack a finished run, or any encoder, with the tournament of fresh attacks.
+
+    python jobs/attack.py outputs/faces-20260101-120000                 # a run's output folder
+    python jobs/attack.py RUN_ID                                        # an MLflow run
+    python jobs/attack.py encoder.pt2 --data-dir DIR --dataset celeba   # anybody's torch.export program or ONNX file
+    python jobs/attack.py RUN --fail-above 0.2                          # a release gate: exit status 1 above that R2
+    python jobs/attack.py RUN --variant leaked --against OTHER_RUN      # a paired comparison with another run
+
+An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k); one with a float32 input is given them in [-1, 1].
+The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, passed, seconds.
+"""
+
+import json
+import sys
+
+from cpgan_ray import cli
+
+
+def main() -> None:
+    target, job = cli.parse_attack(sys.argv[1:], description=__doc__ or "")
+    from cpgan_ray.audit import attack
+
+    gate = attack(target, job)
+    print(json.dumps(gate.summary))
+    if not gate.passed:
+        print(f"failed: strongest R2 {gate.summary['strongest']['r2']} is above {job.fail_above}", file=sys.stderr)
+        sys.exit(cli.FAILED)
+
+
+if __name__ == "__main__":
+    cli.run(main)
