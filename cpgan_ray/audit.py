@@ -1,6 +1,7 @@
 """The whole job of attacking what is there already: a finished run, or anybody's encoder as a file."""
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,8 +20,8 @@ from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import Material, metrics, trained_against
 from cpgan_ray.judging import judge_codes, read_errors, utility_of
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.tracking import Tracker, read_curves
-from cpgan_ray.training import about, headline, new_output, on_ray
+from cpgan_ray.tracking import STORE, Tracker, read_curves
+from cpgan_ray.training import about, check_undefended, headline, new_output, on_ray
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     encoder = open_encoder(target.program)
     config = attacked_config(target, job, encoder)
     output = new_output(config)
+    check_undefended(config)
     if job.against is not None:
         read_errors(job.against)
     dataset = load(config)
@@ -81,9 +83,11 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
     if job.variant != "both":
         attacks = dataclasses.replace(attacks, variants=(job.variant,))
     data = dataclasses.replace(job.data, dataset=job.dataset or job.data.dataset, image_size=height)
-    default = (target.folder or Path("outputs").resolve()) / f"attack-{datetime.now():%Y%m%d-%H%M%S}"
+    beside = target.folder if target.kept else None
+    default = (beside or Path("outputs").resolve()) / f"attack-{datetime.now():%Y%m%d-%H%M%S}"
     base = target.config or Config(preset="encoder", adversaries={})
-    tracking = dataclasses.replace(job.tracking, run_name=job.tracking.run_name or f"attack on {target.name}")
+    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or (f"sqlite:///{beside.parent / STORE}" if beside else None)
+    tracking = dataclasses.replace(job.tracking, uri=uri, run_name=job.tracking.run_name or f"attack on {target.name}")
     return dataclasses.replace(
         base,
         data=data,

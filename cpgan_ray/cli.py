@@ -45,6 +45,7 @@ class Target:
     folder: Path | None = None  # the run's output folder, or what MLflow has of it
     config: Config | None = None  # the run's
     run_id: str | None = None
+    kept: bool = False  # whether `folder` stays: what MLflow has is downloaded to a temporary one
 
 
 def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target, AttackJob]:
@@ -73,7 +74,7 @@ def find_target(name: str) -> Target:
     """Raises: InputError where it is no finished run's folder, no MLflow run and no file."""
     path = Path(name).expanduser().resolve()
     if path.is_dir():
-        return run_target(path, name=path.name)
+        return dataclasses.replace(run_target(path, name=path.name), kept=True)
     if path.is_file():
         return Target(path.name, path)
     if re.fullmatch(r"[0-9a-f]{32}", name):
@@ -90,9 +91,11 @@ def run_target(folder: Path, *, name: str) -> Target:
             raise InputError(f"{folder} has no {needed}: give the output folder of a finished run")
     try:
         values = json.loads((folder / "config.json").read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
         run_id = values.pop("run_id", None)
         values.pop("store", None)
-    except (ValueError, AttributeError) as e:
+    except ValueError as e:
         raise InputError(f"{folder / 'config.json'} is damaged ({e}): give the output folder of a finished run") from e
     return Target(name, folder / "privatizer.pt2", folder, from_json(values), run_id)
 
@@ -131,7 +134,7 @@ def one_line(box: str) -> str:
     """The message of the box that tyro draws: without its frame, heading and pointers to help."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
-    return re.sub(r"^(Value error|Parsing error) |Error parsing (Config: )?", "", text)
+    return re.sub(r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob): )?", "", text)
 
 
 C = TypeVar("C", Config, AttackJob)

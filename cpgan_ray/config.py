@@ -316,13 +316,13 @@ class AttackConfig:
     """Seeds under which an attack is fitted; the average of the reconstructions counts where it is better on tuning rows."""
     epochs: int = 3
     """First budget of a neural attack; it is doubled until that gains less than 0.005 R2 on the tuning rows."""
-    doublings: int = 3
+    doublings: int = 2
     """How often the budget is doubled at most; an attack that still gained then is reported as not saturated."""
     max_rows: int = 0
     """At most this many pictures are fitted on; 0: all."""
     mlp_widths: tuple[int, ...] = (1024,)
     """Hidden units of the MLP attacks; each is tried, the best on tuning rows counts."""
-    decoder_width: int = 16
+    decoder_width: int = 8
     """Channels of the convolutional decoder's last stage but one; the residual decoder has half as many again."""
     kernel_features: int = 4096
     """Most random Fourier features of the kernel attack."""

@@ -49,7 +49,9 @@ TINY = Config(
         "decoder": NeuralConfig(architecture="conv", width=4),
     },
     runtime=RuntimeConfig(backend="local", threads=1),
-    attacks=AttackConfig(names=("ridge",), mlp_widths=(16,), mlp_epochs=1, kernel_features=16),
+    attacks=AttackConfig(
+        names=("ridge",), mlp_widths=(16,), decoder_width=2, epochs=1, doublings=0, restarts=1, kernel_features=16, shares=()
+    ),
     tracking=TrackingConfig(log_models=False, system_metrics=False),
 )
 """Every kind of adversary, as small as can be."""

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from cpgan_ray import config as module
 from cpgan_ray.config import (
     AttackConfig,
+    AttackJob,
     Config,
     DataConfig,
     GameConfig,
@@ -82,7 +83,13 @@ BAD: list[tuple[type, str, Any]] = [
     (AttackConfig, "max_rows", -1),
     (AttackConfig, "mlp_widths", ()),
     (AttackConfig, "mlp_widths", (64, 0)),
-    (AttackConfig, "mlp_epochs", 0),
+    (AttackConfig, "variants", ()),
+    (AttackConfig, "shares", (0.1, 1.0)),
+    *((AttackConfig, name, 0) for name in ("restarts", "epochs", "decoder_width", "cpus")),
+    (AttackConfig, "doublings", -1),
+    (AttackConfig, "gpus", -0.5),
+    (AttackJob, "fail_above", 1.5),
+    (AttackJob, "seed", -1),
     (AttackConfig, "kernel_features", 0),
     (TrackingConfig, "panel_every", -1),
     (Config, "k", 0),
@@ -149,7 +156,7 @@ def test_settings_that_contradict_each_other_are_refused_and_named(section, sett
         (NeuralConfig, {"width": 1, "depth": 1, "steps": 1, "bank": 0}),
         (NeuralConfig, {"architecture": "mlp", "components": 8}),
         (RuntimeConfig, {"privatizer_cpus": 0, "adversary_cpus": None, "threads": 0, "wait_s": 0}),
-        (AttackConfig, {"names": ("mlp",), "mlp_epochs": 1, "kernel_features": 1, "max_rows": 0}),
+        (AttackConfig, {"names": ("mlp",), "epochs": 1, "doublings": 0, "kernel_features": 1, "max_rows": 0, "shares": ()}),
         (Config, {"k": 1, "privacy_weight": 0, "epochs": 1, "batch_size": 4, "seed": 0}),
     ],
 )

@@ -17,7 +17,7 @@ FLOORS = (
     {"adversaries", "privatizer", "mechanisms"},
     {"workers"},
     {"game", "checkpoint", "evaluation"},
-    {"actors", "search", "tracking", "cli", "training", "release", "bench", "chaos"},
+    {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos"},
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 HOMES = {"ray": {"actors", "search", "bench", "chaos"}, "mlflow": {"tracking"}}

@@ -131,21 +131,26 @@ def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, data
     tracker.close("FINISHED")
     values = json.loads((tracker.output / "config.json").read_text())
     assert Path(values.pop("store")) == dataset.folder
+    assert values.pop("run_id") == tracker.run_id
     assert from_json(values) == tracker.config
-    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == ["config.json"]
+    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == ["config.json", "metrics.jsonl"]
 
 
-def test_panels_and_the_report_are_artifacts_and_files(start):
+def test_panels_and_a_report_folder_are_artifacts_and_files(start, tmp_path):
     tracker = start()
     tracker.log_panel(Image.new("RGB", (4, 4)), step=7)
-    tracker.log_report({"k": 6})
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / "report.json").write_text("{}")
+    Image.new("RGB", (4, 4)).save(folder / "worst.png")
+    tracker.log_folder(folder, "report")
     tracker.close("FINISHED")
-    assert json.loads((tracker.output / "report" / "report.json").read_text()) == {"k": 6}
     with Image.open(tracker.output / "report" / "reconstructions-000007.png") as panel:
         assert panel.size == (4, 4)
     artifacts = {a.path: [b.path for b in tracker.client.list_artifacts(tracker.run_id, a.path)] for a in
                  tracker.client.list_artifacts(tracker.run_id) if a.is_dir}  # fmt: skip
-    assert artifacts["report"] == ["report/report.json"]
+    assert artifacts["report"] == ["report/report.json", "report/worst.png"]
+    assert "images/worst.png" in artifacts["images"]
     assert any(re.match(r"images/reconstructions.*step.*7.*\.png", path) for path in artifacts["images"])
 
 

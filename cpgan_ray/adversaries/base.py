@@ -101,7 +101,7 @@ def code_map(fitted: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
     if how == "standardised":
         scale = constant.std(0)
         return origin, torch.diag(1 / torch.where(scale > 0, scale, 1.0))
-    values, vectors = torch.linalg.eigh(torch.cov(constant.T))
+    values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(constant.T)))
     kept = values > SMALLEST_VARIANCE * values[-1].clamp(min=torch.finfo(torch.float32).tiny)
     if not bool(kept.any()):  # the same code for every picture
         return origin, torch.zeros_like(vectors[:, :1])

@@ -4,6 +4,7 @@ An encoder takes uint8 pictures (B, 3, H, W), as they lie in the store, and retu
 the same pictures scaled to [-1, 1].
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,12 +41,17 @@ def open_encoder(path: Path) -> Encoder:
 
 
 def _open_program(path: Path) -> Encoder:
+    log = logging.getLogger("torch.export")
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)  # it logs a traceback before it raises
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No complete tensor found")
             program = torch.export.load(path)
     except Exception as e:  # torch raises whatever the damaged part leads to
         raise InputError(f"encoder {path} cannot be read as a torch.export program ({type(e).__name__}): export it again") from e
+    finally:
+        log.setLevel(level)
     examples: tuple[Any, ...] = (program.example_inputs or ((), {}))[0]
     if len(examples) != 1 or not isinstance(examples[0], torch.Tensor):
         raise InputError(f"encoder {path} takes {len(examples)} inputs: export one that takes pictures (B, 3, H, W) alone")

@@ -31,7 +31,7 @@ def as_unit(pictures: Tensor) -> Tensor:
     if pictures.dim() != 4:
         raise ValueError(f"pictures have shape {tuple(pictures.shape)}: give (N, H, W, C)")
     low, high = float(pictures.min()), float(pictures.max())
-    if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
+    if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # catches NaN too
         raise ValueError(f"pictures lie in [{low:.3g}, {high:.3g}]: scale them to [-1, 1]")
     return ((pictures.permute(0, 3, 1, 2) + 1) / 2).clamp(0, 1)
 
@@ -41,7 +41,7 @@ def _check(one: Tensor, other: Tensor) -> None:
         if not pictures.is_floating_point():
             raise ValueError(f"pictures have type {pictures.dtype}: give floating point values in [0, 1] (uint8 arithmetic wraps)")
         low, high = float(pictures.min()), float(pictures.max())
-        if low < -TOLERANCE or high > 1 + TOLERANCE:
+        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # catches NaN too
             raise ValueError(f"pictures lie in [{low:.3g}, {high:.3g}]: scale them to [0, 1]")
     if one.shape != other.shape or one.dim() != 4:
         raise ValueError(f"pictures have shapes {tuple(one.shape)} and {tuple(other.shape)}: give the same (N, C, H, W)")
@@ -71,8 +71,8 @@ def similarity(one: Tensor, other: Tensor) -> dict[str, np.ndarray]:
 
 
 def num_scales(side: int) -> int:
-    """How many halvings of a picture leave it larger than the window."""
-    return max(n for n in range(1, len(MS_SSIM_WEIGHTS) + 1) if n == 1 or side // 2 ** (n - 1) >= KERNEL)
+    """How many scales leave a picture no smaller than the window; torchmetrics asks for (n - 1)^2 windows, at n = 4 more than 2^3."""
+    return max(n for n in range(1, len(MS_SSIM_WEIGHTS) + 1) if n == 1 or side // max(2 ** (n - 1), (n - 1) ** 2) >= KERNEL)
 
 
 def legacy_mse(one: Tensor, other: Tensor) -> np.ndarray:

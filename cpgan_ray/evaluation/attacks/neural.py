@@ -1,7 +1,7 @@
 """Attacks by gradient descent: perceptrons onto the principal components, convolutional decoders onto the pixels.
 
 Each starts from the ridge reconstruction and learns what that leaves over, so that none is weaker than ridge for want of training.
-Several candidates are trained on a small budget; the best goes on, its budget doubled until that gains nothing.
+Several candidates are trained on a small budget; the best goes on, its budget doubled until that gains nothing twice in a row.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,10 @@ from cpgan_ray.nets.reconstructors import Decoder, mlp
 from cpgan_ray.process import torch_stream
 from cpgan_ray.streams import stream
 
-LEAST_STEPS = 32
+LEAST_STEPS = 64
 """An epoch of an attack on few pictures has at least so many steps."""
+IDLE_DOUBLINGS = 2
+"""A network starts at the ridge reconstruction and may take a while to leave it: one doubling without a gain is no proof."""
 PATIENCE = 3
 """Epochs without a better R2 on the tuning rows after which training has come to its end."""
 AVERAGING = 0.98
@@ -122,10 +124,12 @@ class Training:
             self.averaged.update_parameters(network)
 
     def rows(self) -> np.ndarray:
-        """An epoch's rows: each fitted one once, or several times where they are few."""
+        """An epoch's rows: each fitted one once, or several times where they are few; for the slow decoders only a random half,
+        since half of the rows are the mirror images of the others."""
         count = len(self.data.fit)
-        passes = max(1, -(-LEAST_STEPS * self.batch // count)) if count < LEAST_STEPS * self.batch else 1
-        return np.concatenate([self.rng.permutation(count) for _ in range(passes)])
+        wanted = count // 2 if self.space == "pixels" else count
+        wanted = max(wanted, LEAST_STEPS * self.batch)
+        return np.concatenate([self.rng.permutation(count) for _ in range(-(-wanted // count))])[:wanted]
 
     def best(self) -> OnRidge:
         """The network as it was when it was best."""
@@ -145,12 +149,12 @@ def train_candidates(data: AttackData, config: AttackConfig, candidates: Sequenc
     for one in begun:
         one.go_on(budget)
     best = max(begun, key=lambda one: one.r2)
-    budgets, saturated = [(budget, best.r2)], best.ended
-    while not saturated and budget < limit:
+    budgets, idle = [(budget, best.r2)], 0
+    while not (saturated := best.ended or idle == IDLE_DOUBLINGS) and budget < limit:
         before, budget = best.r2, 2 * budget
         best.go_on(budget)
         budgets.append((budget, best.r2))
-        saturated = best.ended or best.r2 - before < GAIN
+        idle = idle + 1 if best.r2 - before < GAIN else 0
     parts: list[tuple[float, Reconstructor]] = [(best.r2, best.best())]
     for restart in range(1, config.restarts):
         other = training(best.candidate, restart)

@@ -1,0 +1,108 @@
+"""The three sets of an evaluation: who is in them, and that no row and no person crosses."""
+
+import numpy as np
+import pytest
+import torch
+
+from cpgan_ray.data import Dataset, load
+from cpgan_ray.data.projection import projection
+from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.protocol import VARIANTS, attack_data, people_apart
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def dataset(tiny) -> Dataset:
+    return load(tiny(), progress=False)
+
+
+def codes_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Codes that say which picture they are of: split, row, mirrored."""
+    codes = {}
+    for i, name in enumerate(("train", "val", "test")):
+        rows = np.arange(len(getattr(dataset, name)), dtype=np.float32)
+        codes[name] = np.column_stack([np.full_like(rows, i), rows, np.zeros_like(rows)])
+        codes[f"{name}_mirrored"] = np.column_stack([np.full_like(rows, i), rows, np.ones_like(rows)])
+    return codes
+
+
+def sets(dataset: Dataset, variant: str, **options):
+    basis = projection(dataset, components=16, progress=False)
+    return attack_data(dataset, codes_of(dataset), basis=basis, variant=variant, seed=0, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("options", [{}, {"share": 0.5}, {"max_rows": 9}])
+def test_no_picture_and_no_person_is_in_two_sets(variant, options, dataset):
+    data = sets(dataset, variant, **options)
+    parts = [data.fit, data.tune, data.score]
+    seen = [{(int(split), int(row)) for split, row, _ in part.z.tolist()} for part in parts]
+    people = [set(part.identity.tolist()) for part in parts]
+    for i in range(3):
+        for j in range(i):
+            assert seen[i] & seen[j] == set()
+            assert people[i] & people[j] == set()
+
+
+def test_the_fresh_attacker_has_none_of_the_defenders_pictures_or_people(dataset):
+    data = sets(dataset, "fresh")
+    assert not (data.fit.z[:, 0] == 0).any()
+    assert np.intersect1d(data.fit.identity, dataset.train.identity).size == 0
+    leaked = sets(dataset, "leaked")
+    assert (leaked.fit.z[:, 0] == 0).all()
+    assert len(leaked.fit) == 2 * len(dataset.train)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_codes_pictures_coordinates_and_people_are_of_the_same_row(variant, dataset):
+    data = sets(dataset, variant)
+    names = ("train", "val", "test")
+    for part in (data.fit, data.tune, data.score):
+        pixels = part.pixels[slice(None)].numpy()
+        for i in range(0, len(part), 7):
+            split, row, mirrored = (int(v) for v in part.z[i])
+            stored = getattr(dataset, names[split])
+            picture = stored.take(np.array([row]))[0]
+            picture = picture[:, ::-1] if mirrored else picture
+            mean = np.asarray(projection(dataset, components=16, progress=False).mean)
+            assert pixels[i] == pytest.approx(picture.ravel() / 127.5 - 1 - mean, abs=1e-5)
+            assert part.identity[i] == stored.identity[row]
+            assert part.target.values[i].numpy() == pytest.approx(data.components.numpy() @ pixels[i], abs=1e-3)
+            energy = float((part.target.values[i] ** 2).sum() + part.target.residual[i])
+            assert energy == pytest.approx(float(np.square(pixels[i]).sum()), rel=1e-3)
+
+
+def test_a_share_of_the_pictures_is_drawn_with_their_mirror_images(dataset):
+    data = sets(dataset, "leaked", share=0.1)
+    rows, mirrored = data.fit.z[:, 1].numpy(), data.fit.z[:, 2].numpy()
+    assert len(rows) == 2 * round(0.1 * len(dataset.train))
+    assert sorted(rows[mirrored == 0]) == sorted(rows[mirrored == 1])
+
+
+def test_pixels_can_be_asked_for_by_slice_and_by_row_numbers(dataset):
+    pixels = sets(dataset, "leaked").fit.pixels
+    rows = torch.tensor([5, 0, 3])
+    assert torch.equal(pixels[rows], pixels[slice(0, 6)][rows])
+
+
+def test_people_are_kept_whole_when_the_attackers_pictures_are_divided():
+    identity = np.random.default_rng(0).integers(20, size=200)
+    mine, kept = people_apart(identity, seed=1)
+    assert sorted([*mine, *kept]) == list(range(200))
+    assert set(identity[mine]) & set(identity[kept]) == set()
+    assert len(set(identity[kept])) == 5
+    assert not np.array_equal(kept, people_apart(identity, seed=2)[1])
+
+
+def test_a_person_in_two_sets_is_an_error_that_names_them(dataset):
+    crossed = dataset.test.identity.copy()
+    crossed[0] = dataset.train.identity[0]
+    object.__setattr__(dataset.test, "identity", crossed)
+    with pytest.raises(InputError, match=rf"identity {crossed[0]} is in the attacks' fit set and in their score set"):
+        sets(dataset, "leaked")
+
+
+def test_too_few_pictures_are_an_error_that_says_how_many(dataset):
+    with pytest.raises(InputError, match=r"'leaked' would be fitted on 1 pictures and tuned on \d+; each must be at least 8"):
+        sets(dataset, "leaked", share=1e-4)
