@@ -18,10 +18,10 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import Material, metrics, trained_against
-from cpgan_ray.judging import judge_codes, read_errors, utility_of
+from cpgan_ray.judging import judge_codes, on_ray, read_errors, utility_of
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import STORE, Tracker, read_curves
-from cpgan_ray.training import about, check_undefended, headline, new_output, on_ray
+from cpgan_ray.training import about, check_undefended, headline, new_output
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,22 @@ def attack(target: Target, job: AttackJob) -> Gate:
     config = attacked_config(target, job, encoder)
     output = new_output(config)
     check_undefended(config)
-    if job.against is not None:
-        read_errors(job.against)
+    other = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
+    if other is not None and not np.array_equal(other.identity, dataset.test.identity):
+        raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
     codes = encode_all(encoder, dataset)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
+    if on_ray(config.runtime):
+        from cpgan_ray.actors import connect
+
+        connect(config.runtime)
     stop_on_sigterm()
     tags = {"attacked": target.run_id or str(target.program)}
     with Tracker(config, output, dataset=dataset, tags=tags, parent=target.run_id) as tracker:
         judged = judge_codes(
             Material(dataset, codes, config.attacks, config.seed, trained_against(config) if target.config else ()),
             runtime=config.runtime,
-            ray=on_ray(config),
             task=config.data.labels if target.config else (),
             utility=utility(target, codes, dataset, config),
             about=about(config) if target.config else about_encoder(config, encoder),
@@ -103,12 +107,14 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
 
 
 def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> dict[str, float]:
-    """The run's own utility head on the test codes; nothing for an encoder that came alone."""
+    """The run's own utility head on the test codes; nothing for an encoder that came alone, or on data that have other labels."""
     if target.folder is None or not (target.folder / "utility_head.pt2").is_file():
         return {}
     head = torch.export.load(target.folder / "utility_head.pt2").module()
     with torch.no_grad():
         logits = np.concatenate([head(part).numpy() for part in torch.from_numpy(codes["test"]).split(1000)])
+    if logits.shape[1] != (len(config.data.labels) or len(dataset.label_names)):
+        return {}
     return utility_of(logits, dataset, config.data.labels)
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,6 +21,8 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, preset
 
 BAD_INPUT, FAILED = 2, 1
+STOPPED = threading.Event()
+"""Set when SIGTERM came: a blocking call of Ray that it interrupts makes a SystemExit(1) of any other."""
 
 
 def parse(arguments: Sequence[str], *, default: str, description: str) -> Config:
@@ -154,6 +157,7 @@ def stop_on_sigterm() -> None:
     """Turn SIGTERM into SystemExit(143), so that runs are closed. Call after `ray.init`, which installs a handler of its own."""
 
     def stop(*_: object) -> None:
+        STOPPED.set()
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
@@ -174,3 +178,7 @@ def run(job: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except SystemExit:
+        if STOPPED.is_set():
+            sys.exit(128 + signal.SIGTERM)
+        raise

@@ -1,6 +1,7 @@
 """From codes to a report card: the tournament on Ray or in this process, `report.json`, `report.html` and the panels."""
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -65,7 +66,13 @@ class Judged:
         np.savez_compressed(folder / ERRORS, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
 
 
-def fit_attacks(material: Material, *, runtime: RuntimeConfig, ray: bool) -> list[Made]:
+def on_ray(runtime: RuntimeConfig) -> bool:
+    """Whether the attacks are Ray tasks. `auto`: where there is a cluster to join, or a second core here."""
+    named = runtime.address or os.environ.get("RAY_ADDRESS")
+    return runtime.backend == "ray" or (runtime.backend == "auto" and (bool(named) or available_cpus() > 1))
+
+
+def fit_attacks(material: Material, *, runtime: RuntimeConfig) -> list[Made]:
     """All attacks of the tournament, as Ray tasks in parallel or one after the other here; a line on standard error for each."""
     todo = entries(material.config, material.dataset)
     material.basis()  # once, before many processes ask for it
@@ -82,7 +89,7 @@ def fit_attacks(material: Material, *, runtime: RuntimeConfig, ray: bool) -> lis
             flush=True,
         )
 
-    if ray:
+    if on_ray(runtime):
         from cpgan_ray.actors import fit_on_ray
 
         return fit_on_ray(todo, material, runtime=runtime, done=say)
@@ -94,7 +101,6 @@ def judge_codes(
     material: Material,
     *,
     runtime: RuntimeConfig,
-    ray: bool,
     task: tuple[str, ...],
     utility: Mapping[str, float],
     about: Mapping[str, Any],
@@ -107,7 +113,7 @@ def judge_codes(
     task: the labels of the task, none for all; about: `name`, `k`, `privacy_weight`, `seed`, `settings` of the report;
     undefended: the output folder of a finished undefended twin; against: a report folder to compare with, pair by pair.
     """
-    made = fit_attacks(material, runtime=runtime, ray=ray)
+    made = fit_attacks(material, runtime=runtime)
     verdict = judge(made, material, task=task or material.dataset.label_names)
     report: dict[str, Any] = dict(about) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",

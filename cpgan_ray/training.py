@@ -145,7 +145,6 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     judged = judge_codes(
         Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config)),
         runtime=config.runtime,
-        ray=on_ray(config),
         task=config.data.labels,
         utility=utility,
         about=about(config),

@@ -79,6 +79,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_config(cache_dir: Path) -> Config:
+    """TINY on the cache that is there already."""
+    return override(TINY, {"cache_dir": str(cache_dir)})
+
+
 @pytest.fixture
 def tiny(cache_dir: Path) -> Callable[..., Config]:
     """TINY with fields changed by their dotted names, and with the adversaries named alone: `tiny("rbf", epochs=1)`."""

@@ -56,12 +56,13 @@ def _open_program(path: Path) -> Encoder:
     if len(examples) != 1 or not isinstance(examples[0], torch.Tensor):
         raise InputError(f"encoder {path} takes {len(examples)} inputs: export one that takes pictures (B, 3, H, W) alone")
     shape = _image_shape(path, tuple(examples[0].shape))
-    module, wanted = program.module(), examples[0].dtype
+    raw = _takes_raw(path, str(examples[0].dtype).removeprefix("torch."))
+    module = program.module()
 
     def encode(pictures: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(np.require(pictures, requirements=["C", "W"]))
         with torch.no_grad():
-            return module(x if wanted == torch.uint8 else (x.float() / 127.5 - 1).to(wanted)).float().numpy()
+            return module(x if raw else x.float() / 127.5 - 1).float().numpy()
 
     return Encoder(path, shape, encode)
 
@@ -77,10 +78,11 @@ def _open_onnx(path: Path) -> Encoder:
     if len(inputs) != 1:
         raise InputError(f"encoder {path} takes {len(inputs)} inputs: export one that takes pictures (B, 3, H, W) alone")
     shape = _image_shape(path, tuple(inputs[0].shape))
-    name, wanted = inputs[0].name, inputs[0].type
+    name, kind = inputs[0].name, str(inputs[0].type)
+    raw = _takes_raw(path, {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(kind, kind))
 
     def encode(pictures: np.ndarray) -> np.ndarray:
-        x: Any = pictures if wanted == "tensor(uint8)" else pictures.astype(np.float32) / 127.5 - 1
+        x: Any = pictures if raw else pictures.astype(np.float32) / 127.5 - 1
         return np.asarray(session.run(None, {name: x})[0], np.float32)
 
     return Encoder(path, shape, encode)
@@ -90,6 +92,13 @@ def _image_shape(path: Path, shape: tuple[Any, ...]) -> tuple[int, int, int]:
     if len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) for side in shape[2:]):
         raise InputError(f"encoder {path} takes an input of shape {list(shape)}: it must be (B, 3, H, W) with fixed H and W")
     return (int(shape[2]), int(shape[3]), 3)
+
+
+def _takes_raw(path: Path, dtype: str) -> bool:
+    """Whether it takes the pictures' bytes as they are; else it takes them scaled to [-1, 1]."""
+    if dtype not in ("uint8", "float32"):
+        raise InputError(f"encoder {path} takes {dtype}: it must take uint8 pictures, or float32 ones in [-1, 1]")
+    return dtype == "uint8"
 
 
 def encode_split(encoder: Encoder, split: Split, *, mirrored: bool = False) -> np.ndarray:

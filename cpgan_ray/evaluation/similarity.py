@@ -71,7 +71,7 @@ def similarity(one: Tensor, other: Tensor) -> dict[str, np.ndarray]:
 
 
 def num_scales(side: int) -> int:
-    """How many scales leave a picture no smaller than the window; torchmetrics asks for (n - 1)^2 windows, at n = 4 more than 2^3."""
+    """How many scales there is room for: the last no smaller than the window, and n of them (n - 1)^2 windows (so torchmetrics)."""
     return max(n for n in range(1, len(MS_SSIM_WEIGHTS) + 1) if n == 1 or side // max(2 ** (n - 1), (n - 1) ** 2) >= KERNEL)
 
 

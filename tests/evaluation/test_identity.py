@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 
 from cpgan_ray.evaluation.identity import Verifier, linkage, same_pairs
 
-TRAINED, UNSEEN, PICTURES = 150, 100, 3
-FEATURES, LOUD = 12, 8
+TRAINED, UNSEEN, PICTURES = 150, 60, 3
+FEATURES, LOUD = 12, 3
 
 
 def people(num: int, *, first: int = 0, own: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +18,7 @@ def people(num: int, *, first: int = 0, own: float = 1.0, seed: int = 0) -> tupl
     features = np.repeat(own * rng.normal(size=(num, FEATURES)), PICTURES, axis=0) + 0.4 * rng.normal(
         size=(len(identity), FEATURES)
     )
-    loud = 10 * rng.normal(size=(len(identity), LOUD))
+    loud = 4 * rng.normal(size=(len(identity), LOUD))
     order = rng.permutation(len(identity))
     return np.column_stack([features, loud]).astype(np.float32)[order], identity[order]
 
@@ -55,14 +55,14 @@ def test_two_forms_of_a_picture_are_compared_across(verifier):
     """A noisy form is recognised less well than a clean one, and better than one of other people."""
     vectors, identity = people(UNSEEN, first=TRAINED)
     clean = verifier.embed(vectors)
-    noisy = verifier.embed(vectors + np.random.default_rng(5).normal(size=vectors.shape))
+    noisy = verifier.embed(vectors + 2 * np.random.default_rng(5).normal(size=vectors.shape))
     others = verifier.embed(people(UNSEEN, first=5000)[0])
     auc = []
     for form in (clean, noisy, others):
         found = linkage(form, clean, identity, seed=0)
         assert found is not None
         auc.append(found.auc)
-    assert auc[0] > auc[1] + 0.02 > 0.8
+    assert auc[0] - 0.05 > auc[1] > 0.7
     assert auc[2] == pytest.approx(0.5, abs=0.05)
 
 
@@ -80,7 +80,7 @@ def test_features_that_have_nothing_to_do_with_people_link_nobody():
 
 def test_area_and_true_accepts_are_those_of_all_pairs(verifier):
     """scikit-learn on every pair of people that there is, of which the module draws some: a one-sided threshold on the cosines."""
-    vectors, identity = people(UNSEEN, first=TRAINED, own=0.5)
+    vectors, identity = people(UNSEEN, first=TRAINED, own=0.6)
     embedded = verifier.embed(vectors)
     found = linkage(embedded, embedded, identity, seed=0)
     assert found is not None
@@ -156,13 +156,13 @@ def test_linkage_is_repeatable_from_its_seed(verifier):
 def test_the_interval_is_one_over_people():
     """As many pairs of few people say much less: here every second person is always recognised, the others never."""
     widths = []
-    for num, pictures in ((10, 10), (450, 2)):
+    for num, pictures in ((8, 8), (224, 2)):
         identity = np.repeat(np.arange(num), pictures)
         directions = unit(np.random.default_rng(0).normal(size=(len(identity), 300)))
         directions[identity % 2 == 0] = directions[np.searchsorted(identity, identity[identity % 2 == 0])]
         found = linkage(directions, directions, identity, seed=0)
         assert found is not None
-        assert found.pairs == 900
+        assert found.pairs == 448
         assert found.auc == pytest.approx(0.75, abs=0.05)
         widths.append(found.high - found.low)
     assert widths[0] > 3 * widths[1] > 0.02

@@ -120,7 +120,7 @@ def test_a_reconstruction_that_is_not_finite_is_refused(value, bounded):
 
 
 def people_with(rng: np.random.Generator, *, people: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Some people's pictures: whose each is, its variance, and how badly its person is recovered (mean 0), the same in all of them."""
+    """Some people's pictures: whose each is, its variance, and how badly its person is recovered (mean 0)."""
     identity = np.repeat(np.arange(people), rng.integers(1, 9, size=people))
     variance = rng.lognormal(sigma=0.3, size=len(identity))
     return identity, variance, rng.normal(size=people)[identity]

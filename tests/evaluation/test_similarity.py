@@ -1,4 +1,4 @@
-"""Likeness of pictures against scikit-image and numpy, the guard of their scale, the wrapped metric against the published numbers."""
+"""Likeness of pictures against scikit-image, the guard of their scale, and the wrapped metric against the published numbers."""
 
 import io
 import os
@@ -30,15 +30,18 @@ def pair(*, num: int = 4, shape: tuple[int, int, int] = (3, 40, 33), noise: floa
 
 
 def reference_ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """scikit-image's, of pictures (C, H, W). It repeats the edge and then leaves half a window out of the mean; torchmetrics mirrors
-    at the edge and takes the mean over all. Pictures that are mirrored beforehand lose what was added, and have the same windows."""
+    """scikit-image's, of pictures (C, H, W) to which half a window is added all around.
+
+    It leaves half a window at the border out of the mean: here what was added. torchmetrics takes the mean over the whole picture,
+    with windows that look beyond the border into the mirrored picture: so what is added is that.
+    """
     one, other = (np.pad(p, [(0, 0), *[(HALF_WINDOW, HALF_WINDOW)] * 2], mode="reflect") for p in (one, other))
     how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "channel_axis": 0}
     return float(structural_similarity(one, other, **how))
 
 
 def contrast(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean of SSIM's second factor (2 cov + c) / (var + var + c), c = 0.03^2, over windows that lie inside the pictures (C, H, W)."""
+    """SSIM's second factor (2 cov + c) / (var + var + c), c = 0.03^2: its mean over windows inside the pictures (C, H, W)."""
 
     def local(values: np.ndarray) -> np.ndarray:
         inside = slice(HALF_WINDOW, -HALF_WINDOW)

@@ -16,7 +16,9 @@ from cpgan_ray.messages import Batch
 
 BLOCK = 2048
 GAIN = 0.005
-"""An attack is saturated when doubling its budget gains less R2 than this on the tuning rows."""
+"""An attack is saturated when doubling its budget gains less R2 than this on the tuning rows, ..."""
+IDLE_DOUBLINGS = 2
+"""... so many times in a row: a network that starts at the ridge reconstruction may take a while to leave it."""
 
 
 class Pixels(Protocol):

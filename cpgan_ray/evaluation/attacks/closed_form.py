@@ -8,12 +8,12 @@ from torch import Tensor
 from cpgan_ray.adversaries.kernel import FourierFeatures, median_distance
 from cpgan_ray.adversaries.linear import LinearMap, NormalEquations
 from cpgan_ray.config import AttackConfig
-from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
+from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
 from cpgan_ray.streams import stream
 
-RIDGE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 KERNEL_BANDWIDTHS = (0.5, 1.0, 2.0, 4.0)
-KERNEL_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+KERNEL_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +81,15 @@ def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
     grid = [(how, bandwidth) for how in ("standardised", "whitened") for bandwidth in KERNEL_BANDWIDTHS]
     tried = [(fit(how, bandwidth, features, 0, KERNEL_PENALTIES), how, bandwidth) for how, bandwidth in grid]
     (found, penalty, best), how, bandwidth = max(tried, key=lambda t: t[0][0])
-    budgets, saturated = [(features, found)], False
-    while features < limit and not saturated:
+    budgets, idle = [(features, found)], 0
+    while features < limit and idle < IDLE_DOUBLINGS:
         features = min(2 * features, limit)
         more = fit(how, bandwidth, features, 0, KERNEL_PENALTIES)
         budgets.append((features, more[0]))
-        saturated = more[0] - found < GAIN
+        idle = idle + 1 if more[0] - found < GAIN else 0
         if more[0] > found:
             found, penalty, best = more
+    saturated = idle == IDLE_DOUBLINGS
     restarts: list[Reconstructor] = [best]
     restarts += [fit(how, bandwidth, features, restart, (penalty,))[2] for restart in range(1, config.restarts)]
     averaged = Mean(tuple(restarts))

@@ -4,6 +4,7 @@ Each starts from the ridge reconstruction and learns what that leaves over, so t
 Several candidates are trained on a small budget; the best goes on, its budget doubled until that gains nothing twice in a row.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,21 +14,21 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cpgan_ray.config import AttackConfig, NeuralConfig
-from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
+from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
 from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine
 from cpgan_ray.nets.reconstructors import Decoder, mlp
 from cpgan_ray.process import torch_stream
 from cpgan_ray.streams import stream
 
-LEAST_STEPS = 64
+LEAST_STEPS = 16
 """An epoch of an attack on few pictures has at least so many steps."""
-IDLE_DOUBLINGS = 2
-"""A network starts at the ridge reconstruction and may take a while to leave it: one doubling without a gain is no proof."""
 PATIENCE = 3
-"""Epochs without a better R2 on the tuning rows after which training has come to its end."""
+"""Epochs without a better R2 on the tuning rows than its own best (be that below ridge's) after which training ends."""
 AVERAGING = 0.98
 """Decay per step of the moving average of the weights that is evaluated: it stands in for a falling learning rate."""
-PIXEL_BATCH, CODE_BATCH = 128, 256
+PIXEL_BATCH, CODE_BATCH = 64, 256
+TRUNK = 512
+"""Units of the perceptron below a decoder."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ class Candidate:
         n = self.network
         shown: dict[str, object] = {"architecture": n.architecture, "width": n.width, "depth": n.depth, "dropout": n.dropout}
         return shown | {"codes": self.codes}
+
+
+class Refined(nn.Module):
+    """A perceptron's picture at a quarter of the side, enlarged, plus what a convolutional decoder adds to it.
+
+    A decoder alone takes ten times as many steps to leave the ridge reconstruction that it starts from.
+    """
+
+    def __init__(self, config: NeuralConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.height, self.width, self.channels = image_shape
+        self.small = (self.channels, -(-self.height // 4), -(-self.width // 4))
+        self.trunk = mlp(NeuralConfig(architecture="mlp", width=TRUNK, depth=1), k=k, target=TRUNK)
+        self.coarse = nn.Linear(TRUNK, math.prod(self.small))
+        self.fine = Decoder(config, k=TRUNK, image_shape=image_shape)
+
+    def forward(self, z: Tensor) -> Tensor:
+        hidden = torch.relu(nn.functional.layer_norm(self.trunk(z), (TRUNK,)))
+        coarse = self.coarse(hidden).unflatten(1, self.small)
+        enlarged = nn.functional.interpolate(coarse, size=(self.height, self.width), mode="bilinear")
+        return self.fine(hidden) + enlarged.permute(0, 2, 3, 1).flatten(1)
 
 
 class OnRidge(nn.Module):
@@ -73,18 +95,19 @@ class Training:
         self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
         self.evaluated = OnRidge(base, prepare, self.averaged.module, scale=scale).eval()
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=candidate.network.learning_rate, weight_decay=1e-4)
-        self.r2, self.weights, self.since, self.epochs = base_r2, self.snapshot(), 0, 0
+        self.r2, self.weights, self.epochs = base_r2, self.snapshot(), 0
+        self.own_r2, self.since = float("-inf"), 0
 
     def build(self, k: int, outputs: int) -> nn.Module:
-        """The candidate's network with its last layer at zero."""
+        """The candidate's network with its last layers at zero."""
         if self.space == "components":
             network = mlp(self.candidate.network, k=k, target=outputs)
-            last = network[-1]  # pyright: ignore[reportIndexIssue]
+            last = [network[-1]]  # pyright: ignore[reportIndexIssue]
         else:
             assert self.data.image_shape is not None
-            network = Decoder(self.candidate.network, k=k, image_shape=self.data.image_shape)
-            last = network.last
-        for parameter in last.parameters():
+            network = Refined(self.candidate.network, k=k, image_shape=self.data.image_shape)
+            last = [network.coarse, network.fine.last]
+        for parameter in (p for layer in last for p in layer.parameters()):
             nn.init.zeros_(parameter)
         return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -106,9 +129,8 @@ class Training:
             self.epochs += 1
             r2 = recovered(self.data.tune, self.evaluated, space=self.space)
             if r2 > self.r2:
-                self.r2, self.weights, self.since = r2, self.snapshot(), 0
-            else:
-                self.since += 1
+                self.r2, self.weights = r2, self.snapshot()
+            self.own_r2, self.since = (r2, 0) if r2 > self.own_r2 else (self.own_r2, self.since + 1)
 
     def epoch(self) -> None:
         network = self.model.network.train()
@@ -124,10 +146,9 @@ class Training:
             self.averaged.update_parameters(network)
 
     def rows(self) -> np.ndarray:
-        """An epoch's rows: each fitted one once, or several times where they are few; for the slow decoders only a random half,
-        since half of the rows are the mirror images of the others."""
+        """An epoch's rows: each fitted one once, or several times where they are few; of the slow decoders a random quarter."""
         count = len(self.data.fit)
-        wanted = count // 2 if self.space == "pixels" else count
+        wanted = count // 4 if self.space == "pixels" else count
         wanted = max(wanted, LEAST_STEPS * self.batch)
         return np.concatenate([self.rng.permutation(count) for _ in range(-(-wanted // count))])[:wanted]
 
@@ -181,7 +202,7 @@ def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:
 
 
 def decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """A convolutional decoder of an architecture that no training adversary has."""
+    """A convolutional decoder of an architecture that no training adversary has, on a perceptron."""
     unused = [a for a in ("upsample", "conv") if a not in data.trained_against]
     network = NeuralConfig(architecture="upsample" if not unused else unused[0], width=config.decoder_width)  # pyright: ignore[reportArgumentType]
     return train_candidates(data, config, [Candidate(network, codes) for codes in ("standardised", "whitened")], space="pixels")
@@ -190,4 +211,4 @@ def decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
 def resnet_decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
     """A decoder of residual blocks, deeper and wider than the other."""
     network = NeuralConfig(architecture="resnet", width=config.decoder_width * 3 // 2, depth=1)
-    return train_candidates(data, config, [Candidate(network, "whitened")], space="pixels")
+    return train_candidates(data, config, [Candidate(network, "standardised")], space="pixels")

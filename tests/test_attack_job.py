@@ -1,0 +1,599 @@
+"""`jobs/attack.py` as a user runs it: on a run's folder, on an MLflow run, on an encoder alone; its gate, what it turns away."""
+
+import dataclasses
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+import psutil
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+from torch import Tensor, nn
+
+from cpgan_ray.audit import Gate, attack, utility
+from cpgan_ray.cli import find_target, parse_attack
+from cpgan_ray.config import (
+    AttackConfig,
+    Config,
+    DataConfig,
+    PrivatizerConfig,
+    RidgeConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    UtilityConfig,
+)
+from cpgan_ray.data import load
+from cpgan_ray.evaluation.encoders import encode_all, open_encoder
+from cpgan_ray.metrics import DICTIONARY
+from cpgan_ray.tracking import read_curves
+from cpgan_ray.training import train
+
+JOB = Path(__file__).parents[1] / "jobs" / "attack.py"
+SIDE = 16
+DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2)
+"""Those of the small configuration in conftest.py, which the cache has."""
+ATTACKS = AttackConfig(
+    names=("ridge", "nearest"), mlp_widths=(16,), kernel_features=16, epochs=1, doublings=0, restarts=1, shares=(0.25,)
+)
+SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "passed", "seconds"}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_left_as_it_was() -> Iterator[None]:
+    """Jobs set up the process that they run in; here that is pytest's."""
+    threads, strict, handler = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        signal.getsignal(signal.SIGTERM),
+    )
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+    torch.set_flush_denormal(False)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def forget_store() -> None:
+    """What MLflow keeps of a job in this process: a global, and an environment variable."""
+    mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, with its tracking store where it is by default: beside the folder."""
+
+    output: Path
+    summary: dict[str, Any]
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.output.parent / 'mlflow.db'}"
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return report_in(self.output)
+
+
+def report_in(folder: Path | str) -> dict[str, Any]:
+    return json.loads((Path(folder) / "report" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_template: Path) -> Trained:
+    folder = tmp_path_factory.mktemp("attacked")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    config = Config(
+        preset="tiny",
+        k=6,
+        epochs=1,
+        batch_size=80,
+        output=folder / "run",
+        cache_dir=cache_dir,
+        data=DATA,
+        privatizer=PrivatizerConfig(width=4, depth=2),
+        utility=UtilityConfig(hidden=16),
+        adversaries={"ridge": RidgeConfig(bank=1, components=8)},
+        runtime=RuntimeConfig(backend="local", threads=1),
+        attacks=ATTACKS,
+        tracking=TrackingConfig(log_models=False, system_metrics=False),
+    )
+    try:
+        return Trained(folder / "run", train(config))
+    finally:
+        forget_store()
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what would lead a job to another cluster or tracking store."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))}
+
+
+def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The job in a process of its own."""
+    command = [sys.executable, str(JOB), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment() | variables, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The job in this process, in an empty folder: its status and what it says. Starting a process would take ten times as long."""
+
+    def start(*arguments: str | Path) -> tuple[int, str, str]:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, arguments)])
+        capfd.readouterr()
+        status: Any = 0
+        try:
+            runpy.run_path(str(JOB), run_name="__main__")
+        except SystemExit as e:
+            status = e.code
+        finally:
+            forget_store()
+        said = capfd.readouterr()
+        return status, said.out, said.err
+
+    return start
+
+
+# ------------------------------------------------------------------------------------------------------------- a run's folder
+
+
+@dataclass(frozen=True)
+class Attacked:
+    ran: subprocess.CompletedProcess[str]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads(self.ran.stdout.splitlines()[-1])
+
+    @property
+    def output(self) -> Path:
+        return Path(self.summary["output"])
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return report_in(self.output)
+
+
+@pytest.fixture(scope="module")
+def by_folder(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
+    return Attacked(run(trained.output, cwd=tmp_path_factory.mktemp("elsewhere")))
+
+
+@pytest.fixture(scope="module")
+def by_id(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
+    """With a gate that nothing passes."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    return Attacked(run(trained.summary["run_id"], "--fail-above", "0", cwd=cwd, MLFLOW_TRACKING_URI=trained.uri))
+
+
+def test_an_attack_on_a_folder_ends_with_status_0_and_a_line_of_json(by_folder):
+    assert by_folder.ran.returncode == 0, by_folder.ran.stderr
+    assert len(by_folder.ran.stdout.splitlines()) == 1
+    summary = by_folder.summary
+    assert summary.keys() == SUMMARY
+    assert summary["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
+    assert summary["passed"] is True
+    assert [line for line in by_folder.ran.stderr.splitlines() if not re.match(r"attack \d/9: \w+ \(\w+", line)] == []
+
+
+def test_its_report_lies_in_the_runs_folder(by_folder, trained):
+    assert by_folder.output.parent == trained.output
+    assert re.fullmatch(r"attack-\d{8}-\d{6}", by_folder.output.name)
+    files = {path.name for path in (by_folder.output / "report").iterdir()}
+    assert files == {"report.json", "report.html", "pictures.png", "worst.png", "errors.npz"}
+    for name in ("pictures.png", "worst.png"):
+        with Image.open(by_folder.output / "report" / name) as picture:
+            assert min(picture.size) > 100
+    page = (by_folder.output / "report" / "report.html").read_text()
+    assert f"{by_folder.report['privacy']['strongest']['r2']:.3f}" in page
+    assert "Training adversaries against fresh attacks" in page, "the run's metrics.jsonl has their curves"
+
+
+def test_the_report_has_every_number_that_it_is_read_for(by_folder):
+    report = by_folder.report
+    strongest, attacks = report["privacy"]["strongest"], report["attacks"]
+    assert strongest.keys() == {"attack", "variant", "r2", "low", "high"}
+    assert {(a["name"], a["variant"]) for a in attacks} == {(n, v) for n in ATTACKS.names for v in ("leaked", "fresh")}
+    needed = {"name", "variant", "r2", "low", "high", "mse_255", "psnr", "ssim", "saturated", "seconds"}
+    assert [a["name"] for a in attacks if not needed <= a.keys()] == []
+    assert strongest == {"attack": attacks[0]["name"]} | {key: attacks[0][key] for key in ("variant", "r2", "low", "high")}
+    assert strongest["r2"] == max(a["r2"] for a in attacks) > 0.1, "a k of 6 gives a little away"
+    assert all(a["low"] <= a["r2"] <= a["high"] for a in attacks)
+    assert report["privacy"]["excess_r2"] == pytest.approx(strongest["r2"] - report["privacy"]["label_floor_r2"])
+    assert {(row["name"], row["share"]) for row in report["sweep"]} == {("ridge", 0.25), ("nearest", 0.25)}
+    assert by_folder.summary["strongest"]["r2"] == round(strongest["r2"], 4)
+
+
+def test_the_attack_finds_what_the_run_itself_reported(by_folder, trained):
+    found, told = by_folder.report, trained.report
+    assert found["utility"] == pytest.approx(told["utility"], abs=2e-3)
+    assert found["privacy"]["strongest"] == {
+        name: value if isinstance(value, str) else pytest.approx(value, abs=1e-4)
+        for name, value in told["privacy"]["strongest"].items()
+    }
+    assert (found["k"], found["seed"], found["settings"]) == (told["k"], told["seed"], told["settings"])
+
+
+def test_the_row_errors_left_behind_add_up_to_the_r2_reported(by_folder):
+    with np.load(by_folder.output / "report" / "errors.npz") as arrays:
+        assert arrays["identity"].shape == arrays["errors"].shape == (40,)
+        r2 = 1 - arrays["errors"].sum() / arrays["mean_errors"].sum()
+    assert r2 == pytest.approx(by_folder.report["privacy"]["strongest"]["r2"], abs=1e-12)
+
+
+@pytest.mark.parametrize("way", ["by_folder", "by_id"])
+def test_mlflow_has_the_attack_below_the_run_with_its_numbers_and_its_report(way, trained, request):
+    attacked: Attacked = request.getfixturevalue(way)
+    client = mlflow.MlflowClient(trained.uri)
+    logged = client.get_run(attacked.summary["run_id"])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.tags["mlflow.parentRunId"] == logged.data.tags["attacked"] == trained.summary["run_id"]
+    assert logged.data.metrics["privacy/strongest_r2"] == pytest.approx(attacked.report["privacy"]["strongest"]["r2"])
+    patterns = [re.sub("<name>", "[^/]+", known) for known in DICTIONARY]
+    assert [name for name in logged.data.metrics if not any(re.fullmatch(p, name) for p in patterns)] == []
+    files = {file.path for folder in ("report", "images") for file in client.list_artifacts(logged.info.run_id, folder)}
+    reports = {f"report/{name}" for name in ("report.json", "report.html", "errors.npz", "pictures.png", "worst.png")}
+    assert files == reports | {"images/pictures.png", "images/worst.png"}
+
+
+def test_the_same_run_by_its_mlflow_id_is_found_the_same_and_its_report_stays(by_id, by_folder):
+    assert by_id.report["privacy"] == by_folder.report["privacy"]
+    assert by_id.report["utility"] == by_folder.report["utility"]
+    assert by_id.output.parent.name == "outputs"
+    assert by_id.output.parent.parent.name.startswith("elsewhere"), "not in the folder that the run was downloaded to"
+
+
+def test_a_gate_that_fails_ends_with_status_1_after_the_summary(by_id):
+    assert by_id.ran.returncode == 1
+    assert by_id.summary.keys() == SUMMARY
+    assert by_id.summary["passed"] is False
+    assert re.fullmatch(r"failed: strongest R2 0\.\d+ is above 0\.0", by_id.ran.stderr.splitlines()[-1])
+
+
+def test_a_gate_that_passes_one_variant_alone_and_a_comparison_with_itself(trained, job, tmp_path):
+    options = ["--variant", "leaked", "--against", trained.output, "--fail-above", "1", "--output", tmp_path / "out"]
+    status, out, err = job(trained.output, *options)
+    assert status == 0, err
+    assert json.loads(out)["passed"] is True
+    report = report_in(tmp_path / "out")
+    rows = [*report["attacks"], *report["sweep"]]
+    assert {row["variant"] for row in rows} == {"leaked"}
+    assert len(report["attacks"]) == len(ATTACKS.names)
+    comparison = report["comparison"]
+    assert comparison == {"other": str(trained.output), "r2": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+# ------------------------------------------------------------------------------------------------------------- encoders alone
+
+
+class Pooled(nn.Module):
+    """4 x 4 averages of the picture, times a factor: an encoder that hides little, or everything."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * nn.functional.avg_pool2d(x.float(), 4).flatten(1)
+
+
+class Sum(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a + b).flatten(1)
+
+
+class Logarithm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 2).log()
+
+
+def program(path: Path, module: nn.Module, *, dtype: torch.dtype = torch.float32, inputs: int = 1, **more: Any) -> Path:
+    """A torch.export program; `more`: channels, height, dynamic."""
+    examples = (torch.zeros(2, more.get("channels", 3), more.get("height", SIDE), SIDE, dtype=dtype),) * inputs
+    sizes = ({0: torch.export.Dim("batch", min=1)},) * inputs if more.get("dynamic", True) else None
+    torch.export.save(torch.export.export(module, examples, dynamic_shapes=sizes), path)
+    return path
+
+
+def pooled_onnx(path: Path, *, batch: int | str = "batch") -> Path:
+    """Pooled as an ONNX model."""
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Flatten", ["pooled"], ["z"]),
+    ]
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])
+    given = helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, 48])
+    graph = helper.make_graph(nodes, "pooled", [taken], [given])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def small(uri: str, cache: Path) -> list[str]:
+    """Flags for an encoder that comes alone: the faces that the cache has, in this process, with little effort."""
+    return f"""--cache-dir {cache} --data.num-identities 200 --data.pictures-per-identity 2 --runtime.backend local
+        --runtime.threads 1 --tracking.uri {uri} --tracking.no-system-metrics --attacks.names ridge --attacks.mlp-widths 16
+        --attacks.kernel-features 16 --attacks.epochs 1 --attacks.doublings 0 --attacks.restarts 1 --attacks.no-identity
+        --attacks.no-attributes --attacks.shares""".split()
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Gate, dict[str, Any]]]:
+    """Encoders of each kind, attacked: their gates and reports."""
+    folder = tmp_path_factory.mktemp("alone")
+    (drawn,) = (path for path in cache_dir.glob("faces-*") if path.is_dir())
+    faces = ["--dataset", "faces"]
+    jobs: dict[str, tuple[Path, list[str]]] = {
+        "float32": (program(folder / "float32.pt2", Pooled()), [*faces, "--against", str(trained.output)]),
+        "uint8": (program(folder / "uint8.pt2", Pooled(), dtype=torch.uint8), faces),
+        "onnx": (pooled_onnx(folder / "pooled.onnx"), ["--data-dir", str(drawn)]),
+        "constant": (program(folder / "constant.pt2", Pooled(0.0)), faces),
+    }
+    found = {}
+    try:
+        for name, (path, more) in jobs.items():
+            flags = [*small(trained.uri, cache_dir), "--output", str(folder / name), *more]
+            gate = attack(*parse_attack([str(path), *flags], description=""))
+            found[name] = gate, report_in(folder / name)
+    finally:
+        forget_store()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "onnx"])
+def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kind, alone):
+    gate, report = alone[kind]
+    strongest = gate.summary["strongest"]
+    assert strongest["attack"] == "ridge"
+    assert strongest["r2"] > 0.7
+    assert strongest["low"] > alone["constant"][0].summary["strongest"]["high"] + 0.5
+    assert strongest["r2"] == pytest.approx(alone["float32"][0].summary["strongest"]["r2"], abs=1e-3), "the same map"
+    assert (report["k"], report["utility"], report["privacy_weight"]) == (48, {}, None)
+
+
+def test_a_constant_encoder_gives_nothing_away(alone):
+    gate, report = alone["constant"]
+    assert abs(gate.summary["strongest"]["r2"]) < 0.02
+    assert report["privacy"]["label_floor_r2"] > gate.summary["strongest"]["r2"]
+
+
+def test_the_report_on_an_encoder_says_nothing_of_a_training_that_nobody_knows(alone):
+    gate, report = alone["onnx"]
+    assert report["name"] == "pooled.onnx"
+    assert report["settings"].keys() == {"data", "attacks"}
+    page = (Path(gate.summary["output"]) / "report" / "report.html").read_text()
+    for absent in ("Training adversaries", "Identity linkage", "What else z tells", "accuracy of the task", "privacy weight"):
+        assert absent not in page
+    assert "pooled.onnx, k = 48" in page
+
+
+def test_a_folder_in_the_celeba_layout_is_read_as_such(alone):
+    assert {name: report["settings"]["data"]["dataset"] for name, (_, report) in alone.items()} == {
+        "float32": "faces",
+        "uint8": "faces",
+        "onnx": "celeba",
+        "constant": "faces",
+    }
+
+
+def test_a_comparison_is_the_difference_of_the_two_strongest_attacks(alone, trained):
+    comparison = alone["float32"][1]["comparison"]
+    assert comparison["other"] == str(trained.output)
+    difference = alone["float32"][1]["privacy"]["strongest"]["r2"] - trained.report["privacy"]["strongest"]["r2"]
+    assert comparison["r2"] == pytest.approx(difference, abs=1e-9)
+    assert 0 < comparison["low"] < comparison["r2"] < comparison["high"]
+    assert comparison["p"] == pytest.approx(1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------- from flags to a job
+
+
+def test_flags_that_are_not_given_are_the_runs_own(trained):
+    target, job = parse_attack([str(trained.output), "--attacks.epochs", "7"], description="")
+    assert (target.program, target.run_id) == (trained.output / "privatizer.pt2", trained.summary["run_id"])
+    assert target.config is not None
+    assert (target.config.k, target.config.output) == (6, trained.output)
+    assert (job.data, job.runtime, job.seed, job.cache_dir) == (DATA, target.config.runtime, 0, target.config.cache_dir)
+    assert (job.attacks.epochs, job.attacks.names, job.attacks.shares) == (7, ATTACKS.names, ATTACKS.shares)
+
+
+def test_paths_are_made_absolute_and_a_data_folder_means_celeba_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoder.onnx").touch()
+    paths = ["--data-dir", "data", "--cache-dir", "cache", "--output", "out", "--against", "other"]
+    target, job = parse_attack(["encoder.onnx", *paths], description="")
+    assert target.program == tmp_path / "encoder.onnx"
+    assert (job.data_dir, job.cache_dir, job.output, job.against) == tuple(tmp_path / name for name in paths[1::2])
+    assert job.dataset == "celeba"
+    assert parse_attack(["encoder.onnx", *paths, "--dataset", "faces"], description="")[1].dataset == "faces"
+    assert parse_attack(["encoder.onnx"], description="")[1].dataset is None
+
+
+def test_the_utility_is_that_of_the_runs_head_where_the_data_have_its_labels(trained):
+    target = find_target(str(trained.output))
+    assert target.config is not None
+    dataset = load(target.config)
+    codes = encode_all(open_encoder(target.program), dataset)
+    assert utility(target, codes, dataset, target.config) == pytest.approx(trained.report["utility"], abs=2e-3)
+    fewer = dataclasses.replace(dataset, label_names=dataset.label_names[1:])
+    assert utility(target, codes, fewer, target.config) == {}
+
+
+def test_curves_are_the_r2_of_each_training_adversary_by_round(trained, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"round": 0, "adversary/rbf/r2": 0.25, "adversary/rbf/loss": 3.0, "utility/loss": 1.0}\n'
+        '{"round": 1, "adversary/rbf/r2": null, "adversary/mlp/r2": 0.5}\n'
+        '{"round": 2, "adversary/rbf/r2": -0.125, "privacy/strongest_r2": 0.75}\n'
+    )
+    assert read_curves(tmp_path / "metrics.jsonl") == {"rbf": ([0, 2], [0.25, -0.125]), "mlp": ([1], [0.5])}
+    assert read_curves(tmp_path / "nowhere.jsonl") == {}
+    (rounds, r2) = read_curves(trained.output / "metrics.jsonl")["ridge"]
+    assert rounds == [0, 1, 2, 3]
+    assert all(-1 < value < 1 for value in r2)
+
+
+# ---------------------------------------------------------------------------------------------------------------- bad input
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def gone(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+def other_people(folder: Path) -> Path:
+    folder.mkdir()
+    np.savez(folder / "errors.npz", errors=np.ones(40), mean_errors=np.ones(40), identity=np.arange(40))
+    return folder
+
+
+@dataclass(frozen=True)
+class Failure:
+    arguments: Callable[[Path], list[str | Path]]
+    """The command line, from a folder that holds a copy of the finished run, `run`."""
+    said: str
+
+
+def on_run(*flags: str | Path) -> Callable[[Path], list[str | Path]]:
+    return lambda f: [f / "run", *flags]
+
+
+NO_RUN = "0123456789abcdef" * 2
+FAILURES = {
+    "no target": Failure(lambda f: [], "nothing to attack: give a run's output folder"),
+    "flags alone": Failure(lambda f: ["--variant", "leaked"], "nothing to attack: give a run's output folder"),
+    "two targets": Failure(on_run("another"), r"unknown flag or value 'another'"),
+    "missing path": Failure(lambda f: [f / "nowhere"], r"\S+/nowhere is no folder, no file and no MLflow run id"),
+    "no run": Failure(lambda f: [f], r"\S+ has no config\.json: give the output folder of a finished run"),
+    "unfinished run": Failure(lambda f: [gone(f / "run/privatizer.pt2").parent], r"\S+/run has no privatizer\.pt2"),
+    "torn config": Failure(lambda f: [cut(f / "run/config.json").parent], r"\S+/run/config\.json is damaged"),
+    "no config": Failure(lambda f: [written(f / "run/config.json", "[1, 2]").parent], r"\S+/run/config\.json is damaged"),
+    "strange config": Failure(lambda f: [written(f / "run/config.json", '{"k": "many"}').parent], "config field k: .*'many'"),
+    "torn privatizer": Failure(lambda f: [cut(f / "run/privatizer.pt2").parent], r"encoder \S+/privatizer\.pt2 cannot be read"),
+    "no store": Failure(lambda f: [NO_RUN], rf"there is no tracking store .* run {NO_RUN} up in: set MLFLOW_TRACKING_URI"),
+    "unknown flag": Failure(on_run("--fail-abov", "1"), "unknown flag or value '--fail-abov': did you mean --fail-above"),
+    "unknown variant": Failure(on_run("--variant", "leeked"), ".*'leeked'.*both.*leaked.*fresh"),
+    "gate above 1": Failure(on_run("--fail-above", "7"), r"fail_above is 7\.0; it must be between 0 and 1"),
+    "gate of words": Failure(on_run("--fail-above", "much"), "--fail-above: .*'much'"),
+    "no errors to compare with": Failure(lambda f: [f / "run", "--against", f], r"\S+ has no errors\.npz"),
+    "compared on other people": Failure(
+        lambda f: [f / "run", "--against", other_people(f / "other")], r"\S+/other was scored on pictures of other people"
+    ),
+    "no twin": Failure(lambda f: [f / "run", "--tracking.undefended", f], r"tracking\.undefended is .* no privatizer\.pt2"),
+    "taken output": Failure(lambda f: [f / "run", "--output", f / "run"], r"output folder \S+/run holds a run already"),
+    "file for output": Failure(lambda f: [f / "run", "--output", f / "run/config.json"], r"output \S+/config\.json is a file"),
+    "faces to read": Failure(on_run("--data-dir", ".", "--dataset", "faces"), "data_dir is .*faces are drawn, not read"),
+    "missing data": Failure(on_run("--data-dir", "nowhere"), r"data folder \S+/nowhere does not exist"),
+    "no data": Failure(lambda f: [program(f / "e.pt2", Pooled()), "--dataset", "celeba"], "data_dir is None.*--data-dir"),
+    "torn program": Failure(lambda f: [cut(program(f / "e.pt2", Pooled()))], r"encoder \S+/e\.pt2 cannot be read"),
+    "text for onnx": Failure(
+        lambda f: [written(f / "e.onnx", "this is no model")], r"encoder \S+/e\.onnx cannot be read as an ONNX model"
+    ),
+    "another suffix": Failure(lambda f: [f / "run/config.json"], r"encoder \S+/config\.json ends in '\.json'"),
+    "two inputs": Failure(lambda f: [program(f / "e.pt2", Sum(), inputs=2)], r"encoder \S+/e\.pt2 takes 2 inputs"),
+    "one channel": Failure(
+        lambda f: [program(f / "e.pt2", Pooled(), channels=1)], r"encoder .* shape \[2, 1, 16, 16\]: it must be \(B, 3, H, W\)"
+    ),
+    "tall pictures": Failure(
+        lambda f: [program(f / "e.pt2", Pooled(), height=20)], r"encoder .* takes pictures of 20 x 16.*square"
+    ),
+    "static batch": Failure(
+        lambda f: [program(f / "e.pt2", Pooled(), dynamic=False)], "encoder .* fails on 250 pictures.*dynamic batch"
+    ),
+    "static batch of onnx": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx", batch=1)], "encoder .* fails on 250 pictures.*dynamic batch"
+    ),
+    "codes that are not finite": Failure(
+        lambda f: [program(f / "e.pt2", Logarithm())], "encoder .* answers codes that are not finite"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_bad_input_ends_with_status_2_and_one_line_and_nothing_is_written(case, trained, cache_dir, job, tmp_path):
+    inputs = tmp_path / "inputs"
+    shutil.copytree(trained.output, inputs / "run", ignore=shutil.ignore_patterns("attack-*"))
+    shutil.copy(trained.output.parent / "mlflow.db", inputs)
+    arguments = FAILURES[case].arguments(inputs)
+    if arguments and Path(arguments[0]).suffix:  # an encoder alone
+        arguments += small(trained.uri, cache_dir)
+    before = {path: path.stat().st_mtime_ns for path in inputs.rglob("*")}
+    status, out, err = job(*arguments)
+    assert status == 2, err
+    assert re.fullmatch(rf"error: {FAILURES[case].said}[^\n]*\n", err), err
+    assert out == ""
+    assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_run_that_mlflow_does_not_have_is_named_with_the_store(trained, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.uri)
+    status, out, err = job(NO_RUN)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(rf"error: MLflow at {re.escape(trained.uri)} has no finished run {NO_RUN} [^\n]*\n", err)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_libraries_add_nothing_to_the_one_line(tmp_path):
+    """A process of its own: what torch and onnxruntime log goes past pytest's hands otherwise."""
+    ran = run(cut(program(tmp_path / "e.pt2", Pooled())), "--output", tmp_path / "out", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert re.fullmatch(r"error: encoder \S+/e\.pt2 cannot be read as a torch\.export program [^\n]*\n", ran.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.pt2"]
+
+
+def test_attacks_on_ray_that_are_stopped_say_so_by_their_status_and_leave_a_killed_run_and_no_process(trained, tmp_path):
+    options = ["--runtime.backend", "ray", "--output", str(tmp_path / "out"), "--variant", "leaked"]
+    endless = ["--attacks.names", "resnet_decoder", "--attacks.decoder-width", "96", "--attacks.epochs", "1000"]
+    command = [sys.executable, str(JOB), str(trained.output), *options, *endless]
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    try:
+        until = time.monotonic() + 120
+        while not any("attack_task" in process.name() for process in children(started.pid)):
+            assert started.poll() is None, started.communicate()
+            assert time.monotonic() < until, "no attack begins"
+            time.sleep(0.2)
+        processes = children(started.pid)
+        started.terminate()
+        out, err = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 143, err
+    assert "Traceback" not in err
+    assert out == ""
+    run_id = json.loads((tmp_path / "out" / "config.json").read_text())["run_id"]
+    assert mlflow.MlflowClient(trained.uri).get_run(run_id).info.status == "KILLED"
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert alive == []
+
+
+def children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
