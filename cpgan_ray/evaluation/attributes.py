@@ -31,8 +31,13 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, names: tup
     """A linear and a two-layer classifier of all attributes at once, class-weighted, on standardised codes; for each attribute the
     one that is better on the tuning rows, scored on the score rows.
 
-    labels: `fit`, `tune`, `score`, each (N, L) of 0/1. Attributes that do not vary on the score or the tuning rows are left out.
+    labels: `fit`, `tune`, `score`, each (N, L) of 0/1. Attributes that do not vary in each of them are left out.
     """
+    varying = np.all([labels[s].min(axis=0) < labels[s].max(axis=0) for s in ("fit", "tune", "score")], axis=0)
+    if not varying.any():
+        return []
+    names = tuple(name for name, varies in zip(names, varying, strict=True) if varies)
+    labels = {s: np.ascontiguousarray(y[:, varying]) for s, y in labels.items()}
     prepare = CodeMap(data.fit.z, how="standardised")
     z = {name: prepare(getattr(data, name).z) for name in ("fit", "tune", "score")}
     share = torch.from_numpy(labels["fit"].mean(axis=0, dtype=np.float64)).float().to(z["fit"].device)
@@ -48,7 +53,6 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, names: tup
     return [
         Inferred(name, name in task, float(scored[np.argmax(tuned[:, i]), i]), float(labels["score"][:, i].mean()))
         for i, name in enumerate(names)
-        if np.isfinite(tuned[:, i]).all() and np.isfinite(scored[:, i]).all()
     ]
 
 

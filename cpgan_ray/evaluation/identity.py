@@ -40,8 +40,10 @@ class Verifier:
         kept = counts[person] > 1
         if (counts > 1).sum() < 2:
             raise ValueError("identity linkage needs at least two people with two pictures each in the training split")
-        varying = vectors.std(axis=0) > 0
-        self.varying = varying if varying.any() else np.ones_like(varying)
+        self.varying = vectors[kept].std(axis=0) > 0
+        self.model: LinearDiscriminantAnalysis | None = None
+        if not self.varying.any():  # a collapsed code tells nobody from anybody
+            return
         dimensions = min(DIMENSIONS, int(self.varying.sum()), int((counts > 1).sum()) - 1)
         self.model = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1, n_components=dimensions)
         chosen = vectors[kept][:, self.varying].astype(np.float64)
@@ -51,12 +53,16 @@ class Verifier:
 
     def embed(self, vectors: np.ndarray) -> np.ndarray:
         """Unit vectors (N, q)."""
+        if self.model is None:
+            return np.zeros((len(vectors), 1))
         embedded = self.model.transform(vectors[:, self.varying].astype(np.float64))
         return embedded / np.linalg.norm(embedded, axis=1, keepdims=True).clip(1e-12)
 
 
 def linkage(one: np.ndarray, other: np.ndarray, identity: np.ndarray, *, seed: int) -> Linkage | None:
-    """How well pairs of one person are recognised, by the cosine of their embeddings. None where nobody has two pictures.
+    """How well pairs of one person are recognised, by the cosine of their embeddings.
+
+    None where nobody has two pictures or all are one person's.
 
     one, other: (N, q) embeddings of the same N pictures, in two forms or in one; identity: (N,). A picture is never paired with
     itself. The interval resamples people.
@@ -67,6 +73,8 @@ def linkage(one: np.ndarray, other: np.ndarray, identity: np.ndarray, *, seed: i
     rng = stream(seed, "linkage")
     apart = rng.integers(len(identity), size=(OTHERS * len(same), 2))
     apart = apart[identity[apart[:, 0]] != identity[apart[:, 1]]]
+    if not len(apart):
+        return None
     alike, unlike = (np.einsum("nq,nq->n", one[p[:, 0]], other[p[:, 1]]) for p in (same, apart))
     truth = np.concatenate([np.ones(len(alike)), np.zeros(len(unlike))])
     scores = np.concatenate([alike, unlike])

@@ -19,6 +19,8 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of the five scales (Wang, Simoncelli & Bovik 2003, section 3.2)."""
 KERNEL = 11
 TOLERANCE = 1e-4
+MAX_PSNR = 100.0
+"""dB; that of equal pictures would be infinite, and so would any mean with it."""
 
 
 def as_unit(pictures: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def similarity(one: Tensor, other: Tensor) -> dict[str, np.ndarray]:
     """
     _check(one, other)
     psnr = peak_signal_noise_ratio(one, other, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    found = {"psnr": psnr.numpy()}
+    found = {"psnr": psnr.clamp(max=MAX_PSNR).numpy()}
     if min(one.shape[2:]) >= KERNEL:
         ssim = partial(structural_similarity_index_measure, data_range=1.0, reduction="none", sigma=1.5, kernel_size=KERNEL)
         found["ssim"] = torch.as_tensor(ssim(one, other)).view(-1).numpy()

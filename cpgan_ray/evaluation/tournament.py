@@ -17,7 +17,7 @@ from cpgan_ray.config import AttackConfig, Config, NeuralConfig
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.evaluation.attacks import ATTACKS
-from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
+from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, to_pixels
 from cpgan_ray.evaluation.attributes import Inferred, attribute_map
 from cpgan_ray.evaluation.identity import Linkage, Verifier, linkage
 from cpgan_ray.evaluation.protocol import LEAST_ROWS, VARIANTS, Codes, attack_data, people_apart
@@ -196,12 +196,13 @@ def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
     reconstructions = torch.cat([to_pixels(data, strongest, z) for z in data.score.z.split(1024)]) @ basis.T
     try:
         by_picture = Verifier(data.fit.target.values[plain].cpu().numpy(), people)
-        by_code = Verifier(data.fit.z[plain].cpu().numpy(), people)
+        standardise = CodeMap(data.fit.z, how="standardised")  # the discriminant's shrinkage depends on the scales
+        by_code = Verifier(standardise(data.fit.z[plain]).cpu().numpy(), people)
     except ValueError:
         return {}
     picture = by_picture.embed(data.score.target.values.cpu().numpy())
     reconstruction = by_picture.embed(reconstructions.cpu().numpy())
-    code = by_code.embed(data.score.z.cpu().numpy())
+    code = by_code.embed(standardise(data.score.z).cpu().numpy())
     compared = {
         "picture and picture": (picture, picture),
         "reconstruction and picture": (reconstruction, picture),

@@ -159,7 +159,13 @@ def test_a_report_with_nothing_but_attacks_makes_a_page_without_the_other_parts(
 def poisoned() -> dict[str, Any]:
     """A report with a hostile name wherever there is a name."""
     report = copy.deepcopy(REPORT)
-    report |= {"name": HOSTILE, "made": HOSTILE, "settings": {HOSTILE: [HOSTILE]}, "limits": [HOSTILE]}
+    report |= {
+        "name": HOSTILE,
+        "made": HOSTILE,
+        "settings": {HOSTILE: [HOSTILE]},
+        "limits": [HOSTILE],
+        "versions": {HOSTILE: HOSTILE},
+    }
     report["privacy"]["strongest"]["attack"] = HOSTILE
     for row in (
         *report["attacks"],
@@ -176,7 +182,8 @@ def poisoned() -> dict[str, Any]:
 
 
 def test_settings_and_versions_are_shown_as_they_are():
-    assert [json.loads(part) for part in page().pre] == [REPORT["settings"], REPORT["versions"]]
+    assert [json.loads(part) for part in page().pre] == [REPORT["settings"]]
+    assert "torch 9.9" in page().text
 
 
 def test_hostile_names_are_shown_and_not_obeyed():

@@ -166,3 +166,15 @@ def test_the_interval_is_one_over_people():
         assert found.auc == pytest.approx(0.75, abs=0.05)
         widths.append(found.high - found.low)
     assert widths[0] > 3 * widths[1] > 0.02
+
+
+def test_a_collapsed_code_tells_nobody_from_anybody():
+    vectors, identity = people(TRAINED)
+    collapsed = Verifier(np.zeros_like(vectors), identity).embed(vectors)
+    found = linkage(collapsed, collapsed, identity, seed=0)
+    assert found is not None
+    assert (found.auc, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_pictures_of_one_person_alone_are_compared_with_nobody():
+    assert linkage(np.ones((3, 2)), np.ones((3, 2)), np.zeros(3), seed=0) is None

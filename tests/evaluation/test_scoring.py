@@ -137,9 +137,11 @@ def test_the_interval_covers_the_true_r2_as_often_as_it_says_for_people_are_what
     for seed in range(200):
         identity, variance, person = people_with(rng)
         errors = variance * (1 - R2 + 0.2 * person + 0.05 * rng.normal(size=len(identity)))
-        for found, whose in ((by_person, identity), (by_row, np.arange(len(identity)))):
-            low, high = interval(RowErrors(errors, variance, whose), seed=seed)
-            found.append(low <= R2 <= high)
+        low, high = interval(RowErrors(errors, variance, identity), seed=seed)
+        by_person.append(low <= R2 <= high)
+        if seed < 80:
+            low, high = interval(RowErrors(errors, variance, np.arange(len(identity))), seed=seed)
+            by_row.append(low <= R2 <= high)
     assert 0.9 <= np.mean(by_person) <= 0.98
     assert np.mean(by_row) < 0.75
 

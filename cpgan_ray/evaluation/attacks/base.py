@@ -134,10 +134,15 @@ def predict(reconstruct: Reconstructor, z: Tensor) -> Tensor:
 
 
 def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
-    """Reconstructions (B, D) less the mean picture, clipped to what a picture can be: that only brings them nearer to it."""
+    """Reconstructions (B, D) less the mean picture, clipped to what a picture can be: that only brings them nearer to it.
+
+    Raises: ValueError where one is not finite.
+    """
     with torch.no_grad():
         answer = fitted.reconstruct(z)
         pixels = answer @ data.components if fitted.space == "components" else answer
+    if not bool(pixels.isfinite().all()):
+        raise ValueError("an attack's reconstruction is not finite")
     return pixels if data.bounds is None else pixels.clamp(*data.bounds)
 
 
