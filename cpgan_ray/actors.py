@@ -6,7 +6,9 @@ like privacy. The attacks of a tournament are tasks: they need nothing of each o
 
 import io
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -127,12 +129,15 @@ def connect(runtime: RuntimeConfig) -> None:
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             knock(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **quiet)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # ray.init has put its own there
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -196,8 +197,11 @@ def read_errors(folder: Path) -> RowErrors:
     """
     for path in (folder / ERRORS, folder / "report" / ERRORS):
         if path.is_file():
-            with np.load(path, allow_pickle=False) as arrays:
-                return RowErrors(arrays["errors"], arrays["mean_errors"], arrays["identity"])
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    return RowErrors(arrays["errors"], arrays["mean_errors"], arrays["identity"])
+            except (OSError, ValueError, KeyError, BadZipFile) as e:
+                raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
     raise InputError(f"{folder} has no {ERRORS}: give the output folder of a run, or the report folder of an attack")
 
 

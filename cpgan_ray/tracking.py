@@ -20,6 +20,7 @@ import numpy as np
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ class Tracker:
     def __init__(
         self, config: Config, output: Path, *, dataset: Dataset, tags: Mapping[str, str] | None = None, parent: str | None = None
     ) -> None:
-        """Start the run; `parent`: id of the run that it is shown under.
+        """Start the run; `parent`: id of the run that it is shown under, if the store has it.
 
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
@@ -65,6 +66,8 @@ class Tracker:
                 artifacts = (output.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
                 mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts)
             mlflow.set_experiment(config.tracking.experiment)
+            if parent is not None:
+                parent = self.known(parent)
             name = config.tracking.run_name or f"{config.preset} k={config.k} w={config.privacy_weight:g}"
             self.run = mlflow.start_run(
                 run_name=name, parent_run_id=parent, tags=dict(tags or {}), log_system_metrics=config.tracking.system_metrics
@@ -76,6 +79,13 @@ class Tracker:
         output.mkdir(parents=True, exist_ok=True)
         self.jsonl = (output / "metrics.jsonl").open("a")
         self.describe(dataset)
+
+    def known(self, run_id: str) -> str | None:
+        """The id where this store has the run: an output folder may have been copied away from its store."""
+        try:
+            return self.client.get_run(run_id).info.run_id
+        except MlflowException:
+            return None
 
     def describe(self, dataset: Dataset) -> None:
         """Parameters worth comparing, what differs from the preset as tags, and the data set with its digest."""
@@ -245,6 +255,7 @@ def fetch_run(run_id: str) -> Path:
         raise InputError(f"there is no tracking store {uri} to look run {run_id} up in: set MLFLOW_TRACKING_URI")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     folder = Path(tempfile.mkdtemp(prefix="cpgan-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:

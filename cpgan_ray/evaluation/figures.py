@@ -12,6 +12,11 @@ FRESH, FLOOR, GRID = "#b3261e", "#6b6b6b", "#dddddd"
 TRAINING = ("#4c78a8", "#72b7b2", "#b279a2", "#eeca3b", "#54a24b", "#9d755d")
 
 
+def plain(name: str) -> str:
+    """A name from a user's file, which matplotlib would take for mathematics where it has dollar signs."""
+    return name.replace("$", r"\$")
+
+
 def svg(figure: Figure) -> str:
     """The figure as an <svg> element."""
     with mpl.rc_context({"svg.hashsalt": "cpgan_ray"}):  # the same ids for the same figure
@@ -34,7 +39,7 @@ def learning_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     figure, one = axes(7, 3.2)
     highest = report["privacy"]["strongest"]["high"]
     for colour, (name, (rounds, r2)) in zip(TRAINING * (1 + len(curves) // len(TRAINING)), curves.items(), strict=False):
-        one.plot(rounds, r2, color=colour, linewidth=1, label=f"training: {name}")
+        one.plot(rounds, r2, color=colour, linewidth=1, label=f"training: {plain(name)}")
         highest = max(highest, sorted(r2)[int(0.98 * len(r2))])
     best = report["privacy"]["strongest"]
     one.axhspan(best["low"], best["high"], color=FRESH, alpha=0.15, linewidth=0)
@@ -66,7 +71,7 @@ def attributes(rows: Sequence[Mapping[str, Any]]) -> str:
     figure, one = axes(6, 0.6 + 0.19 * len(ordered))
     colours = [TRAINING[0] if r["task"] else FRESH for r in ordered]
     one.barh(range(len(ordered)), [r["balanced_accuracy"] - 0.5 for r in ordered], left=0.5, color=colours, height=0.7)
-    one.set_yticks(range(len(ordered)), [r["name"] for r in ordered], fontsize=7)
+    one.set_yticks(range(len(ordered)), [plain(r["name"]) for r in ordered], fontsize=7)
     one.set(xlim=(min(0.45, *(r["balanced_accuracy"] for r in ordered)), 1), xlabel="balanced accuracy (0.5: the majority guess)")
     one.margins(y=0.01)
     return svg(figure)

@@ -123,15 +123,16 @@ def trained_against(config: Config) -> tuple[str, ...]:
 
 def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
     """All attacks of a tournament, the slowest first. The variant `fresh` is left out where `val` has too few people for it."""
-    own = min(len(part) for part in people_apart(dataset.val.identity, seed=0))
-    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or own >= LEAST_ROWS)]
+    mine, kept = people_apart(dataset.val.identity, seed=0)
+    sizes = {"leaked": len(dataset.train), "fresh": len(mine)}
+    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or min(len(mine), len(kept)) >= LEAST_ROWS)]
     found = [Entry(name, variant) for variant in variants for name in config.names]
     found += [
         Entry(name, variant, share)
         for variant in variants[:1]
         for share in config.shares
         for name in config.names
-        if name not in PIXEL_ATTACKS and share * len(dataset.train) >= LEAST_ROWS
+        if name not in PIXEL_ATTACKS and share * sizes[variant] >= LEAST_ROWS
     ]
     found += [Entry(name, FLOOR) for name in LABEL_ATTACKS]
     slow = (*PIXEL_ATTACKS, "mlp", "kernel")

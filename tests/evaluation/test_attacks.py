@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from cpgan_ray.adversaries.base import Target
 from cpgan_ray.config import AttackConfig, NeuralConfig
 from cpgan_ray.evaluation.attacks import ATTACKS
-from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Pairs, predict, recovered, to_pixels
+from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Pairs, predict, recovered, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import RIDGE_PENALTIES
 from cpgan_ray.evaluation.attacks.neural import Candidate, train_candidates
 
@@ -228,18 +228,21 @@ def test_a_budget_is_doubled_as_long_as_that_helps_and_the_attack_says_whether_i
     assert r2(curved, long) > r2(curved, short) + GAIN
 
 
-def test_restarts_are_averaged_where_that_is_better_on_the_tuning_rows(data_of):
+@pytest.mark.parametrize("seed", [8, 9])
+def test_restarts_are_averaged_where_that_is_better_on_the_tuning_rows_and_the_best_counts_elsewhere(seed, data_of):
     """The code is noisy, and each restart learns the noise in its own way."""
-    rng = np.random.default_rng(8)
+    rng = np.random.default_rng(seed)
     latent, x = pictures(factors=2)
     z = np.tanh(3 * latent @ rng.normal(size=(2, 12)) + rng.normal(size=12))
-    data = data_of(z + rng.normal(size=z.shape), x, components=P)
+    data = data_of(z + 0.3 * rng.normal(size=z.shape), x, components=P)
     fitted = ATTACKS["mlp"](data, dataclasses.replace(SETTINGS, restarts=3))
     alone = fitted.settings["restarts_r2"]
     assert isinstance(alone, list)
-    assert len(alone) == 3
-    assert fitted.settings["averaged"] == 3
-    assert fitted.tune_r2 > max(alone)
+    assert len(set(alone)) == 3
+    averaged = "averaged" in fitted.settings
+    assert isinstance(fitted.reconstruct, Mean) == averaged
+    assert (round(fitted.tune_r2, 4) > max(alone)) if averaged else (round(fitted.tune_r2, 4) == max(alone))
+    assert fitted.tune_r2 == recovered(data.tune, fitted.reconstruct, space="components")
 
 
 @pytest.mark.parametrize(("against", "other"), [((), "upsample"), (("upsample",), "conv"), (("conv", "mlp"), "upsample")])
