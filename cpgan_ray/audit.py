@@ -17,7 +17,7 @@ from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.evaluation.tournament import Material, metrics, trained_against
+from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
 from cpgan_ray.judging import judge_codes, on_ray, read_errors, utility_of
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import STORE, Tracker, read_curves
@@ -47,6 +47,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     dataset = load(config)
     if other is not None and not np.array_equal(other.identity, dataset.test.identity):
         raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
+    entries(config.attacks, dataset)
     codes = encode_all(encoder, dataset)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
     if on_ray(config.runtime):

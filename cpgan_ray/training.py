@@ -17,7 +17,7 @@ from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ridge_attack
 from cpgan_ray.evaluation.panels import panel, reconstructed
-from cpgan_ray.evaluation.tournament import Material, metrics, trained_against
+from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import judge_codes, utility_of
 from cpgan_ray.messages import Metrics, Outcome
@@ -86,6 +86,7 @@ def train(config: Config) -> dict[str, Any]:
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
     check_undefended(config)
+    entries(config.attacks, dataset)  # before hours of training, not after
     for components in {getattr(config.adversaries[name], "components", 0) or DEFAULT_COMPONENTS for name in opponents(config)}:
         projection(dataset, components=components)
     with ExitStack() as players:

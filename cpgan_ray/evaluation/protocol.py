@@ -28,7 +28,8 @@ from cpgan_ray.streams import stream
 VARIANTS = ("leaked", "fresh")
 TUNING_SHARE = 0.25
 """Of the people of `val`, how many an attacker with pictures of its own keeps for tuning."""
-LEAST_ROWS = 8
+LEAST_ROWS = 4
+"""Pictures that an attack is fitted on, and tuned on, at the least."""
 
 Codes = dict[str, np.ndarray]
 """(N, k) float32 of `train`, `train_mirrored`, `val`, `val_mirrored` and `test`."""

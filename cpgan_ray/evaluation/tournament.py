@@ -16,6 +16,7 @@ import torch
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
+from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, to_pixels
 from cpgan_ray.evaluation.attributes import Inferred, attribute_map
@@ -122,10 +123,18 @@ def trained_against(config: Config) -> tuple[str, ...]:
 
 
 def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
-    """All attacks of a tournament, the slowest first. The variant `fresh` is left out where `val` has too few people for it."""
+    """All attacks of a tournament, the slowest first. The variant `fresh` is left out where `val` has too few people for it.
+
+    Raises: InputError where no variant has enough pictures.
+    """
     mine, kept = people_apart(dataset.val.identity, seed=0)
     sizes = {"leaked": len(dataset.train), "fresh": len(mine)}
     variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or min(len(mine), len(kept)) >= LEAST_ROWS)]
+    if not variants or min(len(dataset.train), len(dataset.val)) < LEAST_ROWS:
+        raise InputError(
+            f"the attacks need {LEAST_ROWS} pictures to be fitted on and {LEAST_ROWS} to be tuned on: train has "
+            f"{len(dataset.train)}, val {len(dataset.val)}, divided by people into {len(mine)} and {len(kept)} for variant 'fresh'; give more pictures"
+        )
     found = [Entry(name, variant) for variant in variants for name in config.names]
     found += [
         Entry(name, variant, share)

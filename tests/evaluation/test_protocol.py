@@ -104,5 +104,5 @@ def test_a_person_in_two_sets_is_an_error_that_names_them(dataset):
 
 
 def test_too_few_pictures_are_an_error_that_says_how_many(dataset):
-    with pytest.raises(InputError, match=r"'leaked' would be fitted on 1 pictures and tuned on \d+; each must be at least 8"):
+    with pytest.raises(InputError, match=r"'leaked' would be fitted on 1 pictures and tuned on \d+; each must be at least 4"):
         sets(dataset, "leaked", share=1e-4)

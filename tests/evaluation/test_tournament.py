@@ -164,3 +164,17 @@ def test_one_entry_is_made_alone(material):
     made = make(Entry("ridge", "fresh"), material)
     assert made.rows == len(material.data("fresh").fit)
     assert made.seconds > 0
+
+
+def test_too_few_pictures_for_any_attack_are_an_error_before_anything_is_made(material):
+    few = replace(material.dataset, val=material.dataset.val)
+    short = replace(few.val, identity=few.val.identity[:3], labels=few.val.labels[:3])
+    with pytest.raises(InputError, match=r"need 4 pictures to be fitted on and 4 to be tuned on: train has \d+, val 3"):
+        entries(SMALL, replace(few, val=short))
+
+
+def test_the_fresh_variant_is_left_out_where_its_attacker_has_too_few_people(material):
+    val = material.dataset.val
+    short = replace(val, identity=np.zeros(6, np.int64), labels=val.labels[:6])
+    todo = entries(SMALL, replace(material.dataset, val=short))
+    assert {e.variant for e in todo} == {"leaked", "labels"}
