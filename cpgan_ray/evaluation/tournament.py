@@ -133,7 +133,7 @@ def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
     if not variants or min(len(dataset.train), len(dataset.val)) < LEAST_ROWS:
         raise InputError(
             f"the attacks need {LEAST_ROWS} pictures to be fitted on and {LEAST_ROWS} to be tuned on: train has "
-            f"{len(dataset.train)}, val {len(dataset.val)}, divided by people into {len(mine)} and {len(kept)} for variant 'fresh'; "
+            f"{len(dataset.train)}, val {len(dataset.val)}, by people {len(mine)} and {len(kept)} for variant 'fresh'; "
             "give more pictures"
         )
     found = [Entry(name, variant) for variant in variants for name in config.names]
