@@ -388,7 +388,9 @@ def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
             "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,)),
             "decoder": NeuralConfig(architecture="conv", width=4),
         },
-        attacks=AttackConfig(max_rows=20_000, mlp_widths=(256,), epochs=1, doublings=0, kernel_features=1024, decoder_width=4),
+        attacks=AttackConfig(
+            max_rows=20_000, mlp_widths=(256,), epochs=1, doublings=0, restarts=1, kernel_features=1024, decoder_width=4, shares=()
+        ),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )
     peaks: dict[str, float] = {}

@@ -9,7 +9,6 @@ from cpgan_ray.evaluation.similarity import as_unit, legacy_mse, similarity
 from cpgan_ray.streams import stream
 
 RESAMPLES = 1000
-PICTURE_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bo
     Raises: ValueError where a reconstruction is not on the scale of the pictures, or not finite.
     """
     errors, mean_errors, likeness = [], [], []
-    for z, x in data.score.pixel_blocks(PICTURE_BLOCK):
+    for z, x in data.score.pixel_blocks():
         x_hat = to_pixels(data, attack, z)
         errors.append((x_hat - x).double().square().mean(1).cpu().numpy())
         mean_errors.append(x.double().square().mean(1).cpu().numpy())

@@ -204,7 +204,7 @@ def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
     reconstructions, and of two codes themselves. Empty where too few people have two pictures."""
     plain = slice(0, len(data.fit) // 2)  # the rest are their mirror images
     people, basis = data.fit.identity[plain], data.components
-    reconstructions = torch.cat([to_pixels(data, strongest, z) for z in data.score.z.split(1024)]) @ basis.T
+    reconstructions = torch.cat([to_pixels(data, strongest, z) @ basis.T for z in data.score.z.split(256)])
     try:
         by_picture = Verifier(data.fit.target.values[plain].cpu().numpy(), people)
         standardise = CodeMap(data.fit.z, how="standardised")  # the discriminant's shrinkage depends on the scales

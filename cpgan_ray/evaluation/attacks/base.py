@@ -15,6 +15,8 @@ from cpgan_ray.data.store import Split
 from cpgan_ray.messages import Batch
 
 BLOCK = 2048
+BLOCK_VALUES = 1 << 22
+"""Values of a block of pictures: 16 MB of float32, whatever their size."""
 GAIN = 0.005
 """An attack is saturated when doubling its budget gains less R2 than this on the tuning rows, ..."""
 IDLE_DOUBLINGS = 2
@@ -63,8 +65,9 @@ class Pairs:
         """Codes and coordinates, block by block."""
         yield from zip(self.z.split(size), self.target.values.split(size), strict=True)
 
-    def pixel_blocks(self, size: int = BLOCK) -> Iterator[tuple[Tensor, Tensor]]:
-        """Codes and pixels, block by block."""
+    def pixel_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Codes and pixels, in blocks of at most BLOCK_VALUES values."""
+        size = max(1, BLOCK_VALUES // self.target.dimension)
         for start in range(0, len(self), size):
             yield self.z[start : start + size], self.pixels[slice(start, start + size)]
 
