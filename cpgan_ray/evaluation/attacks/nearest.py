@@ -8,8 +8,9 @@ from torch import Tensor
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, recovered
 
-NEIGHBOURS = (1, 3, 10, 30, 100)
-BLOCK_ROWS = 256
+NEIGHBOURS = (1, 3, 10, 30, 100, 300, 1000)
+BLOCK_VALUES = 1 << 24
+"""Values of the neighbours' pictures, or of distances, that are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,8 @@ class Neighbours:
 
     def __call__(self, z: Tensor, /) -> Tensor:
         parts = []
-        for block in self.prepare(z).split(BLOCK_ROWS):
+        rows = max(1, BLOCK_VALUES // max(self.count * self.values.shape[1], len(self.codes)))
+        for block in self.prepare(z).split(rows):
             nearest = torch.cdist(block, self.codes).topk(self.count, largest=False).indices
             parts.append(self.values[nearest].mean(1))
         return torch.cat(parts)
