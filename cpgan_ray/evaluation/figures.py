@@ -46,7 +46,7 @@ def learning_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     one.axhline(best["r2"], color=FRESH, linewidth=1.6, label=f"fresh: {best['attack']} (95 % interval)")
     one.axhline(report["privacy"]["label_floor_r2"], color=FLOOR, linestyle="--", linewidth=1.2, label="label floor")
     one.set(xlabel="round", ylabel="R2", ylim=(min(-0.05, best["low"]), 1.08 * max(highest, 0.05)))
-    one.legend(fontsize=8, loc="upper right")
+    one.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return svg(figure)
 
 
@@ -61,7 +61,10 @@ def attack_sizes(report: Mapping[str, Any]) -> str:
         one.plot([100 * r["share"] for r in rows], [r["r2"] for r in rows], "o-", color=colour, markersize=4, label=name)
     one.axhline(report["privacy"]["label_floor_r2"], color=FLOOR, linestyle="--", linewidth=1.2, label="label floor")
     one.set(xscale="log", xlabel=f"share of the pictures of variant '{variant}', %", ylabel="R2")
-    one.legend(fontsize=8)
+    ticks = sorted({100 * r["share"] for r in (*report["sweep"], *report["attacks"])})
+    one.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    one.minorticks_off()
+    one.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return svg(figure)
 
 
