@@ -58,9 +58,8 @@ def attack(target: Target, job: AttackJob) -> Gate:
     tags = {"attacked": target.run_id or str(target.program)}
     with Tracker(config, output, dataset=dataset, tags=tags, parent=target.run_id) as tracker:
         judged = judge_codes(
-            Material(dataset, codes, config.attacks, config.seed, trained_against(config) if target.config else ()),
+            Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels),
             runtime=config.runtime,
-            task=config.data.labels if target.config else (),
             utility=utility(target, codes, dataset, config),
             about=about(config) if target.config else about_encoder(config, encoder),
             curves=read_curves(target.folder / "metrics.jsonl") if target.folder else {},

@@ -102,7 +102,6 @@ def judge_codes(
     material: Material,
     *,
     runtime: RuntimeConfig,
-    task: tuple[str, ...],
     utility: Mapping[str, float],
     about: Mapping[str, Any],
     curves: Curves,
@@ -111,11 +110,11 @@ def judge_codes(
 ) -> Judged:
     """The tournament on some codes, and all that is written about it.
 
-    task: the labels of the task, none for all; about: `name`, `k`, `privacy_weight`, `seed`, `settings` of the report;
+    about: `name`, `k`, `privacy_weight`, `seed`, `settings` of the report;
     undefended: the output folder of a finished undefended twin; against: a report folder to compare with, pair by pair.
     """
     made = fit_attacks(material, runtime=runtime)
-    verdict = judge(made, material, task=task or material.dataset.label_names)
+    verdict = judge(made, material)
     report: dict[str, Any] = dict(about) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "utility": dict(utility),

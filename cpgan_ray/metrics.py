@@ -16,7 +16,7 @@ DICTIONARY = {
     "privacy/strongest_r2": "R2 of the strongest fresh attack on the test split, at the end: the privacy number",
     "privacy/strongest_r2_low": "lower end of its 95 % bootstrap interval over people",
     "privacy/strongest_r2_high": "upper end",
-    "privacy/label_floor_r2": "R2 of pictures predicted from the true labels: what any useful z gives away",
+    "privacy/label_floor_r2": "R2 of pictures predicted from the task's true labels: what any useful z gives away",
     "privacy/excess_r2": "strongest_r2 less label_floor_r2",
     "privacy/linkage_auc": "largest AUC of linking people by their codes or reconstructions; 0.5 is chance",
     "privacy/other_attributes": "mean balanced accuracy of attributes outside the task, told from z; 0.5: the majority guess",

@@ -144,9 +144,8 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     pictures = dataset.test.take(np.arange(2)).transpose(0, 3, 1, 2).copy()
     tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2].copy()})
     judged = judge_codes(
-        Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config)),
+        Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config), config.data.labels),
         runtime=config.runtime,
-        task=config.data.labels,
         utility=utility,
         about=about(config),
         curves=read_curves(tracker.output / "metrics.jsonl"),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
-from cpgan_ray.data import Dataset
+from cpgan_ray.data import Dataset, label_columns
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
@@ -55,15 +55,17 @@ class Material:
     config: AttackConfig
     seed: int
     trained_against: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()  # names of the task's labels; none: all
 
     def basis(self) -> Projection:
         return projection(self.dataset, components=DEFAULT_COMPONENTS)
 
     def data(self, variant: str, *, share: float = 1.0, device: torch.device | None = None) -> AttackData:
-        """The three sets of a variant. For the label floor the codes are the true labels, all of the data set's."""
+        """The three sets of a variant. For the label floor the codes are the true labels of the task."""
         codes = self.codes
         if variant == FLOOR:
-            labels = {n: getattr(self.dataset, n).labels.astype(np.float32) for n in ("train", "val", "test")}
+            columns = label_columns(self.dataset, self.task)
+            labels = {n: getattr(self.dataset, n).labels[:, columns].astype(np.float32) for n in ("train", "val", "test")}
             codes = labels | {"train_mirrored": labels["train"], "val_mirrored": labels["val"]}
         return attack_data(
             self.dataset,
@@ -169,8 +171,8 @@ def in_process(todo: Sequence[Entry], material: Material, *, done: Callable[[Mad
     return made
 
 
-def judge(made: Sequence[Made], material: Material, *, task: Sequence[str]) -> Verdict:
-    """Score all attacks on the score set, and see what else the codes give away. task: names of the labels of the task."""
+def judge(made: Sequence[Made], material: Material) -> Verdict:
+    """Score all attacks on the score set, and see what else the codes give away."""
     config = material.config
     data = material.data("leaked")
     attacked = [
@@ -187,7 +189,9 @@ def judge(made: Sequence[Made], material: Material, *, task: Sequence[str]) -> V
         sweep=sorted((a for a in attacked if a.entry.share < 1), key=lambda a: (a.entry.share, a.entry.name)),
         linear_code_r2=linear_code_r2(data, k),
         linkage=link(data, strongest.made.fitted) if config.identity else {},
-        attributes=infer(data, material.dataset, task=set(task)) if config.attributes else [],
+        attributes=infer(data, material.dataset, task=set(material.task or material.dataset.label_names))
+        if config.attributes
+        else [],
     )
 
 

@@ -46,7 +46,7 @@ def half_size(pictures: np.ndarray) -> np.ndarray:
 def material(tiny_config: Config) -> Material:
     dataset = load(tiny_config, progress=False)
     encoder = Encoder(dataset.folder, dataset.image_shape, half_size)
-    return Material(dataset, encode_all(encoder, dataset), SMALL, seed=0)
+    return Material(dataset, encode_all(encoder, dataset), SMALL, seed=0, task=("Male",))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def made(material: Material) -> list[Made]:
 
 @pytest.fixture(scope="module")
 def verdict(made: list[Made], material: Material) -> Verdict:
-    return judge(made, material, task=("Male",))
+    return judge(made, material)
 
 
 def test_every_attack_is_made_in_both_variants_on_smaller_shares_and_on_the_true_labels(material):
@@ -118,6 +118,13 @@ def test_the_report_has_every_documented_key_and_is_plain_json(verdict):
 def test_a_code_of_the_whole_picture_links_people_better_than_chance(verdict):
     assert verdict.linkage.keys() >= {"picture and picture", "code and code", "reconstruction and picture"}
     assert verdict.linkage["picture and picture"].low > 0.5
+
+
+def test_the_label_floor_is_made_from_the_labels_of_the_task_alone(material):
+    column = material.dataset.label_names.index("Male")
+    assert material.data("labels").score.z.numpy() == pytest.approx(material.dataset.test.labels[:, [column]])
+    every = replace(material, task=()).data("labels")
+    assert every.fit.z.shape[1] == len(material.dataset.label_names)
 
 
 def test_references_go_from_nothing_to_everything(verdict):
