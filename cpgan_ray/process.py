@@ -12,7 +12,7 @@ import torch
 from cpgan_ray.errors import InputError
 from cpgan_ray.streams import torch_seed
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 
 
 def set_up_process(*, threads: int, gpu_share: float = 0.0) -> None:
@@ -27,6 +27,7 @@ def set_up_process(*, threads: int, gpu_share: float = 0.0) -> None:
             libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
             libc.mallopt(M_MMAP_THRESHOLD, 2**30)
             libc.mallopt(M_TOP_PAD, 64 << 20)
+            libc.mallopt(M_ARENA_MAX, 1)  # what is kept is kept once, not once per thread
     if 0 < gpu_share < 1 and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(gpu_share)
     torch.set_num_threads(max(1, threads))

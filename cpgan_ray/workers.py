@@ -173,7 +173,8 @@ class AdversaryWorker:
         if self.settings.components:
             values, residual = targets(self.projection, split, release.batch)
         else:
-            values = scale(pictures(split, release.batch)) - self.projection.mean
+            values = scale(pictures(split, release.batch))
+            values -= self.projection.mean
             residual = np.zeros(len(values), np.float32)
         return Target(torch.from_numpy(values).to(self.device), torch.from_numpy(residual).to(self.device), self.dimension)
 

@@ -5,9 +5,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cpgan_ray.adversaries.base import Bank, Target
 from cpgan_ray.config import NeuralConfig
+
+BLOCK_VALUES = 1 << 23
+"""A step on more values than these (682 pictures of 64 x 64, 222 of 112 x 112) is made in parts, to bound its memory."""
+
+
+def rows_at_once(values: Tensor) -> int:
+    return max(1, BLOCK_VALUES // values.shape[1])
 
 
 class NeuralAdversary:
@@ -20,7 +28,12 @@ class NeuralAdversary:
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
         self.network.eval()
-        return target.errors(self.network(z)), slice(0, len(z))
+        chunks = rows_at_once(target.values)
+        if chunks >= len(z):
+            return target.errors(self.network(z)), slice(0, len(z))
+        errors = lambda z, values, residual: Target(values, residual, target.dimension).errors(self.network(z))  # noqa: E731
+        parts = zip(z.split(chunks), target.values.split(chunks), target.residual.split(chunks), strict=True)
+        return torch.cat([checkpoint(errors, *part, use_reentrant=False) for part in parts]), slice(0, len(z))
 
     def improve(self, z: Tensor, target: Target) -> None:
         """`steps` steps of Adam on the mean squared error, each on as many rows as the release has."""
@@ -30,9 +43,12 @@ class NeuralAdversary:
             rows = slice(None)
             if len(codes) > len(z):
                 rows = torch.from_numpy(self.rng.choice(len(codes), len(z), replace=False)).to(codes.device)
-            loss = nn.functional.mse_loss(self.network(codes[rows]), values[rows])
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            shown, aims = codes[rows], values[rows]
+            chunks = rows_at_once(aims)
+            for part, aim in zip(shown.split(chunks), aims.split(chunks), strict=True):
+                loss = nn.functional.mse_loss(self.network(part), aim) * (len(part) / len(shown))
+                loss.backward()
             self.optimiser.step()
         self.bank.push(z, target)
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpgan_ray.adversaries import Target, build_adversary
+from cpgan_ray.adversaries import Target, build_adversary, neural
 from cpgan_ray.config import NeuralConfig
 
 torch.set_num_threads(1)
 
 ROWS, K, IMAGE = 32, 4, (9, 8, 3)
 P = math.prod(IMAGE)
+GENERATOR = torch.Generator()
 ARCHITECTURES = ["mlp", "conv", "upsample", "resnet"]
 
 
@@ -188,3 +189,23 @@ def test_the_same_seeds_give_the_same_adversary_and_others_another(bank):
 
     assert torch.equal(played(0), played(0))
     assert not torch.equal(played(0), played(1))
+
+
+def test_large_pictures_are_worked_on_in_parts_with_the_same_result(monkeypatch):
+    """Gradients to the codes and the step of the network, in one go and in parts of three rows."""
+    found = []
+    for values in (neural.BLOCK_VALUES, 3 * P):
+        monkeypatch.setattr(neural, "BLOCK_VALUES", values)
+        adversary = build("conv")
+        z, target = torch.randn(8, K, generator=GENERATOR.manual_seed(1)), Target(torch.ones(8, P), torch.ones(8), P)
+        code = z.clone().requires_grad_()
+        for _ in range(2):
+            errors, rows = adversary.recover(code, target)
+            errors.mean().backward()
+            adversary.improve(z, target)
+        assert code.grad is not None
+        found.append((rows, errors.detach(), code.grad, *adversary.network.state_dict().values()))
+    (rows, *whole), (same, *parts) = found
+    assert rows == same
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
