@@ -107,22 +107,20 @@ class Game:
         return metrics | self.privatizer.update(feedback) | {"time/wait_s": waited}
 
     def play_stale1(self) -> Metrics:
-        """One round whose feedback was given to the codes of the previous weights.
+        """One round with the gradient at the weights of one step ago, at which its codes were released.
 
-        The next round's codes are on their way to the adversaries while this round's step is made; the graph is made anew with the
-        current weights, to which the feedback's gradient is applied. Nothing is in flight across the end of an epoch.
+        The next round's codes go to the adversaries before this round's step, so they have work while the privatizer has its own.
+        An epoch's first gradient is not delayed: nothing is in flight across its end.
         """
         if self.inflight is None:
             release = self.privatizer.release(self.round)
             self.inflight = (release, self.ask(release))
-        release, started = self.inflight
-        feedback, waited = self.answers(started)
-        self.inflight = None
+        (release, started), self.inflight = self.inflight, None
         if (self.round + 1) % self.rounds_per_epoch:
-            coming = self.privatizer.release(self.round + 1)
+            coming = self.privatizer.release(self.round + 1, ahead=True)
             self.inflight = (coming, self.ask(coming))
-        self.privatizer.release(self.round)
         metrics = self.privatizer.utility(release)
+        feedback, waited = self.answers(started)
         return metrics | self.privatizer.update(feedback) | {"time/wait_s": waited}
 
     def play_epochwise(self) -> Metrics:

@@ -1,10 +1,13 @@
 """The defender: encoder and utility head with their optimisers; one step of the privatizer's side of the game."""
 
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cpgan_ray.config import Config
@@ -21,11 +24,21 @@ def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+@dataclass
+class Pending:
+    """Codes that were released and await their step."""
+
+    code: Tensor  # (B, k), with its graph
+    copies: dict[str, Tensor] = field(default_factory=dict)  # the parameters that the graph leads to; none: the encoder's own
+    grad: Tensor | None = None  # (B, k) of the utility loss
+
+
 class Defender:
     """Minimises L_U + privacy_weight * P over the privatizer, and L_U over the utility head.
 
     A round is `release`, `utility`, `step`: the code's graph is kept between them, and the utility's half of its gradient is
-    taken while the adversaries still work on theirs.
+    taken while the adversaries still work on theirs. With `ahead` the next codes are released before the step on the last ones;
+    theirs is then a delayed gradient, the one at the weights that they were released with.
     """
 
     def __init__(
@@ -53,23 +66,31 @@ class Defender:
         self.schedules = {name: torch.optim.lr_scheduler.LambdaLR(o, decay) for name, o in self.optimisers.items()}
         averaging = get_ema_multi_avg_fn(p.average)
         self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
-        self.code: Tensor | None = None
-        self.grad: Tensor | None = None
+        self.pending: deque[Pending] = deque()
 
-    def release(self, x: Tensor) -> Tensor:
-        """Codes (B, k) of pictures (B, C, H, W), detached; the graph to them is kept for `step`."""
-        self.net.train()
-        code: Tensor = self.net["privatizer"](x)
-        self.code = code
-        return code.detach()
+    def release(self, x: Tensor, *, ahead: bool = False) -> Tensor:
+        """Codes (B, k) of pictures (B, C, H, W), detached; the graph to them is kept for `step`.
+
+        With `ahead` those released before keep their turn: `utility` and `step` take the oldest. By the time of its step the
+        parameters will have moved, so the graph leads to copies of them; the batch statistics are the encoder's own.
+        """
+        encoder = self.net.train()["privatizer"]
+        if ahead:
+            copies = {name: p.detach().clone().requires_grad_() for name, p in encoder.named_parameters()}
+            pending = Pending(functional_call(encoder, copies, (x,)), copies)
+        else:
+            self.pending.clear()
+            pending = Pending(encoder(x))
+        self.pending.append(pending)
+        return pending.code.detach()
 
     def utility(self, y: Tensor, *, round: int) -> tuple[float, Tensor]:
-        """Loss and logits on the released codes; leaves the gradients for the head and for the codes.
+        """Loss and logits on the codes whose turn it is; leaves the gradients for the head and for the codes.
 
         Raises: FloatingPointError where the loss is not finite.
         """
-        assert self.code is not None
-        z = self.code.detach().requires_grad_()
+        pending = self.pending[0]
+        z = pending.code.detach().requires_grad_()
         self.optimisers["head"].zero_grad(set_to_none=True)
         with torch_stream(self.config.seed, "head", round):
             logits = self.net["head"](z)
@@ -78,21 +99,23 @@ class Defender:
         if not np.isfinite(value):
             raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")
         loss.backward()
-        self.grad = z.grad
+        pending.grad = z.grad
         return value, logits.detach()
 
     def step(self, grad_z: Tensor | None, *, move_head: bool = True) -> None:
         """One step on the gradient of L_U plus `grad_z` (B, k), that of the weighted privacy term."""
-        assert self.code is not None and self.grad is not None
+        pending = self.pending.popleft()
+        assert pending.grad is not None
         self.optimisers["privatizer"].zero_grad(set_to_none=True)
-        self.code.backward(self.grad if grad_z is None else self.grad + grad_z)
+        pending.code.backward(pending.grad if grad_z is None else pending.grad + grad_z)
+        for name, copy in pending.copies.items():
+            self.net["privatizer"].get_parameter(name).grad = copy.grad
         self.optimisers["privatizer"].step()
         self.schedules["privatizer"].step()
         if move_head:
             self.step_head()
         if self.averaged is not None:
             self.averaged.update_parameters(self.net)
-        self.code = self.grad = None
 
     def step_head(self) -> None:
         """One step of the utility head on the gradient that `utility` left."""

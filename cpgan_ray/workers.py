@@ -51,8 +51,8 @@ class PrivatizerWorker:
     def split(self, name: str) -> Split:
         return getattr(self.dataset, name)
 
-    def release(self, round: int) -> Release:
-        """z of the round's pictures; keeps the graph."""
+    def release(self, round: int, *, ahead: bool = False) -> Release:
+        """z of the round's pictures; keeps the graph. `ahead`: before the update on what was released last."""
         chosen = batch(
             round,
             seed=self.config.seed,
@@ -61,7 +61,7 @@ class PrivatizerWorker:
             mirror=self.config.data.mirror,
             shift=self.config.data.shift,
         )
-        z = self.defender.release(to_input(pictures(self.dataset.train, chosen), self.device))
+        z = self.defender.release(to_input(pictures(self.dataset.train, chosen), self.device), ahead=ahead)
         if not bool(torch.isfinite(z).all()):
             raise FloatingPointError(f"the privatizer's codes are not finite in round {round}: lower the learning rates")
         return Release(round=round, batch=chosen, z=z.cpu().numpy())

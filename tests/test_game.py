@@ -1,7 +1,8 @@
 """The game in one process, on few small faces: it plays, repeats itself exactly, and means what it says."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 
 from cpgan_ray.config import Config, RidgeConfig, override
 from cpgan_ray.data import load
-from cpgan_ray.data.base import pictures
+from cpgan_ray.data.base import batch, pictures
 from cpgan_ray.data.projection import scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.game import Game, play_in_process
 from cpgan_ray.messages import Batch, Feedback, Metrics, Release
+from cpgan_ray.privatizer import to_input
+from cpgan_ray.process import torch_stream
 from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
 
 SCHEDULES = ("sync", "stale1", "epochwise")
@@ -165,6 +168,73 @@ def test_a_game_leaves_the_global_random_streams_alone(tiny):
     assert torch.equal(torch.rand(3), expected)
 
 
+def by_hand(config: Config, *, delay: int) -> tuple[dict[str, torch.Tensor], list[Metrics]]:
+    """The game against one adversary as a plain loop: the gradient of a round is taken on a second encoder, which has the weights
+    of `delay` rounds ago, but never those of an epoch before. Weights and running statistics; loss and R2 of each round."""
+    (name,) = config.adversaries
+    worker, adversary = PrivatizerWorker(config, threads=1), AdversaryWorker(name, config, threads=1)
+    defender, played = worker.defender, []
+    encoder, head = defender.net["privatizer"], defender.net["head"].train()
+    second = copy.deepcopy(encoder).train()
+    weights: list[dict[str, torch.Tensor]] = []
+    for round in range(ROUNDS_PER_EPOCH * config.epochs):
+        weights.append(parameters(encoder))
+        in_epoch = weights[round - round % ROUNDS_PER_EPOCH :]
+        second.load_state_dict(in_epoch[max(0, len(in_epoch) - 1 - delay)], strict=False)
+        rows = batch(round, seed=config.seed, num_rows=320, batch_size=config.batch_size, mirror=True, shift=0)
+        y = torch.from_numpy(worker.labels["train"][rows.rows]).float()
+        code = second(to_input(pictures(worker.dataset.train, rows), torch.device("cpu")))
+        feedback = adversary.respond(Release(round=round, batch=rows, z=code.detach().numpy()))
+        z = code.detach().requires_grad_()
+        for net in (encoder, second, head):
+            net.zero_grad()
+        with torch_stream(config.seed, "head", round):
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(head(z), y)
+        loss.backward()
+        code.backward(z.grad + worker.privacy_weight(round) * torch.from_numpy(feedback.grad_z))
+        for parameter, delayed in zip(encoder.parameters(), second.parameters(), strict=True):
+            parameter.grad = delayed.grad
+        for moving in (*defender.optimisers.values(), *defender.schedules.values()):
+            moving.step()
+        played.append({"utility/loss": float(loss.detach()), f"adversary/{name}/r2": feedback.r2})
+    encoder.load_state_dict(dict(second.named_buffers()), strict=False)
+    return defender.net.state_dict(), played
+
+
+@pytest.mark.parametrize(("schedule", "delay"), [("sync", 0), ("stale1", 1)])
+def test_the_gradient_is_exact_in_sync_and_one_round_old_in_stale1(tiny, schedule, delay):
+    config = tiny("mlp", privacy_weight=3, changes={"game.schedule": schedule, "game.warmup_epochs": 1.5})
+    game, played = play_all(config)
+    expected, numbers = by_hand(config, delay=delay)
+    for name, value in game.privatizer.defender.net.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert [{name: m[name] for name in n} for m, n in zip(played, numbers, strict=True)] == [pytest.approx(n) for n in numbers]
+
+
+def test_stale1_asks_about_the_next_codes_before_it_waits_for_the_answers_and_ends_an_epoch_with_nothing_in_flight(tiny):
+    config = tiny("ridge", "mlp", changes={"game.schedule": "stale1"})
+    events: list[tuple[str, int]] = []
+    seats = {name: AdversaryWorker(name, config, threads=1) for name in config.adversaries}
+
+    def share(release: Release) -> Release:
+        events.append(("asked", release.round))
+        return release
+
+    def gather(answers: Sequence[Feedback]) -> list[Feedback]:
+        events.append(("gathered", answers[0].round))
+        assert {answer.round for answer in answers} == {answers[0].round}
+        return list(answers)
+
+    game = Game(PrivatizerWorker(config, threads=1), seats, gather=gather, share=share)
+    game.play(ROUNDS_PER_EPOCH)
+    assert events[:4] == [("asked", 0), ("asked", 1), ("gathered", 0), ("asked", 2)]
+    assert events[4:] == [("gathered", 1), ("asked", 3), ("gathered", 2), ("gathered", 3)]
+    assert game.inflight is None
+    assert not game.privatizer.defender.pending
+    game.play(1)
+    assert events[8:] == [("asked", 4), ("asked", 5), ("gathered", 4)]
+
+
 def test_feedback_that_is_one_round_old_gives_another_game(tiny, whole_game, differing):
     exact, in_time = whole_game(tiny())
     stale, late = whole_game(tiny(changes={"game.schedule": "stale1"}))
@@ -250,8 +320,8 @@ def test_the_privatizer_follows_the_utility_loss_plus_the_weighted_privacy_term(
     privatizer = PrivatizerWorker(config, threads=1)
     release = privatizer.release(0)
     privatizer.utility(release)
-    code, of_utility = privatizer.defender.code, privatizer.defender.grad
-    assert code is not None
+    (pending,) = privatizer.defender.pending
+    code, of_utility = pending.code, pending.grad
     assert of_utility is not None
     code.retain_grad()
     privatizer.update([answer])

@@ -1,0 +1,103 @@
+"""Codes released ahead: their step has the gradient at the weights they were released with; nothing of them is left after it."""
+
+import copy
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cpgan_ray.config import Config, PrivatizerConfig, UtilityConfig
+from cpgan_ray.privatizer import Defender
+
+ROWS, K, LABELS, SIDE = 16, 4, 3, 12
+
+
+def defender(**changes) -> Defender:
+    """A small one whose head drops nothing, so that its loss can be computed again."""
+    config = Config(
+        k=K,
+        privatizer=PrivatizerConfig(width=4, depth=2, rate="constant", learning_rate=0.05, **changes),
+        utility=UtilityConfig(hidden=8, dropout=0.0),
+    )
+    return Defender(
+        config,
+        image_shape=(SIDE, SIDE, 3),
+        positive_share=np.full(LABELS, 0.5),
+        total_rounds=10,
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture
+def batches() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Pictures, labels and what the adversaries answer, of three rounds."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(3):
+        x, y = torch.rand(ROWS, 3, SIDE, SIDE, generator=draw) * 2 - 1, torch.rand(ROWS, LABELS, generator=draw) > 0.5
+        made.append((x, y.float(), torch.randn(ROWS, K, generator=draw)))
+    return made
+
+
+def play_ahead(player: Defender, batches: list) -> tuple[list[nn.ModuleDict], list[dict[str, torch.Tensor]]]:
+    """Rounds in which the next codes are released before the step on the last ones; the net before each, its gradient in it."""
+    nets, grads = [], []
+    player.release(batches[0][0])
+    for round, (_, y, pull) in enumerate(batches):
+        if round + 1 < len(batches):
+            player.release(batches[round + 1][0], ahead=True)
+        nets.append(copy.deepcopy(player.net))
+        player.utility(y, round=round)
+        player.step(pull)
+        grads.append({n: p.grad for n, p in player.net["privatizer"].named_parameters()})
+    return nets, grads
+
+
+@pytest.mark.parametrize("changes", [{}, {"family": "residual"}, {"symmetric": True, "step": 0.5}, {"average": 0.9}])
+def test_the_gradient_of_a_step_is_the_one_at_the_weights_that_its_codes_were_released_with(batches, changes):
+    player = defender(**changes)
+    nets, grads = play_ahead(player, batches)
+    for round, (x, y, pull) in enumerate(batches):
+        encoder, head = nets[max(0, round - 1)]["privatizer"], nets[round]["head"]
+        encoder.zero_grad()
+        z = encoder.train()(x)
+        (nn.functional.binary_cross_entropy_with_logits(head(z), y) + (pull * z).sum()).backward()
+        for name, parameter in encoder.named_parameters():
+            torch.testing.assert_close(grads[round][name], parameter.grad, atol=1e-4, rtol=1e-3, msg=f"{name}, round {round}")
+
+
+def test_batch_statistics_run_over_every_batch_once_and_in_order(batches):
+    ahead, encoder = defender(), copy.deepcopy(defender().net["privatizer"])
+    for x, _, _ in batches:
+        encoder.train()(x)
+    ahead.release(batches[0][0])
+    for x, _, _ in batches[1:]:
+        ahead.release(x, ahead=True)  # no step in between: all of the first weights
+    assert all(torch.equal(value, dict(encoder.named_buffers())[n]) for n, value in ahead.net["privatizer"].named_buffers())
+
+
+def test_after_its_step_nothing_of_a_release_is_in_memory(batches):
+    player = defender()
+    player.release(batches[0][0])
+    held = []
+    for round, (_, y, pull) in enumerate(batches):
+        if round + 1 < len(batches):
+            player.release(batches[round + 1][0], ahead=True)
+        held.append([weakref.ref(player.pending[0].code), *map(weakref.ref, player.pending[0].copies.values())])
+        player.utility(y, round=round)
+        player.step(pull)
+        assert [name for name in held[-1] if name() is not None] == []
+        assert len(player.pending) == (round + 1 < len(batches))
+    assert [len(references) > 1 for references in held] == [False, True, True]
+
+
+def test_a_release_that_is_not_ahead_takes_the_place_of_all_before_it(batches):
+    player = defender()
+    for x, _, _ in batches:
+        player.release(x)
+        player.release(x, ahead=True)
+    z = player.release(batches[0][0])
+    assert len(player.pending) == 1
+    assert torch.equal(player.pending[0].code, z)
