@@ -16,8 +16,8 @@ FLOORS = (
     {"objectives", "nets", "data", "theory", "process"},
     {"adversaries", "privatizer", "mechanisms"},
     {"workers"},
-    {"game", "checkpoint", "evaluation"},
-    {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos"},
+    {"game", "checkpoint", "evaluation", "frontier"},
+    {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos", "survey"},
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 HOMES = {"ray": {"actors", "search", "bench", "chaos"}, "mlflow": {"tracking"}}
