@@ -9,9 +9,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
@@ -113,6 +115,9 @@ class GameHost:
     def play(self, rounds: int) -> list[Metrics]:
         return self.game.play(rounds)
 
+    def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return self.game.privatizer.sample(count)
+
     def outcome(self) -> Outcome:
         return self.game.privatizer.outcome()
 
@@ -159,20 +164,31 @@ def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float
 
     Raises: InputError with the numbers where the sum does not fit the cluster.
     """
+    sizes = shares(config, names, cpus=cluster.get("CPU", 0.0))
+    ensure_room(sizes, cluster, config.runtime)
+    return sizes
+
+
+def shares(config: Config, names: Sequence[str], *, cpus: float) -> list[Bundle]:
+    """What each actor needs, the privatizer's first, where they have `cpus` CPUs between them."""
     r = config.runtime
-    fair = min(1.0, cluster.get("CPU", 0.0) / (len(names) + 1))
+    fair = min(1.0, cpus / (len(names) + 1))
     own = [(config.adversaries[name].cpus, config.adversaries[name].gpus) for name in names]
     wanted = [(r.privatizer_cpus, r.privatizer_gpus)]
     wanted += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in own]
     sizes = [{"CPU": fair if c is None else c, "GPU": g} for c, g in wanted]
+    return [{kind: amount for kind, amount in s.items() if amount} or {"CPU": LEAST_CPU} for s in sizes]
+
+
+def ensure_room(sizes: Sequence[Bundle], cluster: Mapping[str, float], runtime: RuntimeConfig) -> None:
+    """Raises: InputError with the numbers where the actors together need more than the cluster has."""
     for kind in ("CPU", "GPU"):
-        total, there = sum(s[kind] for s in sizes), cluster.get(kind, 0.0)
-        if total > there + 1e-6 and r.wait_s == 0:
+        total, there = sum(s.get(kind, 0.0) for s in sizes), cluster.get(kind, 0.0)
+        if total > there + 1e-6 and runtime.wait_s == 0:
             raise InputError(
                 f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: lower "
                 f"--runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
             )
-    return [{kind: amount for kind, amount in s.items() if amount} or {"CPU": LEAST_CPU} for s in sizes]
 
 
 def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
@@ -191,6 +207,50 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
     return group
 
 
+def start(kind: type, size: Bundle, *, place: Any = None) -> Any:
+    """An actor of a plain class; `open` builds it. Without a place it goes where its creator's placement group has room."""
+    options: dict[str, Any] = {"num_cpus": size.get("CPU", 0), "num_gpus": size.get("GPU", 0), "max_restarts": 0}
+    return ray.remote(kind).options(**options, scheduling_strategy=place).remote()
+
+
+def means(config: Config, size: Bundle) -> dict[str, Any]:
+    """How many torch threads an actor has, and how much of a GPU."""
+    return {"threads": config.runtime.threads or max(1, int(size.get("CPU", 1))), "gpu_share": size.get("GPU", 0.0)}
+
+
+def open_adversaries(config: Config, actors: Mapping[str, Any], sizes: Sequence[Bundle]) -> list[Any]:
+    """Build each adversary in its actor; the references are for `answer`."""
+    each = zip(actors.items(), sizes, strict=True)
+    return [actor.open.remote(name, config, overlap=True, **means(config, size)) for (name, actor), size in each]
+
+
+def answer(started: Any) -> Any:
+    """What is behind a reference, or several; errors come without Ray's wrapping."""
+    try:
+        return ray.get(started)
+    except RayTaskError as e:
+        raise e.cause from e
+
+
+@contextmanager
+def host_here(config: Config, sizes: Sequence[Bundle]) -> Iterator[Game]:
+    """The game with its privatizer in this process and its adversaries as actors in this process's placement group.
+
+    They end with the block. `sizes`: of the privatizer and of each adversary.
+    """
+    names = opponents(config)
+    actors = {name: start(AdversaryActor, size) for name, size in zip(names, sizes[1:], strict=True)}
+    try:
+        opened = open_adversaries(config, actors, sizes[1:])
+        host = GameHost()
+        host.open(config, actors, **means(config, sizes[0]))
+        answer(opened)
+        yield host.game
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)
+
+
 class RayGame:
     """A game on a cluster, as its driver holds it. A context manager: leaving it ends the actors and frees their places."""
 
@@ -201,42 +261,29 @@ class RayGame:
         sizes = bundles(config, names, cluster=ray.cluster_resources())
         self.group = reserve(sizes, config.runtime)
         try:
-            actors = [self.start(AdversaryActor if bundle else GameHost, size, bundle) for bundle, size in enumerate(sizes)]
-            shares = [self.share(size) for size in sizes]
+            actors = [
+                start(AdversaryActor if bundle else GameHost, size, place=self.place(bundle)) for bundle, size in enumerate(sizes)
+            ]
             self.host, self.adversaries = actors[0], dict(zip(names, actors[1:], strict=True))
-            opened = [self.host.open.remote(config, self.adversaries, **shares[0])]
-            for (name, actor), mine in zip(self.adversaries.items(), shares[1:], strict=True):
-                opened.append(actor.open.remote(name, config, overlap=True, **mine))
-            self.get(opened)
+            opened = [self.host.open.remote(config, self.adversaries, **means(config, sizes[0]))]
+            self.get([*opened, *open_adversaries(config, self.adversaries, sizes[1:])])
             self.total_rounds, self.rounds_per_epoch = self.get(self.host.length.remote())
         except BaseException:
             self.close()
             raise
 
-    def start(self, kind: type, size: Bundle, bundle: int) -> Any:
-        """An actor of a plain class in its place of the group; `open` builds it."""
-        options: dict[str, Any] = {
-            "num_cpus": size.get("CPU", 0),
-            "num_gpus": size.get("GPU", 0),
-            "max_restarts": 0,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
-        }
-        return ray.remote(kind).options(**options).remote()
-
-    def share(self, size: Bundle) -> dict[str, Any]:
-        """How many torch threads an actor has, and how much of a GPU."""
-        return {"threads": self.config.runtime.threads or max(1, int(size.get("CPU", 1))), "gpu_share": size.get("GPU", 0.0)}
+    def place(self, bundle: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
 
     def play(self, rounds: int) -> Any:
         """Start up to `rounds` more rounds; `get` waits for their metrics."""
         return self.host.play.remote(rounds)
 
     def get(self, started: Any) -> Any:
-        """The answer behind a reference; errors come without Ray's wrapping."""
-        try:
-            return ray.get(started)
-        except RayTaskError as e:
-            raise e.cause from e
+        return answer(started)
+
+    def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return self.get(self.host.sample.remote(count))
 
     def outcome(self) -> Outcome:
         return self.get(self.host.outcome.remote())

@@ -68,6 +68,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
         )
         found = metrics(judged.verdict) | {f"utility/{n}": v for n, v in judged.report["utility"].items()}
         tracker.log(found | {"time/total_s": time.perf_counter() - started}, step=0)
+        tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
         judged.write(output / "report")
         tracker.log_folder(output / "report", "report")
     passed = job.fail_above is None or judged.verdict.strongest.score.r2 <= job.fail_above
@@ -115,7 +116,7 @@ def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> d
         logits = np.concatenate([head(part).numpy() for part in torch.from_numpy(codes["test"]).split(1000)])
     if logits.shape[1] != (len(config.data.labels) or len(dataset.label_names)):
         return {}
-    return utility_of(logits, dataset, config.data.labels)
+    return utility_of(logits, dataset, config.data.labels, seed=config.seed)
 
 
 def about_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:

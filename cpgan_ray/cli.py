@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -16,9 +17,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from cpgan_ray.config import AttackJob, Config, flatten, from_json
+from cpgan_ray.config import AttackJob, Config, SearchJob, flatten, from_json
 from cpgan_ray.errors import InputError
-from cpgan_ray.presets import PRESETS, preset
+from cpgan_ray.presets import PRESETS, for_search, preset
 
 BAD_INPUT, FAILED = 2, 1
 STOPPED = threading.Event()
@@ -33,10 +34,14 @@ def parse(arguments: Sequence[str], *, default: str, description: str) -> Config
     rest = list(arguments)
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
-    config = read_flags(Config, preset(name), rest, usage=usage)
-    if config.data_dir is not None and config.data.dataset == "faces":
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="celeba"))
-    return absolute(config)
+    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage)))
+
+
+def with_dataset(config: Config) -> Config:
+    """A data folder implies the CelebA layout."""
+    if config.data_dir is None or config.data.dataset != "faces":
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="celeba"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,133 @@ def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target,
     if job.dataset is None and job.data_dir is not None and job.data.dataset == "faces":
         job = dataclasses.replace(job, dataset="celeba")
     return target, job
+
+
+SEARCH = "search.json"
+"""What a search's folder holds from its start on: its job, and its MLflow run."""
+RESUMABLE = ("max_r2", "min_accuracy", "max_failures")
+"""Flags that may differ from those a search was begun with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchFlags(SearchJob):
+    """A SearchJob whose run's fields are flags without a prefix."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJob, bool]:
+    """`[PRESET] [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`; and whether it is the latter.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    rest = list(arguments)
+    folder = take_resume(rest)
+    if folder is not None:
+        begun, _ = read_search(folder)
+        job = read_job(begun, rest, description)
+        told, before = flatten(job), flatten(begun)
+        changed = [name for name in told if told[name] != before.get(name) and name not in RESUMABLE]
+        if changed:
+            name = changed[0]
+            flag = "--" + name.removeprefix("config.").replace("_", "-").replace("config.", "")
+            raise InputError(f"{flag} is {told[name]!r}, the search in {folder} was begun with {before.get(name)!r}: leave it out")
+        return job, True
+    name = rest.pop(0) if rest and not rest[0].startswith("-") else "faces"
+    usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default faces). Values shown are those of {name}."
+    job = read_job(SearchJob(config=for_search(preset(name))), rest, usage)
+    return dataclasses.replace(job, config=absolute(with_dataset(job.config))), False
+
+
+def read_job(base: SearchJob, rest: Sequence[str], usage: str) -> SearchJob:
+    return SearchJob(**vars(read_flags(SearchFlags, SearchFlags(**vars(base)), rest, usage=usage)))
+
+
+def take_resume(rest: list[str]) -> Path | None:
+    """Take `--resume DIR` out of the arguments.
+
+    Raises: InputError where no folder follows it.
+    """
+    for i, argument in enumerate(rest):
+        flag, equals, value = argument.partition("=")
+        if flag == "--resume":
+            if not equals and (i + 1 == len(rest) or rest[i + 1].startswith("-")):
+                raise InputError("--resume needs the folder of a search")
+            value = value if equals else rest.pop(i + 1)
+            del rest[i]
+            return Path(value).expanduser().resolve()
+    return None
+
+
+def read_search(folder: Path) -> tuple[SearchJob, str]:
+    """The job of a search's folder, and the id of its MLflow run.
+
+    Raises: InputError where the folder is not a search's, or has been moved.
+    """
+    path = folder / SEARCH
+    if not path.is_file():
+        raise InputError(f"{folder} has no {SEARCH}: give the output folder of a search")
+    try:
+        values = json.loads(path.read_text())
+        run_id = str(values["run_id"])
+        job = from_json(values["job"], kind=SearchJob)
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path} is damaged ({e}): start the search again in another folder") from e
+    if job.config.output != folder:
+        raise InputError(f"the search in {folder} was begun in {job.config.output}: move it back there to go on with it")
+    return job, run_id
+
+
+def command_for(config: Config) -> str:
+    """The arguments of `jobs/train_celeba.py` that make this run: its preset, and what differs from that.
+
+    Attacks, output and tracking are left to the preset and its defaults.
+    """
+    base, told = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}, flatten(config)
+    left = ("preset", "output", "attacks.", "tracking.", "runtime.")
+    words = [config.preset]
+    for name, value in told.items():
+        if name.startswith(left) or value == base.get(name):
+            continue
+        *path, last = name.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
+        else:
+            words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return shlex.join(words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierJob:
+    """What `jobs/frontier.py` is told."""
+
+    experiments: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPERIMENT...")]] = ()
+    """MLflow experiments by name, or searches by the id of their MLflow run; each has a front of its own."""
+    output: Path | None = None
+    """Where `frontier.png`, `.json` and `.csv` go; none given: `outputs/frontier-<time>`."""
+    max_r2: float | None = None
+    """Recommend the setting of the best accuracy whose strongest R2 is at most this."""
+    min_accuracy: float | None = None
+    """Recommend the most private setting whose accuracy is at least this."""
+    tracking_uri: str | None = None
+    """Tracking store; none given: MLFLOW_TRACKING_URI, or `outputs/mlflow.db` (SQLite)."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_r2", "min_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} is {value!r}; it must be between 0 and 1")
+
+
+def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob:
+    """`EXPERIMENT... [--flag VALUE ...]`.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    job = read_flags(FrontierJob, FrontierJob(), arguments, usage=description)
+    if not job.experiments:
+        raise InputError("nothing to draw: give MLflow experiments by name, or the MLflow run id of a search")
+    return dataclasses.replace(job, output=job.output and job.output.expanduser().resolve())
 
 
 def find_target(name: str) -> Target:
@@ -126,7 +258,7 @@ def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
             raise
         raise InputError(one_line(said.getvalue())) from e
     if unknown:
-        flags = ["--" + field.replace("_", "-") for field in flatten(read)]
+        flags = ["--" + field.removeprefix("config.").replace("_", "-") for field in flatten(read)]
         near = difflib.get_close_matches(unknown[0], flags, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all flags"
         raise InputError(f"unknown flag or value {unknown[0]!r}: {hint}")
@@ -137,7 +269,7 @@ def one_line(box: str) -> str:
     """The message of the box that tyro draws: without its frame, heading and pointers to help."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
-    return re.sub(r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob): )?", "", text)
+    return re.sub(r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob): )?", "", text)
 
 
 C = TypeVar("C", Config, AttackJob)

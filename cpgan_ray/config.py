@@ -1,14 +1,15 @@
 """What a run is told: frozen dataclasses, checked when made. Imports neither torch nor Ray, so `--help` answers at once.
 
-Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.bank 5`) and a Tune key. Which adversaries
-play is decided by a preset (presets.py); flags tune them.
+Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.bank 5`) and can be searched (space.py); where a
+search looks, unless told otherwise, is declared beside the default. Which adversaries play is decided by a preset (presets.py);
+flags tune them.
 """
 
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -21,6 +22,18 @@ STRICT = ConfigDict(extra="forbid")
 def _require(ok: bool, where: str, value: object, need: str) -> None:
     if not ok:
         raise InputError(f"{where} is {value!r}; it must be {need}")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a search looks for a field's value: between two bounds, or on a grid."""
+
+    low: float
+    high: float
+    grid: tuple[float, ...]
+    """What a grid search tries."""
+    log: bool = True
+    """Whether the factor counts, not the difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +73,18 @@ class PrivatizerConfig:
 
     family: Literal["conv", "residual"] = "conv"
     """`conv`: strided 3x3 convolutions with batch norm (SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks."""
-    width: int = 32
+    width: Annotated[int, Range(8, 64, (16, 32, 64))] = 32
     """Channels of the first stage; each further stage doubles them."""
-    depth: int = 4
+    depth: Annotated[int, Range(3, 5, (3, 4, 5), log=False)] = 4
     """Stages; each halves the picture's side."""
     symmetric: bool = False
     """Encode the picture and its mirror image and average before normalising: z cannot tell left from right. Twice the compute."""
-    step: float = 0.0
+    step: Annotated[float, Range(0.5, 4.0, (0.5, 1.0, 2.0, 4.0))] = 0.0
     """z is rounded to multiples of this many standard deviations, in training as in use; 0: not rounded. What hides in low digits
     of z survives any adversary that does not look there; rounding removes the digits."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Adam's peak rate."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(1e-5, 1e-1, (1e-4, 1e-3, 1e-2))] = 0.0
     """Decoupled (AdamW)."""
     rate: Literal["constant", "cosine"] = "cosine"
     """How the rate goes from its peak over the run, for the privatizer and the utility head."""
@@ -91,13 +104,13 @@ class PrivatizerConfig:
 class UtilityConfig:
     __pydantic_config__ = STRICT
 
-    hidden: int = 256
+    hidden: Annotated[int, Range(64, 1024, (128, 256, 512))] = 256
     """Width of the two hidden layers of the classifier on z; 0: a linear classifier."""
-    dropout: float = 0.3
+    dropout: Annotated[float, Range(0.0, 0.6, (0.0, 0.3, 0.6), log=False)] = 0.3
     """Share of hidden units dropped in training."""
     balanced: bool = False
     """Weigh the two values of each attribute equally (class-weighted cross-entropy; for single rare attributes)."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Adam's peak rate."""
 
     def __post_init__(self) -> None:
@@ -118,9 +131,9 @@ class GameConfig:
     """Of `softmax`, in units of R2."""
     schedule: Literal["sync", "stale1", "epochwise"] = "sync"
     """`sync`: exact. `stale1`: feedback is one round old, deterministic, faster. `epochwise`: the paper's schedule C (SPEC 1.4)."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: Annotated[float, Range(0.0, 8.0, (0.0, 4.0, 8.0), log=False)] = 0.0
     """Over so many first epochs the privacy weight rises linearly from 0."""
-    scored_share: float = 0.25
+    scored_share: Annotated[float, Range(0.1, 0.5, (0.1, 0.25, 0.5), log=False)] = 0.25
     """Share of a batch that the hold-out adversaries are scored on (they are fitted on the rest)."""
 
     def __post_init__(self) -> None:
@@ -143,7 +156,7 @@ class RidgeConfig:
     """Candidates, per fitted row; the best on held-out rows is used. One candidate: no choice."""
     codes: Literal["raw", "standardised", "whitened"] = "raw"
     """What is done to z first, with the statistics of the rows fitted on."""
-    bank: int = 3
+    bank: Annotated[int, Range(0, 6, (0, 3, 6), log=False)] = 3
     """How many past batches are fitted on beside the current one."""
     components: int = 256
     """Target: this many leading principal components of the pictures; 0: the pixels."""
@@ -176,7 +189,7 @@ class KernelConfig:
     """Candidates, per fitted row; the best on held-out rows is used."""
     codes: Literal["raw", "standardised", "whitened"] = "raw"
     """What is done to z first, with the statistics of the rows fitted on."""
-    bank: int = 3
+    bank: Annotated[int, Range(0, 6, (0, 3, 6), log=False)] = 3
     """How many past batches are fitted on beside the current one."""
     components: int = 256
     """Target: this many leading principal components of the pictures; 0: the pixels."""
@@ -326,6 +339,8 @@ class AttackConfig:
     """Channels of the convolutional decoder's last stage but one; the residual decoder has half as many again."""
     kernel_features: int = 4096
     """Most random Fourier features of the kernel attack."""
+    quick_every: int = 0
+    """Epochs between two quick fresh attacks in mid-training (on validation people; no result, but no lag either); 0: none."""
     identity: bool = True
     """Also measure identity linkage."""
     attributes: bool = True
@@ -343,7 +358,7 @@ class AttackConfig:
         _require(all(0 < s < 1 for s in self.shares), "attacks.shares", self.shares, "shares between 0 and 1")
         for name in ("restarts", "epochs", "decoder_width", "kernel_features"):
             _require(getattr(self, name) >= 1, f"attacks.{name}", getattr(self, name), "at least 1")
-        for name in ("doublings", "max_rows", "gpus"):
+        for name in ("doublings", "max_rows", "quick_every", "gpus"):
             _require(getattr(self, name) >= 0, f"attacks.{name}", getattr(self, name), "at least 0")
         _require(self.cpus > 0, "attacks.cpus", self.cpus, "positive")
         _require(len(self.mlp_widths) > 0 and min(self.mlp_widths) > 0, "attacks.mlp_widths", self.mlp_widths, "positive numbers")
@@ -390,13 +405,13 @@ class Config:
     """Leave out pictures that cannot be decoded and report how many, instead of stopping at the first."""
     seed: int = 0
     """Of every random stream of the run."""
-    k: int = 64
+    k: Annotated[int, Range(8, 256, (16, 64, 256))] = 64
     """Length of the code z."""
-    privacy_weight: float = 1.0
+    privacy_weight: Annotated[float, Range(0.1, 10.0, (0.1, 0.3, 1.0))] = 1.0
     """The privatizer minimises L_U + privacy_weight * P; 0 is the undefended control. The paper's lambda is its inverse."""
-    epochs: int = 12
+    epochs: Annotated[int, Range(4, 32, (8, 16, 32))] = 12
     """Passes over the training pictures."""
-    batch_size: int = 640
+    batch_size: Annotated[int, Range(160, 1280, (320, 640, 1280))] = 640
     """Pictures per round."""
     data: DataConfig = field(default_factory=DataConfig)
     privatizer: PrivatizerConfig = field(default_factory=PrivatizerConfig)
@@ -449,18 +464,62 @@ class AttackJob:
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchJob:
+    """What `jobs/tune_celeba.py` is told: how to search, and the run that every trial starts from."""
+
+    __pydantic_config__ = STRICT
+
+    over: tuple[str, ...] = ("k", "privacy_weight")
+    """Fields that are searched, by dotted name. Where: as declared in config.py, or `k=16,64,256` (these values), or
+    `privacy_weight=0.1..10` (between these)."""
+    searcher: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
+    """Who proposes settings: Optuna's two multi-objective samplers, chance, or nobody: `grid` tries every combination."""
+    num_samples: int = 12
+    """Settings that are tried; a grid has its own number."""
+    seeds: int = 1
+    """Seeds under which each setting is trained, from --seed on; the mean over them counts."""
+    scheduler: Literal["auto", "asha", "none"] = "auto"
+    """`asha` stops hopeless trials early, on quick fresh attacks; `auto`: asha, but for a grid none."""
+    control: bool = True
+    """Also train the undefended control (privacy weight 0)."""
+    max_failures: int = 1
+    """How often a trial that failed is tried again."""
+    max_concurrent: int = 0
+    """Trials at once; 0: as many as the cluster has room for."""
+    max_r2: float | None = None
+    """Recommend the setting of the best utility whose strongest R2 is at most this."""
+    min_accuracy: float | None = None
+    """Recommend the setting of the least strongest R2 whose accuracy is at least this."""
+    config: Config = field(default_factory=Config)
+    """The run that every trial is a variant of; its `output` is the search's folder."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.over) > 0, "over", self.over, "at least one field")
+        for name in ("num_samples", "seeds"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("max_failures", "max_concurrent"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("max_r2", "min_accuracy"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A configuration as JSON-ready values; `from_json` reads a Config back."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def from_json(values: dict[str, Any]) -> Config:
+T = TypeVar("T")
+
+
+def from_json(values: dict[str, Any], *, kind: type[T] = Config) -> T:
     """The configuration of a `config.json`.
 
     Raises: InputError naming the first field that does not fit.
     """
     try:
-        return TypeAdapter(Config).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as e:
         first = e.errors()[0]
         where, got = ".".join(str(part) for part in first["loc"]), repr(first["input"])

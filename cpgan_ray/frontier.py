@@ -257,7 +257,8 @@ def recommend(points: Sequence[Point], *, max_r2: float | None = None, min_accur
         max_r2           the largest validation accuracy among strongest R2 <= max_r2
         min_accuracy     the smallest validation R2 among accuracy >= min_accuracy
         both             the largest validation accuracy among those that pass both
-        neither          the largest (validation accuracy - majority accuracy) * (1 - max(validation R2, 0))
+        neither          the largest (validation accuracy - majority accuracy) * (1 - max(validation R2, 0)), none below 0;
+                         of equals the smallest validation R2
     """
     by_r2 = min_accuracy is not None and max_r2 is None
     gates = [] if max_r2 is None else [f"strongest R2 <= {max_r2:g}"]
@@ -267,7 +268,7 @@ def recommend(points: Sequence[Point], *, max_r2: float | None = None, min_accur
     def rank(p: Point) -> tuple[float, float]:
         accuracy, r2 = known(p.val_accuracy, -math.inf), known(p.val_r2, math.inf)
         if free:
-            return (accuracy - known(p.majority_accuracy, 0)) * (1 - max(r2, 0)), accuracy
+            return max(accuracy - known(p.majority_accuracy, 0), 0) * (1 - max(r2, 0)), -r2
         return (-r2, accuracy) if by_r2 else (accuracy, -r2)
 
     needed = ("val_accuracy", "val_r2") if free else ("val_r2",) if by_r2 else ("val_accuracy",)

@@ -22,7 +22,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.card import Curves, card
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.protocol import Codes, people_apart
-from cpgan_ray.evaluation.scoring import RowErrors, paired_difference
+from cpgan_ray.evaluation.scoring import RowErrors, mean_interval, paired_difference
 from cpgan_ray.evaluation.tournament import Made, Material, Verdict, as_json, entries, in_process, judge
 from cpgan_ray.objectives import accuracy, balanced_accuracy
 from cpgan_ray.process import available_cpus
@@ -204,13 +204,18 @@ def read_errors(folder: Path) -> RowErrors:
     raise InputError(f"{folder} has no {ERRORS}: give the output folder of a run, or the report folder of an attack")
 
 
-def utility_of(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...]) -> dict[str, float]:
-    """Accuracy, balanced accuracy and that of the majority guess on the test split, averaged over the labels of the task."""
+def utility_of(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> dict[str, float]:
+    """Accuracy with its interval over people, balanced accuracy and that of the majority guess on the test split, averaged over the
+    labels of the task."""
     columns = label_columns(dataset, labels)
     y, train = dataset.test.labels[:, columns], dataset.train.labels[:, columns]
     majority = np.broadcast_to(train.mean(axis=0) - 0.5, y.shape)
+    right = ((logits > 0) == (y > 0)).mean(axis=1)
+    low, high = mean_interval(right, dataset.test.identity, seed=seed)
     return {
-        "accuracy": float(accuracy(logits, y).mean()),
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
         "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits, y))),
         "majority_accuracy": float(accuracy(majority, y).mean()),
     }

@@ -3,30 +3,37 @@
 One process logs, the driver. A tracker that cannot start stops the run.
 """
 
+import ast
 import atexit
+import difflib
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from tqdm import tqdm
 
-from cpgan_ray.config import Config, flatten, to_json
+from cpgan_ray.config import Config, TrackingConfig, flatten, to_json
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError
+from cpgan_ray.frontier import State, Trial
 from cpgan_ray.messages import Metrics
 from cpgan_ray.presets import PRESETS
 
@@ -40,45 +47,65 @@ BATCH_LIMIT = 1000
 """Most metrics that MLflow takes in one call."""
 
 
+@contextmanager
+def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.MlflowClient]:
+    """The tracking store and its experiment, made if need be: SQLite beside the output folder where no other is named.
+
+    Raises: InputError where it does not answer, or what is done in the block fails.
+    """
+    uri = tracking_uri(tracking, output)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before it says anything
+    try:
+        if uri.startswith("sqlite:"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(uri)
+        if mlflow.get_experiment_by_name(tracking.experiment) is None:
+            artifacts = (output.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+            mlflow.create_experiment(tracking.experiment, artifact_location=artifacts)
+        mlflow.set_experiment(tracking.experiment)
+        yield mlflow.MlflowClient()
+    except Exception as e:  # each kind of store has errors of its own
+        reason = str(e).partition("\n")[0]
+        raise InputError(f"MLflow cannot track at {uri} ({reason}): start it there, or give another --tracking.uri") from e
+
+
+def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
+    """Where a run is tracked that is not told."""
+    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}"
+
+
 class Tracker:
     """One MLflow run and its local files, from start to `close`."""
 
     def __init__(
-        self, config: Config, output: Path, *, dataset: Dataset, tags: Mapping[str, str] | None = None, parent: str | None = None
+        self,
+        config: Config,
+        output: Path,
+        *,
+        dataset: Dataset,
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start the run; `parent`: id of the run that it is shown under, if the store has it.
+        """Start the run; `parent`: id of the run that it is shown under, if the store has it. `params`: beside the usual ones.
 
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
         self.config, self.output = config, output
         self.buffer: list[Metric] = []
         self.flushed = time.monotonic()
-        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if not uri:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            uri = f"sqlite:///{output.parent / STORE}"
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before it says anything
-        try:
-            mlflow.set_tracking_uri(uri)
-            self.client = mlflow.MlflowClient()
-            if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-                artifacts = (output.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-                mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts)
-            mlflow.set_experiment(config.tracking.experiment)
+        with open_store(config.tracking, output) as self.client:
             if parent is not None:
                 parent = self.known(parent)
             name = config.tracking.run_name or f"{config.preset} k={config.k} w={config.privacy_weight:g}"
             self.run = mlflow.start_run(
                 run_name=name, parent_run_id=parent, tags=dict(tags or {}), log_system_metrics=config.tracking.system_metrics
             )
-        except Exception as e:  # each kind of store has errors of its own
-            reason = str(e).partition("\n")[0]
-            raise InputError(f"MLflow cannot track at {uri} ({reason}): start it there, or give another --tracking.uri") from e
         self.run_id = self.run.info.run_id
         output.mkdir(parents=True, exist_ok=True)
         self.jsonl = (output / "metrics.jsonl").open("a")
-        self.describe(dataset)
+        self.describe(dataset, params or {})
 
     def known(self, run_id: str) -> str | None:
         """The id where this store has the run: an output folder may have been copied away from its store."""
@@ -87,7 +114,7 @@ class Tracker:
         except MlflowException:
             return None
 
-    def describe(self, dataset: Dataset) -> None:
+    def describe(self, dataset: Dataset, more: Mapping[str, Any]) -> None:
         """Parameters worth comparing, what differs from the preset as tags, and the data set with its digest."""
         c = self.config
         params = {
@@ -104,7 +131,7 @@ class Tracker:
             "labels": len(c.data.labels) or len(dataset.label_names),
             "image_size": c.data.image_size,
         }
-        mlflow.log_params(params)
+        mlflow.log_params(params | dict(more))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}
         local = ("output", "data_dir", "cache_dir", "runtime.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
@@ -132,6 +159,9 @@ class Tracker:
             part, self.buffer = self.buffer[:BATCH_LIMIT], self.buffer[BATCH_LIMIT:]
             self.client.log_batch(self.run_id, metrics=part, synchronous=False)
         self.flushed = time.monotonic()
+
+    def tag(self, name: str, value: str) -> None:
+        mlflow.set_tag(name, value)
 
     def log_panel(self, panel: Image.Image, *, step: int) -> None:
         """A picture of reconstructions: in the run's images by step, and beside the report."""
@@ -170,6 +200,77 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close("FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
+
+
+class SearchRun:
+    """The parent run of a search. It is made before any trial, so that store and experiment are made once and by one process.
+
+    Each trial's own process logs the trial's run, a child; the driver logs this one, and says of the children what only it knows.
+    """
+
+    def __init__(self, config: Config, output: Path, *, name: str, params: Mapping[str, Any], run_id: str | None = None) -> None:
+        """Start it, or go on with `run_id`.
+
+        Raises: InputError where the tracking store does not answer or does not have that run.
+        """
+        with open_store(config.tracking, output) as self.client:
+            experiment = self.client.get_experiment_by_name(config.tracking.experiment)
+            assert experiment is not None
+            self.experiment_id = experiment.experiment_id
+            if run_id is None:
+                tags = {"search.role": "parent", "mlflow.source.name": "jobs/tune_celeba.py"}
+                run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+                for key, value in params.items():
+                    self.client.log_param(run_id, key, value)
+            else:
+                self.client.update_run(run_id, status="RUNNING")
+        self.run_id = run_id
+
+    def log(self, metrics: Metrics, *, step: int) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def log_files(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self.client.log_artifact(self.run_id, str(path))
+
+    def children(self) -> list[Run]:
+        """The trials' runs, those of failed and interrupted attempts included."""
+        return children(self.client, self.experiment_id, self.run_id)
+
+    def label(self, states: Mapping[str, str], front: Collection[str]) -> None:
+        """Tag each trial's run with the trial's state, and whether it lies on the front. Both by the trial's name."""
+        for run in self.children():
+            name = run.data.tags.get("search.trial", "")
+            told = {"search.state": states.get(name, "killed"), "search.front": str(name in front).lower()}
+            if run.info.status != "FINISHED":  # an attempt before the one that counts
+                told = {"search.state": run.info.status.lower(), "search.front": "false"}
+            for key, value in told.items():
+                if run.data.tags.get(key) != value:
+                    self.client.set_tag(run.info.run_id, key, value)
+
+    def end_children(self, status: str, *, names: Collection[str] | None = None) -> None:
+        """End the runs of trials, of those named if given, that nobody writes to any more."""
+        for run in self.children():
+            mine = names is None or run.data.tags.get("search.trial") in names
+            if mine and run.info.status == "RUNNING":
+                self.client.set_terminated(run.info.run_id, status)
+
+    def close(self, status: str) -> None:
+        self.client.set_terminated(self.run_id, status)
+
+
+def children(client: mlflow.MlflowClient, experiment_id: str, parent: str) -> list[Run]:
+    """All runs below a parent run."""
+    return all_runs(client, experiment_id, f"tags.`mlflow.parentRunId` = '{parent}'")
+
+
+def end_attempts(uri: str, parent: str, trial: str) -> None:
+    """Mark earlier attempts at a trial whose process ended without a word as FAILED."""
+    client = mlflow.MlflowClient(uri)
+    for run in children(client, client.get_run(parent).info.experiment_id, parent):
+        if run.data.tags.get("search.trial") == trial and run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "FAILED")
 
 
 def log_model(name: str, program: Path, example: np.ndarray) -> None:
@@ -267,3 +368,127 @@ def fetch_run(run_id: str) -> Path:
         reason = str(e).partition("\n")[0]
         raise InputError(f"MLflow at {uri} has no finished run {run_id} ({reason}): give another id, or the output folder") from e
     return folder
+
+
+STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
+"""Of a trial by its run's status, where the search has not said it; `running` for all others."""
+INDIFFERENT = ("seed", "k", "privacy_weight", "skip_corrupt", "attacks.quick_every", "attacks.cpus", "attacks.gpus")
+"""Fields by which runs are not told apart: part of every trial anyway, or without effect on what a run comes to."""
+
+
+def read_trials(uri: str | None, name: str, *, method: str = "") -> list[Trial]:
+    """The trainings that an MLflow experiment has, or that are below a search's run given by its id; in the order they ended.
+
+    A run counts that has `utility/accuracy` and `privacy/strongest_r2`, or is a trial of a search; attacks on runs and the searches
+    themselves do not. Of several attempts at a trial the last counts. A trial's setting is what its search says, else k and privacy
+    weight; and with it every other field in which the runs read here differ, so that none is averaged with what is no repetition of
+    it. The validation R2 of a run that has none is that of the test split.
+
+    Raises: InputError where the store does not answer or has no such experiment.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}"
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise InputError(f"there is no tracking store {uri}: give --tracking-uri, or set MLFLOW_TRACKING_URI")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    try:
+        runs = tracked_runs(mlflow.MlflowClient(uri), name)
+    except InputError:
+        raise
+    except Exception as e:  # each kind of store has errors of its own
+        reason = str(e).partition("\n")[0]
+        raise InputError(f"MLflow at {uri} cannot be read ({reason}): give another --tracking-uri") from e
+    attempts: dict[tuple[str, ...], Run] = {}
+    for run in sorted(filter(counts, runs), key=lambda run: run.info.start_time):
+        tags = run.data.tags
+        trial = tags.get("search.trial")
+        attempts[(tags.get("mlflow.parentRunId", ""), trial) if trial else (run.info.run_id,)] = run
+    kept = sorted(attempts.values(), key=lambda run: (run.info.end_time or math.inf, run.info.start_time))
+    return [trial_of(run, more, method=method) for run, more in zip(kept, differences(kept), strict=True)]
+
+
+def tracked_runs(client: mlflow.MlflowClient, name: str) -> list[Run]:
+    """Raises: InputError with the nearest names where the store has neither an experiment nor a run of that name."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.lifecycle_stage == "active":
+        return all_runs(client, experiment.experiment_id)
+    if re.fullmatch(r"[0-9a-f]{32}", name):
+        try:
+            return all_runs(client, client.get_run(name).info.experiment_id, f"tags.`mlflow.parentRunId` = '{name}'")
+        except MlflowException:
+            pass  # no run has this id
+    known = [e.name for e in client.search_experiments()]
+    near = difflib.get_close_matches(name, known, n=3) or known[:3]
+    raise InputError(f"MLflow has no experiment {name!r}; nearest: {', '.join(near)}")
+
+
+def all_runs(client: mlflow.MlflowClient, experiment_id: str, where: str = "", *, page_size: int = 1000) -> list[Run]:
+    """Page by page: MLflow gives so many at a time."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], where, max_results=page_size, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def counts(run: Run) -> bool:
+    """Whether a run is a training that may be a trial."""
+    data = run.data
+    if "attacked" in data.tags or data.tags.get("search.role") == "parent" or not {"k", "privacy_weight"} <= data.params.keys():
+        return False
+    return "search.trial" in data.tags or {"utility/accuracy", "privacy/strongest_r2"} <= data.metrics.keys()
+
+
+def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each run, its value of every field in which the runs differ."""
+    told: list[dict[str, str]] = []
+    for run in runs:
+        preset = run.data.params.get("preset", "")
+        fields = {name: str(value) for name, value in flatten(PRESETS[preset]()).items()} if preset in PRESETS else {}
+        changed = {n.removeprefix("changed."): v for n, v in run.data.tags.items() if n.startswith("changed.")}
+        told.append(fields | changed | {"preset": preset})
+    names = sorted({name for one in told for name in one if len({other.get(name) for other in told}) > 1} - {*INDIFFERENT})
+    return [{name: parsed(one[name]) for name in names if name in one} for one in told]
+
+
+def parsed(text: str) -> Any:
+    """A number or truth value where the text is one."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float) else text
+
+
+def trial_of(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
+    """more: fields in which the runs differ, beside the trial's setting."""
+    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    weight = float(params["privacy_weight"])
+    setting = json.loads(tags["search.setting"]) if "search.setting" in tags else {"k": int(params["k"]), "privacy_weight": weight}
+    state: Any = tags.get("search.state") or STATES.get(run.info.status, "running")
+    used = run.inputs.dataset_inputs if run.inputs else []
+    return Trial(
+        name=tags.get("search.trial") or run.info.run_name or run.info.run_id,
+        setting=dict(more) | setting,
+        seed=int(params.get("seed", 0)),
+        state=state,
+        control=tags.get("search.control") == "true" or weight == 0,
+        accuracy=metrics.get("utility/accuracy"),
+        accuracy_low=metrics.get("utility/accuracy_low"),
+        accuracy_high=metrics.get("utility/accuracy_high"),
+        strongest_r2=metrics.get("privacy/strongest_r2"),
+        strongest_r2_low=metrics.get("privacy/strongest_r2_low"),
+        strongest_r2_high=metrics.get("privacy/strongest_r2_high"),
+        attack=tags.get("strongest.attack"),
+        val_accuracy=metrics.get("utility/val_accuracy"),
+        val_r2=metrics.get("privacy/val_r2", metrics.get("privacy/strongest_r2")),
+        majority_accuracy=metrics.get("utility/majority_accuracy"),
+        label_floor_r2=metrics.get("privacy/label_floor_r2"),
+        seconds=metrics.get("time/total_s"),
+        run_id=run.info.run_id,
+        method=method,
+        data=used[0].dataset.digest if used else None,
+    )

@@ -1,8 +1,9 @@
 """The whole job of training: data, the game on its backend, tracking, fresh attacks, and the folder that is left behind."""
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,16 +12,18 @@ import numpy as np
 
 from cpgan_ray.cli import stop_on_sigterm
 from cpgan_ray.config import Config, to_json
-from cpgan_ray.data import Dataset, load
+from cpgan_ray.data import Dataset, label_columns, load
 from cpgan_ray.data.base import rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ridge_attack
 from cpgan_ray.evaluation.panels import panel, reconstructed
+from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
 from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import judge_codes, utility_of
 from cpgan_ray.messages import Metrics, Outcome
+from cpgan_ray.objectives import accuracy
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import Console, Tracker, read_curves
 
@@ -37,6 +40,7 @@ class Running(Protocol):
 
     def play(self, rounds: int) -> Any: ...
     def get(self, started: Any) -> Any: ...
+    def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]: ...
     def outcome(self) -> Outcome: ...
 
 
@@ -51,6 +55,9 @@ class LocalGame:
 
     def get(self, started: Any) -> Any:
         return started
+
+    def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return self.game.privatizer.sample(count)
 
     def outcome(self) -> Outcome:
         return self.game.privatizer.outcome()
@@ -75,24 +82,49 @@ def running(config: Config) -> Iterator[Running]:
         yield LocalGame(play_in_process(config, threads=config.runtime.threads or available_cpus()))
 
 
-def train(config: Config) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a run is part of. A trial of a search has its own way to host the game, a parent run, and a listener in mid-training."""
+
+    host: Callable[[Config], AbstractContextManager[Running]] = running
+    listen: Callable[[Metrics], None] = lambda metrics: None
+    """Called after each quick fresh attack with `epoch`, `utility/val_accuracy` and `privacy/quick_r2`."""
+    parent: str | None = None
+    """MLflow run that the run is a child of."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Logged beside the usual ones."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Something to do every so many rounds while nothing is played: it gets the game and the last round's metrics."""
+
+    every: int
+    act: Callable[[Running, Metrics], None]
+
+    def due(self, done: int) -> bool:
+        return self.every > 0 and done % self.every == 0
+
+
+def train(config: Config, context: Context | None = None) -> dict[str, Any]:
     """Train, attack, leave everything in the output folder and in MLflow; returns the summary that a job prints.
 
     Raises: InputError for anything the user can mend, before anything is written to the output folder.
     """
+    context = context or Context()
     started = time.perf_counter()
     output = new_output(config)
     set_up_process(threads=config.runtime.threads or available_cpus())
-    dataset = load(config)
-    rounds_per_epoch(len(dataset.train), config.batch_size)
-    check_undefended(config)
-    entries(config.attacks, dataset)  # before hours of training, not after
-    for components in {getattr(config.adversaries[name], "components", 0) or DEFAULT_COMPONENTS for name in opponents(config)}:
-        projection(dataset, components=components)
+    dataset = ready(config)
     with ExitStack() as players:
-        game = players.enter_context(running(config))
-        with Tracker(config, output, dataset=dataset) as tracker:
-            play(game, config, tracker, dataset)
+        game = players.enter_context(context.host(config))
+        with Tracker(config, output, dataset=dataset, tags=context.tags, parent=context.parent, params=context.params) as tracker:
+            pauses = [
+                Pause(config.tracking.panel_every * game.rounds_per_epoch, panel_drawer(config, dataset, tracker)),
+                Pause(config.attacks.quick_every * game.rounds_per_epoch, quick_attacker(config, dataset, tracker, context)),
+            ]
+            play(game, tracker, names=opponents(config), pauses=pauses)
             outcome = game.outcome()
             players.close()  # their cores and memory are the attacks' now
             tracker.flush()
@@ -100,6 +132,21 @@ def train(config: Config) -> dict[str, Any]:
             seconds = time.perf_counter() - started
             tracker.log({"time/total_s": seconds}, step=game.total_rounds - 1)
     return {"run_id": tracker.run_id, "output": str(output), **summary, "seconds": round(seconds, 1)}
+
+
+def ready(config: Config) -> Dataset:
+    """The data set of a run, prepared, with all that its players and attacks will ask for.
+
+    Raises: InputError where the run could not be played to its end: now, not after hours of training.
+    """
+    dataset = load(config)
+    rounds_per_epoch(len(dataset.train), config.batch_size)
+    check_undefended(config)
+    entries(config.attacks, dataset)
+    asked = {getattr(config.adversaries[name], "components", 0) for name in opponents(config)}
+    for components in {number or DEFAULT_COMPONENTS for number in asked} | {DEFAULT_COMPONENTS}:
+        projection(dataset, components=components)
+    return dataset
 
 
 def new_output(config: Config) -> Path:
@@ -115,24 +162,24 @@ def new_output(config: Config) -> Path:
     return output
 
 
-def play(game: Running, config: Config, tracker: Tracker, dataset: Dataset) -> None:
-    """All rounds, logged as they come. The next ones are under way while the last are logged, except where a panel is due."""
-    console = Console(total_rounds=game.total_rounds, rounds_per_epoch=game.rounds_per_epoch, names=opponents(config))
-    every = config.tracking.panel_every * game.rounds_per_epoch
+def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Sequence[Pause]) -> None:
+    """All rounds, logged as they come. The next ones are under way while the last are logged, except where a pause is due."""
+    console = Console(total_rounds=game.total_rounds, rounds_per_epoch=game.rounds_per_epoch, names=names)
     done, coming = 0, game.play(1)
     try:
         while done < game.total_rounds:
             played: list[Metrics] = game.get(coming)
             done = int(played[-1]["round"]) + 1
             chunk = max(1, round(CHUNK_S * len(played) / sum(m["time/round_s"] for m in played)))
-            panel_due = every > 0 and done % every == 0 and done < game.total_rounds
-            if done < game.total_rounds and not panel_due:
+            due = [pause for pause in pauses if pause.due(done) and done < game.total_rounds]
+            if done < game.total_rounds and not due:
                 coming = game.play(chunk)
             for one in played:
                 tracker.log({name: value for name, value in one.items() if name != "round"}, step=int(one["round"]))
             console.show(played)
-            if panel_due:
-                draw_panel(config, dataset, game.outcome(), tracker, step=done - 1)
+            for pause in due:
+                pause.act(game, played[-1])
+            if due:
                 coming = game.play(chunk)
     finally:
         console.close()
@@ -140,21 +187,28 @@ def play(game: Running, config: Config, tracker: Tracker, dataset: Dataset) -> N
 
 def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, final_round: int) -> dict[str, Any]:
     """Utility on the test split, the tournament of fresh attacks, exported programs, report card. Returns the summary."""
-    utility = utility_of(outcome.logits["test"], dataset, config.data.labels)
+    utility = utility_of(outcome.logits["test"], dataset, config.data.labels, seed=config.seed)
     pictures = dataset.test.take(np.arange(2)).transpose(0, 3, 1, 2).copy()
     tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2].copy()})
     judged = judge_codes(
         Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config), config.data.labels),
         runtime=config.runtime,
-        utility=utility,
+        utility=utility | {"val_accuracy": val_accuracy(outcome, dataset, config)},
         about=about(config),
         curves=read_curves(tracker.output / "metrics.jsonl"),
         undefended=config.tracking.undefended,
     )
     tracker.log({f"utility/{name}": value for name, value in utility.items()} | metrics(judged.verdict), step=final_round)
+    tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
     judged.write(tracker.output / "report")
     tracker.log_folder(tracker.output / "report", "report")
     return {"accuracy": round(utility["accuracy"], 4), **headline(judged.report)}
+
+
+def val_accuracy(outcome: Outcome, dataset: Dataset, config: Config) -> float:
+    """What a search selects by, so that the accuracy on the test split stays unselected."""
+    columns = label_columns(dataset, config.data.labels)
+    return float(accuracy(outcome.logits["val"], dataset.val.labels[:, columns]).mean())
 
 
 def about(config: Config) -> dict[str, Any]:
@@ -176,16 +230,33 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
     return {"strongest": strongest, "label_floor_r2": round(report["privacy"]["label_floor_r2"], 4)}
 
 
-def draw_panel(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, step: int) -> None:
+def panel_drawer(config: Config, dataset: Dataset, tracker: Tracker) -> Callable[[Running, Metrics], None]:
     """In mid-training: test pictures and what a ridge attack recovers of them."""
-    basis = projection(dataset, components=DEFAULT_COMPONENTS)
-    data = Material(dataset, outcome.codes, config.attacks, config.seed).data("leaked")
-    rows = np.arange(min(PANEL_PICTURES, len(dataset.test)))
-    shown = {
-        "original": scale(dataset.test.take(rows)),
-        "defended,\nridge attack": reconstructed(data, ridge_attack(data, config.attacks), rows, np.asarray(basis.mean)),
-    }
-    tracker.log_panel(panel(shown, image_shape=dataset.image_shape), step=step)
+
+    def draw(game: Running, last: Metrics) -> None:
+        basis = projection(dataset, components=DEFAULT_COMPONENTS)
+        data = Material(dataset, game.outcome().codes, config.attacks, config.seed).data("leaked")
+        rows = np.arange(min(PANEL_PICTURES, len(dataset.test)))
+        shown = {
+            "original": scale(dataset.test.take(rows)),
+            "defended,\nridge attack": reconstructed(data, ridge_attack(data, config.attacks), rows, np.asarray(basis.mean)),
+        }
+        tracker.log_panel(panel(shown, image_shape=dataset.image_shape), step=int(last["round"]))
+
+    return draw
+
+
+def quick_attacker(config: Config, dataset: Dataset, tracker: Tracker, context: Context) -> Callable[[Running, Metrics], None]:
+    """In mid-training: a quick fresh attack on the codes of the moment, logged, and told to whoever listens."""
+
+    def attack(game: Running, last: Metrics) -> None:
+        round = int(last["round"])
+        found = quick_r2(game.sample(QUICK_ROWS), dataset, seed=config.seed)
+        tracker.log({"privacy/quick_r2": found}, step=round)
+        epoch = (round + 1) // game.rounds_per_epoch
+        context.listen({"epoch": epoch, "utility/val_accuracy": last["utility/val_accuracy"], "privacy/quick_r2": found})
+
+    return attack
 
 
 def check_undefended(config: Config) -> None:

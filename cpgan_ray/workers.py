@@ -112,6 +112,17 @@ class PrivatizerWorker:
         z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return z, logits
 
+    def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Of `train` and `val`, rows (n,) evenly spread over the split, at most `count`, and their codes (n, k)."""
+        found = {}
+        for name in ("train", "val"):
+            split = self.split(name)
+            rows = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
+            blocks = np.array_split(rows, -(-len(rows) // EVALUATION_BLOCK))
+            parts = [self.defender.codes(to_input(split.take(block), self.device))[0] for block in blocks]
+            found[name] = (rows, torch.cat(parts).cpu().numpy())
+        return found
+
     def outcome(self) -> Outcome:
         """All that the evaluation needs, so that the players can go."""
         found = {split: self.codes(split) for split in ("train", "val", "test")}

@@ -33,10 +33,17 @@ from cpgan_ray.config import (
 from cpgan_ray.errors import InputError
 
 NAN = math.nan
-SECTIONS = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
+SECTIONS = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and isinstance(c, type) and c is not module.Range]
 ADVERSARIES = [RidgeConfig, KernelConfig, NeuralConfig]
 
 BAD: list[tuple[type, str, Any]] = [
+    (module.SearchJob, "over", ()),
+    (module.SearchJob, "num_samples", 0),
+    (module.SearchJob, "seeds", 0),
+    (module.SearchJob, "max_failures", -1),
+    (module.SearchJob, "max_concurrent", -1),
+    (module.SearchJob, "max_r2", 1.1),
+    (module.SearchJob, "min_accuracy", -0.1),
     (DataConfig, "image_size", 7),
     (DataConfig, "image_size", 1025),
     (DataConfig, "crop", 0.0),

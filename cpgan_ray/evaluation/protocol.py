@@ -69,7 +69,8 @@ def attack_data(
 
     def part(name: str, rows: np.ndarray, *, mirrored: bool = False) -> Pairs:
         chosen: Split = getattr(dataset, name)
-        return pairs(chosen, rows, codes[name], codes[f"{name}_mirrored"] if mirrored else None, basis=basis, device=device)
+        turned = codes[f"{name}_mirrored"][rows] if mirrored else None
+        return pairs(chosen, rows, codes[name][rows], turned, basis=basis, device=device)
 
     data = AttackData(
         fit=part(split, fitted, mirrored=True),
@@ -96,14 +97,14 @@ def people_apart(identity: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.nda
 def pairs(
     split: Split, rows: np.ndarray, z: np.ndarray, mirrored: np.ndarray | None, *, basis: Projection, device: torch.device | None
 ) -> Pairs:
-    """Some rows of a split with their codes, and their mirror images with theirs if given."""
-    batch, chosen = consecutive(0, len(rows)), z[rows]
+    """Some rows of a split with their codes (one for each row), and their mirror images with theirs if given."""
+    batch, chosen = consecutive(0, len(rows)), z
     batch = Batch(rows=rows, mirrored=batch.mirrored, shift=batch.shift)
     if mirrored is not None:
         both = np.concatenate([rows, rows])
         turned = np.repeat([False, True], len(rows))
         batch = Batch(rows=both, mirrored=turned, shift=np.zeros((len(both), 2), np.int16))
-        chosen = np.concatenate([chosen, mirrored[rows]])
+        chosen = np.concatenate([z, mirrored])
     values, residual = coordinates(split, batch, basis=basis)
     z_, values_, residual_ = (
         torch.from_numpy(np.require(a, np.float32, ["C", "W"])).to(device) for a in (chosen, values, residual)

@@ -83,6 +83,13 @@ def interval(rows: RowErrors, *, seed: int, level: float = 0.95) -> tuple[float,
     return float(low), float(high)
 
 
+def mean_interval(values: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of a value per score row, (N,), resampling identities."""
+    sums = RowErrors(values, np.ones(len(values)), identity)
+    low, high = interval(sums, seed=seed, level=level)
+    return 1 - high, 1 - low
+
+
 @dataclass(frozen=True)
 class Difference:
     """R2 of one run less another's on the same score rows, with a 95 % interval and a two-sided bootstrap p-value."""

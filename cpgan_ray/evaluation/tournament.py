@@ -118,6 +118,15 @@ class Verdict:
     def strongest(self) -> Attacked:
         return self.attacked[0]
 
+    @property
+    def val_r2(self) -> float:
+        """The largest R2 on the rows that attacks were tuned on: to select by, so that the one on the score set stays unselected.
+
+        Of variant `leaked`, which is tuned on all of `val`, where it was played.
+        """
+        leaked = [a for a in self.attacked if a.entry.variant == "leaked"]
+        return max(a.made.fitted.tune_r2 for a in leaked or self.attacked)
+
 
 def trained_against(config: Config) -> tuple[str, ...]:
     """Architectures of the adversaries that the privatizer was trained against."""
@@ -242,6 +251,7 @@ def metrics(verdict: Verdict) -> Metrics:
         "privacy/strongest_r2": strongest,
         "privacy/strongest_r2_low": verdict.strongest.score.low,
         "privacy/strongest_r2_high": verdict.strongest.score.high,
+        "privacy/val_r2": verdict.val_r2,
         "privacy/label_floor_r2": floor,
         "privacy/excess_r2": strongest - floor,
     }
@@ -283,6 +293,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
                 "variant": best.entry.variant,
                 **{name: getattr(best.score, name) for name in ("r2", "low", "high")},
             },
+            "val_r2": verdict.val_r2,
             "label_floor_r2": verdict.floor.score.r2,
             "excess_r2": best.score.r2 - verdict.floor.score.r2,
             "linear_code_r2": verdict.linear_code_r2,

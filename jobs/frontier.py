@@ -1,0 +1,30 @@
+"""Draw the fronts of tracked runs: accuracy against the R2 of the strongest fresh attack, from the MLflow store alone.
+
+    python jobs/frontier.py EXPERIMENT                          # all trainings of an MLflow experiment
+    python jobs/frontier.py SEARCH_RUN_ID                       # those of a search, by its MLflow run
+    python jobs/frontier.py cpgan noise                         # two experiments, a front each
+    python jobs/frontier.py EXPERIMENT --max-r2 0.08            # recommends the most accurate setting within that
+    python jobs/frontier.py EXPERIMENT --min-accuracy 0.87      # ... the most private one above that
+    python jobs/frontier.py EXPERIMENT --tracking-uri http://mlflow:5000 --output DIR
+
+Leaves `frontier.png`, `frontier.json` and `frontier.csv` in the output folder and prints a table of the settings. The last line
+printed is a JSON object: output, experiments (of each: trials, front, hypervolume), recommended.
+"""
+
+import json
+import sys
+
+from cpgan_ray import cli
+
+
+def main() -> None:
+    job = cli.parse_frontier(sys.argv[1:], description=__doc__ or "")
+    from cpgan_ray.survey import survey
+
+    text, summary = survey(job)
+    print(text)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,33 @@
+"""Search code size and privacy weight, or any settings: utility against the strongest fresh attack, every trial a whole game.
+
+    python jobs/tune_celeba.py                                        # preset faces: 12 settings by Optuna's TPE
+    python jobs/tune_celeba.py celeba --data-dir DIR --num-samples 24 --max-r2 0.1
+    python jobs/tune_celeba.py --searcher grid --over k=32,64 privacy_weight=0.1,0.2,0.4
+    python jobs/tune_celeba.py --over k privacy_weight=0.05..2 adversaries.rbf.bank privatizer.family --seeds 3
+    python jobs/tune_celeba.py --resume DIR                           # go on with an interrupted search
+    ray job submit --working-dir . -- python jobs/tune_celeba.py celeba --data-dir DIR --output DIR
+
+The last line printed is a JSON object: run_id, output, trials, front, hypervolume, recommended (with the command that trains it),
+seconds.
+"""
+
+import json
+import sys
+
+from cpgan_ray import cli
+
+
+def main() -> None:
+    job, resume = cli.parse_search(sys.argv[1:], description=__doc__ or "")
+    from cpgan_ray.search import search
+
+    found = search(job, resume=resume)
+    print(found.text)
+    print(json.dumps(found.summary))
+    if not found.ok:
+        print("failed: no trial came to its end", file=sys.stderr)
+        sys.exit(cli.FAILED)
+
+
+if __name__ == "__main__":
+    cli.run(main)

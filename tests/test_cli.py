@@ -1,0 +1,95 @@
+"""From command lines to jobs, and back."""
+
+import json
+import shlex
+
+import pytest
+
+from cpgan_ray.cli import SEARCH, command_for, parse, parse_search
+from cpgan_ray.config import flatten, override, to_json
+from cpgan_ray.errors import InputError
+from cpgan_ray.presets import PRESETS, preset
+
+CHANGES = {
+    "k": 48,
+    "seed": 3,
+    "privacy_weight": 0.37,
+    "data.mirror": False,
+    "data.labels": ["Smiling", "Male"],
+    "privatizer.symmetric": True,
+    "adversaries.ridge.penalties": [1e-3, 0.5],
+    "skip_corrupt": True,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_command_for_a_run_makes_that_run_again(name):
+    known = flatten(preset(name))
+    config = override(preset(name), {field: value for field, value in CHANGES.items() if field in known})
+    again = parse(shlex.split(command_for(config)), default="faces", description="")
+    assert flatten(again) == flatten(config)
+    assert command_for(preset(name)) == name
+
+
+def test_a_searchs_command_leaves_attacks_and_tracking_to_the_preset():
+    job, _ = parse_search(["celeba", "--data-dir", "/data", "--attacks.epochs", "9", "--k", "32"], description="")
+    assert command_for(job.config) == "celeba --data-dir /data --k 32"
+
+
+def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
+    job, resume = parse_search(
+        ["smoke", "--num-samples", "4", "--k", "8", "--privatizer.width", "4", "--seeds", "2"], description=""
+    )
+    assert not resume
+    assert (job.num_samples, job.seeds, job.config.k, job.config.privatizer.width) == (4, 2, 8, 4)
+    assert job.config.attacks.names == ("ridge", "kernel", "mlp")
+    assert job.config.attacks.kernel_features == preset("smoke").attacks.kernel_features
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["smoke", "--num-samples", "0"], "num_samples is 0; it must be at least 1"),
+        (["smoke", "--num-smaples", "3"], "'--num-smaples': did you mean --num-samples"),
+        (["smoke", "--privacy-wieght", "3"], "'--privacy-wieght': did you mean --privacy-weight"),
+        (["smoke", "--searcher", "bayes"], "bayes.*--searcher"),
+        (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be between 0 and 1"),
+        (["smok"], "no preset 'smok'"),
+        (["--resume"], "--resume needs the folder of a search"),
+        (["--resume", "nowhere"], "nowhere has no search.json"),
+    ],
+)
+def test_bad_flags_of_a_search_are_named(arguments, said):
+    with pytest.raises(InputError, match=said):
+        parse_search(arguments, description="")
+
+
+@pytest.fixture
+def begun(tmp_path):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    job, _ = parse_search(["smoke", "--k", "8", "--output", str(folder)], description="")
+    (folder / SEARCH).write_text(json.dumps({"run_id": "abc", "job": to_json(job)}))
+    return folder
+
+
+def test_a_search_is_resumed_with_its_own_settings(begun):
+    job, resume = parse_search([f"--resume={begun}", "--max-r2", "0.1"], description="")
+    assert resume
+    assert (job.config.k, job.max_r2, job.config.output) == (8, 0.1, begun)
+
+
+def test_a_search_is_not_resumed_with_other_settings(begun):
+    with pytest.raises(InputError, match=r"--k is 9, the search in .* was begun with 8: leave it out"):
+        parse_search(["--resume", str(begun), "--k", "9"], description="")
+    with pytest.raises(InputError, match=r"--seeds is 2"):
+        parse_search(["--resume", str(begun), "--seeds", "2"], description="")
+
+
+def test_a_search_that_was_moved_or_damaged_is_not_resumed(begun, tmp_path):
+    moved = begun.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"begun in .*search: move it back"):
+        parse_search(["--resume", str(moved)], description="")
+    (moved / SEARCH).write_text('{"run_id": "abc"')
+    with pytest.raises(InputError, match=r"search\.json is damaged"):
+        parse_search(["--resume", str(moved)], description="")
