@@ -156,6 +156,25 @@ def distribution(d: Dimension) -> optuna.distributions.BaseDistribution:
     return optuna.distributions.FloatDistribution(d.low, d.high, log=d.log)
 
 
+class PatientASHA(ASHAScheduler):
+    """ASHA (Li et al., MLSys 2020) that stops nobody before it has heard enough trials of the same age.
+
+    Tune's compares the second trial with the first alone, and stops it where it is the worse of the two.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.heard: dict[int, set[str]] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if "score" not in result:
+            return decision
+        heard = self.heard.setdefault(result["epoch"], set())
+        heard.add(trial.trial_id)
+        return decision if len(heard) > 1 / (1 - KEPT) else TrialScheduler.CONTINUE
+
+
 def scheduler(job: SearchJob) -> TrialScheduler:
     """Who stops trials early: on the area of a trial's own box, (validation accuracy - majority) * (1 - quick R2), from the middle
     of a run or the end of the warm-up on, whichever is later."""
@@ -163,7 +182,7 @@ def scheduler(job: SearchJob) -> TrialScheduler:
         return FIFOScheduler()
     c = job.config
     grace = min(c.epochs, max(1, -(-c.epochs // 2), int(c.game.warmup_epochs) + 1))
-    return ASHAScheduler(
+    return PatientASHA(
         time_attr="epoch",
         metric="score",
         mode="max",
@@ -257,15 +276,19 @@ def folder_name(name: str) -> str:
 
 
 def trial_config(job: SearchJob, spec: Mapping[str, Any], output: Path, sizes: Sequence[Bundle]) -> Config:
-    """The run of one trial. Its attacks are Ray tasks where a bundle has room for one, else made in the trial's process."""
+    """The run of one trial. Its attacks are Ray tasks in the places of its adversaries where those have room for one, or where no
+    other trial waits for their cores; else they are made one after the other in the trial's process."""
     c = override(job.config, {**spec["setting"], "seed": spec["seed"]})
-    room = any(s.get("CPU", 0) >= c.attacks.cpus and s.get("GPU", 0) >= c.attacks.gpus for s in sizes[1:])
+    most = {kind: max((s.get(kind, 0.0) for s in sizes[1:]), default=0.0) for kind in ("CPU", "GPU")}
+    alone = sum(s.get("CPU", 0.0) for s in sizes) > 1
+    cpus = min(c.attacks.cpus, most["CPU"]) if alone and most["CPU"] else c.attacks.cpus
+    room = cpus <= most["CPU"] and c.attacks.gpus <= most["GPU"]
     threads = c.runtime.threads or max(1, int(sizes[0].get("CPU", 1)))
     quick_every = (c.attacks.quick_every or -(-c.epochs // 4)) if stops_early(job) and not spec["control"] else 0
     return dataclasses.replace(
         c,
         output=output,
-        attacks=dataclasses.replace(c.attacks, quick_every=quick_every),
+        attacks=dataclasses.replace(c.attacks, quick_every=quick_every, cpus=cpus),
         runtime=dataclasses.replace(c.runtime, backend="ray" if room else "local", threads=threads),
         tracking=dataclasses.replace(c.tracking, run_name=trial_name(spec)),
     )
@@ -284,15 +307,16 @@ def trial_host(config: Config, *, sizes: Sequence[Bundle]):
 # The driver
 
 
-def trial_sizes(job: SearchJob, cluster: Mapping[str, float]) -> dict[str, list[Bundle]]:
+def trial_sizes(job: SearchJob, cluster: Mapping[str, float], *, total: int) -> dict[str, list[Bundle]]:
     """What a trial needs, the bundle of its own process first. On a cluster with fewer CPUs than a game has players, a trial's
-    players share one CPU: many trials at once use the cores better than one at a time.
+    players share one CPU, or more where the `total` trials are fewer: many at once use the cores better than one after the other.
 
     Raises: InputError with the numbers where a trial does not fit the cluster.
     """
     names = [] if job.config.runtime.backend == "local" else opponents(dataclasses.replace(job.config, privacy_weight=1.0))
     there = cluster.get("CPU", 0.0)
-    cpus = there if there >= len(names) + 1 else min(1.0, there)
+    wanted = min(total, job.max_concurrent or total)
+    cpus = there if there >= len(names) + 1 else min(there, max(1.0, there / wanted))
     sizes = {"defended": shares(job.config, names, cpus=cpus), "control": shares(job.config, [], cpus=cpus)}
     for one in sizes.values():
         ensure_room(one, cluster, job.config.runtime)
@@ -432,9 +456,9 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
     )  # a failed trial is told in a line; its traceback is in tune/*/error.txt
     stop_on_sigterm()
     cluster = ray.cluster_resources()
-    sizes = trial_sizes(job, cluster)
-    at_once = concurrency(job, sizes["defended"], cluster)
     asked, total = proposals(job, found)
+    sizes = trial_sizes(job, cluster, total=total)
+    at_once = concurrency(job, sizes["defended"], cluster)
     parent = open_run(job, folder, resume=resume)
     columns = label_columns(dataset, job.config.data.labels)
     share = dataset.train.labels[:, columns].mean(axis=0)
