@@ -9,22 +9,25 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.config import Config, RuntimeConfig
-from cpgan_ray.errors import InputError
+from cpgan_ray.errors import InputError, LostError
 from cpgan_ray.evaluation.tournament import Entry, Made, Material, make
 from cpgan_ray.game import Game, opponents
-from cpgan_ray.messages import Metrics, Outcome, Release
+from cpgan_ray.messages import Event, Metrics, Outcome, Played, Release
 from cpgan_ray.process import available_cpus, pick_device, set_up_process
 from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
 
@@ -36,6 +39,15 @@ PLACEMENT_S = 60.0
 
 KNOCK_S = 5.0
 """How long a cluster may take to answer at all, in seconds."""
+
+LOSSES = (RayActorError, ObjectLostError, OwnerDiedError)
+"""What Ray raises where a process, a node or an object is gone."""
+
+PING_S = 10.0
+"""How long an actor may take to say that it is there, in seconds."""
+
+OPEN_S = 300.0
+"""How long the players may take to be built, in seconds."""
 
 LEAST_CPU = 0.001
 """What an actor that asks for nothing gets: a place must not be empty."""
@@ -70,6 +82,12 @@ class RaySeat:
     def weights(self) -> Any:
         return self.actor.weights.remote()
 
+    def snapshot(self) -> Any:
+        return self.actor.snapshot.remote()
+
+    def restore(self, snapshot: bytes) -> Any:
+        return self.actor.restore.remote(snapshot)
+
 
 def share(release: Release) -> Any:
     """The release itself where it is small, else one reference to it."""
@@ -79,14 +97,21 @@ def share(release: Release) -> Any:
 def gather(references: Sequence[Any], *, deadline_s: float) -> list[Any]:
     """The answers behind references, in one call.
 
-    Raises: TimeoutError where one takes longer than the deadline; what the actor raised, without Ray's wrapping.
+    Raises: LostError where one takes longer than the deadline, or its actor, node or object is gone; what the actor raised,
+    without Ray's wrapping.
     """
     try:
         return ray.get(list(references), timeout=deadline_s)
     except GetTimeoutError as e:
-        raise TimeoutError(f"an actor did not answer within {deadline_s:g} s (runtime.deadline_s)") from e
+        raise LostError(f"an actor did not answer within {deadline_s:g} s (runtime.deadline_s)") from e
     except RayTaskError as e:
         raise e.cause from e
+    except LOSSES as e:
+        raise LostError(one_line(e)) from e
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 class AdversaryActor(AdversaryWorker):
@@ -98,22 +123,129 @@ class AdversaryActor(AdversaryWorker):
     def open(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
+    def ping(self) -> None:
+        pass
+
+
+class Crew:
+    """The adversaries' actors: who sits where, and who takes the place of one that is lost."""
+
+    def __init__(self, config: Config, sizes: Sequence[Bundle], *, place: Callable[[int], Any] = lambda bundle: None) -> None:
+        """sizes: of the privatizer, of each adversary, of each spare; place: where the actor of a bundle is put."""
+        self.config, self.sizes, self.place = config, sizes, place
+        self.names = opponents(config)
+        self.bundles = {name: bundle for bundle, name in enumerate(self.names, start=1)}
+        self.seats = {name: RaySeat(self.start(bundle)) for name, bundle in self.bundles.items()}
+        self.spares = {bundle: self.start(bundle) for bundle in range(len(self.names) + 1, len(sizes))}
+        self.failures = self.in_a_row = 0
+        self.events: list[Event] = []
+
+    def start(self, bundle: int) -> Any:
+        return start(AdversaryActor, self.sizes[bundle], place=self.place(bundle))
+
+    def open(self, names: Sequence[str]) -> list[Any]:
+        """Build adversaries in their actors; the references are for `gather`."""
+        each = [(self.seats[name].actor, name, self.sizes[self.bundles[name]]) for name in names]
+        return [actor.open.remote(name, self.config, overlap=True, **means(self.config, size)) for actor, name, size in each]
+
+    def lost(self) -> dict[str, str]:
+        """Who does not answer, and why: name -> cause."""
+        pings = {name: seat.actor.ping.remote() for name, seat in self.seats.items()}
+        patience_s = min(PING_S, self.config.runtime.deadline_s)
+        ray.wait(list(pings.values()), num_returns=len(pings), timeout=patience_s)
+        found = {}
+        for name, ping in pings.items():
+            try:
+                ray.get(ping, timeout=0)
+            except (GetTimeoutError, *LOSSES) as e:
+                found[name] = f"no answer for {patience_s:g} s" if isinstance(e, GetTimeoutError) else one_line(e)
+        return found
+
+    def mend(self, cause: LostError, *, round: int, kept: int) -> None:
+        """New actors in the seats of those that do not answer. `round`: where the game stood; `kept`: to where it goes back.
+
+        Raises: RuntimeError that names them where too many have been lost, or no place is found for one in time.
+        """
+        recovery, started = self.config.recovery, time.perf_counter()
+        gone = self.lost()
+        self.failures, self.in_a_row = self.failures + 1, self.in_a_row + 1
+        told = "; ".join(f"adversary {name!r}: {why}" for name, why in gone.items()) or str(cause)
+        if self.failures > recovery.max_failures:
+            raise RuntimeError(
+                f"lost in round {round}: {told}; that is more than recovery.max_failures = {recovery.max_failures}"
+            ) from cause
+        if self.in_a_row > 1:
+            time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
+        for name in gone:
+            self.replace(name)
+        try:
+            gather(self.open(list(gone)), deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
+        except LostError as e:
+            raise RuntimeError(f"no replacement for {', '.join(gone)} within {recovery.wait_s:g} s (recovery.wait_s): {e}") from e
+        seconds = time.perf_counter() - started
+        self.events.append(Event(round=round, replayed=round - kept, players=tuple(gone), cause=told, seconds=seconds))
+
+    def replace(self, name: str) -> None:
+        """A spare, if there is one, and a new spare in the place that becomes free; else a new actor in the same place."""
+        seat, bundle = self.seats[name], self.bundles[name]
+        ray.kill(seat.actor)
+        fitting = [
+            b for b in self.spares if all(self.sizes[b].get(kind, 0) >= amount for kind, amount in self.sizes[bundle].items())
+        ]
+        if fitting:
+            seat.actor, self.bundles[name] = self.spares.pop(fitting[0]), fitting[0]
+            self.spares[bundle] = self.start(bundle)
+        else:
+            seat.actor = self.start(bundle)
+
+    def close(self) -> None:
+        for actor in (*(seat.actor for seat in self.seats.values()), *self.spares.values()):
+            ray.kill(actor)
+
 
 class GameHost:
-    """The central actor: the privatizer and the loop, built by `open`. A plain class; Ray is applied in `RayGame.start`."""
+    """The central actor: the privatizer, the loop, and the adversaries' actors, which end with it.
 
-    def open(self, config: Config, actors: Mapping[str, Any], *, threads: int, gpu_share: float = 0.0) -> None:
-        seats = {name: RaySeat(actor) for name, actor in actors.items()}
+    A plain class, built by `open`.
+    """
+
+    def open(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, snapshot: Snapshot | None = None) -> None:
+        """group: whose bundles the players have, this one the first; none: this process's own. snapshot: go on from there."""
+        self.crew = Crew(config, sizes, place=partial(in_bundle, group))
+        opened = self.crew.open(self.crew.names)
         deadline_s = config.runtime.deadline_s
-        privatizer = PrivatizerWorker(config, threads=threads, gpu_share=gpu_share)
-        self.game = Game(privatizer, seats, gather=lambda answers: gather(answers, deadline_s=deadline_s), share=share)
+        self.game = Game(
+            PrivatizerWorker(config, **means(config, sizes[0])),
+            self.crew.seats,
+            gather=lambda answers: gather(answers, deadline_s=deadline_s),
+            share=share,
+            mend=self.mend,
+        )
+        gather(opened, deadline_s=max(deadline_s, OPEN_S))
+        if snapshot is not None:
+            self.game.restore(snapshot)
+
+    def mend(self, cause: LostError) -> None:
+        assert self.game.kept is not None
+        self.crew.mend(cause, round=self.game.round, kept=self.game.kept.round)
 
     def length(self) -> tuple[int, int]:
         """Rounds of the run, and of an epoch."""
         return self.game.total_rounds, self.game.rounds_per_epoch
 
-    def play(self, rounds: int) -> list[Metrics]:
-        return self.game.play(rounds)
+    def round(self) -> int:
+        """Rounds played."""
+        return self.game.round
+
+    def play(self, rounds: int) -> Played:
+        """Some more rounds, and what was lost and mended meanwhile."""
+        metrics = self.game.play(rounds)
+        self.crew.in_a_row = 0
+        events, self.crew.events = self.crew.events, []
+        return Played(metrics, tuple(events))
+
+    def snapshot(self) -> Snapshot:
+        return self.game.snapshot()
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return self.game.privatizer.sample(count)
@@ -123,6 +255,11 @@ class GameHost:
 
     def weights(self) -> dict[str, dict[str, Any]]:
         return self.game.weights()
+
+
+def in_bundle(group: PlacementGroup | None, bundle: int) -> Any:
+    """The place of a bundle; None: where this process's placement group has room."""
+    return None if group is None else PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
 
 def connect(runtime: RuntimeConfig) -> None:
@@ -173,7 +310,7 @@ def shares(config: Config, names: Sequence[str], *, cpus: float) -> list[Bundle]
     """What each actor needs, the privatizer's first, where they have `cpus` CPUs between them."""
     r = config.runtime
     fair = min(1.0, cpus / (len(names) + 1))
-    own = [(config.adversaries[name].cpus, config.adversaries[name].gpus) for name in names]
+    own = [(a.cpus, a.gpus) if (a := config.adversaries.get(name)) else (None, None) for name in names]  # a spare has no settings
     wanted = [(r.privatizer_cpus, r.privatizer_gpus)]
     wanted += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in own]
     sizes = [{"CPU": fair if c is None else c, "GPU": g} for c, g in wanted]
@@ -218,78 +355,121 @@ def means(config: Config, size: Bundle) -> dict[str, Any]:
     return {"threads": config.runtime.threads or max(1, int(size.get("CPU", 1))), "gpu_share": size.get("GPU", 0.0)}
 
 
-def open_adversaries(config: Config, actors: Mapping[str, Any], sizes: Sequence[Bundle]) -> list[Any]:
-    """Build each adversary in its actor; the references are for `answer`."""
-    each = zip(actors.items(), sizes, strict=True)
-    return [actor.open.remote(name, config, overlap=True, **means(config, size)) for (name, actor), size in each]
-
-
 def answer(started: Any) -> Any:
-    """What is behind a reference, or several; errors come without Ray's wrapping."""
+    """What is behind a reference; errors come without Ray's wrapping.
+
+    Raises: LostError where the actor is gone.
+    """
     try:
         return ray.get(started)
     except RayTaskError as e:
         raise e.cause from e
+    except LOSSES as e:
+        raise LostError(one_line(e)) from e
 
 
 @contextmanager
-def host_here(config: Config, sizes: Sequence[Bundle]) -> Iterator[Game]:
-    """The game with its privatizer in this process and its adversaries as actors in this process's placement group.
-
-    They end with the block. `sizes`: of the privatizer and of each adversary.
-    """
-    names = opponents(config)
-    actors = {name: start(AdversaryActor, size) for name, size in zip(names, sizes[1:], strict=True)}
+def host_here(config: Config, sizes: Sequence[Bundle]) -> Iterator[GameHost]:
+    """The game's host in this process, and its adversaries as actors in this process's placement group; they end with the block."""
+    host = GameHost()
     try:
-        opened = open_adversaries(config, actors, sizes[1:])
-        host = GameHost()
-        host.open(config, actors, **means(config, sizes[0]))
-        answer(opened)
-        yield host.game
+        host.open(config, sizes, None)
+        yield host
     finally:
-        for actor in actors.values():
-            ray.kill(actor)
+        host.crew.close()
 
 
 class RayGame:
-    """A game on a cluster, as its driver holds it. A context manager: leaving it ends the actors and frees their places."""
+    """A game on a cluster, as its driver holds it. A context manager: leaving it ends the actors and frees their places.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    Where the host is lost, a new one goes on from the last snapshot that the driver has (`snapshot`), or from the beginning; the
+    rounds that the driver knows already are played again and not told again.
+    """
+
+    def __init__(self, config: Config, *, snapshot: Snapshot | None = None) -> None:
+        self.config, self.saved = config, snapshot
+        self.failures, self.known = 0, snapshot.round if snapshot else 0
+        self.events: list[Event] = []
         connect(config.runtime)
-        names = opponents(config)
-        sizes = bundles(config, names, cluster=ray.cluster_resources())
-        self.group = reserve(sizes, config.runtime)
+        names = [*opponents(config), *["spare"] * config.recovery.spares]
+        self.sizes = bundles(config, names, cluster=ray.cluster_resources())
+        self.group = reserve(self.sizes, config.runtime)
         try:
-            actors = [
-                start(AdversaryActor if bundle else GameHost, size, place=self.place(bundle)) for bundle, size in enumerate(sizes)
-            ]
-            self.host, self.adversaries = actors[0], dict(zip(names, actors[1:], strict=True))
-            opened = [self.host.open.remote(config, self.adversaries, **means(config, sizes[0]))]
-            self.get([*opened, *open_adversaries(config, self.adversaries, sizes[1:])])
-            self.total_rounds, self.rounds_per_epoch = self.get(self.host.length.remote())
+            self.open()
         except BaseException:
             self.close()
             raise
 
-    def place(self, bundle: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
+    def open(self) -> None:
+        self.host = start(GameHost, self.sizes[0], place=in_bundle(self.group, 0))
+        answer(self.host.open.remote(self.config, self.sizes, self.group, self.saved))
+        self.total_rounds, self.rounds_per_epoch = answer(self.host.length.remote())
 
     def play(self, rounds: int) -> Any:
         """Start up to `rounds` more rounds; `get` waits for their metrics."""
-        return self.host.play.remote(rounds)
+        return self.host, self.host.play.remote(rounds), rounds
 
-    def get(self, started: Any) -> Any:
-        return answer(started)
+    def get(self, started: Any) -> list[Metrics]:
+        """The metrics of rounds that were started; what was lost meanwhile is added to `events`."""
+        while True:
+            host, reference, rounds = started
+            try:
+                played: Played = answer(reference)
+                self.events += played.events
+                fresh = [m for m in played.metrics if m["round"] >= self.known]
+                if fresh:
+                    self.known = int(fresh[-1]["round"]) + 1
+                    return fresh
+            except LostError as lost:
+                if host is self.host:  # else another has taken its place already
+                    self.reopen(lost)
+            started = self.play(rounds)
+
+    def reopen(self, lost: LostError) -> None:
+        """Another host, which goes on from what the driver has.
+
+        Raises: LostError where too many have been lost.
+        """
+        recovery, started = self.config.recovery, time.perf_counter()
+        while True:
+            self.failures += 1
+            if self.failures > recovery.max_failures:
+                raise LostError(f"{lost}; that is more than recovery.max_failures = {recovery.max_failures}") from lost
+            ray.kill(self.host)
+            try:
+                self.open()
+                break
+            except LostError as another:
+                lost = another
+                time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.failures - 1)))
+        back, seconds = self.saved.round if self.saved else 0, time.perf_counter() - started
+        self.events.append(
+            Event(round=self.known, replayed=self.known - back, players=("privatizer",), cause=str(lost), seconds=seconds)
+        )
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        """What the host answers, once it has played what the driver knows; a new host where it is lost."""
+        while True:
+            try:
+                while (at := answer(self.host.round.remote())) < self.known:
+                    answer(self.host.play.remote(self.known - at))
+                return answer(question(self.host))
+            except LostError as lost:
+                self.reopen(lost)
+
+    def snapshot(self) -> Snapshot:
+        """The whole game, for a checkpoint; also what a new host would go on from."""
+        self.saved = self.ask(lambda host: host.snapshot.remote())
+        return self.saved
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return self.get(self.host.sample.remote(count))
+        return self.ask(lambda host: host.sample.remote(count))
 
     def outcome(self) -> Outcome:
-        return self.get(self.host.outcome.remote())
+        return self.ask(lambda host: host.outcome.remote())
 
     def weights(self) -> dict[str, dict[str, Any]]:
-        return self.get(self.host.weights.remote())
+        return self.ask(lambda host: host.weights.remote())
 
     def close(self) -> None:
         """End the actors and free their places."""

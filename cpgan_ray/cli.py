@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,10 +31,52 @@ def parse(arguments: Sequence[str], *, default: str, description: str) -> Config
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    return parse_train(arguments, default=default, description=description)[0]
+
+
+ADJUSTABLE = ("epochs", "output", "runtime.", "recovery.", "attacks.", "tracking.")
+"""Fields that a run may be resumed with another value of: they do not alter what was played."""
+
+
+def parse_train(arguments: Sequence[str], *, default: str, description: str) -> tuple[Config, str | None]:
+    """The same, or `--resume DIR [--flag VALUE ...]`: then also the MLflow run that goes on.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
     rest = list(arguments)
+    folder = take_resume(rest)
+    if folder is not None:
+        begun, run_id = interrupted_run(folder)
+        config = absolute(read_flags(Config, begun, rest, usage=description))
+        if changed := differing(flatten(config), flatten(begun), but=ADJUSTABLE):
+            name, now, before = changed
+            flag = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{flag} is {now!r}, the run in {folder} was begun with {before!r}: leave it out, or begin another run"
+            )
+        return config, run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
-    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage)))
+    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage))), None
+
+
+def differing(now: Mapping[str, Any], before: Mapping[str, Any], *, but: tuple[str, ...]) -> tuple[str, Any, Any] | None:
+    """The first field, with both values, that is not the same; those whose names begin as in `but` may differ."""
+    names = [name for name in {**now, **before} if now.get(name) != before.get(name) and not name.startswith(but)]
+    return (names[0], now.get(names[0]), before.get(names[0])) if names else None
+
+
+def interrupted_run(folder: Path) -> tuple[Config, str]:
+    """Configuration and MLflow run of an output folder whose run has not come to its end.
+
+    Raises: InputError where it is no run's folder, or the run has ended.
+    """
+    config, run_id = read_run(folder)
+    if (folder / "report" / "report.json").is_file():
+        raise InputError(f"the run in {folder} has come to its end: there is nothing to resume")
+    if run_id is None:
+        raise InputError(f"{folder / 'config.json'} names no MLflow run: begin the run again in another --output")
+    return dataclasses.replace(config, output=folder), run_id
 
 
 def with_dataset(config: Config) -> Config:
@@ -101,12 +143,10 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
     if folder is not None:
         begun, _ = read_search(folder)
         job = read_job(begun, rest, description)
-        told, before = flatten(job), flatten(begun)
-        changed = [name for name in told if told[name] != before.get(name) and name not in RESUMABLE]
-        if changed:
-            name = changed[0]
-            flag = "--" + name.removeprefix("config.").replace("_", "-").replace("config.", "")
-            raise InputError(f"{flag} is {told[name]!r}, the search in {folder} was begun with {before.get(name)!r}: leave it out")
+        if changed := differing(flatten(job), flatten(begun), but=RESUMABLE):
+            name, now, before = changed
+            flag = "--" + name.removeprefix("config.").replace("_", "-")
+            raise InputError(f"{flag} is {now!r}, the search in {folder} was begun with {before!r}: leave it out")
         return job, True
     name = rest.pop(0) if rest and not rest[0].startswith("-") else "faces"
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default faces). Values shown are those of {name}."
@@ -127,7 +167,7 @@ def take_resume(rest: list[str]) -> Path | None:
         flag, equals, value = argument.partition("=")
         if flag == "--resume":
             if not equals and (i + 1 == len(rest) or rest[i + 1].startswith("-")):
-                raise InputError("--resume needs the folder of a search")
+                raise InputError("--resume needs a folder: that of an interrupted run or search")
             value = value if equals else rest.pop(i + 1)
             del rest[i]
             return Path(value).expanduser().resolve()
@@ -159,7 +199,7 @@ def command_for(config: Config) -> str:
     Attacks, output and tracking are left to the preset and its defaults.
     """
     base, told = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}, flatten(config)
-    left = ("preset", "output", "attacks.", "tracking.", "runtime.")
+    left = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
     words = [config.preset]
     for name, value in told.items():
         if name.startswith(left) or value == base.get(name):
@@ -221,18 +261,29 @@ def find_target(name: str) -> Target:
 
 def run_target(folder: Path, *, name: str) -> Target:
     """Raises: InputError where the folder is not a finished run's."""
-    for needed in ("config.json", "privatizer.pt2"):
-        if not (folder / needed).is_file():
-            raise InputError(f"{folder} has no {needed}: give the output folder of a finished run")
+    config, run_id = read_run(folder)
+    if not (folder / "privatizer.pt2").is_file():
+        raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")
+    return Target(name, folder / "privatizer.pt2", folder, config, run_id)
+
+
+def read_run(folder: Path) -> tuple[Config, str | None]:
+    """What the `config.json` of a run's output folder says: the configuration, and the MLflow run.
+
+    Raises: InputError where there is none, or it is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: give the output folder of a run")
     try:
-        values = json.loads((folder / "config.json").read_text())
+        values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         run_id = values.pop("run_id", None)
         values.pop("store", None)
     except ValueError as e:
-        raise InputError(f"{folder / 'config.json'} is damaged ({e}): give the output folder of a finished run") from e
-    return Target(name, folder / "privatizer.pt2", folder, from_json(values), run_id)
+        raise InputError(f"{path} is damaged ({e}): give the output folder of a run") from e
+    return from_json(values), run_id
 
 
 T = TypeVar("T")
@@ -293,6 +344,46 @@ def stop_on_sigterm() -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
+
+
+class Stop:
+    """What was asked for while something was finished politely."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self.signal is not None
+
+    def now(self) -> None:
+        """Raises: KeyboardInterrupt or SystemExit(143), as was asked."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        STOPPED.set()
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def politely() -> Iterator[Stop]:
+    """Within the block a first SIGINT or SIGTERM is only noted; a second one ends it at once. No effect outside the main thread."""
+    stop = Stop()
+
+    def note(number: int, frame: object) -> None:
+        if stop.asked:
+            stop.signal = number
+            stop.now()
+        stop.signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(job: Callable[[], None]) -> None:

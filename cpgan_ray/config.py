@@ -310,6 +310,36 @@ class RuntimeConfig:
         _require(self.deadline_s > 0, "runtime.deadline_s", self.deadline_s, "positive")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig:
+    """What is kept against the loss of a process or a node, and how often the game goes back to it."""
+
+    __pydantic_config__ = STRICT
+
+    snapshot_every: int = 50
+    """Rounds between two snapshots of the whole game in the host's memory (of `stale1` and `epochwise` at the end of an epoch)."""
+    checkpoint_every: int = 200
+    """Rounds between two checkpoints; 0: none, and a run cannot be resumed."""
+    checkpoints: str | None = None
+    """Folder, or URI of a file system that pyarrow knows (s3://, gs://), of the checkpoints; none given: `<output>/checkpoints`."""
+    keep: int = 2
+    """How many checkpoints stay, beside that of the best validation accuracy."""
+    max_failures: int = 10
+    """How many losses a run survives."""
+    backoff_s: float = 0.5
+    """Wait before the second replacement in a row, in seconds; doubled for each further one, up to a minute."""
+    spares: int = 0
+    """Warm processes that wait to take the place of a lost adversary."""
+    wait_s: float = 300.0
+    """How long a replacement may wait for its place on a cluster that has shrunk, in seconds."""
+
+    def __post_init__(self) -> None:
+        _require(self.snapshot_every >= 1, "recovery.snapshot_every", self.snapshot_every, "at least 1")
+        _require(self.keep >= 1, "recovery.keep", self.keep, "at least 1")
+        for name in ("checkpoint_every", "max_failures", "backoff_s", "spares", "wait_s"):
+            _require(getattr(self, name) >= 0, f"recovery.{name}", getattr(self, name), "at least 0")
+
+
 AttackName = Literal["ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest"]
 
 
@@ -419,6 +449,7 @@ class Config:
     game: GameConfig = field(default_factory=GameConfig)
     adversaries: dict[str, AdversaryConfig] = field(default_factory=dict)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     attacks: AttackConfig = field(default_factory=AttackConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

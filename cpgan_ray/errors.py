@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": jobs print it as one line and exit with status 2."""
+"""Exceptions with a meaning: the user can mend this (one line, exit status 2); a player is gone (the game goes back and on)."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message is one line that names the thing, the value got and the remedy.
     """
+
+
+class LostError(RuntimeError):
+    """A player does not answer any more: its process, its node or an object is gone, or it missed its deadline."""

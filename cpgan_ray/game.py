@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.config import Config
+from cpgan_ray.errors import LostError
 from cpgan_ray.messages import Feedback, Metrics, Release
 from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
 
@@ -24,6 +26,8 @@ class Seat(Protocol):
     def solve(self) -> Any: ...
     def score(self, release: Release) -> Any: ...
     def weights(self) -> Any: ...
+    def snapshot(self) -> Any: ...
+    def restore(self, snapshot: bytes) -> Any: ...
 
 
 def gather_in_process(answers: Sequence[Any]) -> list[Any]:
@@ -32,7 +36,11 @@ def gather_in_process(answers: Sequence[Any]) -> list[Any]:
 
 
 class Game:
-    """Plays rounds. `share` readies a release for several seats (an object reference on Ray), `gather` waits for their answers."""
+    """Plays rounds. `share` readies a release for several seats (an object reference on Ray), `gather` waits for their answers.
+
+    `mend` is called when a player is lost: it puts others in their seats, or raises. Then all go back to the last snapshot, and the
+    rounds since are played again: the outcome is that of a game in which nothing was lost.
+    """
 
     def __init__(
         self,
@@ -41,13 +49,20 @@ class Game:
         *,
         gather: Callable[[Sequence[Any]], list[Any]] = gather_in_process,
         share: Callable[[Release], Any] = lambda release: release,
+        mend: Callable[[LostError], None] | None = None,
+        keep: bool = False,
     ) -> None:
+        """keep: take snapshots even if nobody mends, for whoever writes checkpoints."""
         self.config: Config = privatizer.config
-        self.privatizer, self.seats, self.gather, self.share = privatizer, dict(seats), gather, share
+        self.privatizer, self.seats, self.gather, self.share, self.mend = privatizer, dict(seats), gather, share, mend
         self.rounds_per_epoch = privatizer.rounds_per_epoch
         self.total_rounds = self.rounds_per_epoch * self.config.epochs
         self.round = 0
         self.best_accuracy = 0.0
+        self.val_accuracy: float | None = None
+        self.keeping = keep or mend is not None
+        self.kept: Snapshot | None = None
+        self.epoch_started = time.perf_counter()
         self.inflight: tuple[Release, list[Any]] | None = None
         self.streamed = [
             name for name, c in self.config.adversaries.items() if name in self.seats and getattr(c, "fit", None) == "epoch"
@@ -62,18 +77,72 @@ class Game:
         epochwise = self.config.game.schedule == "epochwise"
         if epochwise:
             stop = min((self.round // self.rounds_per_epoch + 1) * self.rounds_per_epoch, self.total_rounds)
-        played = []
+        start, played = self.round, {}
         while self.round < stop:
-            started = time.perf_counter()
-            if self.round % self.rounds_per_epoch == 0:
-                self.begin_epoch()
-            metrics = PLAYS[self.config.game.schedule](self)
-            metrics["time/round_s"] = time.perf_counter() - started
-            self.round += 1
-            if self.round % self.rounds_per_epoch == 0:
-                metrics |= self.end_epoch()
-            played.append({"round": float(self.round - 1)} | metrics)
-        return played
+            round = self.round
+            try:
+                if self.keeping and self.due():
+                    self.kept = self.snapshot()
+                played[round] = {"round": float(round)} | self.play_round()
+            except LostError as lost:
+                self.go_back(lost)
+        return [played[round] for round in range(start, stop)]
+
+    def play_round(self) -> Metrics:
+        """The next round, with what belongs to it at the beginning or the end of an epoch."""
+        started = time.perf_counter()
+        if self.round % self.rounds_per_epoch == 0:
+            self.begin_epoch()
+        metrics = PLAYS[self.config.game.schedule](self)
+        metrics["time/round_s"] = time.perf_counter() - started
+        self.round += 1
+        if self.round % self.rounds_per_epoch == 0:
+            metrics |= self.end_epoch()
+        return metrics
+
+    def due(self) -> bool:
+        """Whether a snapshot is to be taken before the next round."""
+        if self.kept is None:
+            return True
+        return self.at_rest and self.round - self.kept.round >= self.config.recovery.snapshot_every
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the game can be left here: within an epoch `stale1` has codes in flight and `epochwise` an opponent."""
+        return self.config.game.schedule == "sync" or self.round % self.rounds_per_epoch == 0
+
+    def snapshot(self) -> Snapshot:
+        """The whole game as it stands between two rounds; the last one kept where it is not at rest."""
+        if not self.at_rest:
+            assert self.kept is not None
+            return self.kept
+        names = list(self.seats)
+        states = self.gather([self.seats[name].snapshot() for name in names])
+        players = {"privatizer": self.privatizer.snapshot(), **dict(zip(names, states, strict=True))}
+        return Snapshot(self.round, self.best_accuracy, self.val_accuracy, players)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """All players as they were."""
+        self.inflight = None
+        restored = [seat.restore(snapshot.players[name]) for name, seat in self.seats.items()]
+        self.privatizer.restore(snapshot.players["privatizer"])
+        self.gather(restored)
+        self.round, self.best_accuracy, self.val_accuracy = snapshot.round, snapshot.best_accuracy, snapshot.val_accuracy
+        self.kept, self.epoch_started = snapshot, time.perf_counter()
+
+    def go_back(self, lost: LostError) -> None:
+        """Mend what was lost, and go back to the last snapshot; again where somebody is lost on the way.
+
+        Raises: LostError where nobody mends, or `mend` has given up.
+        """
+        while self.mend is not None and self.kept is not None:
+            self.mend(lost)
+            try:
+                self.restore(self.kept)
+                return
+            except LostError as another:
+                lost = another
+        raise lost
 
     def begin_epoch(self) -> None:
         self.epoch_started = time.perf_counter()
@@ -84,7 +153,8 @@ class Game:
 
     def end_epoch(self) -> Metrics:
         metrics = self.privatizer.validate()
-        self.best_accuracy = max(self.best_accuracy, metrics["utility/val_accuracy"])
+        self.val_accuracy = metrics["utility/val_accuracy"]
+        self.best_accuracy = max(self.best_accuracy, self.val_accuracy)
         metrics["best/utility/val_accuracy"] = self.best_accuracy
         return metrics | {"time/epoch_s": time.perf_counter() - self.epoch_started}
 
@@ -177,11 +247,11 @@ PLAYS: dict[str, Callable[[Game], Metrics]] = {
 }
 
 
-def play_in_process(config: Config, *, threads: int) -> Game:
+def play_in_process(config: Config, *, threads: int, keep: bool = False) -> Game:
     """The game with all its players in this process: the reference for every other way of running it."""
     privatizer = PrivatizerWorker(config, threads=threads)
     seats = {name: AdversaryWorker(name, config, threads=threads) for name in opponents(config)}
-    return Game(privatizer, seats)
+    return Game(privatizer, seats, keep=keep)
 
 
 def opponents(config: Config) -> list[str]:

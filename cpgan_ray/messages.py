@@ -48,3 +48,22 @@ class Outcome:
     codes: dict[str, np.ndarray]  # (N, k) float32 of `train`, `train_mirrored`, `val`, `val_mirrored`, `test`
     logits: dict[str, np.ndarray]  # (N, L) float32 of `val`, `test`
     programs: dict[str, bytes]  # torch.export programs: `privatizer`, `utility_head`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A loss that the game survived. Made by actors.Crew and actors.RayGame; logged by the driver."""
+
+    round: int  # where the game stood
+    replayed: int  # rounds that were played again
+    players: tuple[str, ...]  # who was replaced; empty: an object was lost
+    cause: str
+    seconds: float  # until the replacements were there
+
+
+@dataclass(frozen=True)
+class Played:
+    """Some rounds. Made by actors.GameHost.play; read by the driver."""
+
+    metrics: list[Metrics]  # of each round, with its `round`
+    events: tuple[Event, ...]

@@ -31,6 +31,8 @@ DICTIONARY = {
     "time/wait_s": "of it, waiting for the adversaries",
     "time/epoch_s": "wall time of an epoch",
     "time/total_s": "wall time of the run, attacks included",
+    "fault/replayed_rounds": "of a loss that the game survived: rounds that were played again",
+    "fault/recovery_s": "of the same: seconds until its replacement was there",
     "search/trials": "of a search's parent run: trials that have finished so far",
     "search/hypervolume": "of a search's parent run: area that its front dominates, against (majority guess, R2 = 1)",
     "best/utility/val_accuracy": "best validation accuracy of any epoch so far (the released weights are the last ones)",

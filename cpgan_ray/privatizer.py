@@ -62,7 +62,7 @@ class Defender:
             "privatizer": torch.optim.AdamW(privatizer.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay),
             "head": torch.optim.AdamW(head.parameters(), lr=u.learning_rate, weight_decay=p.weight_decay),
         }
-        decay = (lambda t: 0.5 * (1 + np.cos(np.pi * min(1.0, t / total_rounds)))) if p.rate == "cosine" else (lambda t: 1.0)
+        decay = (lambda t: 0.5 * (1 + float(np.cos(np.pi * min(1.0, t / total_rounds))))) if p.rate == "cosine" else (lambda t: 1.0)
         self.schedules = {name: torch.optim.lr_scheduler.LambdaLR(o, decay) for name, o in self.optimisers.items()}
         averaging = get_ema_multi_avg_fn(p.average)
         self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
@@ -150,8 +150,18 @@ class Defender:
                 norm.momentum = momentum
 
     def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on. Nothing may be pending."""
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a `state_dict`, whatever was pending."""
+        self.pending.clear()
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+
+    def parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"net": self.net, **{f"optimiser/{n}": o for n, o in self.optimisers.items()}}
         parts |= {f"schedule/{n}": s for n, s in self.schedules.items()}
         if self.averaged is not None:
             parts["averaged"] = self.averaged
-        return {name: part.state_dict() for name, part in parts.items()}
+        return parts

@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -35,6 +35,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from cpgan_ray.actors import Bundle, connect, ensure_room, host_here, shares
+from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.cli import SEARCH, command_for, read_search, stop_on_sigterm
 from cpgan_ray.config import Config, SearchJob, override, to_json
 from cpgan_ray.data import label_columns
@@ -290,18 +291,20 @@ def trial_config(job: SearchJob, spec: Mapping[str, Any], output: Path, sizes: S
         output=output,
         attacks=dataclasses.replace(c.attacks, quick_every=quick_every, cpus=cpus),
         runtime=dataclasses.replace(c.runtime, backend="ray" if room else "local", threads=threads),
+        recovery=dataclasses.replace(c.recovery, checkpoint_every=0, spares=0),  # an interrupted trial is played again
         tracking=dataclasses.replace(c.tracking, run_name=trial_name(spec)),
     )
 
 
 @contextmanager
-def trial_host(config: Config, *, sizes: Sequence[Bundle]):
+def trial_host(config: Config, snapshot: Snapshot | None, *, sizes: Sequence[Bundle]) -> Iterator[LocalGame]:
     """The game of a trial: the privatizer here, each adversary an actor, or all here where the search's backend is local."""
+    assert snapshot is None, "a trial is played from its beginning"
     if len(sizes) > 1:
-        with host_here(config, sizes) as game:
-            yield LocalGame(game)
+        with host_here(config, sizes) as host:
+            yield LocalGame(host.game)
     else:
-        yield LocalGame(play_in_process(config, threads=config.runtime.threads))
+        yield LocalGame(play_in_process(config, threads=config.runtime.threads, keep=True))
 
 
 # The driver

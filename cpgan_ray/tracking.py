@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from cpgan_ray.config import Config, TrackingConfig, flatten, to_json
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import State, Trial
-from cpgan_ray.messages import Metrics
+from cpgan_ray.messages import Event, Metrics
 from cpgan_ray.presets import PRESETS
 
+EVENTS = "events.jsonl"
+"""File of the losses that a run has survived."""
 STORE = "mlflow.db"
 """SQLite file of the default tracking store, beside the output folders."""
 FLUSH_S = 5.0
@@ -87,8 +90,12 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
+        resume: str | None = None,
+        played: int = 0,
     ) -> None:
         """Start the run; `parent`: id of the run that it is shown under, if the store has it. `params`: beside the usual ones.
+
+        resume: go on with the run of that id, of which `played` rounds stand; what it has logged of later ones is logged again.
 
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
@@ -100,12 +107,19 @@ class Tracker:
                 parent = self.known(parent)
             name = config.tracking.run_name or f"{config.preset} k={config.k} w={config.privacy_weight:g}"
             self.run = mlflow.start_run(
-                run_name=name, parent_run_id=parent, tags=dict(tags or {}), log_system_metrics=config.tracking.system_metrics
+                run_id=resume,
+                run_name=None if resume else name,
+                parent_run_id=parent,
+                tags=dict(tags or {}),
+                log_system_metrics=config.tracking.system_metrics,
             )
         self.run_id = self.run.info.run_id
         output.mkdir(parents=True, exist_ok=True)
+        if resume:
+            forget_rounds(output / "metrics.jsonl", played)
         self.jsonl = (output / "metrics.jsonl").open("a")
-        self.describe(dataset, params or {})
+        if not resume:
+            self.describe(dataset, params or {})
 
     def known(self, run_id: str) -> str | None:
         """The id where this store has the run: an output folder may have been copied away from its store."""
@@ -133,7 +147,7 @@ class Tracker:
         }
         mlflow.log_params(params | dict(more))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}
-        local = ("output", "data_dir", "cache_dir", "runtime.", "tracking.")
+        local = ("output", "data_dir", "cache_dir", "runtime.", "recovery.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
         mlflow.set_tags({f"changed.{name}": str(value) for name, value in changed.items()})
         with warnings.catch_warnings():
@@ -159,6 +173,21 @@ class Tracker:
             part, self.buffer = self.buffer[:BATCH_LIMIT], self.buffer[BATCH_LIMIT:]
             self.client.log_batch(self.run_id, metrics=part, synchronous=False)
         self.flushed = time.monotonic()
+
+    def settle(self) -> None:
+        """Everything logged so far is on disk and in the store when this returns."""
+        self.flush()
+        mlflow.flush_async_logging()
+
+    def log_events(self, events: Sequence[Event]) -> None:
+        """Losses that the game survived: a line each on standard error and in `events.jsonl`, and two metrics."""
+        for event in events:
+            with (self.output / EVENTS).open("a") as file:
+                file.write(json.dumps(asdict(event)) + "\n")
+            self.log({"fault/replayed_rounds": event.replayed, "fault/recovery_s": event.seconds}, step=event.round)
+            mlflow.log_artifact(str(self.output / EVENTS))
+            told = f"round {event.round}: {event.cause}; {event.replayed} rounds are played again, after {event.seconds:.1f} s"
+            print(told, file=sys.stderr, flush=True)
 
     def tag(self, name: str, value: str) -> None:
         mlflow.set_tag(name, value)
@@ -188,8 +217,7 @@ class Tracker:
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         try:
-            self.flush()
-            mlflow.flush_async_logging()
+            self.settle()
             mlflow.log_artifact(str(self.output / "metrics.jsonl"))
         finally:
             self.jsonl.close()
@@ -295,9 +323,10 @@ def log_model(name: str, program: Path, example: np.ndarray) -> None:
 class Console:
     """Progress as a live line on a terminal, as plain lines elsewhere; on standard error."""
 
-    def __init__(self, *, total_rounds: int, rounds_per_epoch: int, names: Sequence[str]) -> None:
-        self.total_rounds, self.rounds_per_epoch, self.names = total_rounds, rounds_per_epoch, names
-        self.bar = tqdm(total=total_rounds, unit="round", disable=None, dynamic_ncols=True)
+    def __init__(self, *, total_rounds: int, rounds_per_epoch: int, names: Sequence[str], done: int = 0) -> None:
+        """done: rounds that were played before."""
+        self.total_rounds, self.rounds_per_epoch, self.names, self.before = total_rounds, rounds_per_epoch, names, done
+        self.bar = tqdm(total=total_rounds, initial=done, unit="round", disable=None, dynamic_ncols=True)
         self.started = self.said = time.monotonic()
 
     def show(self, played: Sequence[Metrics]) -> None:
@@ -310,7 +339,7 @@ class Console:
             if now - self.said >= PLAIN_LINE_S or done == self.total_rounds:
                 self.said = now
                 print(
-                    f"round {done}/{self.total_rounds}, {done / (now - self.started):.1f} rounds/s, {text}",
+                    f"round {done}/{self.total_rounds}, {(done - self.before) / (now - self.started):.1f} rounds/s, {text}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -328,6 +357,15 @@ class Console:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def forget_rounds(path: Path, played: int) -> None:
+    """Leave the lines of the first `played` rounds in a `metrics.jsonl`."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] < played]
+    beside = path.with_name(path.name + ".part")
+    beside.write_text("".join(kept))
+    beside.replace(path)
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:

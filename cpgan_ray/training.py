@@ -1,8 +1,9 @@
 """The whole job of training: data, the game on its backend, tracking, fresh attacks, and the folder that is left behind."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cpgan_ray.cli import stop_on_sigterm
+from cpgan_ray.checkpoint import Checkpoints, Snapshot
+from cpgan_ray.cli import politely, stop_on_sigterm
 from cpgan_ray.config import Config, to_json
 from cpgan_ray.data import Dataset, label_columns, load
 from cpgan_ray.data.base import rounds_per_epoch
@@ -22,7 +24,7 @@ from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
 from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import judge_codes, utility_of
-from cpgan_ray.messages import Metrics, Outcome
+from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.objectives import accuracy
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import Console, Tracker, read_curves
@@ -37,9 +39,11 @@ class Running(Protocol):
 
     total_rounds: int
     rounds_per_epoch: int
+    events: list[Event]
 
     def play(self, rounds: int) -> Any: ...
-    def get(self, started: Any) -> Any: ...
+    def get(self, started: Any) -> list[Metrics]: ...
+    def snapshot(self) -> Snapshot: ...
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]: ...
     def outcome(self) -> Outcome: ...
 
@@ -49,12 +53,16 @@ class LocalGame:
 
     def __init__(self, game: Game) -> None:
         self.game, self.total_rounds, self.rounds_per_epoch = game, game.total_rounds, game.rounds_per_epoch
+        self.events: list[Event] = []
 
     def play(self, rounds: int) -> list[Metrics]:
         return self.game.play(rounds)
 
-    def get(self, started: Any) -> Any:
+    def get(self, started: Any) -> list[Metrics]:
         return started
+
+    def snapshot(self) -> Snapshot:
+        return self.game.snapshot()
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return self.game.privatizer.sample(count)
@@ -69,24 +77,27 @@ def on_ray(config: Config) -> bool:
 
 
 @contextmanager
-def running(config: Config) -> Iterator[Running]:
-    """The game on the backend of the configuration; its processes end with the block."""
+def running(config: Config, snapshot: Snapshot | None) -> Iterator[Running]:
+    """The game on the backend of the configuration, from a snapshot on if there is one; its processes end with the block."""
     if on_ray(config):
         from cpgan_ray.actors import RayGame
 
-        with RayGame(config) as game:
+        with RayGame(config, snapshot=snapshot) as game:
             stop_on_sigterm()
             yield game
     else:
         stop_on_sigterm()
-        yield LocalGame(play_in_process(config, threads=config.runtime.threads or available_cpus()))
+        game = play_in_process(config, threads=config.runtime.threads or available_cpus(), keep=True)
+        if snapshot is not None:
+            game.restore(snapshot)
+        yield LocalGame(game)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a run is part of. A trial of a search has its own way to host the game, a parent run, and a listener in mid-training."""
 
-    host: Callable[[Config], AbstractContextManager[Running]] = running
+    host: Callable[[Config, Snapshot | None], AbstractContextManager[Running]] = running
     listen: Callable[[Metrics], None] = lambda metrics: None
     """Called after each quick fresh attack with `epoch`, `utility/val_accuracy` and `privacy/quick_r2`."""
     parent: str | None = None
@@ -107,24 +118,38 @@ class Pause:
         return self.every > 0 and done % self.every == 0
 
 
-def train(config: Config, context: Context | None = None) -> dict[str, Any]:
+def train(config: Config, context: Context | None = None, *, resume: str | None = None) -> dict[str, Any]:
     """Train, attack, leave everything in the output folder and in MLflow; returns the summary that a job prints.
+
+    resume: MLflow run of an interrupted run, which goes on in its output folder from its last checkpoint, or from its beginning.
 
     Raises: InputError for anything the user can mend, before anything is written to the output folder.
     """
     context = context or Context()
     started = time.perf_counter()
-    output = new_output(config)
+    output = config.output if resume and config.output else new_output(config)
+    kept = Checkpoints(config.recovery.checkpoints or str(output / "checkpoints"), keep=config.recovery.keep)
+    snapshot = kept.latest() if resume else None
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = ready(config)
     with ExitStack() as players:
-        game = players.enter_context(context.host(config))
-        with Tracker(config, output, dataset=dataset, tags=context.tags, parent=context.parent, params=context.params) as tracker:
+        game = players.enter_context(context.host(config, snapshot))
+        with Tracker(
+            config,
+            output,
+            dataset=dataset,
+            tags=context.tags,
+            parent=context.parent,
+            params=context.params,
+            resume=resume,
+            played=snapshot.round if snapshot else 0,
+        ) as tracker:
             pauses = [
                 Pause(config.tracking.panel_every * game.rounds_per_epoch, panel_drawer(config, dataset, tracker)),
                 Pause(config.attacks.quick_every * game.rounds_per_epoch, quick_attacker(config, dataset, tracker, context)),
             ]
-            play(game, tracker, names=opponents(config), pauses=pauses)
+            keeper = Keeper(kept, config.recovery.checkpoint_every)
+            play(game, tracker, names=opponents(config), pauses=pauses, keeper=keeper, done=snapshot.round if snapshot else 0)
             outcome = game.outcome()
             players.close()  # their cores and memory are the attacks' now
             tracker.flush()
@@ -162,27 +187,61 @@ def new_output(config: Config) -> Path:
     return output
 
 
-def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Sequence[Pause]) -> None:
-    """All rounds, logged as they come. The next ones are under way while the last are logged, except where a pause is due."""
-    console = Console(total_rounds=game.total_rounds, rounds_per_epoch=game.rounds_per_epoch, names=names)
-    done, coming = 0, game.play(1)
-    try:
+class Keeper:
+    """Writes checkpoints when they are due. One that cannot be written is told and missed; those before it stay."""
+
+    def __init__(self, checkpoints: Checkpoints, every: int) -> None:
+        self.checkpoints, self.every = checkpoints, every
+        self.last: int | None = None
+
+    def due(self, done: int, *, last: bool) -> bool:
+        if self.last is None:
+            self.last = done - done % self.every if self.every else done
+        return self.every > 0 and (last or done - self.last >= self.every)
+
+    def write(self, snapshot: Snapshot) -> None:
+        self.last = snapshot.round
+        try:
+            self.checkpoints.write(snapshot)
+        except OSError as e:
+            print(
+                f"checkpoint of round {snapshot.round} not written to {self.checkpoints.where} ({e})", file=sys.stderr, flush=True
+            )
+
+
+def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Sequence[Pause], keeper: Keeper, done: int = 0) -> None:
+    """All rounds from `done` on, logged as they come. The next ones are under way while the last are logged, but for pauses.
+
+    Asked to stop, it ends the rounds that are under way, writes a checkpoint and leaves.
+    """
+    if done == game.total_rounds:
+        return
+    console = Console(total_rounds=game.total_rounds, rounds_per_epoch=game.rounds_per_epoch, names=names, done=done)
+    coming = game.play(1)
+    with politely() as stop, closing(console):
         while done < game.total_rounds:
-            played: list[Metrics] = game.get(coming)
+            played = game.get(coming)
             done = int(played[-1]["round"]) + 1
             chunk = max(1, round(CHUNK_S * len(played) / sum(m["time/round_s"] for m in played)))
-            due = [pause for pause in pauses if pause.due(done) and done < game.total_rounds]
-            if done < game.total_rounds and not due:
+            over, stopping = done == game.total_rounds, stop.asked  # asked once: a signal may come at any line
+            due = [pause for pause in pauses if pause.due(done) and not over]
+            snapshot = game.snapshot() if keeper.due(done, last=over or stopping) else None
+            if not (over or due or stopping):
                 coming = game.play(chunk)
             for one in played:
                 tracker.log({name: value for name, value in one.items() if name != "round"}, step=int(one["round"]))
             console.show(played)
+            tracker.log_events(game.events)
+            game.events.clear()
+            if snapshot is not None:
+                tracker.settle()  # what a checkpoint counts as played has been logged
+                keeper.write(snapshot)
+            if stopping and not over:
+                stop.now()
             for pause in due:
                 pause.act(game, played[-1])
             if due:
                 coming = game.play(chunk)
-    finally:
-        console.close()
 
 
 def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, final_round: int) -> dict[str, Any]:

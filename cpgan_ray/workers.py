@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cpgan_ray.adversaries import Target, build_adversary
 from cpgan_ray.adversaries.base import EpochFitted
+from cpgan_ray.checkpoint import pack, unpack
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, load
 from cpgan_ray.data.base import batch, consecutive, pictures, rounds_per_epoch
@@ -149,6 +150,13 @@ class PrivatizerWorker:
     def weights(self) -> dict[str, Any]:
         return self.defender.state_dict()
 
+    def snapshot(self) -> bytes:
+        """All that the next round depends on, between two rounds."""
+        return pack(self.defender.state_dict())
+
+    def restore(self, snapshot: bytes) -> None:
+        self.defender.load_state_dict(unpack(snapshot, self.device))
+
 
 class AdversaryWorker:
     """One adversary with its node's view of the pictures.
@@ -206,9 +214,9 @@ class AdversaryWorker:
         errors, rows = self.adversary.recover(z, target)
         mean_errors = target[rows].mean_errors()
         loss = self.settings.weight * privacy_term(errors, mean_errors, kind=self.config.game.privacy)
-        loss.backward()
+        (grad,) = torch.autograd.grad(loss, z, allow_unused=True)  # of the codes alone: the network's own would be thrown away
         r2, mse = float(recovered_share(errors.detach(), mean_errors)), float(errors.detach().mean())
-        grad = torch.zeros_like(z) if z.grad is None else z.grad
+        grad = torch.zeros_like(z) if grad is None else grad
         if not (np.isfinite(r2) and bool(torch.isfinite(grad).all())):
             raise FloatingPointError(f"adversary {self.name!r} answered a value that is not finite in round {release.round}")
         return Feedback(name=self.name, round=release.round, grad_z=grad.cpu().numpy(), r2=r2, metrics={"mse": mse})
@@ -251,3 +259,14 @@ class AdversaryWorker:
     def weights(self) -> dict[str, Any]:
         self.finish_learning()
         return self.adversary.state_dict()
+
+    def snapshot(self) -> bytes:
+        """All that its next answer depends on, after it has learned from its last release."""
+        return pack(self.weights())
+
+    def restore(self, snapshot: bytes) -> None:
+        """Go back to a snapshot, whatever it was about to learn."""
+        if self.learning is not None:
+            self.learning.exception()  # until it is over; what it raised belongs to what is undone
+        self.learning = self.to_learn = None
+        self.adversary.load_state_dict(unpack(snapshot, self.device))

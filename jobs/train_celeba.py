@@ -3,6 +3,7 @@
     python jobs/train_celeba.py                                       # embedded procedural faces, a few minutes on two cores
     python jobs/train_celeba.py celeba --data-dir DIR                 # CelebA in its official layout
     python jobs/train_celeba.py celeba --data-dir DIR --privacy-weight 0    # the undefended control
+    python jobs/train_celeba.py --resume DIR                          # go on with an interrupted run, from its last checkpoint
     ray job submit --working-dir . -- python jobs/train_celeba.py celeba --data-dir DIR --output DIR
 
 The last line printed is a JSON object: run_id, output, accuracy, strongest (attack, r2, low, high), seconds.
@@ -15,10 +16,10 @@ from cpgan_ray import cli
 
 
 def main() -> None:
-    config = cli.parse(sys.argv[1:], default="faces", description=__doc__ or "")
+    config, resume = cli.parse_train(sys.argv[1:], default="faces", description=__doc__ or "")
     from cpgan_ray.training import train
 
-    print(json.dumps(train(config)))
+    print(json.dumps(train(config, resume=resume)))
 
 
 if __name__ == "__main__":

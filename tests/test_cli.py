@@ -55,7 +55,7 @@ def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
         (["smoke", "--searcher", "bayes"], "bayes.*--searcher"),
         (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be between 0 and 1"),
         (["smok"], "no preset 'smok'"),
-        (["--resume"], "--resume needs the folder of a search"),
+        (["--resume"], "--resume needs a folder"),
         (["--resume", "nowhere"], "nowhere has no search.json"),
     ],
 )

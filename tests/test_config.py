@@ -208,11 +208,11 @@ def test_flattening_names_every_field_down_to_the_settings_of_each_adversary(con
     assert flat["adversaries.net.kind"] == "neural"
     assert flat["data.labels"] == ["Smiling", "Male"]
     of_sections = sum(
-        len(dataclasses.fields(getattr(config, name))) for name in ("data", "privatizer", "utility", "game", "runtime")
+        len(dataclasses.fields(getattr(config, name))) for name in ("data", "privatizer", "utility", "game", "runtime", "recovery")
     )
     of_sections += len(dataclasses.fields(AttackConfig)) + len(dataclasses.fields(TrackingConfig))
     of_adversaries = sum(len(dataclasses.fields(c)) for c in ADVERSARIES)
-    assert len(flat) == len(dataclasses.fields(Config)) - 8 + of_sections + of_adversaries
+    assert len(flat) == len(dataclasses.fields(Config)) - 9 + of_sections + of_adversaries
 
 
 def test_an_override_changes_the_named_fields_alone(config):

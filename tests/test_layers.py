@@ -13,10 +13,10 @@ PACKAGE = "cpgan_ray"
 
 FLOORS = (
     {"config", "presets", "space", "messages", "errors", "metrics", "streams"},
-    {"objectives", "nets", "data", "theory", "process"},
+    {"objectives", "nets", "data", "theory", "process", "checkpoint"},
     {"adversaries", "privatizer", "mechanisms"},
     {"workers"},
-    {"game", "checkpoint", "evaluation", "frontier"},
+    {"game", "evaluation", "frontier"},
     {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos", "survey"},
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

@@ -1,13 +1,16 @@
 """Searches: what is proposed, what a search leaves behind, and that nothing finished is lost when it ends early."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.search import Proposals, concurrency, optuna_sampler, proposals, search, trial_config, trial_name, trial_sizes
 from cpgan_ray.space import dimensions
+from cpgan_ray.tracking import read_trials
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
@@ -359,6 +363,57 @@ def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, m
     assert "privacy/quick_r2" in run.data.metrics
     assert "privacy/strongest_r2" not in run.data.metrics, "it was stopped before its attacks"
     assert run.info.status == "FINISHED"
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[str]:
+    """A real tracking server with one worker, on a free port of this machine."""
+    shutil.copy(mlflow_template, tmp_path / "server.db")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path / 'server.db'}",
+        "--artifacts-destination",
+        str(tmp_path / "artifacts"),
+    ]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, env=environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, cwd=tmp_path, **quiet)
+    uri, until = f"http://127.0.0.1:{port}", time.monotonic() + 90
+    try:
+        while True:
+            assert server.poll() is None
+            assert time.monotonic() < until, "the tracking server does not answer"
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
+                break
+            time.sleep(0.2)
+        yield uri
+    finally:
+        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+            process.terminate()
+        server.wait(30)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_tracked_by_a_server_has_its_front_and_its_childrens_reports_there(tiny_config, mlflow_server, tmp_path):
+    changes = {"runtime.backend": "local", "epochs": 1, "tracking.uri": mlflow_server, "output": str(tmp_path / "out")}
+    config = override(tiny_config, changes)
+    config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
+    found = search(SearchJob(over=("k=4,5",), searcher="grid", config=config))
+    assert found.summary["trials"]["finished"] == 3
+    client = mlflow.MlflowClient(mlflow_server)
+    assert "frontier.json" in {a.path for a in client.list_artifacts(found.summary["run_id"])}
+    children = runs_below(mlflow_server, found.summary["run_id"])
+    assert [run.info.status for run in children] == ["FINISHED"] * 3
+    for run in children:
+        assert "report/report.json" in {a.path for a in client.list_artifacts(run.info.run_id, "report")}
+    trials = {t.name: t for t in read_trials(mlflow_server, found.summary["run_id"])}
+    for told in json.loads((tmp_path / "out" / "frontier.json").read_text())["trials"]:
+        mine = trials[told["name"]]
+        assert (mine.state, mine.control, mine.attack) == (told["state"], False, told["attack"])
+        assert (mine.accuracy, mine.strongest_r2) == pytest.approx((told["accuracy"], told["strongest_r2"]))
 
 
 # ------------------------------------------------------------------------------------------------------- ended early

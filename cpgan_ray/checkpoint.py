@@ -1,0 +1,152 @@
+"""The whole game as bytes: snapshots that a host keeps in memory, checkpoints that outlive every process.
+
+A checkpoint is one file: the SHA-256 of what follows, then tensors and plain values as torch saves them. It is written beside and
+renamed, so that a half-written one is never found under its name, and read with `weights_only`: nothing in it is executed.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyarrow import fs
+
+from cpgan_ray.errors import InputError
+
+FORMAT = 1
+NAME = re.compile(r"round-(\d{8})(?:-val-(\d\.\d{6}))?\.ckpt")
+DIGEST = 64
+"""Characters of a file's checksum; a line break follows them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A game between two rounds. Made by Game.snapshot; read by Game.restore."""
+
+    round: int  # rounds played
+    best_accuracy: float  # on the validation split, of any epoch so far
+    val_accuracy: float | None  # of the last epoch that has ended
+    players: dict[str, bytes]  # `privatizer` and each adversary -> `pack`ed state: weights, optimisers, random state, bank
+
+
+def pack(state: Mapping[str, Any]) -> bytes:
+    """A player's state as bytes."""
+    torch.save(dict(state), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, device: torch.device) -> dict[str, Any]:
+    """The inverse of `pack`; unpickles nothing but tensors and plain values."""
+    return torch.load(io.BytesIO(data), weights_only=True, map_location=device)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """A checkpoint file's content."""
+    players = {name: torch.from_numpy(np.frombuffer(data, np.uint8).copy()) for name, data in snapshot.players.items()}
+    told = {"round": snapshot.round, "best_accuracy": snapshot.best_accuracy, "val_accuracy": snapshot.val_accuracy}
+    content = pack({"format": FORMAT, **told, "players": players})
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def decode(data: bytes, name: str) -> Snapshot:
+    """Raises: InputError where the bytes are not those that were written, or hold anything but tensors and plain values."""
+    digest, content = data[:DIGEST], data[DIGEST + 1 :]
+    if data[DIGEST : DIGEST + 1] != b"\n" or hashlib.sha256(content).hexdigest().encode() != digest:
+        raise InputError(f"checkpoint {name} is damaged: its checksum is another one")
+    try:
+        values = unpack(content, torch.device("cpu"))
+    except (pickle.UnpicklingError, RuntimeError, ValueError) as e:
+        raise InputError(f"checkpoint {name} holds something else than tensors and plain values; it is not loaded") from e
+    if values.get("format") != FORMAT:
+        raise InputError(
+            f"checkpoint {name} has format {values.get('format')}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    players = {player: packed.numpy().tobytes() for player, packed in values["players"].items()}
+    return Snapshot(values["round"], values["best_accuracy"], values["val_accuracy"], players)
+
+
+class Checkpoints:
+    """A run's checkpoints: a local folder, or a folder of any file system that pyarrow knows by a URI (s3://, gs://, hdfs://).
+
+    The last `keep` are kept, and beside them the one with the best validation accuracy.
+    """
+
+    def __init__(self, where: str, *, keep: int) -> None:
+        """Raises: InputError where no file system answers to the URI."""
+        self.where, self.keep = where, keep
+        try:
+            if "://" in where:
+                self.system, self.root = fs.FileSystem.from_uri(where)
+            else:
+                self.system, self.root = fs.LocalFileSystem(), str(Path(where).expanduser().resolve())
+        except (OSError, ValueError) as e:
+            raise InputError(f"checkpoints cannot be kept at {where!r} ({e}): give a folder, or a URI that pyarrow knows") from e
+
+    def names(self) -> list[str]:
+        """The oldest first."""
+        found = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.is_file and NAME.fullmatch(f.base_name))
+
+    def write(self, snapshot: Snapshot) -> str:
+        """Keep one; the ones before it stay until it is whole.
+
+        Raises: OSError where the disk is full or the store does not answer; what was there before is left.
+        """
+        val = "" if snapshot.val_accuracy is None else f"-val-{snapshot.val_accuracy:.6f}"
+        name = f"round-{snapshot.round:08d}{val}.ckpt"
+        self.system.create_dir(self.root, recursive=True)
+        beside, path = f"{self.root}/{name}.part", f"{self.root}/{name}"
+        content = encode(snapshot)
+        try:
+            if isinstance(self.system, fs.LocalFileSystem):
+                with Path(beside).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(beside).replace(path)
+            else:  # an object store shows an object when it is whole
+                with self.system.open_output_stream(path) as stream:
+                    stream.write(content)
+        except OSError:
+            if isinstance(self.system, fs.LocalFileSystem):
+                Path(beside).unlink(missing_ok=True)
+            raise
+        self.forget()
+        return name
+
+    def forget(self) -> None:
+        """Delete all but the last few and the best."""
+        names = self.names()
+        scored = [(match.group(2), name) for name in names if (match := NAME.fullmatch(name)) and match.group(2)]
+        kept = {*names[-self.keep :], *([max(scored)[1]] if scored else [])}
+        for name in names:
+            if name not in kept:
+                self.system.delete_file(f"{self.root}/{name}")
+
+    def read(self, name: str) -> Snapshot:
+        """Raises: InputError where the file is damaged."""
+        with self.system.open_input_stream(f"{self.root}/{name}") as stream:
+            return decode(stream.read(), f"{self.where}/{name}")
+
+    def latest(self) -> Snapshot | None:
+        """The newest one that is whole; damaged ones are named on standard error. None where there is none.
+
+        Raises: InputError where there are some and all are damaged.
+        """
+        names = self.names()
+        for name in reversed(names):
+            try:
+                return self.read(name)
+            except InputError as e:
+                print(f"{e}; the one before it is used", file=sys.stderr, flush=True)
+        if names:
+            raise InputError(f"all checkpoints in {self.where} are damaged: begin the run again in another --output")
+        return None
