@@ -437,7 +437,7 @@ class Config:
     """Of every random stream of the run."""
     k: Annotated[int, Range(8, 256, (16, 64, 256))] = 64
     """Length of the code z."""
-    privacy_weight: Annotated[float, Range(0.1, 10.0, (0.1, 0.3, 1.0))] = 1.0
+    privacy_weight: Annotated[float, Range(0.05, 2.0, (0.1, 0.3, 1.0))] = 1.0
     """The privatizer minimises L_U + privacy_weight * P; 0 is the undefended control. The paper's lambda is its inverse."""
     epochs: Annotated[int, Range(4, 32, (8, 16, 32))] = 12
     """Passes over the training pictures."""

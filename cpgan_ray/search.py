@@ -38,13 +38,13 @@ from cpgan_ray.actors import Bundle, connect, ensure_room, host_here, shares
 from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.cli import SEARCH, command_for, read_search, stop_on_sigterm
 from cpgan_ray.config import Config, SearchJob, override, to_json
-from cpgan_ray.data import label_columns
+from cpgan_ray.data import Dataset, label_columns
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Trial, hypervolume, points, reference_point, table, write
 from cpgan_ray.game import opponents, play_in_process
 from cpgan_ray.messages import Metrics
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.space import Dimension, combinations, dimensions, shown
+from cpgan_ray.space import Dimension, Setting, combinations, dimensions, shown
 from cpgan_ray.streams import stream, torch_seed
 from cpgan_ray.tracking import SearchRun, end_attempts, tracking_uri
 from cpgan_ray.training import Context, LocalGame, new_output, ready, train
@@ -68,19 +68,35 @@ TUNE_ENVIRONMENT = {
 
 
 class Proposals(Searcher):
-    """Settings, each under every seed: first those that are given, then Optuna's, which hears the mean over the seeds."""
+    """Settings, each under every seed: first those that are given, then Optuna's, which hears the mean over the seeds.
+
+    A setting that is proposed again gets seeds that it has not had: the same training again would tell nothing.
+    """
 
     def __init__(
-        self, given: Sequence[dict[str, Any]], *, seeds: Sequence[int], sampler: OptunaSearch | None, samples: int
+        self,
+        given: Sequence[dict[str, Any]],
+        *,
+        seeds: Sequence[int],
+        sampler: OptunaSearch | None,
+        samples: int,
+        found: Sequence[Dimension],
     ) -> None:
-        """given: `setting` and `control` of each; samples: how many settings the sampler adds."""
+        """given: `setting` and `control` of each; samples: how many settings the sampler adds, along `found`."""
         super().__init__()
-        self.seeds, self.sampler, self.samples = list(seeds), sampler, samples
+        self.seeds, self.sampler, self.samples, self.dimensions = list(seeds), sampler, samples, list(found)
         self.asked = 0
-        self.queue = [spec | {"seed": seed, "key": None} for spec in given for seed in seeds]
+        self.times: dict[str, int] = {}
+        self.queue = [spec for one in given for spec in self.repeated(one["setting"], control=one["control"], key=None)]
         self.keys: dict[str, str | None] = {}
         self.heard: dict[str, list[dict[str, float] | None]] = {}
-        self.dimensions: list[Dimension] = []
+
+    def repeated(self, setting: Setting, *, control: bool, key: str | None) -> list[dict[str, Any]]:
+        """A setting under as many seeds as each has."""
+        told = json.dumps(setting, sort_keys=True)
+        times = self.times[told] = self.times.get(told, -1) + 1
+        seeds = [seed + times * len(self.seeds) for seed in self.seeds]
+        return [{"setting": setting, "control": control, "seed": seed, "key": key} for seed in seeds]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if not self.queue and self.sampler is not None and self.asked < self.samples:
@@ -88,7 +104,7 @@ class Proposals(Searcher):
             self.asked += 1
             values = self.sampler.suggest(key) or {}
             setting = {d.name: d.rounded(values[d.name]) for d in self.dimensions}
-            self.queue = [{"setting": setting, "control": False, "seed": seed, "key": key} for seed in self.seeds]
+            self.queue = self.repeated(setting, control=False, key=key)
         if not self.queue:
             return Searcher.FINISHED
         spec = self.queue.pop(0)
@@ -128,8 +144,7 @@ def proposals(job: SearchJob, found: Sequence[Dimension]) -> tuple[Proposals, in
     else:
         settings, sampler = [], optuna_sampler(job, found)
     given += [{"setting": setting, "control": False} for setting in settings]
-    asked = Proposals(given, seeds=seeds, sampler=sampler, samples=job.num_samples if sampler else 0)
-    asked.dimensions = list(found)
+    asked = Proposals(given, seeds=seeds, sampler=sampler, samples=job.num_samples if sampler else 0, found=found)
     return asked, (len(given) + asked.samples) * job.seeds
 
 
@@ -454,20 +469,17 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = ready(job.config)
     connect(job.config.runtime)
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # a failed trial is told in a line; its traceback is in tune/*/error.txt
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of failures it prints tracebacks; they are in tune/*/error.txt too
     stop_on_sigterm()
     cluster = ray.cluster_resources()
     asked, total = proposals(job, found)
     sizes = trial_sizes(job, cluster, total=total)
     at_once = concurrency(job, sizes["defended"], cluster)
+    ensure_reachable(job.config)
     parent = open_run(job, folder, resume=resume)
-    columns = label_columns(dataset, job.config.data.labels)
-    share = dataset.train.labels[:, columns].mean(axis=0)
-    majority = float(((share > 0.5) == (dataset.val.labels[:, columns] > 0)).mean())
+    shared = Shared(job=job, sizes=sizes, parent=parent.run_id, majority=majority_guess(dataset, job.config.data.labels))
     trainable = tune.with_resources(
-        tune.with_parameters(play_trial, shared=Shared(job=job, sizes=sizes, parent=parent.run_id, majority=majority)),
+        tune.with_parameters(play_trial, shared=shared),
         lambda spec: tune.PlacementGroupFactory(
             sizes["control" if spec["control"] else "defended"], strategy=job.config.runtime.placement
         ),
@@ -513,6 +525,23 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
         "seconds": round(time.perf_counter() - started, 1),
     }
     return Found(summary, concluded(trials, values), bool(values["front"]))
+
+
+def majority_guess(dataset: Dataset, labels: tuple[str, ...]) -> float:
+    """Accuracy on the validation split of always guessing each label's commoner training value."""
+    columns = label_columns(dataset, labels)
+    common = dataset.train.labels[:, columns].mean(axis=0) > 0.5
+    return float((common == (dataset.val.labels[:, columns] > 0)).mean())
+
+
+def ensure_reachable(config: Config) -> None:
+    """Raises: InputError where trials would be tracked in a file that is on another machine than they are."""
+    machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(machines) > 1 and (config.tracking.uri or "").startswith("sqlite:"):
+        raise InputError(
+            f"the cluster has {len(machines)} machines, and {config.tracking.uri} is a file on this one: "
+            "start an MLflow server and give its address with --tracking.uri or MLFLOW_TRACKING_URI"
+        )
 
 
 def settled(job: SearchJob) -> SearchJob:

@@ -1,11 +1,18 @@
 """What several test modules share: faces drawn once, a small configuration, an MLflow database made once, a Ray session."""
 
+import contextlib
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -140,6 +147,51 @@ def mlflow_uri(tmp_path: Path, mlflow_template: Path) -> str:
     """A tracking store of the test's own."""
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+class TrackingServer:
+    """A real MLflow server with one worker on a port of this machine, which can go away and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.process = folder, None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> str:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTEST_"))}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=environment, cwd=self.folder, **quiet)
+        until = time.monotonic() + 90
+        while True:
+            assert self.process.poll() is None
+            assert time.monotonic() < until, "the tracking server does not answer"
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return self.uri
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            gone = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
+            for process in gone:
+                process.kill()
+            psutil.wait_procs(gone, timeout=30)
+            self.process.wait(30)
+            self.process = None
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[TrackingServer]:
+    """Not started yet."""
+    shutil.copy(mlflow_template, tmp_path / "server.db")
+    server = TrackingServer(tmp_path)
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

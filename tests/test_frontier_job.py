@@ -21,7 +21,8 @@ from cpgan_ray.config import override
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.survey import survey
-from cpgan_ray.tracking import Tracker, all_runs, read_trials
+from cpgan_ray.tracking import Tracker, read_trials
+from cpgan_ray.tracking.store import all_runs
 
 JOB = Path(__file__).parents[1] / "jobs" / "frontier.py"
 METRICS = {

@@ -1,16 +1,13 @@
 """Searches: what is proposed, what a search leaves behind, and that nothing finished is lost when it ends early."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +65,19 @@ def test_every_setting_is_proposed_under_every_seed_the_control_first(searcher):
     assert all(s["setting"] == {"privacy_weight": 0.0} for s in specs[:3])
     for start in range(0, 15, 3):
         some = specs[start : start + 3]
-        assert [s["seed"] for s in some] == [5, 6, 7]
+        assert [s["seed"] % 3 for s in some] == [2, 0, 1]
         assert len({json.dumps(s["setting"]) for s in some}) == 1
+    assert len({json.dumps([s["setting"], s["seed"]]) for s in specs}) == 15, "no training is made twice"
     settings = [s["setting"] for s in specs[3::3]]
     assert all(s["k"] in (8, 16) and s["privacy_weight"] in (1, 2) for s in settings)
     if searcher == "grid":
         assert settings == [{"k": k, "privacy_weight": w} for k in (8, 16) for w in (1, 2)]
+
+
+def test_a_setting_that_is_proposed_again_gets_other_seeds():
+    job = job_over("k=8,8,16", searcher="grid", seeds=2, control=False)
+    specs = [(s["setting"]["k"], s["seed"]) for s in asked(made(job)[0])]
+    assert specs == [(8, 0), (8, 1), (8, 2), (8, 3), (16, 0), (16, 1)]
 
 
 def test_the_seed_decides_what_chance_proposes():
@@ -365,51 +369,21 @@ def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, m
     assert run.info.status == "FINISHED"
 
 
-@pytest.fixture
-def mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[str]:
-    """A real tracking server with one worker, on a free port of this machine."""
-    shutil.copy(mlflow_template, tmp_path / "server.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path / 'server.db'}",
-        "--artifacts-destination",
-        str(tmp_path / "artifacts"),
-    ]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen(command, env=environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, cwd=tmp_path, **quiet)
-    uri, until = f"http://127.0.0.1:{port}", time.monotonic() + 90
-    try:
-        while True:
-            assert server.poll() is None
-            assert time.monotonic() < until, "the tracking server does not answer"
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
-                break
-            time.sleep(0.2)
-        yield uri
-    finally:
-        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
-            process.terminate()
-        server.wait(30)
-
-
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_tracked_by_a_server_has_its_front_and_its_childrens_reports_there(tiny_config, mlflow_server, tmp_path):
-    changes = {"runtime.backend": "local", "epochs": 1, "tracking.uri": mlflow_server, "output": str(tmp_path / "out")}
+    uri = mlflow_server.start()
+    changes = {"runtime.backend": "local", "epochs": 1, "tracking.uri": uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, changes)
     config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
     found = search(SearchJob(over=("k=4,5",), searcher="grid", config=config))
     assert found.summary["trials"]["finished"] == 3
-    client = mlflow.MlflowClient(mlflow_server)
+    client = mlflow.MlflowClient(uri)
     assert "frontier.json" in {a.path for a in client.list_artifacts(found.summary["run_id"])}
-    children = runs_below(mlflow_server, found.summary["run_id"])
+    children = runs_below(uri, found.summary["run_id"])
     assert [run.info.status for run in children] == ["FINISHED"] * 3
     for run in children:
         assert "report/report.json" in {a.path for a in client.list_artifacts(run.info.run_id, "report")}
-    trials = {t.name: t for t in read_trials(mlflow_server, found.summary["run_id"])}
+    trials = {t.name: t for t in read_trials(uri, found.summary["run_id"])}
     for told in json.loads((tmp_path / "out" / "frontier.json").read_text())["trials"]:
         mine = trials[told["name"]]
         assert (mine.state, mine.control, mine.attack) == (told["state"], False, told["attack"])

@@ -17,7 +17,8 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.game import play_in_process
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.presets import preset
-from cpgan_ray.tracking import BATCH_LIMIT, Console, Tracker
+from cpgan_ray.tracking import Console, Tracker
+from cpgan_ray.tracking.run import BATCH_LIMIT
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -80,8 +81,7 @@ def test_a_value_that_is_not_finite_keeps_the_file_readable_and_the_rest_in_mlfl
 def test_metrics_are_sent_while_the_run_goes_on(start):
     tracker = start()
     tracker.log({"utility/loss": 0.5}, step=0)
-    tracker.flush()
-    mlflow.flush_async_logging()
+    tracker.settle()
     assert logged(tracker) == {"utility/loss": {0: 0.5}}
     assert lines(tracker) == [{"round": 0, "utility/loss": 0.5}]
     tracker.close("FINISHED")
@@ -200,3 +200,38 @@ def test_every_metric_that_the_game_returns_is_in_the_dictionary(tiny, schedule)
 def test_the_readme_explains_every_metric():
     text = README.read_text()
     assert [name for name in DICTIONARY if f"`{name}`" not in text] == [], "these are missing in the README's dictionary of metrics"
+
+
+# ------------------------------------------------------------------------------------------- a store that goes away
+
+
+def test_metrics_wait_while_the_store_is_away_and_are_sent_when_it_is_back(start, mlflow_server, capfd):
+    tracker = start(**{"tracking.uri": mlflow_server.start()})
+    tracker.log({"utility/loss": 0.5}, step=0)
+    tracker.settle()
+    mlflow_server.stop()
+    for step in range(1, 5):
+        tracker.log({"utility/loss": 0.5 + step}, step=step)
+    tracker.flush()
+    tracker.tag("strongest.attack", "mlp")
+    assert not tracker.outbox.settle(1.0)
+    assert [line["round"] for line in lines(tracker)] == [0, 1, 2, 3, 4], "the file has all of it"
+    mlflow_server.start()
+    tracker.close("FINISHED")
+    assert logged(tracker) == {"utility/loss": {step: 0.5 + step for step in range(5)}}
+    run = tracker.client.get_run(tracker.run_id)
+    assert (run.info.status, run.data.tags["strongest.attack"]) == ("FINISHED", "mlp")
+    said = capfd.readouterr().err
+    assert said.count("MLflow does not answer") in (1, 2)
+    assert "MLflow answers again" in said
+
+
+def test_a_store_that_stays_away_ends_no_run_and_is_told(start, mlflow_server, capfd, monkeypatch):
+    monkeypatch.setattr("cpgan_ray.tracking.run.LAST_S", 1.0)
+    tracker = start(**{"tracking.uri": mlflow_server.start()})
+    mlflow_server.stop()
+    tracker.log({"utility/loss": 0.5}, step=0)
+    tracker.close("FINISHED")
+    assert lines(tracker) == [{"round": 0, "utility/loss": 0.5}]
+    said = capfd.readouterr().err
+    assert f"run {tracker.run_id} has no metrics, metrics.jsonl, its end there; everything is in {tracker.output}" in said

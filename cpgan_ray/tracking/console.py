@@ -1,0 +1,51 @@
+"""How a run gets on, for a person who watches."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from cpgan_ray.messages import Metrics
+
+PLAIN_LINE_S = 10.0
+"""How often a line is printed where the output is no terminal, in seconds."""
+
+
+class Console:
+    """Progress as a live line on a terminal, as plain lines elsewhere; on standard error."""
+
+    def __init__(self, *, total_rounds: int, rounds_per_epoch: int, names: Sequence[str], done: int = 0) -> None:
+        """done: rounds that were played before."""
+        self.total_rounds, self.rounds_per_epoch, self.names, self.before = total_rounds, rounds_per_epoch, names, done
+        self.bar = tqdm(total=total_rounds, initial=done, unit="round", disable=None, dynamic_ncols=True)
+        self.started = self.said = time.monotonic()
+
+    def show(self, played: Sequence[Metrics]) -> None:
+        """The state after some more rounds."""
+        last = played[-1]
+        done = int(last["round"]) + 1
+        text = self.line(last, done)
+        if self.bar.disable:
+            now = time.monotonic()
+            if now - self.said >= PLAIN_LINE_S or done == self.total_rounds:
+                self.said = now
+                print(
+                    f"round {done}/{self.total_rounds}, {(done - self.before) / (now - self.started):.1f} rounds/s, {text}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        else:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(len(played))
+
+    def line(self, last: Metrics, done: int) -> str:
+        epoch = -(-done // self.rounds_per_epoch)
+        parts = [f"epoch {epoch}", f"accuracy {last['utility/batch_accuracy']:.3f}"]
+        if "utility/val_accuracy" in last:
+            parts.append(f"validation {last['utility/val_accuracy']:.3f}")
+        parts += [f"{name} R2 {last[key]:.3f}" for name in self.names if (key := f"adversary/{name}/r2") in last]
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,84 @@
+"""The parent run of a search, and its children as the driver sees them."""
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Run
+
+from cpgan_ray.config import Config
+from cpgan_ray.messages import Metrics
+from cpgan_ray.tracking.store import all_runs, open_store
+
+
+class SearchRun:
+    """The parent run of a search. It is made before any trial, so that store and experiment are made once and by one process.
+
+    Each trial's own process logs the trial's run, a child; the driver logs this one, and says of the children what only it knows.
+    """
+
+    def __init__(self, config: Config, output: Path, *, name: str, params: Mapping[str, Any], run_id: str | None = None) -> None:
+        """Start it, or go on with `run_id`.
+
+        Raises: InputError where the tracking store does not answer or does not have that run.
+        """
+        with open_store(config.tracking, output) as self.client:
+            experiment = self.client.get_experiment_by_name(config.tracking.experiment)
+            assert experiment is not None
+            self.experiment_id = experiment.experiment_id
+            if run_id is None:
+                tags = {"search.role": "parent", "mlflow.source.name": "jobs/tune_celeba.py"}
+                run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+                for key, value in params.items():
+                    self.client.log_param(run_id, key, value)
+            else:
+                self.client.update_run(run_id, status="RUNNING")
+        self.run_id = run_id
+
+    def log(self, metrics: Metrics, *, step: int) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def log_files(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self.client.log_artifact(self.run_id, str(path))
+
+    def children(self) -> list[Run]:
+        """The trials' runs, those of failed and interrupted attempts included."""
+        return children(self.client, self.experiment_id, self.run_id)
+
+    def label(self, states: Mapping[str, str], front: Collection[str]) -> None:
+        """Tag each trial's run with the trial's state, and whether it lies on the front. Both by the trial's name."""
+        for run in self.children():
+            name = run.data.tags.get("search.trial", "")
+            told = {"search.state": states.get(name, "killed"), "search.front": str(name in front).lower()}
+            if run.info.status != "FINISHED":  # an attempt before the one that counts
+                told = {"search.state": run.info.status.lower(), "search.front": "false"}
+            for key, value in told.items():
+                if run.data.tags.get(key) != value:
+                    self.client.set_tag(run.info.run_id, key, value)
+
+    def end_children(self, status: str, *, names: Collection[str] | None = None) -> None:
+        """End the runs of trials, of those named if given, that nobody writes to any more."""
+        for run in self.children():
+            mine = names is None or run.data.tags.get("search.trial") in names
+            if mine and run.info.status == "RUNNING":
+                self.client.set_terminated(run.info.run_id, status)
+
+    def close(self, status: str) -> None:
+        self.client.set_terminated(self.run_id, status)
+
+
+def children(client: mlflow.MlflowClient, experiment_id: str, parent: str) -> list[Run]:
+    """All runs below a parent run."""
+    return all_runs(client, experiment_id, f"tags.`mlflow.parentRunId` = '{parent}'")
+
+
+def end_attempts(uri: str, parent: str, trial: str) -> None:
+    """Mark earlier attempts at a trial whose process ended without a word as FAILED."""
+    client = mlflow.MlflowClient(uri)
+    for run in children(client, client.get_run(parent).info.experiment_id, parent):
+        if run.data.tags.get("search.trial") == trial and run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "FAILED")

@@ -1,0 +1,56 @@
+"""The tracking store: which it is, and its experiment."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run
+
+from cpgan_ray.config import TrackingConfig
+from cpgan_ray.errors import InputError
+
+STORE = "mlflow.db"
+"""SQLite file of the default tracking store, beside the output folders."""
+
+
+@contextmanager
+def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.MlflowClient]:
+    """The tracking store and its experiment, made if need be: SQLite beside the output folder where no other is named.
+
+    Raises: InputError where it does not answer, or what is done in the block fails.
+    """
+    uri = tracking_uri(tracking, output)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before it says anything
+    try:
+        if uri.startswith("sqlite:"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(uri)
+        if mlflow.get_experiment_by_name(tracking.experiment) is None:
+            artifacts = (output.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+            mlflow.create_experiment(tracking.experiment, artifact_location=artifacts)
+        mlflow.set_experiment(tracking.experiment)
+        yield mlflow.MlflowClient()
+    except Exception as e:  # each kind of store has errors of its own
+        reason = str(e).partition("\n")[0]
+        raise InputError(f"MLflow cannot track at {uri} ({reason}): start it there, or give another --tracking.uri") from e
+
+
+def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
+    """Where a run is tracked that is not told."""
+    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}"
+
+
+def all_runs(client: mlflow.MlflowClient, experiment_id: str, where: str = "", *, page_size: int = 1000) -> list[Run]:
+    """Page by page: MLflow gives so many at a time."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], where, max_results=page_size, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
