@@ -355,16 +355,16 @@ def means(config: Config, size: Bundle) -> dict[str, Any]:
     return {"threads": config.runtime.threads or max(1, int(size.get("CPU", 1))), "gpu_share": size.get("GPU", 0.0)}
 
 
-def answer(started: Any) -> Any:
+def answer(started: Any, *, deadline_s: float | None = None) -> Any:
     """What is behind a reference; errors come without Ray's wrapping.
 
-    Raises: LostError where the actor is gone.
+    Raises: LostError where the actor is gone, or has not answered by the deadline.
     """
     try:
-        return ray.get(started)
+        return ray.get(started, timeout=deadline_s)
     except RayTaskError as e:
         raise e.cause from e
-    except LOSSES as e:
+    except (GetTimeoutError, *LOSSES) as e:
         raise LostError(one_line(e)) from e
 
 
@@ -402,7 +402,8 @@ class RayGame:
 
     def open(self) -> None:
         self.host = start(GameHost, self.sizes[0], place=in_bundle(self.group, 0))
-        answer(self.host.open.remote(self.config, self.sizes, self.group, self.saved))
+        opened = self.host.open.remote(self.config, self.sizes, self.group, self.saved)
+        answer(opened, deadline_s=self.config.recovery.wait_s + OPEN_S)
         self.total_rounds, self.rounds_per_epoch = answer(self.host.length.remote())
 
     def play(self, rounds: int) -> Any:

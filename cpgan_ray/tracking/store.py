@@ -54,3 +54,10 @@ def all_runs(client: mlflow.MlflowClient, experiment_id: str, where: str = "", *
         token = page.token
         if not token:
             return found
+
+
+def running_runs(uri: str) -> list[Run]:
+    """The runs of all experiments that have not been ended."""
+    client = mlflow.MlflowClient(uri)
+    found = [all_runs(client, e.experiment_id, "attributes.status = 'RUNNING'") for e in client.search_experiments()]
+    return [run for some in found for run in some]

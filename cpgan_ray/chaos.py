@@ -1,0 +1,309 @@
+"""What the game survives: players, drivers and nodes are killed at random moments, each outcome is compared with the unbroken one.
+
+    python -m cpgan_ray.chaos                                          # 50 kills of players, 10 of drivers, 5 of nodes
+    python -m cpgan_ray.chaos --kills 5 --drivers 1 --nodes 1 --json   # the last line printed is a JSON object
+
+The game is a small one, with an adversary of each kind, on procedural faces. Its weights must be those of the game in one process
+that nobody disturbs, bit for bit; a checkpoint must be readable after every kill of a driver; no MLflow run may be left RUNNING.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tyro
+
+from cpgan_ray import cli
+from cpgan_ray.checkpoint import Checkpoints
+from cpgan_ray.config import Config, override
+from cpgan_ray.errors import InputError
+from cpgan_ray.messages import Event, Metrics
+
+JOB = Path(__file__).parents[1] / "jobs" / "train_celeba.py"
+PLAYERS = ("ray::AdversaryActor", "ray::GameHost")
+GAME = "smoke --epochs 24 --data.image-size 16 --batch-size 80 --privatizer.depth 2 --attacks.names ridge --runtime.backend ray"
+RECOVERY = "--recovery.snapshot-every 7 --recovery.checkpoint-every 11 --recovery.max-failures 1000 --recovery.backoff-s 0.1"
+TRACKING = "--tracking.no-log-models --tracking.no-system-metrics"
+KILLS_PER_GAME = 5
+FAST_HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+"""Ray's own settings by which a node is given up after three seconds instead of fifteen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    kills: int = 50
+    """Kills of random players at random moments."""
+    drivers: int = 10
+    """Kills of the driver, each followed by --resume."""
+    nodes: int = 5
+    """Crashes of a node of a local cluster."""
+    spares: int = 0
+    """Warm spares among the adversaries."""
+    seed: int = 0
+    """Of the moments and the victims."""
+    json: bool = False
+    """End with one line of JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name in ("kills", "drivers", "nodes", "spares"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
+@dataclass
+class Tally:
+    """What has happened so far."""
+
+    struck: dict[str, int] = field(default_factory=lambda: {"players": 0, "drivers": 0, "nodes": 0})
+    games: int = 0
+    different: int = 0  # games that did not end like the unbroken one
+    lost_checkpoints: int = 0
+    running_left: int = 0
+    events: dict[str, list[Event]] = field(default_factory=lambda: {"players": [], "nodes": []})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    s = tyro.cli(Settings, args=arguments, description=__doc__)
+    with tempfile.TemporaryDirectory(prefix="cpgan-chaos-") as folder:
+        result = play_havoc(s, Path(folder))
+    if s.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{name:20} {value}" for name, value in result.items()))
+    sys.stdout.flush()
+    if not result["identical"] or result["lost_checkpoints"] or result["running_left"]:
+        sys.exit(cli.FAILED)
+
+
+def play_havoc(s: Settings, folder: Path) -> dict[str, Any]:
+    """All kills, and what came of them."""
+    if s.drivers and not JOB.is_file():
+        raise InputError(f"{JOB} is missing: drivers are killed in a checkout of the project; give --drivers 0")
+    flags = [*GAME.split(), *RECOVERY.split(), *TRACKING.split(), "--cache-dir", str(folder / "cache")]
+    config = override(cli.parse(flags, default="smoke", description=""), {"recovery.spares": s.spares})
+    expected = unbroken(config)
+    tally = Tally()
+    kill_players(config, expected, s, tally)
+    kill_drivers(flags, expected, s, tally, folder)
+    crash_nodes(config, expected, s, tally)
+    seconds = {kind: [event.seconds for event in events] for kind, events in tally.events.items()}
+    return {
+        "kills": sum(tally.struck.values()),
+        "identical": tally.different == 0,
+        "lost_checkpoints": tally.lost_checkpoints,
+        "running_left": tally.running_left,
+        "recovery_s": spread(seconds["players"]),
+        "node_recovery_s": spread(seconds["nodes"]),
+        "struck": tally.struck,
+        "games": tally.games,
+        "spares": s.spares,
+    }
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float] | None:
+    return {"median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)} if seconds else None
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# The game
+
+
+def unbroken(config: Config) -> dict[str, dict[str, Any]]:
+    """The weights of the game that nobody disturbs, in this process."""
+    from cpgan_ray.game import play_in_process
+
+    game = play_in_process(config, threads=1)
+    while game.round < game.total_rounds:
+        game.play(game.rounds_per_epoch)
+    return game.weights()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested states are equal, bit for bit."""
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def disturbed(config: Config, moments: list[float], strike: Callable[[], bool]) -> tuple[dict[str, Any], list[Event], int]:
+    """A game on Ray in which `strike` is called when those shares of it are over: weights, what it survived, how often it was hit."""
+    from cpgan_ray.actors import RayGame
+
+    struck, waiting = 0, list(moments)
+    with RayGame(config) as game:
+        done = saved = 0
+        while done < game.total_rounds:
+            coming = game.play(4)
+            if waiting and done / game.total_rounds >= waiting[0] and strike():
+                waiting.pop(0)
+                struck += 1
+            played: list[Metrics] = game.get(coming)
+            done = int(played[-1]["round"]) + 1
+            if done - saved >= config.recovery.checkpoint_every:
+                game.snapshot()
+                saved = done
+        return game.weights(), list(game.events), struck
+
+
+# Players
+
+
+def players() -> list[psutil.Process]:
+    """The processes of the players, among those that this one has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if line and line[0].startswith(PLAYERS):
+                found.append(process)
+    return found
+
+
+def kill_players(config: Config, expected: dict[str, Any], s: Settings, tally: Tally) -> None:
+    """Games with a few kills each, until there have been enough."""
+    rng = random.Random(s.seed)
+
+    def strike() -> bool:
+        time.sleep(rng.uniform(0, 0.1))  # anywhere in the rounds that are under way
+        alive = players()
+        if alive:
+            rng.choice(alive).kill()
+        return bool(alive)
+
+    while tally.struck["players"] < s.kills:
+        count = min(KILLS_PER_GAME, s.kills - tally.struck["players"])
+        moments = sorted(rng.uniform(0.02, 0.9) for _ in range(count))
+        weights, events, struck = disturbed(config, moments, strike)
+        note(tally, "players", struck, same(weights, expected), events)
+
+
+def note(tally: Tally, kind: str, struck: int, identical: bool, events: Sequence[Event] = ()) -> None:
+    tally.struck[kind] += struck
+    tally.games += 1
+    tally.different += not identical
+    if kind in tally.events:
+        tally.events[kind] += events
+    say(f"{kind}: {tally.struck[kind]} killed, {tally.games} games so far, {tally.different} ended differently")
+
+
+# Drivers
+
+
+def kill_drivers(flags: Sequence[str], expected: dict[str, Any], s: Settings, tally: Tally, folder: Path) -> None:
+    """Runs of the job whose driver is killed after a checkpoint, at a random moment, and which are resumed until they end."""
+    rng = random.Random(s.seed + 1)
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    while tally.struck["drivers"] < s.drivers:
+        output = folder / f"run-{tally.games}"
+        command = [*flags, "--tracking.uri", uri, "--output", str(output)]
+        struck = 0
+        for _ in range(min(2, s.drivers - tally.struck["drivers"])):
+            struck += kill_driver(command, output, rng, tally)
+            command = ["--resume", str(output)]
+        if not (output / "report" / "report.json").is_file():
+            run_job(command).wait()
+        note(tally, "drivers", struck, ends_like(output, expected))
+    if s.drivers:
+        tally.running_left += left_running(uri)
+
+
+def run_job(arguments: Sequence[str]) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, str(JOB), *arguments], env=environment, start_new_session=True, **quiet)
+
+
+def kill_driver(command: Sequence[str], output: Path, rng: random.Random, tally: Tally) -> int:
+    """Start the job, and kill it some time after it has written a checkpoint; 0 where it has come to its end before."""
+    kept = Checkpoints(str(output / "checkpoints"), keep=1)
+    before = kept.names()[-1:]
+    job = run_job(command)
+    while job.poll() is None and kept.names()[-1:] == before:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0, 1.0))
+    if job.poll() is not None:
+        return 0
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    tally.lost_checkpoints += kept.latest() is None
+    return 1
+
+
+def ends_like(output: Path, expected: dict[str, Any]) -> bool:
+    """Whether the privatizer that a run hands out has the weights expected."""
+    import torch
+
+    path = output / "privatizer.pt2"
+    if not path.is_file():
+        return False
+    handed = {name.removeprefix("privatizer."): value for name, value in torch.export.load(path).state_dict.items()}
+    net = {name.removeprefix("privatizer."): value for name, value in expected["privatizer"]["net"].items()}
+    shared = [name for name in handed if name in net]
+    return len(shared) > 4 and all(torch.equal(handed[name], net[name]) for name in shared)
+
+
+def left_running(uri: str) -> int:
+    from cpgan_ray.tracking.store import running_runs
+
+    return len(running_runs(uri))
+
+
+# Nodes
+
+
+def crash_nodes(config: Config, expected: dict[str, Any], s: Settings, tally: Tally) -> None:
+    """Games on a local cluster of a head without room and two nodes, one of which crashes and is replaced by another."""
+    if not s.nodes:
+        return
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    rng = random.Random(s.seed + 2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": FAST_HEALTH})
+    try:
+        nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")  # pyright: ignore[reportArgumentType]
+        spread_out = override(config, {"runtime.placement": "SPREAD", "recovery.wait_s": 120.0})
+
+        def strike() -> bool:
+            cluster.remove_node(nodes.pop(rng.randrange(len(nodes))), allow_graceful=False)
+            nodes.append(cluster.add_node(num_cpus=4))
+            return True
+
+        while tally.struck["nodes"] < s.nodes:
+            weights, events, struck = disturbed(spread_out, [rng.uniform(0.1, 0.6)], strike)
+            note(tally, "nodes", struck, same(weights, expected), events)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    cli.run(main)
