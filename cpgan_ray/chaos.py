@@ -152,7 +152,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def disturbed(config: Config, moments: list[float], strike: Callable[[], bool]) -> tuple[dict[str, Any], list[Event], int]:
-    """A game on Ray in which `strike` is called when those shares of it are over: weights, what it survived, how often it was hit."""
+    """A game on Ray; `strike` is called when those shares of it are over. Its weights, what it survived, how often it was hit."""
     from cpgan_ray.actors import RayGame
 
     struck, waiting = 0, list(moments)
