@@ -164,7 +164,8 @@ class Crew:
     def mend(self, cause: LostError, *, round: int, kept: int) -> None:
         """New actors in the seats of those that do not answer. `round`: where the game stood; `kept`: to where it goes back.
 
-        Raises: RuntimeError that names them where too many have been lost, or no place is found for one in time.
+        Raises: RuntimeError that names them where too many have been lost, or no place is found for one in time; LostError where a
+        replacement is lost at once.
         """
         recovery, started = self.config.recovery, time.perf_counter()
         gone = self.lost()
@@ -178,10 +179,13 @@ class Crew:
             time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
         for name in gone:
             self.replace(name)
+        patience_s = max(recovery.wait_s, self.config.runtime.deadline_s)
         try:
-            gather(self.open(list(gone)), deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
+            gather(self.open(list(gone)), deadline_s=patience_s)
         except LostError as e:
-            raise RuntimeError(f"no replacement for {', '.join(gone)} within {recovery.wait_s:g} s (recovery.wait_s): {e}") from e
+            if time.perf_counter() - started < patience_s:
+                raise  # a replacement has died as well
+            raise RuntimeError(f"no place for {', '.join(gone)} within {recovery.wait_s:g} s (recovery.wait_s): {e}") from e
         seconds = time.perf_counter() - started
         self.events.append(Event(round=round, replayed=round - kept, players=tuple(gone), cause=told, seconds=seconds))
 

@@ -66,7 +66,8 @@ def attack(target: Target, job: AttackJob) -> Gate:
             undefended=config.tracking.undefended,
             against=job.against,
         )
-        found = metrics(judged.verdict) | {f"utility/{n}": v for n, v in judged.report["utility"].items()}
+        told = {f"utility/{name}": value for name, value in judged.report["utility"].items()}
+        found = metrics(judged.verdict) | told
         tracker.log(found | {"time/total_s": time.perf_counter() - started}, step=0)
         tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
         judged.write(output / "report")
@@ -113,8 +114,11 @@ def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> d
         return {}
     head = torch.export.load(target.folder / "utility_head.pt2").module()
     with torch.no_grad():
-        logits = np.concatenate([head(part).numpy() for part in torch.from_numpy(codes["test"]).split(1000)])
-    if logits.shape[1] != (len(config.data.labels) or len(dataset.label_names)):
+        logits = {
+            split: np.concatenate([head(part).numpy() for part in torch.from_numpy(codes[split]).split(1000)])
+            for split in ("test", "val")
+        }
+    if logits["test"].shape[1] != (len(config.data.labels) or len(dataset.label_names)):
         return {}
     return utility_of(logits, dataset, config.data.labels, seed=config.seed)
 

@@ -133,11 +133,11 @@ class Game:
     def go_back(self, lost: LostError) -> None:
         """Mend what was lost, and go back to the last snapshot; again where somebody is lost on the way.
 
-        Raises: LostError where nobody mends, or `mend` has given up.
+        Raises: LostError where nobody mends; what `mend` raises when it gives up.
         """
         while self.mend is not None and self.kept is not None:
-            self.mend(lost)
             try:
+                self.mend(lost)
                 self.restore(self.kept)
                 return
             except LostError as another:

@@ -204,20 +204,24 @@ def read_errors(folder: Path) -> RowErrors:
     raise InputError(f"{folder} has no {ERRORS}: give the output folder of a run, or the report folder of an attack")
 
 
-def utility_of(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> dict[str, float]:
+def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> dict[str, float]:
     """Accuracy with its interval over people, balanced accuracy and that of the majority guess on the test split, averaged over the
-    labels of the task."""
+    labels of the task; and accuracy on the validation split, by which a search selects.
+
+    logits: (N, L) of `test` and `val`.
+    """
     columns = label_columns(dataset, labels)
     y, train = dataset.test.labels[:, columns], dataset.train.labels[:, columns]
     majority = np.broadcast_to(train.mean(axis=0) - 0.5, y.shape)
-    right = ((logits > 0) == (y > 0)).mean(axis=1)
+    right = ((logits["test"] > 0) == (y > 0)).mean(axis=1)
     low, high = mean_interval(right, dataset.test.identity, seed=seed)
     return {
         "accuracy": float(right.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
-        "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits, y))),
+        "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits["test"], y))),
         "majority_accuracy": float(accuracy(majority, y).mean()),
+        "val_accuracy": float(accuracy(logits["val"], dataset.val.labels[:, columns]).mean()),
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import politely, stop_on_sigterm
 from cpgan_ray.config import Config, to_json
-from cpgan_ray.data import Dataset, label_columns, load
+from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.base import rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
@@ -25,7 +25,6 @@ from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import judge_codes, utility_of
 from cpgan_ray.messages import Event, Metrics, Outcome
-from cpgan_ray.objectives import accuracy
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import Console, Tracker, read_curves
 
@@ -246,28 +245,23 @@ def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Seque
 
 def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, final_round: int) -> dict[str, Any]:
     """Utility on the test split, the tournament of fresh attacks, exported programs, report card. Returns the summary."""
-    utility = utility_of(outcome.logits["test"], dataset, config.data.labels, seed=config.seed)
+    utility = utility_of(outcome.logits, dataset, config.data.labels, seed=config.seed)
     pictures = dataset.test.take(np.arange(2)).transpose(0, 3, 1, 2).copy()
     tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2].copy()})
     judged = judge_codes(
         Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config), config.data.labels),
         runtime=config.runtime,
-        utility=utility | {"val_accuracy": val_accuracy(outcome, dataset, config)},
+        utility=utility,
         about=about(config),
         curves=read_curves(tracker.output / "metrics.jsonl"),
         undefended=config.tracking.undefended,
     )
-    tracker.log({f"utility/{name}": value for name, value in utility.items()} | metrics(judged.verdict), step=final_round)
+    told = {f"utility/{name}": value for name, value in utility.items() if name != "val_accuracy"}  # logged with its epoch
+    tracker.log(told | metrics(judged.verdict), step=final_round)
     tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
     judged.write(tracker.output / "report")
     tracker.log_folder(tracker.output / "report", "report")
     return {"accuracy": round(utility["accuracy"], 4), **headline(judged.report)}
-
-
-def val_accuracy(outcome: Outcome, dataset: Dataset, config: Config) -> float:
-    """What a search selects by, so that the accuracy on the test split stays unselected."""
-    columns = label_columns(dataset, config.data.labels)
-    return float(accuracy(outcome.logits["val"], dataset.val.labels[:, columns]).mean())
 
 
 def about(config: Config) -> dict[str, Any]:

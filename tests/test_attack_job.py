@@ -491,7 +491,7 @@ FAILURES = {
     "flags alone": Failure(lambda f: ["--variant", "leaked"], "nothing to attack: give a run's output folder"),
     "two targets": Failure(on_run("another"), r"unknown flag or value 'another'"),
     "missing path": Failure(lambda f: [f / "nowhere"], r"\S+/nowhere is no folder, no file and no MLflow run id"),
-    "no run": Failure(lambda f: [f], r"\S+ has no config\.json: give the output folder of a finished run"),
+    "no run": Failure(lambda f: [f], r"\S+ has no config\.json: give the output folder of a run"),
     "unfinished run": Failure(lambda f: [gone(f / "run/privatizer.pt2").parent], r"\S+/run has no privatizer\.pt2"),
     "torn config": Failure(lambda f: [cut(f / "run/config.json").parent], r"\S+/run/config\.json is damaged"),
     "no config": Failure(lambda f: [written(f / "run/config.json", "[1, 2]").parent], r"\S+/run/config\.json is damaged"),

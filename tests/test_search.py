@@ -363,10 +363,10 @@ def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, m
     assert stopped["utility.learning_rate"] == 1e-9
     runs = {run.data.tags["search.trial"]: run for run in runs_below(mlflow_uri, found.summary["run_id"])}
     run = runs[stopped["name"]]
-    assert (run.info.status, run.data.tags["search.state"], run.data.tags["search.front"]) == ("FINISHED", "stopped", "false")
+    assert (run.data.tags["search.state"], run.data.tags["search.front"]) == ("stopped", "false")
     assert "privacy/quick_r2" in run.data.metrics
     assert "privacy/strongest_r2" not in run.data.metrics, "it was stopped before its attacks"
-    assert run.info.status == "FINISHED"
+    assert run.info.status in ("FINISHED", "KILLED"), "ended by the driver, or by its own process before"
 
 
 @pytest.mark.usefixtures("ray_session")

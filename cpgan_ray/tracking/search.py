@@ -51,10 +51,12 @@ class SearchRun:
 
     def label(self, states: Mapping[str, str], front: Collection[str]) -> None:
         """Tag each trial's run with the trial's state, and whether it lies on the front. Both by the trial's name."""
-        for run in self.children():
+        runs = self.children()
+        last = {run.data.tags.get("search.trial"): run.info.run_id for run in sorted(runs, key=lambda run: run.info.start_time)}
+        for run in runs:
             name = run.data.tags.get("search.trial", "")
             told = {"search.state": states.get(name, "killed"), "search.front": str(name in front).lower()}
-            if run.info.status != "FINISHED":  # an attempt before the one that counts
+            if run.info.run_id != last[name]:  # an attempt before the one that counts
                 told = {"search.state": run.info.status.lower(), "search.front": "false"}
             for key, value in told.items():
                 if run.data.tags.get(key) != value:
