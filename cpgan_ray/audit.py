@@ -13,7 +13,7 @@ import torch
 
 from cpgan_ray.cli import Target, stop_on_sigterm
 from cpgan_ray.config import AttackJob, Config
-from cpgan_ray.data import Dataset, load
+from cpgan_ray.data import RESIZED, Dataset, load, shares
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder
 from cpgan_ray.evaluation.protocol import Codes
@@ -83,12 +83,13 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
     Raises: InputError where the pictures cannot have the size that the encoder takes.
     """
     height, width, _ = encoder.image_shape
-    if height != width:
+    name = job.dataset or job.data.dataset
+    if height != width and name in RESIZED:
         raise InputError(f"encoder {encoder.path} takes pictures of {height} x {width}: the stores hold square ones")
     attacks = job.attacks
     if job.variant != "both":
         attacks = dataclasses.replace(attacks, variants=(job.variant,))
-    data = dataclasses.replace(job.data, dataset=job.dataset or job.data.dataset, image_size=height)
+    data = dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {}))
     beside = target.folder if target.kept else None
     default = (beside or Path("outputs").resolve()) / f"attack-{datetime.now():%Y%m%d-%H%M%S}"
     base = target.config or Config(preset="encoder", adversaries={})
@@ -118,7 +119,7 @@ def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> d
             split: np.concatenate([head(part).numpy() for part in torch.from_numpy(codes[split]).split(1000)])
             for split in ("test", "val")
         }
-    if logits["test"].shape[1] != (len(config.data.labels) or len(dataset.label_names)):
+    if logits["test"].shape[1] != len(shares(dataset, config.data.labels)):
         return {}
     return utility_of(logits, dataset, config.data.labels, seed=config.seed)
 

@@ -36,14 +36,18 @@ class Range:
     """Whether the factor counts, not the difference."""
 
 
+DatasetName = Literal["faces", "celeba", "mnist", "digits", "har", "genki4k", "cifar10", "svhn", "gaussian"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     __pydantic_config__ = STRICT
 
-    dataset: Literal["faces", "celeba"] = "faces"
-    """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir` (which implies it)."""
+    dataset: DatasetName = "faces"
+    """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir` (which implies it). `digits`:
+    scikit-learn's, `gaussian`: a mixture that is drawn; both need no folder. The others: their official layout in `--data-dir`."""
     image_size: int = 64
-    """Side of the square pictures in the store, in pixels."""
+    """Side of the square pictures in the store, in pixels (faces, celeba and genki4k; the others have their own)."""
     crop: float = 1.0
     """Side of the centred square cut from each picture, as a share of its shorter side (CelebA's usual 148 of 178: 0.83)."""
     split: Literal["official", "identity"] = "official"
@@ -51,7 +55,7 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     """The attributes of the task, by their official names; none given: all that the attribute file has."""
     mirror: bool = True
-    """Show each training picture mirrored in half of the rounds (its target is mirrored too)."""
+    """Show each training picture mirrored in half of the rounds (its target is mirrored too), unless it is a digit or a signal."""
     shift: int = 0
     """Largest random shift of a training picture, in pixels each way (its target is shifted too)."""
     num_identities: int = 1200
@@ -473,7 +477,7 @@ class AttackJob:
     """Release gate: exit with status 1 where the strongest attack's R2 is above this."""
     against: Path | None = None
     """Run or report folder to compare with, picture by picture."""
-    dataset: Literal["faces", "celeba"] | None = None
+    dataset: DatasetName | None = None
     """Which data set is attacked; none given: the run's, or for an encoder file `celeba` where there is a `--data-dir`."""
     data_dir: Path | None = None
     """Folder in the data set's official layout; none for the embedded faces."""

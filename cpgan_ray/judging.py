@@ -17,14 +17,14 @@ import torch
 from PIL.Image import Image
 
 from cpgan_ray.config import AttackConfig, RuntimeConfig
-from cpgan_ray.data import Dataset, label_columns
+from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.card import Curves, card
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.protocol import Codes, people_apart
 from cpgan_ray.evaluation.scoring import RowErrors, mean_interval, paired_difference
 from cpgan_ray.evaluation.tournament import Made, Material, Verdict, as_json, entries, in_process, judge
-from cpgan_ray.objectives import accuracy, balanced_accuracy
+from cpgan_ray.objectives import accuracy, balanced_accuracy, right_answers
 from cpgan_ray.process import available_cpus
 
 LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
@@ -133,27 +133,28 @@ def judge_codes(
 
 def references(verdict: Verdict, undefended: Path | None) -> list[dict[str, Any]]:
     """What the attacks are held against, from nothing to everything."""
-    best = verdict.strongest.score
-    mean_255 = best.mse_255 / (1 - best.r2) if best.r2 < 1 else float(verdict.strongest.errors.mean_errors.mean()) / 4 * 255**2
+    best, floor = verdict.strongest.score, verdict.floor.score
+    unit = "mse_raw" if best.mse_255 is None else "mse_255"
+    mean = getattr(floor, unit) / (1 - floor.r2) if floor.r2 < 1 else 0.0
     rows: list[dict[str, Any]] = [
-        {"name": "mean picture", "r2": 0.0, "mse_255": mean_255},
+        {"name": "mean picture", "r2": 0.0, unit: mean},
         {
             "name": f"label floor ({verdict.floor.entry.name} from the true labels)",
-            **{key: getattr(verdict.floor.score, key) for key in ("r2", "low", "high", "mse_255")},
+            **{key: getattr(floor, key) for key in ("r2", "low", "high", unit)},
         },
         {
             "name": "best linear code of as many numbers",
             "r2": verdict.linear_code_r2,
-            "mse_255": mean_255 * (1 - verdict.linear_code_r2),
+            unit: mean * (1 - verdict.linear_code_r2),
         },
     ]
     if undefended is not None and (path := undefended / "report" / "report.json").is_file():
         twin = json.loads(path.read_text())["privacy"]["strongest"]
         rows.append(
             {"name": f"undefended twin ({twin['attack']})", **{key: twin[key] for key in ("r2", "low", "high")}}
-            | {"mse_255": mean_255 * (1 - twin["r2"])}
+            | {unit: mean * (1 - twin["r2"])}
         )
-    return [*rows, {"name": "identity (z = x)", "r2": 1.0, "mse_255": 0.0}]
+    return [*rows, {"name": "identity (z = x)", "r2": 1.0, unit: 0.0}]
 
 
 def threat_model(material: Material) -> dict[str, Any]:
@@ -208,19 +209,18 @@ def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple
     """Accuracy with its interval over people, balanced accuracy and that of the majority guess on the test split, averaged over the
     labels of the task; and accuracy on the validation split, by which a search selects.
 
-    logits: (N, L) of `test` and `val`.
+    logits: (N, L or C) of `test` and `val`.
     """
     columns = label_columns(dataset, labels)
-    y, train = dataset.test.labels[:, columns], dataset.train.labels[:, columns]
-    majority = np.broadcast_to(train.mean(axis=0) - 0.5, y.shape)
-    right = ((logits["test"] > 0) == (y > 0)).mean(axis=1)
+    y = dataset.test.labels[:, columns]
+    right = right_answers(logits["test"], y).mean(axis=1)
     low, high = mean_interval(right, dataset.test.identity, seed=seed)
     return {
         "accuracy": float(right.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
         "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits["test"], y))),
-        "majority_accuracy": float(accuracy(majority, y).mean()),
+        "majority_accuracy": float(accuracy(majority_logits(dataset, labels, rows=len(y)), y).mean()),
         "val_accuracy": float(accuracy(logits["val"], dataset.val.labels[:, columns]).mean()),
     }
 

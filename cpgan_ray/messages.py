@@ -45,8 +45,8 @@ class Feedback:
 class Outcome:
     """What a finished game hands to the evaluation. Made by PrivatizerWorker.outcome; read by the driver."""
 
-    codes: dict[str, np.ndarray]  # (N, k) float32 of `train`, `train_mirrored`, `val`, `val_mirrored`, `test`
-    logits: dict[str, np.ndarray]  # (N, L) float32 of `val`, `test`
+    codes: dict[str, np.ndarray]  # (N, k) float32 of `train`, `val`, `test`; `train_mirrored`, `val_mirrored` where there are such
+    logits: dict[str, np.ndarray]  # (N, L or C) float32 of `val`, `test`
     programs: dict[str, bytes]  # torch.export programs: `privatizer`, `utility_head`
 
 

@@ -13,25 +13,41 @@ from torch.nn import functional as F
 
 
 def utility_loss(logits: Tensor, y: Tensor, *, positive_share: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy over rows and labels; with `positive_share` (L,) each label's two values weigh the same.
+    """Mean cross-entropy over rows and labels: of logits (B, L) with y (B, L) in {0, 1}, or of logits (B, C) with y (B, 1), one
+    label's class in 0..C-1.
 
-    logits, y: (B, L), y in {0, 1}.
+    With `positive_share`, each label's share (L,) of ones or each class's share (C,) in training, the values weigh the same.
     """
-    if positive_share is None:
+    share = None if positive_share is None else positive_share.clamp(1e-3, 1 - 1e-3)
+    if of_classes(logits, y):
+        return F.cross_entropy(logits, y[:, 0].long(), weight=None if share is None else 1 / (len(share) * share))
+    if share is None:
         return F.binary_cross_entropy_with_logits(logits, y)
-    share = positive_share.clamp(1e-3, 1 - 1e-3)
     weight = 0.5 * (y / share + (1 - y) / (1 - share))
     return F.binary_cross_entropy_with_logits(logits, y, weight=weight)
 
 
+def of_classes(logits: Tensor | np.ndarray, y: Tensor | np.ndarray) -> bool:
+    """Whether logits (N, C) are of one label's classes, y (N, 1), and not of L labels that are 0/1, y (N, L)."""
+    return logits.shape[1] != y.shape[1]
+
+
+def right_answers(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Bool (N, L): whether the answer to each label is right; see `utility_loss` for the shapes."""
+    return logits.argmax(axis=1, keepdims=True) == y if of_classes(logits, y) else (logits > 0) == (y > 0)
+
+
 def accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Share of right answers of each label: (N, L) logits against (N, L) labels 0/1 -> (L,) float64."""
-    return ((logits > 0) == (y > 0)).mean(axis=0, dtype=np.float64)
+    """Share of right answers of each label -> (L,) float64."""
+    return right_answers(logits, y).mean(axis=0, dtype=np.float64)
 
 
 def balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(TPR + TNR) / 2 of each label -> (L,); NaN where one of the two values does not occur."""
-    right, positive = (logits > 0) == (y > 0), y > 0
+    """(TPR + TNR) / 2 of each label -> (L,), NaN where one of the two values does not occur; of classes the mean recall of those
+    that occur -> (1,)."""
+    right, positive = right_answers(logits, y), y > 0
+    if of_classes(logits, y):
+        return np.array([np.mean([right[y == c].mean() for c in np.unique(y)])])
     with np.errstate(invalid="ignore"):
         rates = [np.where(side, right, 0).sum(axis=0) / side.sum(axis=0) for side in (positive, ~positive)]
     return (rates[0] + rates[1]) / 2

@@ -17,11 +17,12 @@ from cpgan_ray.process import torch_stream
 
 
 def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (B, H, W, C) from the store -> float32 (B, C, H, W) in [-1, 1]."""
+    """(B, H, W, C) from the store -> float32 (B, C, H, W): uint8 pictures in [-1, 1], float32 values as they are."""
     x = torch.from_numpy(pictures)
     if device.type == "cuda":
         x = x.pin_memory()
-    return x.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    x = x.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
 
 
 @dataclass

@@ -38,11 +38,12 @@ from cpgan_ray.actors import Bundle, connect, ensure_room, host_here, shares
 from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.cli import SEARCH, command_for, read_search, stop_on_sigterm
 from cpgan_ray.config import Config, SearchJob, override, to_json
-from cpgan_ray.data import Dataset, label_columns
+from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Trial, hypervolume, points, reference_point, table, write
 from cpgan_ray.game import opponents, play_in_process
 from cpgan_ray.messages import Metrics
+from cpgan_ray.objectives import accuracy
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.space import Dimension, Setting, combinations, dimensions, shown
 from cpgan_ray.streams import stream, torch_seed
@@ -529,9 +530,8 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
 
 def majority_guess(dataset: Dataset, labels: tuple[str, ...]) -> float:
     """Accuracy on the validation split of always guessing each label's commoner training value."""
-    columns = label_columns(dataset, labels)
-    common = dataset.train.labels[:, columns].mean(axis=0) > 0.5
-    return float((common == (dataset.val.labels[:, columns] > 0)).mean())
+    y = dataset.val.labels[:, label_columns(dataset, labels)]
+    return float(accuracy(majority_logits(dataset, labels, rows=len(y)), y).mean())
 
 
 def ensure_reachable(config: Config) -> None:

@@ -294,7 +294,7 @@ def panel_drawer(config: Config, dataset: Dataset, tracker: Tracker) -> Callable
             "original": scale(dataset.test.take(rows)),
             "defended,\nridge attack": reconstructed(data, ridge_attack(data, config.attacks), rows, np.asarray(basis.mean)),
         }
-        tracker.log_panel(panel(shown, image_shape=dataset.image_shape), step=int(last["round"]))
+        tracker.log_panel(panel(shown, dataset), step=int(last["round"]))
 
     return draw
 

@@ -16,7 +16,7 @@ from cpgan_ray.adversaries import Target, build_adversary
 from cpgan_ray.adversaries.base import EpochFitted
 from cpgan_ray.checkpoint import pack, unpack
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, load
+from cpgan_ray.data import Dataset, label_columns, load, shares
 from cpgan_ray.data.base import batch, consecutive, pictures, rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
@@ -44,7 +44,7 @@ class PrivatizerWorker:
         self.defender = Defender(
             config,
             image_shape=self.dataset.image_shape,
-            positive_share=self.labels["train"].mean(axis=0, dtype=np.float64),
+            positive_share=shares(self.dataset, config.data.labels),
             total_rounds=self.rounds_per_epoch * config.epochs,
             device=self.device,
         )
@@ -59,7 +59,7 @@ class PrivatizerWorker:
             seed=self.config.seed,
             num_rows=len(self.dataset.train),
             batch_size=self.config.batch_size,
-            mirror=self.config.data.mirror,
+            mirror=self.config.data.mirror and self.dataset.nature.mirrored,
             shift=self.config.data.shift,
         )
         z = self.defender.release(to_input(pictures(self.dataset.train, chosen), self.device), ahead=ahead)
@@ -107,7 +107,7 @@ class PrivatizerWorker:
             yield Release(round=round, batch=rows, z=z.cpu().numpy(), split=split)
 
     def codes(self, split: str, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Codes (N, k) and logits (N, L) of a whole split, of its mirrored pictures if wanted."""
+        """Codes (N, k) and logits (N, L or C) of a whole split, of its mirrored pictures if wanted."""
         blocks = self.split(split).iter_batches(EVALUATION_BLOCK)
         parts = [self.defender.codes(to_input(b[:, :, ::-1].copy() if mirrored else b, self.device)) for b in blocks]
         z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
@@ -128,12 +128,14 @@ class PrivatizerWorker:
         """All that the evaluation needs, so that the players can go."""
         found = {split: self.codes(split) for split in ("train", "val", "test")}
         codes = {split: z for split, (z, _) in found.items()}
-        codes |= {f"{split}_mirrored": self.codes(split, mirrored=True)[0] for split in ("train", "val")}
-        programs = export_programs(self.defender.released, k=self.config.k, image_shape=self.dataset.image_shape)
+        if self.dataset.nature.mirrored:
+            codes |= {f"{split}_mirrored": self.codes(split, mirrored=True)[0] for split in ("train", "val")}
+        train = self.dataset.train
+        programs = export_programs(self.defender.released, k=self.config.k, image_shape=train.image_shape, dtype=train.dtype)
         return Outcome(codes=codes, logits={split: found[split][1] for split in ("val", "test")}, programs=programs)
 
     def utility_on(self, split: str, logits: np.ndarray) -> Metrics:
-        """Loss and accuracies, averaged over the labels, of logits (N, L) on a split."""
+        """Loss and accuracies, averaged over the labels, of logits (N, L or C) on a split."""
         y = self.labels[split]
         loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y).float())
         return {

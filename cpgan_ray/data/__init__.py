@@ -1,7 +1,8 @@
 """Data sets: from a folder in its official layout to a prepared, memory-mapped store, and to the batches of each round.
 
 A data set is an entry of `DATASETS`: a function that makes its store unless it is there and returns the store's folder.
-To add one, write a module with such a function (`store.build` does the writing) and enter it here.
+To add one, write a module with such a function (`store.build` does the writing) and enter it here. One
+that fits into memory needs no more than a reader that returns `Samples`, entered as a `Small`.
 """
 
 import hashlib
@@ -10,19 +11,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cpgan_ray.config import Config
-from cpgan_ray.data import celeba, faces, store
-from cpgan_ray.data.celeba import label_columns
+from cpgan_ray.data import celeba, faces, small, store
+from cpgan_ray.data.small import Small
 from cpgan_ray.data.store import Dataset, Split, open_store
+from cpgan_ray.data.task import answers, label_columns, majority_logits, shares
 from cpgan_ray.errors import InputError
 
-__all__ = ["DATASETS", "Dataset", "Split", "label_columns", "load", "open_store", "prepare"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "answers",
+    "label_columns",
+    "load",
+    "majority_logits",
+    "open_store",
+    "prepare",
+    "shares",
+]
 
 
 def load(config: Config, *, progress: bool = True) -> Dataset:
     """The data set of a run, prepared if need be and opened. Many processes may call this at once: one prepares.
 
     Raises:
-        InputError: see `prepare`, `store.open_store` and `celeba.label_columns`.
+        InputError: see `prepare`, `store.open_store` and `task.label_columns`.
     """
     dataset = open_store(prepare(config, progress=progress))
     label_columns(dataset, config.data.labels)
@@ -38,6 +51,11 @@ def prepare(config: Config, *, progress: bool = True) -> Path:
     return DATASETS[config.data.dataset](config, progress)
 
 
+def user_cache() -> Path:
+    """Where stores go whose data set has no folder of its own."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpgan_ray"
+
+
 def _celeba(config: Config, progress: bool) -> Path:
     if config.data_dir is None:
         raise InputError("data_dir is None; the celeba data set is read from a folder: give it with --data-dir")
@@ -50,7 +68,7 @@ def _faces(config: Config, progress: bool) -> Path:
         raise InputError(
             f"data_dir is {config.data_dir}, but faces are drawn, not read: leave it out, or add --data.dataset celeba"
         )
-    root = config.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpgan_ray"
+    root = config.cache_dir or user_cache()
     people, each = config.data.num_identities, config.data.pictures_per_identity
     recipe = Path(faces.__file__).read_bytes() + f"{people} {each}".encode()  # the faces change with the code that draws them
     folder = root / f"faces-{hashlib.sha256(recipe).hexdigest()[:16]}"
@@ -61,4 +79,13 @@ def _faces(config: Config, progress: bool) -> Path:
     return celeba.prepare(folder, root, config, progress=progress)
 
 
-DATASETS: dict[str, Callable[[Config, bool], Path]] = {"faces": _faces, "celeba": _celeba}
+def _small(how: Small) -> Callable[[Config, bool], Path]:
+    return lambda config, progress: small.prepare(how, config, cache=user_cache(), progress=progress)
+
+
+DATASETS: dict[str, Callable[[Config, bool], Path]] = {
+    "faces": _faces,
+    "celeba": _celeba,
+}
+RESIZED = ("faces", "celeba", "genki4k")
+"""Those whose pictures are brought to `data.image_size`; the others have a size of their own."""

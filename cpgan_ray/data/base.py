@@ -56,7 +56,7 @@ def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
 
 
 def pictures(split: Split, batch: Batch) -> np.ndarray:
-    """The pictures of a batch, mirrored and shifted; a shift repeats the edge it uncovers: uint8 (B, H, W, 3)."""
+    """The pictures of a batch, mirrored and shifted, as stored: (B, H, W, C). A shift repeats the edge it uncovers."""
     taken = split.take(batch.rows)
     for channel in range(taken.shape[3]):  # whole pixels at a time would take three times as long
         taken[batch.mirrored, ..., channel] = taken[batch.mirrored, :, ::-1, channel]

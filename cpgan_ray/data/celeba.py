@@ -313,15 +313,6 @@ def columns_of(label_names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     return np.array([list(label_names).index(label) for label in labels or label_names], np.int64)
 
 
-def label_columns(dataset: store.Dataset, labels: Sequence[str]) -> np.ndarray:
-    """Columns of `Split.labels` that are the task `config.data.labels`, all where none are named: int64 (L,).
-
-    Raises:
-        InputError: as `columns_of`.
-    """
-    return columns_of(dataset.label_names, labels)
-
-
 def split_rows(annotations: Annotations, *, mode: str) -> dict[str, np.ndarray]:
     """Row numbers of each split, in the order of the attribute file.
 

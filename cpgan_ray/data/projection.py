@@ -5,7 +5,8 @@ For a picture x in [-1, 1]^D, its coordinates c = V (x - mean) and any predictio
 
 Mean and components are those of the plain and the mirrored pictures together. This set is its own mirror image, so that each
 component is either even (equal to its mirror image) or odd (its negative). Hence the two kinds are found apart, at half the
-size each, and a mirrored picture's coordinates are the plain ones with the odd components' signs turned.
+size each, and a mirrored picture's coordinates are the plain ones with the odd components' signs turned. Where mirror images are
+not of the data set's kind (digits, signals), mean and components are those of the plain ones alone.
 """
 
 import json
@@ -33,10 +34,10 @@ BLOCK_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projection:
-    """Principal components of the training pictures; D = H * W * 3, in this order. Memory-mapped arrays, not to be written to."""
+    """Principal components of the training pictures; D = H * W * C, in this order. Memory-mapped arrays, not to be written to."""
 
     mean: np.ndarray
-    """(D,) float32, its own mirror image."""
+    """(D,) float32, its own mirror image where there are mirror images."""
     components: np.ndarray
     """(p, D) float32, orthonormal, by falling variance."""
     parity: np.ndarray
@@ -64,10 +65,11 @@ class Projection:
 
 
 def scale(images: np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W, 3) to float32 (B, D) in [-1, 1]."""
+    """What the networks see, float32 (B, D): of uint8 pictures (B, H, W, C) values in [-1, 1], of float32 ones themselves."""
     x = images.reshape(len(images), -1).astype(np.float32)
-    x /= 127.5
-    x -= 1
+    if images.dtype == np.uint8:
+        x /= 127.5
+        x -= 1
     return x
 
 
@@ -98,18 +100,19 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
                 beside = folder.with_name(folder.name + ".partial")
                 shutil.rmtree(beside, ignore_errors=True)
                 beside.mkdir()
-                _compute(beside, dataset.train, min(components, len(dataset.train), int(np.prod(dataset.image_shape))), progress)
+                number = min(components, len(dataset.train), int(np.prod(dataset.image_shape)))
+                _compute(beside, dataset.train, number, mirrored=dataset.nature.mirrored, progress=progress)
                 beside.rename(folder)
     names = ("mean", "components", "parity", "coordinates", "residual")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}  # copy on write: torch warns of read-only
     return Projection(**arrays, **json.loads((folder / "summary.json").read_text()))
 
 
-def _compute(folder: Path, split: Split, num_components: int, progress: bool) -> None:
+def _compute(folder: Path, split: Split, num_components: int, *, mirrored: bool, progress: bool) -> None:
     sample = np.linspace(0, len(split) - 1, min(SAMPLE_ROWS, len(split))).round().astype(np.int64)
     work = len(sample) * (2 + ITERATIONS) + len(split)
     with progress_bar(work, what=f"principal components of {split.path}", unit="pictures", show=progress) as advance:
-        mean, components, parity = _principal(split, sample, num_components, advance)
+        mean, components, parity = _principal(split, sample, num_components, advance, mirrored=mirrored)
         coordinates = np.lib.format.open_memmap(
             folder / "coordinates.npy", mode="w+", dtype=np.float32, shape=(len(split), num_components)
         )
@@ -136,19 +139,21 @@ def _coordinates(projection: Projection, x: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _principal(
-    split: Split, sample: np.ndarray, num_components: int, advance: Callable[[int], None]
+    split: Split, sample: np.ndarray, num_components: int, advance: Callable[[int], None], *, mirrored: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (D,), components (p, D) and parity (p,) of the sampled pictures and their mirror images.
+    """Mean (D,), components (p, D) and parity (p,) of the sampled pictures and, if `mirrored`, their mirror images.
 
-    With the even and odd parts e, o of x - mean, the covariance is E[e e'] + E[o o'], and no direction is in both.
+    With the even and odd parts e, o of x - mean, the covariance is E[e e'] + E[o o'], and no direction is in both. Without mirror
+    images all of a picture is taken for its middle column, which is even.
     """
     height, width, channels = split.image_shape
     total = np.zeros(split.image_shape, np.float64)
     for images in _blocks(split, sample, advance):
-        total += images.sum(axis=0, dtype=np.int64)
-    mean = (total + total[:, ::-1]) / (2 * len(sample) * 127.5) - 1
+        total += images.sum(axis=0, dtype=np.float64)  # of bytes exact
+    mean = (total + total[:, ::-1]) / 2 if mirrored else total
+    mean = mean / (len(sample) * 127.5) - 1 if split.dtype == np.uint8 else mean / len(sample)
     mean = torch.from_numpy(mean.astype(np.float32))
-    right = width // 2
+    right = width // 2 if mirrored else 0
 
     def fold(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures to the even and odd halves of x - mean, in orthonormal coordinates."""

@@ -1,8 +1,8 @@
 """The prepared store: one Arrow IPC file per split, memory-mapped, so that all processes of a node share one copy.
 
-Columns: `image` (fixed-shape uint8 tensor, H x W x 3), `identity` (int64), then one int8 column of 0/1 per label. A
-`manifest.json` beside the files says what they hold. `build` writes a store shard by shard: an interrupted build goes on
-where it stopped, and nothing has the final name before it is complete.
+Columns: `image` (fixed-shape tensor, H x W x C: uint8 pictures or float32 signals), `identity` (int64), then one int8 column per
+label: 0/1, or the number of a class. A `manifest.json` beside the files says what they hold. `build` writes a store shard by
+shard: an interrupted build goes on where it stopped, and nothing has the final name before it is complete.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cpgan_ray.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files; part of every digest, so that a new version never reads old files."""
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 SHARD_ROWS = 1024
@@ -40,13 +40,15 @@ class Split:
     path: Path
     label_names: tuple[str, ...]
     labels: np.ndarray
-    """(N, L) int8, 0 or 1."""
+    """(N, L) int8, 0 or 1, or the number of a class."""
     identity: np.ndarray
     """(N,) int64."""
     image_shape: tuple[int, int, int]
-    """(H, W, 3)."""
+    """(H, W, C)."""
+    dtype: np.dtype
+    """uint8 or float32."""
     views: tuple[np.ndarray, ...] = field(repr=False)
-    """The pictures, zero-copy and read-only: one uint8 (n, H, W, 3) per record batch."""
+    """The pictures, zero-copy and read-only: one (n, H, W, C) per record batch."""
     starts: np.ndarray = field(repr=False)
     """(len(views),) int64: row number of each view's first picture."""
 
@@ -57,7 +59,7 @@ class Split:
         return open_split, (self.path,)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Copies of the pictures in `rows` (B,), in that order: uint8 (B, H, W, 3).
+        """Copies of the pictures in `rows` (B,), in that order: (B, H, W, C).
 
         Raises:
             IndexError: a row is negative or not below `len(self)`.
@@ -66,15 +68,27 @@ class Split:
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.path.name}, which has {len(self)}")
         view = np.searchsorted(self.starts, rows, side="right") - 1
-        pictures = np.empty((len(rows), *self.image_shape), np.uint8)
+        pictures = np.empty((len(rows), *self.image_shape), self.dtype)
         for i, (v, offset) in enumerate(zip(view.tolist(), (rows - self.starts[view]).tolist(), strict=True)):
             pictures[i] = self.views[v][offset]
         return pictures
 
     def iter_batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        """Copies of all pictures in order, `batch_size` at a time (the last batch may be smaller): uint8 (<=B, H, W, 3)."""
+        """Copies of all pictures in order, `batch_size` at a time (the last batch may be smaller): (<=B, H, W, C)."""
         for start in range(0, len(self), batch_size):
             yield self.take(np.arange(start, min(start + batch_size, len(self))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nature:
+    """What the values and labels of a data set are."""
+
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Label to the names of its classes, for labels that are not 0/1."""
+    mirrored: bool = True
+    """Whether a mirror image is a sample of the same kind (faces), or is not (digits, signals)."""
+    unit: float = 127.5
+    """What 1 of the values that networks see is in the data set's own unit: 127.5 grey levels for uint8 pictures in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +100,8 @@ class Dataset:
     """Of everything the store was made from; the name of the folder."""
     label_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    """(H, W, 3)."""
+    """(H, W, C)."""
+    nature: Nature
     train: Split
     val: Split
     test: Split
@@ -105,16 +120,19 @@ class Plan:
     """(N,) names of the pictures, for the record of those left out."""
     label_names: tuple[str, ...]
     labels: np.ndarray
-    """(N, L) int8, 0 or 1."""
+    """(N, L) int8, 0 or 1, or the number of a class."""
     identity: np.ndarray
     """(N,) int64."""
     image_shape: tuple[int, int, int]
     rows: Mapping[str, np.ndarray]
     """Split name to the numbers of its rows, in the order they are stored."""
     fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    """Row numbers (n,) to pictures uint8 (n, H, W, 3) and which of them count, bool (n,); the rest is left out."""
+    """Row numbers (n,) to pictures (n, H, W, C) and which of them count, bool (n,); the rest is left out."""
     missing: tuple[str, ...] = ()
     """Pictures that are left out from the start."""
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
+    """uint8 or float32."""
+    nature: Nature = field(default_factory=Nature)
 
 
 UNWRITABLE = (
@@ -140,6 +158,7 @@ def open_store(folder: Path) -> Dataset:
         label_names, image_shape = tuple(manifest["label_names"]), tuple(manifest["image_shape"])
         sizes = {name: (manifest["splits"][name]["rows"], manifest["splits"][name]["bytes"]) for name in SPLITS}
         digest, skipped = manifest["digest"], tuple(manifest["skipped"])
+        nature = Nature(**manifest["nature"])
     except FileNotFoundError as e:
         raise _damaged(folder, "manifest.json is missing") from e
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as e:
@@ -158,7 +177,9 @@ def open_store(folder: Path) -> Dataset:
         if (len(split), split.label_names, split.image_shape) != (num_rows, label_names, image_shape):
             raise _damaged(folder, f"{path.name} does not hold what manifest.json says")
         splits[name] = split
-    return Dataset(folder=folder, digest=digest, label_names=label_names, image_shape=image_shape, skipped=skipped, **splits)
+    return Dataset(
+        folder=folder, digest=digest, label_names=label_names, image_shape=image_shape, nature=nature, skipped=skipped, **splits
+    )
 
 
 def open_split(path: Path) -> Split:
@@ -177,6 +198,7 @@ def open_split(path: Path) -> Split:
         labels=_frozen(np.concatenate(labels) if labels else np.empty((0, len(label_names)), np.int8)),
         identity=_frozen(np.concatenate([b["identity"].to_numpy() for b in batches] or [np.empty(0, np.int64)])),
         image_shape=image_shape,
+        dtype=np.dtype(schema.field("image").type.value_type.to_pandas_dtype()),
         views=tuple(b["image"].storage.flatten().to_numpy().reshape(-1, *image_shape) for b in batches),
         starts=np.cumsum(counts) - counts,
     )
@@ -223,6 +245,7 @@ def build(folder: Path, plan: Plan, *, progress: bool = True) -> None:
         "source": dict(plan.source),
         "label_names": plan.label_names,
         "image_shape": plan.image_shape,
+        "nature": asdict(plan.nature),
         "splits": {
             name: {"rows": len(split), "bytes": (partial / f"{name}.arrow").stat().st_size} for name, split in splits.items()
         },
@@ -239,7 +262,7 @@ def build(folder: Path, plan: Plan, *, progress: bool = True) -> None:
 def _write_split(partial: Path, name: str, plan: Plan, *, advance: Callable[[int], None]) -> Split:
     """Write the shards of one split that are not there yet, join them and remove them."""
     final, rows = partial / f"{name}.arrow", plan.rows[name]
-    per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(plan.image_shape))))
+    per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // (plan.dtype.itemsize * int(np.prod(plan.image_shape)))))
     if not _whole(final, len(rows)):
         shards = []
         for start in range(0, len(rows), per_shard):
@@ -261,7 +284,7 @@ def _write_split(partial: Path, name: str, plan: Plan, *, advance: Callable[[int
 
 
 def _schema(plan: Plan, skipped: Sequence[str]) -> pa.Schema:
-    image = pa.fixed_shape_tensor(pa.uint8(), plan.image_shape)
+    image = pa.fixed_shape_tensor(pa.from_numpy_dtype(plan.dtype), plan.image_shape)
     fields = [("image", image), ("identity", pa.int64()), *((name, pa.int8()) for name in plan.label_names)]
     return pa.schema(fields, metadata={"skipped": json.dumps(skipped)})
 

@@ -1,7 +1,7 @@
 """Encoders as files: torch.export programs (`.pt2`) and ONNX models (`.onnx`), ours and other people's.
 
-An encoder takes uint8 pictures (B, 3, H, W), as they lie in the store, and returns codes (B, k). A float32 input is taken to want
-the same pictures scaled to [-1, 1].
+An encoder takes what lies in the store, (B, C, H, W): uint8 pictures or float32 signals, and returns codes (B, k). One that takes
+float32 pictures is taken to want them scaled to [-1, 1].
 """
 
 import logging
@@ -26,8 +26,8 @@ class Encoder:
     """An encoder, open."""
 
     path: Path
-    image_shape: tuple[int, int, int]  # (H, W, 3) that it takes
-    encode: Callable[[np.ndarray], np.ndarray]  # uint8 (B, 3, H, W) -> float32 (B, k)
+    image_shape: tuple[int, int, int]  # (H, W, C) that it takes
+    encode: Callable[[np.ndarray], np.ndarray]  # (B, C, H, W) as stored -> float32 (B, k)
 
 
 def open_encoder(path: Path) -> Encoder:
@@ -62,7 +62,7 @@ def _open_program(path: Path) -> Encoder:
     def encode(pictures: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(np.require(pictures, requirements=["C", "W"]))
         with torch.no_grad():
-            return module(x if raw else x.float() / 127.5 - 1).float().numpy()
+            return module(x if raw or x.dtype != torch.uint8 else x.float() / 127.5 - 1).float().numpy()
 
     return Encoder(path, shape, encode)
 
@@ -82,16 +82,16 @@ def _open_onnx(path: Path) -> Encoder:
     raw = _takes_raw(path, {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(kind, kind))
 
     def encode(pictures: np.ndarray) -> np.ndarray:
-        x: Any = pictures if raw else pictures.astype(np.float32) / 127.5 - 1
+        x: Any = pictures if raw or pictures.dtype != np.uint8 else pictures.astype(np.float32) / 127.5 - 1
         return np.asarray(session.run(None, {name: x})[0], np.float32)
 
     return Encoder(path, shape, encode)
 
 
 def _image_shape(path: Path, shape: tuple[Any, ...]) -> tuple[int, int, int]:
-    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) for side in shape[2:]):
-        raise InputError(f"encoder {path} takes an input of shape {list(shape)}: it must be (B, 3, H, W) with fixed H and W")
-    return (int(shape[2]), int(shape[3]), 3)
+    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+        raise InputError(f"encoder {path} takes an input of shape {list(shape)}: it must be (B, C, H, W) with fixed C, H and W")
+    return (int(shape[2]), int(shape[3]), int(shape[1]))
 
 
 def _takes_raw(path: Path, dtype: str) -> bool:
@@ -107,9 +107,10 @@ def encode_split(encoder: Encoder, split: Split, *, mirrored: bool = False) -> n
     Raises: InputError where the pictures have another size than it takes, or its codes are not (B, k) or not finite.
     """
     if split.image_shape != encoder.image_shape:
-        side, wanted = split.image_shape[:2], encoder.image_shape[:2]
+        has, wanted = split.image_shape, encoder.image_shape
         raise InputError(
-            f"encoder {encoder.path} takes pictures of {wanted}, the store has {side}: set --data.image-size {wanted[0]}"
+            f"encoder {encoder.path} takes pictures of {wanted}, the store has {has}: set --data.image-size {wanted[0]}, or "
+            "give the data set that it was made for"
         )
     parts = []
     for block in split.iter_batches(BLOCK):
@@ -132,4 +133,6 @@ def encode_split(encoder: Encoder, split: Split, *, mirrored: bool = False) -> n
 def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
     """Codes of all splits, and of the mirrored pictures of those an attack is fitted on."""
     codes = {name: encode_split(encoder, getattr(dataset, name)) for name in ("train", "val", "test")}
+    if not dataset.nature.mirrored:
+        return codes
     return codes | {f"{name}_mirrored": encode_split(encoder, getattr(dataset, name), mirrored=True) for name in ("train", "val")}

@@ -1,11 +1,15 @@
-"""Pictures of reconstructions on one common intensity scale: [-1, 1] is black to white in every row, nothing is stretched."""
+"""Pictures of reconstructions on one common intensity scale: [-1, 1] is black to white in every row, nothing is stretched. Signals
+are drawn as lines, a colour for each channel, on one common axis."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
 from cpgan_ray.evaluation.protocol import Codes
@@ -16,21 +20,44 @@ SCALE_TO = 96
 SHOWN = 10
 
 
-def panel(rows: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int]) -> Image.Image:
-    """One labelled row per entry; each a (n, D) array of flattened pictures (H, W, C) in [-1, 1]."""
-    height, width, _ = image_shape
+def panel(rows: Mapping[str, np.ndarray], dataset: Dataset) -> Image.Image:
+    """One labelled row per entry; each a (n, D) array of what the networks see of samples (H, W, C), flattened."""
+    return (sheet if dataset.train.dtype == np.uint8 else graphs)(rows, image_shape=dataset.image_shape)
+
+
+def graphs(rows: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int]) -> Image.Image:
+    """Signals as lines."""
+    height, width, channels = image_shape
+    count = max(len(signals) for signals in rows.values())
+    figure = Figure(figsize=(1.2 * count + 1.5, 1.1 * len(rows)), dpi=100)
+    boxes = figure.subplots(len(rows), count, sharex=True, sharey=True, squeeze=False)
+    for row, (label, signals) in zip(boxes, rows.items(), strict=True):
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        for one, signal in zip(row, signals, strict=False):
+            one.plot(signal.reshape(height, width * channels), linewidth=0.7)
+        for one in row:
+            one.set(xticks=[], yticks=[])
+    figure.tight_layout(pad=0.3)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def sheet(rows: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int]) -> Image.Image:
+    """Pictures side by side."""
+    height, width, channels = image_shape
     factor = max(1, SCALE_TO // height)
     tile = (width * factor, height * factor)
     count = max(len(pictures) for pictures in rows.values())
-    sheet = Image.new("RGB", (LABEL_WIDTH + count * (tile[0] + 2), len(rows) * (tile[1] + 2)), "white")
-    draw = ImageDraw.Draw(sheet)
+    page = Image.new("RGB", (LABEL_WIDTH + count * (tile[0] + 2), len(rows) * (tile[1] + 2)), "white")
+    draw = ImageDraw.Draw(page)
     for i, (label, pictures) in enumerate(rows.items()):
         top = i * (tile[1] + 2)
         draw.multiline_text((6, top + tile[1] // 2 - 12), label, fill="black")
         bytes_ = np.clip((pictures.reshape(-1, *image_shape) + 1) * 127.5, 0, 255).round().astype(np.uint8)
-        for j, picture in enumerate(bytes_):
-            sheet.paste(Image.fromarray(picture).resize(tile, Image.Resampling.NEAREST), (LABEL_WIDTH + j * (tile[0] + 2), top))
-    return sheet
+        for j, picture in enumerate(bytes_ if channels == 3 else bytes_[..., 0]):
+            page.paste(Image.fromarray(picture).resize(tile, Image.Resampling.NEAREST), (LABEL_WIDTH + j * (tile[0] + 2), top))
+    return page
 
 
 def reconstructed(data: AttackData, fitted: Fitted, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -68,7 +95,7 @@ def verdict_panels(verdict: Verdict, material: Material, *, undefended: Codes | 
         else:
             shown[f"undefended:\nbest {k} numbers"] = basis.reconstruct(linear_code(data, rows, k))
         shown[f"this privatizer,\n{strongest.entry.name} attack"] = reconstructed(data, strongest.made.fitted, rows, mean)
-        panels[name] = panel(shown, image_shape=dataset.image_shape)
+        panels[name] = panel(shown, dataset)
     return panels
 
 

@@ -8,7 +8,8 @@ Variant `fresh`: the attacker has pictures of its own. It is fitted on three qua
 Variant `leaked`: the defender's training pictures have leaked. The attack is fitted on all of `train` and tuned on `val`: the
 harder one for the defender as a rule, since there are more of them and the codes were made for them.
 
-Either way the attacker knows the privatizer, so it has the codes of its pictures' mirror images too. Mean picture and principal
+Either way the attacker knows the privatizer, so it has the codes of its pictures' mirror images too, where such are pictures of the
+same kind. Mean picture and principal
 components are those of `train` in both variants: an attacker who has them is no weaker for it.
 """
 
@@ -32,7 +33,7 @@ LEAST_ROWS = 4
 """Pictures that an attack is fitted on, and tuned on, at the least."""
 
 Codes = dict[str, np.ndarray]
-"""(N, k) float32 of `train`, `train_mirrored`, `val`, `val_mirrored` and `test`."""
+"""(N, k) float32 of `train`, `val` and `test`; of `train_mirrored` and `val_mirrored` where `Nature.mirrored`."""
 
 
 def attack_data(
@@ -72,15 +73,18 @@ def attack_data(
         turned = codes[f"{name}_mirrored"][rows] if mirrored else None
         return pairs(chosen, rows, codes[name][rows], turned, basis=basis, device=device)
 
+    mirrored, pictures = dataset.nature.mirrored, dataset.train.dtype == np.uint8
     data = AttackData(
-        fit=part(split, fitted, mirrored=True),
+        fit=part(split, fitted, mirrored=mirrored),
         tune=part(*tuned),
         score=part("test", np.arange(len(dataset.test))),
         components=torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"])).to(device),
-        bounds=(torch.from_numpy(-1 - basis.mean).to(device), torch.from_numpy(1 - basis.mean).to(device)),
+        bounds=(torch.from_numpy(-1 - basis.mean).to(device), torch.from_numpy(1 - basis.mean).to(device)) if pictures else None,
         image_shape=dataset.image_shape,
         seed=seed,
         trained_against=trained_against,
+        unit=dataset.nature.unit,
+        mirrored=mirrored,
     )
     ensure_disjoint(data)
     return data

@@ -13,13 +13,14 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Score:
-    """R2 on the score rows with a 95 % interval; errors on [0, 1] and 0-255; likeness of the pictures."""
+    """R2 on the score rows with a 95 % interval; mean squared errors per value; likeness of the pictures."""
 
     r2: float
     low: float
     high: float
-    mse: float
-    mse_255: float
+    mse: float  # of pictures in [0, 1], of signals as they are stored
+    mse_255: float | None = None  # of pictures, 0-255
+    mse_raw: float | None = None  # of signals, in their own unit
     psnr: float | None = None  # dB; of pictures only, as those below
     ssim: float | None = None
     ms_ssim: float | None = None
@@ -58,9 +59,13 @@ def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bo
             likeness.append(found | ({"legacy_mse": legacy_mse(one, other)} if legacy else {}))
     rows = RowErrors(np.concatenate(errors), np.concatenate(mean_errors), data.score.identity)
     low, high = interval(rows, seed=data.seed)
-    mse = float(rows.errors.mean()) / 4  # pictures in [-1, 1]: half the unit of [0, 1], squared
+    mse = float(rows.errors.mean())
+    if data.bounds is None:
+        units = {"mse": mse, "mse_raw": mse * data.unit**2}
+    else:
+        units = {"mse": mse / 4, "mse_255": mse / 4 * 255**2}  # in [-1, 1] a unit is half of that in [0, 1]
     extra = {name: float(np.concatenate([part[name] for part in likeness]).mean()) for name in likeness[0]} if likeness else {}
-    return Score(r2=rows.r2, low=low, high=high, mse=mse, mse_255=mse * 255**2, **extra), rows
+    return Score(r2=rows.r2, low=low, high=high, **units, **extra), rows
 
 
 def resamples(rows: RowErrors, *, seed: int) -> np.ndarray:

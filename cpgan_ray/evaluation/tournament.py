@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
-from cpgan_ray.data import Dataset, label_columns
+from cpgan_ray.data import Dataset, answers
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
@@ -27,6 +27,8 @@ from cpgan_ray.messages import Metrics
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 """The slow ones, which are begun first."""
+LEAST_SIDE = 8
+"""They are made on pictures of at least this side, in pixels; of signals a perceptron's layers see all at once."""
 LABEL_ATTACKS = ("ridge", "kernel", "mlp")
 FLOOR = "labels"
 """The variant of the label floor: the true labels in the place of codes."""
@@ -64,8 +66,7 @@ class Material:
         """The three sets of a variant. For the label floor the codes are the true labels of the task."""
         codes = self.codes
         if variant == FLOOR:
-            columns = label_columns(self.dataset, self.task)
-            labels = {n: getattr(self.dataset, n).labels[:, columns].astype(np.float32) for n in ("train", "val", "test")}
+            labels = {name: answers(self.dataset, self.task, split=name) for name in ("train", "val", "test")}
             codes = labels | {"train_mirrored": labels["train"], "val_mirrored": labels["val"]}
         return attack_data(
             self.dataset,
@@ -147,12 +148,15 @@ def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
             f"{len(dataset.train)}, val {len(dataset.val)}, by people {len(mine)} and {len(kept)} for variant 'fresh'; "
             "give more pictures"
         )
-    found = [Entry(name, variant) for variant in variants for name in config.names]
+    names = [name for name in config.names if name not in PIXEL_ATTACKS or min(dataset.image_shape[:2]) >= LEAST_SIDE]
+    if not names:
+        raise InputError(f"attacks.names has {', '.join(config.names)}, which need pictures; add mlp: these are signals")
+    found = [Entry(name, variant) for variant in variants for name in names]
     found += [
         Entry(name, variant, share)
         for variant in variants[:1]
         for share in config.shares
-        for name in config.names
+        for name in names
         if name not in PIXEL_ATTACKS and share * sizes[variant] >= LEAST_ROWS
     ]
     found += [Entry(name, FLOOR) for name in LABEL_ATTACKS]
@@ -215,7 +219,7 @@ def linear_code_r2(data: AttackData, k: int) -> float:
 def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
     """Identity linkage on the score set: of pictures (what this encoder can do at best), of a reconstruction and a picture, of two
     reconstructions, and of two codes themselves. Empty where too few people have two pictures."""
-    plain = slice(0, len(data.fit) // 2)  # the rest are their mirror images
+    plain = slice(0, len(data.fit) // 2 if data.mirrored else None)  # the rest are their mirror images
     people, basis = data.fit.identity[plain], data.components
     reconstructions = torch.cat([to_pixels(data, strongest, z) @ basis.T for z in data.score.z.split(256)])
     try:
@@ -238,7 +242,9 @@ def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
 
 
 def infer(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[Inferred]:
-    """The attribute map, taught on the leaked pictures."""
+    """The attribute map, taught on the leaked pictures; of labels that are 0/1."""
+    if dataset.nature.classes:
+        return []
     train = dataset.train.labels[data.fit.pixels.batch.rows]  # pyright: ignore[reportAttributeAccessIssue]
     labels = {"fit": train, "tune": dataset.val.labels, "score": dataset.test.labels}
     return attribute_map(data, labels, names=dataset.label_names, task=task)
@@ -256,7 +262,11 @@ def metrics(verdict: Verdict) -> Metrics:
         "privacy/excess_r2": strongest - floor,
     }
     for a in reversed(verdict.attacked):  # the stronger of two variants is written last
-        found |= {f"attack/{a.entry.name}/{key}": getattr(a.score, key) for key in ("r2", "mse_255")}
+        found |= {
+            f"attack/{a.entry.name}/{key}": value
+            for key in ("r2", "mse_255", "mse_raw")
+            if (value := getattr(a.score, key)) is not None
+        }
         found |= {f"attack/{a.entry.name}/seconds": a.made.seconds}
     if verdict.linkage:
         found["privacy/linkage_auc"] = max(v.auc for name, v in verdict.linkage.items() if name != "picture and picture")

@@ -4,27 +4,31 @@ import copy
 import io
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+UINT8 = np.dtype(np.uint8)
+
 
 class Handed(nn.Module):
-    """A privatizer with its input as it lies in the store: uint8 pictures (B, 3, H, W) -> float32 codes (B, k)."""
+    """A privatizer with its input as it lies in the store: uint8 or float32 (B, C, H, W) -> float32 codes (B, k)."""
 
     def __init__(self, privatizer: nn.Module) -> None:
         super().__init__()
         self.privatizer = privatizer
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.privatizer(pictures.float() / 127.5 - 1)
+        return self.privatizer(pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures)
 
 
-def export_programs(net: nn.ModuleDict, *, k: int, image_shape: tuple[int, int, int]) -> dict[str, bytes]:
-    """`privatizer` and `utility_head` as the bytes of `.pt2` files: uint8 pictures -> z -> logits, on the CPU."""
+def export_programs(net: nn.ModuleDict, *, k: int, image_shape: tuple[int, int, int], dtype: np.dtype = UINT8) -> dict[str, bytes]:
+    """`privatizer` and `utility_head` as the bytes of `.pt2` files: pictures as the store has them -> z -> logits, on the CPU."""
     height, width, channels = image_shape
     net = copy.deepcopy(net).cpu().eval()
+    kind = torch.uint8 if dtype == UINT8 else torch.float32
     parts = {
-        "privatizer": (Handed(net["privatizer"]), torch.zeros(2, channels, height, width, dtype=torch.uint8)),
+        "privatizer": (Handed(net["privatizer"]), torch.zeros(2, channels, height, width, dtype=kind)),
         "utility_head": (net["head"], torch.zeros(2, k)),
     }
     programs = {}

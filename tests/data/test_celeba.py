@@ -21,7 +21,7 @@ from PIL import Image
 
 from cpgan_ray import data
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import celeba, store
+from cpgan_ray.data import celeba, label_columns, store
 from cpgan_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -203,8 +203,8 @@ def test_the_identity_split_needs_no_partition_file_and_parts_people(layout):
 
 def test_label_columns_follow_the_order_asked_for(layout):
     dataset = load(layout)
-    assert celeba.label_columns(dataset, ("Young", "Smiling")).tolist() == [2, 0]
-    assert celeba.label_columns(dataset, ()).tolist() == [0, 1, 2, 3]
+    assert label_columns(dataset, ("Young", "Smiling")).tolist() == [2, 0]
+    assert label_columns(dataset, ()).tolist() == [0, 1, 2, 3]
 
 
 # What may be wrong. Each entry: what to spoil in the folder, the settings, what the message must say.

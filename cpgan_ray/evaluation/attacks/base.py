@@ -1,7 +1,7 @@
 """What an attack is given and what it answers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,7 +83,9 @@ class AttackData:
     bounds: tuple[Tensor, Tensor] | None  # (D,) least and largest value of each pixel; None: unbounded
     image_shape: tuple[int, int, int] | None  # (H, W, C); None: no pictures, decoders fall back on perceptrons
     seed: int
-    trained_against: tuple[str, ...] = field(default=())  # architectures of the training adversaries
+    trained_against: tuple[str, ...] = ()  # architectures of the training adversaries
+    unit: float = 127.5  # what 1 of the pixels' values is in the data set's own unit
+    mirrored: bool = True  # whether the second half of `fit` is the mirror images of the first
 
 
 class Reconstructor(Protocol):

@@ -1,0 +1,77 @@
+"""Data sets that fit into memory: from what a reader makes of a folder to a prepared store."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cpgan_ray.config import Config, DataConfig
+from cpgan_ray.data import store
+from cpgan_ray.data.samples import Samples
+from cpgan_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Small:
+    """How a data set is read."""
+
+    read: Callable[[Path, DataConfig], Samples]
+    files: Callable[[Path], list[Path]] | None = None
+    """What it is read from, which the digest is of; none: it is made by the code alone, and needs no folder."""
+    settings: tuple[str, ...] = ()
+    """The fields of DataConfig that it heeds."""
+    mirrored: bool = False
+    """Whether a mirror image is a sample of the same kind."""
+
+
+def prepare(small: Small, config: Config, *, cache: Path, progress: bool) -> Path:
+    """Make the store under `cache`, or under the data folder's `.cpgan`, unless it is there: returns its folder, absolute.
+
+    Raises:
+        InputError: no data folder, or one that is not needed; what the reader raises; the place cannot be written to.
+    """
+    name, source = config.data.dataset, config.data_dir
+    if small.files is None and source is not None:
+        raise InputError(f"data_dir is {source}, but the {name} data set needs no folder: leave it out")
+    if small.files is not None and source is None:
+        raise InputError(f"data_dir is None; the {name} data set is read from a folder: give it with --data-dir")
+    if source is not None and not source.is_dir():
+        raise InputError(f"data folder {source} does not exist or is no folder: give that of the {name} data set with --data-dir")
+    root = config.cache_dir or (cache if source is None else source / ".cpgan")
+    made_of: dict[str, object] = {"dataset": name, **{field: getattr(config.data, field) for field in small.settings}}
+    total = hashlib.sha256(json.dumps([store.FORMAT, made_of]).encode())
+    for path in small.files(source) if small.files is not None and source is not None else [Path(inspect.getfile(small.read))]:
+        with path.open("rb") as file:
+            total.update(f"\n{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    folder = root.absolute() / total.hexdigest()[:16]
+    if not folder.is_dir():
+        with store.locked(folder):
+            if not folder.is_dir():
+                samples = small.read(source or root, config.data)
+                where = {"path": str(source.absolute())} if source is not None else {}
+                plan = plan_of(samples, digest=folder.name, source=where | made_of, mirrored=small.mirrored)
+                store.build(folder, plan, progress=progress)
+    return folder
+
+
+def plan_of(samples: Samples, *, digest: str, source: dict[str, object], mirrored: bool) -> store.Plan:
+    """What the store is made of. A label of two classes is 0/1 like an attribute."""
+    several = {samples.label_name: list(samples.classes)} if len(samples.classes) > 2 else {}
+    pictures = samples.values.dtype == np.uint8
+    return store.Plan(
+        digest=digest,
+        source=source,
+        names=[str(row) for row in range(len(samples.values))],
+        label_names=(samples.label_name,),
+        labels=samples.labels[:, None],
+        identity=samples.identity,
+        image_shape=samples.values.shape[1:],
+        rows=samples.rows,
+        fetch=lambda rows: (samples.values[rows], np.ones(len(rows), bool)),
+        dtype=samples.values.dtype,
+        nature=store.Nature(classes=several, mirrored=mirrored, unit=127.5 if pictures else samples.scale),
+    )
