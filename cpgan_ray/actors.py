@@ -526,3 +526,33 @@ def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeCon
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)
+
+
+def in_tasks(
+    work: Callable[..., None],
+    todo: Sequence[Sequence[Any]],
+    *,
+    runtime: RuntimeConfig,
+    cpus: float,
+    gpus: float,
+    done: Callable[[int], None],
+) -> None:
+    """`work(*arguments)` for each of `todo` as Ray tasks, as many at once as the cluster has room for. `done` hears the number of
+    each that has ended; one whose process dies is done again.
+
+    Raises: InputError with the numbers where the cluster has no room for one; what a task raised, without Ray's wrapping.
+    """
+    ensure_room([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
+    task: Any = ray.remote(work).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
+    numbers = {task.remote(*arguments): i for i, arguments in enumerate(todo)}
+    waiting = list(numbers)
+    try:
+        while waiting:
+            (ready, *_), waiting = ray.wait(waiting, num_returns=1)
+            ray.get(ready)
+            done(numbers[ready])
+    except RayTaskError as e:
+        raise e.cause from e
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)

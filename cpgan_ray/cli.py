@@ -17,9 +17,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from cpgan_ray.config import AttackJob, Config, SearchJob, flatten, from_json
+from cpgan_ray.config import AttackJob, Config, ReproduceJob, SearchJob, flatten, from_json
 from cpgan_ray.errors import InputError
-from cpgan_ray.presets import PRESETS, for_search, preset
+from cpgan_ray.presets import PRESETS, for_comparison, for_search, preset
 
 BAD_INPUT, FAILED = 2, 1
 STOPPED = threading.Event()
@@ -245,6 +245,58 @@ def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob
     return dataclasses.replace(job, output=job.output and job.output.expanduser().resolve())
 
 
+REPRODUCTION = "reproduction.json"
+"""What a comparison's folder holds from its start on: its job, and its MLflow run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReproduceFlags(ReproduceJob):
+    """A ReproduceJob whose run's fields are flags without a prefix."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[ReproduceJob, bool]:
+    """`DATASET [--flag VALUE ...]`, or `--resume DIR`; and whether it is the latter.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    rest = list(arguments)
+    folder = take_resume(rest)
+    if folder is not None:
+        if rest:
+            raise InputError(f"{rest[0]!r} beside --resume: a comparison goes on as it was begun; leave it out")
+        return read_reproduction(folder)[0], True
+    if not rest or (rest[0].startswith("-") and not {"-h", "--help"} & set(rest)):
+        raise InputError(f"nothing to reproduce: give a data set's preset, one of {', '.join(PRESETS)}")
+    name = "digits" if rest[0].startswith("-") else rest.pop(0)
+    full = "--full" in rest
+    base = preset(name) if full else for_comparison(preset(name))
+    usage = f"{description}\n\nPresets: {', '.join(PRESETS)}. Values shown are those of {name}."
+    job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(config=base), rest, usage=usage)))
+    if job.theory and name != "gaussian":
+        raise InputError(f"--theory of {name}: it is known of gaussian alone")
+    return dataclasses.replace(job, config=absolute(with_dataset(job.config))), False
+
+
+def read_reproduction(folder: Path) -> tuple[ReproduceJob, str]:
+    """The job of a comparison's folder, and the id of its MLflow run.
+
+    Raises: InputError where the folder is not a comparison's, or has been moved.
+    """
+    path = folder / REPRODUCTION
+    if not path.is_file():
+        raise InputError(f"{folder} has no {REPRODUCTION}: give the output folder of a comparison")
+    try:
+        values = json.loads(path.read_text())
+        job, run_id = from_json(values["job"], kind=ReproduceJob), str(values["run_id"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
+    if job.config.output != folder:
+        raise InputError(f"the comparison in {folder} was begun in {job.config.output}: move it back there to go on with it")
+    return job, run_id
+
+
 def find_target(name: str) -> Target:
     """Raises: InputError where it is no finished run's folder, no MLflow run and no file."""
     path = Path(name).expanduser().resolve()
@@ -320,7 +372,9 @@ def one_line(box: str) -> str:
     """The message of the box that tyro draws: without its frame, heading and pointers to help."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
-    return re.sub(r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob): )?", "", text)
+    return re.sub(
+        r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags): )?", "", text
+    )
 
 
 C = TypeVar("C", Config, AttackJob)

@@ -54,6 +54,10 @@ class DataConfig:
     """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
     labels: tuple[str, ...] = ()
     """The attributes of the task, by their official names; none given: all that the attribute file has."""
+    train_rows: int = 0
+    """At most so many training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
+    mixture_seed: int = 9
+    """Which mixture `gaussian` is; 9 is the reference's."""
     mirror: bool = True
     """Show each training picture mirrored in half of the rounds (its target is mirrored too), unless it is a digit or a signal."""
     shift: int = 0
@@ -67,6 +71,8 @@ class DataConfig:
         _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "between 8 and 1024")
         _require(0 < self.crop <= 1, "data.crop", self.crop, "in (0, 1]")
         _require(0 <= self.shift < self.image_size // 2, "data.shift", self.shift, "at least 0 and below half of data.image_size")
+        _require(self.train_rows >= 0, "data.train_rows", self.train_rows, "at least 0")
+        _require(self.mixture_seed >= 0, "data.mixture_seed", self.mixture_seed, "at least 0")
         _require(self.num_identities >= 10, "data.num_identities", self.num_identities, "at least 10")
         _require(self.pictures_per_identity >= 1, "data.pictures_per_identity", self.pictures_per_identity, "at least 1")
 
@@ -75,8 +81,14 @@ class DataConfig:
 class PrivatizerConfig:
     __pydantic_config__ = STRICT
 
-    family: Literal["conv", "residual"] = "conv"
-    """`conv`: strided 3x3 convolutions with batch norm (SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks."""
+    family: Literal["conv", "residual", "lenet", "generator", "picture", "linear"] = "conv"
+    """`conv`: strided 3x3 convolutions with batch norm (SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks. The
+    original's (SPEC 1.8): `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the latter keeps the picture's
+    shape), `linear` (Gaussian). Width and depth are of `conv` and `residual`."""
+    bottleneck: bool = True
+    """A linear map to k numbers; without it the features themselves are the code, and k must be as many."""
+    code: Literal["normalised", "relu", "raw"] = "normalised"
+    """How z leaves: `normalised` by batch statistics (rescaling gains nothing), through a `relu` (the original), or as it is."""
     width: Annotated[int, Range(8, 64, (16, 32, 64))] = 32
     """Channels of the first stage; each further stage doubles them."""
     depth: Annotated[int, Range(3, 5, (3, 4, 5), log=False)] = 4
@@ -108,6 +120,13 @@ class PrivatizerConfig:
 class UtilityConfig:
     __pydantic_config__ = STRICT
 
+    family: Literal["mlp", "lenet", "shake", "wide"] = "mlp"
+    """`mlp`: hidden layers with batch norm and dropout. The original's: `lenet` (FC 120 and 84); on codes that are pictures `shake`
+    (Shake-Shake 26) and `wide` (WRN-16-8), of any depth and width."""
+    depth: int = 0
+    """Layers of `shake` and `wide`; 0: 26 and 16."""
+    width: int = 0
+    """Channels of the first stage of `shake`, widening of `wide`; 0: 32 and 8."""
     hidden: Annotated[int, Range(64, 1024, (128, 256, 512))] = 256
     """Width of the two hidden layers of the classifier on z; 0: a linear classifier."""
     dropout: Annotated[float, Range(0.0, 0.6, (0.0, 0.3, 0.6), log=False)] = 0.3
@@ -118,7 +137,8 @@ class UtilityConfig:
     """Adam's peak rate."""
 
     def __post_init__(self) -> None:
-        _require(self.hidden >= 0, "utility.hidden", self.hidden, "at least 0")
+        for name in ("hidden", "depth", "width"):
+            _require(getattr(self, name) >= 0, f"utility.{name}", getattr(self, name), "at least 0")
         _require(0 <= self.dropout < 1, "utility.dropout", self.dropout, "in [0, 1)")
         _require(self.learning_rate > 0, "utility.learning_rate", self.learning_rate, "positive")
 
@@ -228,8 +248,11 @@ class NeuralConfig:
 
     kind: Literal["neural"] = "neural"
     """Which adversary this is."""
-    architecture: Literal["mlp", "conv", "upsample", "resnet"] = "conv"
-    """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks."""
+    architecture: Literal["mlp", "conv", "upsample", "resnet", "paper"] = "conv"
+    """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks; `paper`: the
+    original's for pictures of that shape (SPEC 1.8), of a fixed size."""
+    bounded: bool = False
+    """`paper` only: end in a tanh, as the original does. What it cannot reach then looks private."""
     width: int = 64
     """Hidden units of an `mlp`; channels of a decoder's last stage but one."""
     depth: int = 2
@@ -538,6 +561,50 @@ class SearchJob:
         for name in ("max_r2", "min_accuracy"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
+
+
+MechanismName = Literal[
+    "cpgan",
+    "cpgan_one",
+    "cpgan_paper",
+    "ran",
+    "bottleneck",
+    "dnn",
+    "resize",
+    "noise",
+    "gaussian_noise",
+    "pca",
+    "random_projection",
+    "dca",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceJob:
+    """What `jobs/reproduce.py` is told: which mechanisms, how often, and the run that every cell is a variant of."""
+
+    __pydantic_config__ = STRICT
+
+    mechanisms: tuple[MechanismName, ...] = ()
+    """Which are compared; none given: all."""
+    settings: int = 4
+    """Settings of each mechanism's knob, at most."""
+    seeds: int = 3
+    """Seeds under which each setting is trained, from --seed on."""
+    full: bool = False
+    """All training samples and the whole tournament instead of the quick comparison."""
+    theory: bool = False
+    """`gaussian` only: print what theory says is best, and train nothing."""
+    lambdas: tuple[float, ...] = (*range(1, 90), 100)
+    """Weights of utility for --theory; those given are the original's."""
+    config: Config = field(default_factory=Config)
+    """The run that every cell is a variant of; its `output` is the comparison's folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("settings", "seeds"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        unfit = [value for value in self.lambdas if not 0 <= value < float("inf")]
+        _require(not unfit, "lambdas", self.lambdas, "finite and at least 0")
 
 
 def to_json(config: Any) -> dict[str, Any]:

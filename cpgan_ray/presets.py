@@ -10,6 +10,7 @@ from cpgan_ray.config import (
     AttackConfig,
     Config,
     DataConfig,
+    DatasetName,
     GameConfig,
     KernelConfig,
     NeuralConfig,
@@ -106,6 +107,92 @@ def celeba_paper() -> Config:
     )
 
 
+def small(
+    dataset: DatasetName, *, k: int, epochs: int, batch_size: int, components: int = 256, privatizer: PrivatizerConfig
+) -> Config:
+    """The default game on one of the small data sets: the original's LeNet backbone with a normalised, rounded code, against ridge,
+    kernel and the original's decoder for such samples."""
+    return Config(
+        preset=dataset,
+        k=k,
+        epochs=epochs,
+        batch_size=batch_size,
+        privacy_weight=0.3,
+        data=DataConfig(dataset=dataset),
+        privatizer=privatizer,
+        utility=UtilityConfig(hidden=128, dropout=0.2),
+        game=GameConfig(warmup_epochs=epochs // 3),
+        adversaries={
+            "ridge": RidgeConfig(bank=2, components=components),
+            "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,), bank=2, components=components),
+            "decoder": NeuralConfig(architecture="paper"),
+        },
+    )
+
+
+def mnist() -> Config:
+    """MNIST, ten digits, 28 x 28."""
+    return small("mnist", k=32, epochs=12, batch_size=500, privatizer=PrivatizerConfig(family="lenet", step=1.0))
+
+
+def digits() -> Config:
+    """scikit-learn's 8 x 8 digits: real, embedded, done in seconds."""
+    privatizer = PrivatizerConfig(family="conv", depth=2, width=16, step=1.0)
+    config = small("digits", k=16, epochs=30, batch_size=200, components=48, privatizer=privatizer)
+    decoder = NeuralConfig(architecture="mlp", width=256, components=48)
+    return replace(config, adversaries=config.adversaries | {"decoder": decoder})
+
+
+def har() -> Config:
+    """UCI HAR, six activities from 128 steps of nine inertial signals, split by subject."""
+    return small("har", k=32, epochs=20, batch_size=500, privatizer=PrivatizerConfig(family="lenet", step=1.0))
+
+
+def genki4k() -> Config:
+    """GENKI-4K, smiling or not, 64 x 64."""
+    config = small("genki4k", k=64, epochs=30, batch_size=250, privatizer=PrivatizerConfig(width=24, step=2.0))
+    return replace(config, utility=replace(config.utility, dropout=0.4))
+
+
+def cifar10() -> Config:
+    """CIFAR-10, ten kinds of objects, 32 x 32."""
+    privatizer = PrivatizerConfig(family="residual", depth=3, width=32, step=1.0)
+    config = small("cifar10", k=128, epochs=20, batch_size=500, privatizer=privatizer)
+    return replace(config, data=replace(config.data, shift=3))
+
+
+def svhn() -> Config:
+    """SVHN, ten digits in street pictures, 32 x 32."""
+    privatizer = PrivatizerConfig(family="residual", depth=3, width=32, step=1.0)
+    return small("svhn", k=64, epochs=20, batch_size=500, privatizer=privatizer)
+
+
+def gaussian() -> Config:
+    """The mixture of two Gaussians in 32 dimensions, on which theory knows the answer (theory.py)."""
+    config = small("gaussian", k=1, epochs=20, batch_size=1000, components=32, privatizer=PrivatizerConfig(family="linear"))
+    utility = UtilityConfig(hidden=0, learning_rate=1e-2)
+    return replace(config, utility=utility, adversaries={"ridge": RidgeConfig(bank=2, components=32)})
+
+
+def for_comparison(config: Config) -> Config:
+    """A run as the cells of a comparison play it: attacks by ridge, kernel, perceptron and nearest neighbours on leaked samples, on
+    10,000 of them at most."""
+    attacks = replace(
+        config.attacks,
+        names=("ridge", "kernel", "mlp", "nearest"),
+        variants=("leaked",),
+        shares=(),
+        restarts=1,
+        mlp_widths=(512,),
+        kernel_features=1024,
+        max_rows=10_000,
+        identity=False,
+        attributes=False,
+        legacy=True,
+    )
+    return replace(config, attacks=attacks, runtime=replace(config.runtime, threads=1))
+
+
 def for_search(config: Config) -> Config:
     """A run as the trials of a search play it: attacks by the three that were strongest on every preset, one seed each, on leaked
     pictures. What the search recommends is trained with the whole tournament."""
@@ -121,7 +208,8 @@ def for_search(config: Config) -> Config:
     return replace(config, attacks=attacks, tracking=replace(config.tracking, log_models=False, system_metrics=False))
 
 
-PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper)}
+SMALL = (mnist, digits, har, genki4k, cifar10, svhn, gaussian)
+PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper, *SMALL)}
 
 
 def preset(name: str) -> Config:

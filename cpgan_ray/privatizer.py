@@ -54,7 +54,7 @@ class Defender:
         self.config, self.device = config, device
         with torch_stream(config.seed, "privatizer", "weights"):
             privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
-            head = build_head(config.utility, k=config.k, num_labels=len(positive_share))
+            head = build_head(config.utility, k=config.k, num_labels=len(positive_share), image_shape=image_shape)
         self.net = nn.ModuleDict({"privatizer": privatizer, "head": head}).to(device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.balanced else None

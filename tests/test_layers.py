@@ -14,9 +14,9 @@ PACKAGE = "cpgan_ray"
 FLOORS = (
     {"config", "presets", "space", "messages", "errors", "metrics", "streams"},
     {"objectives", "nets", "data", "theory", "process", "checkpoint"},
-    {"adversaries", "privatizer", "mechanisms"},
+    {"adversaries", "privatizer"},
     {"workers"},
-    {"game", "evaluation", "frontier"},
+    {"game", "evaluation", "frontier", "mechanisms"},
     {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos", "survey"},
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

@@ -108,19 +108,19 @@ def test_a_privatizer_too_deep_for_the_pictures_is_refused_naming_the_depth(fami
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("hidden", [0, 16])
 def test_a_utility_head_gives_a_logit_per_label(hidden, k):
-    head = build_head(UtilityConfig(hidden=hidden), k=k, num_labels=40)
+    head = build_head(UtilityConfig(hidden=hidden), k=k, num_labels=40, image_shape=(64, 64, 3))
     assert head(torch.randn(8, k)).shape == (8, 40)
 
 
 def test_a_utility_head_without_hidden_units_is_linear():
-    head = build_head(UtilityConfig(hidden=0), k=3, num_labels=2)
+    head = build_head(UtilityConfig(hidden=0), k=3, num_labels=2, image_shape=(64, 64, 3))
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.allclose(head(a + b) + head(torch.zeros(4, 3)), head(a) + head(b), atol=1e-5)
     assert sum(p.numel() for p in head.parameters()) == 3 * 2 + 2
 
 
 def test_a_utility_head_drops_units_in_training_alone():
-    head, z = build_head(UtilityConfig(hidden=16, dropout=0.5), k=3, num_labels=2), torch.randn(8, 3)
+    head, z = build_head(UtilityConfig(hidden=16, dropout=0.5), k=3, num_labels=2, image_shape=(64, 64, 3)), torch.randn(8, 3)
     assert not torch.equal(head(z), head(z))
     head.eval()
     assert torch.equal(head(z), head(z))

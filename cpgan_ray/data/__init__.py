@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cpgan_ray.config import Config
-from cpgan_ray.data import celeba, faces, small, store
+from cpgan_ray.data import celeba, cifar10, digits, faces, genki4k, har, mnist, small, store, svhn
 from cpgan_ray.data.small import Small
 from cpgan_ray.data.store import Dataset, Split, open_store
 from cpgan_ray.data.task import answers, label_columns, majority_logits, shares
@@ -86,6 +86,19 @@ def _small(how: Small) -> Callable[[Config, bool], Path]:
 DATASETS: dict[str, Callable[[Config, bool], Path]] = {
     "faces": _faces,
     "celeba": _celeba,
+    "mnist": _small(Small(lambda source, data: mnist.read(source), mnist.files)),
+    "digits": _small(Small(lambda source, data: digits.read(source), digits.files, needs_folder=False)),
+    "har": _small(Small(lambda source, data: har.read(source), har.files)),
+    "genki4k": _small(
+        Small(
+            lambda source, data: genki4k.read(source, image_size=data.image_size),
+            genki4k.files,
+            settings=("image_size",),
+            mirrored=True,
+        )
+    ),
+    "cifar10": _small(Small(lambda source, data: cifar10.read(source), cifar10.files, mirrored=True)),
+    "svhn": _small(Small(lambda source, data: svhn.read(source), svhn.files)),
 }
 RESIZED = ("faces", "celeba", "genki4k")
 """Those whose pictures are brought to `data.image_size`; the others have a size of their own."""

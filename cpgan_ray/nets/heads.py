@@ -3,10 +3,31 @@
 from torch import nn
 
 from cpgan_ray.config import UtilityConfig
+from cpgan_ray.nets.lenet import lenet_head
+from cpgan_ray.nets.shake import ShakeShake
+from cpgan_ray.nets.wide import WideResNet
 
 
-def build_head(config: UtilityConfig, *, k: int, num_labels: int) -> nn.Module:
-    """Classifier on z: (B, k) -> (B, num_labels) logits. Two hidden layers with batch norm and dropout, or none (SPEC 1.8)."""
+def build_head(config: UtilityConfig, *, k: int, num_labels: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Classifier on z: (B, k) -> (B, num_labels) logits (SPEC 1.8).
+
+    Raises: InputError where a head for pictures gets a code that is none.
+    """
+    match config.family:
+        case "lenet":
+            return lenet_head(k, outputs=num_labels)
+        case "shake":
+            size = {"depth": config.depth or 26, "width": config.width or 32}
+            return ShakeShake(k, outputs=num_labels, image_shape=image_shape, **size)
+        case "wide":
+            size = {"depth": config.depth or 16, "widen": config.width or 8}
+            return WideResNet(k, outputs=num_labels, image_shape=image_shape, dropout=config.dropout, **size)
+        case "mlp":
+            return mlp_head(config, k=k, num_labels=num_labels)
+
+
+def mlp_head(config: UtilityConfig, *, k: int, num_labels: int) -> nn.Module:
+    """Two hidden layers with batch norm and dropout, or none."""
     if config.hidden == 0:
         return nn.Linear(k, num_labels)
     layers: list[nn.Module] = []

@@ -1,13 +1,18 @@
-"""Privatizers: what Alice runs. float32 pictures (B, 3, H, W) in [-1, 1] -> codes z (B, k), normalised.
+"""Privatizers: what Alice runs. float32 pictures (B, C, H, W) in [-1, 1], or signals -> codes z (B, k).
 
-z leaves normalised (batch statistics, no affine part), so that a privatizer gains nothing by rescaling it.
+z leaves normalised (batch statistics, no affine part) unless told otherwise, so that a privatizer gains nothing by rescaling it.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from cpgan_ray.config import PrivatizerConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.nets.lenet import lenet_stages
+from cpgan_ray.nets.linear import linear_stages
+from cpgan_ray.nets.picture import generator_conv, residual_g
 
 
 def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
@@ -49,27 +54,51 @@ def residual_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*stages, nn.BatchNorm2d(last), nn.ReLU())
 
 
-FAMILIES = {"conv": conv_stages, "residual": residual_stages}
+def strided(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]:
+    """Stages that halve the picture `depth` times."""
 
-
-class Privatizer(nn.Module):
-    """Convolutional stages, a linear map to k numbers, and normalisation."""
-
-    def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
-        super().__init__()
+    def build(config: PrivatizerConfig, image_shape: tuple[int, int, int]) -> nn.Module:
         height, width, channels = image_shape
         side = 2**config.depth
         if min(height, width) < side:
             raise InputError(
                 f"privatizer.depth is {config.depth}, which needs pictures of {side} pixels; the store has {height}x{width}"
             )
+        return stages(channels, width=config.width, depth=config.depth)
+
+    return build
+
+
+FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]] = {
+    "conv": strided(conv_stages),
+    "residual": strided(residual_stages),
+    "lenet": lambda config, image_shape: lenet_stages(image_shape),
+    "generator": lambda config, image_shape: generator_conv(image_shape[2]),
+    "picture": lambda config, image_shape: residual_g(image_shape[2]),
+    "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
+}
+CODES: dict[str, Callable[[int], nn.Module]] = {
+    "normalised": lambda k: nn.BatchNorm1d(k, affine=False),
+    "relu": lambda k: nn.ReLU(),
+    "raw": lambda k: nn.Identity(),
+}
+
+
+class Privatizer(nn.Module):
+    """Stages, a linear map to k numbers, and what is done to these."""
+
+    def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        height, width, channels = image_shape
         self.symmetric, self.step = config.symmetric, config.step
-        self.stages = FAMILIES[config.family](channels, width=config.width, depth=config.depth)
+        self.stages = FAMILIES[config.family](config, image_shape)
         with torch.no_grad():
             flat = self.stages.eval()(torch.zeros(1, channels, height, width)).numel()
         self.stages.train()
-        self.code = nn.Linear(flat, k)
-        self.normalise = nn.BatchNorm1d(k, affine=False)
+        if not config.bottleneck and k != flat:
+            raise InputError(f"k is {k}, but without a bottleneck the code is the {flat} features: set k to {flat}")
+        self.code = nn.Linear(flat, k) if config.bottleneck else nn.Identity()
+        self.normalise = CODES[config.code](k)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.code(self.stages(x).flatten(1))

@@ -2,7 +2,7 @@
 
 Pictures are in [-1, 1], flattened in the store's order (H, W, C); an `mlp` may aim at principal components instead. None ends in a
 tanh: the range of the target is no business of the network's (SPEC 6.2, P6). Normalisation never mixes rows, so that a row's
-reconstruction is its own.
+reconstruction is its own. The original's decoders (paper_decoders.py) are there to be compared with, and may do both.
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cpgan_ray.config import NeuralConfig
+from cpgan_ray.nets.paper_decoders import PaperDecoder
 
 
 def mlp(config: NeuralConfig, *, k: int, target: int) -> nn.Module:
@@ -98,7 +99,12 @@ STAGES: dict[str, Callable[[int, int, NeuralConfig], nn.Module]] = {
 
 
 def build_reconstructor(config: NeuralConfig, *, k: int, image_shape: tuple[int, int, int], target: int) -> nn.Module:
-    """The reconstructor that the configuration names: (B, k) -> (B, target); `target` differs from H*W*C for an `mlp` only."""
+    """The reconstructor that the configuration names: (B, k) -> (B, target); `target` differs from H*W*C for an `mlp` only.
+
+    Raises: InputError where a code of k numbers is not what the original's decoder for such pictures takes.
+    """
+    if config.architecture == "paper":
+        return PaperDecoder(k, image_shape=image_shape, bounded=config.bounded)
     if config.architecture == "mlp":
         return mlp(config, k=k, target=target)
     return Decoder(config, k=k, image_shape=image_shape)

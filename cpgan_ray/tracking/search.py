@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Param, Run
 
 from cpgan_ray.config import Config
 from cpgan_ray.messages import Metrics
@@ -19,7 +19,16 @@ class SearchRun:
     Each trial's own process logs the trial's run, a child; the driver logs this one, and says of the children what only it knows.
     """
 
-    def __init__(self, config: Config, output: Path, *, name: str, params: Mapping[str, Any], run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        output: Path,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        run_id: str | None = None,
+        source: str = "jobs/tune_celeba.py",
+    ) -> None:
         """Start it, or go on with `run_id`.
 
         Raises: InputError where the tracking store does not answer or does not have that run.
@@ -29,7 +38,7 @@ class SearchRun:
             assert experiment is not None
             self.experiment_id = experiment.experiment_id
             if run_id is None:
-                tags = {"search.role": "parent", "mlflow.source.name": "jobs/tune_celeba.py"}
+                tags = {"search.role": "parent", "mlflow.source.name": source}
                 run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
                 for key, value in params.items():
                     self.client.log_param(run_id, key, value)
@@ -44,6 +53,15 @@ class SearchRun:
     def log_files(self, paths: Iterable[Path]) -> None:
         for path in paths:
             self.client.log_artifact(self.run_id, str(path))
+
+    def add_child(self, name: str, *, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """A run below this one, of work whose own process logs nothing: all of it at once, ended."""
+        now = int(time.time() * 1000)
+        below = {"mlflow.parentRunId": self.run_id, "search.trial": name, **tags}
+        run_id = self.client.create_run(self.experiment_id, run_name=name, tags=below).info.run_id
+        told = [Param(key, str(value)) for key, value in params.items()]
+        self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()], params=told)
+        self.client.set_terminated(run_id, "FAILED" if "failed" in tags else "FINISHED")
 
     def children(self) -> list[Run]:
         """The trials' runs, those of failed and interrupted attempts included."""

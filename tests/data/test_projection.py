@@ -102,7 +102,7 @@ def test_the_result_is_kept_and_used_again(data, monkeypatch):
 def test_a_broken_off_computation_is_made_anew(data, monkeypatch):
     dataset, _ = data
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_principal", lambda *_: 1 / 0)
+        patch.setattr(module, "_principal", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             projection(dataset, components=12, progress=False)
     assert not (dataset.folder / "projection-12").exists()

@@ -57,9 +57,17 @@ def test_r2_and_mean_squared_errors_are_numpys():
     assert rows.mean_errors == pytest.approx(np.square(x).mean(axis=1), rel=1e-5)
     assert rows.identity.tolist() == data.score.identity.tolist()
     assert found.r2 == pytest.approx(1 - np.square(x_hat - x).mean() / np.square(x).mean(), abs=1e-6)
-    assert found.mse == pytest.approx(np.square((x_hat - x) / 2).mean(), rel=1e-5)
-    assert found.mse_255 == pytest.approx(np.square((x_hat - x) / 2 * 255).mean(), rel=1e-5)
+    assert found.mse == pytest.approx(np.square(x_hat - x).mean(), rel=1e-5)
+    assert found.mse_raw == pytest.approx(np.square((x_hat - x) * data.unit).mean(), rel=1e-5), "of signals"
     assert found.low < found.r2 < found.high
+
+
+def test_errors_of_pictures_are_on_their_usual_scales():
+    data, fitted, _, _ = believed(bounded=True)
+    found, rows = score(data, fitted, pictures=False)
+    assert found.mse == pytest.approx(rows.errors.mean() / 4)
+    assert found.mse_255 == pytest.approx(rows.errors.mean() / 4 * 255**2)
+    assert found.mse_raw is None
 
 
 def test_an_attack_on_components_is_scored_on_all_of_the_picture():

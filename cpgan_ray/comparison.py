@@ -1,0 +1,227 @@
+"""Mechanisms held against each other: one cell is a mechanism at one setting under one seed, and what fresh attacks make of it.
+
+All cells of a comparison have the same data set, backbone, longest code and attacks; a seed is the same for all of them, so that
+differences are taken in pairs.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpgan_ray.config import Config
+from cpgan_ray.data import Dataset, load
+from cpgan_ray.evaluation.panels import verdict_panels
+from cpgan_ray.evaluation.scoring import RowErrors, interval
+from cpgan_ray.evaluation.tournament import Material, Verdict, as_json, entries, in_process, judge, trained_against
+from cpgan_ray.frontier import Estimate, Reference, Trial, across, finite, hypervolume, mean, points, scored, spearman
+from cpgan_ray.judging import utility_of
+from cpgan_ray.mechanisms import MECHANISMS, Released
+from cpgan_ray.mechanisms.base import samples
+from cpgan_ray.process import set_up_process
+
+CELL = "cell.json"
+OURS = "cpgan"
+UNDEFENDED = "bottleneck"
+"""Whose setting of full length is the undefended twin: the same network, trained for the task alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training that a comparison needs."""
+
+    mechanism: str
+    setting: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.mechanism}-{self.setting:g}-{self.seed}"
+
+
+def play(cell: Cell, config: Config, folder: Path) -> None:
+    """Make the codes, attack them, and leave `cell.json`, written last, `errors.npz` and pictures in the cell's folder.
+
+    A training that diverges is a result too: `cell.json` then says how it failed.
+    """
+    started = time.perf_counter()
+    set_up_process(threads=config.runtime.threads or 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    mechanism = MECHANISMS[cell.mechanism]
+    dataset = load(config, progress=False)
+    seeded = dataclasses.replace(config, seed=cell.seed)
+    try:
+        released = mechanism.release(seeded, cell.setting, dataset)
+    except FloatingPointError as e:
+        write(folder, {"cell": asdict(cell), "failed": str(e)})
+        return
+    material = Material(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
+    verdict = judge(in_process(entries(config.attacks, dataset), material, done=lambda made: None), material)
+    utility = utility_of(released.logits, dataset, config.data.labels, seed=cell.seed)
+    values = {"cell": asdict(cell), "k": released.codes["test"].shape[1], "utility": utility, **as_json(verdict)}
+    values |= {"direct": direct(released, dataset, verdict, seed=cell.seed), "data": dataset.digest}
+    values |= {"seconds": round(time.perf_counter() - started, 1)}
+    for name, picture in verdict_panels(verdict, material, undefended=None).items():
+        picture.save(folder / f"{name}.png")
+    rows = verdict.strongest.errors
+    np.savez_compressed(folder / "errors.npz", errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
+    write(folder, values)
+
+
+def write(folder: Path, values: Mapping[str, Any]) -> None:
+    beside = folder / f"{CELL}.part"
+    beside.write_text(json.dumps(values, indent=1) + "\n")
+    beside.replace(folder / CELL)
+
+
+def direct(released: Released, dataset: Dataset, verdict: Verdict, *, seed: int) -> dict[str, float] | None:
+    """R2 of the code itself as a reconstruction, where it is a sample: no attack at all, but it may be the strongest."""
+    if released.direct is None:
+        return None
+    rows = verdict.strongest.errors
+    errors = np.square(released.direct - samples(dataset, "test"), dtype=np.float64).mean(axis=1)
+    found = RowErrors(errors, rows.mean_errors, rows.identity)
+    low, high = interval(found, seed=seed)
+    return {"r2": found.r2, "low": low, "high": high}
+
+
+def strongest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a cell's attacks, and the code itself where it is a sample, the one that recovers most."""
+    best = values["privacy"]["strongest"]
+    itself = values["direct"]
+    return best if itself is None or itself["r2"] <= best["r2"] else {"attack": "itself", "variant": "", **itself}
+
+
+def trial(values: Mapping[str, Any], folder: Path) -> Trial:
+    """A cell as a place in the plane of accuracy and R2."""
+    cell, best, utility = Cell(**values["cell"]), strongest(values), values["utility"]
+    return Trial(
+        name=cell.name,
+        method=cell.mechanism,
+        setting={MECHANISMS[cell.mechanism].knob: cell.setting},
+        seed=cell.seed,
+        state="finished",
+        accuracy=utility["accuracy"],
+        accuracy_low=utility["accuracy_low"],
+        accuracy_high=utility["accuracy_high"],
+        strongest_r2=best["r2"],
+        strongest_r2_low=best["low"],
+        strongest_r2_high=best["high"],
+        attack=best["attack"],
+        val_accuracy=utility["val_accuracy"],
+        val_r2=values["privacy"]["val_r2"],
+        majority_accuracy=utility["majority_accuracy"],
+        label_floor_r2=values["privacy"]["label_floor_r2"],
+        seconds=values["seconds"],
+        output=str(folder),
+        data=values["data"],
+    )
+
+
+# What the cells amount to
+
+
+def volumes(trials: Sequence[Trial], reference: Reference) -> dict[str, dict[int, float]]:
+    """Mechanism -> seed -> hypervolume of its settings under that seed."""
+    found: dict[str, dict[int, float]] = {}
+    for method in dict.fromkeys(t.method for t in trials):
+        for seed in sorted({t.seed for t in trials if t.method == method}):
+            mine = points([t for t in trials if t.method == method and t.seed == seed])
+            found.setdefault(method, {})[seed] = hypervolume(mine, reference)
+    return found
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
+    """Mean difference over the seeds that both have, with Student's 95 % interval."""
+    shared = sorted(one.keys() & other.keys())
+    return across([Estimate(one[seed] - other[seed]) for seed in shared]) if shared else Estimate(None)
+
+
+def findings(cells: Sequence[Mapping[str, Any]], trials: Sequence[Trial], reference: Reference) -> dict[str, Any]:
+    """Hypervolumes with paired differences, the utility gap and excess R2 of the recommended setting, who attacks best, whether the
+    knob tunes: the numbers behind the claims."""
+    by_method = volumes(trials, reference)
+    ours = by_method.get(OURS, {})
+    told: dict[str, Any] = {
+        "hypervolume": {method: across([Estimate(v) for v in seeds.values()])._asdict() for method, seeds in by_method.items()},
+        "ours_less": {method: paired(ours, seeds)._asdict() for method, seeds in by_method.items() if method != OURS},
+        "gap": gap(trials),
+        "strongest_attacks": winners(cells),
+        "neural_less_closed_form": neural_gain(cells),
+        "spearman": knob_correlations(trials),
+    }
+    return finite(told)
+
+
+def recommended(trials: Sequence[Trial]) -> float | None:
+    """The setting of ours with the largest (validation accuracy - majority) * (1 - validation R2), means over seeds."""
+
+    def rank(setting: float) -> float:
+        mine = [t for t in trials if t.method == OURS and next(iter(t.setting.values())) == setting]
+        accuracy, r2, majority = (mean(getattr(t, name) for t in mine) for name in ("val_accuracy", "val_r2", "majority_accuracy"))
+        assert accuracy is not None and r2 is not None and majority is not None
+        return (accuracy - majority) * (1 - max(r2, 0))
+
+    settings = {next(iter(t.setting.values())) for t in trials if t.method == OURS and scored(t)}
+    return max(settings, key=rank) if settings else None
+
+
+def gap(trials: Sequence[Trial]) -> dict[str, Any] | None:
+    """At the recommended setting: accuracy below the undefended twin's, and R2 above the label floor; paired over seeds."""
+    setting = recommended(trials)
+    at = {t.seed: t for t in trials if t.method == OURS and next(iter(t.setting.values())) == setting}
+    twins = {t.seed: t for t in trials if t.method == UNDEFENDED and next(iter(t.setting.values())) == 1.0}
+    if not at or not twins:
+        return None
+
+    def numbers(some: Mapping[int, Trial], name: str) -> dict[int, float]:
+        return {seed: getattr(t, name) for seed, t in some.items()}
+
+    return {
+        "setting": setting,
+        "accuracy": across([Estimate(t.accuracy) for t in at.values()])._asdict(),
+        "strongest_r2": across([Estimate(t.strongest_r2) for t in at.values()])._asdict(),
+        "undefended_accuracy": across([Estimate(t.accuracy) for t in twins.values()])._asdict(),
+        "undefended_r2": across([Estimate(t.strongest_r2) for t in twins.values()])._asdict(),
+        "utility_loss": paired(numbers(twins, "accuracy"), numbers(at, "accuracy"))._asdict(),
+        "excess_r2": paired(numbers(at, "strongest_r2"), numbers(at, "label_floor_r2"))._asdict(),
+    }
+
+
+def winners(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Mechanism -> attack -> in how many cells it was the strongest."""
+    found: dict[str, dict[str, int]] = {}
+    for values in cells:
+        counts = found.setdefault(values["cell"]["mechanism"], {})
+        name = strongest(values)["attack"]
+        counts[name] = counts.get(name, 0) + 1
+    return found
+
+
+NEURAL = ("mlp", "decoder", "resnet_decoder")
+
+
+def neural_gain(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mechanism -> best neural R2 less the best of the others, over its cells; claim C4 says that this is not always above 0."""
+    found: dict[str, list[Estimate]] = {}
+    for values in cells:
+        r2 = {a["name"]: a["r2"] for a in values["attacks"]}
+        sides = [[v for n, v in r2.items() if (n in NEURAL) == side] for side in (True, False)]
+        if all(sides):
+            found.setdefault(values["cell"]["mechanism"], []).append(Estimate(max(sides[0]) - max(sides[1])))
+    return {method: across(gains)._asdict() for method, gains in found.items()}
+
+
+def knob_correlations(trials: Sequence[Trial]) -> dict[str, dict[str, float | None]]:
+    """Mechanism -> Spearman's rank correlation of its knob with accuracy and with R2, over the means of its settings."""
+    found = {}
+    for method in dict.fromkeys(t.method for t in trials):
+        mine = points([t for t in trials if t.method == method])
+        knob = MECHANISMS[method].knob
+        found[method] = {of: spearman(mine, knob, of) for of in ("accuracy", "strongest_r2")}
+    return found

@@ -1,0 +1,75 @@
+"""Mechanisms that the game of this project trains: CPGAN, the original's form of it, and the controls without adversaries."""
+
+from dataclasses import replace
+
+import torch
+
+from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
+from cpgan_ray.data import Dataset
+from cpgan_ray.errors import InputError
+from cpgan_ray.game import play_in_process
+from cpgan_ray.mechanisms.base import Released, shared_k
+from cpgan_ray.nets import build_privatizer
+
+
+def cpgan(config: Config, privacy_weight: float, dataset: Dataset) -> Released:
+    """All adversaries of the configuration, at that privacy weight."""
+    return played(replace(config, privacy_weight=privacy_weight))
+
+
+def cpgan_one(config: Config, privacy_weight: float, dataset: Dataset) -> Released:
+    """Against the neural adversary alone: what several of them gain is the difference."""
+    return played(replace(config, privacy_weight=privacy_weight, adversaries=neural(config)))
+
+
+def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
+    """The original on its small data sets (SPEC 1.2, 1.5): lambda L_U - L_R with the raw error of a neural adversary, ReLU codes,
+    no warm-up, constant rates. The privacy weight is 1 / lambda."""
+    privatizer = replace(config.privatizer, code="relu", step=0.0, rate="constant", learning_rate=1e-3, weight_decay=0.0)
+    utility = replace(config.utility, learning_rate=1e-3)
+    game = replace(config.game, privacy="negated_mse", warmup_epochs=0.0)
+    parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": neural(config)}
+    return played(replace(config, privacy_weight=1 / trade_off, **parts))
+
+
+def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
+    """Nobody plays against it: what the shortness of the code does alone."""
+    return played(replace(config, privacy_weight=0.0, k=shared_k(config, share)))
+
+
+def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
+    """The stages' features themselves, trained for the task alone (the original's DNN)."""
+    return played(feature_config(config, dataset))
+
+
+def feature_config(config: Config, dataset: Dataset) -> Config:
+    """The run that releases features without a bottleneck."""
+    open_code = replace(config.privatizer, bottleneck=False, code="raw", step=0.0)
+    return replace(config, privacy_weight=0.0, k=feature_length(config.privatizer, dataset), privatizer=open_code)
+
+
+def feature_length(privatizer: PrivatizerConfig, dataset: Dataset) -> int:
+    """How many features its stages make of a sample."""
+    whole = build_privatizer(replace(privatizer, bottleneck=True), k=1, image_shape=dataset.image_shape)
+    assert isinstance(whole.code, torch.nn.Linear)
+    return whole.code.in_features
+
+
+def neural(config: Config) -> dict[str, NeuralConfig]:
+    """The first neural adversary of a configuration.
+
+    Raises: InputError where it has none.
+    """
+    found = {name: c for name, c in config.adversaries.items() if isinstance(c, NeuralConfig)}
+    if not found:
+        raise InputError(f"preset {config.preset} has no neural adversary: take one that has, or leave this mechanism out")
+    return dict([next(iter(found.items()))])
+
+
+def played(config: Config) -> Released:
+    """The game to its end, in this process."""
+    game = play_in_process(config, threads=config.runtime.threads or 1)
+    while game.round < game.total_rounds:
+        game.play(game.rounds_per_epoch)
+    outcome = game.privatizer.outcome()
+    return Released(outcome.codes, outcome.logits)

@@ -1,0 +1,89 @@
+"""RAN: an encoder against one neural decoder, three steps for the task to one against it.
+
+S. Liu, A. Shrivastava, J. Du, L. Zhong, Better accuracy with quantified privacy: representations learned via reconstructive
+adversarial network, arXiv 1901.08730, 2019; the schedule is that of the original's comparison (SPEC 3).
+"""
+
+import itertools
+
+import numpy as np
+import torch
+from torch import nn
+
+from cpgan_ray.config import Config
+from cpgan_ray.data import Dataset, label_columns, shares
+from cpgan_ray.data.base import batch, pictures, rounds_per_epoch
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.mechanisms.base import SPLITS, Released, applied
+from cpgan_ray.mechanisms.games import neural
+from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.objectives import utility_loss
+from cpgan_ray.privatizer import to_input
+from cpgan_ray.process import pick_device, torch_stream
+
+UTILITY_STEPS = 3
+"""Steps for the task, and of the decoder, before each adversarial step."""
+
+
+def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
+    """Per batch: three times a step of encoder and classifier on L_U and one of the decoder on L_R; then one of encoder and
+    classifier on alpha L_U - (1 - alpha) L_R. Backbone and code are CPGAN's, the decoder is the configuration's
+    neural adversary."""
+    device = pick_device(config.runtime.device)
+    (settings,) = neural(config).values()
+    dimension = int(np.prod(dataset.image_shape))
+    outputs = len(shares(dataset, config.data.labels))
+    basis = projection(dataset, components=DEFAULT_COMPONENTS, progress=False)
+    mean = torch.from_numpy(np.array(basis.mean)).to(device)
+    with torch_stream(config.seed, "mechanism", "ran", "weights"):
+        encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).to(device)
+        head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape).to(device)
+        decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
+    mine = list(itertools.chain(encoder.parameters(), head.parameters()))
+    for_task, against = (torch.optim.Adam(mine, lr=config.privatizer.learning_rate) for _ in range(2))
+    decoding = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
+    labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
+
+    def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        for part in (encoder, head, decoder):
+            part.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    def error(z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(decoder(z), target)
+
+    for net in (encoder, head, decoder):
+        net.train()
+    for round in range(config.epochs * rounds_per_epoch(len(dataset.train), config.batch_size)):
+        chosen = batch(
+            round,
+            seed=config.seed,
+            num_rows=len(dataset.train),
+            batch_size=config.batch_size,
+            mirror=config.data.mirror and dataset.nature.mirrored,
+            shift=config.data.shift,
+        )
+        x = to_input(pictures(dataset.train, chosen), device)
+        target = x.permute(0, 2, 3, 1).flatten(1) - mean
+        y = torch.from_numpy(labels[chosen.rows]).float().to(device)
+        with torch_stream(config.seed, "mechanism", "ran", round):
+            for _ in range(UTILITY_STEPS):
+                step(for_task, utility_loss(head(encoder(x)), y))
+                step(decoding, error(encoder(x).detach(), target))
+            z = encoder(x)
+            step(against, alpha * utility_loss(head(z), y) - (1 - alpha) * error(z, target))
+    codes = {split: encoded(encoder, dataset, split, device) for split in SPLITS}
+    logits = {split: applied(head, codes[split], device) for split in ("val", "test")}
+    if dataset.nature.mirrored:
+        codes |= {f"{split}_mirrored": encoded(encoder, dataset, split, device, mirrored=True) for split in ("train", "val")}
+    return Released(codes, logits)
+
+
+@torch.no_grad()
+def encoded(encoder: nn.Module, dataset: Dataset, split: str, device: torch.device, *, mirrored: bool = False) -> np.ndarray:
+    """Codes of a whole split, (N, k)."""
+    encoder.eval()
+    blocks = getattr(dataset, split).iter_batches(500)
+    parts = [encoder(to_input(b[:, :, ::-1].copy() if mirrored else b, device)).cpu() for b in blocks]
+    return torch.cat(parts).numpy()

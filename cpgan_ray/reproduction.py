@@ -1,0 +1,222 @@
+"""The whole job of jobs/reproduce.py: mechanisms on a data set, every cell a Ray task, and what they amount to."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prettytable import PrettyTable, TableStyle
+
+from cpgan_ray.cli import REPRODUCTION, read_reproduction, stop_on_sigterm
+from cpgan_ray.comparison import CELL, Cell, findings, play, strongest, trial
+from cpgan_ray.config import Config, ReproduceJob, to_json
+from cpgan_ray.data import load
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.lines import attacker_lines
+from cpgan_ray.frontier import Estimate, Trial, across, reference_point, with_interval, write
+from cpgan_ray.mechanisms import MECHANISMS
+from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
+from cpgan_ray.process import available_cpus, set_up_process
+from cpgan_ray.tracking import SearchRun, tracking_uri
+from cpgan_ray.training import new_output
+
+Values = Mapping[str, Any]
+"""Of a cell's file."""
+
+
+def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
+    """Play the cells that are not there yet, write the results; returns the table and the summary that the job prints.
+
+    Raises: InputError for anything the user can mend, before anything is written.
+    """
+    started = time.perf_counter()
+    job = job if resume else settled(job)
+    folder = job.config.output
+    assert folder is not None
+    set_up_process(threads=available_cpus())
+    dataset = load(job.config)
+    for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
+        projection(dataset, components=components)  # once, before many processes ask for it
+    todo = cells(job)
+    run = open_run(job, folder, resume=resume)
+    status = "FAILED"
+    try:
+        missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
+        played(missing, job.config, folder, run, of=len(todo))
+        values = [json.loads((folder / "cells" / cell.name / CELL).read_text()) for cell in todo]
+        summary = conclude(values, folder, run)
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        run.close(status)
+    summary = {"run_id": run.run_id, "output": str(folder), **summary, "seconds": round(time.perf_counter() - started, 1)}
+    return (folder / "results.md").read_text(), summary
+
+
+def cells(job: ReproduceJob) -> list[Cell]:
+    """All trainings, seed by seed, the slow mechanisms first."""
+    seeds = range(job.config.seed, job.config.seed + job.seeds)
+    return [
+        Cell(mechanism=name, setting=setting, seed=seed)
+        for seed in seeds
+        for name in job.mechanisms or MECHANISMS
+        for setting in thinned(MECHANISMS[name].settings, job.settings)
+    ]
+
+
+def thinned(settings: Sequence[float], limit: int) -> list[float]:
+    """At most `limit` of a mechanism's settings, evenly spaced."""
+    count = min(limit, len(settings))
+    return [settings[round(i * (len(settings) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def settled(job: ReproduceJob) -> ReproduceJob:
+    """With a folder and a tracking store of its own, both absolute.
+
+    Raises: InputError where the folder holds a run or a comparison already.
+    """
+    given = job.config.output or Path("outputs").resolve() / f"reproduce-{job.config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = new_output(dataclasses.replace(job.config, output=given))
+    if (folder / REPRODUCTION).exists():
+        raise InputError(f"output folder {folder} holds a comparison already: go on with it by --resume, or give another --output")
+    tracking = dataclasses.replace(job.config.tracking, uri=tracking_uri(job.config.tracking, folder))
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, output=folder, tracking=tracking))
+
+
+def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
+    """The comparison's MLflow run, and the file with its id: from here on it can be resumed."""
+    c = job.config
+    name = c.tracking.run_name or f"reproduce {c.preset}"
+    if resume:
+        return SearchRun(c, folder, name=name, params={}, run_id=read_reproduction(folder)[1], source="jobs/reproduce.py")
+    params = {"preset": c.preset, "mechanisms": " ".join(job.mechanisms or MECHANISMS), "seeds": job.seeds, "k": c.k}
+    params |= {"epochs": c.epochs, "attacks": " ".join(c.attacks.names), "train_rows": c.data.train_rows}
+    run = SearchRun(c, folder, name=name, params=params, source="jobs/reproduce.py")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPRODUCTION).write_text(json.dumps({"run_id": run.run_id, "job": to_json(job)}, indent=1) + "\n")
+    return run
+
+
+def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, of: int) -> None:
+    """Cells as Ray tasks, or one after the other; a line on standard error and a run in MLflow for each."""
+    started, done = time.perf_counter(), of - len(missing)
+    if missing:
+        print(f"{len(missing)} of {of} cells to play", file=sys.stderr, flush=True)
+
+    def told(cell: Cell) -> None:
+        nonlocal done
+        done += 1
+        values = json.loads((folder / "cells" / cell.name / CELL).read_text())
+        run.add_child(cell.name, params=asdict(cell), metrics=logged(values), tags=outcome_tags(values))
+        print(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}", file=sys.stderr, flush=True)
+
+    if config.runtime.backend == "local":
+        stop_on_sigterm()
+        for cell in missing:
+            play(cell, config, folder / "cells" / cell.name)
+            told(cell)
+        return
+    from cpgan_ray.actors import connect, in_tasks
+
+    connect(config.runtime)
+    stop_on_sigterm()
+    work = [(cell, config, folder / "cells" / cell.name) for cell in missing]
+    in_tasks(play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: told(missing[i]))
+
+
+def logged(values: Values) -> dict[str, float]:
+    if "failed" in values:
+        return {}
+    best = strongest(values)
+    found = {f"utility/{name}": value for name, value in values["utility"].items()}
+    found |= {f"privacy/strongest_{name}": best[name] for name in ("r2",)}
+    found |= {"privacy/strongest_r2_low": best["low"], "privacy/strongest_r2_high": best["high"]}
+    found |= {f"privacy/{name}": values["privacy"][name] for name in ("val_r2", "label_floor_r2", "excess_r2")}
+    return found | {f"attack/{a['name']}/r2": a["r2"] for a in values["attacks"]} | {"time/total_s": values["seconds"]}
+
+
+def outcome_tags(values: Values) -> dict[str, str]:
+    return {"failed": values["failed"]} if "failed" in values else {"strongest.attack": strongest(values)["attack"]}
+
+
+def line(values: Values) -> str:
+    """A cell in one line."""
+    cell = Cell(**values["cell"])
+    if "failed" in values:
+        return f"{cell.name}: failed: {values['failed']}"
+    best = strongest(values)
+    accuracy = values["utility"]["accuracy"]
+    return f"{cell.name}: accuracy {accuracy:.4f}, R2 {best['r2']:.4f} ({best['attack']}), {values['seconds']:.0f} s"
+
+
+def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str, Any]:
+    """The files of the results, and what MLflow hears of them."""
+    good = [v for v in values if "failed" not in v]
+    trials = [trial(v, folder / "cells" / Cell(**v["cell"]).name) for v in good]
+    reference = reference_point(trials)
+    if reference is None:
+        raise RuntimeError("no cell came to its end")
+    write(trials, folder)
+    told = findings(good, trials, reference) | {"failed": [Cell(**v["cell"]).name for v in values if "failed" in v]}
+    files = {
+        "results.json": json.dumps(told | {"label_floor_r2": trials[0].label_floor_r2}, indent=1) + "\n",
+        "results.md": "\n\n".join([settings_table(good, trials), volumes_table(told)]) + "\n",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "attackers.png").write_bytes(attacker_lines(good))
+    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", REPRODUCTION, *files)
+    run.log_files(folder / name for name in names)
+    ours = told["hypervolume"].get("cpgan", {}).get("value")
+    return {"cells": len(values), "failed": len(told["failed"]), "hypervolume": ours, "gap": told["gap"]}
+
+
+def settings_table(values: Sequence[Values], trials: Sequence[Trial]) -> str:
+    """A row for each setting, by mechanism: means over seeds with Student's 95 % intervals, or one seed's own."""
+    drawn = PrettyTable(["mechanism", "setting", "k", "seeds", "accuracy", "strongest R2", "MSE", "attack"])
+    drawn.set_style(TableStyle.MARKDOWN)
+    drawn.align = "r"
+    groups: dict[tuple[str, float], list[tuple[Values, Trial]]] = {}
+    for v, t in zip(values, trials, strict=True):
+        groups.setdefault((v["cell"]["mechanism"], v["cell"]["setting"]), []).append((v, t))
+    for (mechanism, setting), group in groups.items():
+        some = [t for _, t in group]
+        numbers = [
+            across([Estimate(getattr(t, n), getattr(t, f"{n}_low"), getattr(t, f"{n}_high")) for t in some])
+            for n in ("accuracy", "strongest_r2")
+        ]
+        shown = [with_interval(e.value or 0.0, e.low, e.high) for e in numbers]
+        errors = [mse(v) for v, _ in group]
+        attacks = sorted({t.attack or "" for t in some})
+        knob = f"{MECHANISMS[mechanism].knob} {setting:g}"
+        drawn.add_row(
+            [mechanism, knob, group[0][0]["k"], len(some), *shown, f"{sum(errors) / len(errors):.4g}", ", ".join(attacks)]
+        )
+    return drawn.get_string()
+
+
+def mse(values: Values) -> float:
+    """The strongest attack's mean squared error, on 0-255 or in the data's own unit."""
+    best, first = strongest(values), values["attacks"][0]
+    error = first.get("mse_255", first.get("mse_raw"))
+    return error * (1 - best["r2"]) / (1 - first["r2"]) if first["r2"] < 1 else error
+
+
+def volumes_table(told: Mapping[str, Any]) -> str:
+    """A row for each mechanism: its hypervolume, and ours less it, paired over seeds."""
+    drawn = PrettyTable(["mechanism", "hypervolume", "cpgan less it, paired"])
+    drawn.set_style(TableStyle.MARKDOWN)
+    drawn.align = "r"
+    for method, volume in sorted(told["hypervolume"].items(), key=lambda item: -item[1]["value"]):
+        less = told["ours_less"].get(method)
+        told_less = "" if less is None or less["value"] is None else with_interval(less["value"], less["low"], less["high"])
+        drawn.add_row([method, with_interval(volume["value"], volume["low"], volume["high"]), told_less])
+    return drawn.get_string()
