@@ -29,7 +29,7 @@ class Samples:
     """(N,) int64. Rows of one identity are never in two splits and are resampled together: a person, a stretch of a recording;
     the row's own number where rows are independent."""
     rows: Mapping[str, np.ndarray]
-    """"train", "val" and "test" to row numbers. Rows may be in none."""
+    """Split ("train", "val", "test") to row numbers. A row may be in none."""
     scale: float = 1.0
     """Of float32 values: raw value = stored value * scale + offset[channel]."""
     offset: tuple[float, ...] = ()
