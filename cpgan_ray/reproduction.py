@@ -165,7 +165,7 @@ def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str
     if reference is None:
         raise RuntimeError("no cell came to its end")
     write(trials, folder)
-    told = findings(good, trials, reference) | {"failed": [Cell(**v["cell"]).name for v in values if "failed" in v]}
+    told: dict[str, Any] = findings(good, trials, reference) | {"failed": [Cell(**v["cell"]).name for v in values if "failed" in v]}
     files = {
         "results.json": json.dumps(told | {"label_floor_r2": trials[0].label_floor_r2}, indent=1) + "\n",
         "results.md": "\n\n".join([settings_table(good, trials), volumes_table(told)]) + "\n",

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cpgan_ray.config import Config
+from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import celeba, cifar10, digits, faces, genki4k, har, mnist, small, store, svhn
+from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import Small
 from cpgan_ray.data.store import Dataset, Split, open_store
 from cpgan_ray.data.task import answers, label_columns, majority_logits, shares
@@ -83,22 +84,19 @@ def _small(how: Small) -> Callable[[Config, bool], Path]:
     return lambda config, progress: small.prepare(how, config, cache=user_cache(), progress=progress)
 
 
+def _genki4k(source: Path, data: DataConfig) -> Samples:
+    return genki4k.read(source, image_size=data.image_size)
+
+
 DATASETS: dict[str, Callable[[Config, bool], Path]] = {
     "faces": _faces,
     "celeba": _celeba,
-    "mnist": _small(Small(lambda source, data: mnist.read(source), mnist.files)),
-    "digits": _small(Small(lambda source, data: digits.read(source), digits.files, needs_folder=False)),
-    "har": _small(Small(lambda source, data: har.read(source), har.files)),
-    "genki4k": _small(
-        Small(
-            lambda source, data: genki4k.read(source, image_size=data.image_size),
-            genki4k.files,
-            settings=("image_size",),
-            mirrored=True,
-        )
-    ),
-    "cifar10": _small(Small(lambda source, data: cifar10.read(source), cifar10.files, mirrored=True)),
-    "svhn": _small(Small(lambda source, data: svhn.read(source), svhn.files)),
+    "mnist": _small(Small(mnist.files, lambda source, data: mnist.read(source))),
+    "har": _small(Small(har.files, lambda source, data: har.read(source))),
+    "genki4k": _small(Small(genki4k.files, _genki4k, settings=("image_size",), mirrored=True)),
+    "cifar10": _small(Small(cifar10.files, lambda source, data: cifar10.read(source), mirrored=True)),
+    "svhn": _small(Small(svhn.files, lambda source, data: svhn.read(source))),
+    "digits": _small(Small(lambda source: digits.files(), lambda source, data: digits.read(), needs_folder=False)),
 }
 RESIZED = ("faces", "celeba", "genki4k")
 """Those whose pictures are brought to `data.image_size`; the others have a size of their own."""

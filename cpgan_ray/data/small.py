@@ -18,9 +18,9 @@ from cpgan_ray.errors import InputError
 class Small:
     """How a data set is read."""
 
-    read: Callable[[Path | None, DataConfig], Samples]
-    files: Callable[[Path | None], list[Path]]
-    """What it is made of, which the digest is of; of one that needs no folder, files of a package, or of this one."""
+    files: Callable[[Path], list[Path]]
+    """What it is made of, which the digest is of; of one that needs no folder, files of a package."""
+    read: Callable[[Path, DataConfig], Samples]
     needs_folder: bool = True
     settings: tuple[str, ...] = ()
     """The fields of DataConfig that it heeds."""
@@ -41,7 +41,9 @@ def prepare(small: Small, config: Config, *, cache: Path, progress: bool) -> Pat
         raise InputError(f"data_dir is None; the {name} data set is read from a folder: give it with --data-dir")
     if source is not None and not source.is_dir():
         raise InputError(f"data folder {source} does not exist or is no folder: give that of the {name} data set with --data-dir")
+    where = {} if source is None else {"path": str(source.absolute())}
     root = config.cache_dir or (cache if source is None else source / ".cpgan")
+    source = source or root
     made_of: dict[str, object] = {
         "dataset": name,
         **{field: getattr(config.data, field) for field in (*small.settings, "train_rows")},
@@ -55,7 +57,6 @@ def prepare(small: Small, config: Config, *, cache: Path, progress: bool) -> Pat
         with store.locked(folder):
             if not folder.is_dir():
                 samples = small.read(source, config.data)
-                where = {"path": str(source.absolute())} if source is not None else {}
                 plan = plan_of(
                     samples,
                     digest=folder.name,

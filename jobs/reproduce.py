@@ -1,0 +1,29 @@
+"""Reproduce the paper's comparisons: mechanisms on one data set, all attacked alike, and what theory says of the Gaussian mixture.
+
+    python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, up to 4 settings each, 3 seeds
+    python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --settings 2 --seeds 1
+    python jobs/reproduce.py digits --seeds 2                           # real and embedded: needs no folder
+    python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
+    python jobs/reproduce.py --resume DIR                               # go on with an interrupted comparison
+
+Leaves in the output folder `results.md`, `results.json`, `frontier.png`, `.json`, `.csv`, `attackers.png`, and a folder for each
+training. The last line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds.
+"""
+
+import json
+import sys
+
+from cpgan_ray import cli
+
+
+def main() -> None:
+    job, resume = cli.parse_reproduce(sys.argv[1:], description=__doc__ or "")
+    from cpgan_ray.reproduction import reproduce
+
+    text, summary = reproduce(job, resume=resume)
+    print(text)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    cli.run(main)
