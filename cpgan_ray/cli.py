@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -245,6 +245,35 @@ def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob
     return dataclasses.replace(job, output=job.output and job.output.expanduser().resolve())
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReproduceJob:
+    """What `jobs/reproduce.py` is told."""
+
+    dataset: tyro.conf.Positional[Literal["gaussian"]] = "gaussian"
+    """The experiment."""
+    theory: bool = False
+    """Print what theory says is best, and train nothing."""
+    lambdas: tuple[float, ...] = (*range(1, 90), 100)
+    """Weights of utility; those given are the original's."""
+    seed: int = 9
+    """Of the mixture; 9 gives the original's data."""
+
+    def __post_init__(self) -> None:
+        if unfit := [value for value in self.lambdas if not 0 <= value < float("inf")]:
+            raise InputError(f"lambdas has {unfit[0]!r}; a weight must be finite and at least 0")
+
+
+def parse_reproduce(arguments: Sequence[str], *, description: str) -> ReproduceJob:
+    """`DATASET [--flag VALUE ...]`.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    job = read_flags(ReproduceJob, ReproduceJob(), arguments, usage=description)
+    if not job.theory:
+        raise InputError("nothing to do: give --theory")
+    return job
+
+
 def find_target(name: str) -> Target:
     """Raises: InputError where it is no finished run's folder, no MLflow run and no file."""
     path = Path(name).expanduser().resolve()
@@ -320,7 +349,9 @@ def one_line(box: str) -> str:
     """The message of the box that tyro draws: without its frame, heading and pointers to help."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
-    return re.sub(r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob): )?", "", text)
+    return re.sub(
+        r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceJob): )?", "", text
+    )
 
 
 C = TypeVar("C", Config, AttackJob)

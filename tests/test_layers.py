@@ -17,7 +17,7 @@ FLOORS = (
     {"adversaries", "privatizer", "mechanisms"},
     {"workers"},
     {"game", "evaluation", "frontier"},
-    {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos", "survey"},
+    {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos", "survey", "reproduction"},
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 HOMES = {"ray": {"actors", "search", "bench", "chaos"}, "mlflow": {"tracking"}}
