@@ -5,9 +5,11 @@
     python jobs/reproduce.py digits --seeds 2                           # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
     python jobs/reproduce.py --resume DIR                               # go on with an interrupted comparison
+    python jobs/reproduce.py gaussian --theory                          # the best codes of the mixture, for the original's weights
 
 Leaves in the output folder `results.md`, `results.json`, `frontier.png`, `.json`, `.csv`, `attackers.png`, and a folder for each
-training. The last line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds.
+training. The last line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds. With --theory
+a JSON object is printed for each weight: lambda, accuracy, mse (of the best linear attack, per dimension).
 """
 
 import json
@@ -18,8 +20,12 @@ from cpgan_ray import cli
 
 def main() -> None:
     job, resume = cli.parse_reproduce(sys.argv[1:], description=__doc__ or "")
-    from cpgan_ray.reproduction import reproduce
+    from cpgan_ray.reproduction import reproduce, theory_lines
 
+    if job.theory:
+        for line in theory_lines(job.lambdas, seed=job.config.data.mixture_seed):
+            print(json.dumps(line))
+        return
     text, summary = reproduce(job, resume=resume)
     print(text)
     print(json.dumps(summary))

@@ -17,7 +17,21 @@ FLOORS = (
     {"adversaries", "privatizer"},
     {"workers"},
     {"game", "evaluation", "frontier", "mechanisms"},
-    {"actors", "search", "tracking", "cli", "judging", "training", "audit", "release", "bench", "chaos", "survey"},
+    {
+        "actors",
+        "search",
+        "tracking",
+        "cli",
+        "judging",
+        "training",
+        "audit",
+        "release",
+        "bench",
+        "chaos",
+        "survey",
+        "comparison",
+        "reproduction",
+    },
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 HOMES = {"ray": {"actors", "search", "bench", "chaos"}, "mlflow": {"tracking"}}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import celeba, cifar10, digits, faces, genki4k, har, mnist, small, store, svhn
+from cpgan_ray.data import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, small, store, svhn
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import Small
 from cpgan_ray.data.store import Dataset, Split, open_store
@@ -96,6 +96,14 @@ DATASETS: dict[str, Callable[[Config, bool], Path]] = {
     "genki4k": _small(Small(genki4k.files, _genki4k, settings=("image_size",), mirrored=True)),
     "cifar10": _small(Small(cifar10.files, lambda source, data: cifar10.read(source), mirrored=True)),
     "svhn": _small(Small(svhn.files, lambda source, data: svhn.read(source))),
+    "gaussian": _small(
+        Small(
+            lambda source: gaussian.files(),
+            lambda source, data: gaussian.read(data.mixture_seed),
+            settings=("mixture_seed",),
+            needs_folder=False,
+        )
+    ),
     "digits": _small(Small(lambda source: digits.files(), lambda source, data: digits.read(), needs_folder=False)),
 }
 RESIZED = ("faces", "celeba", "genki4k")

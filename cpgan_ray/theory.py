@@ -1,0 +1,310 @@
+"""What theory says of linear codes z = A x of a Gaussian mixture: accuracy, reconstruction, the exact frontier (SPEC 2).
+
+The label y is +1 with probability `prior`, else -1, and x ~ N(y mean, within), of dimension d. A is a matrix (k, d), or one
+direction (d,); z may carry noise of variance `noise_variance` in each component. Mean squared errors are **per dimension**, as in
+the original's `Final_theory.csv`: times d they are the sums over the dimensions that its other tables hold.
+
+Without noise one direction is enough (`sufficient_direction`), so the frontier of privacy against utility is a curve of directions
+a, each with a signal s(a) = (a'mean)^2 / (a' within a), on which alone the accuracy depends, and a leak
+g(a) = (a' total^2 a) / (a' total a), the variance that the best linear attack recovers. `least_leaking` finds each of its points.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import integrate, linalg, optimize, special, stats
+
+from cpgan_ray.errors import InputError
+
+GRID = 121
+"""Points of the frontier among which a weight's best is taken, before it is refined. The frontier need not be convex: a small
+change of the weight may jump over a stretch of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """All of a mixture that theory asks for: that of the population (`population_moments`) or of drawn rows (`sample_moments`)."""
+
+    mean: np.ndarray  # float64 (d,), of class +1; that of class -1 is its negative
+    within: np.ndarray  # float64 (d, d), covariance within a class
+    total: np.ndarray  # float64 (d, d), covariance of x
+    prior: float = 0.5  # of class +1
+
+    @property
+    def mean_mse(self) -> float:
+        """Of the attack that answers with the mean of x, per dimension: the most that any code can reach."""
+        return float(np.trace(self.total) / len(self.mean))
+
+    @property
+    def label_mse(self) -> float:
+        """Of the attack that knows the true label, and answers with the mean of its class, per dimension."""
+        return float(np.trace(self.within) / len(self.mean))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A direction of the frontier."""
+
+    direction: np.ndarray  # float64 (d,), of unit variance: a' total a = 1, a'mean >= 0
+    accuracy: float
+    """Of the best classifier on z."""
+    mse: float
+    """Of the best linear attack on z, per dimension."""
+
+
+def population_moments(mean: np.ndarray, *, within: np.ndarray, prior: float = 0.5) -> Moments:
+    """Of the mixture itself: total = within + 4 prior (1 - prior) mean mean' (SPEC 2.1)."""
+    return Moments(mean=mean, within=within, total=within + 4 * prior * (1 - prior) * np.outer(mean, mean), prior=prior)
+
+
+def sample_moments(x: np.ndarray, *, y: np.ndarray, mean: np.ndarray) -> Moments:
+    """Of rows x (N, d) with labels y (N,), +1 or -1: covariances about the rows' own means, divided by their number; the mean of
+    class +1 remains the population's. On the test rows of seed 9 these give the figures of SPEC 2.5, and the original's.
+    """
+    prior = float((y == 1).mean())
+    within = prior * np.cov(x[y == 1].T, ddof=0) + (1 - prior) * np.cov(x[y == -1].T, ddof=0)
+    return Moments(mean=mean, within=within, total=np.cov(x.T, ddof=0), prior=prior)
+
+
+def bayes_accuracy(
+    a: np.ndarray, *, mean: np.ndarray, within: np.ndarray, noise_variance: float = 0.0, prior: float = 0.5
+) -> float:
+    """Accuracy of the best classifier on z = A x + noise (SPEC 2.2).
+
+    Phi(alpha/2 + h/alpha) prior + Phi(alpha/2 - h/alpha) (1 - prior), where h = ln(prior / (1 - prior)) and
+    alpha^2 = (2 A mean)' (A within A' + noise_variance I)^-1 (2 A mean): Phi(alpha/2) for equal priors.
+    """
+    a = _rows(a, independent=noise_variance == 0)
+    shift = 2 * a @ mean
+    spread = a @ within @ a.T + noise_variance * np.eye(len(a))
+    return _accuracy(math.sqrt(max(shift @ np.linalg.solve(spread, shift), 0.0)), prior)
+
+
+def lmmse(a: np.ndarray, *, total: np.ndarray, noise_variance: float = 0.0) -> float:
+    """Mean squared error per dimension of the best linear (affine) reconstruction of x from z = A x + noise (SPEC 2.3).
+
+    tr(total - total A' (A total A' + noise_variance I)^-1 A total) / d.
+    """
+    a = _rows(a, independent=noise_variance == 0)
+    cross = a @ total
+    known = np.linalg.solve(cross @ a.T + noise_variance * np.eye(len(a)), cross)
+    return float((np.trace(total) - (cross * known).sum()) / len(total))
+
+
+def mmse(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray, noise_variance: float = 0.0, prior: float = 0.5) -> float:
+    """Mean squared error per dimension of the best reconstruction of any kind, E[x|z], from z = a'x + noise, a (d,).
+
+    With v = a' within a + noise_variance and m = a'mean (SPEC 2.4, there for equal priors):
+    E[x|z] = within a z / v + (mean - within a m / v) E[y|z], E[y|z] = tanh(m z / v + ln(prior / (1 - prior)) / 2), and
+    d MMSE = tr(within) - a' within^2 a / v + |mean - within a m / v|^2 E[1 - E[y|z]^2].
+    """
+    (a,) = _rows(a)
+    v, m = a @ within @ a + noise_variance, a @ mean
+    if v == 0:
+        return float((np.trace(within) + 4 * prior * (1 - prior) * mean @ mean) / len(mean))
+    beside = mean - within @ a * (m / v)
+    doubt = _label_variance(float(abs(m)) / math.sqrt(v), prior)
+    return float((np.trace(within) - a @ within @ within @ a / v + beside @ beside * doubt) / len(mean))
+
+
+def sufficient_direction(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """The direction (d,) in the row space of A that is as accurate as all of A, and leaks no more (SPEC 2.4, proposition).
+
+    A' (A within A')^-1 A mean. Its attacker sees a function of what A's attacker sees, hence the second half.
+    """
+    a = _rows(a, independent=True)
+    return a.T @ np.linalg.solve(a @ within @ a.T, a @ mean)
+
+
+def least_leaking(accuracy: float, *, moments: Moments) -> Point:
+    """The direction of the largest MSE among those of at least some accuracy; codes of more dimensions do no better.
+
+    Below the accuracy of the direction that leaks least of all, it is that one; above the best accuracy of all, it is Fisher's
+    direction, the most accurate one. (A measured accuracy may lie there, by chance.)
+
+    The minimum of g(a) under s(a) >= s. It equals the largest, over nu >= 0, of the smallest eigenvalue of the pencil
+    (total^2 + nu (s within - mean mean'), total), because two quadratic forms on a sphere have a convex range (Brickman 1961; the
+    S-lemma): a concave function of one variable, so what is found is global.
+    """
+    return _Curve(moments).point(_signal(accuracy, moments.prior))
+
+
+def rank1_optimum(lambda_: float, *, moments: Moments) -> Point:
+    """The direction that maximises lambda alpha^2 + d MSE, the original's objective (SPEC 2.4), over codes of any size.
+
+    Of the points of the frontier on a grid the best is taken, and refined until the frontier's slope fits lambda: the condition of
+    SPEC 2.4 for a stationary direction.
+
+    Raises:
+        InputError: lambda is negative.
+    """
+    return _Curve(moments).optimum(lambda_)
+
+
+def frontier(lambdas: Sequence[float], *, moments: Moments) -> list[Point]:
+    """`rank1_optimum` for each of the weights.
+
+    Raises:
+        InputError: a weight is negative.
+    """
+    curve = _Curve(moments)
+    return [curve.optimum(value) for value in lambdas]
+
+
+def frontier_mse(accuracy: Sequence[float] | np.ndarray, *, moments: Moments) -> np.ndarray:
+    """The largest MSE that a code of at least each accuracy (n,) can have, per dimension (n,): `least_leaking`."""
+    curve = _Curve(moments)
+    return np.array([curve.point(_signal(value, moments.prior)).mse for value in accuracy])
+
+
+def shortfall(
+    accuracy: Sequence[float] | np.ndarray,
+    mse: Sequence[float] | np.ndarray,
+    *,
+    moments: Moments,
+    accuracy_tolerance: float = 0.0,
+) -> np.ndarray:
+    """By what share the MSE of each measured point (n,) lies below the frontier's at the same accuracy (n,); negative: above it.
+
+    1 - mse / frontier_mse(accuracy + accuracy_tolerance). The points may be those of codes of any size k. A point is within 2 % of
+    the frontier at equal accuracy within 0.005 where `shortfall(..., accuracy_tolerance=0.005) <= 0.02`.
+    """
+    return 1 - np.asarray(mse) / frontier_mse(np.asarray(accuracy) + accuracy_tolerance, moments=moments)
+
+
+def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether a point (accuracy, MSE) is no worse than another in both, and better in one; larger is better."""
+    return one[0] >= other[0] and one[1] >= other[1] and one != other
+
+
+class _Curve:
+    """The frontier of some moments, in coordinates in which `total` is the identity: a = R b, |b| = 1.
+
+    Then the leak is b'K b and the signal is (u'b)^2 / (b'M b).
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+        self.leaks, basis = np.linalg.eigh(moments.total)
+        self.back = basis / np.sqrt(self.leaks)
+        self.u, self.m = self.back.T @ moments.mean, self.back.T @ moments.within @ self.back
+        fisher = linalg.solve(self.m, self.u, assume_a="pos")
+        self.fisher, self.most = fisher / np.linalg.norm(fisher), float(self.u @ fisher)
+        self.least = self.signal(np.eye(len(self.u))[0])
+
+    def signal(self, b: np.ndarray) -> float:
+        return float((self.u @ b) ** 2 / (b @ self.m @ b))
+
+    def at(self, signal: float) -> tuple[np.ndarray, float]:
+        """The least leaking b of at least a signal, and the multiplier nu of that bound: the leak's slope is nu b'M b."""
+        if signal <= self.least:
+            return np.eye(len(self.u))[0], 0.0
+        if signal >= self.most * (1 - 1e-13):
+            return self.fisher, math.inf
+        bound = signal * self.m - np.outer(self.u, self.u)  # b' bound b <= 0 where the signal is at least `signal`
+
+        def lowest(nu: float) -> tuple[np.ndarray, np.ndarray]:
+            return np.linalg.eigh(np.diag(self.leaks) + nu * bound)
+
+        def slack(nu: float) -> float:
+            b = lowest(nu)[1][:, 0]
+            return float(b @ bound @ b)
+
+        high = float(self.leaks[0])
+        while slack(high) > 0:
+            high *= 4
+        nu = _zero(slack, 0.0, high)
+        values, vectors = lowest(nu)
+        # Where the smallest eigenvalue is a double one, a mixture of its vectors meets the bound, and none of them alone.
+        span = vectors[:, values <= values[0] + 1e-10 * np.abs(values).max()]
+        side, ways = np.linalg.eigh(span.T @ bound @ span)
+        if side[0] < 0 < side[-1]:
+            share = side[-1] / (side[-1] - side[0])
+            return span @ (math.sqrt(share) * ways[:, 0] + math.sqrt(1 - share) * ways[:, -1]), nu
+        return vectors[:, 0], nu
+
+    def point(self, signal: float) -> Point:
+        b, _ = self.at(signal)
+        b = b * (1 if self.u @ b >= 0 else -1)
+        accuracy = _accuracy(2 * math.sqrt(self.signal(b)), self.moments.prior)
+        leak = float((self.leaks * b**2).sum())
+        return Point(direction=self.back @ b, accuracy=accuracy, mse=self.moments.mean_mse - leak / len(b))
+
+    @cached_property
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Signals, denser towards both ends, and the leaks there."""
+        share = special.expit(np.linspace(-12, 12, GRID))
+        signals = np.concatenate([[self.least], self.least + (self.most - self.least) * share, [self.most]])
+        return signals, np.array([(self.leaks * self.at(s)[0] ** 2).sum() for s in signals])
+
+    def optimum(self, lambda_: float) -> Point:
+        if not lambda_ >= 0:
+            raise InputError(f"lambda is {lambda_!r}; the weight of utility is at least 0")
+        if math.isinf(lambda_):
+            return self.point(self.most)
+
+        def root(signal: float) -> float:
+            """Of the distance to the end, where the slope grows like one over it."""
+            return math.sqrt(max(self.most - signal, 1e-12 * self.most))
+
+        def rise(root: float) -> float:
+            """Slope of the objective over the signal."""
+            b, nu = self.at(self.most - root**2)
+            return 4 * lambda_ - nu * float(b @ self.m @ b)
+
+        signals, leaks = self.grid
+        best = int(np.argmax(4 * lambda_ * signals - leaks))
+        here = root(signals[best])
+        other = best + 1 if rise(here) > 0 else best - 1  # the slope changes its sign on the way there: both neighbours are lower
+        there = root(signals[min(max(other, 0), len(signals) - 1)])
+        if rise(here) * rise(there) >= 0:
+            return self.point(signals[best])
+        return self.point(self.most - _zero(rise, here, there) ** 2)
+
+
+def _rows(a: np.ndarray, *, independent: bool = False) -> np.ndarray:
+    """A as a matrix (k, d); if `independent`, an orthonormal basis of its row space: without noise only that counts."""
+    a = np.atleast_2d(np.asarray(a, np.float64))
+    return linalg.orth(a.T).T if independent else a
+
+
+def _accuracy(alpha: float, prior: float) -> float:
+    """Of the best classifier of two Gaussians of unit variance whose means are alpha apart."""
+    if alpha == 0 or prior in (0, 1):
+        return max(prior, 1 - prior)
+    bias = math.log(prior / (1 - prior)) / alpha
+    return float(prior * stats.norm.cdf(alpha / 2 + bias) + (1 - prior) * stats.norm.cdf(alpha / 2 - bias))
+
+
+def _signal(accuracy: float, prior: float) -> float:
+    """The signal alpha^2 / 4 that some accuracy asks for."""
+    if accuracy <= max(prior, 1 - prior):
+        return 0.0
+    if accuracy >= 1:
+        return math.inf
+    high = 1.0
+    while _accuracy(high, prior) < accuracy:
+        high *= 2
+    return (_zero(lambda alpha: _accuracy(alpha, prior) - accuracy, 0.0, high) / 2) ** 2
+
+
+def _zero(function: Callable[[float], float], one: float, other: float) -> float:
+    """Where a function changes its sign between two points, as precisely as numbers allow."""
+    return float(optimize.brentq(function, one, other, xtol=1e-15 * max(one, other)))  # pyright: ignore[reportArgumentType]
+
+
+def _label_variance(ratio: float, prior: float) -> float:
+    """E[Var(y|z)] for z ~ N(y ratio, 1): 4 pi+ pi- exp(-ratio^2 / 2) E[1 / (pi+ exp(ratio t) + pi- exp(-ratio t))], t ~ N(0, 1)."""
+    if prior in (0, 1):
+        return 0.0
+    plus, minus = math.log(prior), math.log(1 - prior)
+
+    def density(t: float) -> float:
+        return math.exp(-(t**2 + ratio**2) / 2 - np.logaddexp(plus + ratio * t, minus - ratio * t)) / math.sqrt(2 * math.pi)
+
+    peak = min(max((minus - plus) / (2 * ratio), -8.0), 8.0) if ratio else 0.0
+    value, _ = integrate.quad(density, -40, 40, points=[peak - 1, peak, peak + 1], limit=200, epsabs=1e-13, epsrel=1e-11)
+    return 4 * prior * (1 - prior) * value
