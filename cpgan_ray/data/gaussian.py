@@ -43,7 +43,7 @@ def mixture(seed: int = 9, *, dimension: int = 32, num_per_class: int = 11_000, 
         raise InputError(
             f"num_test_per_class is {num_test_per_class}; it must be at least 1 and below num_per_class, {num_per_class}"
         )
-    arrays, choices = np.random.RandomState(seed), random.Random(seed)  # noqa: NPY002: the reference data come from this one
+    arrays, choices = np.random.RandomState(seed), random.Random(seed)  # noqa: NPY002 (the reference data come from this one)
     c = arrays.rand(dimension, dimension)
     mean, covariance = np.full(dimension, SHIFT), c.T @ c
     x = np.concatenate([arrays.multivariate_normal(y * mean, covariance, num_per_class) for y in (1, -1)])
@@ -60,7 +60,7 @@ def files() -> list[Path]:
 
 
 def read(seed: int = 9) -> Samples:
-    """The rows of a mixture as samples of shape (d, 1, 1), less the training rows' mean and over one common scale, their root mean
+    """The rows of a mixture as samples of shape (d, 1, 1), less the training rows' mean, over one common scale, their root mean
     variance: the share of variance that an attack recovers is that of the raw values. Every tenth training row is for validation."""
     drawn = mixture(seed)
     rest, test = np.flatnonzero(~drawn.test), np.flatnonzero(drawn.test)
