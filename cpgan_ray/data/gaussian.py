@@ -60,8 +60,8 @@ def files() -> list[Path]:
 
 
 def read(seed: int = 9) -> Samples:
-    """The rows of a mixture as samples of shape (d, 1, 1), less the training rows' mean, over one common scale, their root mean
-    variance: the share of variance that an attack recovers is that of the raw values. Every tenth training row is for validation."""
+    """The rows of a mixture as samples of shape (d, 1, 1), less the training rows' mean, over one common scale, the root of their
+    mean variance: the share of variance that is recovered is that of the raw values. Every tenth training row is for validation."""
     drawn = mixture(seed)
     rest, test = np.flatnonzero(~drawn.test), np.flatnonzero(drawn.test)
     val = rest[::10]
