@@ -1,5 +1,7 @@
 """The numbers of the game against scikit-learn, numpy and automatic differentiation."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +139,23 @@ def test_errors_on_components_are_those_of_the_pictures():
     outside = np.square(x - x @ basis.T @ basis).sum(axis=1)
     found = row_errors(torch.from_numpy(guess), torch.from_numpy(x @ basis.T), torch.from_numpy(outside), dimension=30)
     assert found.numpy() == pytest.approx(np.square(x - guess @ basis).mean(axis=1), abs=1e-12)
+
+
+def test_the_loss_of_classes_is_the_cross_entropy_weighted_so_that_each_class_counts_alike():
+    rng = np.random.default_rng(0)
+    logits, y = torch.from_numpy(rng.normal(size=(40, 3))).float(), torch.from_numpy(rng.integers(0, 3, (40, 1))).float()
+    log_p = logits.log_softmax(1).gather(1, y.long())[:, 0]
+    assert float(utility_loss(logits, y)) == pytest.approx(float(-log_p.mean()), rel=1e-5)
+    share = torch.bincount(y[:, 0].long()) / len(y)
+    by_class = torch.stack([-log_p[y[:, 0] == c].mean() for c in range(3)]).mean()
+    assert float(utility_loss(logits, y, positive_share=share)) == pytest.approx(float(by_class), rel=1e-4)
+
+
+def test_accuracies_of_classes_are_scikit_learns():
+    rng = np.random.default_rng(1)
+    logits, y = rng.normal(size=(60, 4)), rng.choice([0, 1, 3], size=(60, 1))
+    guess = logits.argmax(axis=1)
+    assert accuracy(logits, y)[0] == pytest.approx(accuracy_score(y[:, 0], guess))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are guessed and do not occur
+        assert balanced_accuracy(logits, y)[0] == pytest.approx(balanced_accuracy_score(y[:, 0], guess))

@@ -1,0 +1,132 @@
+"""Mechanisms: each releases what the attacks need, and does what its knob says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cpgan_ray.config import Config, NeuralConfig
+from cpgan_ray.data import load
+from cpgan_ray.data.projection import projection
+from cpgan_ray.mechanisms import MECHANISMS
+from cpgan_ray.mechanisms.base import samples
+from cpgan_ray.mechanisms.games import feature_length
+from cpgan_ray.mechanisms.noise import drawn
+from cpgan_ray.objectives import accuracy
+from cpgan_ray.presets import for_comparison, preset
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    base = for_comparison(preset("digits"))
+    data = dataclasses.replace(base.data, train_rows=300)
+    return dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("digits"), data=data, epochs=12, batch_size=100, k=6)
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+    return load(config, progress=False)
+
+
+@pytest.fixture(scope="module")
+def released(config, dataset):
+    """Mechanism, setting -> what it releases, made once."""
+    made = {}
+
+    def make(name, setting):
+        if (name, setting) not in made:
+            made[name, setting] = MECHANISMS[name].release(config, setting, dataset)
+        return made[name, setting]
+
+    return make
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_every_mechanism_releases_a_code_for_every_sample_and_answers_to_the_task(name, released, dataset):
+    found = released(name, MECHANISMS[name].settings[0])
+    assert set(found.codes) == {"train", "val", "test"}, "digits have no mirror images"
+    for split, z in found.codes.items():
+        assert z.shape == (len(getattr(dataset, split)), found.codes["train"].shape[1])
+        assert z.dtype == np.float32
+        assert np.isfinite(z).all()
+    for split, logits in found.logits.items():
+        assert logits.shape == (len(getattr(dataset, split)), 10)
+        assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(MECHANISMS) - {"random_projection"}))
+def test_every_mechanism_learns_its_task(name, released, dataset):
+    right = accuracy(released(name, MECHANISMS[name].settings[0]).logits["test"], dataset.test.labels)[0]
+    assert right > 0.3, "a tenth is chance; twelve epochs on 300 digits are few"
+
+
+@pytest.mark.parametrize("name", ["pca", "ran", "laplace", "cpgan"])
+def test_the_same_seed_makes_the_same_codes_and_another_one_others(name, config, dataset, released):
+    name, setting = ("noise", 0.5) if name == "laplace" else (name, MECHANISMS[name].settings[0])
+    again = MECHANISMS[name].release(config, setting, dataset)
+    other = MECHANISMS[name].release(dataclasses.replace(config, seed=1), setting, dataset)
+    first = released(name, setting)
+    assert np.array_equal(first.codes["test"], again.codes["test"])
+    assert np.array_equal(first.logits["test"], again.logits["test"])
+    assert not np.array_equal(first.logits["test"], other.logits["test"])
+
+
+def test_principal_components_are_the_standardised_coordinates(released, dataset):
+    basis = projection(dataset, components=256, progress=False)
+    z = released("pca", 1.0).codes["test"]
+    x = (samples(dataset, "test") - basis.mean) @ basis.components[:6].T
+    for one, other in zip(z.T, x.T, strict=True):
+        assert abs(np.corrcoef(one, other)[0, 1]) == pytest.approx(1, abs=1e-4)
+    assert released("pca", 0.5).codes["test"] == pytest.approx(z[:, :3], abs=1e-5)
+
+
+def test_discriminant_components_solve_their_eigenproblem(released, dataset):
+    z = released("dca", 1.0).codes["train"].astype(np.float64)
+    y = dataset.train.labels[:, 0]
+    assert np.cov(z.T) == pytest.approx(np.eye(6), abs=0.02), "uncorrelated in the total scatter, but for its ridge"
+    between = sum((y == c).mean() * np.outer(z[y == c].mean(0), z[y == c].mean(0)) for c in range(10))
+    assert between == pytest.approx(np.diag(np.diag(between)), abs=0.02)
+    assert (np.diff(np.diag(between)) <= 1e-3).all(), "the most discriminating first"
+
+
+@pytest.mark.parametrize("kind", ["laplace", "gaussian"])
+def test_noise_has_the_deviation_that_is_asked_for_and_another_draw_for_every_split(kind):
+    one, other = (drawn((2000, 50), kind=kind, deviation=0.7, seed=0, name=name) for name in ("train", "test"))
+    assert one.std() == pytest.approx(0.7, rel=0.01)
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.02
+    kurtosis = (one**4).mean() / (one**2).mean() ** 2
+    assert kurtosis == pytest.approx(6 if kind == "laplace" else 3, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["noise", "gaussian_noise"])
+def test_noisy_samples_are_the_sample_plus_noise_of_the_knobs_size(name, released, dataset):
+    basis = projection(dataset, components=512, progress=False)
+    deviation = (basis.total_variance / len(basis.mean)) ** 0.5
+    for knob in (0.5, 4.0):
+        direct = released(name, knob).direct
+        assert (direct - samples(dataset, "test")).std() == pytest.approx(knob * deviation, rel=0.04)
+
+
+def test_a_share_of_the_code_is_a_shorter_code(released, config, dataset):
+    assert released("bottleneck", 0.5).codes["test"].shape[1] == 3
+    assert released("dnn", 0.0).codes["test"].shape[1] == feature_length(config.privatizer, dataset) == 32 * 2 * 2
+
+
+def test_resized_features_get_noise_in_their_own_deviations(released):
+    clean, noisy = (released("resize", noise).codes["train"] for noise in (0.0, 2.0))
+    assert clean.std(axis=0) == pytest.approx(1, abs=1e-3)
+    assert (noisy - clean).std() == pytest.approx(2, rel=0.05)
+
+
+def test_ran_plays_against_the_decoder_of_the_preset(config, dataset, released):
+    """At alpha = 0.02 its encoder works against the decoder: a ridge attack finds less than at alpha = 1."""
+
+    def ridge_r2(codes):
+        x = {split: samples(dataset, split) for split in ("train", "test")}
+        z = {split: np.c_[codes[split], np.ones(len(codes[split]))] for split in ("train", "test")}
+        w = np.linalg.solve(z["train"].T @ z["train"] + np.eye(z["train"].shape[1]), z["train"].T @ x["train"])
+        return 1 - ((z["test"] @ w - x["test"]) ** 2).sum() / ((x["test"] - x["train"].mean(0)) ** 2).sum()
+
+    longer = dataclasses.replace(config, epochs=20, adversaries={"decoder": NeuralConfig(architecture="mlp", width=64)})
+    r2 = {alpha: ridge_r2(MECHANISMS["ran"].release(longer, alpha, dataset).codes) for alpha in (1.0, 0.02)}
+    assert r2[0.02] < r2[1.0]

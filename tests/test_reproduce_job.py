@@ -1,0 +1,147 @@
+"""`jobs/reproduce.py` as a user runs it, on scikit-learn's digits."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from cpgan_ray.cli import parse_reproduce
+from cpgan_ray.comparison import Cell, findings, gap, paired, trial
+from cpgan_ray.errors import InputError
+from cpgan_ray.frontier import Reference
+
+JOB = Path(__file__).parents[1] / "jobs" / "reproduce.py"
+QUICK = "--epochs 2 --data.train-rows 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(JOB), *arguments], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> tuple[Path, dict, str]:
+    """A small comparison: its folder, its last line, what it said."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    flags = [*QUICK.split(), "--cache-dir", str(folder / "cache"), "--output", str(folder / "out"), "--seeds", "2"]
+    done = run("digits", "--mechanisms", "cpgan", "bottleneck", "noise", "--settings", "2", *flags)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_every_cell_is_played_and_tracked_below_one_run(begun):
+    folder, summary, _ = begun
+    assert summary["cells"] == 12
+    assert summary["failed"] == 0
+    client = mlflow.MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
+    parent = client.get_run(summary["run_id"])
+    assert parent.info.status == "FINISHED"
+    below = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['run_id']}'")
+    assert sorted(r.data.tags["search.trial"] for r in below) == sorted(p.name for p in (folder / "cells").iterdir())
+    assert all(r.info.status == "FINISHED" and "privacy/strongest_r2" in r.data.metrics for r in below)
+
+
+def test_the_results_are_the_cells(begun):
+    folder, summary, printed = begun
+    text = (folder / "results.md").read_text()
+    assert text.strip() in printed
+    cells = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("cells/*/cell.json")}
+    with (folder / "frontier.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"]: float(row["accuracy"]) for row in rows} == {n: c["utility"]["accuracy"] for n, c in cells.items()}
+    noise = [cells[f"noise-0.5-{seed}"]["utility"]["accuracy"] for seed in (0, 1)]
+    half = stats.t.ppf(0.975, 1) * np.std(noise, ddof=1) / 2**0.5
+    assert f"{np.mean(noise):.3f} [{np.mean(noise) - half:.3f}, {np.mean(noise) + half:.3f}]" in text
+    told = json.loads((folder / "results.json").read_text())
+    assert told["hypervolume"]["cpgan"]["value"] == pytest.approx(summary["hypervolume"])
+    assert sum(told["strongest_attacks"]["noise"].values()) == 4
+    for name in ("frontier.png", "attackers.png"):
+        assert Image.open(folder / name).width > 600
+    assert Image.open(folder / "cells" / "cpgan-0.1-0" / "pictures.png").height > 100
+
+
+def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
+    folder, _, _ = begun
+    kept, lost = folder / "cells" / "noise-4-1" / "cell.json", folder / "cells" / "noise-0.5-1" / "cell.json"
+    before, was = kept.stat().st_mtime_ns, json.loads(lost.read_text())
+    lost.unlink()
+    done = run("--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "1 of 12 cells to play" in done.stderr
+    assert kept.stat().st_mtime_ns == before
+    again = json.loads(lost.read_text())
+    assert again["utility"] == was["utility"]
+    assert again["privacy"] == was["privacy"], "the same seeds, the same numbers"
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
+    folder, _, _ = begun
+    for arguments, said in (
+        (("digits", "--output", str(folder)), "holds a comparison already"),
+        (("mnist", "--output", str(tmp_path / "a")), "give it with --data-dir"),
+        (("nothing",), "there is no preset 'nothing'"),
+        ((), "nothing to reproduce"),
+        (("digits", "--theory"), "it is known of gaussian alone"),
+        (("--resume", str(tmp_path)), "has no reproduction.json"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_mechanism_is_refused_with_the_choices():
+    with pytest.raises(InputError, match="cpgan_one"):
+        parse_reproduce(["digits", "--mechanisms", "gan"], description="")
+
+
+def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float, floor: float = 0.1) -> dict:
+    attack = {"attack": "mlp", "variant": "leaked", "r2": r2, "low": r2, "high": r2}
+    utility = {"accuracy": accuracy, "accuracy_low": accuracy, "accuracy_high": accuracy}
+    utility |= {"val_accuracy": accuracy, "majority_accuracy": 0.1}
+    attacks = [{"name": "mlp", "r2": r2}, {"name": "ridge", "r2": r2 - 0.01 * (seed + 1)}]
+    return {
+        "cell": {"mechanism": mechanism, "setting": setting, "seed": seed},
+        "utility": utility,
+        "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "excess_r2": r2 - floor},
+        "attacks": attacks,
+        "direct": None,
+        "seconds": 1.0,
+        "data": "x",
+    }
+
+
+def test_differences_are_taken_in_pairs_of_a_seed():
+    assert paired({0: 0.5, 1: 0.7, 2: 1.0}, {1: 0.6, 0: 0.4}).value == pytest.approx(0.1)
+    low, high = paired({0: 0.5, 1: 0.9}, {0: 0.4, 1: 0.6})[1:]
+    assert (low, high) == pytest.approx(tuple(0.2 + stats.t.ppf(0.975, 1) * 0.1 * sign for sign in (-1, 1)))
+
+
+def test_findings_are_what_the_numbers_say():
+    cells = [values("cpgan", 1.0, s, 0.90 + 0.01 * s, 0.15) for s in (0, 1)]
+    cells += [values("bottleneck", 1.0, s, 0.92 + 0.01 * s, 0.6) for s in (0, 1)]
+    trials = [trial(v, Path()) for v in cells]
+    told = findings(cells, trials, Reference(0.1))
+    assert told["hypervolume"]["cpgan"]["value"] == pytest.approx(np.mean([0.80, 0.81]) * 0.85)
+    assert told["ours_less"]["bottleneck"]["value"] == pytest.approx(np.mean([0.8 * 0.85 - 0.82 * 0.4, 0.81 * 0.85 - 0.83 * 0.4]))
+    assert told["neural_less_closed_form"]["cpgan"]["value"] == pytest.approx(0.015)
+    assert told["strongest_attacks"] == {"cpgan": {"mlp": 2}, "bottleneck": {"mlp": 2}}
+    found = gap(trials)
+    assert found is not None
+    assert found["utility_loss"]["value"] == pytest.approx(0.02)
+    assert found["excess_r2"]["value"] == pytest.approx(0.05)
+
+
+def test_a_code_that_is_a_sample_may_be_the_strongest_attack_itself():
+    one = values("noise", 0.5, 0, 0.9, 0.5)
+    itself = {"r2": 0.75, "low": 0.7, "high": 0.8}
+    assert (trial(one | {"direct": itself}, Path()).strongest_r2, trial(one, Path()).strongest_r2) == (0.75, 0.5)
+    assert trial(one | {"direct": itself}, Path()).attack == "itself"
+    assert Cell(mechanism="noise", setting=0.5, seed=0).name == "noise-0.5-0"
