@@ -5,9 +5,11 @@ like privacy. The attacks of a tournament are tasks: they need nothing of each o
 """
 
 import io
+import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +20,10 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray._private import ray_constants
+from ray._private.state import state as ray_state
 from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cpgan_ray.checkpoint import Snapshot
@@ -36,6 +40,15 @@ INLINE_BYTES = 90_000
 
 PLACEMENT_S = 60.0
 """How long the actors' places may take on a cluster that has room for them, in seconds."""
+
+LOOK_S = 3.0
+"""How long an answer may take before it is looked whether everybody has a place, in seconds."""
+
+SAY_S = 30.0
+"""How often it is said that a place is waited for, in seconds."""
+
+WARNED_S = 10.0
+"""How much may be lost with a node that is known to go, in seconds of play."""
 
 KNOCK_S = 5.0
 """How long a cluster may take to answer at all, in seconds."""
@@ -130,9 +143,9 @@ class AdversaryActor(AdversaryWorker):
 class Crew:
     """The adversaries' actors: who sits where, and who takes the place of one that is lost."""
 
-    def __init__(self, config: Config, sizes: Sequence[Bundle], *, place: Callable[[int], Any] = lambda bundle: None) -> None:
-        """sizes: of the privatizer, of each adversary, of each spare; place: where the actor of a bundle is put."""
-        self.config, self.sizes, self.place = config, sizes, place
+    def __init__(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None) -> None:
+        """sizes: of the privatizer, of each adversary, of each spare; group: whose bundles these are, or none: see `in_bundle`."""
+        self.config, self.sizes, self.group = config, sizes, group
         self.names = opponents(config)
         self.bundles = {name: bundle for bundle, name in enumerate(self.names, start=1)}
         self.seats = {name: RaySeat(self.start(bundle)) for name, bundle in self.bundles.items()}
@@ -141,7 +154,7 @@ class Crew:
         self.events: list[Event] = []
 
     def start(self, bundle: int) -> Any:
-        return start(AdversaryActor, self.sizes[bundle], place=self.place(bundle))
+        return start(AdversaryActor, self.sizes[bundle], place=in_bundle(self.group, bundle))
 
     def open(self, names: Sequence[str]) -> list[Any]:
         """Build adversaries in their actors; the references are for `gather`."""
@@ -164,8 +177,8 @@ class Crew:
     def mend(self, cause: LostError, *, round: int, kept: int) -> None:
         """New actors in the seats of those that do not answer. `round`: where the game stood; `kept`: to where it goes back.
 
-        Raises: RuntimeError that names them where too many have been lost, or no place is found for one in time; LostError where a
-        replacement is lost at once.
+        Raises: RuntimeError that names them where too many have been lost; InputError where the cluster has no place for one in
+        time; LostError where a replacement is lost at once.
         """
         recovery, started = self.config.recovery, time.perf_counter()
         gone = self.lost()
@@ -179,13 +192,10 @@ class Crew:
             time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
         for name in gone:
             self.replace(name)
-        patience_s = max(recovery.wait_s, self.config.runtime.deadline_s)
-        try:
-            gather(self.open(list(gone)), deadline_s=patience_s)
-        except LostError as e:
-            if time.perf_counter() - started < patience_s:
-                raise  # a replacement has died as well
-            raise RuntimeError(f"no place for {', '.join(gone)} within {recovery.wait_s:g} s (recovery.wait_s): {e}") from e
+        opened = self.open(list(gone))
+        room = Room(self.sizes, option="recovery.wait_s", patience_s=recovery.wait_s)
+        attend(opened, self.group, room, deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
+        gather(opened, deadline_s=PING_S)
         seconds = time.perf_counter() - started
         self.events.append(Event(round=round, replayed=round - kept, players=tuple(gone), cause=told, seconds=seconds))
 
@@ -215,7 +225,7 @@ class GameHost:
 
     def open(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, snapshot: Snapshot | None = None) -> None:
         """group: whose bundles the players have, this one the first; none: this process's own. snapshot: go on from there."""
-        self.crew = Crew(config, sizes, place=partial(in_bundle, group))
+        self.crew = Crew(config, sizes, group)
         opened = self.crew.open(self.crew.names)
         deadline_s = config.runtime.deadline_s
         self.game = Game(
@@ -266,8 +276,22 @@ def in_bundle(group: PlacementGroup | None, bundle: int) -> Any:
     return None if group is None else PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
 
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Nodes that are started, or joined, in the block have the address 127.0.0.1, and listen there alone.
+
+    Without it their servers are open on every interface: on Linux Ray takes the machine's own address even where it is told
+    127.0.0.1. Where it does not (macOS, Windows) is decided by this switch (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER).
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 def connect(runtime: RuntimeConfig) -> None:
-    """Join the cluster that was named, the one this job runs on, or start a local one.
+    """Join the cluster that was named, the one this job runs on, or start a local one, that only this machine can reach.
 
     Raises: InputError where nothing answers at the address.
     """
@@ -281,11 +305,27 @@ def connect(runtime: RuntimeConfig) -> None:
             knock(address)
             ray.init(address=address, **quiet)
         else:
-            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **quiet)
+            with on_loopback():
+                ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **quiet)
+        quiet_stdout()
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # ray.init has put its own there
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
+
+
+def quiet_stdout() -> None:
+    """What Ray's daemons report goes to standard error: a job's last line on standard output is its result.
+
+    Ray prints such reports ("a worker died ...") on standard output whatever `log_to_driver` is, some of them only as it leaves.
+    """
+    told = ray._private.worker.print_to_stdstream
+    if not isinstance(told, partial):
+
+        def print_on_stderr(data: dict[str, Any], **how: Any) -> None:
+            told(data | {"is_err": True}, **how)
+
+        ray._private.worker.print_to_stdstream = partial(print_on_stderr)
 
 
 def knock(address: str) -> None:
@@ -313,7 +353,7 @@ def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float
 def shares(config: Config, names: Sequence[str], *, cpus: float) -> list[Bundle]:
     """What each actor needs, the privatizer's first, where they have `cpus` CPUs between them."""
     r = config.runtime
-    fair = min(1.0, cpus / (len(names) + 1))
+    fair = min(1.0, cpus / (len(names) + 1)) or 1.0  # none yet: it has still to grow
     own = [(a.cpus, a.gpus) if (a := config.adversaries.get(name)) else (None, None) for name in names]  # a spare has no settings
     wanted = [(r.privatizer_cpus, r.privatizer_gpus)]
     wanted += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in own]
@@ -338,14 +378,67 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
     Raises: InputError where the cluster has no room for it in time.
     """
     group = placement_group(sizes, strategy=runtime.placement)
-    if not group.wait(max(runtime.wait_s, PLACEMENT_S)):
+    room = Room(sizes, option="runtime.wait_s", patience_s=max(runtime.wait_s, PLACEMENT_S))
+    try:
+        while not group.wait(1):
+            room.lacks()
+    except BaseException:
         remove_placement_group(group)
-        free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
-        raise InputError(
-            f"no room for {len(sizes)} actors that need {sizes}: {free['CPU']:g} CPUs and {free['GPU']:g} GPUs are free; "
-            f"wait longer with --runtime.wait-s, or ask for less (--runtime.placement is {runtime.placement})"
-        )
+        raise
     return group
+
+
+class Room:
+    """Waiting for a cluster to have room: a line on standard error at once and then every half minute, but not for ever."""
+
+    def __init__(self, sizes: Sequence[Bundle], *, option: str, patience_s: float) -> None:
+        """option: the setting by which it waits so long."""
+        self.sizes, self.option, self.patience_s = sizes, option, patience_s
+        self.since: float | None = None
+        self.said = -math.inf
+
+    def lacks(self, *, for_ever: bool = False) -> None:
+        """There is none at the moment.
+
+        Raises: InputError with the numbers where there has been none for too long, unless somebody else takes care of that.
+        """
+        now = time.monotonic()
+        self.since = self.since or now
+        left = self.patience_s - (now - self.since)
+        if left <= 0 and not for_ever:
+            flag = "--" + self.option.replace("_", "-")
+            raise InputError(
+                f"no room for {self.patience_s:g} s: {self.shortage()}; add nodes, wait longer with {flag}, or ask for less "
+                "(--runtime.placement, --runtime.adversary-cpus); a run that has a checkpoint goes on with --resume"
+            )
+        if now - self.said >= SAY_S:
+            self.said = now
+            told = f"waiting for room: {self.shortage()}; for up to {max(0.0, left):.0f} s ({self.option})"
+            print(told, file=sys.stderr, flush=True)
+
+    def shortage(self) -> str:
+        """What is needed and what there is."""
+        total, free = ray.cluster_resources(), ray.available_resources()
+        kinds = [kind for kind in ("CPU", "GPU") if any(kind in size for size in self.sizes)]
+        needed = " and ".join(f"{sum(size.get(kind, 0.0) for size in self.sizes):g} {kind}s" for kind in kinds)
+        there = " and ".join(f"{total.get(kind, 0.0):g} {kind}s ({free.get(kind, 0.0):g} free)" for kind in kinds)
+        return f"{len(self.sizes)} processes need {needed}, the cluster has {there}"
+
+
+def attend(
+    references: Sequence[Any], group: PlacementGroup | None, room: Room, *, deadline_s: float = math.inf, for_ever: bool = False
+) -> None:
+    """Wait until all answers are there. Where a bundle of the group has no place, that is told, and the deadline begins anew.
+
+    Raises: LostError at the deadline; InputError where there is no room for too long, but not `for_ever`.
+    """
+    until = time.monotonic() + deadline_s
+    while references and len(ray.wait(list(references), num_returns=len(references), timeout=LOOK_S)[0]) < len(references):
+        if group is not None and placement_group_table(group)["state"] != "CREATED":
+            room.lacks(for_ever=for_ever)
+            until = time.monotonic() + deadline_s
+        elif time.monotonic() > until:
+            raise LostError(f"an actor did not answer within {deadline_s:g} s")
 
 
 def start(kind: type, size: Bundle, *, place: Any = None) -> Any:
@@ -394,6 +487,8 @@ class RayGame:
         self.config, self.saved = config, snapshot
         self.failures, self.known = 0, snapshot.round if snapshot else 0
         self.events: list[Event] = []
+        self.going: set[str] = set()
+        self.warned_at = -math.inf
         connect(config.runtime)
         names = [*opponents(config), *["spare"] * config.recovery.spares]
         self.sizes = bundles(config, names, cluster=ray.cluster_resources())
@@ -407,8 +502,12 @@ class RayGame:
     def open(self) -> None:
         self.host = start(GameHost, self.sizes[0], place=in_bundle(self.group, 0))
         opened = self.host.open.remote(self.config, self.sizes, self.group, self.saved)
-        answer(opened, deadline_s=self.config.recovery.wait_s + OPEN_S)
+        attend([opened], self.group, self.room(), deadline_s=self.config.recovery.wait_s + OPEN_S)
+        answer(opened)
         self.total_rounds, self.rounds_per_epoch = answer(self.host.length.remote())
+
+    def room(self) -> Room:
+        return Room(self.sizes, option="recovery.wait_s", patience_s=self.config.recovery.wait_s)
 
     def play(self, rounds: int) -> Any:
         """Start up to `rounds` more rounds; `get` waits for their metrics."""
@@ -419,6 +518,7 @@ class RayGame:
         while True:
             host, reference, rounds = started
             try:
+                attend([reference], self.group, self.room(), for_ever=True)  # the host gives up, if anybody
                 played: Played = answer(reference)
                 self.events += played.events
                 fresh = [m for m in played.metrics if m["round"] >= self.known]
@@ -430,10 +530,29 @@ class RayGame:
                     self.reopen(lost)
             started = self.play(rounds)
 
+    def warned(self) -> bool:
+        """Whether a checkpoint is due since a node of the game is about to go: a VM that is pre-empted, a pod that is ended.
+
+        Who plays there goes on until it goes; a checkpoint every few seconds is what there is to lose.
+        """
+        draining: dict[str, int] = ray_state.get_draining_nodes()
+        if not draining:
+            return False
+        places = placement_group_table(self.group)["bundles_to_node_id"].values()
+        here = draining.keys() & {ray.get_runtime_context().get_node_id(), *places}
+        for node in here - self.going:
+            told = f"node {node[:12]} of this game is about to go: checkpoints every {WARNED_S:g} s until then"
+            print(told, file=sys.stderr, flush=True)
+        self.going |= here
+        if not here or time.monotonic() - self.warned_at < WARNED_S:
+            return False
+        self.warned_at = time.monotonic()
+        return True
+
     def reopen(self, lost: LostError) -> None:
         """Another host, which goes on from what the driver has.
 
-        Raises: LostError where too many have been lost.
+        Raises: LostError where too many have been lost; InputError where the cluster has no place for it in time.
         """
         recovery, started = self.config.recovery, time.perf_counter()
         while True:
@@ -506,12 +625,15 @@ def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeCon
     Raises: InputError with the numbers where the cluster has no room for one; what an attack raised, without Ray's wrapping.
     """
     connect(runtime)
-    cluster, config = ray.cluster_resources(), material.config
-    for kind, wanted in (("CPU", config.cpus), ("GPU", config.gpus)):
-        if wanted > cluster.get(kind, 0.0):
-            raise InputError(
-                f"an attack needs {wanted:g} {kind}s, the cluster has {cluster.get(kind, 0.0):g}: lower --attacks.{kind.lower()}s"
-            )
+    config = material.config
+    size: Bundle = {"CPU": config.cpus, "GPU": config.gpus}
+    room = Room([size], option="runtime.wait_s", patience_s=runtime.wait_s)
+    while lacking := [kind for kind, wanted in size.items() if wanted > ray.cluster_resources().get(kind, 0.0)]:
+        if runtime.wait_s == 0:
+            there, flag = ray.cluster_resources().get(lacking[0], 0.0), f"--attacks.{lacking[0].lower()}s"
+            raise InputError(f"an attack needs {size[lacking[0]]:g} {lacking[0]}s, the cluster has {there:g}: lower {flag}")
+        room.lacks()
+        time.sleep(1)
     shared = ray.put(material)
     task: Any = ray.remote(attack_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=2)  # pyright: ignore
     references = [task.remote(entry, shared, runtime=runtime) for entry in todo]

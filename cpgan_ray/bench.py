@@ -2,6 +2,7 @@
 
     python -m cpgan_ray.bench                      # a table, in about four minutes
     python -m cpgan_ray.bench --json               # the last line printed is a JSON object
+    python -m cpgan_ray.bench --checkpoints        # instead: what a checkpoint costs a game of CelebA's size, in about five minutes
     python -m cpgan_ray.bench --memory 200000      # instead: peak memory of a run on so many pictures (10 GB of disk, half an hour)
 
 Speed is that of K convolutional decoders on Ray against the same game in one process, with one torch thread or with all cores,
@@ -45,10 +46,13 @@ from cpgan_ray.config import (
 )
 from cpgan_ray.errors import InputError
 from cpgan_ray.messages import Batch, Feedback, Metrics, Release
+from cpgan_ray.presets import preset
 
 if TYPE_CHECKING:
     from cpgan_ray.actors import RayGame
+    from cpgan_ray.checkpoint import Checkpoints
     from cpgan_ray.game import Game
+    from cpgan_ray.training import Running
 
 SETTLE = 2
 """First rounds of a turn that do not count: the side was idle before it."""
@@ -56,6 +60,8 @@ SLEEP_S = 0.02
 DISTINCT = 400
 """Different pictures in a synthetic data set; the rest are links to them."""
 SAMPLE_S = 0.5
+FACES, EVERY = 10_000, 50
+"""Of the measurement of checkpoints: pictures, and rounds from one to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,8 @@ class Settings:
 
     json: bool = False
     """End with one line of JSON instead of a table."""
+    checkpoints: bool = False
+    """Measure checkpoints instead: turns of `rounds` rounds of preset celeba on procedural faces, with a checkpoint and without."""
     memory: int = 0
     """Measure memory instead, on so many synthetic 112 x 112 pictures."""
     repeats: int = 6
@@ -342,6 +350,58 @@ def measure_speed(s: Settings, folder: Path) -> dict[str, Any]:
     return result | {"machine": machine, "load_before": load, "load_after": os.getloadavg()[0], "settings": vars(s)}
 
 
+# Checkpoints
+
+
+def measure_checkpoints(s: Settings, folder: Path) -> dict[str, Any]:
+    """What a snapshot of the whole game and its checkpoint on disk cost, in seconds and as a share of `EVERY` rounds.
+
+    Nothing is played meanwhile, which a run's driver does while it writes: this is the most that it may cost.
+    """
+    import ray
+
+    from cpgan_ray.checkpoint import Checkpoints
+    from cpgan_ray.process import available_cpus, set_up_process
+    from cpgan_ray.training import running
+
+    synthetic(folder, rows=FACES, image_size=s.image_size)
+    changes = {"runtime.privatizer_cpus": 0.1, "runtime.adversary_cpus": 0.1, "recovery.snapshot_every": 10**9, "epochs": 10**6}
+    config = override(preset("celeba"), {"data_dir": str(folder), "data.image_size": s.image_size, "k": s.k, **changes})
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    set_up_process(threads=available_cpus())
+    result: dict[str, Any] = {}
+    for backend in ("local", "ray"):
+        kept = Checkpoints(str(folder / f"checkpoints-{backend}"), keep=2)
+        one = override(config, {"runtime.backend": backend})
+        with running(one, None) as plain, running(one, None) as saved:
+            for game in (plain, saved):
+                play_for(game, s.warmup)
+            turns: dict[str, list[float]] = {"without": [], "with": []}
+            for turn in range(s.repeats):
+                sides = [("without", plain, None), ("with", saved, kept)]
+                for name, game, checkpoints in sides if turn % 2 else reversed(sides):
+                    turns[name].append(timed(play_for, game, s.rounds, checkpoints)[1])
+        share = [(a / b - 1) * s.rounds / EVERY for a, b in zip(turns["with"], turns["without"], strict=True)]
+        result |= {
+            f"checkpoint_share_{backend}": statistics.median(share),
+            f"checkpoint_ms_{backend}": 1000 * statistics.median(b - a for a, b in zip(*turns.values(), strict=True)),
+            f"round_ms_{backend}": 1000 * statistics.median(turns["without"]) / s.rounds,
+            f"checkpoint_mb_{backend}": max(path.stat().st_size for path in Path(kept.root).iterdir()) / 1e6,
+            f"shares_{backend}": share,
+        }
+    ray.shutdown()
+    return result | {"every": EVERY, "rounds": s.rounds, "repeats": s.repeats}
+
+
+def play_for(game: "Running", rounds: int, checkpoints: "Checkpoints | None" = None) -> None:
+    """So many rounds, over ends of epochs; then a checkpoint."""
+    done = 0
+    while done < rounds:
+        done += len(game.get(game.play(rounds - done)))
+    if checkpoints is not None:
+        checkpoints.write(game.snapshot())
+
+
 # Memory
 
 
@@ -409,13 +469,16 @@ def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
-    return round(value, 3) if isinstance(value, float) else value
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     s = tyro.cli(Settings, args=arguments, description=__doc__)
     with tempfile.TemporaryDirectory(prefix="cpgan-bench-") as folder:
-        result = rounded((measure_memory if s.memory else measure_speed)(s, Path(folder) / "data"))
+        measure = measure_memory if s.memory else measure_checkpoints if s.checkpoints else measure_speed
+        result = rounded(measure(s, Path(folder) / "data"))
     if s.json or s.memory:
         print(json.dumps(result))
     else:

@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import tyro
@@ -30,6 +30,9 @@ from cpgan_ray.checkpoint import Checkpoints
 from cpgan_ray.config import Config, override
 from cpgan_ray.errors import InputError
 from cpgan_ray.messages import Event, Metrics
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 JOB = Path(__file__).parents[1] / "jobs" / "train_celeba.py"
 PLAYERS = ("ray::AdversaryActor", "ray::GameHost")
@@ -277,19 +280,34 @@ def left_running(uri: str) -> int:
 # Nodes
 
 
+@contextlib.contextmanager
+def local_cluster() -> Iterator["Cluster"]:
+    """A cluster of this machine alone, which this process joins; its head has no room: `add_node` makes some."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from cpgan_ray.actors import on_loopback
+
+    ray.shutdown()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with on_loopback():
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_HEALTH}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="error")  # pyright: ignore[reportArgumentType]
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
 def crash_nodes(config: Config, expected: dict[str, Any], s: Settings, tally: Tally) -> None:
     """Games on a local cluster of a head without room and two nodes, one of which crashes and is replaced by another."""
     if not s.nodes:
         return
-    import ray
-    from ray.cluster_utils import Cluster
-
-    ray.shutdown()
     rng = random.Random(s.seed + 2)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": FAST_HEALTH})
-    try:
+    with local_cluster() as cluster:
         nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")  # pyright: ignore[reportArgumentType]
         spread_out = override(config, {"runtime.placement": "SPREAD", "recovery.wait_s": 120.0})
 
         def strike() -> bool:
@@ -300,9 +318,6 @@ def crash_nodes(config: Config, expected: dict[str, Any], s: Settings, tally: Ta
         while tally.struck["nodes"] < s.nodes:
             weights, events, struck = disturbed(spread_out, [rng.uniform(0.1, 0.6)], strike)
             note(tally, "nodes", struck, same(weights, expected), events)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 if __name__ == "__main__":

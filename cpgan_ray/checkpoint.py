@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pyarrow import fs
 
+from cpgan_ray.credentials import redacted
 from cpgan_ray.errors import InputError
 
 FORMAT = 1
@@ -81,14 +82,16 @@ class Checkpoints:
 
     def __init__(self, where: str, *, keep: int) -> None:
         """Raises: InputError where no file system answers to the URI."""
-        self.where, self.keep = where, keep
+        self.where, self.keep = redacted(where), keep
         try:
             if "://" in where:
                 self.system, self.root = fs.FileSystem.from_uri(where)
             else:
                 self.system, self.root = fs.LocalFileSystem(), str(Path(where).expanduser().resolve())
         except (OSError, ValueError) as e:
-            raise InputError(f"checkpoints cannot be kept at {where!r} ({e}): give a folder, or a URI that pyarrow knows") from e
+            raise InputError(
+                f"checkpoints cannot be kept at {self.where!r} ({e}): give a folder, or a URI that pyarrow knows"
+            ) from e
 
     def names(self) -> list[str]:
         """The oldest first."""

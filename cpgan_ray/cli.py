@@ -18,10 +18,15 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from cpgan_ray.config import AttackJob, Config, ReproduceJob, SearchJob, flatten, from_json
+from cpgan_ray.credentials import redacted, taken
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, for_comparison, for_search, preset
 
 BAD_INPUT, FAILED = 2, 1
+POLITE_S = 30
+"""How long a run that was asked to stop may need to end the rounds under way, write a checkpoint and close its MLflow run."""
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable by which a process knows that it is the entrypoint of a Ray job."""
 STOPPED = threading.Event()
 """Set when SIGTERM came: a blocking call of Ray that it interrupts makes a SystemExit(1) of any other."""
 
@@ -342,11 +347,11 @@ T = TypeVar("T")
 
 
 def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
-    """`--any.field VALUE ...` on top of `base`.
+    """`--any.field VALUE ...` on top of `base`; credentials in a URI go to the environment, so that no configuration holds any.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    said = io.StringIO()
+    said, rest = io.StringIO(), [taken(argument) for argument in rest]
     try:
         with contextlib.redirect_stderr(said):
             read, unknown = tyro.cli(  # pyright: ignore[reportCallIssue]
@@ -440,6 +445,15 @@ def politely() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def warn_of_hasty_end() -> None:
+    """Say where `ray job stop` would kill this job before it has written a checkpoint: after 3 seconds, unless it was submitted
+    with more."""
+    patience_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
+    if JOB_CONFIG in os.environ and patience_s.isdigit() and int(patience_s) < POLITE_S:
+        told = f"`ray job stop` leaves this job {patience_s} s to write a checkpoint, which may take {POLITE_S}: submit it with"
+        print(f"{told} RAY_JOB_STOP_WAIT_TIME_S={POLITE_S} in the env_vars of its runtime environment", file=sys.stderr, flush=True)
+
+
 def run(job: Callable[[], None]) -> None:
     """Run a job and end the process: 0, 2 after one line for bad input, 130 when interrupted; other errors end it with 1.
 
@@ -447,10 +461,13 @@ def run(job: Callable[[], None]) -> None:
     processes of a local Ray inherit that.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        os.environ["MLFLOW_TRACKING_URI"] = taken(os.environ["MLFLOW_TRACKING_URI"])
+    warn_of_hasty_end()
     try:
         job()
     except InputError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"error: {redacted(' '.join(str(e).split()))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

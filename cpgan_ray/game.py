@@ -82,7 +82,7 @@ class Game:
             round = self.round
             try:
                 if self.keeping and self.due():
-                    self.kept = self.snapshot()
+                    self.snapshot()
                 played[round] = {"round": float(round)} | self.play_round()
             except LostError as lost:
                 self.go_back(lost)
@@ -112,14 +112,16 @@ class Game:
         return self.config.game.schedule == "sync" or self.round % self.rounds_per_epoch == 0
 
     def snapshot(self) -> Snapshot:
-        """The whole game as it stands between two rounds; the last one kept where it is not at rest."""
+        """The whole game as it stands between two rounds, which is also what it would go back to; the last one kept where it is
+        not at rest."""
         if not self.at_rest:
             assert self.kept is not None
             return self.kept
         names = list(self.seats)
         states = self.gather([self.seats[name].snapshot() for name in names])
         players = {"privatizer": self.privatizer.snapshot(), **dict(zip(names, states, strict=True))}
-        return Snapshot(self.round, self.best_accuracy, self.val_accuracy, players)
+        self.kept = Snapshot(self.round, self.best_accuracy, self.val_accuracy, players)
+        return self.kept
 
     def restore(self, snapshot: Snapshot) -> None:
         """All players as they were."""

@@ -16,6 +16,7 @@ from cpgan_ray import theory
 from cpgan_ray.cli import REPRODUCTION, read_reproduction, stop_on_sigterm
 from cpgan_ray.comparison import CELL, Cell, findings, play, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
+from cpgan_ray.credentials import redacted
 from cpgan_ray.data import load
 from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
@@ -116,7 +117,8 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
     params |= {"epochs": c.epochs, "attacks": " ".join(c.attacks.names), "train_rows": c.data.train_rows}
     run = SearchRun(c, folder, name=name, params=params, source="jobs/reproduce.py")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPRODUCTION).write_text(json.dumps({"run_id": run.run_id, "job": to_json(job)}, indent=1) + "\n")
+    told = json.dumps({"run_id": run.run_id, "job": to_json(job)}, indent=1)
+    (folder / REPRODUCTION).write_text(redacted(told) + "\n")
     return run
 
 

@@ -38,6 +38,7 @@ from cpgan_ray.actors import Bundle, connect, ensure_room, host_here, shares
 from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.cli import SEARCH, command_for, read_search, stop_on_sigterm
 from cpgan_ray.config import Config, SearchJob, override, to_json
+from cpgan_ray.credentials import passed, redacted
 from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Trial, hypervolume, points, reference_point, table, write
@@ -228,10 +229,13 @@ class Shared:
     """MLflow run of the search."""
     majority: float
     """Accuracy of the majority guess on the validation split."""
+    environment: dict[str, str]
+    """Variables by which the tracking store is reached."""
 
 
 def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     """One training with its fresh attacks; reports to Tune what a `frontier.Trial` is made of."""
+    os.environ.update(shared.environment)
     job, name = shared.job, trial_name(spec)
     assert job.config.output is not None
     output = job.config.output / "trials" / folder_name(name)
@@ -241,8 +245,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     shutil.rmtree(output, ignore_errors=True)  # what an interrupted attempt has left
     sizes = shared.sizes["control" if spec["control"] else "defended"]
     config = trial_config(job, spec, output, sizes)
-    assert config.tracking.uri is not None
-    end_attempts(config.tracking.uri, shared.parent, name)
+    end_attempts(tracking_uri(config.tracking, output), shared.parent, name)
 
     def listen(found: Metrics) -> None:
         gain, hidden = found["utility/val_accuracy"] - shared.majority, 1 - max(0.0, found["privacy/quick_r2"])
@@ -478,7 +481,8 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
     at_once = concurrency(job, sizes["defended"], cluster)
     ensure_reachable(job.config)
     parent = open_run(job, folder, resume=resume)
-    shared = Shared(job=job, sizes=sizes, parent=parent.run_id, majority=majority_guess(dataset, job.config.data.labels))
+    majority = majority_guess(dataset, job.config.data.labels)
+    shared = Shared(job=job, sizes=sizes, parent=parent.run_id, majority=majority, environment=passed())
     trainable = tune.with_resources(
         tune.with_parameters(play_trial, shared=shared),
         lambda spec: tune.PlacementGroupFactory(
@@ -553,7 +557,10 @@ def settled(job: SearchJob) -> SearchJob:
     folder = new_output(dataclasses.replace(job.config, output=given))
     if (folder / SEARCH).exists():
         raise InputError(f"output folder {folder} holds a search already: go on with it by --resume, or give another --output")
-    tracking = dataclasses.replace(job.config.tracking, uri=tracking_uri(job.config.tracking, folder))
+    uri = tracking_uri(job.config.tracking, folder)
+    if redacted(uri) != uri:  # a password that has to stay in it: not in `search.json`
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    tracking = dataclasses.replace(job.config.tracking, uri=uri if redacted(uri) == uri else None)
     return dataclasses.replace(job, config=dataclasses.replace(job.config, output=folder, tracking=tracking))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import politely, stop_on_sigterm
 from cpgan_ray.config import Config, to_json
+from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.base import rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
@@ -43,6 +44,7 @@ class Running(Protocol):
     def play(self, rounds: int) -> Any: ...
     def get(self, started: Any) -> list[Metrics]: ...
     def snapshot(self) -> Snapshot: ...
+    def warned(self) -> bool: ...
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]: ...
     def outcome(self) -> Outcome: ...
 
@@ -62,6 +64,9 @@ class LocalGame:
 
     def snapshot(self) -> Snapshot:
         return self.game.snapshot()
+
+    def warned(self) -> bool:
+        return False  # what plays here goes with the driver
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return self.game.privatizer.sample(count)
@@ -194,6 +199,7 @@ class Keeper:
         self.last: int | None = None
 
     def due(self, done: int, *, last: bool) -> bool:
+        """last: there may be no later one."""
         if self.last is None:
             self.last = done - done % self.every if self.every else done
         return self.every > 0 and (last or done - self.last >= self.every)
@@ -203,9 +209,8 @@ class Keeper:
         try:
             self.checkpoints.write(snapshot)
         except OSError as e:
-            print(
-                f"checkpoint of round {snapshot.round} not written to {self.checkpoints.where} ({e})", file=sys.stderr, flush=True
-            )
+            told = f"checkpoint of round {snapshot.round} not written to {self.checkpoints.where} ({redacted(str(e))})"
+            print(told, file=sys.stderr, flush=True)
 
 
 def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Sequence[Pause], keeper: Keeper, done: int = 0) -> None:
@@ -224,7 +229,7 @@ def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Seque
             chunk = max(1, round(CHUNK_S * len(played) / sum(m["time/round_s"] for m in played)))
             over, stopping = done == game.total_rounds, stop.asked  # asked once: a signal may come at any line
             due = [pause for pause in pauses if pause.due(done) and not over]
-            snapshot = game.snapshot() if keeper.due(done, last=over or stopping) else None
+            snapshot = game.snapshot() if keeper.due(done, last=over or stopping or game.warned()) else None
             if not (over or due or stopping):
                 coming = game.play(chunk)
             for one in played:

@@ -195,12 +195,31 @@ def mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[TrackingSer
 
 
 @pytest.fixture(scope="session")
+def listening() -> Callable[[int], dict[str, str]]:
+    """A process -> where it and those below it listen, and which program that is."""
+
+    def look(pid: int) -> dict[str, str]:
+        found = {}
+        for process in (top := psutil.Process(pid), *top.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                for socket in process.net_connections(kind="inet"):
+                    if socket.status == psutil.CONN_LISTEN:
+                        found[f"{socket.laddr.ip} {socket.laddr.port}"] = process.name()
+        return found
+
+    return look
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray cluster of two CPUs, whatever the machine has."""
     import ray
 
+    from cpgan_ray.actors import on_loopback
+
     before = os.environ.copy()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    with on_loopback():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
     os.environ.clear()

@@ -177,6 +177,7 @@ def sized(*, ridge: RidgeConfig | None = None, **runtime: float) -> Config:
             [{"CPU": 1.0}] * 2 + [{"CPU": 1.0, "GPU": 1.0}],
         ),
         (sized(adversary_cpus=64, wait_s=1), {"CPU": 2.0}, [{"CPU": 2 / 3}, {"CPU": 64.0}, {"CPU": 64.0}]),
+        (sized(wait_s=1), {}, [{"CPU": 1.0}] * 3),
     ],
 )
 def test_places_are_what_was_asked_for_or_an_equal_share(config, cluster, expected):

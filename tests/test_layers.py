@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "cpgan_ray"
 
 FLOORS = (
-    {"config", "presets", "space", "messages", "errors", "metrics", "streams"},
+    {"config", "presets", "space", "messages", "errors", "credentials", "metrics", "streams"},
     {"objectives", "nets", "data", "theory", "process", "checkpoint"},
     {"adversaries", "privatizer"},
     {"workers"},

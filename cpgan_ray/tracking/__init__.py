@@ -4,6 +4,10 @@
 `reading` makes trials of what was tracked; `console` is the progress line.
 """
 
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
+
 from cpgan_ray.tracking.console import Console
 from cpgan_ray.tracking.reading import fetch_run, read_curves, read_trials
 from cpgan_ray.tracking.run import Tracker

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from cpgan_ray.config import Config, flatten, to_json
+from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset
 from cpgan_ray.messages import Event, Metrics
 from cpgan_ray.presets import PRESETS
@@ -47,7 +48,7 @@ LAST_S = 60.0
 
 
 def say_outage(error: BaseException) -> None:
-    reason = str(error).partition("\n")[0][:200]
+    reason = redacted(str(error).partition("\n")[0])[:200]
     print(f"MLflow does not answer ({reason}); the run goes on, and tells it later", file=sys.stderr, flush=True)
 
 
@@ -186,7 +187,7 @@ class Tracker:
             source = resolve_dataset_source(str(dataset.folder))
         mlflow.log_input(MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]), context="training")
         told = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
-        (self.output / "config.json").write_text(json.dumps(told, indent=1) + "\n")
+        (self.output / "config.json").write_text(redacted(json.dumps(told, indent=1)) + "\n")
         mlflow.log_artifact(str(self.output / "config.json"))
 
     def log(self, metrics: Metrics, *, step: int) -> None:

@@ -10,6 +10,7 @@ import mlflow
 from mlflow.entities import Run
 
 from cpgan_ray.config import TrackingConfig
+from cpgan_ray.credentials import taken
 from cpgan_ray.errors import InputError
 
 STORE = "mlflow.db"
@@ -41,7 +42,7 @@ def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.Mlflow
 
 def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
     """Where a run is tracked that is not told."""
-    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}"
+    return taken(tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}")
 
 
 def all_runs(client: mlflow.MlflowClient, experiment_id: str, where: str = "", *, page_size: int = 1000) -> list[Run]:
