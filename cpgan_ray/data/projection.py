@@ -112,12 +112,12 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
                 _compute(beside, dataset.train, min(components, len(dataset.train), int(np.prod(dataset.image_shape))), progress)
                 beside.rename(folder)
     summary = read_json(folder, "summary.json", kind=Summary)
+    verify(folder, {f"{name}.npy": checksum for name, checksum in summary.sha256.items()})
     try:
-        verify(folder, {f"{name}.npy": checksum for name, checksum in summary.sha256.items()})
         # copy on write: torch warns of read-only
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in summary.sha256}
         return Projection(**arrays, total_variance=summary.total_variance)
-    except (OSError, TypeError) as e:
+    except (OSError, TypeError, ValueError) as e:
         raise damaged(folder, f"it is not complete ({' '.join(str(e).split())[:200]})") from e
 
 
