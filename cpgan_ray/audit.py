@@ -53,6 +53,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     codes = encode_all(encoder, dataset)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
     of_task = utility(target, codes, dataset, config)
+    curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
     if on_ray(config.runtime):
         from cpgan_ray.actors import connect
 
@@ -65,7 +66,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
             runtime=config.runtime,
             utility=of_task,
             about=about(config) if target.config else about_encoder(config, encoder),
-            curves=read_curves(target.folder / "metrics.jsonl") if target.folder else {},
+            curves=curves,
             undefended=config.tracking.undefended,
             against=job.against,
         )
