@@ -23,7 +23,7 @@ from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.protocol import Codes, people_apart
 from cpgan_ray.evaluation.scoring import RowErrors, mean_interval, paired_difference
 from cpgan_ray.evaluation.tournament import Made, Material, Verdict, as_json, entries, in_process, judge
-from cpgan_ray.objectives import accuracy, balanced_accuracy
+from cpgan_ray.objectives import accuracy, mean_balanced_accuracy
 from cpgan_ray.process import available_cpus
 
 LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
@@ -242,7 +242,7 @@ def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple
         "accuracy": float(right.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
-        "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits["test"], y))),
+        "balanced_accuracy": mean_balanced_accuracy(logits["test"], y),
         "majority_accuracy": float(accuracy(majority, y).mean()),
         "val_accuracy": float(accuracy(logits["val"], dataset.val.labels[:, columns]).mean()),
     }

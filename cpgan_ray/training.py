@@ -14,7 +14,7 @@ import numpy as np
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import politely, stop_on_sigterm
 from cpgan_ray.config import Config, to_json
-from cpgan_ray.data import Dataset, load
+from cpgan_ray.data import Dataset, ensure_learnable, load
 from cpgan_ray.data.base import rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
@@ -168,6 +168,7 @@ def ready(config: Config) -> Dataset:
     """
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
+    ensure_learnable(dataset, config.data.labels)
     check_undefended(config)
     entries(config.attacks, dataset)
     asked = {getattr(config.adversaries[name], "components", 0) for name in opponents(config)}

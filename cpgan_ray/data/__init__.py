@@ -11,11 +11,11 @@ from pathlib import Path
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import celeba, faces, store
-from cpgan_ray.data.celeba import label_columns
+from cpgan_ray.data.celeba import ensure_learnable, label_columns
 from cpgan_ray.data.store import Dataset, Split, open_store
 from cpgan_ray.errors import InputError
 
-__all__ = ["DATASETS", "Dataset", "Split", "label_columns", "load", "open_store", "prepare"]
+__all__ = ["DATASETS", "Dataset", "Split", "ensure_learnable", "label_columns", "load", "open_store", "prepare"]
 
 
 def load(config: Config, *, progress: bool = True) -> Dataset:

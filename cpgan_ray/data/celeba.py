@@ -352,6 +352,20 @@ def label_columns(dataset: store.Dataset, labels: Sequence[str]) -> np.ndarray:
     return columns_of(dataset.label_names, labels)
 
 
+def ensure_learnable(dataset: store.Dataset, labels: Sequence[str]) -> None:
+    """Raises: InputError where a label of the task has one value in all training pictures: nothing can be learnt of it."""
+    columns = label_columns(dataset, labels)
+    varies = np.ptp(dataset.train.labels[:, columns], axis=0) > 0
+    if varies.all():
+        return
+    names = [dataset.label_names[i] for i in columns]
+    fixed, others = ([name for name, v in zip(names, varies, strict=True) if v == wanted] for wanted in (False, True))
+    raise InputError(
+        f"data.labels: {', '.join(fixed)} has one value in all {len(dataset.train)} training pictures, there is nothing to learn: "
+        + (f"leave it out, with --data.labels {' '.join(others)}" if others else "give another label with --data.labels")
+    )
+
+
 def split_rows(annotations: Annotations, *, mode: str) -> dict[str, np.ndarray]:
     """Row numbers of each split, in the order of the attribute file.
 
