@@ -14,8 +14,9 @@ import torch
 from cpgan_ray.cli import Target, stop_on_sigterm
 from cpgan_ray.config import AttackJob, Config
 from cpgan_ray.data import RESIZED, Dataset, load, shares
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder
+from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder, open_program
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
 from cpgan_ray.judging import judge_codes, on_ray, read_errors, utility_of
@@ -48,8 +49,11 @@ def attack(target: Target, job: AttackJob) -> Gate:
     if other is not None and not np.array_equal(other.identity, dataset.test.identity):
         raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
     entries(config.attacks, dataset)
+    projection(dataset, components=DEFAULT_COMPONENTS)
     codes = encode_all(encoder, dataset)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
+    of_task = utility(target, codes, dataset, config)
+    curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
     if on_ray(config.runtime):
         from cpgan_ray.actors import connect
 
@@ -60,9 +64,9 @@ def attack(target: Target, job: AttackJob) -> Gate:
         judged = judge_codes(
             Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels),
             runtime=config.runtime,
-            utility=utility(target, codes, dataset, config),
+            utility=of_task,
             about=about(config) if target.config else about_encoder(config, encoder),
-            curves=read_curves(target.folder / "metrics.jsonl") if target.folder else {},
+            curves=curves,
             undefended=config.tracking.undefended,
             against=job.against,
         )
@@ -110,16 +114,23 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
 
 
 def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> dict[str, float]:
-    """The run's own utility head on the test codes; nothing for an encoder that came alone, or on data that have other labels."""
-    if target.folder is None or not (target.folder / "utility_head.pt2").is_file():
+    """The run's own utility head on the test codes; nothing for an encoder that came alone, or on data that have other labels.
+
+    Raises: InputError where the head is damaged, or another encoder's.
+    """
+    if target.folder is None or not (path := target.folder / "utility_head.pt2").is_file():
         return {}
-    head = torch.export.load(target.folder / "utility_head.pt2").module()
-    with torch.no_grad():
-        logits = {
-            split: np.concatenate([head(part).numpy() for part in torch.from_numpy(codes[split]).split(1000)])
-            for split in ("test", "val")
-        }
-    if logits["test"].shape[1] != len(shares(dataset, config.data.labels)):
+    head = open_program(path, what="utility head").module(check_guards=False)
+    try:
+        with torch.no_grad():
+            logits = {
+                split: np.concatenate([head(part).numpy() for part in torch.from_numpy(codes[split]).split(1000)])
+                for split in ("test", "val")
+            }
+        outputs = logits["test"].shape[1]
+    except Exception as e:  # whatever its operations raise
+        raise InputError(f"utility head {path} fails on the codes ({type(e).__name__}): attack the privatizer.pt2 alone") from e
+    if outputs != len(shares(dataset, config.data.labels)):
         return {}
     return utility_of(logits, dataset, config.data.labels, seed=config.seed)
 

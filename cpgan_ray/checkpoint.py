@@ -7,7 +7,6 @@ renamed, so that a half-written one is never found under its name, and read with
 import hashlib
 import io
 import os
-import pickle
 import re
 import sys
 from collections.abc import Mapping
@@ -64,14 +63,22 @@ def decode(data: bytes, name: str) -> Snapshot:
         raise InputError(f"checkpoint {name} is damaged: its checksum is another one")
     try:
         values = unpack(content, torch.device("cpu"))
-    except (pickle.UnpicklingError, RuntimeError, ValueError) as e:
+        if not isinstance(values, dict):
+            raise TypeError(f"{type(values)}")
+    except Exception as e:  # torch raises whatever the damaged part leads to
         raise InputError(f"checkpoint {name} holds something else than tensors and plain values; it is not loaded") from e
     if values.get("format") != FORMAT:
         raise InputError(
-            f"checkpoint {name} has format {values.get('format')}, this version reads {FORMAT}: use the version that wrote it"
+            f"checkpoint {name} has format {values.get('format')!r:.40}, this version reads {FORMAT}: use the version that wrote it"
         )
-    players = {player: packed.numpy().tobytes() for player, packed in values["players"].items()}
-    return Snapshot(values["round"], values["best_accuracy"], values["val_accuracy"], players)
+    try:
+        players = {str(player): packed.numpy().tobytes() for player, packed in values["players"].items()}
+        for packed in players.values():
+            dict(unpack(packed, torch.device("cpu")))
+        val = values["val_accuracy"]
+        return Snapshot(int(values["round"]), float(values["best_accuracy"]), None if val is None else float(val), players)
+    except Exception as e:  # the same
+        raise InputError(f"checkpoint {name} holds something else than the state of a game; it is not loaded") from e
 
 
 class Checkpoints:
@@ -135,16 +142,24 @@ class Checkpoints:
                 self.system.delete_file(f"{self.root}/{name}")
 
     def read(self, name: str) -> Snapshot:
-        """Raises: InputError where the file is damaged."""
-        with self.system.open_input_stream(f"{self.root}/{name}") as stream:
-            return decode(stream.read(), f"{self.where}/{name}")
+        """Raises: InputError where the file is damaged or cannot be read."""
+        try:
+            with self.system.open_input_stream(f"{self.root}/{name}") as stream:
+                content = stream.read()
+        except OSError as e:
+            raise InputError(f"checkpoint {self.where}/{name} cannot be read ({' '.join(str(e).split())[:200]})") from e
+        return decode(content, f"{self.where}/{name}")
 
     def latest(self) -> Snapshot | None:
         """The newest one that is whole; damaged ones are named on standard error. None where there is none.
 
-        Raises: InputError where there are some and all are damaged.
+        Raises: InputError where there are some and all are damaged, or the place cannot be read.
         """
-        names = self.names()
+        try:
+            names = self.names()
+        except OSError as e:
+            reason = " ".join(str(e).split())[:200]
+            raise InputError(f"checkpoints at {self.where!r} cannot be read ({reason}): mend --recovery.checkpoints") from e
         for name in reversed(names):
             try:
                 return self.read(name)

@@ -191,7 +191,7 @@ def read_search(folder: Path) -> tuple[SearchJob, str]:
         values = json.loads(path.read_text())
         run_id = str(values["run_id"])
         job = from_json(values["job"], kind=SearchJob)
-    except (ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise InputError(f"{path} is damaged ({e}): start the search again in another folder") from e
     if job.config.output != folder:
         raise InputError(f"the search in {folder} was begun in {job.config.output}: move it back there to go on with it")
@@ -338,7 +338,9 @@ def read_run(folder: Path) -> tuple[Config, str | None]:
             raise ValueError("it holds no JSON object")
         run_id = values.pop("run_id", None)
         values.pop("store", None)
-    except ValueError as e:
+        if not (run_id is None or isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,100}", run_id)):
+            raise ValueError(f"run_id is {run_id!r:.60}")
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path} is damaged ({e}): give the output folder of a run") from e
     return from_json(values), run_id
 

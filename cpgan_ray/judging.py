@@ -10,7 +10,6 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,12 +23,14 @@ from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.protocol import Codes, people_apart
 from cpgan_ray.evaluation.scoring import RowErrors, mean_interval, paired_difference
 from cpgan_ray.evaluation.tournament import Made, Material, Verdict, as_json, entries, in_process, judge
-from cpgan_ray.objectives import accuracy, balanced_accuracy, right_answers
+from cpgan_ray.objectives import accuracy, mean_balanced_accuracy, right_answers
 from cpgan_ray.process import available_cpus
 
 LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
 ERRORS = "errors.npz"
 """The strongest attack's error on each score picture: what a paired comparison with another run needs."""
+MAX_ERRORS_BYTES = 256 << 20
+"""No array of it is read that is larger."""
 ATTACKER = (
     "Eve reads codes z on the wire and wants the pictures behind them. She knows the privatizer and can run it (white box): she "
     "makes pairs of codes and pictures, fits a reconstructor on them, and applies it to codes of people she has never seen. Her "
@@ -148,13 +149,27 @@ def references(verdict: Verdict, undefended: Path | None) -> list[dict[str, Any]
             unit: mean * (1 - verdict.linear_code_r2),
         },
     ]
-    if undefended is not None and (path := undefended / "report" / "report.json").is_file():
-        twin = json.loads(path.read_text())["privacy"]["strongest"]
+    if undefended is not None and (twin := strongest_of(undefended)) is not None:
         rows.append(
             {"name": f"undefended twin ({twin['attack']})", **{key: twin[key] for key in ("r2", "low", "high")}}
             | {unit: mean * (1 - twin["r2"])}
         )
     return [*rows, {"name": "identity (z = x)", "r2": 1.0, unit: 0.0}]
+
+
+def strongest_of(folder: Path) -> dict[str, Any] | None:
+    """Name, R2 and interval of the strongest attack on a run, by its report; None where it has none.
+
+    Raises: InputError where the report is damaged.
+    """
+    path = folder / "report" / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())["privacy"]["strongest"]
+        return {"attack": str(found["attack"]), **{key: float(found[key]) for key in ("r2", "low", "high")}}
+    except Exception as e:  # whatever its values lead to
+        raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
 
 
 def threat_model(material: Material) -> dict[str, Any]:
@@ -198,9 +213,17 @@ def read_errors(folder: Path) -> RowErrors:
     for path in (folder / ERRORS, folder / "report" / ERRORS):
         if path.is_file():
             try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    return RowErrors(arrays["errors"], arrays["mean_errors"], arrays["identity"])
-            except (OSError, ValueError, KeyError, BadZipFile) as e:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    if max(entry.file_size for entry in arrays.zip.infolist()) > MAX_ERRORS_BYTES:
+                        raise ValueError("too large")
+                    errors, mean_errors = (arrays[name].astype(np.float64, casting="safe") for name in ("errors", "mean_errors"))
+                    identity = arrays["identity"].astype(np.int64, casting="safe")
+                if not (errors.shape == mean_errors.shape == identity.shape == (len(errors),) and np.isfinite(errors).all()):
+                    raise ValueError("shapes or values")
+                if not (np.isfinite(mean_errors).all() and mean_errors.sum() > 0):
+                    raise ValueError("values")
+                return RowErrors(errors, mean_errors, identity)
+            except Exception as e:  # numpy raises whatever the damaged part leads to
                 raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
     raise InputError(f"{folder} has no {ERRORS}: give the output folder of a run, or the report folder of an attack")
 
@@ -219,7 +242,7 @@ def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple
         "accuracy": float(right.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
-        "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits["test"], y))),
+        "balanced_accuracy": mean_balanced_accuracy(logits["test"], y),
         "majority_accuracy": float(accuracy(majority_logits(dataset, labels, rows=len(y)), y).mean()),
         "val_accuracy": float(accuracy(logits["val"], dataset.val.labels[:, columns]).mean()),
     }

@@ -53,6 +53,12 @@ def balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (rates[0] + rates[1]) / 2
 
 
+def mean_balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> float:
+    """Mean of `balanced_accuracy` over the labels of which both values occur; of the accuracy where there is none such."""
+    found = balanced_accuracy(logits, y)
+    return float(np.mean(found[np.isfinite(found)] if np.isfinite(found).any() else accuracy(logits, y)))
+
+
 def recovered_share(errors: Tensor, mean_errors: Tensor) -> Tensor:
     """R2 = 1 - MSE / MSE(mean predictor): from each row's squared error and that of the mean picture, both (S,), to a scalar."""
     return 1 - errors.mean() / mean_errors.mean()

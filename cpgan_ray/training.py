@@ -15,16 +15,17 @@ from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import politely, stop_on_sigterm
 from cpgan_ray.config import Config, to_json
 from cpgan_ray.credentials import redacted
-from cpgan_ray.data import Dataset, load
+from cpgan_ray.data import Dataset, ensure_learnable, load
 from cpgan_ray.data.base import rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ridge_attack
+from cpgan_ray.evaluation.encoders import open_encoder
 from cpgan_ray.evaluation.panels import panel, reconstructed
 from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
 from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
 from cpgan_ray.game import Game, opponents, play_in_process
-from cpgan_ray.judging import judge_codes, utility_of
+from cpgan_ray.judging import judge_codes, strongest_of, utility_of
 from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import Console, Tracker, read_curves
@@ -134,6 +135,8 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     output = config.output if resume and config.output else new_output(config)
     kept = Checkpoints(config.recovery.checkpoints or str(output / "checkpoints"), keep=config.recovery.keep)
     snapshot = kept.latest() if resume else None
+    if snapshot is not None and snapshot.players.keys() != {"privatizer", *opponents(config)}:
+        raise InputError(f"the checkpoint in {kept.where} is of other players ({', '.join(snapshot.players)}): begin the run again")
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = ready(config)
     with ExitStack() as players:
@@ -170,6 +173,7 @@ def ready(config: Config) -> Dataset:
     """
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
+    ensure_learnable(dataset, config.data.labels)
     check_undefended(config)
     entries(config.attacks, dataset)
     asked = {getattr(config.adversaries[name], "components", 0) for name in opponents(config)}
@@ -318,7 +322,10 @@ def quick_attacker(config: Config, dataset: Dataset, tracker: Tracker, context: 
 
 
 def check_undefended(config: Config) -> None:
-    """Raises: InputError where the undefended twin's folder has no exported privatizer."""
+    """Raises: InputError where the undefended twin's folder has no exported privatizer, or what it has is damaged."""
     folder = config.tracking.undefended
     if folder is not None and not (folder / "privatizer.pt2").is_file():
         raise InputError(f"tracking.undefended is {folder}, which has no privatizer.pt2: give the output folder of a finished run")
+    if folder is not None:
+        open_encoder(folder / "privatizer.pt2")
+        strongest_of(folder)

@@ -22,7 +22,7 @@ from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale, tar
 from cpgan_ray.data.store import Split
 from cpgan_ray.messages import Feedback, Metrics, Outcome, Release
 from cpgan_ray.nets.export import export_programs
-from cpgan_ray.objectives import accuracy, aggregate_weights, balanced_accuracy, privacy_term, recovered_share, utility_loss
+from cpgan_ray.objectives import accuracy, aggregate_weights, mean_balanced_accuracy, privacy_term, recovered_share, utility_loss
 from cpgan_ray.privatizer import Defender, to_input
 from cpgan_ray.process import pick_device, set_up_process, torch_stream
 from cpgan_ray.streams import stream
@@ -141,7 +141,7 @@ class PrivatizerWorker:
         return {
             "loss": float(loss),
             "accuracy": float(accuracy(logits, y).mean()),
-            "balanced_accuracy": float(np.nanmean(balanced_accuracy(logits, y))),
+            "balanced_accuracy": mean_balanced_accuracy(logits, y),
         }
 
     def validate(self) -> Metrics:

@@ -1,6 +1,7 @@
 """`jobs/attack.py` as a user runs it: on a run's folder, on an MLflow run, on an encoder alone; its gate, what it turns away."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -474,6 +476,46 @@ def other_people(folder: Path) -> Path:
     return folder
 
 
+class Payload:
+    """Pickles as a command that leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+def pickled(path: Path, folder: Path) -> Path:
+    """A file that would leave a mark in the folder if it were unpickled."""
+    torch.save({"evil": Payload(folder / "ran")}, path)
+    return path
+
+
+def rigged(path: Path, folder: Path) -> Path:
+    """A whole program of which the example inputs would leave the mark."""
+    content = path.read_bytes() if path.exists() else program(path, Pooled()).read_bytes()
+    inputs = pickled(folder / "inputs.pt", folder).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(path, "w") as written:
+        for name in archive.namelist():
+            written.writestr(name, inputs if name.endswith("sample_inputs/model.pt") else archive.read(name))
+    return path
+
+
+def marked_errors(folder: Path) -> Path:
+    folder.mkdir()
+    np.savez(
+        folder / "errors.npz", errors=np.array([Payload(folder.parent / "ran")] * 40), mean_errors=np.ones(40), identity=np.ones(40)
+    )
+    return folder
+
+
+def errors(folder: Path, **arrays: Any) -> Path:
+    folder.mkdir()
+    np.savez(folder / "errors.npz", **arrays)
+    return folder
+
+
 @dataclass(frozen=True)
 class Failure:
     arguments: Callable[[Path], list[str | Path]]
@@ -507,6 +549,60 @@ FAILURES = {
         lambda f: [f / "run", "--against", other_people(f / "other")], r"\S+/other was scored on pictures of other people"
     ),
     "no twin": Failure(lambda f: [f / "run", "--tracking.undefended", f], r"tracking\.undefended is .* no privatizer\.pt2"),
+    "pickle for a privatizer": Failure(
+        lambda f: [pickled(f / "run/privatizer.pt2", f).parent],
+        r"encoder \S+/privatizer\.pt2 is not loaded: it has no models/model\.json",
+    ),
+    "payload in a privatizer": Failure(
+        lambda f: [rigged(f / "run/privatizer.pt2", f).parent], r"encoder \S+/privatizer\.pt2 is not loaded: its example inputs are"
+    ),
+    "payload in a utility head": Failure(
+        lambda f: [rigged(f / "run/utility_head.pt2", f).parent],
+        r"utility head \S+/utility_head\.pt2 is not loaded: its example inputs",
+    ),
+    "another run's utility head": Failure(
+        lambda f: [program(f / "run/utility_head.pt2", Pooled()).parent], r"utility head \S+/utility_head\.pt2 fails on the codes"
+    ),
+    "pickle by another name": Failure(lambda f: [pickled(f / "e.pt", f)], r"encoder \S+/e\.pt ends in '\.pt'"),
+    "pickle for a program": Failure(lambda f: [pickled(f / "e.pt2", f)], r"encoder \S+/e\.pt2 is not loaded: it has no models"),
+    "payload in a program": Failure(lambda f: [rigged(f / "e.pt2", f)], r"encoder \S+/e\.pt2 is not loaded: its example inputs"),
+    "pickle for onnx": Failure(lambda f: [pickled(f / "e.onnx", f)], r"encoder \S+/e\.onnx cannot be read as an ONNX model"),
+    "pickle for a config": Failure(lambda f: [pickled(f / "run/config.json", f).parent], r"\S+/run/config\.json is damaged"),
+    "deep config": Failure(lambda f: [written(f / "run/config.json", "[" * 100_000).parent], r"\S+/run/config\.json is damaged"),
+    "run of no name": Failure(
+        lambda f: [written(f / "run/config.json", '{"run_id": ["a"]}').parent], r"\S+ is damaged \(run_id is"
+    ),
+    "torn metrics": Failure(lambda f: [cut(f / "run/metrics.jsonl").parent], r"\S+/metrics\.jsonl, line \d is damaged"),
+    "objects for errors": Failure(
+        lambda f: [f / "run", "--against", marked_errors(f / "other")], r"\S+/other/errors\.npz is damaged \(ValueError\)"
+    ),
+    "torn errors": Failure(
+        lambda f: [f / "run", "--against", cut(f / "run/report/errors.npz").parent], r"\S+/errors\.npz is damaged"
+    ),
+    "words for errors": Failure(
+        lambda f: [f / "run", "--against", errors(f / "other", errors=["a"], mean_errors=["b"], identity=["c"])],
+        r"\S+/errors\.npz is damaged \(TypeError\)",
+    ),
+    "errors of other lengths": Failure(
+        lambda f: [f / "run", "--against", errors(f / "other", errors=np.ones(3), mean_errors=np.ones(4), identity=np.arange(4))],
+        r"\S+/errors\.npz is damaged \(ValueError\)",
+    ),
+    "errors that are not finite": Failure(
+        lambda f: [f / "run", "--against", errors(f / "other", errors=[np.nan], mean_errors=[1.0], identity=[1])],
+        r"\S+/errors\.npz is damaged \(ValueError\)",
+    ),
+    "payload in a twin": Failure(
+        lambda f: [f / "run", "--tracking.undefended", rigged(shutil.copytree(f / "run", f / "twin") / "privatizer.pt2", f).parent],
+        r"encoder \S+/twin/privatizer\.pt2 is not loaded: its example inputs",
+    ),
+    "torn report of a twin": Failure(
+        lambda f: [
+            f / "run",
+            "--tracking.undefended",
+            cut(shutil.copytree(f / "run", f / "twin") / "report/report.json").parents[1],
+        ],
+        r"\S+/twin/report/report\.json is damaged",
+    ),
     "taken output": Failure(lambda f: [f / "run", "--output", f / "run"], r"output folder \S+/run holds a run already"),
     "file for output": Failure(lambda f: [f / "run", "--output", f / "run/config.json"], r"output \S+/config\.json is a file"),
     "faces to read": Failure(on_run("--data-dir", ".", "--dataset", "faces"), "data_dir is .*faces are drawn, not read"),

@@ -2,19 +2,28 @@
 
 import hashlib
 import io
+import json
 import os
 import pickle
+import re
 import resource
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cpgan_ray.checkpoint import DIGEST, Checkpoints, Snapshot, decode, encode, pack, unpack
+from cpgan_ray.config import to_json
 from cpgan_ray.errors import InputError
+from cpgan_ray.training import train
 
+ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 
@@ -146,6 +155,93 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     assert b"touch" in pickled, "the payload is really there"
     pickle.loads(pickle.dumps(Payload(tmp_path / "ran")))
     assert (tmp_path / "ran").exists(), "and would run if it were unpickled"
+
+
+def sealed(value: object) -> bytes:
+    """A checkpoint file of anything, with its right checksum."""
+    torch.save(value, buffer := io.BytesIO())
+    content = buffer.getvalue()
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def test_nothing_in_a_players_state_is_executed(tmp_path):
+    torch.save({"evil": Payload(tmp_path / "ran")}, buffer := io.BytesIO())
+    with pytest.raises(InputError, match="checkpoint x holds something else than the state of a game"):
+        decode(encode(Snapshot(7, 0.5, None, {"privatizer": buffer.getvalue()})), "x")
+    assert not (tmp_path / "ran").exists()
+
+
+TOLD = {"format": 1, "round": 7, "best_accuracy": 0.5, "val_accuracy": None, "players": {}}
+STRANGE = {
+    "a list": [1, 2],
+    "a tensor": torch.zeros(3),
+    "nothing": {},
+    "another format": TOLD | {"format": [1] * 1000},
+    "no players": {name: value for name, value in TOLD.items() if name != "players"},
+    "players that are a list": TOLD | {"players": [1]},
+    "players that are numbers": TOLD | {"players": {"privatizer": 1}},
+    "a player that is no file": TOLD | {"players": {"privatizer": torch.zeros(30, dtype=torch.uint8)}},
+    "a player that is a list": TOLD | {"players": {"privatizer": torch.frombuffer(bytearray(sealed([1])[65:]), dtype=torch.uint8)}},
+    "rounds in words": TOLD | {"round": "seven"},
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_something_else_with_a_right_checksum_is_refused_in_one_line(case):
+    with pytest.raises(InputError) as error:
+        decode(sealed(STRANGE[case]), "run/x.ckpt")
+    assert str(error.value).startswith("checkpoint run/x.ckpt h")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.integers(0, 1 << 30), st.integers(1, 255))
+def test_another_byte_with_a_right_checksum_is_refused_or_leaves_the_state_of_a_game(content, at, mask):
+    inner = bytearray(content[DIGEST + 1 :])
+    inner[at % len(inner)] ^= mask
+    try:
+        found = decode(hashlib.sha256(inner).hexdigest().encode() + b"\n" + bytes(inner), "x")
+    except InputError:
+        return
+    assert all(isinstance(unpack(packed, CPU), dict) for packed in found.players.values())
+
+
+def test_what_is_no_regular_file_is_no_checkpoint_and_is_not_opened(tmp_path):
+    kept = Checkpoints(str(tmp_path), keep=3)
+    kept.write(snapshot(1))
+    (tmp_path / "round-00000002.ckpt").mkdir()
+    os.mkfifo(tmp_path / "round-00000003.ckpt")
+    (tmp_path / "round-00000004.ckpt").symlink_to("/dev/zero")
+    (tmp_path / "round-00000005.ckpt").symlink_to("nowhere")
+    found = kept.latest()
+    assert found is not None
+    assert found.round == 1
+
+
+def test_a_place_that_is_no_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"checkpoints at '\S+/file' cannot be read .*--recovery\.checkpoints"):
+        Checkpoints(str(tmp_path / "file"), keep=1).latest()
+
+
+def test_a_run_is_not_resumed_from_a_checkpoint_that_holds_code_nor_from_other_players(tmp_path, tiny):
+    out = tmp_path / "out"
+    config = tiny("ridge", output=str(out))
+    name = Checkpoints(str(out / "checkpoints"), keep=3).write(snapshot(3))
+    (out / "config.json").write_text(json.dumps(to_json(config) | {"run_id": "0" * 32}))
+    with pytest.raises(InputError, match=r"the checkpoint in \S+ is of other players \(privatizer, mlp\)"):
+        train(config, resume="0" * 32)
+    (out / "checkpoints" / name).write_bytes(sealed({"format": 1, "evil": Payload(tmp_path / "ran")}))
+    before = sorted(out.rglob("*"))
+    command = [sys.executable, str(ROOT / "jobs" / "train_celeba.py"), "--resume", str(out)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 2, ran.stderr
+    told, error = ran.stderr.splitlines()
+    assert "round-00000003.ckpt holds something else than tensors" in told
+    assert re.fullmatch(r"error: all checkpoints in \S+ are damaged: .*", error)
+    assert sorted(out.rglob("*")) == before
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_unknown_format_is_refused():

@@ -4,8 +4,10 @@ import json
 import shlex
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cpgan_ray.cli import SEARCH, command_for, parse, parse_search
+from cpgan_ray.cli import SEARCH, command_for, parse, parse_search, read_run
 from cpgan_ray.config import flatten, override, to_json
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, preset
@@ -93,3 +95,39 @@ def test_a_search_that_was_moved_or_damaged_is_not_resumed(begun, tmp_path):
     (moved / SEARCH).write_text('{"run_id": "abc"')
     with pytest.raises(InputError, match=r"search\.json is damaged"):
         parse_search(["--resume", str(moved)], description="")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("9" * 5000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.data(), st.sampled_from([*PRESETS]))
+def test_a_config_file_with_other_values_or_bytes_is_refused_in_one_line_or_makes_a_run(tmp_path_factory, drawn, name):
+    folder = tmp_path_factory.getbasetemp()
+    values = to_json(preset(name)) | {"run_id": "0" * 32, "store": "/nowhere"}
+    if drawn.draw(st.booleans()):
+        inner = values
+        while (
+            isinstance(inner[key := drawn.draw(st.sampled_from(sorted(inner)))], dict) and inner[key] and drawn.draw(st.booleans())
+        ):
+            inner = inner[key]
+        inner[key] = drawn.draw(VALUES)
+        content = json.dumps(values).encode()
+    else:
+        content = json.dumps(values).encode()
+        at = drawn.draw(st.integers(0, len(content)))
+        content = content[:at] + drawn.draw(st.binary(max_size=3)) + content[at + drawn.draw(st.integers(0, 3)) :]
+    (folder / "config.json").write_bytes(content)
+    message = ""
+    try:
+        config, run_id = read_run(folder)
+        assert parse(shlex.split(command_for(config)), default="faces", description="").k == config.k
+        assert run_id is None or isinstance(run_id, str)
+    except InputError as e:
+        message = str(e)
+    assert "\n" not in message
+    assert len(message) < 1000

@@ -16,9 +16,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from cpgan_ray.config import from_json
+from cpgan_ray.config import from_json, override
+from cpgan_ray.data import prepare
 from cpgan_ray.data.faces import write_faces
 from cpgan_ray.metrics import DICTIONARY
+from cpgan_ray.presets import preset
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -244,7 +246,7 @@ def test_pictures_that_cannot_be_decoded_are_left_out_on_demand_and_counted(plac
     spoilt = shutil.copytree(layout, tmp_path / "celeba")
     truncate(spoilt)
     options = ["--batch-size", "16", "--epochs", "1", "--attacks.names", "ridge", "--tracking.no-log-models"]
-    options += ["--data.image-size", "16", "--privacy-weight", "0", "--tracking.uri", place.uri]
+    options += ["--data.image-size", "16", "--privacy-weight", "0", "--tracking.uri", place.uri, "--data.labels", "Smiling", "Male"]
     ran = run(["smoke", "--data-dir", spoilt, "--skip-corrupt", "--output", tmp_path / "out", *options], cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert re.search(rf"^1 of 60 pictures left out.*{LAST_PICTURE}", ran.stderr, flags=re.MULTILINE)
@@ -265,6 +267,15 @@ def tear(folder: Path) -> None:
     path.write_text(path.read_text().replace("000002.jpg 0", "000002.jpg 2"))
 
 
+def damage_store(folder: Path) -> None:
+    """Prepare the store that the run will find, and alter a byte among its pictures."""
+    config = override(preset("smoke"), {"data_dir": str(folder), "data.dataset": "celeba"})
+    store = prepare(config, progress=False)
+    content = bytearray((store / "train.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (store / "train.arrow").write_bytes(content)
+
+
 @dataclass(frozen=True)
 class Failure:
     arguments: Sequence[str]
@@ -281,6 +292,8 @@ FAILURES = {
         ON_DATA, r"list_attr_celeba\.txt is missing", lambda folder: (folder / "list_attr_celeba.txt").unlink()
     ),
     "truncated picture": Failure(ON_DATA, rf"img_align_celeba/{LAST_PICTURE} cannot be decoded.*--skip-corrupt", truncate),
+    "damaged store": Failure(ON_DATA, r"store \S+: train\.arrow is damaged, .*delete this folder", damage_store),
+    "label of one value": Failure(ON_DATA, r"data\.labels: Pale_Skin has one value in all 48 .*--data\.labels Bald Bangs "),
     "unknown label": Failure((*ON_DATA, "--data.labels", "Smilling"), r"'Smilling': did you mean Smiling\?"),
     "people in two splits": Failure(ON_DATA, r"list_eval_partition\.txt.*identity 1 .*--data\.split identity", tear),
     "batch too large": Failure((*ON_DATA[:3], "--batch-size", "49"), r"batch_size is 49.*48 pictures"),

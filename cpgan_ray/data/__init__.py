@@ -15,7 +15,7 @@ from cpgan_ray.data import celeba, cifar10, digits, faces, gaussian, genki4k, ha
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import Small
 from cpgan_ray.data.store import Dataset, Split, open_store
-from cpgan_ray.data.task import answers, label_columns, majority_logits, shares
+from cpgan_ray.data.task import answers, ensure_learnable, label_columns, majority_logits, shares
 from cpgan_ray.errors import InputError
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Dataset",
     "Split",
     "answers",
+    "ensure_learnable",
     "label_columns",
     "load",
     "majority_logits",

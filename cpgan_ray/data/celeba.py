@@ -6,6 +6,10 @@
     list_eval_partition.txt                       per picture: name, 0 train, 1 val or 2 test
 
 They may lie in the folder itself or in the download's `Img/`, `Anno/` and `Eval/`.
+
+Of a picture the pixels are read as they are stored: an EXIF orientation is not applied (official pictures have none), an alpha
+channel is left out, of an animation the first frame counts. A picture that is a link to a file is followed, for many keep their
+pictures elsewhere; what is no regular file is not opened. Of a zip nothing is written to disk.
 """
 
 import contextlib
@@ -13,6 +17,7 @@ import difflib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -28,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import store
@@ -40,12 +45,18 @@ SPELLINGS = {"1": 1, "-1": 0, "0": 0}
 """How an attribute's value may be written."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """What Pillow may take a file for; some of its other decoders start programs."""
-MAX_FILE_BYTES = 256 << 20
+MAX_FILE_BYTES = 64 << 20
 """No picture file is read that is larger."""
+MAX_PIXELS = 1 << 26
+"""No picture is decoded that has more: 200 MB as RGB."""
+MAX_SCANS = 100
+"""No JPEG is decoded that has more. Some ten are usual; each costs as much time as the whole picture, and few bytes."""
 POOL_FROM = 2000
 """From so many pictures on, decoding in several processes saves more than starting them costs."""
 PER_TASK = 32
-"""Pictures decoded per message to a process."""
+"""Pictures decoded per message to a process, ..."""
+TASK_BYTES = 64 << 20
+"""... fewer where their files in the zip are large."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,8 +125,8 @@ def _plan(
     missing = tuple(names[i] for i in np.flatnonzero(~there))
     if missing and not config.skip_corrupt:
         raise InputError(
-            f"{pictures.path}: {len(missing)} of the {len(names)} pictures of {ATTRIBUTES} are missing, first {missing[0]}:"
-            " add them, or leave them out with --skip-corrupt"
+            f"{pictures.path}: {len(missing)} of the {len(names)} pictures of {ATTRIBUTES} are missing or no files, first "
+            f"{_named(missing[0])}: add them, or leave them out with --skip-corrupt"
         )
     rows = {name: members[there[members]] for name, members in split_rows(annotations, mode=config.data.split).items()}
     for name, members in rows.items():
@@ -160,7 +171,8 @@ def find_pictures(source: Path) -> Pictures:
         if path.is_dir():
             try:
                 with os.scandir(path) as entries:
-                    return Pictures(path=path, stamps={e.name: e.stat().st_size for e in entries if e.is_file()})
+                    sizes = {e.name: _size(e) for e in entries}
+                return Pictures(path=path, stamps={name: size for name, size in sizes.items() if size is not None})
             except OSError as e:
                 raise InputError(f"{path} cannot be read ({e.strerror}): mend the folder or its permissions") from e
     for path in (source / f"{PICTURES}.zip", source / "Img" / f"{PICTURES}.zip"):
@@ -169,19 +181,27 @@ def find_pictures(source: Path) -> Pictures:
     raise InputError(f"{source} holds neither {PICTURES}/ nor {PICTURES}.zip (nor does Img/): put the pictures there")
 
 
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """None where it is no regular file, nor a link to one: opening it might never end."""
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except OSError:  # a link to itself
+        return None
+
+
 def _zipped(path: Path) -> Pictures:
     members: dict[str, zipfile.ZipInfo] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-        raise InputError(f"{path} is not a whole zip file ({e}): download it again") from e
+    except Exception as e:  # zipfile raises whatever the damaged part leads to
+        raise InputError(f"{path} is not a whole zip file ({' '.join(str(e).split())}): download it again") from e
     for entry in entries:
         member = PurePosixPath(entry.filename)
         if entry.is_dir() or str(member.parent) not in (".", PICTURES):
             continue
         if member.name in members:
-            raise InputError(f"{path} holds two pictures named {member.name}: keep one")
+            raise InputError(f"{path} holds two pictures named {_named(member.name)}: keep one")
         members[member.name] = entry
     return Pictures(path=path, stamps={name: entry.CRC for name, entry in members.items()}, members=members)
 
@@ -234,7 +254,7 @@ def read_annotations(files: dict[str, Path], *, labels: Sequence[str] = ()) -> A
         names.append(fields[0])
     if int(count[0]) != len(names):
         raise InputError(f"{path}: line 1 promises {count[0]} pictures, {len(names)} lines follow: the file is cut or was edited")
-    _check_unique(path, names)
+    _check_unique(path, names, first_line=3)
     return Annotations(
         names=names,
         label_names=tuple(header),
@@ -256,14 +276,15 @@ def _numbers(path: Path, names: list[str], *, expected: str, below: int = 2**63)
         numbers.append(int(fields[1]))
     if found == names:
         return np.array(numbers, np.int64)
-    _check_unique(path, found)
+    _check_unique(path, found, first_line=1)
     number_of = dict(zip(found, numbers, strict=True))
     if absent := [name for name in names if name not in number_of]:
         raise InputError(
-            f"{path}: {len(absent)} pictures of {ATTRIBUTES} are not in it, the first is {absent[0]}: use matching files"
+            f"{path}: {len(absent)} pictures of {ATTRIBUTES} are not in it, the first is {_named(absent[0])}: use matching files"
         )
     if extra := number_of.keys() - set(names):
-        raise InputError(f"{path}: {len(extra)} pictures are not in {ATTRIBUTES}, one is {min(extra)}: use matching files")
+        one = _named(min(extra))
+        raise InputError(f"{path}: {len(extra)} pictures are not in {ATTRIBUTES}, one is {one}: use matching files")
     return np.array([number_of[name] for name in names], np.int64)
 
 
@@ -290,11 +311,20 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _check_unique(path: Path, names: list[str]) -> None:
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))
-        raise InputError(f"{path}: {twice} is listed twice ({len(names) - len(set(names))} such lines): keep one line each")
+def _named(name: str) -> str:
+    return name if name.isprintable() and len(name) <= 60 else _short(name)
+
+
+def _check_unique(path: Path, names: list[str], *, first_line: int) -> None:
+    if len(set(names)) == len(names):
+        return
+    line_of: dict[str, int] = {}
+    for line, name in enumerate(names, first_line):
+        if line_of.setdefault(name, line) != line:
+            raise InputError(
+                f"{path}, line {line}: {_named(name)} is listed twice, before in line {line_of[name]} "
+                f"({len(names) - len(set(names))} such lines): keep one line each"
+            )
 
 
 def columns_of(label_names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
@@ -347,15 +377,23 @@ def decode(blob: bytes, *, image_size: int, crop: float) -> np.ndarray:
 
     Raises whatever Pillow raises on bytes that are no whole picture; ValueError where there are too many pixels.
     """
-    with Image.open(io.BytesIO(blob), formats=FORMATS) as picture:
-        if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{picture.width} x {picture.height} pixels are more than Pillow's limit of {Image.MAX_IMAGE_PIXELS}")
+    try:
+        opened = Image.open(io.BytesIO(blob), formats=FORMATS)
+    except UnidentifiedImageError as e:
+        raise ValueError(f"it is no {', '.join(FORMATS)} file") from e
+    with opened as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} pixels are more than the limit of {MAX_PIXELS}")
+        if picture.format == "JPEG" and (scans := blob.count(b"\xff\xda")) > MAX_SCANS:
+            raise ValueError(f"it has {scans} scans, the limit is {MAX_SCANS}")
         # Lets the JPEG decoder halve large pictures as it goes; twice the final resolution is left to the filter.
         scale = 2 * image_size / (crop * min(picture.size))
         picture.draft("RGB", (int(picture.width * scale) + 1, int(picture.height * scale) + 1))
         side = crop * min(picture.size)
         left, top = (picture.width - side) / 2, (picture.height - side) / 2
         square = (left, top, left + side, top + side)
+        if picture.mode.startswith("I;16"):  # which Pillow would clip at 255
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         return np.asarray(picture.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, box=square))
 
 
@@ -396,18 +434,34 @@ def _decoder(
         def file(name: str) -> Path | bytes | str:
             if archive is None or pictures.members is None:
                 return pictures.path / name
-            if pictures.members[name].file_size > MAX_FILE_BYTES:
-                return f"the file is larger than {MAX_FILE_BYTES} bytes"
             try:
-                return archive.read(pictures.members[name])
-            except Exception as e:  # a bad checksum, an unknown compression, encryption
+                return read_member(archive, pictures.members[name])
+            except Exception as e:  # a bad checksum, a torn stream, encryption
                 return f"{e}"
+
+        def tasks(rows: np.ndarray) -> Iterator[list[str]]:
+            """The pictures by name, as many together as a task has."""
+            task: list[str] = []
+            room = TASK_BYTES
+            for name in [names[int(row)] for row in rows]:
+                size = pictures.members[name].file_size if pictures.members is not None else 0
+                if task and (len(task) == PER_TASK or size > room):
+                    yield task
+                    task, room = [], TASK_BYTES
+                task.append(name)
+                room -= size
+            yield task
+
+        def decode_all(rows: np.ndarray) -> Iterator[np.ndarray | str]:
+            """A few tasks at a time, for the files that wait for a process are in memory."""
+            waiting = tasks(rows)
+            while some := list(itertools.islice(waiting, 4 * processes)):
+                for task in run(work, ([file(name) for name in task] for task in some)):
+                    yield from task
 
         def fetch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             out, kept = np.empty((len(rows), *shape), np.uint8), np.zeros(len(rows), bool)
-            blocks = [rows[i : i + PER_TASK].tolist() for i in range(0, len(rows), PER_TASK)]
-            decoded = (one for block in run(work, [[file(names[int(row)]) for row in block] for block in blocks]) for one in block)
-            for i, one in enumerate(decoded):
+            for i, one in enumerate(decode_all(rows)):
                 if not isinstance(one, str):
                     out[i], kept[i] = one, True
                 elif not config.skip_corrupt:
@@ -416,6 +470,19 @@ def _decoder(
             return out, kept
 
         yield fetch
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A file of a zip; never more of it than the zip declares, whatever it would inflate to.
+
+    Raises ValueError where that is too much or the compression has no such bound; what zipfile raises on a damaged file.
+    """
+    if member.file_size > MAX_FILE_BYTES:
+        raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is compressed by another method than deflate")
+    with archive.open(member) as file:
+        return file.read(member.file_size)
 
 
 def _leave_with_parent() -> None:

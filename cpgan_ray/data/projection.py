@@ -14,12 +14,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from cpgan_ray.data.base import Batch, pictures
-from cpgan_ray.data.store import Dataset, Split, locked, progress_bar
+from cpgan_ray.data.store import SPLITS, Dataset, Split, checksum, damaged, locked, progress_bar, read_json, verify
+from cpgan_ray.errors import InputError
 from cpgan_ray.streams import torch_seed
 
 DEFAULT_COMPONENTS = 256
@@ -30,6 +32,14 @@ OVERSAMPLING = 32
 ITERATIONS = 2
 BLOCK_BYTES = 16 << 20
 """Pictures are worked on in blocks of at most so many bytes of float32."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`summary.json`."""
+
+    total_variance: float
+    sha256: dict[Literal["mean", "components", "parity", "coordinates", "residual"], str]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,10 +101,11 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
     Computed once, by seeded subspace iteration over blocks of pictures, and kept in `<store>/projection-<components>/`.
 
     Raises:
-        InputError: the store's folder cannot be written to.
+        InputError: the store's folder cannot be written to, what is kept there is damaged, or the pictures are all the same one.
     """
     folder = dataset.folder / f"projection-{components}"
     if not folder.is_dir():
+        ensure_varied(dataset)
         with locked(folder):
             if not folder.is_dir():
                 beside = folder.with_name(folder.name + ".partial")
@@ -103,9 +114,26 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
                 number = min(components, len(dataset.train), int(np.prod(dataset.image_shape)))
                 _compute(beside, dataset.train, number, mirrored=dataset.nature.mirrored, progress=progress)
                 beside.rename(folder)
-    names = ("mean", "components", "parity", "coordinates", "residual")
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}  # copy on write: torch warns of read-only
-    return Projection(**arrays, **json.loads((folder / "summary.json").read_text()))
+    summary = read_json(folder, "summary.json", kind=Summary)
+    verify(folder, {f"{name}.npy": checksum for name, checksum in summary.sha256.items()})
+    try:
+        # copy on write: torch warns of read-only
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in summary.sha256}
+        return Projection(**arrays, total_variance=summary.total_variance)
+    except (OSError, TypeError, ValueError) as e:
+        raise damaged(folder, f"it is not complete ({' '.join(str(e).split())[:200]})") from e
+
+
+def ensure_varied(dataset: Dataset) -> None:
+    """Raises: InputError where the pictures of a split are one and the same: the mean picture is right then, no R2 is defined."""
+    for name in SPLITS:
+        split: Split = getattr(dataset, name)
+        first = split.take(np.arange(1))
+        if all((images == first).all() for images in _blocks(split, np.arange(len(split)), lambda _: None)) and len(split) > 1:
+            raise InputError(
+                f"{dataset.folder}: the {len(split)} pictures of the {name} split are all the same, there is nothing to hide or to "
+                "recover: give other pictures"
+            )
 
 
 def _compute(folder: Path, split: Split, num_components: int, *, mirrored: bool, progress: bool) -> None:
@@ -128,7 +156,8 @@ def _compute(folder: Path, split: Split, num_components: int, *, mirrored: bool,
     coordinates.flush()
     for name, array in (("mean", mean), ("components", components), ("parity", parity), ("residual", residual)):
         np.save(folder / f"{name}.npy", array)
-    (folder / "summary.json").write_text(json.dumps({"total_variance": total / len(split)}))
+    checksums = {path.stem: checksum(path) for path in folder.glob("*.npy")}
+    (folder / "summary.json").write_text(json.dumps({"total_variance": total / len(split), "sha256": checksums}))
 
 
 def _coordinates(projection: Projection, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

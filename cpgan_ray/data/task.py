@@ -22,6 +22,20 @@ def label_columns(dataset: Dataset, labels: Sequence[str]) -> np.ndarray:
     return columns
 
 
+def ensure_learnable(dataset: Dataset, labels: Sequence[str]) -> None:
+    """Raises: InputError where a label of the task has one value in all training pictures: nothing can be learnt of it."""
+    columns = label_columns(dataset, labels)
+    varies = np.ptp(dataset.train.labels[:, columns], axis=0) > 0
+    if varies.all():
+        return
+    names = [dataset.label_names[i] for i in columns]
+    fixed, others = ([name for name, v in zip(names, varies, strict=True) if v == wanted] for wanted in (False, True))
+    raise InputError(
+        f"data.labels: {', '.join(fixed)} has one value in all {len(dataset.train)} training pictures, there is nothing to learn: "
+        + (f"leave it out, with --data.labels {' '.join(others)}" if others else "give another label with --data.labels")
+    )
+
+
 def class_names(dataset: Dataset, labels: Sequence[str]) -> Sequence[str] | None:
     """The names of the classes where the task is one label of several; None where its labels are 0/1."""
     return dataset.nature.classes.get(dataset.label_names[label_columns(dataset, labels)[0]])

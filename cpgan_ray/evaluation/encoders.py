@@ -4,8 +4,6 @@ An encoder takes what lies in the store, (B, C, H, W): uint8 pictures or float32
 float32 pictures is taken to want them scaled to [-1, 1].
 """
 
-import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 
 from cpgan_ray.data import Dataset, Split
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.programs import Unsafe, load_program
 from cpgan_ray.evaluation.protocol import Codes
 
 BLOCK = 250
@@ -40,24 +39,24 @@ def open_encoder(path: Path) -> Encoder:
     return openers[path.suffix](path)
 
 
-def _open_program(path: Path) -> Encoder:
-    log = logging.getLogger("torch.export")
-    level = log.level
+def open_program(path: Path, *, what: str) -> torch.export.ExportedProgram:
+    """Raises: InputError where the file is damaged, or holds anything that could be made to run."""
     try:
-        log.setLevel(logging.ERROR)  # it logs a traceback before it raises
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "No complete tensor found")
-            program = torch.export.load(path)
+        return load_program(path)
+    except Unsafe as e:
+        raise InputError(f"{what} {path} is not loaded: {e}") from e
     except Exception as e:  # torch raises whatever the damaged part leads to
-        raise InputError(f"encoder {path} cannot be read as a torch.export program ({type(e).__name__}): export it again") from e
-    finally:
-        log.setLevel(level)
+        raise InputError(f"{what} {path} cannot be read as a torch.export program ({type(e).__name__}): export it again") from e
+
+
+def _open_program(path: Path) -> Encoder:
+    program = open_program(path, what="encoder")
     examples: tuple[Any, ...] = (program.example_inputs or ((), {}))[0]
     if len(examples) != 1 or not isinstance(examples[0], torch.Tensor):
         raise InputError(f"encoder {path} takes {len(examples)} inputs: export one that takes pictures (B, 3, H, W) alone")
     shape = _image_shape(path, tuple(examples[0].shape))
     raw = _takes_raw(path, str(examples[0].dtype).removeprefix("torch."))
-    module = program.module()
+    module = program.module(check_guards=False)
 
     def encode(pictures: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(np.require(pictures, requirements=["C", "W"]))

@@ -31,18 +31,24 @@ INDIFFERENT = ("seed", "k", "privacy_weight", "skip_corrupt", "attacks.quick_eve
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """R2 of each training adversary by round, from a run's `metrics.jsonl`; empty where there is none."""
+    """R2 of each training adversary by round, from a run's `metrics.jsonl`; empty where there is none.
+
+    Raises: InputError where a line of it is damaged.
+    """
     curves: dict[str, tuple[list[int], list[float]]] = {}
     if not path.is_file():
         return curves
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        for name, value in row.items():
-            parts = name.split("/")
-            if parts[0] == "adversary" and parts[-1] == "r2" and value is not None:
-                rounds, r2 = curves.setdefault("/".join(parts[1:-1]), ([], []))
-                rounds.append(row["round"])
-                r2.append(value)
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            for name, value in row.items():
+                parts = name.split("/")
+                if parts[0] == "adversary" and parts[-1] == "r2" and value is not None:
+                    rounds, r2 = curves.setdefault("/".join(parts[1:-1]), ([], []))
+                    rounds.append(int(row["round"]))
+                    r2.append(float(value))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise InputError(f"{path}, line {number} is damaged ({type(e).__name__}): take the line out") from e
     return curves
 
 
