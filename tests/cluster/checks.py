@@ -85,7 +85,7 @@ def check_versions(root: Path) -> list[str]:
     image = re.escape(project["project"]["version"])
     cuda = set(re.findall(r"--build-arg DEVICE=(\w+)", (root / "cluster" / "Dockerfile").read_text()))
     rules = {
-        r"cpgan_ray:(\S+)": rf"{image}-(cpu|{'|'.join(cuda)})",
+        r"cpgan_ray:([\w.-]+)": rf"{image}-(cpu|{'|'.join(cuda)})",
         r"newTag: (\S+)": rf"{image}-(cpu|{'|'.join(cuda)})",
         r"rayVersion: (\S+)": re.escape(lock["ray"]),
         r"FROM python:(\S+)": rf"{python}\.\d+-slim-bookworm",
@@ -103,6 +103,24 @@ def check_versions(root: Path) -> list[str]:
         loose = re.findall(r"image: (?!cpgan_ray$)([\w./-]+(?::latest)?)\s*$", text, re.MULTILINE)
         found += [f"{path.relative_to(root)}: image {name} is not pinned" for name in loose]
     return found
+
+
+# ------------------------------------------------------------------------------------------------------------------------- README
+
+
+def check_readme(root: Path) -> list[str]:
+    """Its commands: jobs with their flags, files that are there."""
+    text = (root / "cluster" / "README.md").read_text()
+    found = []
+    for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "jobs/" in line:
+                found += job_complaints(root, words)
+            paths = [root / word for word in words if re.match(r"cluster/\w", word)]
+            found += [f"README.md: no {path.relative_to(root)}" for path in paths if not path.exists()]
+    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    return found + [f"README.md: no {link}" for link in links if not (root / "cluster" / link).exists()]
 
 
 # --------------------------------------------------------------------------------------------------------------------- Dockerfile

@@ -52,7 +52,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Co
 
 JOB = "ray job submit --working-dir . -- python jobs/train_celeba.py smoke --output /mnt/shared/runs/smoke"
 """As cluster/README.md has it."""
-QUICKLY = "--cache-dir /mnt/shared/cache --epochs 1 --attacks.names ridge"
+QUICKLY = "--cache-dir /mnt/shared/cache --epochs 1 --attacks.names ridge --tracking.no-log-models"
 
 
 def submit(head: Container, command: str, *, token: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -114,10 +114,22 @@ def test_the_run_is_in_the_database_which_asks_for_the_password(up, summary):
     assert "password authentication failed" in refused.stderr
 
 
-def test_the_tracking_server_answers_to_its_own_names_alone(up):
-    asks = ["wget", "--quiet", "--output-document=-", "--server-response", "http://mlflow:5000/api/2.0/mlflow/experiments/search"]
-    other = up.containers["head"].run([*asks, "--header=Host: evil.example:5000"])
-    assert "403" in other.stderr
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("mlflow:5000", None, 200),  # a job's
+        ("127.0.0.1:5000", "http://127.0.0.1:5000", 200),  # a browser's, on the machine where the port is published or forwarded
+        ("localhost:5000", "http://localhost:5000", 200),
+        ("evil.example:5000", None, 403),
+        ("127.0.0.1:5000", "http://evil.example", 403),
+    ],
+)
+def test_the_tracking_server_answers_to_its_own_names_and_pages_alone(up, host, origin, status):
+    search = "http://mlflow:5000/ajax-api/2.0/mlflow/experiments/search"
+    headers = {"Host": host, "Content-Type": "application/json"} | ({"Origin": origin} if origin else {})
+    ask = ["wget", "--quiet", "--output-document=-", "--server-response", '--post-data={"max_results": 1}']
+    answer = up.containers["head"].run([*ask, *(f"--header={name}: {value}" for name, value in headers.items()), search])
+    assert f"HTTP/1.1 {status}" in answer.stderr
 
 
 def nodes(head: Container, *header: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 SECRETS = "auth_token=token\npostgres_password=password\n"
 CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "versions": checks.check_versions,
+    "README": checks.check_readme,
     "Dockerfile": checks.check_dockerfile,
     "compose": checks.check_compose,
     "kubernetes": checks.check_kubernetes,
@@ -80,6 +81,12 @@ BREAKAGES = [
     *broken("versions", "cluster/kubernetes/base/raycluster.yaml", ("2.60.0", "2.59.0", r"2\.59\.0")),
     *broken("versions", "cluster/kubernetes/base/kustomization.yaml", ("newTag: 0.1.0-cpu", "newTag: latest", "latest")),
     *broken("versions", "cluster/vms/aws.yaml", ("boto3>=1.40", "filelock==1.0", "filelock|1.0")),
+    *broken(
+        "README",
+        "cluster/README.md",
+        ("cluster/vms/aws", "cluster/vms/aws2", "aws2"),
+        ("--attacks.gpus", "--attack.gpus", "attack"),
+    ),
     *broken("versions", "pyproject.toml", ('version = "0.1.0"', 'version = "0.3.0"', "0.1.0-cpu")),
     *broken("versions", "requirements.lock", ("ray==2.60.0", "ray==2.61.0", "2.60.0")),
     *broken(
