@@ -129,8 +129,11 @@ class Composed:
 
     def __exit__(self, *_: object) -> None:
         for process in [*(c.process for c in self.containers.values()), self.hub]:
+            inner = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.kill()
             process.wait(30)
+            _, alive = psutil.wait_procs(inner, timeout=30)
+            assert alive == [], "a name space ends with its first process"
 
     def names(self) -> Iterator[str]:
         """Of the containers; a service's further replicas are numbered."""

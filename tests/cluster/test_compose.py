@@ -23,10 +23,9 @@ install -d -o postgres /mnt/data && echo "$POSTGRES_PASSWORD" > /mnt/data.passwo
 as_postgres initdb --pgdata=/mnt/data --username="$POSTGRES_USER" --pwfile=/mnt/data.password --auth=scram-sha-256 --no-sync
 echo "host all all all scram-sha-256" >> /mnt/data/pg_hba.conf
 echo "CREATE DATABASE $POSTGRES_DB" | as_postgres postgres --single -D /mnt/data postgres
-exec setpriv --reuid=postgres --regid=postgres --clear-groups \
-    postgres -D /mnt/data -c listen_addresses='*' -c unix_socket_directories= -c fsync=off
+as_postgres postgres -D /mnt/data -c listen_addresses='*' -c unix_socket_directories= -c fsync=off & wait
 """
-"""What the image's own entry point does with the same variables."""
+"""What the image's own entry point does with the same variables. The shell stays: what changes its user outlives its parent."""
 
 
 HAS_POSTGRES = all(shutil.which(program) for program in ("initdb", "postgres", "pg_isready", "psql"))
@@ -58,7 +57,7 @@ QUICKLY = "--cache-dir /mnt/shared/cache --epochs 1 --attacks.names ridge --trac
 def submit(head: Container, command: str, *, token: str | None = None) -> subprocess.CompletedProcess[str]:
     """As somebody does who has been given a token, from the repository's root; the job's own output is on standard output."""
     client = {name: value for name, value in head.environment.items() if not name.startswith("RAY_")}
-    client |= {"RAY_API_SERVER_ADDRESS": "http://head:8265", "RAY_AUTH_MODE": "token", "RAY_COLOR_PREFIX": "0"}
+    client |= {"RAY_API_SERVER_ADDRESS": "http://head:8265", "RAY_AUTH_MODE": "token"}
     return head.run(command.split(), env=client | ({"RAY_AUTH_TOKEN": token} if token else {}), cwd=ROOT)
 
 
