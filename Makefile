@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: train test lint
+.PHONY: train test lint secrets gpu-check
 
 train: .venv/ready
 	$(BIN)/python jobs/train_celeba.py
@@ -14,6 +14,21 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+# Checks what this project does on a GPU, on this machine's; fails where there is none.
+gpu-check: .venv/ready
+	$(BIN)/python cluster/gpu_check.py
+
+# The token of the Ray cluster and the password of MLflow's database: made once, never in the repository.
+secrets: cluster/.env cluster/kubernetes/base/secrets.env
+
+RANDOM := import secrets; print(secrets.token_hex(32))
+cluster/.env:
+	umask 077; printf 'RAY_AUTH_MODE=token\nRAY_AUTH_TOKEN=%s\nPOSTGRES_PASSWORD=%s\nRAY_API_SERVER_ADDRESS=%s\n' \
+		"$$($(PYTHON) -c '$(RANDOM)')" "$$($(PYTHON) -c '$(RANDOM)')" http://127.0.0.1:8265 > $@
+
+cluster/kubernetes/base/secrets.env: cluster/.env
+	umask 077; sed -n 's/^RAY_AUTH_TOKEN=/auth_token=/p; s/^POSTGRES_PASSWORD=/postgres_password=/p' $< > $@
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

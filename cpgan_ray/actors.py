@@ -338,16 +338,25 @@ def knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
-def bundles(config: Config, names: Sequence[str], *, cluster: Mapping[str, float]) -> list[Bundle]:
+def bundles(
+    config: Config, names: Sequence[str], *, cluster: Mapping[str, float], nodes: Sequence[float] | None = None
+) -> list[Bundle]:
     """What each actor needs, the privatizer's first.
 
-    CPUs that are not set are 1 each, or an equal share where the cluster has fewer CPUs than actors.
+    CPUs that are not set are 1 each, or an equal share where the cluster has fewer CPUs than actors. nodes: CPUs of each node.
 
     Raises: InputError with the numbers where the sum does not fit the cluster.
     """
-    sizes = shares(config, names, cpus=cluster.get("CPU", 0.0))
+    total = cluster.get("CPU", 0.0)
+    sizes = shares(config, names, cpus=divisible([total] if nodes is None else nodes, len(names) + 1))
     ensure_room(sizes, cluster, config.runtime)
     return sizes
+
+
+def divisible(nodes: Sequence[float], actors: int) -> float:
+    """How many of the nodes' CPUs can be divided equally among so many actors, none of which is on two nodes."""
+    sizes = {cpus / n for cpus in nodes for n in range(1, actors + 1)}
+    return actors * max((s for s in sizes if s and sum(int(cpus / s + 1e-9) for cpus in nodes) >= actors), default=0.0)
 
 
 def shares(config: Config, names: Sequence[str], *, cpus: float) -> list[Bundle]:
@@ -491,7 +500,8 @@ class RayGame:
         self.warned_at = -math.inf
         connect(config.runtime)
         names = [*opponents(config), *["spare"] * config.recovery.spares]
-        self.sizes = bundles(config, names, cluster=ray.cluster_resources())
+        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        self.sizes = bundles(config, names, cluster=ray.cluster_resources(), nodes=nodes)
         self.group = reserve(self.sizes, config.runtime)
         try:
             self.open()

@@ -184,6 +184,15 @@ def test_places_are_what_was_asked_for_or_an_equal_share(config, cluster, expect
     assert bundles(config, opponents(config), cluster=cluster) == [pytest.approx(size) for size in expected]
 
 
+@pytest.mark.parametrize(
+    ("nodes", "share"), [([2.0, 2.0], 0.5), ([1.0, 1.0], 0.25), ([0.0, 8.0], 1.0), ([4.0, 1.0], 2 / 3), ([0.0, 4.0], 4 / 7)]
+)
+def test_an_equal_share_of_several_nodes_is_one_of_which_no_actor_has_to_be_on_two(nodes, share):
+    config = Config(adversaries={f"net{i}": NeuralConfig() for i in range(6)})
+    sizes = bundles(config, opponents(config), cluster={"CPU": sum(nodes)}, nodes=nodes)
+    assert sizes == [pytest.approx({"CPU": share})] * 7
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("num_adversaries", [2, 5, 6])
 def test_equal_shares_of_two_cpus_fit_into_two_cpus(num_adversaries):

@@ -1,0 +1,149 @@
+"""Does everything that this project does on a GPU work on this machine's? Each check prints a line.
+
+    make gpu-check
+    ray job submit --working-dir . --entrypoint-num-gpus 1 -- python cluster/gpu_check.py      # on a node that has one
+
+Exit status 0: all passed. 1: one failed, or there is no CUDA device, and then nothing was checked.
+"""
+
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, override
+from cpgan_ray.game import opponents, play_in_process
+from cpgan_ray.messages import Metrics
+from cpgan_ray.nets.privatizers import build_privatizer
+from cpgan_ray.presets import preset
+
+ROUNDS = 3
+TOLERANCE = 0.02
+"""Of a metric, absolute and relative: the order of floating-point sums is the device's own, and codes are rounded."""
+
+
+def game(device: str, **fields: Any) -> Config:
+    """The smoke preset's kinds of adversaries, without dropout: its random stream differs from device to device."""
+    config = override(preset("smoke"), {"runtime.device": device, "utility.dropout": 0.0, "epochs": 1, **fields})
+    chosen = {name: a for name, a in config.adversaries.items() if not (isinstance(a, NeuralConfig) and a.dropout)}
+    return Config(**{**vars(config), "adversaries": chosen})
+
+
+def apart(some: Sequence[Metrics], others: Sequence[Metrics]) -> float:
+    """How far two games' metrics are apart at most, in units of TOLERANCE; times do not count."""
+    names = [name for name in some[0] if not name.startswith("time/")]
+    pairs = [(a[name], b[name]) for a, b in zip(some, others, strict=True) for name in names if name in a]
+    return max(abs(x - y) / (TOLERANCE * (1 + abs(y))) for x, y in pairs)
+
+
+def check_game(device: str, **fields: Any) -> str:
+    """A game in this process on the device is the game on the CPU."""
+    there = play_in_process(game(device, **fields), threads=1).play(ROUNDS)
+    here = play_in_process(game("cpu", **fields), threads=1).play(ROUNDS)
+    found = apart(there, here)
+    assert found <= 1, f"metrics are {found:.1f} times the tolerance apart"
+    return f"metrics of {ROUNDS} rounds within {found:.2f} of the tolerance"
+
+
+def check_actors(device: str, **fields: Any) -> str:
+    """Players as Ray actors, each with a fraction of one GPU, play the same game."""
+    import ray
+
+    from cpgan_ray.actors import RayGame
+
+    config = game(device, **fields)
+    share = round(1 / (len(opponents(config)) + 1) - 0.001, 3) if device == "cuda" else 0.0
+    config = override(config, {"runtime.privatizer_gpus": share, "runtime.adversary_gpus": share})
+    with RayGame(config) as players:
+        taken = ray.cluster_resources().get("GPU", 0.0) - ray.available_resources().get("GPU", 0.0)
+        there = []
+        while len(there) < ROUNDS:
+            there += players.get(players.play(ROUNDS - len(there)))
+    assert device != "cuda" or taken > 0, "the actors hold no GPU"
+    found = apart(there, play_in_process(config, threads=1).play(ROUNDS))
+    assert found <= 1, f"metrics are {found:.1f} times the tolerance apart"
+    return f"{len(opponents(config)) + 1} actors with {share} GPUs each, metrics within {found:.2f} of the tolerance"
+
+
+def check_bfloat16(device: str) -> str:
+    """A privatizer's codes under bfloat16 autocast are those of float32, to the digits that bfloat16 has."""
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "not supported by this device"
+    torch.manual_seed(0)
+    net = build_privatizer(PrivatizerConfig(), k=32, image_shape=(64, 64, 3)).to(device).train()
+    x = torch.rand(64, 3, 64, 64, device=device) * 2 - 1
+    with torch.no_grad():
+        exact = net(x)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            found = net(x)
+    error = float((found.float() - exact).norm() / exact.norm())
+    assert error < 0.1, f"relative error {error:.3f}"
+    return f"relative error {error:.4f}"
+
+
+def check_transfers(device: str) -> str:
+    """Page-locked memory goes to the device and back unchanged, without waiting."""
+    x = torch.randint(0, 256, (512, 3, 64, 64), dtype=torch.uint8)
+    x = x.pin_memory() if device == "cuda" else x
+    back = x.to(device, non_blocking=True).to("cpu", non_blocking=False)
+    assert torch.equal(x, back)
+    assert device != "cuda" or x.is_pinned()
+    return f"{x.numel() / 2**20:.1f} MiB"
+
+
+def reduce_one(rank: int, world: int, device: str, meeting: str) -> None:
+    """One process of an all-reduce."""
+    place = f"cuda:{rank}" if device == "cuda" else "cpu"
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    try:
+        x = torch.full((1000,), rank + 1.0, device=place)
+        dist.all_reduce(x)
+        assert bool((x == world * (world + 1) / 2).all())
+    finally:
+        dist.destroy_process_group()
+
+
+def check_all_reduce(device: str) -> str:
+    """NCCL (on the CPU gloo) sums over a process for each device."""
+    world = torch.cuda.device_count() if device == "cuda" else 2
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(reduce_one, args=(world, device, str(Path(folder) / "meeting")), nprocs=world)  # pyright: ignore
+    return f"{world} processes"
+
+
+CHECKS: dict[str, Callable[[str], str]] = {
+    "game": check_game,
+    "actors": check_actors,
+    "bfloat16": check_bfloat16,
+    "transfers": check_transfers,
+    "all-reduce": check_all_reduce,
+}
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing was checked", file=sys.stderr)
+        return 1
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    failed = 0
+    for name, check in CHECKS.items():
+        started = time.perf_counter()
+        try:
+            verdict = f"passed: {check('cuda')}"
+        except Exception:
+            failed += 1
+            verdict = f"FAILED\n{traceback.format_exc()}"
+        print(f"{name:<12}{time.perf_counter() - started:6.1f} s  {verdict}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

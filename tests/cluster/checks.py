@@ -1,0 +1,424 @@
+"""What is wrong with the files in cluster/: a check takes the repository's root and returns complaints, none if all is well."""
+
+import functools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from check_jsonschema.builtin_schemas import get_builtin_schema
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from kubernetes_validate.utils import schema_contents
+from referencing import Registry, Resource
+
+from cpgan_ray import cli
+from cpgan_ray.errors import InputError
+from tests.cluster import kuberay
+from tests.cluster.containers import interpolated, read_compose
+
+KUBERNETES = "1.34"
+SETTINGS = {"RAY_AUTH_TOKEN": "token", "POSTGRES_PASSWORD": "password"}
+OVERLAYS = ("gpu", "cpu", "job")
+SECRET_WORDS = re.compile(r"(token|password|secret|key)$", re.IGNORECASE)
+
+# ----------------------------------------------------------------------------------------------------------------- command lines
+
+
+@functools.cache
+def commands() -> dict[tuple[str, str], click.Command]:
+    """Ray's and MLflow's own parsers of the commands that the files use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own, when it is imported
+        from mlflow.cli import server
+    from ray.scripts.scripts import start, stop
+
+    return {("ray", "start"): start, ("ray", "stop"): stop, ("mlflow", "server"): server}
+
+
+def command_complaints(words: Sequence[str]) -> list[str]:
+    """Of a command line: whether the installed program knows it, down to each option."""
+    words = list(words)
+    if tuple(words[:2]) not in commands():
+        return [] if shutil.which(words[0]) or words[0] == "pg_isready" else [f"no program {words[0]!r}"]
+    try:
+        with commands()[words[0], words[1]].make_context(words[1], words[2:]):
+            return []
+    except click.ClickException as e:
+        return [f"{shlex.join(words)}: {e.format_message()}"]
+
+
+def job_complaints(root: Path, words: Sequence[str]) -> list[str]:
+    """Of a job's command line: whether its script is there and takes its flags; `train_or_resume.sh` has the folder first."""
+    *_, script = (n for n, word in enumerate(words) if word.endswith((".py", ".sh")))
+    path = root / re.sub(r"^/home/ray/cpgan_ray/", "", words[script])
+    if not path.is_file():
+        return [f"{shlex.join(words)}: no {path}"]
+    flags = list(words[script + 1 :])
+    if path.suffix == ".sh":
+        flags = [*flags[1:], "--output", flags[0]]
+    if path.name == "gpu_check.py":
+        return []
+    try:
+        cli.parse_train(flags, default="faces", description="")
+    except InputError as e:
+        return [f"{shlex.join(words)}: {e}"]
+    return []
+
+
+# ----------------------------------------------------------------------------------------------------------------------- versions
+
+
+def check_versions(root: Path) -> list[str]:
+    """requirements.lock and pyproject.toml say which versions; all other files repeat them."""
+    lock = dict(re.findall(r"^([\w.-]+)==(\S+)$", (root / "requirements.lock").read_text(), re.MULTILINE))
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    python = re.escape(project["tool"]["pyright"]["pythonVersion"])
+    image = re.escape(project["project"]["version"])
+    cuda = set(re.findall(r"--build-arg DEVICE=(\w+)", (root / "cluster" / "Dockerfile").read_text()))
+    rules = {
+        r"cpgan_ray:([\w.-]+)": rf"{image}-(cpu|{'|'.join(cuda)})",
+        r"newTag: (\S+)": rf"{image}-(cpu|{'|'.join(cuda)})",
+        r"rayVersion: (\S+)": re.escape(lock["ray"]),
+        r"FROM python:(\S+)": rf"{python}\.\d+-slim-bookworm",
+        r"\b(cu1\d\d) --tag": "|".join(cuda),
+        r"FROM (?:rayproject/ray|pytorch/pytorch)\S*(.*)": "(?!)",
+    } | {rf"\b{re.escape(name)}==([\w.]+)": re.escape(version) for name, version in lock.items()}
+    found = []
+    if len(cuda) != 1:
+        found.append(f"Dockerfile: more than one CUDA in its commands: {sorted(cuda)}")
+    for path in sorted(p for p in (root / "cluster").rglob("*") if p.is_file() and p.suffix != ".pyc"):
+        text = path.read_text()
+        for pattern, wanted in rules.items():
+            wrong = [version for version in re.findall(pattern, text) if not re.fullmatch(wanted, version)]
+            found += [f"{path.relative_to(root)}: version {version!r}, wanted {wanted}" for version in wrong]
+        loose = re.findall(r"image: (?!cpgan_ray$)([\w./-]+(?::latest)?)\s*$", text, re.MULTILINE)
+        found += [f"{path.relative_to(root)}: image {name} is not pinned" for name in loose]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------------- README
+
+
+def check_readme(root: Path) -> list[str]:
+    """Its commands: jobs with their flags, files that are there."""
+    text = (root / "cluster" / "README.md").read_text()
+    found = []
+    for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "jobs/" in line:
+                found += job_complaints(root, words)
+            paths = [root / word for word in words if re.match(r"cluster/\w", word)]
+            found += [f"README.md: no {path.relative_to(root)}" for path in paths if not path.exists()]
+    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    return found + [f"README.md: no {link}" for link in links if not (root / "cluster" / link).exists()]
+
+
+# --------------------------------------------------------------------------------------------------------------------- Dockerfile
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """A Dockerfile's instructions with their arguments."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    return [(line.split(maxsplit=1)[0].upper(), line.split(maxsplit=1)[1].strip()) for line in lines if line.strip()]
+
+
+def check_dockerfile(root: Path) -> list[str]:
+    """hadolint, and what it does not know: the repository, and what is secret."""
+    path = root / "cluster" / "Dockerfile"
+    hadolint = Path(sys.executable).parent / "hadolint"
+    ran = subprocess.run([hadolint, "--no-color", path], capture_output=True, text=True)
+    found = ran.stdout.splitlines() if ran.returncode else []
+    steps = instructions(path)
+    bases = [rest for name, rest in steps if name == "FROM"]
+    found += [f"base image {base!r} is not pinned by a full version" for base in bases if not re.search(r":\d+\.\d+\.\d+", base)]
+    users = [rest for name, rest in steps if name == "USER"]
+    found += [] if users and users[-1].isdigit() and users[-1] != "0" else ["the last USER is root, or no number"]
+    named = [word.split("=")[0] for name, rest in steps if name in ("ARG", "ENV") for word in rest.split()]
+    found += [f"{name} looks like a secret" for name in named if SECRET_WORDS.search(name)]
+    sent = context(root)
+    for name, rest in steps:
+        if name == "COPY":
+            *sources, _ = rest.split()
+            found += [f"COPY {source}: not there, or not sent to the builder" for source in sources if not sent(source)]
+        if name == "CMD":
+            found += job_complaints(root, shlex.split(re.sub(r"[\[\],]", " ", rest)))
+    return found
+
+
+def context(root: Path) -> Callable[[str], bool]:
+    """Whether a file or folder is there and is sent: Dockerfile.dockerignore sends nothing but what it names."""
+    lines = [line for line in (root / "cluster" / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")]
+    named = {line[1:] for line in lines if line.startswith("!")}
+
+    def sent(source: str) -> bool:
+        above = {str(parent) for parent in Path(source).parents} | {source.rstrip("/")}
+        return lines[0] == "*" and bool(above & named) and (root / source).exists()
+
+    return sent
+
+
+# ------------------------------------------------------------------------------------------------------------------------ compose
+
+
+def check_compose(root: Path) -> list[str]:
+    """The Compose specification's schema; what services say of each other; command lines; secrets that are asked for."""
+    found = []
+    schema = Draft202012Validator(get_builtin_schema("vendor.compose-spec"))
+    whole = read_compose(root / "cluster" / "compose.yaml", SETTINGS)
+    for name in ("compose.yaml", "compose.gpu.yaml"):
+        content = interpolated(yaml.safe_load((root / "cluster" / name).read_text()), SETTINGS)
+        found += [f"{name}: {e.json_path} {reason(e)}" for e in schema.iter_errors(content)]
+        found += [f"{name}: no service {s!r} in compose.yaml" for s in content["services"] if s not in whole["services"]]
+    for secret in SETTINGS:
+        try:
+            read_compose(root / "cluster" / "compose.yaml", {k: v for k, v in SETTINGS.items() if k != secret})
+            found.append(f"compose.yaml: {secret} has a default")
+        except KeyError as e:
+            found += [] if "make secrets" in str(e) else [f"compose.yaml: {e} does not say what to do"]
+    for name, service in whole["services"].items():
+        found += [f"{name}: {one}" for one in service_complaints(root, service, whole)]
+    return found
+
+
+def service_complaints(root: Path, service: dict[str, Any], whole: dict[str, Any]) -> Iterator[str]:
+    services = whole["services"]
+    yield from command_complaints(service.get("command", ["true"]))
+    for word in [*service.get("command", []), *map(str, service["environment"].values())]:
+        for host, port in re.findall(r"(?:://(?:[^@/]*@)?|--address=)([a-z][\w-]*):(\d+)", word):
+            if host not in services:
+                yield f"no service {host!r}, which is called"
+            elif f"--port={port}" not in services[host].get("command", []) and port != default_port(services[host]):
+                yield f"{host} does not listen on {port}"
+            elif (
+                "MLFLOW_SERVER_ALLOWED_HOSTS" in (e := services[host]["environment"])
+                and f"{host}:" not in e["MLFLOW_SERVER_ALLOWED_HOSTS"]
+            ):
+                yield f"{host} does not answer to its own name"
+    for other, how in service.get("depends_on", {}).items():
+        if other not in services:
+            yield f"no service {other!r} to depend on"
+        elif how["condition"] == "service_healthy" and "healthcheck" not in services[other]:
+            yield f"{other} has no healthcheck to wait for"
+    for volume in service.get("volumes", []):
+        if volume.split(":")[0] not in whole["volumes"]:
+            yield f"no volume {volume.split(':')[0]!r}"
+    for port in service.get("ports", []):
+        if not port.startswith("127.0.0.1:"):
+            yield f"port {port} is open to the network"
+    if service["environment"].get("RAY_AUTH_MODE", "token") != "token":
+        yield "no token is asked for"
+    if "ray" in service.get("command", []) and "RAY_AUTH_TOKEN" not in service["environment"]:
+        yield "Ray without a token"
+    if build := service.get("build"):
+        dockerfile = root / "cluster" / build["context"] / build["dockerfile"]
+        if not dockerfile.is_file():
+            yield f"no {dockerfile}"
+        device = build["args"]["DEVICE"]
+        if not service["image"].endswith(f"-{device}"):
+            yield f"image {service['image']} is built for {device}"
+
+
+def default_port(service: dict[str, Any]) -> str:
+    environment = service["environment"]
+    return "5432" if "postgres" in service["image"] else str(environment.get("MLFLOW_PORT"))
+
+
+def reason(e: ValidationError) -> str:
+    """The shortest of what was wrong with the alternatives."""
+    return min((e.message, *(c.message for c in e.context or ())), key=len)
+
+
+# --------------------------------------------------------------------------------------------------------------------- Kubernetes
+
+
+def kubectl(root: Path, overlay: str) -> list[dict[str, Any]]:
+    """The resources of an overlay as kustomize makes them.
+
+    Raises: CalledProcessError with what kustomize says.
+    """
+    command = ["kubectl", "kustomize", str(root / "cluster" / "kubernetes" / overlay)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [resource for resource in yaml.safe_load_all(ran.stdout) if resource]
+
+
+def check_kubernetes(root: Path) -> list[str]:
+    """Every resource, of the base as it stands and of each overlay as kustomize makes it, if there is a kustomize here."""
+    base = root / "cluster" / "kubernetes" / "base"
+    listed = yaml.safe_load((base / "kustomization.yaml").read_text())["resources"]
+    files = {path.name for path in base.glob("*.yaml")} - {"kustomization.yaml"}
+    found = [f"base/{name} is in no kustomization.yaml, or not there" for name in files ^ set(listed)]
+    resources = [r for name in sorted(files) for r in yaml.safe_load_all((base / name).read_text())]
+    found += [f"base: {one}" for resource in resources for one in resource_complaints(resource)]
+    if not found and shutil.which("kubectl"):
+        for overlay in OVERLAYS:
+            try:
+                resources = kubectl(root, overlay)
+            except subprocess.CalledProcessError as e:
+                found.append(f"{overlay}: {e.stderr.strip()}")
+                continue
+            found += [f"{overlay}: {one}" for resource in resources for one in resource_complaints(resource)]
+            if not found:
+                found += [f"{overlay}: {one}" for one in reference_complaints(root, resources)]
+    return found
+
+
+def resource_complaints(resource: dict[str, Any]) -> Iterator[str]:
+    """Of one resource by itself."""
+    if resource["apiVersion"].startswith("ray.io/"):
+        yield from kuberay.complaints(resource)
+        for pod in kuberay.pods(resource):
+            template = {"metadata": {}} | pod
+            yield from resource_complaints({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {}, "template": template})
+        return
+    where = f"{resource['kind']} {resource['metadata'].get('name', '')}"
+    try:
+        schema = kubernetes(resource["kind"], resource["apiVersion"])
+    except FileNotFoundError:
+        yield f"{where}: Kubernetes {KUBERNETES} has no schema for {resource['apiVersion']}"
+        return
+    yield from (f"{where}: {e.json_path} {reason(e)}" for e in schema.iter_errors(resource))
+
+
+@functools.cache
+def kubernetes(kind: str, api: str) -> Draft202012Validator:
+    """Kubernetes' schema of a kind, as kubernetes_validate brings it. Its own `validate` reads two megabytes for each resource.
+
+    Raises: FileNotFoundError where this version of Kubernetes does not know it.
+    """
+    folder = f"kubernetes-json-schema/v{KUBERNETES}.0-local-strict"
+    group = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api)
+    own, shared = (schema_contents(f"{folder}/{name}.json", KUBERNETES) for name in (f"{kind.lower()}-{group}", "_definitions"))
+    return Draft202012Validator(
+        own, registry=Registry().with_resources((s["$id"], Resource.from_contents(s)) for s in (own, shared))
+    )
+
+
+def reference_complaints(root: Path, resources: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of all resources together: what one calls by a name another has."""
+    there = {(r["kind"], r["metadata"]["name"]) for r in resources}
+    keys = {r["metadata"]["name"]: set(r.get("data", {})) for r in resources if r["kind"] in ("Secret", "ConfigMap")}
+    services = {r["metadata"]["name"]: r for r in resources if r["kind"] == "Service"}
+    labels = [t["metadata"]["labels"] for r in resources if (t := r["spec"].get("template") if "spec" in r else None)]
+    labels += [{"ray.io/is-ray-node": "yes"}, {"app.kubernetes.io/name": "kuberay-operator"}]  # KubeRay's own
+    for resource in resources:
+        where = f"{resource['kind']} {resource['metadata']['name']}"
+        if resource["kind"] != "Namespace" and resource["metadata"].get("namespace") != "cpgan":
+            yield f"{where}: not in the namespace"
+        for path, value in leaves(resource):
+            last = path[-1]
+            if last == "claimName" and ("PersistentVolumeClaim", value) not in there:
+                yield f"{where}: no volume claim {value!r}"
+            if path[-2:] == ("configMapRef", "name") and ("ConfigMap", value) not in there:
+                yield f"{where}: no config map {value!r}"
+            if last == "secretName" and "auth_token" not in keys.get(value, ()):
+                yield f"{where}: secret {value!r} has no auth_token"
+            if path[-2:] == ("secretKeyRef", "key") and value not in set().union(*keys.values()):
+                yield f"{where}: no secret has {value!r}"
+            if isinstance(value, str):
+                for host, port in re.findall(r"(?:://|@)([a-z][\w-]*):(\d+)", value):
+                    if int(port) not in {p["port"] for p in services.get(host, {"spec": {"ports": []}})["spec"]["ports"]}:
+                        yield f"{where}: no service {host}:{port}"
+        for selector in selectors(resource):
+            if not any(selector.items() <= own.items() for own in labels):
+                yield f"{where}: selects no pod: {selector}"
+        if resource["kind"] in kuberay.KINDS:
+            cluster = kuberay.cluster_of(resource)
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                options = [f"--{name}={value}" for name, value in group.get("rayStartParams", {}).items()]
+                yield from command_complaints(["ray", "start", *options])
+            if cluster.get("authOptions", {}).get("mode") != "token":
+                yield f"{where}: no token is asked for"
+        if resource["kind"] == "RayJob":
+            yield from job_complaints(root, shlex.split(resource["spec"]["entrypoint"]))
+        if resource["kind"] in (*kuberay.KINDS, "Deployment", "StatefulSet"):
+            yield from security_complaints(resource, where)
+    yield from (f"no {kind}" for kind in ("NetworkPolicy", "Secret", "StatefulSet") if kind not in {k for k, _ in there})
+
+
+def security_complaints(resource: dict[str, Any], where: str) -> Iterator[str]:
+    pods = kuberay.pods(resource) if resource["kind"] in kuberay.KINDS else [resource["spec"]["template"]]
+    for pod in pods:
+        if not pod["spec"].get("securityContext", {}).get("runAsNonRoot"):
+            yield f"{where}: may run as root"
+        for container in pod["spec"]["containers"]:
+            if container.get("securityContext", {}).get("allowPrivilegeEscalation", True):
+                yield f"{where}: {container['name']} may become root"
+            for command in (container.get("command"),):
+                yield from command_complaints(command or ["true"])
+            mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
+            volumes = {volume["name"] for volume in pod["spec"].get("volumes", ())}
+            volumes |= {claim["metadata"]["name"] for claim in resource["spec"].get("volumeClaimTemplates", ())}
+            if mounted - volumes:
+                yield f"{where}: no volume {sorted(mounted - volumes)}"
+
+
+def leaves(value: Any, path: tuple[str, ...] = ("",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, str(key)))
+    else:
+        yield path, value
+
+
+def selectors(resource: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Labels by which a resource chooses pods."""
+    spec = resource.get("spec", {})
+    if resource["kind"] == "Service":
+        yield spec["selector"]
+    if resource["kind"] == "NetworkPolicy":
+        yield spec["podSelector"].get("matchLabels", {})
+        for rule in spec.get("ingress", ()):
+            yield from (peer["podSelector"].get("matchLabels", {}) for peer in rule["from"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------- machines
+
+
+def check_vms(root: Path) -> list[str]:
+    """Ray's own schema and rules; workers that come and go; the token; command lines. What a `node_config` holds is the cloud's."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    found = []
+    for path in sorted((root / "cluster" / "vms").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        try:
+            validate_config(prepare_config(config))
+        except Exception as e:  # Ray's, jsonschema's, by kind of mistake
+            found.append(f"{path.name}: {str(e).partition(chr(10))[0]}")
+            continue
+        found += [f"{path.name}: {one}" for one in vms_complaints(config)]
+    return found
+
+
+def vms_complaints(config: dict[str, Any]) -> Iterator[str]:
+    types = config["available_node_types"]
+    workers = {name: kind for name, kind in types.items() if name != config["head_node_type"]}
+    if types[config["head_node_type"]]["resources"].get("GPU"):
+        yield "the head has a GPU"
+    for name, kind in workers.items():
+        if kind.get("min_workers") != 0:
+            yield f"{name} does not go when it is idle"
+        if kind["resources"].get("GPU") and not re.search(r"'(MarketType': 'spot|preemptible': True)", str(kind["node_config"])):
+            yield f"{name} is no spot machine"
+    if "~/.ray/auth_token" not in config["file_mounts"]:
+        yield "the nodes get no token"
+    for kind in ("head", "worker"):
+        started = [shlex.split(line.replace("$RAY_HEAD_IP", "10.0.0.1")) for line in config[f"{kind}_start_ray_commands"]]
+        for words in started:
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                words.pop(0)
+            end = min((n for n, word in enumerate(words) if word in ("<", ">", "&")), default=len(words))
+            yield from command_complaints([word for word in words[:end] if word != "nohup"])
+        if not any(words[:2] == ["ray", "start"] for words in started):
+            yield f"Ray is not started on a {kind}"

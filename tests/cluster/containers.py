@@ -1,0 +1,209 @@
+"""What `docker compose up` does, on this machine without an engine: each service in Linux namespaces of its own.
+
+A service's command runs as it stands in compose.yaml, with its environment, in a network, mount, process and host name space of its
+own: its own address, its own /mnt (where its volumes are), /dev/shm and /tmp/ray, and the other services under their names. Its
+programs are this machine's, since there is no image.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+NETWORK = "10.77.0"
+NEW = ["unshare", "--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
+WITH_US = ["setpriv", "--pdeathsig", "KILL"]
+"""Whatever happens to the tests, what they started ends with them; and with it all processes in its name spaces."""
+
+SET_UP = """
+read -r wired
+ip link set lo up
+ip address add "$ADDRESS/24" dev eth0
+ip link set eth0 up
+ip route add default via "$GATEWAY"
+hostname "$SERVICE"
+mount -t tmpfs -o size="$SHM_SIZE" none /dev/shm
+mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray
+mount --bind "$HOSTS" /etc/hosts
+mount -t tmpfs none /mnt && mkdir "$HOME"
+echo "$MOUNTS" | while read -r source target; do
+    [ -z "$target" ] || { mkdir -p "$target" && mount --bind "$source" "$target"; }
+done
+unset ADDRESS GATEWAY HOSTS MOUNTS SERVICE SHM_SIZE
+exec "$@"
+"""
+
+
+def missing() -> str | None:
+    """Why this machine cannot do it, if it cannot."""
+    roots = {Path(sys.prefix).resolve(), Path(__file__).resolve()}
+    if any(root.is_relative_to("/mnt") for root in roots):
+        return "/mnt holds this project or its Python, and would be hidden"
+    ran = subprocess.run([*NEW, "ip", "link", "set", "lo", "up"], capture_output=True, text=True)
+    return f"no name spaces of our own here: {ran.stderr.strip()}" if ran.returncode else None
+
+
+def interpolated(value: Any, settings: Mapping[str, str]) -> Any:
+    """`${NAME}`, `${NAME:-default}` and `${NAME:?message}` as compose reads them.
+
+    Raises: KeyError with the message.
+    """
+
+    def one(match: re.Match[str]) -> str:
+        name, kind, rest = match.groups()
+        if settings.get(name):
+            return settings[name]
+        if kind != ":-":
+            raise KeyError(f"{name}: {rest or 'not set'}")
+        return rest
+
+    if isinstance(value, dict):
+        return {key: interpolated(inner, settings) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [interpolated(inner, settings) for inner in value]
+    return re.sub(r"\$\{(\w+)(:[-?])?([^}]*)\}", one, value) if isinstance(value, str) else value
+
+
+def read_compose(path: Path, settings: Mapping[str, str]) -> dict[str, Any]:
+    """A compose file with settings put in and each service's `env_file` read."""
+    compose = interpolated(yaml.safe_load(path.read_text()), settings)
+    for service in compose["services"].values():
+        if file := service.pop("env_file", None):
+            lines = [line for line in (path.parent / file).read_text().splitlines() if line and not line.startswith("#")]
+            service["environment"] = dict(line.split("=", 1) for line in lines) | service.get("environment", {})
+    return compose
+
+
+@dataclass
+class Container:
+    """A service's processes."""
+
+    name: str
+    address: str
+    process: subprocess.Popen[str]
+    environment: dict[str, str]
+    log: Path
+
+    def run(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:
+        """As `docker compose exec`."""
+        (inner,) = psutil.Process(self.process.pid).children()
+        enter = ["nsenter", f"--target={inner.pid}", "--mount", "--net", "--pid", "--uts", f"--wd={Path.cwd()}"]
+        given = self.environment if env is None else env
+        return subprocess.run([*enter, *command], env=given, capture_output=True, text=True, **options)
+
+    def healthy(self, test: Sequence[str]) -> bool:
+        kind, *command = test
+        return self.run(["sh", "-c", *command] if kind == "CMD-SHELL" else command, timeout=30).returncode == 0
+
+
+@dataclass
+class Composed:
+    """The services of a compose file, and the network between them. Leaving it ends all their processes."""
+
+    compose: dict[str, Any]
+    folder: Path
+    replaced: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Commands of services whose images bring programs that this machine has to run in another way."""
+    containers: dict[str, Container] = field(default_factory=dict)
+
+    def __enter__(self) -> "Composed":
+        names = list(self.names())
+        self.addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(names, start=2)}
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.addresses.items())]
+        (self.folder / "hosts").write_text("\n".join(lines) + "\n")
+        self.hub = subprocess.Popen([*WITH_US, "unshare", "--net", "sleep", "infinity"])
+        wait_for_namespace(self.hub.pid)
+        self.ip("link add bridge type bridge")
+        self.ip(f"address add {NETWORK}.1/24 dev bridge")
+        self.ip("link set bridge up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in [*(c.process for c in self.containers.values()), self.hub]:
+            inner = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            process.kill()
+            process.wait(30)
+            _, alive = psutil.wait_procs(inner, timeout=30)
+            assert alive == [], "a name space ends with its first process"
+
+    def names(self) -> Iterator[str]:
+        """Of the containers; a service's further replicas are numbered."""
+        for name, service in self.compose["services"].items():
+            for number in range(1, int(service.get("deploy", {}).get("replicas", 1)) + 1):
+                yield name if number == 1 else f"{name}-{number}"
+
+    def service(self, container: str) -> dict[str, Any]:
+        return self.compose["services"][re.sub(r"-\d+$", "", container)]
+
+    def ip(self, words: str) -> None:
+        subprocess.run(["nsenter", f"--target={self.hub.pid}", "--net", "ip", *words.split()], check=True)
+
+    def up(self, *, timeout_s: float = 120) -> None:
+        """Start each service when those that it depends on are healthy, and wait until all are."""
+        until, well = time.monotonic() + timeout_s, set[str]()
+        while len(well) < len(self.addresses):
+            for name in self.addresses.keys() - self.containers.keys():
+                if well >= self.service(name).get("depends_on", {}).keys():
+                    self.start(name)
+            for name in self.containers.keys() - well:
+                container = self.containers[name]
+                assert container.process.poll() is None, f"{name} has ended:\n{container.log.read_text()}"
+                if container.healthy(self.service(name)["healthcheck"]["test"]):
+                    well.add(name)
+            assert time.monotonic() < until, f"only {sorted(well)} became healthy: {self.folder}/*.log"
+            time.sleep(0.3)
+
+    def start(self, name: str) -> None:
+        service = self.service(name)
+        environment = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "MLFLOW_", "PYTEST_", "PYTHON"))}
+        environment |= {"HOME": "/mnt/home", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment |= {"GRPC_DNS_RESOLVER": "native"}  # names stand in /etc/hosts, gRPC's own resolver would ask a name server
+        environment |= {n: str(v) for n, v in service["environment"].items()}
+        mounts = []
+        for volume in service.get("volumes", []):
+            source, target = volume.split(":")
+            if target.startswith("/mnt/"):
+                (self.folder / source).mkdir(exist_ok=True)
+                mounts.append(f"{self.folder / source} {target}")
+        wiring = {"ADDRESS": self.addresses[name], "GATEWAY": f"{NETWORK}.1", "HOSTS": str(self.folder / "hosts"), "SERVICE": name}
+        wiring |= {"MOUNTS": "\n".join(mounts), "SHM_SIZE": service.get("shm_size", "64m").removesuffix("b")}
+        command = self.replaced.get(name) or service["command"]
+        log = self.folder / f"{name}.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [*WITH_US, *NEW, "sh", "-ec", SET_UP, name, *command],
+                env=environment | wiring,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                text=True,
+                cwd=self.folder,
+            )
+        self.containers[name] = Container(name, self.addresses[name], process, environment, log)
+        wait_for_namespace(process.pid)
+        port = f"port{len(self.containers)}"
+        self.ip(f"link add {port} type veth peer name eth0 netns {process.pid}")
+        self.ip(f"link set {port} master bridge up")
+        assert process.stdin is not None
+        process.stdin.write("wired\n")
+        process.stdin.close()
+
+
+def wait_for_namespace(pid: int) -> None:
+    """Until a process has a network of its own."""
+    until = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink():
+                return
+        assert time.monotonic() < until, "no name space"
+        time.sleep(0.01)

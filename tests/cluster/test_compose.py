@@ -1,0 +1,159 @@
+"""The very commands of compose.yaml's services on this machine: a job is submitted, tracked, and refused without the token."""
+
+import json
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.containers import Composed, Container, missing, read_compose
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "cluster" / "compose.yaml"
+
+POSTGRES = """
+as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
+install -d -o postgres /mnt/data && echo "$POSTGRES_PASSWORD" > /mnt/data.password && chown postgres /mnt/data.password
+as_postgres initdb --pgdata=/mnt/data --username="$POSTGRES_USER" --pwfile=/mnt/data.password --auth=scram-sha-256 --no-sync
+echo "host all all all scram-sha-256" >> /mnt/data/pg_hba.conf
+echo "CREATE DATABASE $POSTGRES_DB" | as_postgres postgres --single -D /mnt/data postgres
+as_postgres postgres -D /mnt/data -c listen_addresses='*' -c unix_socket_directories= -c fsync=off & wait
+"""
+"""What the image's own entry point does with the same variables. The shell stays: what changes its user outlives its parent."""
+
+
+HAS_POSTGRES = all(shutil.which(program) for program in ("initdb", "postgres", "pg_isready", "psql"))
+NO_POSTGRES = "this machine has no PostgreSQL (apt-get install postgresql): MLflow keeps its runs in SQLite here"
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Composed]:
+    """All services, healthy."""
+    if reason := missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("compose")
+    shutil.copytree(cache_dir, folder / "shared" / "cache")
+    settings = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "POSTGRES_PASSWORD": secrets.token_hex(16), "WORKER_CPUS": "1"}
+    compose = read_compose(COMPOSE, settings)
+    if not HAS_POSTGRES:
+        del compose["services"]["postgres"], compose["services"]["mlflow"]["depends_on"]
+        compose["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mnt/artifacts/mlflow.db"
+    with Composed(compose, folder, replaced={"postgres": ["sh", "-ec", POSTGRES]}) as composed:
+        composed.up(timeout_s=500)
+        yield composed
+
+
+JOB = "ray job submit --working-dir . -- python jobs/train_celeba.py smoke --output /mnt/shared/runs/smoke"
+"""As cluster/README.md has it."""
+QUICKLY = "--cache-dir /mnt/shared/cache --epochs 1 --attacks.names ridge --tracking.no-log-models"
+
+
+def submit(head: Container, command: str, *, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    """As somebody does who has been given a token, from the repository's root; the job's own output is on standard output."""
+    client = {name: value for name, value in head.environment.items() if not name.startswith("RAY_")}
+    client |= {"RAY_API_SERVER_ADDRESS": "http://head:8265", "RAY_AUTH_MODE": "token"}
+    return head.run(command.split(), env=client | ({"RAY_AUTH_TOKEN": token} if token else {}), cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def summary(up: Composed) -> dict:
+    """The last line of a job that was submitted and has succeeded."""
+    head = up.containers["head"]
+    ran = submit(head, f"{JOB} {QUICKLY}", token=head.environment["RAY_AUTH_TOKEN"])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "succeeded" in ran.stdout
+    return json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+
+
+def test_a_job_submitted_as_the_readme_says_succeeds(up, summary):
+    assert JOB in (ROOT / "cluster" / "README.md").read_text()
+    assert summary["output"] == "/mnt/shared/runs/smoke"
+    left = up.folder / "shared" / "runs" / "smoke"
+    assert json.loads((left / "report" / "report.json").read_text())["privacy"]["strongest"]["attack"] == "ridge"
+
+
+TRACKED = """
+import json, sys, mlflow
+client = mlflow.MlflowClient()
+run = client.get_run(sys.argv[1])
+print(json.dumps([run.info.status, run.info.artifact_uri, "privacy/strongest_r2" in run.data.metrics]))
+print(client.download_artifacts(sys.argv[1], "config.json", "/mnt"))
+"""
+
+
+def test_the_run_and_its_files_are_with_the_tracking_server(up, summary):
+    asked = up.containers["worker"].run(["python", "-W", "ignore", "-c", TRACKED, summary["run_id"]])
+    assert asked.returncode == 0, asked.stderr
+    status, place, measured = json.loads(asked.stdout.splitlines()[0])
+    assert (status, measured) == ("FINISHED", True)
+    assert place.startswith("mlflow-artifacts:/")
+    assert list((up.folder / "artifacts").rglob("report.json")), "they are on the server's volume"
+
+
+@pytest.mark.skipif(not HAS_POSTGRES, reason=NO_POSTGRES)
+def test_the_run_is_in_the_database_which_asks_for_the_password(up, summary):
+    mlflow = up.containers["mlflow"]
+    query = [
+        "psql",
+        "--host=postgres",
+        "--username=mlflow",
+        "--no-password",
+        "--tuples-only",
+        "--command=SELECT run_uuid FROM runs",
+    ]
+    password = up.containers["postgres"].environment["POSTGRES_PASSWORD"]
+    assert mlflow.run(query, env=mlflow.environment | {"PGPASSWORD": password}).stdout.split() == [summary["run_id"]]
+    refused = mlflow.run(query, env=mlflow.environment | {"PGPASSWORD": "wrong"})
+    assert "password authentication failed" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("mlflow:5000", None, 200),  # a job's
+        ("127.0.0.1:5000", "http://127.0.0.1:5000", 200),  # a browser's, on the machine where the port is published or forwarded
+        ("localhost:5000", "http://localhost:5000", 200),
+        ("evil.example:5000", None, 403),
+        ("127.0.0.1:5000", "http://evil.example", 403),
+    ],
+)
+def test_the_tracking_server_answers_to_its_own_names_and_pages_alone(up, host, origin, status):
+    search = "http://mlflow:5000/ajax-api/2.0/mlflow/experiments/search"
+    headers = {"Host": host, "Content-Type": "application/json"} | ({"Origin": origin} if origin else {})
+    ask = ["wget", "--quiet", "--output-document=-", "--server-response", '--post-data={"max_results": 1}']
+    answer = up.containers["head"].run([*ask, *(f"--header={name}: {value}" for name, value in headers.items()), search])
+    assert f"HTTP/1.1 {status}" in answer.stderr
+
+
+def nodes(head: Container, *header: str) -> subprocess.CompletedProcess[str]:
+    """What the dashboard says of the cluster's nodes."""
+    ask = ["wget", "--quiet", "--output-document=-", "--server-response", "http://head:8265/nodes?view=summary"]
+    return head.run([*ask, *(f"--header=Authorization: Bearer {token}" for token in header)])
+
+
+def test_head_and_workers_are_one_cluster(up):
+    head = up.containers["head"]
+    told = json.loads(nodes(head, head.environment["RAY_AUTH_TOKEN"]).stdout)["data"]["summary"]
+    assert {node["ip"] for node in told if node["raylet"]["state"] == "ALIVE"} == {
+        up.addresses[name] for name in ("head", "worker", "worker-2")
+    }
+
+
+def test_who_has_no_token_or_a_wrong_one_is_refused(up):
+    head = up.containers["head"]
+    for header in ((), ("0" * 64,)):
+        answer = nodes(head, *header)
+        assert re.search(r"HTTP/1.1 40[13]", answer.stderr), answer.stderr
+        assert answer.stdout == ""
+    refused = submit(head, "ray job submit -- true", token="0" * 64)
+    assert refused.returncode != 0
+    assert re.search("Unauthenticated|Unauthorized|authentication", refused.stdout + refused.stderr, re.IGNORECASE)
+    address = "--address=head:6379"
+    stranger = head.environment | {"RAY_AUTH_TOKEN": "0" * 64}
+    assert head.run(["ray", "status", address], env=stranger, timeout=120).returncode != 0

@@ -1,0 +1,230 @@
+"""Nothing is wrong with the files in cluster/, and a check sees it when something is: each is broken in a copy, in many ways."""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import checks
+
+ROOT = Path(__file__).parents[2]
+SECRETS = "auth_token=token\npostgres_password=password\n"
+CHECKS: dict[str, Callable[[Path], list[str]]] = {
+    "versions": checks.check_versions,
+    "README": checks.check_readme,
+    "Dockerfile": checks.check_dockerfile,
+    "compose": checks.check_compose,
+    "kubernetes": checks.check_kubernetes,
+    "vms": checks.check_vms,
+}
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The part of the repository that the checks look at, with secrets."""
+    for name in ("cluster", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "figures", ".env"))
+    for name in ("pyproject.toml", "requirements.lock", "README.md", "LICENSE", "cpgan_ray/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "cluster/kubernetes/base/secrets.env").write_text(SECRETS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_files_are_well(name, copy):
+    assert CHECKS[name](copy) == []
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl, which makes the resources of an overlay")
+def test_overlays_change_what_they_say(copy):
+    made = {overlay: {(r["kind"], r["metadata"]["name"]): r for r in checks.kubectl(copy, overlay)} for overlay in checks.OVERLAYS}
+    gpus = {
+        overlay: [
+            container["resources"].get("limits", {}).get("nvidia.com/gpu")
+            for cluster in (checks.kuberay.cluster_of(r) for (kind, _), r in found.items() if kind in checks.kuberay.KINDS)
+            for group in cluster["workerGroupSpecs"]
+            for container in group["template"]["spec"]["containers"]
+        ]
+        for overlay, found in made.items()
+    }
+    assert gpus == {"gpu": [1], "cpu": [None], "job": [1]}
+    assert ("RayCluster", "cpgan") not in made["job"], "a job's cluster is its own"
+    assert made["job"]["RayJob", "celeba"]["spec"]["rayClusterSpec"] == made["gpu"]["RayCluster", "cpgan"]["spec"]
+    assert made["cpu"]["PersistentVolumeClaim", "shared"]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    (copy / "cluster/kubernetes/base/secrets.env").unlink()
+    assert [one for one in checks.check_kubernetes(copy) if "secrets.env" in one], "secrets have no defaults"
+
+
+@dataclass(frozen=True)
+class Breakage:
+    check: str
+    file: str
+    old: str
+    new: str
+    said: str
+
+
+def broken(check: str, file: str, *cases: tuple[str, str, str]) -> list[Breakage]:
+    return [Breakage(check, file, *case) for case in cases]
+
+
+BREAKAGES = [
+    *broken("versions", "cluster/Dockerfile", ("python:3.11.14", "python:3.12.1", "3.12.1"), ("0.1.0-cpu", "0.2.0-cpu", "0.2.0")),
+    *broken(
+        "versions", "cluster/compose.yaml", ("0.1.0-cpu", "0.1.1-cpu", "0.1.1"), ("postgres:17.6-bookworm", "postgres", "pinned")
+    ),
+    *broken("versions", "cluster/compose.gpu.yaml", ("image: cpgan_ray:0.1.0-cu130", "image: cpgan_ray:0.1.0-cu128", "cu128")),
+    *broken("versions", "cluster/kubernetes/base/raycluster.yaml", ("2.60.0", "2.59.0", r"2\.59\.0")),
+    *broken("versions", "cluster/kubernetes/base/kustomization.yaml", ("newTag: 0.1.0-cpu", "newTag: latest", "latest")),
+    *broken("versions", "cluster/vms/aws.yaml", ("boto3>=1.40", "filelock==1.0", "filelock|1.0")),
+    *broken(
+        "README",
+        "cluster/README.md",
+        ("cluster/vms/aws", "cluster/vms/aws2", "aws2"),
+        ("--attacks.gpus", "--attack.gpus", "attack"),
+    ),
+    *broken("versions", "pyproject.toml", ('version = "0.1.0"', 'version = "0.3.0"', "0.1.0-cpu")),
+    *broken("versions", "requirements.lock", ("ray==2.60.0", "ray==2.61.0", "2.60.0")),
+    *broken(
+        "Dockerfile",
+        "cluster/Dockerfile",
+        ("FROM python:3.11.14-slim-bookworm", "FROM python:latest", "DL3007"),
+        ("FROM python:3.11.14-slim-bookworm", "FROM python:3.11", "not pinned"),
+        ("USER 1000", "", "root"),
+        ("USER 1000", "USER root", "DL3002"),
+        ("ARG DEVICE=cpu", "ARG DEVICE=cpu\nARG POSTGRES_PASSWORD=x", "looks like a secret"),
+        ("COPY jobs jobs", "COPY work work", "COPY work"),
+        ("COPY jobs jobs", "COPY tests tests", "COPY tests"),
+        ("jobs/train_celeba.py", "jobs/train.py", "no .*jobs/train.py"),
+        ('"--output"', '"--outptu"', "did you mean --output"),
+        (" \\\n    && rm -rf /var/lib/apt/lists/*", "", "DL3009"),
+        ("RUN apt-get update", "RUNN apt-get update", "missing whitespace"),
+    ),
+    *broken("Dockerfile", "cluster/Dockerfile.dockerignore", ("!jobs\n", "", "COPY jobs"), ("*\n", "", "COPY")),
+    *broken(
+        "compose",
+        "cluster/compose.yaml",
+        ("healthcheck:", "heathcheck:", "heathcheck"),
+        ("condition: service_healthy", "condition: service_well", "service_well"),
+        ("interval: 3s", "interval: [3]", "interval"),
+        ("      head:\n        condition", "      haed:\n        condition", "no service 'haed'"),
+        ("http://mlflow:5000\n", "http://mlflow:5001\n", "5001"),
+        ("http://mlflow:5000\n", "http://tracking:5000\n", "no service 'tracking'"),
+        ("@postgres:5432", "@database:5432", "no service 'database'"),
+        ("--address=head:6379", "--address=head:6380", "6380"),
+        ("--dashboard-host=", "--dashbord-host=", "No such option"),
+        ("[mlflow, server]", "[mlflow, server, --workes, '1']", "No such option"),
+        ("127.0.0.1:8265:8265", "8265:8265", "open to the network"),
+        ("${RAY_AUTH_TOKEN:?run 'make secrets'}", "${RAY_AUTH_TOKEN:-secret}", "RAY_AUTH_TOKEN has a default"),
+        ("RAY_AUTH_MODE: token", "RAY_AUTH_MODE: disabled", "no token"),
+        ("artifacts:/mnt/artifacts", "artefacts:/mnt/artifacts", "no volume 'artefacts'"),
+        ("dockerfile: cluster/Dockerfile", "dockerfile: Dockerfile", "no .*Dockerfile"),
+        ("DEVICE: cpu", "DEVICE: cu130", "built for cu130"),
+    ),
+    *broken(
+        "compose",
+        "cluster/compose.gpu.yaml",
+        ("  worker:", "  workers:", "no service 'workers'"),
+        ("count: all", "cuont: all", "cuont"),
+    ),
+    *broken("compose", "cluster/kubernetes/base/mlflow.env", ("mlflow:*,", "", "own name"), ("PORT=5000", "PORT=5005", "5000")),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/raycluster.yaml",
+        ("rayStartParams", "rayStartParam", "rayStartParam"),
+        ("      maxReplicas: 4\n", "", "maxReplicas"),
+        ("minReplicas: 0", "minReplicas: 5", "at least"),
+        ("minReplicas: 0", 'minReplicas: "0"', "integer"),
+        ("mode: token", "mode: tokn", "tokn"),
+        ("mode: token", "mode: disabled", "no token"),
+        ("secretName: cpgan", "secretName: cpgan2", "no auth_token"),
+        ("version: v2", "version: v3", "v3"),
+        ("containerPort: 6379", "containerPrt: 6379", "containerPort"),
+        ("claimName: shared", "claimName: sharde", "sharde"),
+        ("name: shared\n                mountPath", "name: share\n                mountPath", "no volume"),
+        ("http://mlflow:5000", "http://mlflow:500", "no service mlflow:500"),
+        ("dashboard-host:", "dashboard-hots:", "No such option"),
+        ("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true", "may become root"),
+        ("ray.io/v1", "ray.io/v2", "not of KubeRay"),
+        ("automountServiceAccountToken: false", "restartPolicy: Always", "restartPolicy"),
+    ),
+    *broken("kubernetes", "cluster/kubernetes/base/mlflow.yaml", ("replicas: 1", "replicas: one", "replicas")),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/mlflow.yaml",
+        ("selector:\n    app: mlflow", "selector:\n    app: flow", "selects no"),
+    ),
+    *broken("kubernetes", "cluster/kubernetes/base/mlflow.yaml", ("key: postgres_password", "key: postgres", "no secret")),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/mlflow.yaml",
+        ("name: mlflow\n          env:", "name: flow\n          env:", "config map"),
+    ),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/postgres.yaml",
+        ("apps/v1", "apps/v2", "schema"),
+        ("serviceName", "servicName", "servic"),
+    ),
+    *broken("kubernetes", "cluster/kubernetes/base/storage.yaml", ("[ReadWriteMany]", "ReadWriteMany", "accessModes")),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/network.yaml",
+        ("app: mlflow", "app: ml", "selects no"),
+        ("policyTypes", "types", "types"),
+    ),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/kustomization.yaml",
+        ("  - network.yaml\n", "", "network.yaml"),
+        ("secrets.env", "s.env", "s.env"),
+    ),
+    *broken("kubernetes", "cluster/kubernetes/gpu/kustomization.yaml", ("/limits/nvidia", "/limit/nvidia", "limit")),
+    *broken("kubernetes", "cluster/kubernetes/cpu/kustomization.yaml", ("[ReadWriteOnce]", "ReadWriteOnce", "accessModes")),
+    *broken(
+        "kubernetes", "cluster/kubernetes/job/kustomization.yaml", ("[spec.rayClusterSpec]", "[spec.rayCluster]", "rayCluster")
+    ),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/job/rayjob.yaml",
+        ("backoffLimit", "backofLimit", "backofLimit"),
+        ("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "shutdownAfterJobFinishes"),
+        ("submissionMode: K8sJobMode", "submissionMode: JobMode", "JobMode"),
+        ("--runtime.wait-s", "--runtime.wiat-s", "wiat-s"),
+        ("train_or_resume.sh", "train.sh", "no .*train.sh"),
+    ),
+    *broken(
+        "vms",
+        "cluster/vms/aws.yaml",
+        ("idle_timeout_minutes", "idle_timeout", "idle_timeout"),
+        ("head_node_type: head", "head_node_type: haed", "head_node_type"),
+        ("max_workers: 4", "max_workers: four", "four"),
+        ("min_workers: 0", "min_workers: 1", "does not go"),
+        ("container_name", "containername", "container & image name"),
+        ("{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 0.5}", "0.5"),
+        ("MarketType: spot", "MarketType: capacity-block", "no spot"),
+        ("  ~/.ray/auth_token: ~/.ray/auth_token", "  ~/.ray/token: ~/.ray/token", "no token"),
+        ("ray start --head", "ray start --haed", "No such option"),
+        ("--artifacts-destination", "--artefacts", "No such option"),
+    ),
+    *broken(
+        "vms",
+        "cluster/vms/gcp.yaml",
+        ("provider:\n  type: gcp", "provider:\n  kind: gcp", "type"),
+        ("preemptible: true", "x: 1", "spot"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", BREAKAGES, ids=lambda case: f"{case.file}: {case.new.strip()[:40]!r}")
+def test_what_is_broken_is_seen(case, copy):
+    path = copy / case.file
+    text = path.read_text()
+    assert case.old in text
+    path.write_text(text.replace(case.old, case.new))
+    found = CHECKS[case.check](copy)
+    assert [one for one in found if re.search(case.said, one)], found
