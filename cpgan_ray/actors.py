@@ -21,6 +21,7 @@ import numpy as np
 import ray
 import torch
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._private.state import state as ray_state
 from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -319,13 +320,13 @@ def quiet_stdout() -> None:
 
     Ray prints such reports ("a worker died ...") on standard output whatever `log_to_driver` is, some of them only as it leaves.
     """
-    told = ray._private.worker.print_to_stdstream
+    told = ray_worker.print_to_stdstream
     if not isinstance(told, partial):
 
         def print_on_stderr(data: dict[str, Any], **how: Any) -> None:
             told(data | {"is_err": True}, **how)
 
-        ray._private.worker.print_to_stdstream = partial(print_on_stderr)
+        ray_worker.print_to_stdstream = partial(print_on_stderr)
 
 
 def knock(address: str) -> None:
