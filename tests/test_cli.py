@@ -97,8 +97,8 @@ def test_a_search_that_was_moved_or_damaged_is_not_resumed(begun, tmp_path):
         parse_search(["--resume", str(moved)], description="")
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("9" * 5000),
+VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flushed to zero in this process
+    st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=5) | st.just("9" * 5000),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )

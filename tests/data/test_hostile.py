@@ -737,8 +737,8 @@ def test_a_file_that_is_no_store_is_named_though_its_checksum_is_right(prepared)
         told(error, names=["val.arrow cannot be read"])
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flushed to zero in this process
+    st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
