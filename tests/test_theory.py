@@ -272,6 +272,42 @@ def test_a_point_says_of_its_direction_what_the_formulas_say(prior, population):
         assert point.direction @ m.mean > 0
 
 
+@pytest.mark.parametrize("prior", [0.5, 0.3])
+def test_against_the_exact_attacker_too_a_point_says_what_the_formulas_say(prior, population):
+    m = population_moments(population.mean, within=population.within, prior=prior)
+    for accuracy in (0.75, 0.9, 0.98):
+        point = least_leaking(accuracy, moments=m, attacker="exact")
+        assert accuracy_of(point.direction, m) == pytest.approx(accuracy, abs=1e-9)
+        assert mmse(point.direction, mean=m.mean, within=m.within, prior=prior) == pytest.approx(point.mse, rel=1e-9)
+        assert point.mse >= mmse(least_leaking(accuracy, moments=m).direction, mean=m.mean, within=m.within, prior=prior)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_in_three_dimensions_no_direction_of_the_same_accuracy_beats_the_exact_frontiers(seed):
+    m = random_moments(seed, 3)
+    root, turn = np.linalg.inv(np.linalg.cholesky(m.within)).T, np.linspace(0, 2 * np.pi, 100)
+    u = root.T @ m.mean
+    beside = np.linalg.svd(u[None])[2][1:]
+    for share in (0.1, 0.5, 0.9):
+        s = share * min(u @ u, 25)
+        cosine = np.sqrt(s / (u @ u))
+        ring = cosine * u / np.linalg.norm(u) + np.sqrt(1 - cosine**2) * (np.c_[np.cos(turn), np.sin(turn)] @ beside)
+        found = max(mmse(root @ b, mean=m.mean, within=m.within) for b in ring)
+        point = least_leaking(stats.norm.cdf(np.sqrt(s)), moments=m, attacker="exact")
+        assert found - 1e-9 <= point.mse <= found * 1.01
+
+
+def test_the_linear_frontiers_codes_withstand_other_attacks_nearly_as_well_as_any_but_less_than_its_mse_says(population):
+    """SPEC 2.4 finds the gap between the two attackers below 0.1 % on other directions; on the frontier it is not."""
+    accuracy = np.array([0.85, 0.9, 0.937, 0.96, 0.98, 0.9844])
+    linear = [least_leaking(value, moments=population) for value in accuracy]
+    exact = np.array([mmse(point.direction, mean=population.mean, within=population.within) for point in linear])
+    gap = 1 - exact / [point.mse for point in linear]
+    assert gap == pytest.approx([0.062, 0.102, 0.128, 0.119, 0.044, 0.004], abs=0.002)
+    short = shortfall(accuracy, exact, moments=population, attacker="exact")
+    assert (short >= -1e-9).all() and (short < 0.005).all()
+
+
 def test_where_the_frontier_is_not_convex_a_weight_still_finds_the_best_of_it():
     drawn = mixture(2, num_per_class=2, num_test_per_class=1)
     m = population_moments(drawn.mean, within=drawn.covariance)
@@ -325,6 +361,7 @@ def test_the_shortfall_is_nothing_on_the_frontier_and_the_missing_share_below_it
 
 def test_accuracies_beyond_both_ends_count_as_the_ends(sample):
     least, most = rank1_optimum(0, moments=sample), rank1_optimum(1e9, moments=sample)
+    assert frontier_mse([1.0], moments=sample, attacker="exact") == pytest.approx(most.mse, rel=1e-4)
     found = frontier_mse([0.0, 0.5, least.accuracy, 0.99, 1.0, 1.005], moments=sample)
     assert found == pytest.approx([least.mse] * 3 + [most.mse] * 3, abs=1e-4)
     assert (np.diff(frontier_mse(np.linspace(0.6, 0.99, 40), moments=sample)) <= 1e-12).all()
