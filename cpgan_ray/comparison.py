@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from cpgan_ray import theory
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
+from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
 from cpgan_ray.evaluation.tournament import Material, Verdict, as_json, entries, in_process, judge, trained_against
@@ -65,6 +67,8 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
     utility = utility_of(released.logits, dataset, config.data.labels, seed=cell.seed)
     values = {"cell": asdict(cell), "k": released.codes["test"].shape[1], "utility": utility, **as_json(verdict)}
     values |= {"direct": direct(released, dataset, verdict, seed=cell.seed), "data": dataset.digest}
+    if config.data.dataset == "gaussian":
+        values["theory"] = held_to_theory(released, dataset, values, seed=config.data.mixture_seed)
     values |= {"seconds": round(time.perf_counter() - started, 1)}
     for name, picture in verdict_panels(verdict, material, undefended=None).items():
         picture.save(folder / f"{name}.png")
@@ -88,6 +92,26 @@ def direct(released: Released, dataset: Dataset, verdict: Verdict, *, seed: int)
     found = RowErrors(errors, rows.mean_errors, rows.identity)
     low, high = interval(found, seed=seed)
     return {"r2": found.r2, "low": low, "high": high}
+
+
+def held_to_theory(released: Released, dataset: Dataset, values: Mapping[str, Any], *, seed: int) -> dict[str, float]:
+    """How a code of the Gaussian mixture stands to the best one possible, by the population's moments.
+
+    `accuracy`, `mse`: of the best classifier and the best linear attack on a linear code's directions, which are found from the
+    codes themselves; `shortfall`: of this MSE below the frontier's at this accuracy. `measured_shortfall`: of the strongest fresh
+    attack's below the exact attacker's frontier at the measured accuracy, which may be off by 0.005.
+    """
+    drawn = mixture(seed)
+    moments = theory.population_moments(drawn.mean, within=drawn.covariance)
+    x, z = (v.astype(np.float64) for v in (samples(dataset, "train"), released.codes["train"]))
+    directions = np.linalg.lstsq(x - x.mean(axis=0), z - z.mean(axis=0), rcond=None)[0].T
+    accuracy = theory.bayes_accuracy(directions, mean=moments.mean, within=moments.within)
+    mse = theory.lmmse(directions, total=moments.total)
+    short = float(theory.shortfall([accuracy], [mse], moments=moments)[0])
+    found, fresh = values["utility"]["accuracy"], min(a["mse_raw"] for a in values["attacks"])
+    measured = theory.shortfall([found], [fresh], moments=moments, attacker="exact", accuracy_tolerance=0.005)
+    told = {"accuracy": accuracy, "mse": mse, "shortfall": short, "measured_accuracy": found, "measured_mse": fresh}
+    return told | {"measured_shortfall": float(measured[0])}
 
 
 def strongest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,10 +81,11 @@ class DataConfig:
 class PrivatizerConfig:
     __pydantic_config__ = STRICT
 
-    family: Literal["conv", "residual", "lenet", "generator", "picture", "linear"] = "conv"
+    family: Literal["conv", "residual", "lenet", "generator", "picture", "linear", "whitened"] = "conv"
     """`conv`: strided 3x3 convolutions with batch norm (SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks. The
     original's (SPEC 1.8): `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the latter keeps the picture's
-    shape), `linear` (Gaussian). Width and depth are of `conv` and `residual`."""
+    shape), `linear` (Gaussian); `whitened` is linear too, on principal components of unit variance. Width and depth are of `conv`
+    and `residual`."""
     bottleneck: bool = True
     """A linear map to k numbers; without it the features themselves are the code, and k must be as many."""
     code: Literal["normalised", "relu", "raw"] = "normalised"
@@ -593,6 +594,8 @@ class ReproduceJob:
     """Seeds under which each setting is trained, from --seed on."""
     full: bool = False
     """All training samples and the whole tournament instead of the quick comparison."""
+    weights: tuple[float, ...] = ()
+    """Privacy weights of the mechanisms that have one; none given: their own settings."""
     theory: bool = False
     """`gaussian` only: print what theory says is best, and train nothing."""
     lambdas: tuple[float, ...] = (*range(1, 90), 100)

@@ -11,7 +11,10 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cpgan_ray.config import Config
+from cpgan_ray.data import Dataset
+from cpgan_ray.data.projection import projection
 from cpgan_ray.nets import build_head, build_privatizer
+from cpgan_ray.nets.privatizers import Whitened
 from cpgan_ray.objectives import utility_loss
 from cpgan_ray.process import torch_stream
 
@@ -23,6 +26,14 @@ def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
         x = x.pin_memory()
     x = x.to(device, non_blocking=True).permute(0, 3, 1, 2)
     return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
+
+
+def fit_input(privatizer: nn.Module, dataset: Dataset) -> None:
+    """Give a privatizer that looks at principal components those of the training samples."""
+    for part in privatizer.modules():
+        if isinstance(part, Whitened):
+            basis = projection(dataset, components=len(part.mean), progress=False)
+            part.fit(basis.mean, basis.components, basis.coordinates)
 
 
 @dataclass

@@ -84,8 +84,14 @@ def cells(job: ReproduceJob) -> list[Cell]:
         Cell(mechanism=name, setting=setting, seed=seed)
         for seed in seeds
         for name in job.mechanisms or MECHANISMS
-        for setting in thinned(MECHANISMS[name].settings, job.settings)
+        for setting in settings_of(name, job)
     ]
+
+
+def settings_of(name: str, job: ReproduceJob) -> Sequence[float]:
+    """What a mechanism's knob is tried at."""
+    known = MECHANISMS[name]
+    return job.weights if job.weights and known.knob == "privacy_weight" else thinned(known.settings, job.settings)
 
 
 def thinned(settings: Sequence[float], limit: int) -> list[float]:

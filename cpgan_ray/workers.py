@@ -23,7 +23,7 @@ from cpgan_ray.data.store import Split
 from cpgan_ray.messages import Feedback, Metrics, Outcome, Release
 from cpgan_ray.nets.export import export_programs
 from cpgan_ray.objectives import accuracy, aggregate_weights, mean_balanced_accuracy, privacy_term, recovered_share, utility_loss
-from cpgan_ray.privatizer import Defender, to_input
+from cpgan_ray.privatizer import Defender, fit_input, to_input
 from cpgan_ray.process import pick_device, set_up_process, torch_stream
 from cpgan_ray.streams import stream
 
@@ -48,6 +48,8 @@ class PrivatizerWorker:
             total_rounds=self.rounds_per_epoch * config.epochs,
             device=self.device,
         )
+
+        fit_input(self.defender.net["privatizer"], self.dataset)
 
     def split(self, name: str) -> Split:
         return getattr(self.dataset, name)

@@ -17,6 +17,7 @@ from cpgan_ray.mechanisms.base import SPLITS, Released, samples, taught
 from cpgan_ray.mechanisms.games import feature_config, played
 from cpgan_ray.mechanisms.projections import classified, mirrored, standardised
 from cpgan_ray.nets import build_head, build_privatizer
+from cpgan_ray.privatizer import fit_input
 from cpgan_ray.process import torch_stream
 from cpgan_ray.streams import stream
 
@@ -49,6 +50,7 @@ def noisy(config: Config, noise: float, dataset: Dataset, *, kind: Literal["lapl
     images = {split: np.ascontiguousarray(x[split].reshape(shape).transpose(0, 3, 1, 2)) for split in SPLITS}
     with torch_stream(config.seed, "mechanism", kind, "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape)
+        fit_input(encoder, dataset)
         outputs = len(shares(dataset, config.data.labels))
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape)
     logits = taught(nn.Sequential(encoder, head), images, dataset, config, name=kind)

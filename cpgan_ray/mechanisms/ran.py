@@ -18,7 +18,7 @@ from cpgan_ray.mechanisms.base import SPLITS, Released, applied
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.objectives import utility_loss
-from cpgan_ray.privatizer import to_input
+from cpgan_ray.privatizer import fit_input, to_input
 from cpgan_ray.process import pick_device, torch_stream
 
 UTILITY_STEPS = 3
@@ -38,6 +38,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     with torch_stream(config.seed, "mechanism", "ran", "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).to(device)
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape).to(device)
+        fit_input(encoder, dataset)
         decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
     mine = list(itertools.chain(encoder.parameters(), head.parameters()))
     for_task, against = (torch.optim.Adam(mine, lr=config.privatizer.learning_rate) for _ in range(2))

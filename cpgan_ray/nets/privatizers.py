@@ -3,8 +3,10 @@
 z leaves normalised (batch statistics, no affine part) unless told otherwise, so that a privatizer gains nothing by rescaling it.
 """
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,28 @@ def residual_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*stages, nn.BatchNorm2d(last), nn.ReLU())
 
 
+class Whitened(nn.Module):
+    """Samples (B, C, H, W) in their principal components, each of unit variance (B, p): an input on which plain gradient steps do
+    not favour the directions of large variance. Identity until `fit` has seen a basis."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        size = math.prod(image_shape)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("matrix", torch.eye(size))
+
+    def fit(self, mean: np.ndarray, components: np.ndarray, coordinates: np.ndarray) -> None:
+        """mean (D,), components (D, D) and the training samples' coordinates (N, D), all in the order H, W, C."""
+        self.mean.copy_(torch.from_numpy(np.array(mean)))
+        self.matrix.copy_(torch.from_numpy(components.T / coordinates.std(axis=0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.permute(0, 2, 3, 1).flatten(1) - self.mean) @ self.matrix
+
+
 def strided(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]:
     """Stages that halve the picture `depth` times."""
 
@@ -76,6 +100,7 @@ FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module
     "generator": lambda config, image_shape: generator_conv(image_shape[2]),
     "picture": lambda config, image_shape: residual_g(image_shape[2]),
     "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
+    "whitened": lambda config, image_shape: Whitened(image_shape),
 }
 CODES: dict[str, Callable[[int], nn.Module]] = {
     "normalised": lambda k: nn.BatchNorm1d(k, affine=False),
