@@ -62,8 +62,10 @@ def test_the_results_are_the_cells(begun):
     assert told["hypervolume"]["cpgan"]["value"] == pytest.approx(summary["hypervolume"])
     assert sum(told["strongest_attacks"]["noise"].values()) == 4
     for name in ("frontier.png", "attackers.png"):
-        assert Image.open(folder / name).width > 600
-    assert Image.open(folder / "cells" / "cpgan-0.1-0" / "pictures.png").height > 100
+        with Image.open(folder / name) as figure:
+            assert figure.width > 600
+    with Image.open(folder / "cells" / "cpgan-0.1-0" / "pictures.png") as panel:
+        assert panel.height > 100
 
 
 def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):

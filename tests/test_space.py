@@ -25,7 +25,7 @@ def test_a_field_alone_is_searched_where_its_declaration_says():
 
 
 def test_a_choice_is_searched_among_all_its_values():
-    assert one("privatizer.family").values == ("conv", "residual")
+    assert one("game.aggregate").values == ("strongest", "softmax", "mean")
     assert one("privatizer.symmetric").values == (False, True)
 
 

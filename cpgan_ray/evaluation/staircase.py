@@ -31,6 +31,7 @@ from cpgan_ray.frontier import (
 )
 
 METHODS = ("#4c78a8", "#e0822f", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
+METHODS += ("#d64550", "#eeca3b", "#1f4e5f", "#ff9da6", "#79706e", "#8cd17d")
 SHADES = ("#f2b134", "#e0573e", "#8e2a6b", "#2b1a5e")
 """Colours of privacy weights, from the smallest to the largest."""
 FAR = 1e3
@@ -39,7 +40,8 @@ FAR = 1e3
 
 def as_png(trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None = None) -> bytes:
     """Accuracy against the strongest fresh R2 of every setting, the front as a staircase; and how the hypervolume grew."""
-    figure = Figure(figsize=(9, 5.2), dpi=200, layout="constrained")
+    height = max(5.2, 2.6 + 0.46 * len(by_method(points(trials))))  # the legend has two lines a method
+    figure = Figure(figsize=(9, height), dpi=200, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(1, 1.3))
     main, history, legend = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
     for one in (main, history):
