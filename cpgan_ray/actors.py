@@ -648,12 +648,13 @@ def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeCon
     shared = ray.put(material)
     task: Any = ray.remote(attack_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=2)  # pyright: ignore
     references = [task.remote(entry, shared, runtime=runtime) for entry in todo]
-    waiting = list(references)
+    waiting, made = list(references), {}
     try:
         while waiting:
             (ready, *_), waiting = ray.wait(waiting, num_returns=1)
-            done(ray.get(ready))
-        return ray.get(references)
+            made[ready] = ray.get(ready)
+            done(made[ready])
+        return [made[reference] for reference in references]
     except RayTaskError as e:
         raise e.cause from e
     finally:

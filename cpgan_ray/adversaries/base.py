@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,8 @@ class Target:
 
 SMALLEST_VARIANCE = 1e-12
 """Relative to the largest: the square of what float32 can still tell apart, with a margin."""
+BLOCK_ROWS = 8192
+"""Codes that are in float64 at once."""
 
 
 class Adversary(Protocol):
@@ -94,14 +97,16 @@ def code_map(fitted: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
     What hides in directions of low variance counts as much as the rest for an attack on whitened codes. Directions whose variance
     is below the precision of float32 are left out. The statistics are constants in the gradient.
     """
-    constant = fitted.detach().double()
+    first, blocks = fitted[0].detach().double(), fitted.detach().split(BLOCK_ROWS)
     if how == "raw":
-        return torch.zeros_like(constant[0]), torch.eye(constant.shape[1], dtype=constant.dtype, device=constant.device)
-    origin = constant.mean(0)
+        return torch.zeros_like(first), torch.diag(torch.ones_like(first))
+    shift = reduce(torch.add, ((block.double() - first).sum(0) for block in blocks)) / len(fitted)
+    origin = first + shift
+    centred = (block.double() - first - shift for block in blocks)  # exactly 0 where all codes are the same
     if how == "standardised":
-        scale = constant.std(0)
+        scale = (reduce(torch.add, (c.square().sum(0) for c in centred)) / (len(fitted) - 1)).sqrt()
         return origin, torch.diag(1 / torch.where(scale > 0, scale, 1.0))
-    values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(constant.T)))
+    values, vectors = torch.linalg.eigh(reduce(torch.add, (c.T @ c for c in centred)) / (len(fitted) - 1))
     kept = values > SMALLEST_VARIANCE * values[-1].clamp(min=torch.finfo(torch.float32).tiny)
     if not bool(kept.any()):  # the same code for every picture
         return origin, torch.zeros_like(vectors[:, :1])

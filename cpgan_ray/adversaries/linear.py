@@ -63,11 +63,8 @@ class NormalEquations:
         """The same fit as `ridge` on all rows taken in."""
         n = self.rows
         z_mean, x_mean = self.z_sum / n, self.x_sum / n
-        gram = (
-            self.zz
-            - n * torch.outer(z_mean, z_mean)
-            + n * penalty * torch.eye(len(z_mean), dtype=torch.float64, device=self.zz.device)
-        )
+        gram = self.zz - n * torch.outer(z_mean, z_mean)
+        gram.diagonal().add_(n * penalty)
         cross = self.zx - n * torch.outer(z_mean, x_mean)
         weight = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
         return LinearMap(weight, x_mean - z_mean @ weight)

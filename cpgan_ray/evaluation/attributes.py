@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cpgan_ray.config import NeuralConfig
-from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap
+from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, predict
 from cpgan_ray.nets.reconstructors import mlp
 from cpgan_ray.objectives import balanced_accuracy, utility_loss
 from cpgan_ray.process import torch_stream
@@ -39,7 +39,7 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, names: tup
     names = tuple(name for name, varies in zip(names, varying, strict=True) if varies)
     labels = {s: np.ascontiguousarray(y[:, varying]) for s, y in labels.items()}
     prepare = CodeMap(data.fit.z, how="standardised")
-    z = {name: prepare(getattr(data, name).z) for name in ("fit", "tune", "score")}
+    z = {name: predict(prepare, getattr(data, name).z) for name in ("fit", "tune", "score")}
     share = torch.from_numpy(labels["fit"].mean(axis=0, dtype=np.float64)).float().to(z["fit"].device)
     found = []
     for depth in (0, 2):
@@ -60,20 +60,19 @@ def taught(
     network: nn.Module, z: dict[str, torch.Tensor], labels: dict[str, np.ndarray], *, share: torch.Tensor, seed: int
 ) -> dict[str, np.ndarray]:
     """Logits on the tuning and the score rows of the network at its best epoch by mean balanced accuracy on the tuning rows."""
-    y = torch.from_numpy(labels["fit"]).float().to(z["fit"].device)
+    y = torch.from_numpy(labels["fit"]).to(z["fit"].device)
     rng = stream(seed, "attribute_map")
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
     best, logits, since = -1.0, {}, 0
     for _ in range(EPOCHS):
         network.train()
         for rows in torch.from_numpy(rng.permutation(len(y))).split(BATCH):
-            loss = utility_loss(network(z["fit"][rows]), y[rows], positive_share=share)
+            loss = utility_loss(network(z["fit"][rows]), y[rows].float(), positive_share=share)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
         network.eval()
-        with torch.no_grad():
-            now = {name: network(z[name]).cpu().numpy() for name in ("tune", "score")}
+        now = {name: predict(network, z[name]).cpu().numpy() for name in ("tune", "score")}
         mean = float(np.nanmean(balanced_accuracy(now["tune"], labels["tune"])))
         if mean > best:
             best, logits, since = mean, now, 0

@@ -1,6 +1,7 @@
 """Pictures of reconstructions on one common intensity scale: [-1, 1] is black to white in every row, nothing is stretched. Signals
 are drawn as lines, a colour for each channel, on one common axis."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,7 +14,7 @@ from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.evaluation.tournament import FLOOR, Material, Verdict
+from cpgan_ray.evaluation.tournament import Material, Verdict
 
 LABEL_WIDTH = 150
 SCALE_TO = 96
@@ -65,6 +66,17 @@ def reconstructed(data: AttackData, fitted: Fitted, rows: np.ndarray, mean: np.n
     return to_pixels(data, fitted, data.score.z[torch.from_numpy(rows)]).cpu().numpy() + mean
 
 
+def score_set(data: AttackData) -> AttackData:
+    """The score set alone: the others are not kept in memory for a few pictures."""
+    return dataclasses.replace(data, fit=data.score, tune=data.score)
+
+
+def attacked_by_ridge(codes: Codes, material: Material) -> tuple[AttackData, Fitted]:
+    """The score set with other codes of the same pictures, and a ridge attack on these codes."""
+    data = Material(material.dataset, codes, material.config, material.seed).data("leaked")
+    return score_set(data), ridge_attack(data, material.config)
+
+
 def verdict_panels(verdict: Verdict, material: Material, *, undefended: Codes | None) -> dict[str, Image.Image]:
     """`pictures`: some score pictures, evenly spaced. `worst`: those of which the strongest attack recovers the largest share.
 
@@ -73,13 +85,10 @@ def verdict_panels(verdict: Verdict, material: Material, *, undefended: Codes | 
     """
     dataset, basis, strongest = material.dataset, material.basis(), verdict.strongest
     mean = np.asarray(basis.mean)
-    data, floor_data = material.data(strongest.entry.variant), material.data(FLOOR)
+    data = score_set(material.data(strongest.entry.variant))
+    floor_data = material.floor(data)
     k = min(material.codes["test"].shape[1], len(basis.components))
-    twin = None
-    if undefended is not None:
-        other = Material(dataset, undefended, material.config, material.seed)
-        twin_data = other.data("leaked")
-        twin = twin_data, ridge_attack(twin_data, material.config)
+    twin = None if undefended is None else attacked_by_ridge(undefended, material)
     share = 1 - strongest.errors.errors / strongest.errors.mean_errors
     chosen = {
         "pictures": np.linspace(0, len(share) - 1, min(SHOWN, len(share))).round().astype(np.int64),

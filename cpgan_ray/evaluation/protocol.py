@@ -22,7 +22,7 @@ from cpgan_ray.data.base import consecutive
 from cpgan_ray.data.projection import Projection, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.attacks.base import AttackData, Pairs, StoredPixels
+from cpgan_ray.evaluation.attacks.base import BLOCK_VALUES, AttackData, Pairs, StoredPixels
 from cpgan_ray.messages import Batch
 from cpgan_ray.streams import stream
 
@@ -120,13 +120,14 @@ def pairs(
 
 def coordinates(split: Split, batch: Batch, *, basis: Projection) -> tuple[np.ndarray, np.ndarray]:
     """`targets` in blocks, so that no more pictures than a block's are in memory."""
-    parts = []
-    for start in range(0, len(batch.rows), 1024):
-        here = slice(start, start + 1024)
+    values = np.empty((len(batch.rows), len(basis.components)), np.float32)
+    residual = np.empty(len(values), np.float32)
+    size = max(1, BLOCK_VALUES // int(np.prod(split.image_shape)))
+    for start in range(0, len(values), size):
+        here = slice(start, start + size)
         part = Batch(rows=batch.rows[here], mirrored=batch.mirrored[here], shift=batch.shift[here])
-        parts.append(targets(basis, split, part))
-    values, residual = zip(*parts, strict=True)
-    return np.concatenate(values), np.concatenate(residual)
+        values[here], residual[here] = targets(basis, split, part)
+    return values, residual
 
 
 def ensure_disjoint(data: AttackData) -> None:

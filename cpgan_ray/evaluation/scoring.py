@@ -1,14 +1,19 @@
 """What an attack recovered on the score set, with its interval; and whether two runs differ. All sums in float64."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.similarity import as_unit, legacy_mse, similarity
+from cpgan_ray.process import give_back
 from cpgan_ray.streams import stream
 
 RESAMPLES = 1000
+BLOCK_VALUES = 1 << 20
+"""Counts of people that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -47,44 +52,56 @@ def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bo
 
     Raises: ValueError where a reconstruction is not on the scale of the pictures, or not finite.
     """
-    errors, mean_errors, likeness = [], [], []
+    give_back()
+    errors, mean_errors = np.empty((2, len(data.score)))
+    likeness: dict[str, float] = {}  # sums
+    start = 0
     for z, x in data.score.pixel_blocks():
         x_hat = to_pixels(data, attack, z)
-        errors.append((x_hat - x).double().square().mean(1).cpu().numpy())
-        mean_errors.append(x.double().square().mean(1).cpu().numpy())
-        if pictures and data.bounds is not None and data.image_shape is not None:
-            shape = (len(x), *data.image_shape)
-            one, other = (as_unit((v - data.bounds[0] - 1).cpu().view(shape)) for v in (x_hat, x))
-            found = similarity(one, other)
-            likeness.append(found | ({"legacy_mse": legacy_mse(one, other)} if legacy else {}))
-    rows = RowErrors(np.concatenate(errors), np.concatenate(mean_errors), data.score.identity)
+        here = slice(start, start := start + len(x))
+        errors[here] = (x_hat - x).double().square().mean(1).cpu().numpy()
+        mean_errors[here] = x.double().square().mean(1).cpu().numpy()
+        found = likenesses(data, x_hat, x, legacy=legacy) if pictures else {}
+        likeness |= {name: likeness.get(name, 0.0) + float(values.sum(dtype=np.float64)) for name, values in found.items()}
+    rows = RowErrors(errors, mean_errors, data.score.identity)
     low, high = interval(rows, seed=data.seed)
     mse = float(rows.errors.mean())
     if data.bounds is None:
         units = {"mse": mse, "mse_raw": mse * data.unit**2}
     else:
         units = {"mse": mse / 4, "mse_255": mse / 4 * 255**2}  # in [-1, 1] a unit is half of that in [0, 1]
-    extra = {name: float(np.concatenate([part[name] for part in likeness]).mean()) for name in likeness[0]} if likeness else {}
+    extra = {name: total / len(rows.errors) for name, total in likeness.items()}
     return Score(r2=rows.r2, low=low, high=high, **units, **extra), rows
 
 
-def resamples(rows: RowErrors, *, seed: int) -> np.ndarray:
-    """How often each person counts in each bootstrap sample, (RESAMPLES, people)."""
-    people = len(np.unique(rows.identity))
-    return stream(seed, "bootstrap").multinomial(people, np.full(people, 1 / people), size=RESAMPLES)
+def likenesses(data: AttackData, x_hat: Tensor, x: Tensor, *, legacy: bool) -> dict[str, np.ndarray]:
+    """PSNR and its companions (B,) of reconstructions and pictures (B, D) less the mean picture; none where they are no pictures."""
+    if data.bounds is None or data.image_shape is None:
+        return {}
+    shape = (len(x), *data.image_shape)
+    one, other = (as_unit((values - data.bounds[0] - 1).cpu().view(shape)) for values in (x_hat, x))
+    return similarity(one, other) | ({"legacy_mse": legacy_mse(one, other)} if legacy else {})
 
 
-def resampled_r2(rows: RowErrors, draws: np.ndarray) -> np.ndarray:
-    """R2 of each bootstrap sample."""
+def resamples(people: int, *, seed: int) -> Iterator[np.ndarray]:
+    """How often each person counts in each bootstrap sample: blocks of (n, people), RESAMPLES rows in all."""
+    rng = stream(seed, "bootstrap")
+    size = max(1, BLOCK_VALUES // people)
+    for start in range(0, RESAMPLES, size):
+        yield rng.multinomial(people, np.full(people, 1 / people), size=min(size, RESAMPLES - start))
+
+
+def resampled_r2(rows: RowErrors, *, seed: int) -> np.ndarray:
+    """R2 of each bootstrap sample, (RESAMPLES,); with the same seed and people, of the same draws."""
     _, person = np.unique(rows.identity, return_inverse=True)
     sums = np.stack([np.bincount(person, weights=v) for v in (rows.errors, rows.mean_errors)])
-    resampled = draws @ sums.T
+    resampled = np.concatenate([draws @ sums.T for draws in resamples(sums.shape[1], seed=seed)])
     return 1 - resampled[:, 0] / resampled[:, 1]
 
 
 def interval(rows: RowErrors, *, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of R2, resampling identities."""
-    low, high = np.quantile(resampled_r2(rows, resamples(rows, seed=seed)), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled_r2(rows, seed=seed), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -112,8 +129,7 @@ def paired_difference(one: RowErrors, other: RowErrors, *, seed: int) -> Differe
     """
     if not (np.array_equal(one.identity, other.identity) and np.allclose(one.mean_errors, other.mean_errors, rtol=1e-3)):
         raise ValueError("the two runs were scored on different pictures")
-    draws = resamples(one, seed=seed)
-    differences = resampled_r2(one, draws) - resampled_r2(other, draws)
+    differences = resampled_r2(one, seed=seed) - resampled_r2(other, seed=seed)
     low, high = np.quantile(differences, [0.025, 0.975])
     tail = min((differences <= 0).mean(), (differences >= 0).mean())
     return Difference(one.r2 - other.r2, float(low), float(high), float(min(1.0, max(2 * tail, 1 / RESAMPLES))))

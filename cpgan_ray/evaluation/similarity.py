@@ -18,6 +18,8 @@ from torchmetrics.functional.image import (
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of the five scales (Wang, Simoncelli & Bovik 2003, section 3.2)."""
 KERNEL = 11
+BLOCK_VALUES = 1 << 19
+"""Values of the pictures that are compared at once: MS-SSIM needs some forty times their memory."""
 TOLERANCE = 1e-4
 MAX_PSNR = 100.0
 """dB; that of equal pictures would be infinite, and so would any mean with it."""
@@ -35,7 +37,7 @@ def as_unit(pictures: Tensor) -> Tensor:
     low, high = float(pictures.min()), float(pictures.max())
     if not (low >= -1 - TOLERANCE and high <= 1 + TOLERANCE):  # catches NaN too
         raise ValueError(f"pictures lie in [{low:.3g}, {high:.3g}]: scale them to [-1, 1]")
-    return ((pictures.permute(0, 3, 1, 2) + 1) / 2).clamp(0, 1)
+    return (pictures.permute(0, 3, 1, 2) + 1).div_(2).clamp_(0, 1)
 
 
 def _check(one: Tensor, other: Tensor) -> None:
@@ -60,6 +62,12 @@ def similarity(one: Tensor, other: Tensor) -> dict[str, np.ndarray]:
     Raises: ValueError where type, range or shape are off.
     """
     _check(one, other)
+    size = max(1, BLOCK_VALUES // other[0].numel())
+    parts = [_similarity(a, b) for a, b in zip(one.split(size), other.split(size), strict=True)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _similarity(one: Tensor, other: Tensor) -> dict[str, np.ndarray]:
     psnr = peak_signal_noise_ratio(one, other, data_range=1.0, reduction="none", dim=(1, 2, 3))
     found = {"psnr": psnr.clamp(max=MAX_PSNR).numpy()}
     if min(one.shape[2:]) >= KERNEL:

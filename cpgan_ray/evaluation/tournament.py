@@ -18,12 +18,13 @@ from cpgan_ray.data import Dataset, answers
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
-from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, to_pixels
+from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import Inferred, attribute_map
 from cpgan_ray.evaluation.identity import Linkage, Verifier, linkage
 from cpgan_ray.evaluation.protocol import LEAST_ROWS, VARIANTS, Codes, attack_data, people_apart
 from cpgan_ray.evaluation.scoring import RowErrors, Score, score
 from cpgan_ray.messages import Metrics
+from cpgan_ray.process import give_back
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 """The slow ones, which are begun first."""
@@ -66,7 +67,7 @@ class Material:
         """The three sets of a variant. For the label floor the codes are the true labels of the task."""
         codes = self.codes
         if variant == FLOOR:
-            labels = {name: answers(self.dataset, self.task, split=name) for name in ("train", "val", "test")}
+            labels = {name: self.answers(name) for name in ("train", "val", "test")}
             codes = labels | {"train_mirrored": labels["train"], "val_mirrored": labels["val"]}
         return attack_data(
             self.dataset,
@@ -79,6 +80,15 @@ class Material:
             trained_against=self.trained_against,
             device=device,
         )
+
+    def answers(self, split: str) -> np.ndarray:
+        """The true labels of the task (N, L or C) float32: the codes of the label floor."""
+        return answers(self.dataset, self.task, split=split)
+
+    def floor(self, data: AttackData) -> AttackData:
+        """The score set of some data with the true labels as codes; the other sets as they are."""
+        z = torch.from_numpy(self.answers("test")).to(data.score.z.device)
+        return dataclasses.replace(data, score=dataclasses.replace(data.score, z=z))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +176,7 @@ def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
 
 def make(entry: Entry, material: Material, *, device: torch.device | None = None) -> Made:
     """Fit one attack."""
+    give_back()
     started = time.perf_counter()
     data = material.data(entry.variant, share=entry.share, device=device)
     config = material.config
@@ -191,14 +202,15 @@ def judge(made: Sequence[Made], material: Material) -> Verdict:
     attacked = [
         Attacked(m, *score(data, m.fitted, pictures=m.entry.counts, legacy=config.legacy)) for m in made if m.entry.variant != FLOOR
     ]
-    floor_data = material.data(FLOOR)
-    floors = [Attacked(m, *score(floor_data, m.fitted, legacy=config.legacy)) for m in made if m.entry.variant == FLOOR]
+    floor_data = material.floor(data)
+    floors = [m for m in made if m.entry.variant == FLOOR]
+    floor = max(floors, key=lambda m: score(floor_data, m.fitted, pictures=False)[0].r2)
     by_strength = sorted(attacked, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.entry.counts)
     k = min(material.codes["test"].shape[1], len(data.components))
     return Verdict(
         attacked=[a for a in by_strength if a.entry.counts],
-        floor=max(floors, key=lambda a: a.score.r2),
+        floor=Attacked(floor, *score(floor_data, floor.fitted, legacy=config.legacy)),
         sweep=sorted((a for a in attacked if a.entry.share < 1), key=lambda a: (a.entry.share, a.entry.name)),
         linear_code_r2=linear_code_r2(data, k),
         linkage=link(data, strongest.made.fitted) if config.identity else {},
@@ -221,11 +233,11 @@ def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
     reconstructions, and of two codes themselves. Empty where too few people have two pictures."""
     plain = slice(0, len(data.fit) // 2 if data.mirrored else None)  # the rest are their mirror images
     people, basis = data.fit.identity[plain], data.components
-    reconstructions = torch.cat([to_pixels(data, strongest, z) @ basis.T for z in data.score.z.split(256)])
+    reconstructions = predict(lambda z: to_pixels(data, strongest, z) @ basis.T, data.score.z, rows=data.score.pixel_rows)
     try:
         by_picture = Verifier(data.fit.target.values[plain].cpu().numpy(), people)
         standardise = CodeMap(data.fit.z, how="standardised")  # the discriminant's shrinkage depends on the scales
-        by_code = Verifier(standardise(data.fit.z[plain]).cpu().numpy(), people)
+        by_code = Verifier(predict(standardise, data.fit.z[plain]).cpu().numpy(), people)
     except ValueError:
         return {}
     picture = by_picture.embed(data.score.target.values.cpu().numpy())

@@ -65,11 +65,15 @@ class Pairs:
         """Codes and coordinates, block by block."""
         yield from zip(self.z.split(size), self.target.values.split(size), strict=True)
 
+    @property
+    def pixel_rows(self) -> int:
+        """Pictures of a block: at most BLOCK_VALUES values."""
+        return max(1, BLOCK_VALUES // self.target.dimension)
+
     def pixel_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Codes and pixels, in blocks of at most BLOCK_VALUES values."""
-        size = max(1, BLOCK_VALUES // self.target.dimension)
-        for start in range(0, len(self), size):
-            yield self.z[start : start + size], self.pixels[slice(start, start + size)]
+        """Codes and pixels, block by block."""
+        for start in range(0, len(self), self.pixel_rows):
+            yield self.z[start : start + self.pixel_rows], self.pixels[slice(start, start + self.pixel_rows)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +137,17 @@ class Mean:
 
 
 @torch.no_grad()
-def predict(reconstruct: Reconstructor, z: Tensor) -> Tensor:
-    """What it answers to all codes (N, p or D), block by block."""
-    return torch.cat([reconstruct(block) for block in z.split(BLOCK)])
+def predict(reconstruct: Reconstructor, z: Tensor, *, rows: int = BLOCK) -> Tensor:
+    """What it answers to all codes (N, ...), block by block.
+
+    Written into one array: a block's answer, kept by itself, would lie behind the memory that it was computed in and hold it.
+    """
+    first = reconstruct(z[:rows])
+    answers = first.new_empty(len(z), *first.shape[1:])
+    answers[:rows] = first
+    for start in range(rows, len(z), rows):
+        answers[start : start + rows] = reconstruct(z[start : start + rows])
+    return answers
 
 
 def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
@@ -154,10 +166,13 @@ def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
 @torch.no_grad()
 def recovered(pairs: Pairs, reconstruct: Reconstructor, *, space: str) -> float:
     """R2 on some pairs: 1 - MSE / MSE of the mean picture."""
-    if space == "components":
-        target = pairs.target
-        return 1 - float(target.errors(predict(reconstruct, pairs.z)).double().sum() / target.mean_errors().double().sum())
     errors = mean_errors = 0.0
+    if space == "components":
+        for start in range(0, len(pairs), BLOCK):
+            target = pairs.target[start : start + BLOCK]
+            errors += float(target.errors(reconstruct(pairs.z[start : start + BLOCK])).double().sum())
+            mean_errors += float(target.mean_errors().double().sum())
+        return 1 - errors / mean_errors
     for z, x in pairs.pixel_blocks():
         errors += float((reconstruct(z) - x).double().square().sum())
         mean_errors += float(x.double().square().sum())

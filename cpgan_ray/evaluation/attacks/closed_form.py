@@ -46,7 +46,7 @@ def best_affine(data: AttackData, *, space: str) -> tuple[float, float, Affine]:
         sums = sums or NormalEquations(prepare.matrix.shape[1], x.shape[1])
         sums.add(prepare(z), x)
     assert sums is not None
-    candidates = [(penalty, solved(prepare, sums.solve(penalty=penalty))) for penalty in RIDGE_PENALTIES]
+    candidates = ((penalty, solved(prepare, sums.solve(penalty=penalty))) for penalty in RIDGE_PENALTIES)  # one at a time
     return max(((recovered(data.tune, fit, space=space), penalty, fit) for penalty, fit in candidates), key=lambda c: c[0])
 
 
@@ -72,8 +72,8 @@ def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
         sums = NormalEquations(features, data.fit.target.values.shape[1])
         for z, x in data.fit.blocks():
             sums.add(phi(prepare(z), width=width), x)
-        candidates = [(penalty, solved(prepare, sums.solve(penalty=penalty), phi, width)) for penalty in penalties]
-        scored = [(recovered(data.tune, one, space="components"), penalty, one) for penalty, one in candidates]
+        candidates = ((penalty, solved(prepare, sums.solve(penalty=penalty), phi, width)) for penalty in penalties)
+        scored = ((recovered(data.tune, one, space="components"), penalty, one) for penalty, one in candidates)
         return max(scored, key=lambda s: s[0])
 
     limit = config.kernel_features

@@ -1,16 +1,20 @@
 """The nearest neighbour in z: whose code is like this one, and what did they look like?"""
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cpgan_ray.config import AttackConfig
-from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, recovered
+from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, recovered
 
 NEIGHBOURS = (1, 3, 10, 30, 100, 300, 1000)
-BLOCK_VALUES = 1 << 24
-"""Values of the neighbours' pictures, or of distances, that are in memory at once."""
+BLOCK_VALUES = 1 << 23
+"""Distances that are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +27,23 @@ class Neighbours:
     count: int
 
     def __call__(self, z: Tensor, /) -> Tensor:
-        parts = []
-        rows = max(1, BLOCK_VALUES // max(self.count * self.values.shape[1], len(self.codes)))
-        for block in self.prepare(z).split(rows):
-            nearest = torch.cdist(block, self.codes).topk(self.count, largest=False).indices
-            parts.append(self.values[nearest].mean(1))
-        return torch.cat(parts)
+        norms = torch.linalg.vector_norm(self.codes, dim=1).square()
+        return predict(lambda block: self.average(block, norms), self.prepare(z), rows=max(1, BLOCK_VALUES // len(self.codes)))
+
+    def average(self, prepared: Tensor, norms: Tensor) -> Tensor:
+        """|c|^2 - 2 z . c is the squared distance but for |z|^2, which is the same for all c."""
+        nearest = torch.addmm(norms, prepared, self.codes.T, alpha=-2).topk(self.count, largest=False).indices
+        return F.embedding_bag(nearest, self.values, mode="mean")  # without all the neighbours' pictures side by side
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The large part as numpy arrays: Ray has them in its object store, and whoever reads them has no copy of their own."""
+        return _unpickled, (self.prepare, self.codes.cpu().numpy(), self.values.cpu().numpy(), self.count)
+
+
+def _unpickled(prepare: CodeMap, codes: np.ndarray, values: np.ndarray, count: int) -> Neighbours:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return Neighbours(prepare, torch.from_numpy(codes), torch.from_numpy(values), count)
 
 
 def nearest_attack(data: AttackData, config: AttackConfig) -> Fitted:
@@ -36,7 +51,7 @@ def nearest_attack(data: AttackData, config: AttackConfig) -> Fitted:
     found = []
     for how in ("standardised", "whitened"):
         prepare = CodeMap(data.fit.z, how=how)
-        codes = prepare(data.fit.z)
+        codes = predict(prepare, data.fit.z)
         for count in (c for c in NEIGHBOURS if c <= len(codes)):
             attack = Neighbours(prepare, codes, data.fit.target.values, count)
             found.append((recovered(data.tune, attack, space="components"), {"codes": how, "neighbours": count}, attack))
