@@ -37,8 +37,8 @@ def set_up_process(*, threads: int, gpu_share: float = 0.0) -> None:
 
 
 def give_back() -> None:
-    """Free memory back to the system, of which `set_up_process` has glibc keep all. For between two pieces of work, not for within one:
-    it takes a few hundredths of a second, and what is taken again as long."""
+    """Free memory back to the system, of which `set_up_process` has glibc keep all. For between two pieces of work, not for within
+    one: it takes a few hundredths of a second, and what is taken again as long."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

@@ -75,7 +75,7 @@ def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bo
 
 
 def likenesses(data: AttackData, x_hat: Tensor, x: Tensor, *, legacy: bool) -> dict[str, np.ndarray]:
-    """PSNR and its companions (B,) of reconstructions and pictures (B, D) less the mean picture; none where they are no pictures."""
+    """PSNR and its companions (B,) of reconstructions and pictures (B, D) less the mean picture; nothing where they are signals."""
     if data.bounds is None or data.image_shape is None:
         return {}
     shape = (len(x), *data.image_shape)
