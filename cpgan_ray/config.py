@@ -606,8 +606,8 @@ class ReproduceJob:
     def __post_init__(self) -> None:
         for name in ("settings", "seeds"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        unfit = [value for value in self.lambdas if not 0 <= value < float("inf")]
-        _require(not unfit, "lambdas", self.lambdas, "finite and at least 0")
+        for value in self.lambdas:
+            _require(0 <= value < float("inf"), "lambda", value, "finite and at least 0")
 
 
 def to_json(config: Any) -> dict[str, Any]:
