@@ -30,3 +30,13 @@ def test_the_last_line_is_json_with_every_number():
     names = {"speedup_k1", "speedup_k1_ray", "speedup_k2", "speedup_k2_stale1", "critical_path_speedup_k2", "round_ms_sleep20_k2"}
     assert all(result[name] > 0 for name in names | {"bytes_per_reply", "bytes_per_release"})
     assert result["round_ms_sleep20_k2"] >= 20
+
+
+def test_checkpoints_are_measured_on_both_backends():
+    tiny = "--image-size 16 --k 8 --rounds 1 --repeats 1 --warmup 1"
+    command = [sys.executable, "-m", "cpgan_ray.bench", "--checkpoints", "--json", *tiny.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    for backend in ("local", "ray"):
+        assert all(result[f"checkpoint_{what}_{backend}"] > 0 for what in ("ms", "share", "mb"))
