@@ -57,7 +57,7 @@ def main(cache: str) -> dict[str, Any]:
             playing.result()
             found["same"] = same(game.weights(), unbroken(config))
             found["events"] = len(game.events)
-        with RayGame(override(config, {"recovery.wait_s": 6.0})) as game:
+        with RayGame(override(config, {"recovery.wait_s": 6.0, "epochs": 2000})) as game:  # long after the node is gone
             places = placement_group_table(game.group)["bundles_to_node_id"]
             (other,) = {*places.values()} - {places[0]}
             cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == other), allow_graceful=False)
