@@ -314,6 +314,8 @@ class RuntimeConfig:
     """Ray cluster to join; none given: the job's own, RAY_ADDRESS's, or a new local one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where players compute; `auto`: CUDA where the player has been given a GPU."""
+    compile: bool = False
+    """Compile the networks that are trained (torch.compile): worth it on a GPU and in long runs. Needs a C++ compiler."""
     threads: int = 0
     """Torch threads of each process; 0: as many as its CPUs (all cores for the local backend)."""
     privatizer_cpus: float | None = None
@@ -471,6 +473,9 @@ class Config:
     """Passes over the training pictures."""
     batch_size: Annotated[int, Range(160, 1280, (320, 640, 1280))] = 640
     """Pictures per round."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' matrix products and convolutions in training. Codes, losses, closed-form adversaries, evaluation and what is
+    handed out are float32 (or better) either way."""
     data: DataConfig = field(default_factory=DataConfig)
     privatizer: PrivatizerConfig = field(default_factory=PrivatizerConfig)
     utility: UtilityConfig = field(default_factory=UtilityConfig)

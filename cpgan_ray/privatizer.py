@@ -16,7 +16,7 @@ from cpgan_ray.data.projection import projection
 from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.nets.privatizers import Whitened
 from cpgan_ray.objectives import utility_loss
-from cpgan_ray.process import torch_stream
+from cpgan_ray.process import autocast, compile_networks, torch_stream
 
 
 def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
@@ -79,6 +79,8 @@ class Defender:
         averaging = get_ema_multi_avg_fn(p.average)
         self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
         self.pending: deque[Pending] = deque()
+        if config.runtime.compile:
+            compile_networks(privatizer, head)
 
     def release(self, x: Tensor, *, ahead: bool = False) -> Tensor:
         """Codes (B, k) of pictures (B, C, H, W), detached; the graph to them is kept for `step`.
@@ -87,12 +89,13 @@ class Defender:
         parameters will have moved, so the graph leads to copies of them; the batch statistics are the encoder's own.
         """
         encoder = self.net.train()["privatizer"]
-        if ahead:
-            copies = {name: p.detach().clone().requires_grad_() for name, p in encoder.named_parameters()}
-            pending = Pending(functional_call(encoder, copies, (x,)), copies)
-        else:
-            self.pending.clear()
-            pending = Pending(encoder(x))
+        with autocast(self.device, self.config.precision):
+            if ahead:
+                copies = {name: p.detach().clone().requires_grad_() for name, p in encoder.named_parameters()}
+                pending = Pending(functional_call(encoder, copies, (x,)), copies)
+            else:
+                self.pending.clear()
+                pending = Pending(encoder(x))
         self.pending.append(pending)
         return pending.code.detach()
 
@@ -104,8 +107,8 @@ class Defender:
         pending = self.pending[0]
         z = pending.code.detach().requires_grad_()
         self.optimisers["head"].zero_grad(set_to_none=True)
-        with torch_stream(self.config.seed, "head", round):
-            logits = self.net["head"](z)
+        with torch_stream(self.config.seed, "head", round), autocast(self.device, self.config.precision):
+            logits = self.net["head"](z).float()
         loss = utility_loss(logits, y, positive_share=self.positive_share)
         value = float(loss.detach())
         if not np.isfinite(value):
@@ -156,7 +159,8 @@ class Defender:
         try:
             for norm in norms:
                 norm.momentum = 0.0
-            return encoder(x)
+            with autocast(self.device, self.config.precision):
+                return encoder(x)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -3,15 +3,18 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch import nn
 
 from cpgan_ray.errors import InputError
 from cpgan_ray.streams import torch_seed
 
+Precision = Literal["float32", "bfloat16"]
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 
 
@@ -53,6 +56,23 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("runtime.device is 'cuda', but no GPU is visible here: give the actors GPUs or set --runtime.device cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Within it, networks multiply in the given precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def compile_networks(*networks: nn.Module) -> None:
+    """Compile networks in place, at their first call; their weights keep their names.
+
+    Raises: InputError where there is no compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise InputError(f"runtime.compile needs a C++ compiler, and there is no {compiler!r} here: install one or name it by CXX")
+    for network in networks:
+        network.compile()
 
 
 @contextlib.contextmanager

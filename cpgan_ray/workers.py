@@ -185,6 +185,8 @@ class AdversaryWorker:
                 scored_share=config.game.scored_share,
                 rng=stream(config.seed, "adversary", name),
                 device=self.device,
+                precision=config.precision,
+                compiled=config.runtime.compile,
             )
         self.thread = ThreadPoolExecutor(1) if overlap else None
         self.to_learn: tuple[Release, Tensor, Target] | None = None

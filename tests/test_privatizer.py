@@ -1,23 +1,30 @@
 """Codes released ahead: their step has the gradient at the weights they were released with; nothing of them is left after it."""
 
 import copy
+import io
+import shutil
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cpgan_ray.config import Config, PrivatizerConfig, UtilityConfig
+from cpgan_ray.config import Config, PrivatizerConfig, RuntimeConfig, UtilityConfig
+from cpgan_ray.errors import InputError
+from cpgan_ray.nets.export import export_programs
 from cpgan_ray.privatizer import Defender
 
 ROWS, K, LABELS, SIDE = 16, 4, 3, 12
 
 
-def defender(**changes) -> Defender:
+def defender(*, precision: Any = "float32", compile: bool = False, **changes) -> Defender:
     """A small one whose head drops nothing, so that its loss can be computed again."""
     config = Config(
         k=K,
+        precision=precision,
+        runtime=RuntimeConfig(compile=compile),
         privatizer=PrivatizerConfig(width=4, depth=2, rate="constant", learning_rate=0.05, **changes),
         utility=UtilityConfig(hidden=8, dropout=0.0),
     )
@@ -101,3 +108,51 @@ def test_a_release_that_is_not_ahead_takes_the_place_of_all_before_it(batches):
     z = player.release(batches[0][0])
     assert len(player.pending) == 1
     assert torch.equal(player.pending[0].code, z)
+
+
+def played(player: Defender, batches: list) -> list[torch.Tensor]:
+    """The codes of each round."""
+    found = []
+    for round, (x, y, pull) in enumerate(batches):
+        found.append(player.release(x).clone())
+        player.utility(y, round=round)
+        player.step(pull)
+    return found
+
+
+def test_in_bfloat16_codes_and_weights_are_float32_and_near_those_of_float32(batches):
+    exact, mixed = (played(player := defender(precision=p), batches) for p in ("float32", "bfloat16"))
+    assert all(z.dtype == torch.float32 for z in mixed)
+    apart = [float((a - b).norm() / a.norm()) for a, b in zip(exact, mixed, strict=True)]
+    assert 1e-4 < apart[0] < 0.02, "products have 8 bits, and are not the same"
+    assert max(apart) < 0.2
+    assert all(p.dtype == torch.float32 for p in player.net.parameters())
+
+
+def test_what_is_handed_out_is_float32_after_training_in_bfloat16(batches):
+    player, x = defender(precision="bfloat16"), batches[0][0]
+    played(player, batches)
+    with torch.no_grad():
+        assert torch.equal(player.codes(x)[0], player.released["privatizer"](x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_compiled_networks_play_the_same_game_and_are_exported_like_any(batches, average):
+    plain, compiled = defender(average=average), defender(average=average, compile=True)
+    for a, b in zip(played(plain, batches), played(compiled, batches), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    assert compiled.state_dict()["net"].keys() == plain.state_dict()["net"].keys()
+    assert compiled.net["privatizer"]._compiled_call_impl is not None
+    programs = export_programs(compiled.released, k=K, image_shape=(SIDE, SIDE, 3))
+    again = torch.export.load(io.BytesIO(programs["privatizer"])).module()(torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8))
+    assert torch.allclose(again, compiled.codes(-torch.ones(2, 3, SIDE, SIDE))[0], atol=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        InputError, match=r"^runtime\.compile needs a C\+\+ compiler, and there is no 'no-such-compiler' here: .*CXX$"
+    ):
+        defender(compile=True)

@@ -16,6 +16,7 @@ from cpgan_ray.adversaries.ridge import RidgeAdversary
 from cpgan_ray.adversaries.streamed import StreamedAdversary
 from cpgan_ray.config import AdversaryConfig, KernelConfig, NeuralConfig, RidgeConfig
 from cpgan_ray.nets import build_reconstructor
+from cpgan_ray.process import Precision, compile_networks
 
 __all__ = ["Adversary", "Target", "build_adversary"]
 
@@ -29,10 +30,12 @@ def build_adversary(
     scored_share: float,
     rng: np.random.Generator,
     device: torch.device,
+    precision: Precision = "float32",
+    compiled: bool = False,
 ) -> Adversary:
     """The adversary that a configuration names, for codes of k numbers and targets of `target` numbers.
 
-    Network weights come from torch's global stream: call it inside `streams.torch_stream`.
+    `precision` is that of networks in training, `compiled` whether they are; the closed forms know neither. Network weights come from torch's global stream: call it inside `streams.torch_stream`.
     """
     match config:
         case RidgeConfig(fit="epoch") | KernelConfig(fit="epoch"):
@@ -42,5 +45,7 @@ def build_adversary(
         case KernelConfig():
             return KernelAdversary(config, scored_share=scored_share, k=k, rng=rng, device=device)
         case NeuralConfig():
-            network = build_reconstructor(config, k=k, image_shape=image_shape, target=target)
-            return NeuralAdversary(config, network.to(device), rng=rng)
+            network = build_reconstructor(config, k=k, image_shape=image_shape, target=target).to(device)
+            if compiled:
+                compile_networks(network)
+            return NeuralAdversary(config, network, rng=rng, precision=precision)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cpgan_ray.adversaries.base import Bank, Target
 from cpgan_ray.config import NeuralConfig
+from cpgan_ray.process import Precision, autocast
 
 BLOCK_VALUES = 1 << 23
 """A step on more values than these (682 pictures of 64 x 64, 222 of 112 x 112) is made in parts, to bound its memory."""
@@ -21,17 +22,24 @@ def rows_at_once(values: Tensor) -> int:
 class NeuralAdversary:
     """Scores and differentiates on a release *before* it learns from it, so every row is one that it was not fitted on."""
 
-    def __init__(self, config: NeuralConfig, network: nn.Module, *, rng: np.random.Generator) -> None:
-        self.config, self.network, self.rng = config, network, rng
+    def __init__(
+        self, config: NeuralConfig, network: nn.Module, *, rng: np.random.Generator, precision: Precision = "float32"
+    ) -> None:
+        self.config, self.network, self.rng, self.precision = config, network, rng, precision
         self.bank = Bank(config.bank)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """float32 reconstructions (B, target) of codes (B, k)."""
+        with autocast(z.device, self.precision):
+            return self.network(z).float()
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
         self.network.eval()
         chunks = rows_at_once(target.values)
         if chunks >= len(z):
-            return target.errors(self.network(z)), slice(0, len(z))
-        errors = lambda z, values, residual: Target(values, residual, target.dimension).errors(self.network(z))  # noqa: E731
+            return target.errors(self.reconstruct(z)), slice(0, len(z))
+        errors = lambda z, values, residual: Target(values, residual, target.dimension).errors(self.reconstruct(z))  # noqa: E731
         parts = zip(z.split(chunks), target.values.split(chunks), target.residual.split(chunks), strict=True)
         return torch.cat([checkpoint(errors, *part, use_reentrant=False) for part in parts]), slice(0, len(z))
 
@@ -47,7 +55,7 @@ class NeuralAdversary:
             shown, aims = codes[rows], values[rows]
             chunks = rows_at_once(aims)
             for part, aim in zip(shown.split(chunks), aims.split(chunks), strict=True):
-                loss = nn.functional.mse_loss(self.network(part), aim) * (len(part) / len(shown))
+                loss = nn.functional.mse_loss(self.reconstruct(part), aim) * (len(part) / len(shown))
                 loss.backward()
             self.optimiser.step()
         self.bank.push(z, target)

@@ -126,7 +126,7 @@ class Privatizer(nn.Module):
         self.normalise = CODES[config.code](k)
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.code(self.stages(x).flatten(1))
+        return self.code(self.stages(x).flatten(1)).float()  # codes are float32 in mixed precision too
 
     def forward(self, x: Tensor) -> Tensor:
         if self.symmetric:

@@ -21,11 +21,18 @@ GENERATOR = torch.Generator()
 ARCHITECTURES = ["mlp", "conv", "upsample", "resnet"]
 
 
-def build(architecture: Any, *, seed: int = 0, **settings: Any) -> Any:
+def build(architecture: Any, *, seed: int = 0, precision: Any = "float32", **settings: Any) -> Any:
     torch.manual_seed(seed)
     config = NeuralConfig(**{"architecture": architecture, "width": 8, "depth": 1, "learning_rate": 1e-2, **settings})
     return build_adversary(
-        config, k=K, target=P, image_shape=IMAGE, scored_share=0.25, rng=np.random.default_rng(seed), device=torch.device("cpu")
+        config,
+        k=K,
+        target=P,
+        image_shape=IMAGE,
+        scored_share=0.25,
+        rng=np.random.default_rng(seed),
+        device=torch.device("cpu"),
+        precision=precision,
     )
 
 
@@ -209,3 +216,16 @@ def test_large_pictures_are_worked_on_in_parts_with_the_same_result(monkeypatch)
     assert rows == same
     for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_in_bfloat16_reconstructions_are_float32_near_the_exact_ones_and_learning_works():
+    exact, mixed = build("conv"), build("conv", precision="bfloat16")
+    z = batch(0)[0]
+    a, b = exact.reconstruct(z).detach(), mixed.reconstruct(z).detach()
+    assert b.dtype == torch.float32
+    assert 1e-4 < float((a - b).norm() / a.norm()) < 0.05
+    before = errors_of(mixed, 1).mean()
+    for seed in range(30):
+        mixed.improve(*batch(seed))
+    assert errors_of(mixed, 1).mean() < 0.7 * before
+    assert all(p.dtype == torch.float32 for p in mixed.network.parameters())
