@@ -3,6 +3,7 @@
     python -m cpgan_ray.bench                      # a table, in about four minutes
     python -m cpgan_ray.bench --json               # the last line printed is a JSON object
     python -m cpgan_ray.bench --checkpoints        # instead: what a checkpoint costs a game of CelebA's size, in about five minutes
+    python -m cpgan_ray.bench --nodes 8            # instead: rounds of 1 to 64 sleeping adversaries on so many local nodes
     python -m cpgan_ray.bench --memory 200000      # instead: peak memory of a run on so many pictures (10 GB of disk, half an hour)
 
 Speed is that of K convolutional decoders on Ray against the same game in one process, with one torch thread or with all cores,
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
 SETTLE = 2
 """First rounds of a turn that do not count: the side was idle before it."""
 SLEEP_S = 0.02
+SLEEPS_S = (0.2, 0.1, 0.05, 0.15)
+"""Of the adversaries spread over nodes, in turn: a decoder on a GPU takes about as long."""
+CROWDS = (1, 8, 16, 32, 64)
+CROWD = max(CROWDS)
 DISTINCT = 400
 """Different pictures in a synthetic data set; the rest are links to them."""
 SAMPLE_S = 0.5
@@ -74,6 +79,8 @@ class Settings:
     """Measure checkpoints instead: turns of `rounds` rounds of preset celeba on procedural faces, with a checkpoint and without."""
     memory: int = 0
     """Measure memory instead, on so many synthetic 112 x 112 pictures."""
+    nodes: int = 0
+    """Measure orchestration instead: rounds of 1 to 64 adversaries that sleep, spread over so many nodes on this machine."""
     repeats: int = 6
     """Turns of each side."""
     rounds: int = 10
@@ -202,13 +209,13 @@ def num_bytes(message: Release | Feedback) -> int:
 
 
 class SleepingAdversary:
-    """A seat that takes 20 ms for nothing."""
+    """A seat that takes some time for nothing."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, seconds: float = SLEEP_S) -> None:
+        self.name, self.seconds = name, seconds
 
     def respond(self, release: Release) -> Feedback:
-        time.sleep(SLEEP_S)
+        time.sleep(self.seconds)
         return Feedback(name=self.name, round=release.round, grad_z=np.zeros_like(release.z), r2=0.0, metrics={"mse": 0.0})
 
 
@@ -252,14 +259,48 @@ def sleeping_round_s(s: Settings) -> float:
     import ray
 
     names = [f"sleeper{i}" for i in range(s.sleepers)]
-    config = Config(k=s.k, batch_size=s.batch_size, adversaries={name: RidgeConfig() for name in names})
     sleepers = {name: ray.remote(SleepingAdversary).options(num_cpus=0).remote(name) for name in names}
+    try:
+        return statistics.median(sleeping_rounds_s(s, sleepers))
+    finally:
+        for actor in sleepers.values():
+            ray.kill(actor)
+
+
+def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> list[float]:
+    """Seconds of each round against these actors, of a host of their own."""
+    import ray
+
+    config = Config(k=s.k, batch_size=s.batch_size, adversaries={name: RidgeConfig() for name in sleepers})
     host = ray.remote(IdleHost).options(num_cpus=0).remote(config, sleepers)
     ray.get(host.play.remote(s.warmup))
     played = ray.get(host.play.remote(s.repeats * s.rounds))
-    for actor in (host, *sleepers.values()):
-        ray.kill(cast(Any, actor))
-    return statistics.median(m["time/round_s"] for m in played)
+    ray.kill(cast(Any, host))
+    return [m["time/round_s"] for m in played]
+
+
+def measure_orchestration(s: Settings, folder: Path) -> dict[str, Any]:
+    """Median round of K adversaries, spread over the nodes, as a multiple of the slowest one's own time. Nodes and adversaries have
+    only this machine's cores between them."""
+    import ray
+
+    from cpgan_ray.chaos import local_cluster
+
+    result: dict[str, Any] = {}
+    with local_cluster() as cluster:
+        for _ in range(s.nodes):
+            cluster.add_node(num_cpus=CROWD // s.nodes + 1)
+        crowd = {}
+        for i in range(CROWD):
+            seconds = SLEEPS_S[i % len(SLEEPS_S)]
+            crowd[f"sleeper{i}"] = (
+                ray.remote(SleepingAdversary).options(num_cpus=1, scheduling_strategy="SPREAD").remote("", seconds)
+            )
+        for count in CROWDS:
+            some = dict(itertools.islice(crowd.items(), count))
+            slowest = max(SLEEPS_S[: len(some)])
+            result[f"round_over_slowest_k{count}"] = statistics.median(sleeping_rounds_s(s, some)) / slowest
+    return result | {"nodes": s.nodes, "slowest_ms": 1000 * max(SLEEPS_S)}
 
 
 # Speed
@@ -482,6 +523,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     s = tyro.cli(Settings, args=arguments, description=__doc__)
     with tempfile.TemporaryDirectory(prefix="cpgan-bench-") as folder:
         measure = measure_memory if s.memory else measure_checkpoints if s.checkpoints else measure_speed
+        measure = measure_orchestration if s.nodes else measure
         result = rounded(measure(s, Path(folder) / "data"))
     if s.json or s.memory:
         print(json.dumps(result))

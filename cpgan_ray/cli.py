@@ -261,17 +261,27 @@ class ReproduceFlags(ReproduceJob):
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
+EXTENDABLE = ("mechanisms", "settings", "seeds", "weights", "published", "config.runtime.")
+"""Fields that a comparison may be resumed with another value of: which cells there are, not what a cell is."""
+
+
 def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[ReproduceJob, bool]:
-    """`DATASET [--flag VALUE ...]`, or `--resume DIR`; and whether it is the latter.
+    """`DATASET [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`; and whether it is the latter.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
-        if rest:
-            raise InputError(f"{rest[0]!r} beside --resume: a comparison goes on as it was begun; leave it out")
-        return read_reproduction(folder)[0], True
+        begun = read_reproduction(folder)[0]
+        job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(begun)), rest, usage=description)))
+        if changed := differing(flatten(job), flatten(begun), but=EXTENDABLE):
+            name, now, before = changed
+            flag = "--" + name.removeprefix("config.").replace("_", "-")
+            raise InputError(
+                f"{flag} is {now!r}, the comparison in {folder} was begun with {before!r}: leave it out, or begin another one"
+            )
+        return settled_paths(job), True
     if not rest or (rest[0].startswith("-") and not {"-h", "--help"} & set(rest)):
         raise InputError(f"nothing to reproduce: give a data set's preset, one of {', '.join(PRESETS)}")
     name = "digits" if rest[0].startswith("-") else rest.pop(0)
@@ -281,7 +291,13 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
     job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(config=base), rest, usage=usage)))
     if job.theory and name != "gaussian":
         raise InputError(f"--theory of {name}: it is known of gaussian alone")
-    return dataclasses.replace(job, config=absolute(with_dataset(job.config))), False
+    return settled_paths(dataclasses.replace(job, config=with_dataset(job.config))), False
+
+
+def settled_paths(job: ReproduceJob) -> ReproduceJob:
+    """Its paths absolute."""
+    published = job.published.expanduser().absolute() if job.published else None
+    return dataclasses.replace(job, published=published, config=absolute(job.config))
 
 
 def read_reproduction(folder: Path) -> tuple[ReproduceJob, str]:

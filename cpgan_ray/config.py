@@ -601,6 +601,8 @@ class ReproduceJob:
     """All training samples and the whole tournament instead of the quick comparison."""
     weights: tuple[float, ...] = ()
     """Privacy weights of the mechanisms that have one; none given: their own settings."""
+    published: Path | None = None
+    """Folder of the original's result files of this data set, to be drawn beside ours (mnist, genki4k, har, gaussian)."""
     theory: bool = False
     """`gaussian` only: print what theory says is best, and train nothing."""
     lambdas: tuple[float, ...] = (*range(1, 90), 100)

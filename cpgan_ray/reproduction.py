@@ -26,10 +26,12 @@ from cpgan_ray.frontier import Estimate, Trial, across, reference_point, with_in
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
 from cpgan_ray.process import available_cpus, set_up_process
+from cpgan_ray.published import Place, measured, published, side_by_side
 from cpgan_ray.theory import sample_moments
 from cpgan_ray.tracking import SearchRun, tracking_uri
 from cpgan_ray.training import new_output
 
+PUBLISHED = "published.png"
 Values = Mapping[str, Any]
 """Of a cell's file."""
 
@@ -43,6 +45,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     job = job if resume else settled(job)
     folder = job.config.output
     assert folder is not None
+    theirs = published(job.published, job.config.data.dataset) if job.published else []
     set_up_process(threads=available_cpus())
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
@@ -54,7 +57,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
         missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
         played(missing, job.config, folder, run, of=len(todo))
         values = [json.loads((folder / "cells" / cell.name / CELL).read_text()) for cell in todo]
-        summary = conclude(values, folder, run)
+        summary = conclude(values, folder, run, theirs)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
@@ -118,14 +121,22 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
     c = job.config
     name = c.tracking.run_name or f"reproduce {c.preset}"
     if resume:
-        return SearchRun(c, folder, name=name, params={}, run_id=read_reproduction(folder)[1], source="jobs/reproduce.py")
+        run = SearchRun(c, folder, name=name, params={}, run_id=read_reproduction(folder)[1], source="jobs/reproduce.py")
+        keep(job, folder, run.run_id)
+        return run
     params = {"preset": c.preset, "mechanisms": " ".join(job.mechanisms or MECHANISMS), "seeds": job.seeds, "k": c.k}
     params |= {"epochs": c.epochs, "attacks": " ".join(c.attacks.names), "train_rows": c.data.train_rows}
     run = SearchRun(c, folder, name=name, params=params, source="jobs/reproduce.py")
     folder.mkdir(parents=True, exist_ok=True)
-    told = json.dumps({"run_id": run.run_id, "job": to_json(job)}, indent=1)
-    (folder / REPRODUCTION).write_text(redacted(told) + "\n")
+    keep(job, folder, run.run_id)
     return run
+
+
+def keep(job: ReproduceJob, folder: Path, run_id: str) -> None:
+    """Write the file that a comparison is resumed from."""
+    told = json.dumps({"run_id": run_id, "job": to_json(job)}, indent=1)
+    (folder / f"{REPRODUCTION}.part").write_text(redacted(told) + "\n")
+    (folder / f"{REPRODUCTION}.part").replace(folder / REPRODUCTION)
 
 
 def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, of: int) -> None:
@@ -180,7 +191,7 @@ def line(values: Values) -> str:
     return f"{cell.name}: accuracy {accuracy:.4f}, R2 {best['r2']:.4f} ({best['attack']}), {values['seconds']:.0f} s"
 
 
-def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str, Any]:
+def conclude(values: Sequence[Values], folder: Path, run: SearchRun, theirs: Sequence[Place]) -> dict[str, Any]:
     """The files of the results, and what MLflow hears of them."""
     good = [v for v in values if "failed" not in v]
     trials = [trial(v, folder / "cells" / Cell(**v["cell"]).name) for v in good]
@@ -196,7 +207,11 @@ def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "attackers.png").write_bytes(attacker_lines(good))
-    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", REPRODUCTION, *files)
+    names = ["frontier.json", "frontier.csv", "frontier.png", "attackers.png", REPRODUCTION, *files]
+    if theirs:
+        dataset = run.config.data.dataset
+        (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(good, dataset), dataset))
+        names.append(PUBLISHED)
     run.log_files(folder / name for name in names)
     ours = told["hypervolume"].get("cpgan", {}).get("value")
     return {"cells": len(values), "failed": len(told["failed"]), "hypervolume": ours, "gap": told["gap"]}

@@ -30,6 +30,7 @@ FLOORS = (
         "chaos",
         "survey",
         "comparison",
+        "published",
         "reproduction",
     },
 )

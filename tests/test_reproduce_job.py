@@ -82,6 +82,15 @@ def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
     assert again["privacy"] == was["privacy"], "the same seeds, the same numbers"
 
 
+def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
+    folder, _, _ = begun
+    job, resume = parse_reproduce(["--resume", str(folder), "--seeds", "3", "--settings", "1"], description="")
+    assert resume
+    assert (job.seeds, job.settings, job.mechanisms) == (3, 1, ("cpgan", "bottleneck", "noise"))
+    with pytest.raises(InputError, match=r"^--k is 8, the comparison in .* was begun with 16: leave it out"):
+        parse_reproduce(["--resume", str(folder), "--k", "8"], description="")
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
     folder, _, _ = begun
     for arguments, said in (
@@ -90,6 +99,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
         (("nothing",), "there is no preset 'nothing'"),
         ((), "nothing to reproduce"),
         (("digits", "--theory"), "it is known of gaussian alone"),
+        (("digits", "--published", str(tmp_path), "--output", str(tmp_path / "a")), "the original has no files of 'digits'"),
         (("--resume", str(tmp_path)), "has no reproduction.json"),
     ):
         done = run(*arguments)

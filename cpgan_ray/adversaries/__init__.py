@@ -35,7 +35,8 @@ def build_adversary(
 ) -> Adversary:
     """The adversary that a configuration names, for codes of k numbers and targets of `target` numbers.
 
-    `precision` is that of networks in training, `compiled` whether they are; the closed forms know neither. Network weights come from torch's global stream: call it inside `streams.torch_stream`.
+    `precision` is that of networks in training, `compiled` whether they are; the closed forms know neither.
+    Network weights come from torch's global stream: call it inside `streams.torch_stream`.
     """
     match config:
         case RidgeConfig(fit="epoch") | KernelConfig(fit="epoch"):
