@@ -60,8 +60,6 @@ SETTLE = 2
 SLEEP_S = 0.02
 SLEEPS_S = (0.2, 0.1, 0.05, 0.15)
 """Of the adversaries spread over nodes, in turn: a decoder on a GPU takes about as long."""
-CROWDS = (1, 8, 16, 32, 64)
-CROWD = max(CROWDS)
 DISTINCT = 400
 """Different pictures in a synthetic data set; the rest are links to them."""
 SAMPLE_S = 0.5
@@ -81,6 +79,8 @@ class Settings:
     """Measure memory instead, on so many synthetic 112 x 112 pictures."""
     nodes: int = 0
     """Measure orchestration instead: rounds of 1 to 64 adversaries that sleep, spread over so many nodes on this machine."""
+    crowds: tuple[int, ...] = (1, 8, 16, 32, 64)
+    """How many adversaries are spread over the nodes, in turn."""
     repeats: int = 6
     """Turns of each side."""
     rounds: int = 10
@@ -251,7 +251,10 @@ class IdleHost:
         self.game = Game(privatizer, seats, gather=lambda answers: gather(answers, deadline_s=60.0), share=share)
 
     def play(self, rounds: int) -> list[Metrics]:
-        return self.game.play(rounds)
+        """The rounds' metrics, with the CPU seconds of this process in a round."""
+        before = time.process_time()
+        played = self.game.play(rounds)
+        return [m | {"cpu_s": (time.process_time() - before) / rounds} for m in played]
 
 
 def sleeping_round_s(s: Settings) -> float:
@@ -261,14 +264,14 @@ def sleeping_round_s(s: Settings) -> float:
     names = [f"sleeper{i}" for i in range(s.sleepers)]
     sleepers = {name: ray.remote(SleepingAdversary).options(num_cpus=0).remote(name) for name in names}
     try:
-        return statistics.median(sleeping_rounds_s(s, sleepers))
+        return sleeping_rounds_s(s, sleepers)[0]
     finally:
         for actor in sleepers.values():
             ray.kill(actor)
 
 
-def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> list[float]:
-    """Seconds of each round against these actors, of a host of their own."""
+def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> tuple[float, float]:
+    """Median seconds of a round of a host of their own against these actors, and its CPU seconds."""
     import ray
 
     config = Config(k=s.k, batch_size=s.batch_size, adversaries={name: RidgeConfig() for name in sleepers})
@@ -276,12 +279,13 @@ def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> list[float]:
     ray.get(host.play.remote(s.warmup))
     played = ray.get(host.play.remote(s.repeats * s.rounds))
     ray.kill(cast(Any, host))
-    return [m["time/round_s"] for m in played]
+    return statistics.median(m["time/round_s"] for m in played), played[0]["cpu_s"]
 
 
 def measure_orchestration(s: Settings, folder: Path) -> dict[str, Any]:
-    """Median round of K adversaries, spread over the nodes, as a multiple of the slowest one's own time. Nodes and adversaries have
-    only this machine's cores between them."""
+    """Median round of K adversaries, spread over the nodes, as a multiple of the slowest one's own time, and the CPU time that it
+    costs the privatizer's process. Here nodes and adversaries have this machine's cores between them: with machines of their own
+    a round takes the slowest one's time and at most that CPU time."""
     import ray
 
     from cpgan_ray.chaos import local_cluster
@@ -289,17 +293,17 @@ def measure_orchestration(s: Settings, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with local_cluster() as cluster:
         for _ in range(s.nodes):
-            cluster.add_node(num_cpus=CROWD // s.nodes + 1)
+            cluster.add_node(num_cpus=max(s.crowds) // s.nodes + 1)
         crowd = {}
-        for i in range(CROWD):
+        for i in range(max(s.crowds)):
             seconds = SLEEPS_S[i % len(SLEEPS_S)]
             crowd[f"sleeper{i}"] = (
                 ray.remote(SleepingAdversary).options(num_cpus=1, scheduling_strategy="SPREAD").remote("", seconds)
             )
-        for count in CROWDS:
-            some = dict(itertools.islice(crowd.items(), count))
-            slowest = max(SLEEPS_S[: len(some)])
-            result[f"round_over_slowest_k{count}"] = statistics.median(sleeping_rounds_s(s, some)) / slowest
+        for count in s.crowds:
+            round_s, cpu_s = sleeping_rounds_s(s, dict(itertools.islice(crowd.items(), count)))
+            result[f"round_over_slowest_k{count}"] = round_s / max(SLEEPS_S[:count])
+            result[f"privatizer_cpu_ms_k{count}"] = 1000 * cpu_s
     return result | {"nodes": s.nodes, "slowest_ms": 1000 * max(SLEEPS_S)}
 
 

@@ -40,3 +40,13 @@ def test_checkpoints_are_measured_on_both_backends():
     result = json.loads(done.stdout.splitlines()[-1])
     for backend in ("local", "ray"):
         assert all(result[f"checkpoint_{what}_{backend}"] > 0 for what in ("ms", "share", "mb"))
+
+
+def test_orchestration_is_measured_on_several_nodes():
+    command = [sys.executable, "-m", "cpgan_ray.bench", "--nodes", "2", "--crowds", "1", "3", "--json", *TINY.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    for count in (1, 3):
+        assert result[f"round_over_slowest_k{count}"] >= 1
+        assert 0 < result[f"privatizer_cpu_ms_k{count}"] < 200, "it sleeps while they do"
