@@ -27,6 +27,7 @@ from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import judge_codes, strongest_of, utility_of
 from cpgan_ray.messages import Event, Metrics, Outcome
+from cpgan_ray.nets.cost import costs
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import Console, Tracker, read_curves
 
@@ -261,7 +262,7 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
         Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config), config.data.labels),
         runtime=config.runtime,
         utility=utility,
-        about=about(config),
+        about=about(config) | {"cost": costs(config, image_shape=dataset.image_shape, outputs=outcome.logits["test"].shape[1])},
         curves=read_curves(tracker.output / "metrics.jsonl"),
         undefended=config.tracking.undefended,
     )

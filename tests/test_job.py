@@ -132,6 +132,13 @@ def test_the_configuration_left_behind_names_the_store_and_makes_the_same_run(fi
     assert (config.preset, config.epochs, config.output) == ("smoke", 1, finished.output)
 
 
+def test_the_report_says_what_the_networks_cost_their_users(finished):
+    cost = finished.report["cost"]
+    assert cost["utility_head"]["multiply_adds"] < cost["privatizer"]["multiply_adds"]
+    page = (finished.output / "report" / "report.html").read_text()
+    assert f"costs the client {cost['privatizer']['multiply_adds']:,} multiply-adds" in page
+
+
 def test_the_report_says_what_the_last_line_says(finished):
     report, summary = finished.report, finished.summary
     strongest = report["privacy"]["strongest"]

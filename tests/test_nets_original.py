@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.config import Config, PrivatizerConfig, UtilityConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets.celeba import GroupedHead, SubNets, halves_map, leaky_head, leaky_stages
-from cpgan_ray.nets.cost import count
+from cpgan_ray.nets.cost import costs, count
 from cpgan_ray.nets.export import export_programs
 from cpgan_ray.nets.lenet import lenet_head, lenet_stages
 from cpgan_ray.nets.linear import linear_map, linear_stages
@@ -345,3 +346,13 @@ def test_counting_the_cost_leaves_the_network_as_it_was():
     count(net, (3, 8, 8))
     assert net.training
     assert all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
+
+
+def test_the_costs_of_a_run_are_those_of_its_networks():
+    config = Config(k=32, privatizer=PrivatizerConfig(family="lenet"), utility=UtilityConfig(family="lenet"))
+    before = torch.random.get_rng_state()
+    found = costs(config, image_shape=(28, 28, 1), outputs=10)
+    assert found["privatizer"]["parameters"] == 15_404
+    assert found["privatizer"]["multiply_adds"] == 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 32
+    assert found["utility_head"] == {"parameters": 14_974, "multiply_adds": 32 * 120 + 120 * 84 + 84 * 10}
+    assert torch.equal(torch.random.get_rng_state(), before)

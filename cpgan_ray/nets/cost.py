@@ -7,6 +7,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cpgan_ray.config import Config
+from cpgan_ray.nets.heads import build_head
+from cpgan_ray.nets.privatizers import build_privatizer
+
 
 class Cost(NamedTuple):
     parameters: int
@@ -20,3 +24,13 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shadow(torch.empty(1, *input_shape, device="meta"))
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2)
+
+
+def costs(config: Config, *, image_shape: tuple[int, int, int], outputs: int) -> dict[str, dict[str, int]]:
+    """What the client pays for the privatizer, and the cloud for the utility head, for pictures (H, W, C)."""
+    height, width, channels = image_shape
+    with torch.random.fork_rng(devices=()):
+        privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
+        head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=image_shape)
+    found = {"privatizer": count(privatizer, (channels, height, width)), "utility_head": count(head, (config.k,))}
+    return {name: cost._asdict() for name, cost in found.items()}
