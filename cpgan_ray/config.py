@@ -81,11 +81,13 @@ class DataConfig:
 class PrivatizerConfig:
     __pydantic_config__ = STRICT
 
-    family: Literal["conv", "residual", "lenet", "generator", "picture", "linear", "whitened"] = "conv"
-    """`conv`: strided 3x3 convolutions with batch norm (SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks. The
-    original's (SPEC 1.8): `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the latter keeps the picture's
-    shape), `linear` (Gaussian); `whitened` is linear too, on principal components of unit variance. Width and depth are of `conv`
-    and `residual`."""
+    family: Literal["conv", "residual", "lenet", "generator", "picture", "celeba_single", "celeba_multi", "linear", "whitened"] = (
+        "conv"
+    )
+    """`conv`: strided 3x3 convolutions with batch norm (after SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks.
+    The original's (SPEC 1.8): `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the latter keeps the shape of
+    the picture), `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half of the code each), `linear` (Gaussian);
+    `whitened` is linear too, on principal components of unit variance. Width and depth are of `conv` and `residual`."""
     bottleneck: bool = True
     """A linear map to k numbers; without it the features themselves are the code, and k must be as many."""
     code: Literal["normalised", "relu", "raw"] = "normalised"
@@ -121,9 +123,10 @@ class PrivatizerConfig:
 class UtilityConfig:
     __pydantic_config__ = STRICT
 
-    family: Literal["mlp", "lenet", "shake", "wide"] = "mlp"
+    family: Literal["mlp", "lenet", "shake", "wide", "celeba_single", "celeba_multi"] = "mlp"
     """`mlp`: hidden layers with batch norm and dropout. The original's: `lenet` (FC 120 and 84); on codes that are pictures `shake`
-    (Shake-Shake 26) and `wide` (WRN-16-8), of any depth and width."""
+    (Shake-Shake 26) and `wide` (WRN-16-8), of any depth and width; `celeba_single`; `celeba_multi` (the first 8 attributes from the
+    first half of the code, the other 14 and 18 from the second)."""
     depth: int = 0
     """Layers of `shake` and `wide`; 0: 26 and 16."""
     width: int = 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.config import Config, PrivatizerConfig, UtilityConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.nets.celeba import GroupedHead, SubNets, halves_map, leaky_head, leaky_stages
 from cpgan_ray.nets.cost import costs, count
 from cpgan_ray.nets.export import export_programs
@@ -356,3 +357,20 @@ def test_the_costs_of_a_run_are_those_of_its_networks():
     assert found["privatizer"]["multiply_adds"] == 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 32
     assert found["utility_head"] == {"parameters": 14_974, "multiply_adds": 32 * 120 + 120 * 84 + 84 * 10}
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("family", "side", "flat"), [("celeba_single", 112, 12_544), ("celeba_multi", 175, 3_456)])
+def test_the_networks_of_celeba_are_built_by_name(family, side, flat):
+    config = Config(k=64, privatizer=PrivatizerConfig(family=family), utility=UtilityConfig(family=family))
+    privatizer = build_privatizer(config.privatizer, k=64, image_shape=(side, side, 3))
+    head = build_head(config.utility, k=64, num_labels=40, image_shape=(side, side, 3))
+    z = privatizer(torch.rand(2, 3, side, side))
+    assert z.shape == (2, 64)
+    assert head(z).shape == (2, 40)
+    groups = 2 if family == "celeba_multi" else 1
+    assert sum(p.numel() for p in privatizer.code.parameters()) == flat * 64 // groups + 64
+
+
+def test_the_grouped_head_is_refused_for_another_number_of_attributes():
+    with pytest.raises(InputError, match=r"^utility\.family 'celeba_multi' is for 40 attributes; the task has 1: use 'mlp'$"):
+        build_head(UtilityConfig(family="celeba_multi"), k=64, num_labels=1, image_shape=(175, 175, 3))

@@ -67,7 +67,7 @@ class SubNets(nn.Module):
         return torch.cat([self.first(trunk), self.second(trunk)], 1)
 
 
-def halves_map(flat: int, *, k: int) -> nn.Sequential:
+def halves_map(flat: int, k: int) -> nn.Sequential:
     """(B, flat) -> (B, k) with each half of the code from its half of the features: the linear map that goes with `SubNets`.
 
     Raises: InputError where k is odd.
@@ -90,6 +90,7 @@ class GroupedHead(nn.Module):
         super().__init__()
         if k % 2:
             raise InputError(f"k is {k}; the groups of attributes read half of the code each: set k to an even number")
+        self.outputs = sum(groups)
         self.groups = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(k // 2, hidden),

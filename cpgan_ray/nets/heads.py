@@ -3,6 +3,8 @@
 from torch import nn
 
 from cpgan_ray.config import UtilityConfig
+from cpgan_ray.errors import InputError
+from cpgan_ray.nets.celeba import GroupedHead, leaky_head
 from cpgan_ray.nets.lenet import lenet_head
 from cpgan_ray.nets.shake import ShakeShake
 from cpgan_ray.nets.wide import WideResNet
@@ -11,7 +13,7 @@ from cpgan_ray.nets.wide import WideResNet
 def build_head(config: UtilityConfig, *, k: int, num_labels: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """Classifier on z: (B, k) -> (B, num_labels) logits (SPEC 1.8).
 
-    Raises: InputError where a head for pictures gets a code that is none.
+    Raises: InputError where a head for pictures gets a code that is none, or one for certain attributes others.
     """
     match config.family:
         case "lenet":
@@ -22,6 +24,15 @@ def build_head(config: UtilityConfig, *, k: int, num_labels: int, image_shape: t
         case "wide":
             size = {"depth": config.depth or 16, "widen": config.width or 8}
             return WideResNet(k, outputs=num_labels, image_shape=image_shape, dropout=config.dropout, **size)
+        case "celeba_single":
+            return leaky_head(k, outputs=num_labels, dropout=config.dropout)
+        case "celeba_multi":
+            head = GroupedHead(k, dropout=config.dropout)
+            if num_labels != head.outputs:
+                raise InputError(
+                    f"utility.family 'celeba_multi' is for {head.outputs} attributes; the task has {num_labels}: use 'mlp'"
+                )
+            return head
         case "mlp":
             return mlp_head(config, k=k, num_labels=num_labels)
 

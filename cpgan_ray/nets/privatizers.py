@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.config import PrivatizerConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.nets.celeba import SubNets, halves_map, leaky_stages
 from cpgan_ray.nets.lenet import lenet_stages
 from cpgan_ray.nets.linear import linear_stages
 from cpgan_ray.nets.picture import generator_conv, residual_g
@@ -99,6 +100,8 @@ FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module
     "lenet": lambda config, image_shape: lenet_stages(image_shape),
     "generator": lambda config, image_shape: generator_conv(image_shape[2]),
     "picture": lambda config, image_shape: residual_g(image_shape[2]),
+    "celeba_single": lambda config, image_shape: leaky_stages(image_shape[2]),
+    "celeba_multi": lambda config, image_shape: SubNets(image_shape[2]),
     "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
     "whitened": lambda config, image_shape: Whitened(image_shape),
 }
@@ -122,7 +125,8 @@ class Privatizer(nn.Module):
         self.stages.train()
         if not config.bottleneck and k != flat:
             raise InputError(f"k is {k}, but without a bottleneck the code is the {flat} features: set k to {flat}")
-        self.code = nn.Linear(flat, k) if config.bottleneck else nn.Identity()
+        to_code = halves_map if config.family == "celeba_multi" else nn.Linear
+        self.code = to_code(flat, k) if config.bottleneck else nn.Identity()
         self.normalise = CODES[config.code](k)
 
     def encode(self, x: Tensor) -> Tensor:
