@@ -267,7 +267,7 @@ def sleeping_round_s(s: Settings) -> float:
         return sleeping_rounds_s(s, sleepers)[0]
     finally:
         for actor in sleepers.values():
-            ray.kill(actor)
+            ray.kill(cast(Any, actor))
 
 
 def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> tuple[float, float]:

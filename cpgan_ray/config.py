@@ -85,8 +85,8 @@ class PrivatizerConfig:
         "conv"
     )
     """`conv`: strided 3x3 convolutions with batch norm (after SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks.
-    The original's (SPEC 1.8): `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the latter keeps the shape of
-    the picture), `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half of the code each), `linear` (Gaussian);
+    The original's (SPEC 1.8): `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the latter keeps the shape),
+    `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half of the code each), `linear` (Gaussian).
     `whitened` is linear too, on principal components of unit variance. Width and depth are of `conv` and `residual`."""
     bottleneck: bool = True
     """A linear map to k numbers; without it the features themselves are the code, and k must be as many."""

@@ -26,7 +26,7 @@ from cpgan_ray.frontier import Estimate, Trial, across, reference_point, with_in
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.published import Place, measured, published, side_by_side
+from cpgan_ray.published import measured, published, side_by_side
 from cpgan_ray.theory import sample_moments
 from cpgan_ray.tracking import SearchRun, tracking_uri
 from cpgan_ray.training import new_output
@@ -45,7 +45,8 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     job = job if resume else settled(job)
     folder = job.config.output
     assert folder is not None
-    theirs = published(job.published, job.config.data.dataset) if job.published else []
+    dataset_name = job.config.data.dataset
+    theirs = published(job.published, dataset_name) if job.published else []
     set_up_process(threads=available_cpus())
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
@@ -57,7 +58,10 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
         missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
         played(missing, job.config, folder, run, of=len(todo))
         values = [json.loads((folder / "cells" / cell.name / CELL).read_text()) for cell in todo]
-        summary = conclude(values, folder, run, theirs)
+        summary = conclude(values, folder, run)
+        if theirs:
+            (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
+            run.log_files([folder / PUBLISHED])
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
@@ -191,9 +195,14 @@ def line(values: Values) -> str:
     return f"{cell.name}: accuracy {accuracy:.4f}, R2 {best['r2']:.4f} ({best['attack']}), {values['seconds']:.0f} s"
 
 
-def conclude(values: Sequence[Values], folder: Path, run: SearchRun, theirs: Sequence[Place]) -> dict[str, Any]:
+def finished(values: Sequence[Values]) -> list[Values]:
+    """Of some cells those whose training came to its end."""
+    return [v for v in values if "failed" not in v]
+
+
+def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str, Any]:
     """The files of the results, and what MLflow hears of them."""
-    good = [v for v in values if "failed" not in v]
+    good = finished(values)
     trials = [trial(v, folder / "cells" / Cell(**v["cell"]).name) for v in good]
     reference = reference_point(trials)
     if reference is None:
@@ -207,11 +216,7 @@ def conclude(values: Sequence[Values], folder: Path, run: SearchRun, theirs: Seq
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "attackers.png").write_bytes(attacker_lines(good))
-    names = ["frontier.json", "frontier.csv", "frontier.png", "attackers.png", REPRODUCTION, *files]
-    if theirs:
-        dataset = run.config.data.dataset
-        (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(good, dataset), dataset))
-        names.append(PUBLISHED)
+    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", REPRODUCTION, *files)
     run.log_files(folder / name for name in names)
     ours = told["hypervolume"].get("cpgan", {}).get("value")
     return {"cells": len(values), "failed": len(told["failed"]), "hypervolume": ours, "gap": told["gap"]}

@@ -25,7 +25,8 @@ class NeuralAdversary:
     def __init__(
         self, config: NeuralConfig, network: nn.Module, *, rng: np.random.Generator, precision: Precision = "float32"
     ) -> None:
-        self.config, self.network, self.rng, self.precision = config, network, rng, precision
+        self.config, self.network, self.rng = config, network, rng
+        self.precision: Precision = precision
         self.bank = Bank(config.bank)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
 
