@@ -95,7 +95,10 @@ def prepare(recipe: Recipe, config: Config, *, progress: bool) -> Path:
             if at_hand(cache / known, shared, progress=progress):
                 return cache / known
         synchronise(place, files, folder, progress=progress)
-        found = made(recipe.draft(folder, config, progress), config, cache, shared, progress=progress)
+        try:
+            found = made(recipe.draft(folder, config, progress), config, cache, shared, progress=progress)
+        except InputError as e:  # of files that the user knows by another name
+            raise InputError(str(e).replace(str(folder), place.where)) from e
         if shared is not None and [file for file in place.files() if file.name in wanted] == files:  # nothing changed meanwhile
             shared.tell(seen, found.name)
         return found
