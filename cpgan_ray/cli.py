@@ -214,7 +214,7 @@ def command_for(config: Config) -> str:
             words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
         else:
             words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return shlex.join(words)
+    return redacted(shlex.join(words))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

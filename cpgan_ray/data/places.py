@@ -9,7 +9,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -196,7 +196,7 @@ def synchronise(place: Place, files: Sequence[File], folder: Path, *, progress: 
 
 def fetch_all(place: Place, files: Mapping[File, Path], *, progress: bool) -> None:
     """Copies of files of a place, several at once, each with the time of change that it has there."""
-    lock, done = threading.Lock(), 0
+    lock, done, stopped = threading.Lock(), 0, threading.Event()
     total = sum(file.size for file in files)
 
     def fetch(file: File, path: Path) -> None:
@@ -207,6 +207,8 @@ def fetch_all(place: Place, files: Mapping[File, Path], *, progress: bool) -> No
 
         def count(size: int) -> None:
             nonlocal done
+            if stopped.is_set():
+                raise CancelledError
             with lock:
                 before, done = done // 10**6, done + size
                 advance(done // 10**6 - before)
@@ -217,5 +219,6 @@ def fetch_all(place: Place, files: Mapping[File, Path], *, progress: bool) -> No
                 for copy in as_completed(copies):
                     copy.result()
             except BaseException:
+                stopped.set()  # those under way too
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

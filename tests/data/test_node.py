@@ -1,6 +1,7 @@
 """A node gets its store: from a folder, from behind a URI, from where nodes share them; once, whole, and the right one."""
 
 import gzip
+import itertools
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import re
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +146,45 @@ def test_a_file_that_shrinks_while_it_is_read_is_not_kept(tmp_path, layout):
     with pytest.raises(InputError, match=r"list_attr_celeba\.txt has \d+ bytes instead of 9+: it has changed meanwhile; try again"):
         place.copy("list_attr_celeba.txt", tmp_path / "copy", size=99999)
     assert not (tmp_path / "copy").exists()
+
+
+def test_long_fetches_say_how_far_they_are(tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x").write_bytes(bytes(5_000_000))
+    clock = itertools.count(0, 6)
+    monkeypatch.setattr(store.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(places, "CHUNK", 1_000_000)
+    place = places.Place(tmp_path / "there", option="data_dir")
+    places.fetch_all(place, dict.fromkeys(place.files(), tmp_path / "copy"), progress=True)
+    assert capsys.readouterr().err.splitlines()[0] == f"fetching {tmp_path}/there: 2 of 5 MB, 18 s"
+
+
+def test_a_fetch_that_is_given_up_ends_at_once_whatever_is_under_way(tmp_path, monkeypatch):
+    """A picture that may not be read, beside a file that takes for ever."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "large").write_bytes(bytes(50_000))
+    (tmp_path / "there" / "refused").write_text("x")
+    monkeypatch.setattr(places, "CHUNK", 1)
+    place, copy = places.Place(tmp_path / "there", option="data_dir"), places.Place.copy
+    begun = threading.Event()
+
+    def slow(self: places.Place, name: str, path: Path, *, size: int, advance: Callable[[int], None]) -> None:
+        def advance_slowly(count: int) -> None:
+            begun.set()
+            advance(count)
+            time.sleep(0.01)
+
+        if name == "refused":
+            begun.wait()
+            raise InputError("refused")
+        copy(self, name, path, size=size, advance=advance_slowly)
+
+    monkeypatch.setattr(places.Place, "copy", slow)
+    started = time.monotonic()
+    with pytest.raises(InputError, match="refused"):
+        places.fetch_all(place, {file: tmp_path / "copies" / file.name for file in place.files()}, progress=False)
+    assert time.monotonic() - started < 100, "fifty thousand bytes would take 500 s"
+    assert not (tmp_path / "copies" / "large").exists()
 
 
 def test_a_source_that_changes_is_fetched_as_it_is_now(layout, tmp_path):
