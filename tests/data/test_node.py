@@ -298,19 +298,20 @@ def test_a_half_copy_is_no_store_and_is_made_whole(layout, tmp_path, monkeypatch
     assert files(third.folder) == files(first.folder)
 
 
-def test_an_interrupted_fetch_of_a_store_goes_on(layout, s3, tmp_path):
+def test_an_interrupted_fetch_of_a_store_goes_on(layout, s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "AT_ONCE", 1)
     first = data.load(configure(tmp_path / "one", layout, s3.uri("stores")), progress=False)
     config = configure(tmp_path / "two", None, s3.uri("stores"), digest=first.digest)
-    (train,) = (tmp_path / "buckets" / "stores" / first.digest).glob("*-train.arrow")
-    s3.denied = {("GET", f"stores/{first.digest}/{train.name}")}
+    (last,) = (tmp_path / "buckets" / "stores" / first.digest).glob("*-test.arrow")
+    s3.denied = {("GET", f"stores/{first.digest}/{last.name}")}
     with pytest.raises(InputError, match=r"shared_cache is s3://stores\?\S*, which cannot be read \(AWS Error ACCESS_DENIED"):
         data.load(config, progress=False)
     assert not (tmp_path / "two" / first.digest).exists()
-    assert {"manifest.json", "val.arrow"} <= {*below(tmp_path / "two" / f"{first.digest}.fetched")}
+    assert {"manifest.json", "train.arrow", "val.arrow"} <= {*below(tmp_path / "two" / f"{first.digest}.fetched")}
     s3.denied = set()
     s3.reads.clear()
     assert files(data.load(config, progress=False).folder) == files(first.folder)
-    assert {name.split("-")[-1] for name in s3.reads} == {f"stores/{first.digest}/manifest.json", "train.arrow"}
+    assert {name.split("-")[-1] for name in s3.reads} == {f"stores/{first.digest}/manifest.json", "test.arrow"}
     assert not (tmp_path / "two" / f"{first.digest}.fetched").exists()
 
 
