@@ -29,6 +29,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.config import Config, RuntimeConfig
+from cpgan_ray.credentials import passed, received
+from cpgan_ray.data import prepare
 from cpgan_ray.errors import InputError, LostError
 from cpgan_ray.evaluation.tournament import Entry, Made, Material, make
 from cpgan_ray.game import Game, opponents
@@ -62,6 +64,9 @@ PING_S = 10.0
 
 OPEN_S = 300.0
 """How long the players may take to be built, in seconds."""
+
+SUPPLY_S = 6 * 3600.0
+"""How long a node may take to fetch or to prepare the data, in seconds; one that goes meanwhile is noticed at once."""
 
 LEAST_CPU = 0.001
 """What an actor that asks for nothing gets: a place must not be empty."""
@@ -134,11 +139,26 @@ class AdversaryActor(AdversaryWorker):
     def __init__(self) -> None:
         pass
 
+    def supply(self, config: Config, environment: Mapping[str, str]) -> None:
+        supply(config, environment)
+
     def open(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
     def ping(self) -> None:
         pass
+
+
+def supply(config: Config, environment: Mapping[str, str]) -> None:
+    """Have the players' data on this node, whoever asks first; environment: what may be needed to reach it (`credentials.passed`).
+
+    Raises: InputError that names the node.
+    """
+    received(environment)
+    try:
+        prepare(config)
+    except InputError as e:
+        raise InputError(f"on node {socket.gethostname()}: {e}") from e
 
 
 class Crew:
@@ -156,6 +176,10 @@ class Crew:
 
     def start(self, bundle: int) -> Any:
         return start(AdversaryActor, self.sizes[bundle], place=in_bundle(self.group, bundle))
+
+    def supply(self, names: Sequence[str]) -> list[Any]:
+        """Have the data on the nodes of adversaries; the references are for `gather`."""
+        return [self.seats[name].actor.supply.remote(self.config, passed()) for name in names]
 
     def open(self, names: Sequence[str]) -> list[Any]:
         """Build adversaries in their actors; the references are for `gather`."""
@@ -193,8 +217,11 @@ class Crew:
             time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
         for name in gone:
             self.replace(name)
-        opened = self.open(list(gone))
         room = Room(self.sizes, option="recovery.wait_s", patience_s=recovery.wait_s)
+        supplied = self.supply(list(gone))
+        attend(supplied, self.group, room, deadline_s=SUPPLY_S)
+        gather(supplied, deadline_s=PING_S)
+        opened = self.open(list(gone))
         attend(opened, self.group, room, deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
         gather(opened, deadline_s=PING_S)
         seconds = time.perf_counter() - started
@@ -221,12 +248,23 @@ class Crew:
 class GameHost:
     """The central actor: the privatizer, the loop, and the adversaries' actors, which end with it.
 
-    A plain class, built by `open`.
+    A plain class, built by `supply` and `open`.
     """
 
-    def open(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, snapshot: Snapshot | None = None) -> None:
-        """group: whose bundles the players have, this one the first; none: this process's own. snapshot: go on from there."""
+    def supply(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, environment: Mapping[str, str]) -> None:
+        """The actors of all players, with the data on each one's node.
+
+        group: whose bundles they have, this one the first; none: this process's own. environment: see `supply`.
+        """
+        received(environment)
         self.crew = Crew(config, sizes, group)
+        supplied = self.crew.supply(self.crew.names)
+        supply(config, environment)
+        gather(supplied, deadline_s=SUPPLY_S)
+
+    def open(self, snapshot: Snapshot | None = None) -> None:
+        """The players themselves; snapshot: go on from there."""
+        config, sizes = self.crew.config, self.crew.sizes
         opened = self.crew.open(self.crew.names)
         deadline_s = config.runtime.deadline_s
         self.game = Game(
@@ -436,19 +474,31 @@ class Room:
 
 
 def attend(
-    references: Sequence[Any], group: PlacementGroup | None, room: Room, *, deadline_s: float = math.inf, for_ever: bool = False
+    references: Sequence[Any],
+    group: PlacementGroup | None,
+    room: Room,
+    *,
+    deadline_s: float = math.inf,
+    for_ever: bool = False,
+    told: str | None = None,
 ) -> None:
     """Wait until all answers are there. Where a bundle of the group has no place, that is told, and the deadline begins anew.
 
+    told: what is said of a long wait.
+
     Raises: LostError at the deadline; InputError where there is no room for too long, but not `for_ever`.
     """
-    until = time.monotonic() + deadline_s
+    said = time.monotonic()
+    until = said + deadline_s
     while references and len(ray.wait(list(references), num_returns=len(references), timeout=LOOK_S)[0]) < len(references):
         if group is not None and placement_group_table(group)["state"] != "CREATED":
             room.lacks(for_ever=for_ever)
             until = time.monotonic() + deadline_s
         elif time.monotonic() > until:
             raise LostError(f"an actor did not answer within {deadline_s:g} s")
+        elif told is not None and time.monotonic() - said >= SAY_S:
+            said = time.monotonic()
+            print(told, file=sys.stderr, flush=True)
 
 
 def start(kind: type, size: Bundle, *, place: Any = None) -> Any:
@@ -480,7 +530,8 @@ def host_here(config: Config, sizes: Sequence[Bundle]) -> Iterator[GameHost]:
     """The game's host in this process, and its adversaries as actors in this process's placement group; they end with the block."""
     host = GameHost()
     try:
-        host.open(config, sizes, None)
+        host.supply(config, sizes, None, {})
+        host.open()
         yield host
     finally:
         host.crew.close()
@@ -512,7 +563,11 @@ class RayGame:
 
     def open(self) -> None:
         self.host = start(GameHost, self.sizes[0], place=in_bundle(self.group, 0))
-        opened = self.host.open.remote(self.config, self.sizes, self.group, self.saved)
+        supplied = self.host.supply.remote(self.config, self.sizes, self.group, passed())
+        told = "waiting for nodes that fetch or prepare the data"
+        attend([supplied], self.group, self.room(), deadline_s=self.config.recovery.wait_s + SUPPLY_S, told=told)
+        answer(supplied)
+        opened = self.host.open.remote(self.saved)
         attend([opened], self.group, self.room(), deadline_s=self.config.recovery.wait_s + OPEN_S)
         answer(opened)
         self.total_rounds, self.rounds_per_epoch = answer(self.host.length.remote())
@@ -662,6 +717,12 @@ def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeCon
             ray.cancel(reference, force=True)
 
 
+def equipped(environment: Mapping[str, str], work: Callable[..., None], arguments: Sequence[Any]) -> None:
+    """`work(*arguments)`, with what may be needed to reach the data."""
+    received(environment)
+    work(*arguments)
+
+
 def in_tasks(
     work: Callable[..., None],
     todo: Sequence[Sequence[Any]],
@@ -677,8 +738,8 @@ def in_tasks(
     Raises: InputError with the numbers where the cluster has no room for one; what a task raised, without Ray's wrapping.
     """
     ensure_room([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
-    task: Any = ray.remote(work).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
-    numbers = {task.remote(*arguments): i for i, arguments in enumerate(todo)}
+    task: Any = ray.remote(equipped).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
+    numbers = {task.remote(passed(), work, arguments): i for i, arguments in enumerate(todo)}
     waiting = list(numbers)
     try:
         while waiting:

@@ -104,6 +104,7 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
         data=data,
         data_dir=job.data_dir,
         cache_dir=job.cache_dir,
+        shared_cache=job.shared_cache,
         output=job.output or default,
         seed=job.seed,
         skip_corrupt=job.skip_corrupt,

@@ -114,7 +114,7 @@ def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target,
     target = None if rest[0].startswith("-") else find_target(rest.pop(0))
     base = AttackJob()
     if target is not None and (c := target.config) is not None:
-        same = ("data_dir", "cache_dir", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
+        same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
         base = dataclasses.replace(base, **{name: getattr(c, name) for name in same})
         base = dataclasses.replace(base, tracking=dataclasses.replace(base.tracking, run_name=None))
     job = absolute(read_flags(AttackJob, base, rest, usage=description))
@@ -214,7 +214,7 @@ def command_for(config: Config) -> str:
             words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
         else:
             words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return shlex.join(words)
+    return redacted(shlex.join(words))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -404,9 +404,11 @@ C = TypeVar("C", Config, AttackJob)
 
 
 def absolute(config: C) -> C:
-    """The same with absolute paths: a Ray actor has another working directory."""
-    paths = {n: getattr(config, n, None) for n in ("data_dir", "cache_dir", "output", "against")}
-    resolved: dict[str, Any] = {name: path.expanduser().resolve() for name, path in paths.items() if path is not None}
+    """The same with absolute paths: a Ray actor has another working directory. What a node has to expand stays as it is."""
+    paths = {n: getattr(config, n, None) for n in ("data_dir", "cache_dir", "shared_cache", "output", "against")}
+    if config.cache_dir is not None and (str(config.cache_dir).startswith("~") or "$" in str(config.cache_dir)):
+        del paths["cache_dir"]
+    resolved: dict[str, Any] = {n: path.expanduser().resolve() for n, path in paths.items() if isinstance(path, Path)}
     if config.tracking.undefended is not None:
         undefended = config.tracking.undefended.expanduser().resolve()
         resolved["tracking"] = dataclasses.replace(config.tracking, undefended=undefended)

@@ -6,6 +6,7 @@ flags tune them.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,11 @@ STRICT = ConfigDict(extra="forbid")
 def _require(ok: bool, where: str, value: object, need: str) -> None:
     if not ok:
         raise InputError(f"{where} is {value!r}; it must be {need}")
+
+
+def folder_or_uri(value: str | Path | None) -> str | Path | None:
+    """A URI (`s3://...`) stays text; anything else is a folder."""
+    return Path(value) if isinstance(value, str) and "://" not in value else value
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ class DataConfig:
     """At most so many training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
     mixture_seed: int = 9
     """Which mixture `gaussian` is; 9 is the reference's."""
+    digest: str = ""
+    """Name of the prepared store (`store` in a run's `config.json` ends with it): that one or none; where the cache or the shared
+    cache has it, no source is needed. None given: the store that the source makes."""
     mirror: bool = True
     """Show each training picture mirrored in half of the rounds (its target is mirrored too), unless it is a digit or a signal."""
     shift: int = 0
@@ -73,6 +82,7 @@ class DataConfig:
         _require(0 <= self.shift < self.image_size // 2, "data.shift", self.shift, "at least 0 and below half of data.image_size")
         _require(self.train_rows >= 0, "data.train_rows", self.train_rows, "at least 0")
         _require(self.mixture_seed >= 0, "data.mixture_seed", self.mixture_seed, "at least 0")
+        _require(re.fullmatch("([0-9a-f]{16})?", self.digest) is not None, "data.digest", self.digest, "16 digits of 0-9 and a-f")
         _require(self.num_identities >= 10, "data.num_identities", self.num_identities, "at least 10")
         _require(self.pictures_per_identity >= 1, "data.pictures_per_identity", self.pictures_per_identity, "at least 1")
 
@@ -458,10 +468,14 @@ class Config:
 
     preset: str = "custom"
     """Name of the preset this started from."""
-    data_dir: Path | None = None
-    """Folder in the data set's official layout; none for the embedded faces."""
+    data_dir: str | Path | None = None
+    """Folder in the data set's official layout, or a URI of one (s3://, gs://, file://), which a node fetches once; none for the
+    embedded faces."""
     cache_dir: Path | None = None
-    """Where prepared stores are kept; none given: `<data-dir>/.cpgan`, or the user's cache folder for the embedded faces."""
+    """Where a node keeps prepared stores and what it has fetched; `~` and $VARIABLES (in quotes) are each node's own. None given:
+    `<data-dir>/.cpgan`, or the user's cache folder for a URI and for the embedded faces."""
+    shared_cache: str | Path | None = None
+    """Folder or URI where nodes share prepared stores: who lacks one takes it from there, who has made one puts it there."""
     output: Path | None = None
     """The run's folder (`config.json`, `metrics.jsonl`, exported models, report); none given: `outputs/<preset>-<time>`."""
     skip_corrupt: bool = False
@@ -490,6 +504,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        for name in ("data_dir", "shared_cache"):
+            object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
         _require(self.k >= 1, "k", self.k, "at least 1")
         _require(self.privacy_weight >= 0, "privacy_weight", self.privacy_weight, "at least 0")
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
@@ -511,10 +527,12 @@ class AttackJob:
     """Run or report folder to compare with, picture by picture."""
     dataset: DatasetName | None = None
     """Which data set is attacked; none given: the run's, or for an encoder file `celeba` where there is a `--data-dir`."""
-    data_dir: Path | None = None
-    """Folder in the data set's official layout; none for the embedded faces."""
+    data_dir: str | Path | None = None
+    """Folder in the data set's official layout, or a URI of one; none for the embedded faces."""
     cache_dir: Path | None = None
     """Where prepared stores are kept; see train_celeba."""
+    shared_cache: str | Path | None = None
+    """Folder or URI where nodes share prepared stores; see train_celeba."""
     output: Path | None = None
     """Where the report goes; none given: `<run>/attack-<time>`, or `outputs/attack-<time>`."""
     seed: int = 0
@@ -527,6 +545,8 @@ class AttackJob:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        for name in ("data_dir", "shared_cache"):
+            object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
         _require(self.fail_above is None or 0 <= self.fail_above <= 1, "fail_above", self.fail_above, "between 0 and 1")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
 

@@ -6,6 +6,7 @@ of the environment: that is where they go as soon as they come in.
 
 import os
 import re
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 USERINFO = re.compile(r"""\b([a-z][a-z0-9+.-]*)://([^/\s"'@:]*):?([^/\s"']*)@""")
@@ -13,7 +14,8 @@ QUERY = re.compile(r"""([?&][\w-]*(?:secret|password|token|key|sig)[\w-]*=)[^&\s
 MLFLOW, S3 = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 VARIABLES = {"http": MLFLOW, "https": MLFLOW, "s3": S3}
 """Scheme -> where its user and password belong."""
-PASSED = (*MLFLOW, *S3, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI")
+PLACE = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
+PASSED = (*MLFLOW, *S3, *PLACE, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI")
 """What a process on another machine needs to reach the same stores."""
 
 
@@ -38,3 +40,8 @@ def redacted(text: str) -> str:
 def passed() -> dict[str, str]:
     """The variables of this process by which another one reaches the same stores."""
     return {name: os.environ[name] for name in PASSED if name in os.environ}
+
+
+def received(environment: Mapping[str, str]) -> None:
+    """What another process has `passed`, where this one has none of its own."""
+    os.environ.update({name: value for name, value in environment.items() if name not in os.environ})

@@ -17,7 +17,7 @@ from cpgan_ray.cli import REPRODUCTION, read_reproduction, stop_on_sigterm
 from cpgan_ray.comparison import CELL, Cell, findings, play, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
 from cpgan_ray.credentials import redacted
-from cpgan_ray.data import load
+from cpgan_ray.data import load, named
 from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
@@ -56,7 +56,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     status = "FAILED"
     try:
         missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
-        played(missing, job.config, folder, run, of=len(todo))
+        played(missing, named(job.config, dataset), folder, run, of=len(todo))
         values = [json.loads((folder / "cells" / cell.name / CELL).read_text()) for cell in todo]
         summary = conclude(values, folder, run)
         if theirs:

@@ -39,7 +39,7 @@ from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.cli import SEARCH, command_for, read_search, stop_on_sigterm
 from cpgan_ray.config import Config, SearchJob, override, to_json
 from cpgan_ray.credentials import passed, redacted
-from cpgan_ray.data import Dataset, label_columns, majority_logits
+from cpgan_ray.data import Dataset, label_columns, majority_logits, named
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Trial, hypervolume, points, reference_point, table, write
 from cpgan_ray.game import opponents, play_in_process
@@ -482,7 +482,9 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
     ensure_reachable(job.config)
     parent = open_run(job, folder, resume=resume)
     majority = majority_guess(dataset, job.config.data.labels)
-    shared = Shared(job=job, sizes=sizes, parent=parent.run_id, majority=majority, environment=passed())
+    same = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in found)  # one store for all trials
+    told = dataclasses.replace(job, config=named(job.config, dataset)) if same else job
+    shared = Shared(job=told, sizes=sizes, parent=parent.run_id, majority=majority, environment=passed())
     trainable = tune.with_resources(
         tune.with_parameters(play_trial, shared=shared),
         lambda spec: tune.PlacementGroupFactory(

@@ -15,7 +15,7 @@ from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import politely, stop_on_sigterm
 from cpgan_ray.config import Config, to_json
 from cpgan_ray.credentials import redacted
-from cpgan_ray.data import Dataset, ensure_learnable, load
+from cpgan_ray.data import Dataset, ensure_learnable, load, named
 from cpgan_ray.data.base import rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
@@ -141,7 +141,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = ready(config)
     with ExitStack() as players:
-        game = players.enter_context(context.host(config, snapshot))
+        game = players.enter_context(context.host(named(config, dataset), snapshot))
         with Tracker(
             config,
             output,

@@ -15,6 +15,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from cpgan_ray import actors
 from cpgan_ray.actors import INLINE_BYTES, RayGame, bundles, connect, reserve, share
 from cpgan_ray.config import Config, NeuralConfig, RidgeConfig, RuntimeConfig, override
 from cpgan_ray.errors import InputError
@@ -139,6 +140,15 @@ def test_bad_input_that_only_an_actor_can_see_reaches_the_driver_as_bad_input(ti
     with pytest.raises(InputError, match=message), RayGame(on_ray(tiny("ridge", changes=changes))):
         pass
     assert all_is_free_again()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_long_wait_for_the_data_of_a_node_is_told(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(actors, "LOOK_S", 0.05)
+    monkeypatch.setattr(actors, "SAY_S", 0.1)  # to start an actor takes longer
+    with RayGame(on_ray(tiny("ridge"))):
+        pass
+    assert {*capsys.readouterr().err.splitlines()} == {"waiting for nodes that fetch or prepare the data"}
 
 
 @pytest.mark.usefixtures("ray_session")

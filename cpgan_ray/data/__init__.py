@@ -1,17 +1,20 @@
 """Data sets: from a folder in its official layout to a prepared, memory-mapped store, and to the batches of each round.
 
-A data set is an entry of `DATASETS`: a function that makes its store unless it is there and returns the store's folder.
-To add one, write a module with such a function (`store.build` does the writing) and enter it here. One
-that fits into memory needs no more than a reader that returns `Samples`, entered as a `Small`.
+A data set is an entry of `DATASETS`: a `Recipe`, by which a source becomes a store (node.py says when, and where it goes). To add
+one, write a module with a function that returns its `Draft` (`store.build` does the writing) and enter it here. One that fits into
+memory needs no more than a reader that returns `Samples`, entered as a `Small`.
 """
 
+import dataclasses
 import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, small, store, svhn
+from cpgan_ray.credentials import passed, received, redacted
+from cpgan_ray.data import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, node, small, store, svhn
+from cpgan_ray.data.node import Recipe
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import Small
 from cpgan_ray.data.store import Dataset, Split, open_store
@@ -27,6 +30,7 @@ __all__ = [
     "label_columns",
     "load",
     "majority_logits",
+    "named",
     "open_store",
     "prepare",
     "shares",
@@ -34,64 +38,82 @@ __all__ = [
 
 
 def load(config: Config, *, progress: bool = True) -> Dataset:
-    """The data set of a run, prepared if need be and opened. Many processes may call this at once: one prepares.
+    """The data set of a run, fetched or prepared if need be and opened. Many processes may call this; one of each node does it.
 
     Raises:
         InputError: see `prepare`, `store.open_store` and `task.label_columns`.
     """
     dataset = open_store(prepare(config, progress=progress))
+    if config.data.digest and dataset.digest != config.data.digest:
+        raise store.damaged(dataset.folder, f"it holds store {dataset.digest}")
     label_columns(dataset, config.data.labels)
-    return dataset
+    again = partial(load_elsewhere, named(config, dataset), passed())
+    return dataclasses.replace(dataset, again=again, shared=config.shared_cache)
+
+
+def load_elsewhere(config: Config, environment: Mapping[str, str]) -> Dataset:
+    """The same in a process on another node, which may need the environment to reach it."""
+    received(environment)
+    return load(config)
+
+
+def named(config: Config, dataset: Dataset) -> Config:
+    """The same configuration for players on any node: with this store or none, and no look at the source where a node has it."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, digest=dataset.digest))
 
 
 def prepare(config: Config, *, progress: bool = True) -> Path:
-    """Make the store of a run's data set unless it is there; returns its folder, which any process can `open_store`.
+    """Have the store of a run's data set on this node; returns its folder, which any process of the node can `open_store`.
 
     Raises:
         InputError: the data set cannot be read or the store not be written; says what to do.
     """
-    return DATASETS[config.data.dataset](config, progress)
+    return node.prepare(DATASETS[config.data.dataset], config, progress=progress)
 
 
-def user_cache() -> Path:
-    """Where stores go whose data set has no folder of its own."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpgan_ray"
-
-
-def _celeba(config: Config, progress: bool) -> Path:
+def _celeba_source(config: Config, cache: Path) -> Path:
     if config.data_dir is None:
         raise InputError("data_dir is None; the celeba data set is read from a folder: give it with --data-dir")
-    return celeba.prepare(config.data_dir, config.cache_dir or config.data_dir / ".cpgan", config, progress=progress)
+    return Path(config.data_dir)
 
 
-def _faces(config: Config, progress: bool) -> Path:
-    """Draw the faces into `<cache>/faces-...` in CelebA's layout, unless they are there, and go on as with CelebA."""
+def _drawn(config: Config, cache: Path) -> Path:
+    """Draw the faces into `<cache>/faces-...` in CelebA's layout, unless they are there."""
     if config.data_dir is not None:
-        raise InputError(
-            f"data_dir is {config.data_dir}, but faces are drawn, not read: leave it out, or add --data.dataset celeba"
-        )
-    root = config.cache_dir or user_cache()
+        told = redacted(str(config.data_dir))
+        raise InputError(f"data_dir is {told}, but faces are drawn, not read: leave it out, or add --data.dataset celeba")
     people, each = config.data.num_identities, config.data.pictures_per_identity
     recipe = Path(faces.__file__).read_bytes() + f"{people} {each}".encode()  # the faces change with the code that draws them
-    folder = root / f"faces-{hashlib.sha256(recipe).hexdigest()[:16]}"
+    folder = cache / f"faces-{hashlib.sha256(recipe).hexdigest()[:16]}"
     if not folder.is_dir():
         with store.locked(folder):
             if not folder.is_dir():
                 faces.write_faces(folder, num_identities=people, pictures_per_identity=each)
-    return celeba.prepare(folder, root, config, progress=progress)
+    return folder
 
 
-def _small(how: Small) -> Callable[[Config, bool], Path]:
-    return lambda config, progress: small.prepare(how, config, cache=user_cache(), progress=progress)
+def _small(how: Small) -> Recipe:
+    return Recipe(
+        settings=lambda config: small.settings(how, config),
+        draft=lambda source, config, progress: small.draft(how, source, config, progress=progress),
+        source=lambda config, cache: small.source(how, config, cache),
+        needs_folder=how.needs_folder,
+    )
 
 
 def _genki4k(source: Path, data: DataConfig) -> Samples:
     return genki4k.read(source, image_size=data.image_size)
 
 
-DATASETS: dict[str, Callable[[Config, bool], Path]] = {
-    "faces": _faces,
-    "celeba": _celeba,
+_CELEBA = Recipe(
+    settings=celeba.settings,
+    draft=lambda source, config, progress: celeba.draft(source, config, progress=progress),
+    source=_celeba_source,
+    needed=celeba.needed,
+)
+DATASETS: dict[str, Recipe] = {
+    "faces": dataclasses.replace(_CELEBA, source=_drawn, needs_folder=False),
+    "celeba": _CELEBA,
     "mnist": _small(Small(mnist.files, lambda source, data: mnist.read(source))),
     "har": _small(Small(har.files, lambda source, data: har.read(source))),
     "genki4k": _small(Small(genki4k.files, _genki4k, settings=("image_size",), mirrored=True)),

@@ -37,6 +37,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import store
+from cpgan_ray.data.node import Draft
 from cpgan_ray.errors import InputError
 
 PICTURES, ATTRIBUTES = "img_align_celeba", "list_attr_celeba.txt"
@@ -84,31 +85,29 @@ class Annotations:
     """(N,) int64: 0 train, 1 val, 2 test; None where the split does not need it."""
 
 
-def prepare(source: Path, root: Path, config: Config, *, processes: int | None = None, progress: bool = True) -> Path:
-    """Make the store of the data set in `source` under `root`, unless it is there: returns `<root>/<digest>`, absolute.
+def draft(source: Path, config: Config, *, processes: int | None = None, progress: bool = True) -> Draft:
+    """The store of the data set in `source`, not made yet.
 
     Pictures are decoded by `processes` processes; none given: one per core if there are many pictures.
 
     Raises:
-        InputError: a file is missing, malformed or contradicts another; a picture is missing or cannot be decoded (unless
-            `config.skip_corrupt`); a label is unknown; people are in two splits; a split is empty; `root` cannot be written.
+        InputError: a file is missing; then, as the store is built: a file is malformed or contradicts another; a picture is missing
+            or cannot be decoded (unless `config.skip_corrupt`); a label is unknown; people are in two splits; a split is empty.
     """
     if not source.is_dir():
         raise InputError(f"data folder {source} does not exist or is no folder: give one in the CelebA layout with --data-dir")
     pictures = find_pictures(source)
     files = {name: find_file(source, name) for name in annotation_files(config.data)}
-    digest = digest_of(pictures, files, data=config.data, skip_corrupt=config.skip_corrupt)
-    folder = root.absolute() / digest
-    if folder.is_dir():
-        return folder
-    with store.locked(folder):
-        if not folder.is_dir():
-            annotations = read_annotations(files, labels=config.data.labels)
-            made_of = {"path": str(source.absolute()), **_settings(config.data, skip_corrupt=config.skip_corrupt)}
-            with _decoder(pictures, annotations.names, config, processes=processes) as fetch:
-                plan = _plan(pictures, annotations, fetch=fetch, source=made_of, digest=digest, config=config)
-                store.build(folder, plan, progress=progress)
-    return folder
+    digest = digest_of(pictures, files, settings=settings(config))
+
+    def build(folder: Path) -> None:
+        annotations = read_annotations(files, labels=config.data.labels)
+        made_of = {"path": str(source.absolute()), **settings(config)}
+        with _decoder(pictures, annotations.names, config, processes=processes) as fetch:
+            plan = _plan(pictures, annotations, fetch=fetch, source=made_of, digest=digest, config=config)
+            store.build(folder, plan, progress=progress)
+
+    return Draft(digest, build)
 
 
 def _plan(
@@ -206,14 +205,24 @@ def _zipped(path: Path) -> Pictures:
     return Pictures(path=path, stamps={name: entry.CRC for name, entry in members.items()}, members=members)
 
 
-def _settings(data: DataConfig, *, skip_corrupt: bool) -> dict[str, object]:
+def settings(config: Config) -> dict[str, object]:
+    """What the store depends on beside the files."""
     keys = ("dataset", "image_size", "crop", "split")
-    return {**{key: getattr(data, key) for key in keys}, "skip_corrupt": skip_corrupt}
+    return {**{key: getattr(config.data, key) for key in keys}, "skip_corrupt": config.skip_corrupt}
 
 
-def digest_of(pictures: Pictures, files: dict[str, Path], *, data: DataConfig, skip_corrupt: bool) -> str:
+def needed(names: Sequence[str], config: Config) -> list[str]:
+    """Which of the files below a folder, by their names with slashes, are read."""
+    texts = [place + name for name in annotation_files(config.data) for place in ("", "Anno/", "Eval/")]
+    folders = [f"{PICTURES}/{PICTURES}/", f"{PICTURES}/", f"Img/{PICTURES}/"]
+    pictures = next((folder for folder in folders if any(name.startswith(folder) for name in names)), None)
+    zips = [name for name in (f"{PICTURES}.zip", f"Img/{PICTURES}.zip") if pictures is None and name in names][:1]
+    return [name for name in names if name in texts or name in zips or (pictures and name.startswith(pictures))]
+
+
+def digest_of(pictures: Pictures, files: dict[str, Path], *, settings: dict[str, object]) -> str:
     """16 hexadecimal digits that change whenever the store would: settings, annotations, names and sizes of the pictures."""
-    total = hashlib.sha256(json.dumps([store.FORMAT, _settings(data, skip_corrupt=skip_corrupt)]).encode())
+    total = hashlib.sha256(json.dumps([store.FORMAT, settings]).encode())
     for name, path in files.items():
         total.update(f"\n{name} {hashlib.sha256(_read(path)).hexdigest()}\n".encode())
     kind = "sizes" if pictures.members is None else "checksums"

@@ -14,16 +14,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from cpgan_ray.data.base import Batch, pictures
-from cpgan_ray.data.store import SPLITS, Dataset, Split, checksum, damaged, locked, progress_bar, read_json, verify
+from cpgan_ray.data.shared import SharedCache
+from cpgan_ray.data.store import SPLITS, Dataset, Split, checksum, checksums, damaged, locked, progress_bar, read_json, verify
 from cpgan_ray.errors import InputError
 from cpgan_ray.streams import torch_seed
 
+SUMMARY = "summary.json"
 DEFAULT_COMPONENTS = 256
 """What is computed for those who need the mean picture alone, so that they share the cache with the others."""
 SAMPLE_ROWS = 10_000
@@ -98,30 +100,42 @@ def targets(projection: Projection, split: Split, batch: Batch) -> tuple[np.ndar
 def projection(dataset: Dataset, *, components: int, progress: bool = True) -> Projection:
     """The projection on `components` leading components, or on as many as there are rows or pixels if those are fewer.
 
-    Computed once, by seeded subspace iteration over blocks of pictures, and kept in `<store>/projection-<components>/`.
+    Computed once, by seeded subspace iteration over blocks of pictures, and kept in `<store>/projection-<components>/`; or taken
+    from where nodes share theirs, and put there. Two nodes' own may differ in the last bits, as their processors do.
 
     Raises:
         InputError: the store's folder cannot be written to, what is kept there is damaged, or the pictures are all the same one.
     """
     folder = dataset.folder / f"projection-{components}"
     if not folder.is_dir():
+        shared = None if dataset.shared is None else SharedCache(dataset.shared)
+        name = f"{dataset.digest}/{folder.name}-{checksums(dataset.folder)['train.arrow']}"
+        files: dict[str, Any] = {"manifest": SUMMARY, "checksums": _checksums, "progress": progress}
+        computed = False
         ensure_varied(dataset)
         with locked(folder):
-            if not folder.is_dir():
+            if not (folder.is_dir() or (shared is not None and shared.take(name, folder, **files))):
                 beside = folder.with_name(folder.name + ".partial")
                 shutil.rmtree(beside, ignore_errors=True)
                 beside.mkdir()
                 number = min(components, len(dataset.train), int(np.prod(dataset.image_shape)))
                 _compute(beside, dataset.train, number, mirrored=dataset.nature.mirrored, progress=progress)
                 beside.rename(folder)
-    summary = read_json(folder, "summary.json", kind=Summary)
-    verify(folder, {f"{name}.npy": checksum for name, checksum in summary.sha256.items()})
+                computed = True
+        if shared is not None and computed:
+            shared.put(name, folder, **files)
+    summary = read_json(folder, SUMMARY, kind=Summary)
+    verify(folder, _checksums(folder))
     try:
         # copy on write: torch warns of read-only
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in summary.sha256}
         return Projection(**arrays, total_variance=summary.total_variance)
     except (OSError, TypeError, ValueError) as e:
         raise damaged(folder, f"it is not complete ({' '.join(str(e).split())[:200]})") from e
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {f"{name}.npy": told for name, told in read_json(folder, SUMMARY, kind=Summary).sha256.items()}
 
 
 def ensure_varied(dataset: Dataset) -> None:
@@ -157,7 +171,7 @@ def _compute(folder: Path, split: Split, num_components: int, *, mirrored: bool,
     for name, array in (("mean", mean), ("components", components), ("parity", parity), ("residual", residual)):
         np.save(folder / f"{name}.npy", array)
     checksums = {path.stem: checksum(path) for path in folder.glob("*.npy")}
-    (folder / "summary.json").write_text(json.dumps({"total_variance": total / len(split), "sha256": checksums}))
+    (folder / SUMMARY).write_text(json.dumps({"total_variance": total / len(split), "sha256": checksums}))
 
 
 def _coordinates(projection: Projection, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

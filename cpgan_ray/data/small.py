@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cpgan_ray.config import Config, DataConfig
+from cpgan_ray.credentials import redacted
 from cpgan_ray.data import store
+from cpgan_ray.data.node import Draft
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.errors import InputError
 
@@ -28,44 +30,49 @@ class Small:
     """Whether a mirror image is a sample of the same kind."""
 
 
-def prepare(small: Small, config: Config, *, cache: Path, progress: bool) -> Path:
-    """Make the store under `cache`, or under the data folder's `.cpgan`, unless it is there: returns its folder, absolute.
+def source(small: Small, config: Config, cache: Path) -> Path:
+    """The data folder; of a data set that needs none, the cache.
 
-    Raises:
-        InputError: no data folder, or one that is not needed; what the reader raises; the place cannot be written to.
+    Raises: InputError where there is no data folder, or one that is not needed.
     """
-    name, source = config.data.dataset, config.data_dir
-    if not small.needs_folder and source is not None:
-        raise InputError(f"data_dir is {source}, but the {name} data set needs no folder: leave it out")
-    if small.needs_folder and source is None:
+    name, folder = config.data.dataset, config.data_dir
+    if not small.needs_folder and folder is not None:
+        raise InputError(f"data_dir is {redacted(str(folder))}, but the {name} data set needs no folder: leave it out")
+    if small.needs_folder and folder is None:
         raise InputError(f"data_dir is None; the {name} data set is read from a folder: give it with --data-dir")
-    if source is not None and not source.is_dir():
-        raise InputError(f"data folder {source} does not exist or is no folder: give that of the {name} data set with --data-dir")
-    where = {} if source is None else {"path": str(source.absolute())}
-    root = config.cache_dir or (cache if source is None else source / ".cpgan")
-    source = source or root
-    made_of: dict[str, object] = {
-        "dataset": name,
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"data folder {folder} does not exist or is no folder: give that of the {name} data set with --data-dir")
+    return cache if folder is None else Path(folder)
+
+
+def settings(small: Small, config: Config) -> dict[str, object]:
+    """What the store depends on beside the files."""
+    return {
+        "dataset": config.data.dataset,
         **{field: getattr(config.data, field) for field in (*small.settings, "train_rows")},
     }
+
+
+def draft(small: Small, source: Path, config: Config, *, progress: bool) -> Draft:
+    """The store of the data set in `source`, not made yet.
+
+    Raises: InputError where a file is missing; then, as the store is built, what the reader raises.
+    """
+    made_of = settings(small, config)
     total = hashlib.sha256(json.dumps([store.FORMAT, made_of]).encode())
     for path in small.files(source):
         with path.open("rb") as file:
             total.update(f"\n{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    folder = root.absolute() / total.hexdigest()[:16]
-    if not folder.is_dir():
-        with store.locked(folder):
-            if not folder.is_dir():
-                samples = small.read(source, config.data)
-                plan = plan_of(
-                    samples,
-                    digest=folder.name,
-                    source=where | made_of,
-                    mirrored=small.mirrored,
-                    train_rows=config.data.train_rows,
-                )
-                store.build(folder, plan, progress=progress)
-    return folder
+    digest = total.hexdigest()[:16]
+    where = {"path": str(source.absolute())} if small.needs_folder else {}
+
+    def build(folder: Path) -> None:
+        samples = small.read(source, config.data)
+        train_rows = config.data.train_rows
+        plan = plan_of(samples, digest=digest, source=where | made_of, mirrored=small.mirrored, train_rows=train_rows)
+        store.build(folder, plan, progress=progress)
+
+    return Draft(digest, build)
 
 
 def plan_of(samples: Samples, *, digest: str, source: dict[str, object], mirrored: bool, train_rows: int = 0) -> store.Plan:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from cpgan_ray.errors import InputError
 
+MANIFEST = "manifest.json"
 FORMAT = 2
 """Version of the files; part of every digest, so that a new version never reads old files."""
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
@@ -110,6 +111,25 @@ class Dataset:
     test: Split
     skipped: tuple[str, ...] = ()
     """Pictures that were missing or could not be decoded, and were left out."""
+    again: Callable[[], "Dataset"] | None = None
+    """How a node that has not got the folder gets it; pickled with the rest."""
+    shared: str | Path | None = None
+    """Where nodes share what is made of it (`Config.shared_cache`)."""
+
+    def __reduce__(self) -> tuple[Callable[..., "Dataset"], tuple[dict[str, Any]]]:
+        return elsewhere, ({f.name: getattr(self, f.name) for f in fields(self) if f.name not in SPLITS},)
+
+
+def elsewhere(values: dict[str, Any]) -> Dataset:
+    """A data set in another process: its store is where it was, or the node gets its own.
+
+    Raises: InputError where it cannot; see `Dataset.again`.
+    """
+    folder: Path = values["folder"]
+    if values["again"] is not None and not folder.is_dir():
+        folder = values["again"]().folder
+    train, val, test = (open_split(folder / f"{name}.arrow") for name in SPLITS)
+    return Dataset(**{**values, "folder": folder}, train=train, val=val, test=test)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,6 +182,7 @@ class Manifest:
 
     format: Literal[FORMAT]  # pyright: ignore[reportInvalidTypeForm]
     digest: str
+    source: dict[str, Any]
     label_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     nature: Nature
@@ -176,14 +197,14 @@ def open_store(folder: Path) -> Dataset:
         InputError: the store or one of its files is missing, truncated or damaged.
     """
     folder = folder.absolute()
-    manifest = read_json(folder, "manifest.json", kind=Manifest)
+    manifest = read_json(folder, MANIFEST, kind=Manifest)
     for name in SPLITS:
         path, told = folder / f"{name}.arrow", manifest.splits.get(name)
         if told is None or not path.is_file():
             raise damaged(folder, f"{path.name} is missing")
         if path.stat().st_size != told.bytes:
             raise damaged(folder, f"{path.name} has {path.stat().st_size} bytes instead of {told.bytes}")
-    verify(folder, {f"{name}.arrow": told.sha256 for name, told in manifest.splits.items()})
+    verify(folder, checksums(folder))
     splits = {}
     for name in SPLITS:
         path = folder / f"{name}.arrow"
@@ -204,6 +225,14 @@ def open_store(folder: Path) -> Dataset:
         skipped=manifest.skipped,
         **splits,
     )
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """What the manifest in a folder tells of each file of the store: its SHA-256.
+
+    Raises: InputError where the manifest is missing or damaged.
+    """
+    return {f"{name}.arrow": told.sha256 for name, told in read_json(folder, MANIFEST, kind=Manifest).splits.items()}
 
 
 def open_split(path: Path) -> Split:
@@ -233,8 +262,16 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def damaged(folder: Path, what: str) -> InputError:
-    return InputError(f"prepared store {folder}: {what}: delete this folder, it is prepared again")
+class Damaged(InputError):
+    """A prepared folder is not what was written."""
+
+    what: str = ""
+
+
+def damaged(folder: Path, what: str) -> Damaged:
+    error = Damaged(f"prepared store {folder}: {what}: delete this folder, it is prepared again")
+    error.what = what
+    return error
 
 
 K = TypeVar("K")
@@ -263,7 +300,7 @@ VERIFIED = "verified.json"
 """What `verify` remembers: the state of each file when its checksum was right."""
 
 
-def verify(folder: Path, checksums: Mapping[str, str]) -> None:
+def verify(folder: Path, expected: Mapping[str, str]) -> None:
     """Make sure that the files in `folder` are those that were written, by their SHA-256.
 
     Each node does that once: hashing 7.5 GB (200,000 pictures of 112 x 112) takes 7 s of a core, too much for every actor. What was
@@ -273,14 +310,14 @@ def verify(folder: Path, checksums: Mapping[str, str]) -> None:
 
     Raises: InputError naming the file that is another one.
     """
-    if _is_verified(folder, checksums):
+    if _is_verified(folder, expected):
         return
     with locked(folder) if os.access(folder.parent, os.W_OK) else contextlib.nullcontext():
-        if _is_verified(folder, checksums):  # by whoever held the lock
+        if _is_verified(folder, expected):  # by whoever held the lock
             return
         try:
-            before = _states(folder, checksums)
-            wrong = next((name for name, expected in checksums.items() if checksum(folder / name) != expected), None)
+            before = _states(folder, expected)
+            wrong = next((name for name, told in expected.items() if checksum(folder / name) != told), None)
         except OSError as e:
             raise damaged(folder, f"{Path(e.filename).name} cannot be read ({e.strerror})") from e
         if wrong is not None:
@@ -338,7 +375,7 @@ def build(folder: Path, plan: Plan, *, progress: bool = True) -> None:
         shutil.rmtree(partial)
         raise
     skipped = [*plan.missing, *(name for split in SPLITS for name in _skipped(partial / f"{split}.arrow"))]
-    checksums = {f"{name}.arrow": checksum(partial / f"{name}.arrow") for name in splits}
+    found = {f"{name}.arrow": checksum(partial / f"{name}.arrow") for name in splits}
     manifest = {
         "format": FORMAT,
         "digest": plan.digest,
@@ -347,18 +384,18 @@ def build(folder: Path, plan: Plan, *, progress: bool = True) -> None:
         "image_shape": plan.image_shape,
         "nature": asdict(plan.nature),
         "splits": {
-            name: {"rows": len(split), "bytes": (path := partial / f"{name}.arrow").stat().st_size, "sha256": checksums[path.name]}
+            name: {"rows": len(split), "bytes": (path := partial / f"{name}.arrow").stat().st_size, "sha256": found[path.name]}
             for name, split in splits.items()
         },
         "skipped": skipped,
     }
-    with replacing(partial / "manifest.json") as beside:
+    with replacing(partial / MANIFEST) as beside:
         beside.write_text(json.dumps(manifest, indent=1) + "\n")
-    _remember(partial, _states(partial, checksums))
+    _remember(partial, _states(partial, found))
     partial.rename(folder)
     _sync(folder.parent)
     if skipped:
-        _say(f"{len(skipped)} of {total + len(plan.missing)} pictures left out: missing or not decodable, first {skipped[0]!r}")
+        say(f"{len(skipped)} of {total + len(plan.missing)} pictures left out: missing or not decodable, first {skipped[0]!r}")
 
 
 def _write_split(partial: Path, name: str, plan: Plan, *, advance: Callable[[int], None]) -> Split:
@@ -459,7 +496,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0.2)
         except Timeout:
-            _say(f"waiting for another process that makes {folder}")
+            say(f"waiting for another process that makes {folder}")
             lock.acquire()
         try:
             yield
@@ -491,7 +528,7 @@ def progress_bar(total: int, *, what: str, unit: str, show: bool = True) -> Iter
         bar.update(count)
         if bar.disable and show and time.monotonic() - said >= 10:
             said = time.monotonic()
-            _say(f"{what}: {done} of {total} {unit}, {said - start:.0f} s")
+            say(f"{what}: {done} of {total} {unit}, {said - start:.0f} s")
 
     try:
         yield advance
@@ -499,5 +536,5 @@ def progress_bar(total: int, *, what: str, unit: str, show: bool = True) -> Iter
         bar.close()
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)

@@ -179,7 +179,7 @@ class Tracker:
         }
         mlflow.log_params(params | dict(more))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}
-        local = ("output", "data_dir", "cache_dir", "runtime.", "recovery.", "tracking.")
+        local = ("output", "data_dir", "cache_dir", "shared_cache", "data.digest", "runtime.", "recovery.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
         mlflow.set_tags({f"changed.{name}": str(value) for name, value in changed.items()})
         with warnings.catch_warnings():
