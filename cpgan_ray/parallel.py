@@ -25,7 +25,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from pyarrow.fs import FileSystem
-from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
@@ -399,9 +398,12 @@ class Witness(UserCallback):
 
 
 def cause(errors: dict[int, Exception]) -> str:
-    """Who was lost: those whose process is gone; the others had errors for want of them."""
-    gone = {rank: e for rank, e in errors.items() if isinstance(getattr(e, "_base_exc", e), RayActorError)} or errors
-    return "; ".join(f"privatizer worker {rank}: {one_line(getattr(e, '_base_exc', e))}" for rank, e in sorted(gone.items()))
+    """Who was lost: those whose process does not answer; what the others raised for want of them only where all have answered."""
+    gone = {rank: getattr(e, "health_check_failure", None) for rank, e in errors.items()}
+    found = {rank: e for rank, e in gone.items() if e is not None} or {
+        rank: getattr(e, "_base_exc", e) for rank, e in errors.items()
+    }
+    return "; ".join(f"privatizer worker {rank}: {one_line(e)}" for rank, e in sorted(found.items()))
 
 
 class ParallelHost:
