@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -68,10 +68,16 @@ OPEN_S = 300.0
 SUPPLY_S = 6 * 3600.0
 """How long a node may take to fetch or to prepare the data, in seconds; one that goes meanwhile is noticed at once."""
 
+END_S = 10.0
+"""How long a host may take to end its workers, in seconds."""
+
 LEAST_CPU = 0.001
 """What an actor that asks for nothing gets: a place must not be empty."""
 
 Bundle = dict[str, float]
+
+DESK: Bundle = {"memory": 1.0}
+"""Place of a host that computes nothing: one byte, so that the workers and adversaries can have all CPUs."""
 
 
 class RaySeat:
@@ -251,6 +257,8 @@ class GameHost:
     A plain class, built by `supply` and `open`.
     """
 
+    calls_at_once = 1
+
     def supply(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, environment: Mapping[str, str]) -> None:
         """The actors of all players, with the data on each one's node.
 
@@ -308,6 +316,18 @@ class GameHost:
 
     def weights(self) -> dict[str, dict[str, Any]]:
         return self.game.weights()
+
+    def workers_group(self) -> None:
+        """There are none: see parallel.ParallelHost."""
+
+
+def host_kind(config: Config) -> Any:
+    """The class of the central actor: GameHost, or where the privatizer has several workers parallel.ParallelHost."""
+    if config.privatizer.num_workers == 1:
+        return GameHost
+    from cpgan_ray.parallel import ParallelHost  # it imports Ray Train, which takes a second or two
+
+    return ParallelHost
 
 
 def in_bundle(group: PlacementGroup | None, bundle: int) -> Any:
@@ -380,14 +400,15 @@ def knock(address: str) -> None:
 def bundles(
     config: Config, names: Sequence[str], *, cluster: Mapping[str, float], nodes: Sequence[float] | None = None
 ) -> list[Bundle]:
-    """What each actor needs, the privatizer's first.
+    """What each actor needs, the privatizer's first, or those of its workers.
 
     CPUs that are not set are 1 each, or an equal share where the cluster has fewer CPUs than actors. nodes: CPUs of each node.
 
     Raises: InputError with the numbers where the sum does not fit the cluster.
     """
     total = cluster.get("CPU", 0.0)
-    sizes = shares(config, names, cpus=divisible([total] if nodes is None else nodes, len(names) + 1))
+    actors = config.privatizer.num_workers + len(names)
+    sizes = shares(config, names, cpus=divisible([total] if nodes is None else nodes, actors))
     ensure_room(sizes, cluster, config.runtime)
     return sizes
 
@@ -399,11 +420,11 @@ def divisible(nodes: Sequence[float], actors: int) -> float:
 
 
 def shares(config: Config, names: Sequence[str], *, cpus: float) -> list[Bundle]:
-    """What each actor needs, the privatizer's first, where they have `cpus` CPUs between them."""
-    r = config.runtime
-    fair = min(1.0, cpus / (len(names) + 1)) or 1.0  # none yet: it has still to grow
+    """What each actor needs, the privatizer's first, or those of its workers, where they have `cpus` CPUs between them."""
+    r, workers = config.runtime, config.privatizer.num_workers
+    fair = min(1.0, cpus / (len(names) + workers)) or 1.0  # none yet: it has still to grow
     own = [(a.cpus, a.gpus) if (a := config.adversaries.get(name)) else (None, None) for name in names]  # a spare has no settings
-    wanted = [(r.privatizer_cpus, r.privatizer_gpus)]
+    wanted = [(r.privatizer_cpus, r.privatizer_gpus)] * workers
     wanted += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in own]
     sizes = [{"CPU": fair if c is None else c, "GPU": g} for c, g in wanted]
     return [{kind: amount for kind, amount in s.items() if amount} or {"CPU": LEAST_CPU} for s in sizes]
@@ -473,6 +494,12 @@ class Room:
         return f"{len(self.sizes)} processes need {needed}, the cluster has {there}"
 
 
+def waiting(sizes: Sequence[Bundle]) -> bool:
+    """Whether a placement group of these bundles, whosoever, has no place: Ray Train does not tell which is its own."""
+    found = [g for g in placement_group_table().values() if g["state"] in ("PENDING", "RESCHEDULING")]
+    return any(list(g["bundles"].values()) == list(sizes) for g in found)
+
+
 def attend(
     references: Sequence[Any],
     group: PlacementGroup | None,
@@ -481,18 +508,22 @@ def attend(
     deadline_s: float = math.inf,
     for_ever: bool = False,
     told: str | None = None,
+    workers: Room | None = None,
 ) -> None:
     """Wait until all answers are there. Where a bundle of the group has no place, that is told, and the deadline begins anew.
 
-    told: what is said of a long wait.
+    told: what is said of a long wait; workers: those of the privatizer, which are in a placement group of their own.
 
-    Raises: LostError at the deadline; InputError where there is no room for too long, but not `for_ever`.
+    Raises: LostError at the deadline; InputError where there is no room for too long, but not `for_ever` for those of the group.
     """
     said = time.monotonic()
     until = said + deadline_s
     while references and len(ray.wait(list(references), num_returns=len(references), timeout=LOOK_S)[0]) < len(references):
         if group is not None and placement_group_table(group)["state"] != "CREATED":
             room.lacks(for_ever=for_ever)
+            until = time.monotonic() + deadline_s
+        elif workers is not None and waiting(workers.sizes):
+            workers.lacks()
             until = time.monotonic() + deadline_s
         elif time.monotonic() > until:
             raise LostError(f"an actor did not answer within {deadline_s:g} s")
@@ -501,9 +532,10 @@ def attend(
             print(told, file=sys.stderr, flush=True)
 
 
-def start(kind: type, size: Bundle, *, place: Any = None) -> Any:
+def start(kind: type, size: Bundle, *, place: Any = None, calls_at_once: int = 1) -> Any:
     """An actor of a plain class; `open` builds it. Without a place it goes where its creator's placement group has room."""
     options: dict[str, Any] = {"num_cpus": size.get("CPU", 0), "num_gpus": size.get("GPU", 0), "max_restarts": 0}
+    options |= {"max_concurrency": calls_at_once} if calls_at_once > 1 else {}
     return ray.remote(kind).options(**options, scheduling_strategy=place).remote()
 
 
@@ -554,7 +586,12 @@ class RayGame:
         names = [*opponents(config), *["spare"] * config.recovery.spares]
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         self.sizes = bundles(config, names, cluster=ray.cluster_resources(), nodes=nodes)
-        self.group = reserve(self.sizes, config.runtime)
+        self.kind, workers = host_kind(config), config.privatizer.num_workers
+        self.workers = self.sizes[:workers] if workers > 1 else []  # in places that Ray Train takes for them
+        self.places = [DESK, *self.sizes[workers:]] if self.workers else self.sizes
+        self.workers_group: PlacementGroup | None = None
+        self.host: Any = None
+        self.group = reserve(self.places, config.runtime)
         try:
             self.open()
         except BaseException:
@@ -562,18 +599,23 @@ class RayGame:
             raise
 
     def open(self) -> None:
-        self.host = start(GameHost, self.sizes[0], place=in_bundle(self.group, 0))
-        supplied = self.host.supply.remote(self.config, self.sizes, self.group, passed())
+        self.host = start(self.kind, self.places[0], place=in_bundle(self.group, 0), calls_at_once=self.kind.calls_at_once)
+        supplied = self.host.supply.remote(self.config, [self.sizes[0], *self.places[1:]], self.group, passed())
         told = "waiting for nodes that fetch or prepare the data"
         attend([supplied], self.group, self.room(), deadline_s=self.config.recovery.wait_s + SUPPLY_S, told=told)
         answer(supplied)
         opened = self.host.open.remote(self.saved)
-        attend([opened], self.group, self.room(), deadline_s=self.config.recovery.wait_s + OPEN_S)
+        deadline_s = self.config.recovery.wait_s + OPEN_S
+        attend([opened], self.group, self.room(), deadline_s=deadline_s, workers=self.room_of_workers())
         answer(opened)
         self.total_rounds, self.rounds_per_epoch = answer(self.host.length.remote())
+        self.workers_group = answer(self.host.workers_group.remote())
 
     def room(self) -> Room:
-        return Room(self.sizes, option="recovery.wait_s", patience_s=self.config.recovery.wait_s)
+        return Room(self.places, option="recovery.wait_s", patience_s=self.config.recovery.wait_s)
+
+    def room_of_workers(self) -> Room | None:
+        return Room(self.workers, option="recovery.wait_s", patience_s=self.config.recovery.wait_s) if self.workers else None
 
     def play(self, rounds: int) -> Any:
         """Start up to `rounds` more rounds; `get` waits for their metrics."""
@@ -584,9 +626,12 @@ class RayGame:
         while True:
             host, reference, rounds = started
             try:
-                attend([reference], self.group, self.room(), for_ever=True)  # the host gives up, if anybody
+                # where an adversary's place is missing the host gives up, if anybody
+                attend([reference], self.group, self.room(), for_ever=True, workers=self.room_of_workers())
                 played: Played = answer(reference)
                 self.events += played.events
+                if played.events:
+                    self.workers_group = answer(host.workers_group.remote())
                 fresh = [m for m in played.metrics if m["round"] >= self.known]
                 if fresh:
                     self.known = int(fresh[-1]["round"]) + 1
@@ -604,7 +649,8 @@ class RayGame:
         draining: dict[str, int] = ray_state.get_draining_nodes()
         if not draining:
             return False
-        places = placement_group_table(self.group)["bundles_to_node_id"].values()
+        groups = [group for group in (self.group, self.workers_group) if group is not None]
+        places = {node for group in groups for node in placement_group_table(group)["bundles_to_node_id"].values()}
         here = draining.keys() & {ray.get_runtime_context().get_node_id(), *places}
         for node in here - self.going:
             told = f"node {node[:12]} of this game is about to go: checkpoints every {WARNED_S:g} s until then"
@@ -626,6 +672,7 @@ class RayGame:
             if self.failures > recovery.max_failures:
                 raise LostError(f"{lost}; that is more than recovery.max_failures = {recovery.max_failures}") from lost
             ray.kill(self.host)
+            self.free_workers()
             try:
                 self.open()
                 break
@@ -661,8 +708,18 @@ class RayGame:
     def weights(self) -> dict[str, dict[str, Any]]:
         return self.ask(lambda host: host.weights.remote())
 
+    def free_workers(self) -> None:
+        """End the privatizer's workers: their places outlive a host that is killed."""
+        if self.workers_group is not None:
+            remove_placement_group(self.workers_group)
+            self.workers_group = None
+
     def close(self) -> None:
         """End the actors and free their places."""
+        if self.workers and self.host is not None:
+            with suppress(LostError):
+                answer(self.host.end.remote(), deadline_s=END_S)
+            self.free_workers()
         remove_placement_group(self.group)
 
     def __enter__(self) -> "RayGame":

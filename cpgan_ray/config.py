@@ -119,6 +119,8 @@ class PrivatizerConfig:
     """How the rate goes from its peak over the run, for the privatizer and the utility head."""
     average: float = 0.0
     """Decay of the exponential moving average of the weights that is released in the end; 0: the last weights."""
+    num_workers: int = 1
+    """Processes that share each batch between them, data-parallel; more than one: a worker group of Ray Train."""
 
     def __post_init__(self) -> None:
         _require(self.width >= 1, "privatizer.width", self.width, "at least 1")
@@ -127,6 +129,7 @@ class PrivatizerConfig:
         _require(self.learning_rate > 0, "privatizer.learning_rate", self.learning_rate, "positive")
         _require(self.weight_decay >= 0, "privatizer.weight_decay", self.weight_decay, "at least 0")
         _require(0 <= self.average < 1, "privatizer.average", self.average, "in [0, 1)")
+        _require(self.num_workers >= 1, "privatizer.num_workers", self.num_workers, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,9 +335,10 @@ class RuntimeConfig:
     threads: int = 0
     """Torch threads of each process; 0: as many as its CPUs (all cores for the local backend)."""
     privatizer_cpus: float | None = None
-    """CPUs of the privatizer's actor; none given: 1, or an equal share where the cluster is smaller than that."""
+    """CPUs of the privatizer's actor, or of each of its workers; none given: 1, or an equal share where the cluster is smaller than
+    that."""
     privatizer_gpus: float = 0.0
-    """GPUs of the privatizer's actor, fractions allowed."""
+    """GPUs of the privatizer's actor, fractions allowed, or of each of its workers."""
     adversary_cpus: float | None = None
     """CPUs of each adversary's actor; none given: 1, or an equal share where the cluster is smaller than that."""
     adversary_gpus: float = 0.0
@@ -511,6 +515,33 @@ class Config:
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 4, "batch_size", self.batch_size, "at least 4")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        if self.privatizer.num_workers > 1:
+            _check_workers(self)
+
+
+def _check_workers(c: Config) -> None:
+    """What a privatizer of several workers cannot be."""
+    told = f"privatizer.num_workers is {c.privatizer.num_workers}"
+    if c.runtime.backend == "local":
+        raise InputError(f"{told}, but runtime.backend is 'local', one process: set --runtime.backend ray, or one worker")
+    if c.privatizer.num_workers > c.batch_size:
+        raise InputError(f"{told}, more than a batch has pictures, {c.batch_size}: lower it")
+    if c.utility.family == "shake":
+        raise InputError(f"{told}, but a utility head 'shake' mixes its branches by draws for the batch as a whole: set one worker")
+    if c.runtime.compile:
+        raise InputError(
+            f"{told}, with --runtime.compile: their batch norms talk to each other in mid-network; leave one of the two out"
+        )
+    if c.runtime.privatizer_gpus % 1 and c.runtime.device != "cpu":
+        raise InputError(
+            f"{told}, on {c.runtime.privatizer_gpus:g} GPUs each: NCCL needs whole ones, set --runtime.privatizer-gpus 1"
+        )
+
+
+def _check_one_process(c: Config, where: str) -> None:
+    if c.privatizer.num_workers > 1:
+        workers = c.privatizer.num_workers
+        raise InputError(f"privatizer.num_workers is {workers}, but {where} gives each game one privatizer process: set it to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -590,6 +621,7 @@ class SearchJob:
         for name in ("max_r2", "min_accuracy"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
+        _check_one_process(self.config, "a search")
 
 
 MechanismName = Literal[
@@ -638,6 +670,7 @@ class ReproduceJob:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for value in self.lambdas:
             _require(0 <= value < float("inf"), "lambda", value, "finite and at least 0")
+        _check_one_process(self.config, "a comparison")
 
 
 def to_json(config: Any) -> dict[str, Any]:

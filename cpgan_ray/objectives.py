@@ -27,6 +27,17 @@ def utility_loss(logits: Tensor, y: Tensor, *, positive_share: Tensor | None = N
     return F.binary_cross_entropy_with_logits(logits, y, weight=weight)
 
 
+def utility_mass(y: Tensor, *, of_one_label: bool, positive_share: Tensor | None = None) -> Tensor:
+    """What `utility_loss` divides by, in rows: their number, or of one label's weighted classes the sum of their weights; a scalar.
+
+    The loss on a whole batch is the mean over its parts of theirs, weighted by this.
+    """
+    if positive_share is None or not of_one_label:
+        return y.new_tensor(float(len(y)))
+    share = positive_share.clamp(1e-3, 1 - 1e-3)
+    return (1 / (len(share) * share))[y[:, 0].long()].sum()
+
+
 def of_classes(logits: Tensor | np.ndarray, y: Tensor | np.ndarray) -> bool:
     """Whether logits (N, C) are of one label's classes, y (N, 1), and not of L labels that are 0/1, y (N, L)."""
     return logits.shape[1] != y.shape[1]

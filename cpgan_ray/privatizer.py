@@ -1,8 +1,9 @@
 """The defender: encoder and utility head with their optimisers; one step of the privatizer's side of the game."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from cpgan_ray.data import Dataset
 from cpgan_ray.data.projection import projection
 from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.nets.privatizers import Whitened
-from cpgan_ray.objectives import utility_loss
+from cpgan_ray.objectives import of_classes, utility_loss, utility_mass
 from cpgan_ray.process import autocast, compile_networks, torch_stream
 
 
@@ -36,11 +37,61 @@ def fit_input(privatizer: nn.Module, dataset: Dataset) -> None:
             part.fit(basis.mean, basis.components, basis.coordinates)
 
 
+class Peers(Protocol):
+    """Those that share a batch, each with a copy of the defender, as one of them sees them: all make the same calls in the same
+    order. Alone, or parallel.Group."""
+
+    count: int
+    rank: int
+
+    def own(self, num_rows: int) -> slice:
+        """Which of so many rows are this one's."""
+        ...
+
+    def gather(self, part: Tensor, num_rows: int) -> Tensor:
+        """Everybody's rows, in order, from this one's."""
+        ...
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of what each has."""
+        ...
+
+    def average(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The mean of what each has, for each of some tensors."""
+        ...
+
+    def joined(self, network: nn.Module) -> nn.Module:
+        """What is called in training in the place of a network: it normalises and draws as if the whole batch were here, and
+        its parameters' gradients are the mean of everybody's."""
+        ...
+
+
+class Alone:
+    """The whole batch is here."""
+
+    count, rank = 1, 0
+
+    def own(self, num_rows: int) -> slice:
+        return slice(0, num_rows)
+
+    def gather(self, part: Tensor, num_rows: int) -> Tensor:
+        return part
+
+    def total(self, value: Tensor) -> Tensor:
+        return value
+
+    def average(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return list(values)
+
+    def joined(self, network: nn.Module) -> nn.Module:
+        return network
+
+
 @dataclass
 class Pending:
     """Codes that were released and await their step."""
 
-    code: Tensor  # (B, k), with its graph
+    code: Tensor  # (B, k), with its graph; of this one's rows, where there are peers
     copies: dict[str, Tensor] = field(default_factory=dict)  # the parameters that the graph leads to; none: the encoder's own
     grad: Tensor | None = None  # (B, k) of the utility loss
 
@@ -51,6 +102,9 @@ class Defender:
     A round is `release`, `utility`, `step`: the code's graph is kept between them, and the utility's half of its gradient is
     taken while the adversaries still work on theirs. With `ahead` the next codes are released before the step on the last ones;
     theirs is then a delayed gradient, the one at the weights that they were released with.
+
+    With peers it gets the pictures and labels of its own rows. The gradients of its parameters are the mean over all peers, so each
+    takes that of `peers.count` times its share of the loss.
     """
 
     def __init__(
@@ -61,8 +115,9 @@ class Defender:
         positive_share: np.ndarray,
         total_rounds: int,
         device: torch.device,
+        peers: Peers | None = None,
     ) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.peers = config, device, peers or Alone()
         with torch_stream(config.seed, "privatizer", "weights"):
             privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
             head = build_head(config.utility, k=config.k, num_labels=len(positive_share), image_shape=image_shape)
@@ -78,6 +133,7 @@ class Defender:
         self.schedules = {name: torch.optim.lr_scheduler.LambdaLR(o, decay) for name, o in self.optimisers.items()}
         averaging = get_ema_multi_avg_fn(p.average)
         self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
+        self.joined = {name: self.peers.joined(part) for name, part in self.net.items()}
         self.pending: deque[Pending] = deque()
         if config.runtime.compile:
             compile_networks(privatizer, head)
@@ -95,7 +151,7 @@ class Defender:
                 pending = Pending(functional_call(encoder, copies, (x,)), copies)
             else:
                 self.pending.clear()
-                pending = Pending(encoder(x))
+                pending = Pending(self.joined["privatizer"](x))
         self.pending.append(pending)
         return pending.code.detach()
 
@@ -108,23 +164,28 @@ class Defender:
         z = pending.code.detach().requires_grad_()
         self.optimisers["head"].zero_grad(set_to_none=True)
         with torch_stream(self.config.seed, "head", round), autocast(self.device, self.config.precision):
-            logits = self.net["head"](z).float()
+            logits = self.joined["head"](z).float()
         loss = utility_loss(logits, y, positive_share=self.positive_share)
-        value = float(loss.detach())
+        mass = utility_mass(y, of_one_label=of_classes(logits, y), positive_share=self.positive_share)
+        share = mass / self.peers.total(mass)
+        value = float(self.peers.total(loss.detach() * share))
         if not np.isfinite(value):
             raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")
-        loss.backward()
+        loss.backward(share * self.peers.count)
         pending.grad = z.grad
         return value, logits.detach()
 
     def step(self, grad_z: Tensor | None, *, move_head: bool = True) -> None:
-        """One step on the gradient of L_U plus `grad_z` (B, k), that of the weighted privacy term."""
+        """One step on the gradient of L_U plus `grad_z` (B, k), that of the weighted privacy term, of all peers' rows."""
         pending = self.pending.popleft()
         assert pending.grad is not None
         self.optimisers["privatizer"].zero_grad(set_to_none=True)
-        pending.code.backward(pending.grad if grad_z is None else pending.grad + grad_z)
-        for name, copy in pending.copies.items():
-            self.net["privatizer"].get_parameter(name).grad = copy.grad
+        if grad_z is not None:
+            pending.grad = pending.grad + self.peers.count * grad_z[self.peers.own(len(grad_z))]
+        pending.code.backward(pending.grad)
+        copied = {name: copy.grad for name, copy in pending.copies.items() if copy.grad is not None}
+        for name, grad in zip(copied, self.peers.average(list(copied.values())), strict=True):
+            self.net["privatizer"].get_parameter(name).grad = grad
         self.optimisers["privatizer"].step()
         self.schedules["privatizer"].step()
         if move_head:

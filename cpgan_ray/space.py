@@ -87,8 +87,8 @@ def dimension(text: str, config: Config, *, grid: bool) -> Dimension:
 
 def field_type(name: str, config: Config) -> tuple[Any, Range | None]:
     """Type of a field by its dotted name, and the range declared for it."""
-    places = ("output", "data_dir", "cache_dir", "shared_cache", "data.digest")
-    known = [n for n in flatten(config) if n not in ("seed", "preset", *places)]
+    kept = ("seed", "preset", "output", "data_dir", "cache_dir", "shared_cache", "data.digest", "privatizer.num_workers")
+    known = [n for n in flatten(config) if n not in kept]
     known = [n for n in known if not n.startswith(("runtime.", "tracking.", "attacks."))]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or ("k", "privacy_weight")

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,8 +78,10 @@ class LocalGame:
 
 
 def on_ray(config: Config) -> bool:
-    """Whether the players get actors. `auto`: with one adversary or none there is nothing to overlap, so they stay in-process."""
-    return config.runtime.backend == "ray" or (config.runtime.backend == "auto" and len(opponents(config)) > 1)
+    """Whether the players get actors. `auto`: with one adversary or none there is nothing to overlap, so they stay in-process,
+    unless the privatizer has several workers."""
+    several = len(opponents(config)) > 1 or config.privatizer.num_workers > 1
+    return config.runtime.backend == "ray" or (config.runtime.backend == "auto" and several)
 
 
 @contextmanager
@@ -141,7 +143,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = ready(config)
     with ExitStack() as players:
-        game = players.enter_context(context.host(named(config, dataset), snapshot))
+        game = players.enter_context(context.host(named(replace(config, output=output), dataset), snapshot))
         with Tracker(
             config,
             output,

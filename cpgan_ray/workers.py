@@ -20,10 +20,10 @@ from cpgan_ray.data import Dataset, label_columns, load, shares
 from cpgan_ray.data.base import batch, consecutive, pictures, rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
-from cpgan_ray.messages import Feedback, Metrics, Outcome, Release
+from cpgan_ray.messages import Batch, Feedback, Metrics, Outcome, Release
 from cpgan_ray.nets.export import export_programs
 from cpgan_ray.objectives import accuracy, aggregate_weights, mean_balanced_accuracy, privacy_term, recovered_share, utility_loss
-from cpgan_ray.privatizer import Defender, fit_input, to_input
+from cpgan_ray.privatizer import Alone, Defender, Peers, fit_input, to_input
 from cpgan_ray.process import pick_device, set_up_process, torch_stream
 from cpgan_ray.streams import stream
 
@@ -31,11 +31,14 @@ EVALUATION_BLOCK = 500
 
 
 class PrivatizerWorker:
-    """The central player: privatizer, utility head, and the pictures and labels they learn from."""
+    """The central player: privatizer, utility head, and the pictures and labels they learn from.
 
-    def __init__(self, config: Config, *, threads: int, gpu_share: float = 0.0) -> None:
+    With peers each computes on its own rows, and all have the whole of every result.
+    """
+
+    def __init__(self, config: Config, *, threads: int, gpu_share: float = 0.0, peers: Peers | None = None) -> None:
         set_up_process(threads=threads, gpu_share=gpu_share)
-        self.config = config
+        self.config, self.peers = config, peers or Alone()
         self.device = pick_device(config.runtime.device)
         self.dataset: Dataset = load(config)
         self.columns = label_columns(self.dataset, config.data.labels)
@@ -47,6 +50,7 @@ class PrivatizerWorker:
             positive_share=shares(self.dataset, config.data.labels),
             total_rounds=self.rounds_per_epoch * config.epochs,
             device=self.device,
+            peers=self.peers,
         )
 
         fit_input(self.defender.net["privatizer"], self.dataset)
@@ -64,15 +68,24 @@ class PrivatizerWorker:
             mirror=self.config.data.mirror and self.dataset.nature.mirrored,
             shift=self.config.data.shift,
         )
-        z = self.defender.release(to_input(pictures(self.dataset.train, chosen), self.device), ahead=ahead)
+        own = self.part(chosen)
+        z = self.defender.release(to_input(pictures(self.dataset.train, own), self.device), ahead=ahead)
+        z = self.peers.gather(z, len(chosen.rows))
         if not bool(torch.isfinite(z).all()):
             raise FloatingPointError(f"the privatizer's codes are not finite in round {round}: lower the learning rates")
         return Release(round=round, batch=chosen, z=z.cpu().numpy())
 
+    def part(self, chosen: Batch) -> Batch:
+        """This one's rows of a batch."""
+        own = self.peers.own(len(chosen.rows))
+        return Batch(rows=chosen.rows[own], mirrored=chosen.mirrored[own], shift=chosen.shift[own])
+
     def utility(self, release: Release) -> Metrics:
         """Utility loss and its gradients on what was just released."""
         y = self.labels["train"][release.batch.rows]
-        loss, logits = self.defender.utility(torch.from_numpy(y).float().to(self.device), round=release.round)
+        own = torch.from_numpy(y[self.peers.own(len(y))]).float().to(self.device)
+        loss, logits = self.defender.utility(own, round=release.round)
+        logits = self.peers.gather(logits, len(y))
         return {"utility/loss": loss, "utility/batch_accuracy": float(accuracy(logits.cpu().numpy(), y).mean())}
 
     def privacy_weight(self, round: int) -> float:
@@ -105,13 +118,19 @@ class PrivatizerWorker:
         edges = np.linspace(0, num_rows, -(-num_rows // EVALUATION_BLOCK) + 1).astype(int)  # even: batch statistics need rows
         for start, stop in pairwise(edges.tolist()):
             rows = consecutive(start, stop)
-            z = self.defender.current_codes(to_input(self.split(split).take(rows.rows), self.device))
+            own = self.split(split).take(self.part(rows).rows)
+            z = self.peers.gather(self.defender.current_codes(to_input(own, self.device)), len(rows.rows))
             yield Release(round=round, batch=rows, z=z.cpu().numpy(), split=split)
+
+    def encode(self, block: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Codes and logits of pictures (B, H, W, C), by the weights that are handed out."""
+        z, logits = self.defender.codes(to_input(block[self.peers.own(len(block))], self.device))
+        return self.peers.gather(z, len(block)), self.peers.gather(logits, len(block))
 
     def codes(self, split: str, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Codes (N, k) and logits (N, L or C) of a whole split, of its mirrored pictures if wanted."""
         blocks = self.split(split).iter_batches(EVALUATION_BLOCK)
-        parts = [self.defender.codes(to_input(b[:, :, ::-1].copy() if mirrored else b, self.device)) for b in blocks]
+        parts = [self.encode(b[:, :, ::-1].copy() if mirrored else b) for b in blocks]
         z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return z, logits
 
@@ -122,18 +141,19 @@ class PrivatizerWorker:
             split = self.split(name)
             rows = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
             blocks = np.array_split(rows, -(-len(rows) // EVALUATION_BLOCK))
-            parts = [self.defender.codes(to_input(split.take(block), self.device))[0] for block in blocks]
+            parts = [self.encode(split.take(block))[0] for block in blocks]
             found[name] = (rows, torch.cat(parts).cpu().numpy())
         return found
 
     def outcome(self) -> Outcome:
-        """All that the evaluation needs, so that the players can go."""
+        """All that the evaluation needs, so that the players can go; the programs are with the first of the peers alone."""
         found = {split: self.codes(split) for split in ("train", "val", "test")}
         codes = {split: z for split, (z, _) in found.items()}
         if self.dataset.nature.mirrored:
             codes |= {f"{split}_mirrored": self.codes(split, mirrored=True)[0] for split in ("train", "val")}
         train = self.dataset.train
-        programs = export_programs(self.defender.released, k=self.config.k, image_shape=train.image_shape, dtype=train.dtype)
+        first, shape = self.peers.rank == 0, train.image_shape
+        programs = export_programs(self.defender.released, k=self.config.k, image_shape=shape, dtype=train.dtype) if first else {}
         return Outcome(codes=codes, logits={split: found[split][1] for split in ("val", "test")}, programs=programs)
 
     def utility_on(self, split: str, logits: np.ndarray) -> Metrics:

@@ -19,6 +19,7 @@ FLOORS = (
     {"game", "evaluation", "frontier", "mechanisms"},
     {
         "actors",
+        "parallel",
         "search",
         "tracking",
         "cli",
@@ -35,7 +36,7 @@ FLOORS = (
     },
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
-HOMES = {"ray": {"actors", "search", "bench", "chaos"}, "mlflow": {"tracking"}}
+HOMES = {"ray": {"actors", "parallel", "search", "bench", "chaos"}, "mlflow": {"tracking"}}
 """Libraries and the only modules that may import them."""
 
 MODULES = sorted(p.relative_to(ROOT) for p in (ROOT / PACKAGE).rglob("*.py"))
