@@ -110,6 +110,7 @@ def side_by_side(theirs: Sequence[Place], ours: Sequence[Place], dataset: str) -
         one.set_xlabel(UNITS[dataset], fontsize=8)
         one.set_xscale("log")
         one.grid(color=figures.GRID, linewidth=0.6)
+        one.set_axisbelow(True)
         one.tick_params(labelsize=7)
     panels[0].set_ylabel("accuracy on the test split", fontsize=8)
     figure.legend(

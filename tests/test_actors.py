@@ -153,7 +153,8 @@ def test_a_long_wait_for_the_data_of_a_node_is_told(tiny, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_answer_that_is_later_than_the_deadline_stops_the_game(tiny):
-    config = tiny("decoder", changes={"runtime.deadline_s": 1e-4, "recovery.max_failures": 0})
+    slow = {"adversaries.decoder.steps": 200}  # which it makes before its next answer
+    config = tiny("decoder", changes={"runtime.deadline_s": 1e-4, "recovery.max_failures": 0} | slow)
     with (
         RayGame(on_ray(config)) as game,
         pytest.raises(RuntimeError, match=r"0\.0001 s \(runtime\.deadline_s\).*max_failures = 0"),
