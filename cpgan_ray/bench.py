@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import psutil
-import tyro
 
 from cpgan_ray import cli
 from cpgan_ray.config import (
@@ -104,6 +103,10 @@ class Settings:
         for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.nodes < 0:
+            raise InputError(f"nodes is {self.nodes}; it must be at least 0")
+        if not self.crowds or min(self.crowds) < 1:
+            raise InputError(f"crowds is {self.crowds}; it must be one or more numbers of at least 1")
         if len(self.adversaries) < 2 or self.adversaries[0] != 1:
             raise InputError(f"adversaries is {self.adversaries}; it must be 1 and one or more larger numbers")
 
@@ -524,7 +527,7 @@ def rounded(value: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    s = tyro.cli(Settings, args=arguments, description=__doc__)
+    s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=__doc__ or "")
     with tempfile.TemporaryDirectory(prefix="cpgan-bench-") as folder:
         measure = measure_memory if s.memory else measure_checkpoints if s.checkpoints else measure_speed
         measure = measure_orchestration if s.nodes else measure

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import tyro
 
 from cpgan_ray import cli
 from cpgan_ray.checkpoint import Checkpoints
@@ -83,7 +82,7 @@ class Tally:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    s = tyro.cli(Settings, args=arguments, description=__doc__)
+    s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=__doc__ or "")
     with tempfile.TemporaryDirectory(prefix="cpgan-chaos-") as folder:
         result = play_havoc(s, Path(folder))
     if s.json:

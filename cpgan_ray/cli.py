@@ -396,7 +396,9 @@ def one_line(box: str) -> str:
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
     return re.sub(
-        r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags): )?", "", text
+        r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
+        "",
+        text,
     )
 
 

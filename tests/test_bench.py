@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from cpgan_ray.bench import num_bytes
 from cpgan_ray.messages import Batch, Feedback, Release
@@ -50,3 +51,16 @@ def test_orchestration_is_measured_on_several_nodes():
     for count in (1, 3):
         assert result[f"round_over_slowest_k{count}"] >= 1
         assert 0 < result[f"privatizer_cpu_ms_k{count}"] < 200, "it sleeps while they do"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--nodes -1", "nodes is -1; it must be at least 0"),
+        ("--nodes 2 --crowds 4 0", "crowds is (4, 0); it must be one or more numbers of at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(flags, said):
+    done = subprocess.run([sys.executable, "-m", "cpgan_ray.bench", *flags.split()], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {said}\n"
