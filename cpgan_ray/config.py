@@ -176,6 +176,9 @@ class GameConfig:
     """Over so many first epochs the privacy weight rises linearly from 0."""
     scored_share: Annotated[float, Range(0.1, 0.5, (0.1, 0.25, 0.5), log=False)] = 0.25
     """Share of a batch that the hold-out adversaries are scored on (they are fitted on the rest)."""
+    gradient_norms: bool = False
+    """Log in every round how strongly each side of the game pulls at the privatizer's weights (`utility/grad_norm`,
+    `privacy/grad_norm`); takes a second backward pass."""
 
     def __post_init__(self) -> None:
         _require(self.temperature > 0, "game.temperature", self.temperature, "positive")
@@ -517,6 +520,8 @@ class Config:
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
         if self.privatizer.num_workers > 1:
             _check_workers(self)
+        if self.game.gradient_norms and self.runtime.compile:
+            raise InputError("game.gradient_norms takes two backward passes, runtime.compile has but one: leave one of the two out")
 
 
 def _check_workers(c: Config) -> None:
@@ -528,6 +533,8 @@ def _check_workers(c: Config) -> None:
         raise InputError(f"{told}, more than a batch has pictures, {c.batch_size}: lower it")
     if c.utility.family == "shake":
         raise InputError(f"{told}, but a utility head 'shake' mixes its branches by draws for the batch as a whole: set one worker")
+    if c.game.gradient_norms:
+        raise InputError(f"{told}, with game.gradient_norms: each would see those of its own rows; leave one of the two out")
     if c.runtime.compile:
         raise InputError(
             f"{told}, with --runtime.compile: their batch norms talk to each other in mid-network; leave one of the two out"

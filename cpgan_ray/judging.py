@@ -32,20 +32,26 @@ ERRORS = "errors.npz"
 MAX_ERRORS_BYTES = 256 << 20
 """No array of it is read that is larger."""
 ATTACKER = (
-    "Eve reads codes z on the wire and wants the pictures behind them. She knows the privatizer and can run it (white box): she "
-    "makes pairs of codes and pictures, fits a reconstructor on them, and applies it to codes of people she has never seen. Her "
-    "pictures are the defender's own training set (variant 'leaked') or others (variant 'fresh')."
+    "Eve reads codes z on the wire and wants the {samples} behind them. She knows the privatizer and can run it (white box): she "
+    "makes pairs of codes and {samples}, fits a reconstructor on them, and applies it to codes of {unseen} she has never seen. Her "
+    "{samples} are the defender's own training set (variant 'leaked') or others (variant 'fresh')."
 )
-NOT_COVERED = (
-    "She does not change the code, ask the classifier, or combine several codes of one person. No person is in two of the sets."
-)
+NOT_COVERED = {
+    True: "She does not change the code, ask the classifier, or combine several codes of one person. No person is in two of the "
+    "sets.",
+    False: "She does not change the code or ask the classifier. No two of the sets share any of the {samples}.",
+}
 LIMITS = (
     "The number is that of the attacks made here; a better attack finds more. An attack marked as not saturated would itself have.",
     "The code is deterministic: it carries no differential-privacy guarantee, and none is claimed.",
-    "Attackers with a generative prior (GAN, diffusion) or with side information about a person are not among the attacks.",
-    "R2 weighs all pixels alike: a small detail that identifies a person may hide in a small R2. See the worst pictures, the "
-    "identity linkage and the attribute map.",
+    "Attackers with a generative prior (GAN, diffusion) or with side information about {whom} are not among the attacks.",
 )
+HIDDEN = {
+    True: "R2 weighs all values alike: a small detail that identifies a person may hide in a small R2. See the worst {samples}, "
+    "the identity linkage and the attribute map.",
+    False: "R2 weighs all values alike: a small detail that matters may hide in a small R2. See the worst {samples}.",
+}
+"""Of data about people, and of other data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +128,7 @@ def judge_codes(
         **as_json(verdict),
         "references": references(verdict, undefended),
         "threat_model": threat_model(material),
-        "limits": list(LIMITS),
+        "limits": limits(material.dataset),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     if against is not None:
@@ -172,9 +178,27 @@ def strongest_of(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
 
 
+def nouns(dataset: Dataset) -> dict[str, str]:
+    """What the values of a data set are called. `unseen`: those that no attack was fitted on."""
+    samples = "pictures" if dataset.train.dtype == np.uint8 else "samples"
+    people = about_people(dataset)
+    return {"samples": samples, "unseen": "people" if people else samples, "whom": "a person" if people else "a sample"}
+
+
+def about_people(dataset: Dataset) -> bool:
+    """Whether samples are known to be some person's: otherwise each is by itself."""
+    return any(len(np.unique(part.identity)) < len(part) for part in (dataset.train, dataset.val, dataset.test))
+
+
+def limits(dataset: Dataset) -> list[str]:
+    """What the number does not say."""
+    return [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
+
+
 def threat_model(material: Material) -> dict[str, Any]:
     """Who attacks, with what, in words; and the sets with their sizes."""
     dataset = material.dataset
+    called = nouns(dataset)
     mine, kept = people_apart(dataset.val.identity, seed=material.seed)
     sets = []
     for name, rows, use in (
@@ -186,8 +210,8 @@ def threat_model(material: Material) -> dict[str, Any]:
         split = getattr(dataset, name.split(",")[0])
         sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})
     return {
-        "attacker": ATTACKER,
-        "not_covered": NOT_COVERED,
+        "attacker": ATTACKER.format(**called),
+        "not_covered": NOT_COVERED[about_people(dataset)].format(**called),
         "sets": sets,
     }
 

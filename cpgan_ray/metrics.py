@@ -3,6 +3,7 @@
 DICTIONARY = {
     "utility/loss": "utility loss L_U on the round's batch",
     "utility/batch_accuracy": "mean accuracy over the labels on the round's batch",
+    "utility/grad_norm": "norm of L_U's gradient at the privatizer's weights in the round, with --game.gradient-norms",
     "utility/val_loss": "L_U on the validation split, each epoch",
     "utility/val_accuracy": "mean accuracy over the labels on the validation split, each epoch",
     "utility/val_balanced_accuracy": "mean of (TPR + TNR) / 2 over the labels on the validation split, each epoch",
@@ -15,6 +16,7 @@ DICTIONARY = {
     "adversary/<name>/mse": "its mean squared error on pictures in [-1, 1]",
     "adversary/<name>/weight": "weight of its gradient in the aggregate",
     "privacy/training_r2": "the largest of the training adversaries' R2 in the round; never a privacy result",
+    "privacy/grad_norm": "norm of the weighted privacy term's gradient at them, with --game.gradient-norms",
     "privacy/strongest_r2": "R2 of the strongest fresh attack on the test split, at the end: the privacy number",
     "privacy/strongest_r2_low": "lower end of its 95 % bootstrap interval over people",
     "privacy/strongest_r2_high": "upper end",

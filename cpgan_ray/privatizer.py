@@ -14,10 +14,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.projection import projection
+from cpgan_ray.messages import Metrics
 from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.nets.privatizers import Whitened
 from cpgan_ray.objectives import of_classes, utility_loss, utility_mass
 from cpgan_ray.process import autocast, compile_networks, torch_stream
+
+GRADIENT_NORMS = ("utility/grad_norm", "privacy/grad_norm")
 
 
 def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
@@ -94,6 +97,20 @@ class Pending:
     code: Tensor  # (B, k), with its graph; of this one's rows, where there are peers
     copies: dict[str, Tensor] = field(default_factory=dict)  # the parameters that the graph leads to; none: the encoder's own
     grad: Tensor | None = None  # (B, k) of the utility loss
+
+
+def utility_gradient(pending: Pending, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Of the utility loss alone, at the parameters that the codes' graph leads to; the graph is kept."""
+    found = torch.autograd.grad(pending.code, leaves, pending.grad, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
+
+
+def gradient_norms(of_utility: Sequence[Tensor], leaves: Sequence[Tensor]) -> Metrics:
+    """Euclidean norms of the utility's gradient, and of what the whole one is beside it: the weighted privacy term's."""
+    whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
+    rest = [a - b for a, b in zip(whole, of_utility, strict=True)]
+    parts = zip(GRADIENT_NORMS, (of_utility, rest), strict=True)
+    return {name: float(torch.cat([g.flatten() for g in some]).norm()) for name, some in parts}
 
 
 class Defender:
@@ -175,14 +192,20 @@ class Defender:
         pending.grad = z.grad
         return value, logits.detach()
 
-    def step(self, grad_z: Tensor | None, *, move_head: bool = True) -> None:
-        """One step on the gradient of L_U plus `grad_z` (B, k), that of the weighted privacy term, of all peers' rows."""
+    def step(self, grad_z: Tensor | None, *, move_head: bool = True) -> Metrics:
+        """One step on the gradient of L_U plus `grad_z` (B, k), that of the weighted privacy term, of all peers' rows.
+
+        Returns the norms of both over the encoder's parameters, where the configuration wants them.
+        """
         pending = self.pending.popleft()
         assert pending.grad is not None
         self.optimisers["privatizer"].zero_grad(set_to_none=True)
+        leaves = list(pending.copies.values()) or list(self.net["privatizer"].parameters())
+        of_utility = utility_gradient(pending, leaves) if self.config.game.gradient_norms else None
         if grad_z is not None:
             pending.grad = pending.grad + self.peers.count * grad_z[self.peers.own(len(grad_z))]
         pending.code.backward(pending.grad)
+        norms = gradient_norms(of_utility, leaves) if of_utility is not None else {}
         copied = {name: copy.grad for name, copy in pending.copies.items() if copy.grad is not None}
         for name, grad in zip(copied, self.peers.average(list(copied.values())), strict=True):
             self.net["privatizer"].get_parameter(name).grad = grad
@@ -192,6 +215,7 @@ class Defender:
             self.step_head()
         if self.averaged is not None:
             self.averaged.update_parameters(self.net)
+        return norms
 
     def step_head(self) -> None:
         """One step of the utility head on the gradient that `utility` left."""

@@ -96,14 +96,13 @@ class PrivatizerWorker:
     def update(self, feedback: list[Feedback], *, move_head: bool = True) -> Metrics:
         """One step against the aggregate of the adversaries; nothing has changed before."""
         if not feedback:
-            self.defender.step(None, move_head=move_head)
-            return {}
+            return self.defender.step(None, move_head=move_head)
         game = self.config.game
         weights = aggregate_weights([f.r2 for f in feedback], kind=game.aggregate, temperature=game.temperature)
         grad = sum(w * f.grad_z for w, f in zip(weights, feedback, strict=True) if w)
         scaled = torch.from_numpy(np.asarray(self.privacy_weight(feedback[0].round) * grad, dtype=np.float32))
-        self.defender.step(scaled.to(self.device), move_head=move_head)
-        metrics: Metrics = {"privacy/training_r2": max(f.r2 for f in feedback)}
+        metrics = self.defender.step(scaled.to(self.device), move_head=move_head)
+        metrics["privacy/training_r2"] = max(f.r2 for f in feedback)
         for w, f in zip(weights, feedback, strict=True):
             metrics |= {f"adversary/{f.name}/{key}": value for key, value in f.metrics.items()}
             metrics |= {f"adversary/{f.name}/r2": f.r2, f"adversary/{f.name}/weight": float(w)}

@@ -232,6 +232,7 @@ def test_an_override_changes_the_named_fields_alone(config):
         ({"adversaries.nobody.bank": 1}, ["'adversaries.nobody.bank'"]),
         ({"game.privacy": "raw"}, ["game.privacy", "'raw'", "'recovered'", "'negated_mse'"]),
         ({"k": 2.5}, ["k", "2.5", "integer"]),
+        ({"game.gradient_norms": True, "runtime.compile": True}, ["game.gradient_norms", "runtime.compile"]),
         ({"k": 0}, ["k is 0"]),
         ({"data.crop": 2.0}, ["data.crop is 2.0"]),
         ({"adversaries.line.bank": -1}, ["line", "bank is -1"]),

@@ -228,6 +228,7 @@ def test_an_adversarys_error_reaches_the_driver_as_it_was_raised_and_all_places_
         ({"privatizer.num_workers": 0}, r"num_workers is 0; it must be at least 1"),
         ({"privatizer.num_workers": 100}, r"num_workers is 100, more than a batch has pictures, 80"),
         ({"utility.family": "shake"}, r"num_workers is 2, but a utility head 'shake'"),
+        ({"game.gradient_norms": True}, r"num_workers is 2, with game\.gradient_norms: .*; leave one of the two out"),
         ({"runtime.compile": True}, r"num_workers is 2, with --runtime\.compile: .*; leave one of the two out"),
         ({"runtime.privatizer_gpus": 0.5}, r"num_workers is 2, on 0\.5 GPUs each: NCCL needs whole ones"),
     ],

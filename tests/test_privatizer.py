@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from cpgan_ray.config import Config, PrivatizerConfig, RuntimeConfig, UtilityConfig
+from cpgan_ray.config import Config, GameConfig, PrivatizerConfig, RuntimeConfig, UtilityConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets.export import export_programs
 from cpgan_ray.privatizer import Defender
@@ -19,12 +19,13 @@ from cpgan_ray.privatizer import Defender
 ROWS, K, LABELS, SIDE = 16, 4, 3, 12
 
 
-def defender(*, precision: Any = "float32", compile: bool = False, **changes) -> Defender:
+def defender(*, precision: Any = "float32", compile: bool = False, gradient_norms: bool = False, **changes) -> Defender:
     """A small one whose head drops nothing, so that its loss can be computed again."""
     config = Config(
         k=K,
         precision=precision,
         runtime=RuntimeConfig(compile=compile),
+        game=GameConfig(gradient_norms=gradient_norms),
         privatizer=PrivatizerConfig(width=4, depth=2, rate="constant", learning_rate=0.05, **changes),
         utility=UtilityConfig(hidden=8, dropout=0.0),
     )
@@ -108,6 +109,36 @@ def test_a_release_that_is_not_ahead_takes_the_place_of_all_before_it(batches):
     z = player.release(batches[0][0])
     assert len(player.pending) == 1
     assert torch.equal(player.pending[0].code, z)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_gradient_norms_are_those_of_each_loss_at_the_encoders_weights(batches, ahead):
+    """Against the two losses, each differentiated on its own; the step itself is the one without them."""
+    plain, player = defender(), defender(gradient_norms=True)
+    for one in (plain, player):
+        one.release(batches[0][0], ahead=ahead)
+    (x, y, pull), encoder, head = batches[0], copy.deepcopy(player.net["privatizer"]), player.net["head"]
+    expected = []
+    for loss in (lambda z: nn.functional.binary_cross_entropy_with_logits(head(z), y), lambda z: (pull * z).sum()):
+        encoder.zero_grad()
+        loss(encoder.train()(x)).backward()
+        expected.append(float(torch.cat([p.grad.flatten() for p in encoder.parameters()]).norm()))
+    for one in (plain, player):
+        one.utility(y, round=0)
+    assert plain.step(pull) == {}
+    norms = player.step(pull)
+    assert list(norms) == ["utility/grad_norm", "privacy/grad_norm"]
+    assert list(norms.values()) == pytest.approx(expected, rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), player.net.parameters(), strict=True))
+
+
+def test_without_adversaries_no_norm_is_left_for_privacy(batches):
+    player = defender(gradient_norms=True)
+    player.release(batches[0][0])
+    player.utility(batches[0][1], round=0)
+    norms = player.step(None)
+    assert norms["utility/grad_norm"] > 0
+    assert norms["privacy/grad_norm"] == 0
 
 
 def played(player: Defender, batches: list) -> list[torch.Tensor]:

@@ -31,7 +31,18 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         "sizes": figures.attack_sizes(report) if report["sweep"] else "",
         "attributes": figures.attributes(report["attributes"]) if report["attributes"] else "",
     }
-    return template.render(r=report, panels={name: data_uri(p) for name, p in panels.items()}, figures=drawn, words=words(report))
+    shown = {name: data_uri(p) for name, p in panels.items()}
+    return template.render(r=report, panels=shown, figures=drawn, words=words(report), sample=sample(report), people=people(report))
+
+
+def sample(report: Mapping[str, Any]) -> str:
+    """What one of the data set's values is called."""
+    return "picture" if "mse_255" in report["attacks"][0] else "sample"
+
+
+def people(report: Mapping[str, Any]) -> bool:
+    """Whether samples are known to be some person's; otherwise each is by itself."""
+    return any(row["people"] < row["pictures"] for row in report["threat_model"]["sets"])
 
 
 def words(report: Mapping[str, Any]) -> dict[str, str]:
@@ -39,8 +50,9 @@ def words(report: Mapping[str, Any]) -> dict[str, str]:
     best, floor = report["privacy"]["strongest"], report["privacy"]["label_floor_r2"]
     share = 100 * best["r2"]
     unsaturated = [f"{a['name']} ({a['variant']})" for a in report["attacks"] if not a["saturated"]]
+    unseen = f"{sample(report)}s of people" if people(report) else f"{sample(report)}s"
     lead = (
-        f"The strongest of {len(report['attacks'])} fresh attacks recovers {share:.1f} % of the variance of pictures of people "
+        f"The strongest of {len(report['attacks'])} fresh attacks recovers {share:.1f} % of the variance of {unseen} "
         f"it has never seen (95 % interval {100 * best['low']:.1f} to {100 * best['high']:.1f} %)."
     )
     beside = f"The answers to the task alone, the label floor, give away {100 * floor:.1f} %"

@@ -181,6 +181,18 @@ def poisoned() -> dict[str, Any]:
     return report
 
 
+def test_of_data_without_people_the_page_speaks_of_none_and_of_signals_as_samples():
+    sets = [{"name": "train", "pictures": 320, "people": 320, "use": "fitting"}]
+    signals = [{key: value for key, value in a.items() if key != "mse_255"} | {"mse_raw": 0.5} for a in BARE["attacks"]]
+    references = [{key: value for key, value in a.items() if key != "mse_255"} | {"mse_raw": 0.5} for a in BARE["references"]]
+    told = BARE["threat_model"] | {"sets": sets}
+    text = page(BARE | {"threat_model": told, "attacks": signals, "references": references}, curves={}).text
+    assert "of the variance of samples it has never seen" in text
+    assert "bootstrap intervals over samples" in text
+    assert re.search("person|people|picture", text.replace("mean picture", "", 1)) is None
+    assert "of the variance of pictures of people it has never seen" in page().text
+
+
 def test_settings_and_versions_are_shown_as_they_are():
     assert [json.loads(part) for part in page().pre] == [REPORT["settings"]]
     assert "torch 9.9" in page().text

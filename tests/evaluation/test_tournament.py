@@ -1,6 +1,7 @@
 """The tournament as a whole: what is made, who may be the strongest, and that Ray finds what this process finds."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from cpgan_ray.evaluation.tournament import (
     metrics,
     trained_against,
 )
-from cpgan_ray.judging import references, threat_model
+from cpgan_ray.judging import limits, references, threat_model
 from cpgan_ray.metrics import DICTIONARY
 
 torch.set_num_threads(1)
@@ -139,6 +140,21 @@ def test_the_sets_of_the_threat_model_add_up(material):
     sets = {row["name"]: row for row in threat_model(material)["sets"]}
     assert sets["val, one part"]["pictures"] + sets["val, the rest"]["pictures"] == len(material.dataset.val)
     assert sets["train"]["people"] == len(np.unique(material.dataset.train.identity))
+
+
+def test_of_data_without_people_the_threat_model_speaks_of_none(material):
+    """Each row an identity of its own: nothing links two of them."""
+    told = " ".join([threat_model(material)["attacker"], threat_model(material)["not_covered"], *limits(material.dataset)])
+    assert "codes of people she has never seen" in told
+    alone = {
+        name: replace(part, identity=np.arange(len(part)))
+        for name in ("train", "val", "test")
+        for part in [getattr(material.dataset, name)]
+    }
+    material = replace(material, dataset=replace(material.dataset, **alone))
+    told = " ".join([threat_model(material)["attacker"], threat_model(material)["not_covered"], *limits(material.dataset)])
+    assert "codes of pictures she has never seen" in told
+    assert re.search("person|people", told) is None
 
 
 def test_architectures_that_were_trained_against_are_named(tiny):
