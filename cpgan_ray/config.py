@@ -425,6 +425,8 @@ class AttackConfig:
     """Also measure identity linkage."""
     attributes: bool = True
     """Also measure what every attribute can be inferred to from z."""
+    similarity: bool = True
+    """Also report PSNR, SSIM and MS-SSIM of the reconstructed pictures."""
     legacy: bool = False
     """Also report the original's wrapped uint8 error, to compare with numbers published that way."""
     cpus: float = 1.0

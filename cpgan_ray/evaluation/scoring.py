@@ -45,10 +45,10 @@ class RowErrors:
         return float(1 - self.errors.sum() / self.mean_errors.sum())
 
 
-def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bool = False) -> tuple[Score, RowErrors]:
+def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: bool = False) -> tuple[Score, RowErrors]:
     """R2 = 1 - MSE / MSE(mean training picture) and its companions; the interval resamples people, not pictures.
 
-    `pictures`: also PSNR and SSIM. `legacy`: also the original's metric.
+    Of pictures, `similar`: also PSNR, SSIM and MS-SSIM; `legacy`: also the original's metric.
 
     Raises: ValueError where a reconstruction is not on the scale of the pictures, or not finite.
     """
@@ -61,7 +61,7 @@ def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bo
         here = slice(start, start := start + len(x))
         errors[here] = (x_hat - x).double().square().mean(1).cpu().numpy()
         mean_errors[here] = x.double().square().mean(1).cpu().numpy()
-        found = likenesses(data, x_hat, x, legacy=legacy) if pictures else {}
+        found = likenesses(data, x_hat, x, similar=similar, legacy=legacy)
         likeness |= {name: likeness.get(name, 0.0) + float(values.sum(dtype=np.float64)) for name, values in found.items()}
     rows = RowErrors(errors, mean_errors, data.score.identity)
     low, high = interval(rows, seed=data.seed)
@@ -74,13 +74,13 @@ def score(data: AttackData, attack: Fitted, *, pictures: bool = True, legacy: bo
     return Score(r2=rows.r2, low=low, high=high, **units, **extra), rows
 
 
-def likenesses(data: AttackData, x_hat: Tensor, x: Tensor, *, legacy: bool) -> dict[str, np.ndarray]:
+def likenesses(data: AttackData, x_hat: Tensor, x: Tensor, *, similar: bool, legacy: bool) -> dict[str, np.ndarray]:
     """PSNR and its companions (B,) of reconstructions and pictures (B, D) less the mean picture; nothing where they are signals."""
-    if data.bounds is None or data.image_shape is None:
+    if data.bounds is None or data.image_shape is None or not (similar or legacy):
         return {}
     shape = (len(x), *data.image_shape)
     one, other = (as_unit((values - data.bounds[0] - 1).cpu().view(shape)) for values in (x_hat, x))
-    return similarity(one, other) | ({"legacy_mse": legacy_mse(one, other)} if legacy else {})
+    return (similarity(one, other) if similar else {}) | ({"legacy_mse": legacy_mse(one, other)} if legacy else {})
 
 
 def resamples(people: int, *, seed: int) -> Iterator[np.ndarray]:

@@ -199,18 +199,20 @@ def judge(made: Sequence[Made], material: Material) -> Verdict:
     """Score all attacks on the score set, and see what else the codes give away."""
     config = material.config
     data = material.data("leaked")
+    measures = {"similar": config.similarity, "legacy": config.legacy}
+    none = dict.fromkeys(measures, False)
     attacked = [
-        Attacked(m, *score(data, m.fitted, pictures=m.entry.counts, legacy=config.legacy)) for m in made if m.entry.variant != FLOOR
+        Attacked(m, *score(data, m.fitted, **(measures if m.entry.counts else none))) for m in made if m.entry.variant != FLOOR
     ]
     floor_data = material.floor(data)
     floors = [m for m in made if m.entry.variant == FLOOR]
-    floor = max(floors, key=lambda m: score(floor_data, m.fitted, pictures=False)[0].r2)
+    floor = max(floors, key=lambda m: score(floor_data, m.fitted, **none)[0].r2)
     by_strength = sorted(attacked, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.entry.counts)
     k = min(material.codes["test"].shape[1], len(data.components))
     return Verdict(
         attacked=[a for a in by_strength if a.entry.counts],
-        floor=Attacked(floor, *score(floor_data, floor.fitted, legacy=config.legacy)),
+        floor=Attacked(floor, *score(floor_data, floor.fitted, **measures)),
         sweep=sorted((a for a in attacked if a.entry.share < 1), key=lambda a: (a.entry.share, a.entry.name)),
         linear_code_r2=linear_code_r2(data, k),
         linkage=link(data, strongest.made.fitted) if config.identity else {},

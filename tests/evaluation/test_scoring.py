@@ -1,5 +1,6 @@
 """Scores against numpy and scikit-image; intervals on data whose R2 is known; differences that only pairing finds."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_r2_and_mean_squared_errors_are_numpys():
 
 def test_errors_of_pictures_are_on_their_usual_scales():
     data, fitted, _, _ = believed(bounded=True)
-    found, rows = score(data, fitted, pictures=False)
+    found, rows = score(data, fitted, similar=False)
     assert found.mse == pytest.approx(rows.errors.mean() / 4)
     assert found.mse_255 == pytest.approx(rows.errors.mean() / 4 * 255**2)
     assert found.mse_raw is None
@@ -105,9 +106,16 @@ def test_likeness_is_the_mean_over_pictures():
 
 def test_what_is_no_picture_has_no_likeness():
     data, fitted, _, _ = believed(image_shape=None)
-    for found in (score(data, fitted, legacy=True)[0], score(*believed()[:2], pictures=False, legacy=True)[0]):
+    for found in (score(data, fitted, legacy=True)[0], score(*believed()[:2], similar=False)[0]):
         assert (found.psnr, found.ssim, found.ms_ssim, found.legacy_mse) == (None,) * 4
-    assert score(*believed()[:2])[0].legacy_mse is None, "only if asked for"
+
+
+def test_likeness_and_the_originals_metric_are_each_had_without_the_other():
+    data, fitted, _, _ = believed()
+    both, similar, legacy = (score(data, fitted, similar=s, legacy=w)[0] for s, w in ((True, True), (True, False), (False, True)))
+    assert similar == dataclasses.replace(both, legacy_mse=None)
+    assert legacy == dataclasses.replace(both, psnr=None, ssim=None, ms_ssim=None)
+    assert None not in (both.psnr, both.ssim, both.legacy_mse)
 
 
 def test_the_mean_picture_has_r2_0_and_the_picture_itself_1():
@@ -115,7 +123,7 @@ def test_the_mean_picture_has_r2_0_and_the_picture_itself_1():
     nothing, _ = score(data, attack(torch.zeros_like))
     assert (nothing.r2, nothing.low, nothing.high) == (0, 0, 0)
     x, _ = drawn()
-    found, _ = score(attack_data(x, x - MEAN), attack(lambda z: z), pictures=False)
+    found, _ = score(attack_data(x, x - MEAN), attack(lambda z: z), similar=False)
     assert (found.r2, found.mse) == (1, 0)
 
 
