@@ -185,8 +185,8 @@ def gaussian() -> Config:
 
 
 def for_comparison(config: Config) -> Config:
-    """A run as the cells of a comparison play it: of the larger data sets 8,000 training samples; attacks by ridge, kernel, perceptron
-    and nearest neighbours on leaked samples, on 10,000 of them (with mirror images) at most."""
+    """A run as the cells of a comparison play it: of the larger data sets 8,000 training samples; attacks by ridge, kernel,
+    perceptron and nearest neighbours on leaked samples, on 10,000 of them (with mirror images) at most."""
     attacks = replace(
         config.attacks,
         names=("ridge", "kernel", "mlp", "nearest"),
