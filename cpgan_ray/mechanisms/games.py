@@ -12,6 +12,10 @@ from cpgan_ray.mechanisms.base import Released, shared_k
 from cpgan_ray.nets import build_privatizer
 
 
+HAVE_DECODERS = ("mnist", "har", "genki4k")
+"""Data sets for which the original has a decoder that takes codes of any length."""
+
+
 def cpgan(config: Config, privacy_weight: float, dataset: Dataset) -> Released:
     """All adversaries of the configuration, at that privacy weight."""
     return played(replace(config, privacy_weight=privacy_weight))
@@ -23,12 +27,13 @@ def cpgan_one(config: Config, privacy_weight: float, dataset: Dataset) -> Releas
 
 
 def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
-    """The original on its small data sets (SPEC 1.2, 1.5): lambda L_U - L_R with the raw error of a neural adversary, ReLU codes,
-    no warm-up, constant rates. The privacy weight is 1 / lambda."""
+    """The original on its small data sets (SPEC 1.2, 1.5): lambda L_U - L_R with the raw error of its decoder, or where that is of
+    another code the preset's neural adversary; ReLU codes, no warm-up, constant rates. The privacy weight is 1 / lambda."""
     privatizer = replace(config.privatizer, code="relu", step=0.0, rate="constant", learning_rate=1e-3, weight_decay=0.0)
     utility = replace(config.utility, learning_rate=1e-3)
     game = replace(config.game, privacy="negated_mse", warmup_epochs=0.0)
-    parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": neural(config)}
+    theirs = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
+    parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": theirs}
     return played(replace(config, privacy_weight=1 / trade_off, **parts))
 
 
