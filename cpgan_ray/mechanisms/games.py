@@ -11,7 +11,6 @@ from cpgan_ray.game import play_in_process
 from cpgan_ray.mechanisms.base import Released, shared_k
 from cpgan_ray.nets import build_privatizer
 
-
 HAVE_DECODERS = ("mnist", "har", "genki4k")
 """Data sets for which the original has a decoder that takes codes of any length."""
 
