@@ -152,9 +152,11 @@ def har() -> Config:
 
 
 def genki4k() -> Config:
-    """GENKI-4K, smiling or not, 64 x 64."""
-    config = small("genki4k", k=64, epochs=30, batch_size=250, privatizer=PrivatizerConfig(width=24, step=2.0))
-    return replace(config, utility=replace(config.utility, dropout=0.4))
+    """GENKI-4K, smiling or not, 64 x 64: 2,520 pictures to learn from, so small batches, shifted, and banks of several of them."""
+    config = small("genki4k", k=32, epochs=30, batch_size=100, privatizer=PrivatizerConfig(family="lenet", step=1.0))
+    adversaries = {name: replace(a, bank=4 if a.kind == "neural" else 6) for name, a in config.adversaries.items()}
+    utility = replace(config.utility, dropout=0.4)
+    return replace(config, data=replace(config.data, shift=4), utility=utility, adversaries=adversaries)
 
 
 def cifar10() -> Config:
