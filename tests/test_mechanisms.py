@@ -7,9 +7,10 @@ import pytest
 
 from cpgan_ray.config import Config, NeuralConfig
 from cpgan_ray.data import load
-from cpgan_ray.data.projection import projection
+from cpgan_ray.data.base import pictures
+from cpgan_ray.data.projection import projection, scale
 from cpgan_ray.mechanisms import MECHANISMS
-from cpgan_ray.mechanisms.base import samples
+from cpgan_ray.mechanisms.base import samples, taught, training_batch
 from cpgan_ray.mechanisms.games import feature_length
 from cpgan_ray.mechanisms.noise import drawn
 from cpgan_ray.objectives import accuracy
@@ -116,6 +117,37 @@ def test_resized_features_get_noise_in_their_own_deviations(released):
     clean, noisy = (released("resize", noise).codes["train"] for noise in (0.0, 2.0))
     assert clean.std(axis=0) == pytest.approx(1, abs=1e-3)
     assert (noisy - clean).std() == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("noise", 0.0), ("pca", 1.0), ("resize", 0.0)])
+def test_classifiers_of_all_mechanisms_see_what_the_game_shows_mirrored_and_shifted(name, setting, monkeypatch, cache_dir):
+    """On faces: what a classifier is given in a round is the code of the game's batch."""
+    config = for_comparison(preset("smoke"))
+    shifted = dataclasses.replace(config.data, shift=2)
+    config = dataclasses.replace(config, k=6, epochs=1, batch_size=20, cache_dir=cache_dir, data=shifted)
+    dataset = load(config, progress=False)
+    seen = []
+
+    def watched(net, inputs, *rest, varied, **more):
+        chosen = training_batch(0, dataset, config)
+        seen.append((inputs, chosen, varied(chosen)))
+        return taught(net, inputs, *rest, varied=varied, **more)
+
+    monkeypatch.setattr(f"cpgan_ray.mechanisms.{'noise' if name == 'noise' else 'projections'}.taught", watched)
+    MECHANISMS[name].release(config, setting, dataset)
+    [(inputs, chosen, given)] = seen
+    assert chosen.mirrored.any()
+    assert (chosen.shift != 0).any()
+    shown = scale(pictures(dataset.train, chosen))
+    if name == "noise":
+        assert given.transpose(0, 2, 3, 1).reshape(20, -1) == pytest.approx(shown, abs=1e-6)
+    if name == "pca":
+        basis = projection(dataset, components=256, progress=False)
+        for one, other in zip(given.T, basis.components[:6] @ (shown - basis.mean).T, strict=True):
+            assert abs(np.corrcoef(one, other)[0, 1]) == pytest.approx(1, abs=1e-4)
+    if name == "resize":
+        assert given[~chosen.mirrored] == pytest.approx(inputs["train"][chosen.rows[~chosen.mirrored]])
+        assert given[chosen.mirrored] == pytest.approx(inputs["train_mirrored"][chosen.rows[chosen.mirrored]])
 
 
 def test_ran_plays_against_the_decoder_of_the_preset(config, dataset, released):

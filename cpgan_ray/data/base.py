@@ -56,8 +56,12 @@ def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
 
 
 def pictures(split: Split, batch: Batch) -> np.ndarray:
-    """The pictures of a batch, mirrored and shifted, as stored: (B, H, W, C). A shift repeats the edge it uncovers."""
-    taken = split.take(batch.rows)
+    """The pictures of a batch, mirrored and shifted, as stored: (B, H, W, C)."""
+    return vary(split.take(batch.rows), batch)
+
+
+def vary(taken: np.ndarray, batch: Batch) -> np.ndarray:
+    """Mirror and shift, in place, the pictures (B, H, W, C) of a batch. A shift repeats the edge it uncovers."""
     for channel in range(taken.shape[3]):  # whole pixels at a time would take three times as long
         taken[batch.mirrored, ..., channel] = taken[batch.mirrored, :, ::-1, channel]
     margin = int(np.abs(batch.shift).max(initial=0))

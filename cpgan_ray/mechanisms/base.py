@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
+from cpgan_ray.data.base import batch, rounds_per_epoch
 from cpgan_ray.data.projection import scale
 from cpgan_ray.evaluation.protocol import Codes
+from cpgan_ray.messages import Batch
 from cpgan_ray.objectives import utility_loss
 from cpgan_ray.process import pick_device, torch_stream
-from cpgan_ray.streams import stream
 
 SPLITS = ("train", "val", "test")
 BLOCK = 500
@@ -46,31 +47,47 @@ def samples(dataset: Dataset, split: str) -> np.ndarray:
 
 
 def taught(
-    net: nn.Module, inputs: Mapping[str, np.ndarray], dataset: Dataset, config: Config, *, name: str
+    net: nn.Module,
+    inputs: Mapping[str, np.ndarray],
+    dataset: Dataset,
+    config: Config,
+    *,
+    name: str,
+    varied: Callable[[Batch], np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Train a classifier of the task on some inputs of `train`, as long and at such rates as the game trains its own; its logits on
-    `val` and `test`. inputs: float32 (N, ...) of each split."""
+    """Train a classifier of the task as long, at such rates and on such batches as the game trains its own; its logits on `val` and
+    `test`. inputs: float32 (N, ...) of these two; varied: the same of a batch of `train`, mirrored and shifted as it says."""
     device = pick_device(config.runtime.device)
-    columns = label_columns(dataset, config.data.labels)
-    y = torch.from_numpy(dataset.train.labels[:, columns].copy()).float().to(device)
+    labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)].astype(np.float32)
     positive = torch.from_numpy(shares(dataset, config.data.labels)).float().to(device) if config.utility.balanced else None
     net = net.to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.utility.learning_rate, weight_decay=config.privatizer.weight_decay)
-    size = min(config.batch_size, len(y))
-    steps = config.epochs * (len(y) // size)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-    x = torch.from_numpy(inputs["train"])
+    rounds = rounds_per_epoch(len(labels), config.batch_size)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * rounds)
     for epoch in range(config.epochs):
-        rows = torch.from_numpy(stream(config.seed, "batches", epoch).permutation(len(y)))
         with torch_stream(config.seed, "mechanism", name, epoch):
             net.train()
-            for chosen in rows[: len(y) // size * size].split(size):
-                loss = utility_loss(net(x[chosen].to(device)), y[chosen], positive_share=positive)
+            for round in range(epoch * rounds, (epoch + 1) * rounds):
+                chosen = training_batch(round, dataset, config)
+                x, y = (torch.from_numpy(v).to(device) for v in (varied(chosen), labels[chosen.rows]))
+                loss = utility_loss(net(x), y, positive_share=positive)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
                 rate.step()
     return {split: applied(net, inputs[split], device) for split in ("val", "test")}
+
+
+def training_batch(round: int, dataset: Dataset, config: Config) -> Batch:
+    """What the game shows in that round."""
+    return batch(
+        round,
+        seed=config.seed,
+        num_rows=len(dataset.train),
+        batch_size=config.batch_size,
+        mirror=config.data.mirror and dataset.nature.mirrored,
+        shift=config.data.shift,
+    )
 
 
 @torch.no_grad()

@@ -12,10 +12,12 @@ from torch import nn
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, shares
+from cpgan_ray.data.base import vary
 from cpgan_ray.data.projection import Projection, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, samples, taught
 from cpgan_ray.mechanisms.games import feature_config, played
 from cpgan_ray.mechanisms.projections import classified, mirrored, standardised
+from cpgan_ray.messages import Batch
 from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.privatizer import fit_input
 from cpgan_ray.process import torch_stream
@@ -45,16 +47,27 @@ def noisy(config: Config, noise: float, dataset: Dataset, *, kind: Literal["lapl
         x |= {f"{split}_mirrored": mirrored(x[split], dataset) for split in ("train", "val")}
     for name, values in x.items():
         values += drawn(values.shape, kind=kind, deviation=deviation, seed=config.seed, name=name)
-    height, width, channels = dataset.image_shape
-    shape = (-1, height, width, channels)
-    images = {split: np.ascontiguousarray(x[split].reshape(shape).transpose(0, 3, 1, 2)) for split in SPLITS}
+    images = {split: x[split].reshape(-1, *dataset.image_shape) for split in SPLITS}
+    scored = {split: channels_first(images[split]) for split in ("val", "test")}
     with torch_stream(config.seed, "mechanism", kind, "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape)
         fit_input(encoder, dataset)
         outputs = len(shares(dataset, config.data.labels))
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape)
-    logits = taught(nn.Sequential(encoder, head), images, dataset, config, name=kind)
+    logits = taught(
+        nn.Sequential(encoder, head),
+        scored,
+        dataset,
+        config,
+        name=kind,
+        varied=lambda chosen: channels_first(vary(images["train"][chosen.rows], chosen)),
+    )
     return Released({name: short(values, basis) for name, values in x.items()}, logits, direct=x["test"])
+
+
+def channels_first(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) -> (N, C, H, W)."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def drawn(shape: tuple[int, ...], *, kind: str, deviation: float, seed: int, name: str) -> np.ndarray:
@@ -78,4 +91,12 @@ def resized(config: Config, noise: float, dataset: Dataset) -> Released:
     codes = standardised({name: (z - centre) @ leading for name, z in features.items()})
     for name, z in codes.items():
         z += drawn(z.shape, kind="laplace", deviation=noise, seed=config.seed, name=f"features {name}")
-    return classified(codes, config, dataset, name="resize")
+
+    def varied(chosen: Batch) -> np.ndarray:
+        """Shifted pictures have no features here, mirrored ones do."""
+        z = codes["train"][chosen.rows]
+        if chosen.mirrored.any():
+            z[chosen.mirrored] = codes["train_mirrored"][chosen.rows[chosen.mirrored]]
+        return z
+
+    return classified(codes, config, dataset, name="resize", varied=varied)

@@ -1,12 +1,16 @@
 """Linear codes that no game trains: principal components, random directions, discriminant components. z is standardised."""
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.linalg
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.data.base import pictures
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms.base import SPLITS, Released, samples, shared_k, taught
+from cpgan_ray.messages import Batch
 from cpgan_ray.nets import build_head
 from cpgan_ray.process import torch_stream
 from cpgan_ray.streams import stream
@@ -59,7 +63,12 @@ def projected(directions: np.ndarray, config: Config, dataset: Dataset, *, name:
     codes = {split: samples(dataset, split) @ directions.T for split in SPLITS}
     if dataset.nature.mirrored:
         codes |= {f"{split}_mirrored": mirrored(samples(dataset, split), dataset) @ directions.T for split in ("train", "val")}
-    return classified(standardised(codes), config, dataset, name=name)
+    mean, deviation = moments(codes["train"])
+
+    def varied(chosen: Batch) -> np.ndarray:
+        return ((scale(pictures(dataset.train, chosen)) @ directions.T - mean) / deviation).astype(np.float32)
+
+    return classified(standardised(codes), config, dataset, name=name, varied=varied)
 
 
 def mirrored(x: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -69,13 +78,20 @@ def mirrored(x: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 def standardised(codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Less the training codes' mean, over their standard deviation."""
-    mean, deviation = codes["train"].mean(axis=0), codes["train"].std(axis=0)
-    return {name: ((z - mean) / np.maximum(deviation, 1e-12)).astype(np.float32) for name, z in codes.items()}
+    mean, deviation = moments(codes["train"])
+    return {name: ((z - mean) / deviation).astype(np.float32) for name, z in codes.items()}
 
 
-def classified(codes: dict[str, np.ndarray], config: Config, dataset: Dataset, *, name: str) -> Released:
-    """Codes with a utility head of the configuration's kind, taught on them."""
+def moments(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each number."""
+    return codes.mean(axis=0), np.maximum(codes.std(axis=0), 1e-12)
+
+
+def classified(
+    codes: dict[str, np.ndarray], config: Config, dataset: Dataset, *, name: str, varied: Callable[[Batch], np.ndarray]
+) -> Released:
+    """Codes with a utility head of the configuration's kind, taught on them; varied: see `taught`."""
     outputs = len(shares(dataset, config.data.labels))
     with torch_stream(config.seed, "mechanism", name, "weights"):
         head = build_head(config.utility, k=codes["train"].shape[1], num_labels=outputs, image_shape=dataset.image_shape)
-    return Released(codes, taught(head, codes, dataset, config, name=name))
+    return Released(codes, taught(head, codes, dataset, config, name=name, varied=varied))

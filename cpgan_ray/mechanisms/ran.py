@@ -12,9 +12,9 @@ from torch import nn
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import batch, pictures, rounds_per_epoch
+from cpgan_ray.data.base import pictures, rounds_per_epoch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
-from cpgan_ray.mechanisms.base import SPLITS, Released, applied
+from cpgan_ray.mechanisms.base import SPLITS, Released, applied, training_batch
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.objectives import utility_loss
@@ -57,14 +57,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     for net in (encoder, head, decoder):
         net.train()
     for round in range(config.epochs * rounds_per_epoch(len(dataset.train), config.batch_size)):
-        chosen = batch(
-            round,
-            seed=config.seed,
-            num_rows=len(dataset.train),
-            batch_size=config.batch_size,
-            mirror=config.data.mirror and dataset.nature.mirrored,
-            shift=config.data.shift,
-        )
+        chosen = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, chosen), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
         y = torch.from_numpy(labels[chosen.rows]).float().to(device)
