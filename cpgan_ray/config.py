@@ -71,6 +71,11 @@ class DataConfig:
     """Show each training picture mirrored in half of the rounds (its target is mirrored too), unless it is a digit or a signal."""
     shift: int = 0
     """Largest random shift of a training picture, in pixels each way (its target is shifted too)."""
+    cutout: int = 0
+    """Side of a grey square, in pixels, laid over a random place of each training picture that the privatizer sees (its target is
+    whole); 0: none."""
+    input_noise: float = 0.0
+    """Standard deviation of Gaussian noise on each value that the privatizer sees in training, where pictures are in [-1, 1]."""
     num_identities: int = 1200
     """Procedural faces only: how many people are drawn."""
     pictures_per_identity: int = 4
@@ -80,6 +85,8 @@ class DataConfig:
         _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "between 8 and 1024")
         _require(0 < self.crop <= 1, "data.crop", self.crop, "in (0, 1]")
         _require(0 <= self.shift < self.image_size // 2, "data.shift", self.shift, "at least 0 and below half of data.image_size")
+        _require(self.cutout >= 0, "data.cutout", self.cutout, "at least 0")
+        _require(self.input_noise >= 0, "data.input_noise", self.input_noise, "at least 0")
         _require(self.train_rows >= 0, "data.train_rows", self.train_rows, "at least 0")
         _require(self.mixture_seed >= 0, "data.mixture_seed", self.mixture_seed, "at least 0")
         _require(re.fullmatch("([0-9a-f]{16})?", self.digest) is not None, "data.digest", self.digest, "16 digits of 0-9 and a-f")
@@ -115,8 +122,9 @@ class PrivatizerConfig:
     """Adam's peak rate."""
     weight_decay: Annotated[float, Range(1e-5, 1e-1, (1e-4, 1e-3, 1e-2))] = 0.0
     """Decoupled (AdamW)."""
-    rate: Literal["constant", "cosine"] = "cosine"
-    """How the rate goes from its peak over the run, for the privatizer and the utility head."""
+    rate: Literal["constant", "cosine", "steps"] = "cosine"
+    """How the rate goes from its peak over the run, for the privatizer and the utility head; `steps`: a tenth of it after half of
+    the run, a hundredth after three quarters."""
     average: float = 0.0
     """Decay of the exponential moving average of the weights that is released in the end; 0: the last weights."""
     num_workers: int = 1

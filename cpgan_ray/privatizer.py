@@ -1,7 +1,7 @@
 """The defender: encoder and utility head with their optimisers; one step of the privatizer's side of the game."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +19,14 @@ from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.nets.privatizers import Whitened
 from cpgan_ray.objectives import of_classes, utility_loss, utility_mass
 from cpgan_ray.process import autocast, compile_networks, torch_stream
+from cpgan_ray.streams import stream
 
+RATES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + float(np.cos(np.pi * done))),
+    "steps": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
+}
+"""Share of the peak rate, by the share of the run that is done."""
 GRADIENT_NORMS = ("utility/grad_norm", "privacy/grad_norm")
 
 
@@ -30,6 +37,22 @@ def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
         x = x.pin_memory()
     x = x.to(device, non_blocking=True).permute(0, 3, 1, 2)
     return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
+
+
+def hampered(x: Tensor, config: Config, *, round: int, num_rows: int, own: slice) -> Tensor:
+    """What the privatizer sees of the pictures (B, C, H, W) of a training round: noisy, and with a grey square over them, where the
+    configuration wants that. Drawn for the whole batch of `num_rows`; `own`: which of them these are."""
+    d = config.data
+    if d.input_noise:
+        drawn = stream(config.seed, "input noise", round).standard_normal((num_rows, *x.shape[1:]), np.float32)[own]
+        x = x + d.input_noise * torch.from_numpy(drawn).to(x.device)
+    if d.cutout:
+        sides = x.shape[2:]
+        first = stream(config.seed, "cutout", round).integers(sides, size=(num_rows, 2))[own] - d.cutout // 2  # may begin outside
+        down, right = (np.arange(side) - start[:, None] for side, start in zip(sides, first.T, strict=True))
+        covered = ((down >= 0) & (down < d.cutout))[:, :, None] & ((right >= 0) & (right < d.cutout))[:, None, :]
+        x = x.masked_fill(torch.from_numpy(covered[:, None]).to(x.device), 0.0)
+    return x
 
 
 def fit_input(privatizer: nn.Module, dataset: Dataset) -> None:
@@ -146,8 +169,11 @@ class Defender:
             "privatizer": torch.optim.AdamW(privatizer.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay),
             "head": torch.optim.AdamW(head.parameters(), lr=u.learning_rate, weight_decay=p.weight_decay),
         }
-        decay = (lambda t: 0.5 * (1 + float(np.cos(np.pi * min(1.0, t / total_rounds))))) if p.rate == "cosine" else (lambda t: 1.0)
-        self.schedules = {name: torch.optim.lr_scheduler.LambdaLR(o, decay) for name, o in self.optimisers.items()}
+        rate = RATES[p.rate]
+        self.schedules = {
+            name: torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate(min(1.0, step / total_rounds)))
+            for name, o in self.optimisers.items()
+        }
         averaging = get_ema_multi_avg_fn(p.average)
         self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
         self.joined = {name: self.peers.joined(part) for name, part in self.net.items()}

@@ -23,7 +23,7 @@ from cpgan_ray.data.store import Split
 from cpgan_ray.messages import Batch, Feedback, Metrics, Outcome, Release
 from cpgan_ray.nets.export import export_programs
 from cpgan_ray.objectives import accuracy, aggregate_weights, mean_balanced_accuracy, privacy_term, recovered_share, utility_loss
-from cpgan_ray.privatizer import Alone, Defender, Peers, fit_input, to_input
+from cpgan_ray.privatizer import Alone, Defender, Peers, fit_input, hampered, to_input
 from cpgan_ray.process import pick_device, set_up_process, torch_stream
 from cpgan_ray.streams import stream
 
@@ -68,9 +68,9 @@ class PrivatizerWorker:
             mirror=self.config.data.mirror and self.dataset.nature.mirrored,
             shift=self.config.data.shift,
         )
-        own = self.part(chosen)
-        z = self.defender.release(to_input(pictures(self.dataset.train, own), self.device), ahead=ahead)
-        z = self.peers.gather(z, len(chosen.rows))
+        x, count = to_input(pictures(self.dataset.train, self.part(chosen)), self.device), len(chosen.rows)
+        x = hampered(x, self.config, round=round, num_rows=count, own=self.peers.own(count))
+        z = self.peers.gather(self.defender.release(x, ahead=ahead), count)
         if not bool(torch.isfinite(z).all()):
             raise FloatingPointError(f"the privatizer's codes are not finite in round {round}: lower the learning rates")
         return Release(round=round, batch=chosen, z=z.cpu().numpy())

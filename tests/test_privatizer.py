@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from cpgan_ray.config import Config, GameConfig, PrivatizerConfig, RuntimeConfig, UtilityConfig
+from cpgan_ray.config import Config, DataConfig, GameConfig, PrivatizerConfig, RuntimeConfig, UtilityConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets.export import export_programs
-from cpgan_ray.privatizer import Defender
+from cpgan_ray.privatizer import RATES, Defender, hampered
 
 ROWS, K, LABELS, SIDE = 16, 4, 3, 12
 
@@ -26,7 +26,7 @@ def defender(*, precision: Any = "float32", compile: bool = False, gradient_norm
         precision=precision,
         runtime=RuntimeConfig(compile=compile),
         game=GameConfig(gradient_norms=gradient_norms),
-        privatizer=PrivatizerConfig(width=4, depth=2, rate="constant", learning_rate=0.05, **changes),
+        privatizer=PrivatizerConfig(**{"width": 4, "depth": 2, "rate": "constant", "learning_rate": 0.05} | changes),
         utility=UtilityConfig(hidden=8, dropout=0.0),
     )
     return Defender(
@@ -109,6 +109,66 @@ def test_a_release_that_is_not_ahead_takes_the_place_of_all_before_it(batches):
     z = player.release(batches[0][0])
     assert len(player.pending) == 1
     assert torch.equal(player.pending[0].code, z)
+
+
+def test_a_rate_goes_from_its_peak_as_its_name_says():
+    done = [0.0, 0.25, 0.49, 0.5, 0.74, 0.75, 1.0]
+    assert [RATES["constant"](d) for d in done] == [1.0] * 7
+    assert [RATES["steps"](d) for d in done] == [1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    assert [RATES["cosine"](d) for d in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+
+
+def played_rates(rate: str, batches: list) -> list[float]:
+    player = defender(rate=rate)
+    found = []
+    for round in range(10):
+        x, y, pull = batches[round % 3]
+        found += [float(group["lr"]) for group in player.optimisers["privatizer"].param_groups]
+        player.release(x)
+        player.utility(y, round=round)
+        player.step(pull)
+    return found
+
+
+def test_the_optimiser_follows_the_rate(batches):
+    assert played_rates("steps", batches) == pytest.approx([0.05] * 5 + [0.005] * 3 + [0.0005] * 2)
+
+
+X = torch.rand(40, 3, 12, 10) * 0.5 + 0.25
+
+
+def given(*, rows: int = 40, own: slice = slice(None), round: int = 7, **changes) -> torch.Tensor:
+    config = Config(data=DataConfig(**changes))
+    return hampered(X[:rows][own], config, round=round, num_rows=rows, own=own)
+
+
+def test_pictures_reach_the_privatizer_as_they_are_unless_it_is_to_be_hampered():
+    assert given() is X or torch.equal(given(), X)
+
+
+def test_a_grey_square_lies_somewhere_else_on_each_picture_and_the_rest_is_untouched():
+    seen = given(cutout=4)
+    covered = (seen == 0).all(1)
+    assert torch.equal(seen[~covered[:, None].expand_as(seen)], X[~covered[:, None].expand_as(seen)])
+    rows, columns = covered.any(2).sum(1), covered.any(1).sum(1)
+    assert torch.equal(covered.sum((1, 2)), rows * columns), "a rectangle"
+    assert (int(rows.max()), int(columns.max())) == (4, 4)
+    assert int(rows.min()) >= 2, "its centre is in the picture"
+    assert len({tuple(c.flatten().tolist()) for c in covered}) > 20
+    assert not torch.equal(given(cutout=4, round=8), seen)
+    assert torch.equal(given(cutout=4), seen)
+
+
+def test_input_noise_has_the_deviation_that_is_asked_for():
+    noise = given(input_noise=0.3) - X
+    assert float(noise.std()) == pytest.approx(0.3, rel=0.02)
+    assert abs(float(noise.mean())) < 0.01
+
+
+@pytest.mark.parametrize("changes", [{"cutout": 4}, {"input_noise": 0.3}])
+def test_peers_hamper_their_own_rows_as_one_alone_would(changes):
+    whole = given(**changes)
+    assert torch.equal(torch.cat([given(own=slice(0, 15), **changes), given(own=slice(15, 40), **changes)]), whole)
 
 
 @pytest.mark.parametrize("ahead", [False, True])

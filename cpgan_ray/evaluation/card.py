@@ -28,6 +28,7 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
     template = environment.from_string(resources.files("cpgan_ray.evaluation").joinpath("card.html.j2").read_text())
     drawn = {
         "curves": figures.learning_curves(curves, report) if curves else "",
+        "attacks": figures.attack_curves(report) if any(row["curve"] for row in report["attacks"]) else "",
         "sizes": figures.attack_sizes(report) if report["sweep"] else "",
         "attributes": figures.attributes(report["attributes"]) if report["attributes"] else "",
     }

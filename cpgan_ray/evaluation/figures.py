@@ -50,6 +50,22 @@ def learning_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     return svg(figure)
 
 
+def attack_curves(report: Mapping[str, Any]) -> str:
+    """R2 on the tuning rows after each epoch of the attacks that are networks: whether they had come to their end."""
+    figure, one = axes(7, 3.2)
+    rows = [row for row in report["attacks"] if row["curve"]]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for row in rows:
+        colour = TRAINING[names.index(row["name"]) % len(TRAINING)]
+        epochs = range(1, len(row["curve"]) + 1)
+        style = "o-" if row["variant"] == "leaked" else "o--"
+        one.plot(epochs, row["curve"], style, color=colour, markersize=3, label=f"{plain(row['name'])} ({plain(row['variant'])})")
+    one.axhline(report["privacy"]["label_floor_r2"], color=FLOOR, linestyle=":", linewidth=1.2, label="label floor")
+    one.set(xlabel="epoch of the attack", ylabel="R2 on its tuning rows", ylim=(max(one.get_ylim()[0], -0.2), None))
+    one.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return svg(figure)
+
+
 def attack_sizes(report: Mapping[str, Any]) -> str:
     """R2 of the quick attacks against the number of codes they were fitted on."""
     figure, one = axes(5, 3)

@@ -306,6 +306,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
             "rows": a.made.rows,
             "tune_r2": f.tune_r2,
             "budgets": [list(b) for b in f.budgets],
+            "curve": [round(r2, 5) for r2 in f.curve],
             "settings": f.settings,
         }
 

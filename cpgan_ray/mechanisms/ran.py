@@ -18,7 +18,7 @@ from cpgan_ray.mechanisms.base import SPLITS, Released, applied, training_batch
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.objectives import utility_loss
-from cpgan_ray.privatizer import fit_input, to_input
+from cpgan_ray.privatizer import fit_input, hampered, to_input
 from cpgan_ray.process import pick_device, torch_stream
 
 UTILITY_STEPS = 3
@@ -60,6 +60,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         chosen = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, chosen), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
+        x = hampered(x, config, round=round, num_rows=len(x), own=slice(None))
         y = torch.from_numpy(labels[chosen.rows]).float().to(device)
         with torch_stream(config.seed, "mechanism", "ran", round):
             for _ in range(UTILITY_STEPS):

@@ -221,6 +221,9 @@ def test_a_budget_is_doubled_as_long_as_that_helps_and_the_attack_says_whether_i
     budgets, found = zip(*long.budgets, strict=True)
     assert list(budgets) == [2**i for i in range(len(budgets))]
     assert len(budgets) > 2
+    assert len(long.curve) == long.settings["epochs"]
+    assert [max(long.curve[:budget]) for budget in budgets[:-1]] == pytest.approx(found[:-1]), "of one and the same network"
+    assert run("ridge", curved).curve == ()
     gains = np.diff(found)
     assert all(max(pair) >= GAIN for pair in zip(gains[:-2], gains[1:-1], strict=True)), "it goes on only while it gains"
     assert long.saturated

@@ -20,7 +20,16 @@ CURVES = {"rbf": ([0, 1, 2], [0.1, 0.3, 0.2]), "conv": ([0, 2], [0.05, 0.15])}
 
 def attack(name: str, variant: str, r2: float, **more: Any) -> dict[str, Any]:
     scores = {"r2": r2, "low": r2 - 0.01, "high": r2 + 0.01, "mse_255": 1000 * (1 - r2), "psnr": 18.21, "ssim": 0.456}
-    return {"name": name, "variant": variant, "share": 1.0, **scores, "saturated": True, "seconds": 3.2, "rows": 640} | more
+    return {
+        "name": name,
+        "variant": variant,
+        "share": 1.0,
+        **scores,
+        "saturated": True,
+        "seconds": 3.2,
+        "rows": 640,
+        "curve": [],
+    } | more
 
 
 REPORT: dict[str, Any] = {
@@ -40,7 +49,7 @@ REPORT: dict[str, Any] = {
     },
     "attacks": [
         attack("kernel", "leaked", 0.2347),
-        attack("mlp", "fresh", 0.1987, saturated=False, rows=1234),
+        attack("mlp", "fresh", 0.1987, saturated=False, rows=1234, curve=[0.05, 0.15, 0.19]),
         attack("ridge", "leaked", 0.1501, mse_255=4321.0),
     ],
     "sweep": [attack("kernel", "leaked", 0.12, share=0.1), attack("ridge", "leaked", 0.07, share=0.1)],
@@ -229,12 +238,14 @@ def test_the_words_name_the_attacks_that_had_not_come_to_their_end():
 FIGURES = {
     "curves": lambda: figures.learning_curves(CURVES, REPORT),
     "many curves": lambda: figures.learning_curves({f"a{i}": ([0, 1], [0.1, i / 10]) for i in range(8)}, REPORT),
+    "attacks": lambda: figures.attack_curves(REPORT),
     "sizes": lambda: figures.attack_sizes(REPORT),
     "attributes": lambda: figures.attributes(REPORT["attributes"]),
 }
 LABELS = {
     "curves": {"training: rbf", "training: conv", "fresh: kernel (95 % interval)", "label floor"},
     "many curves": {f"training: a{i}" for i in range(8)},
+    "attacks": {"mlp (fresh)", "label floor"},
     "sizes": {"kernel", "ridge", "label floor"},
     "attributes": {"Smiling", "Male"},
 }
@@ -254,5 +265,7 @@ def test_a_figure_follows_the_numbers():
     assert figures.learning_curves(shifted, REPORT) != FIGURES["curves"]()
     assert figures.attack_sizes(REPORT | {"attacks": [attack("kernel", "leaked", 0.3)]}) != FIGURES["sizes"]()
     assert figures.attributes([row | {"task": True} for row in REPORT["attributes"]]) != FIGURES["attributes"]()
+    longer = [a | {"curve": [*a["curve"], 0.2]} for a in REPORT["attacks"]]
+    assert figures.attack_curves(REPORT | {"attacks": longer}) != FIGURES["attacks"]()
     elsewhere = [*REPORT["attacks"], attack("kernel", "fresh", 0.3)]
     assert figures.attack_sizes(REPORT | {"attacks": elsewhere}) == FIGURES["sizes"](), "the sweep is of one variant"

@@ -108,6 +108,7 @@ class Fitted:
     saturated: bool  # whether more budget no longer helped
     settings: dict[str, object]
     budgets: tuple[tuple[int, float], ...] = ()  # (budget, R2 on the tuning rows), as the budget was raised
+    curve: tuple[float, ...] = ()  # of a network: R2 on the tuning rows after each epoch
 
 
 class CodeMap(nn.Module):

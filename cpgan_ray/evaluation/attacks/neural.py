@@ -97,6 +97,7 @@ class Training:
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=candidate.network.learning_rate, weight_decay=1e-4)
         self.r2, self.weights, self.epochs = base_r2, self.snapshot(), 0
         self.own_r2, self.since = float("-inf"), 0
+        self.curve: list[float] = []
 
     def build(self, k: int, outputs: int) -> nn.Module:
         """The candidate's network with its last layers at zero."""
@@ -128,6 +129,7 @@ class Training:
                 self.epoch()
             self.epochs += 1
             r2 = recovered(self.data.tune, self.evaluated, space=self.space)
+            self.curve.append(r2)
             if r2 > self.r2:
                 self.r2, self.weights = r2, self.snapshot()
             self.own_r2, self.since = (r2, 0) if r2 > self.own_r2 else (self.own_r2, self.since + 1)
@@ -186,8 +188,8 @@ def train_candidates(data: AttackData, config: AttackConfig, candidates: Sequenc
     together = recovered(data.tune, averaged, space=space)
     r2, alone = max(parts, key=lambda part: part[0])
     if together > r2:
-        return Fitted(averaged, space, together, saturated, settings | {"averaged": len(parts)}, tuple(budgets))
-    return Fitted(alone, space, r2, saturated, settings, tuple(budgets))
+        return Fitted(averaged, space, together, saturated, settings | {"averaged": len(parts)}, tuple(budgets), tuple(best.curve))
+    return Fitted(alone, space, r2, saturated, settings, tuple(budgets), tuple(best.curve))
 
 
 def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:
