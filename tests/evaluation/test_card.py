@@ -20,16 +20,8 @@ CURVES = {"rbf": ([0, 1, 2], [0.1, 0.3, 0.2]), "conv": ([0, 2], [0.05, 0.15])}
 
 def attack(name: str, variant: str, r2: float, **more: Any) -> dict[str, Any]:
     scores = {"r2": r2, "low": r2 - 0.01, "high": r2 + 0.01, "mse_255": 1000 * (1 - r2), "psnr": 18.21, "ssim": 0.456}
-    return {
-        "name": name,
-        "variant": variant,
-        "share": 1.0,
-        **scores,
-        "saturated": True,
-        "seconds": 3.2,
-        "rows": 640,
-        "curve": [],
-    } | more
+    budget = {"share": 1.0, "saturated": True, "seconds": 3.2, "rows": 640, "curve": []}
+    return {"name": name, "variant": variant, **scores} | budget | more
 
 
 REPORT: dict[str, Any] = {
@@ -69,7 +61,11 @@ REPORT: dict[str, Any] = {
     },
     "limits": ["A limit."],
 }
-BARE = REPORT | {"utility": {}, "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
+BARE = (
+    REPORT
+    | {"attacks": [a | {"curve": []} for a in REPORT["attacks"]]}
+    | {"utility": {}, "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
+)
 
 
 class Page(HTMLParser):
