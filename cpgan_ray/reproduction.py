@@ -1,5 +1,6 @@
 """The whole job of jobs/reproduce.py: mechanisms on a data set, every cell a Ray task, and what they amount to."""
 
+import csv
 import dataclasses
 import json
 import sys
@@ -31,7 +32,9 @@ from cpgan_ray.theory import sample_moments
 from cpgan_ray.tracking import SearchRun, tracking_uri
 from cpgan_ray.training import new_output
 
-PUBLISHED = "published.png"
+PUBLISHED, TABLE = "published.png", "results.csv"
+DUMP_EVERY = 10
+"""Cells after which the table is written, in mid-comparison."""
 Values = Mapping[str, Any]
 """Of a cell's file."""
 
@@ -155,6 +158,8 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
         values = json.loads((folder / "cells" / cell.name / CELL).read_text())
         run.add_child(cell.name, params=asdict(cell), metrics=logged(values), tags=outcome_tags(values))
         print(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}", file=sys.stderr, flush=True)
+        if done % DUMP_EVERY == 0:
+            write_table([json.loads(path.read_text()) for path in sorted((folder / "cells").glob(f"*/{CELL}"))], folder)
 
     if config.runtime.backend == "local":
         stop_on_sigterm()
@@ -195,6 +200,31 @@ def line(values: Values) -> str:
     return f"{cell.name}: accuracy {accuracy:.4f}, R2 {best['r2']:.4f} ({best['attack']}), {values['seconds']:.0f} s"
 
 
+def write_table(values: Sequence[Values], folder: Path) -> None:
+    """`results.csv`: a row for each training that came to its end, with every attack's R2 and mean squared error (0-255, or in the
+    data's own unit)."""
+    rows = [row(v) for v in finished(values)]
+    names = list(dict.fromkeys(name for some in rows for name in some))
+    with (folder / f"{TABLE}.part").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / f"{TABLE}.part").replace(folder / TABLE)
+
+
+def row(values: Values) -> dict[str, Any]:
+    """A cell as a row of the table."""
+    cell, best, utility = Cell(**values["cell"]), strongest(values), values["utility"]
+    found: dict[str, Any] = {"mechanism": cell.mechanism, "knob": MECHANISMS[cell.mechanism].knob, "setting": cell.setting}
+    found |= {"seed": cell.seed, "k": values["k"]}
+    found |= {name: utility[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "val_accuracy")}
+    found |= {"attack": best["attack"], "r2": best["r2"], "r2_low": best["low"], "r2_high": best["high"]}
+    found |= {"label_floor_r2": values["privacy"]["label_floor_r2"], "val_r2": values["privacy"]["val_r2"]}
+    for a in sorted(values["attacks"], key=lambda a: a["name"]):
+        found |= {f"{a['name']}_r2": a["r2"], f"{a['name']}_mse": a.get("mse_255", a.get("mse_raw"))}
+    return found | {"seconds": values["seconds"]}
+
+
 def finished(values: Sequence[Values]) -> list[Values]:
     """Of some cells those whose training came to its end."""
     return [v for v in values if "failed" not in v]
@@ -215,8 +245,9 @@ def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str
     }
     for name, text in files.items():
         (folder / name).write_text(text)
+    write_table(good, folder)
     (folder / "attackers.png").write_bytes(attacker_lines(good))
-    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", REPRODUCTION, *files)
+    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", TABLE, REPRODUCTION, *files)
     run.log_files(folder / name for name in names)
     ours = told["hypervolume"].get("cpgan", {}).get("value")
     return {"cells": len(values), "failed": len(told["failed"]), "hypervolume": ours, "gap": told["gap"]}

@@ -55,6 +55,15 @@ def test_the_results_are_the_cells(begun):
     with (folder / "frontier.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["name"]: float(row["accuracy"]) for row in rows} == {n: c["utility"]["accuracy"] for n, c in cells.items()}
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(cells)
+    for row in table:
+        cell = cells[f"{row['mechanism']}-{row['setting'].removesuffix('.0')}-{row['seed']}"]
+        assert float(row["accuracy"]) == cell["utility"]["accuracy"]
+        found = {a["name"]: (a["r2"], a["mse_255"]) for a in cell["attacks"]}
+        assert {name: (float(row[f"{name}_r2"]), float(row[f"{name}_mse"])) for name in found} == found
+        assert float(row["r2"]) >= max(r2 for r2, _ in found.values())
     noise = [cells[f"noise-0.5-{seed}"]["utility"]["accuracy"] for seed in (0, 1)]
     half = stats.t.ppf(0.975, 1) * np.std(noise, ddof=1) / 2**0.5
     assert f"{np.mean(noise):.3f} [{np.mean(noise) - half:.3f}, {np.mean(noise) + half:.3f}]" in text
