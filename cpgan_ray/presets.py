@@ -196,6 +196,7 @@ def for_comparison(config: Config) -> Config:
         variants=("leaked",),
         shares=(),
         restarts=1,
+        doublings=5,
         mlp_widths=(512,),
         kernel_features=1024,
         max_rows=10_000,

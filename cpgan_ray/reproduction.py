@@ -33,6 +33,7 @@ from cpgan_ray.tracking import SearchRun, tracking_uri
 from cpgan_ray.training import new_output
 
 PUBLISHED, TABLE = "published.png", "results.csv"
+UNSATURATED = "\n\n\\* still gaining when its budget ended under at least one seed: a lower bound"
 DUMP_EVERY = 10
 """Cells after which the table is written, in mid-comparison."""
 Values = Mapping[str, Any]
@@ -269,12 +270,18 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial]) -> str:
         ]
         shown = [with_interval(e.value or 0.0, e.low, e.high) for e in numbers]
         errors = [mse(v) for v, _ in group]
-        attacks = sorted({t.attack or "" for t in some})
+        attacks = sorted({f"{t.attack or ''}{'' if saturated(v) else ' *'}" for v, t in group})
         knob = f"{MECHANISMS[mechanism].knob} {setting:g}"
         drawn.add_row(
             [mechanism, knob, group[0][0]["k"], len(some), *shown, f"{sum(errors) / len(errors):.4g}", ", ".join(attacks)]
         )
-    return drawn.get_string()
+    return drawn.get_string() + UNSATURATED * ("*" in drawn.get_string())
+
+
+def saturated(values: Values) -> bool:
+    """Whether the cell's strongest attack had come to its end; a code that is a sample needs no attack."""
+    name = strongest(values)["attack"]
+    return all(a["saturated"] for a in values["attacks"] if a["name"] == name)
 
 
 def mse(values: Values) -> float:
