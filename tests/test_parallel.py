@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -25,6 +24,7 @@ from cpgan_ray.config import Config, ReproduceJob, SearchJob, override
 from cpgan_ray.errors import InputError
 from cpgan_ray.game import Game, play_in_process
 from cpgan_ray.space import dimensions
+from tests.killing import kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -110,25 +110,6 @@ def test_two_workers_give_what_one_gives_on_the_same_batches(case, tiny, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------------------------------ losses
-
-
-def processes(title: str) -> list[psutil.Process]:
-    """Ray's workers of that title, the oldest first."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if line and line[0].startswith(f"ray::{title}"):
-            found.append(process)
-    return sorted(found, key=lambda p: p.pid)
-
-
-def kill(title: str, which: int = 0) -> None:
-    victim = processes(title)[which]
-    victim.send_signal(signal.SIGKILL)
-    victim.wait(10)
 
 
 EPOCHS, ROUNDS_PER_EPOCH = 3, 4

@@ -11,6 +11,7 @@ import ray
 from cpgan_ray.actors import RayGame
 from cpgan_ray.config import Config
 from cpgan_ray.game import Game, play_in_process
+from tests.killing import kill, processes
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
@@ -21,28 +22,9 @@ def untimed(played: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in metrics.items() if not name.startswith("time/")} for metrics in played]
 
 
-def processes(title: str) -> list[psutil.Process]:
-    """Ray's workers of that title."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if line and line[0].startswith(f"ray::{title}"):
-            found.append(process)
-    return sorted(found, key=lambda p: p.pid)
-
-
 def busiest(title: str) -> psutil.Process:
     """The one that has worked most: no spare."""
     return max(processes(title), key=lambda p: sum(p.cpu_times()[:2]))
-
-
-def kill(title: str, which: int = 0) -> None:
-    victim = processes(title)[which]
-    victim.kill()
-    victim.wait(10)
 
 
 def hang(title: str) -> None:
