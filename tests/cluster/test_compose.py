@@ -5,7 +5,10 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -157,3 +160,49 @@ def test_who_has_no_token_or_a_wrong_one_is_refused(up):
     address = "--address=head:6379"
     stranger = head.environment | {"RAY_AUTH_TOKEN": "0" * 64}
     assert head.run(["ray", "status", address], env=stranger, timeout=120).returncode != 0
+
+
+def rounds_written(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.2)
+
+
+def test_a_job_outlives_a_worker_that_goes_in_mid_run_and_comes_back(up, summary):
+    """The other worker cannot hold all players, so the game waits for it; the numbers are those of a run that lost nothing."""
+    head, gone = up.containers["head"], up.containers["worker-2"]
+    run = up.folder / "shared" / "runs" / "lossy"
+    flags = [*QUICKLY.replace("--epochs 1", "--epochs 40").split(), "--tracking.run-name", "lossy"]
+    command = " ".join([JOB.replace("runs/smoke", "runs/lossy"), *flags])
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(submit, head, command, token=head.environment["RAY_AUTH_TOKEN"])
+        wait_until(lambda: rounds_written(run) > 20 or job.done(), timeout_s=200, what="the game has not begun")
+        gone.process.kill()
+        gone.process.wait(30)
+        played = rounds_written(run)
+        time.sleep(20)
+        up.start("worker-2")
+        wait_until(lambda: rounds_written(run) > played + 20 or job.done(), timeout_s=300, what=f"it stands at {played}")
+        ran = job.result(timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+    assert "played again" in ran.stdout, "the loss was felt"
+    alone = up.folder / "alone"
+    cache = [
+        "--cache-dir",
+        str(up.folder / "shared" / "cache"),
+        "--output",
+        str(alone / "run"),
+        "--tracking.uri",
+        f"sqlite:///{alone}.db",
+    ]
+    local = [sys.executable, "jobs/train_celeba.py", "smoke", *flags[2:], *cache, "--runtime.backend", "local"]
+    expected = subprocess.run(local, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    for name in ("accuracy", "strongest"):
+        assert found[name] == json.loads(expected)[name]
