@@ -190,7 +190,7 @@ class Composed:
             )
         self.containers[name] = Container(name, self.addresses[name], process, environment, log)
         wait_for_namespace(process.pid)
-        port = f"port{len(self.containers)}"
+        port = f"port{self.addresses[name].rpartition('.')[2]}"  # gone with its name space, so that it may be started again
         self.ip(f"link add {port} type veth peer name eth0 netns {process.pid}")
         self.ip(f"link set {port} master bridge up")
         assert process.stdin is not None
