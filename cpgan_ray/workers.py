@@ -17,7 +17,7 @@ from cpgan_ray.adversaries.base import EpochFitted
 from cpgan_ray.checkpoint import pack, unpack
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, load, shares
-from cpgan_ray.data.base import batch, consecutive, pictures, rounds_per_epoch
+from cpgan_ray.data.base import consecutive, pictures, rounds_per_epoch, training_batch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.messages import Batch, Feedback, Metrics, Outcome, Release
@@ -60,14 +60,7 @@ class PrivatizerWorker:
 
     def release(self, round: int, *, ahead: bool = False) -> Release:
         """z of the round's pictures; keeps the graph. `ahead`: before the update on what was released last."""
-        chosen = batch(
-            round,
-            seed=self.config.seed,
-            num_rows=len(self.dataset.train),
-            batch_size=self.config.batch_size,
-            mirror=self.config.data.mirror and self.dataset.nature.mirrored,
-            shift=self.config.data.shift,
-        )
+        chosen = training_batch(round, self.dataset, self.config)
         x, count = to_input(pictures(self.dataset.train, self.part(chosen)), self.device), len(chosen.rows)
         x = hampered(x, self.config, round=round, num_rows=count, own=self.peers.own(count))
         z = self.peers.gather(self.defender.release(x, ahead=ahead), count)

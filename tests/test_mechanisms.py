@@ -7,10 +7,10 @@ import pytest
 
 from cpgan_ray.config import Config, NeuralConfig
 from cpgan_ray.data import load
-from cpgan_ray.data.base import pictures
+from cpgan_ray.data.base import pictures, training_batch
 from cpgan_ray.data.projection import projection, scale
 from cpgan_ray.mechanisms import MECHANISMS
-from cpgan_ray.mechanisms.base import samples, taught, training_batch
+from cpgan_ray.mechanisms.base import samples, taught
 from cpgan_ray.mechanisms.games import feature_length
 from cpgan_ray.mechanisms.noise import drawn
 from cpgan_ray.objectives import accuracy

@@ -16,6 +16,7 @@ from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.comparison import Cell, findings, gap, paired, trial
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
+from cpgan_ray.reproduction import settings_table
 
 JOB = Path(__file__).parents[1] / "jobs" / "reproduce.py"
 QUICK = "--epochs 2 --data.train-rows 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0"
@@ -75,6 +76,21 @@ def test_the_results_are_the_cells(begun):
             assert figure.width > 600
     with Image.open(folder / "cells" / "cpgan-0.1-0" / "pictures.png") as panel:
         assert panel.height > 100
+
+
+def test_a_setting_whose_strongest_attack_still_gained_is_marked_as_a_lower_bound(begun):
+    folder, _, _ = begun
+    cells = [json.loads((folder / "cells" / f"cpgan-0.1-{seed}" / "cell.json").read_text()) for seed in (0, 1)]
+    for cell in cells:
+        best = max(a["r2"] for a in cell["attacks"])
+        for a in cell["attacks"]:
+            a["saturated"] = a["r2"] == best
+    trials = [trial(cell, folder) for cell in cells]
+    assert "*" not in settings_table(cells, trials)
+    for a in cells[1]["attacks"]:
+        a["saturated"] = not a["saturated"]
+    assert f"{trials[1].attack} *" in settings_table(cells, trials)
+    assert settings_table(cells, trials).endswith("a lower bound")
 
 
 def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):

@@ -7,7 +7,8 @@ import functools
 
 import numpy as np
 
-from cpgan_ray.data.store import Split
+from cpgan_ray.config import Config
+from cpgan_ray.data.store import Dataset, Split
 from cpgan_ray.errors import InputError
 from cpgan_ray.messages import Batch
 from cpgan_ray.streams import stream
@@ -45,6 +46,18 @@ def batch(round: int, *, seed: int, num_rows: int, batch_size: int, mirror: bool
         rows=_permutation(seed, epoch, num_rows)[number * batch_size : (number + 1) * batch_size],
         mirrored=mirrored if mirror else np.zeros(batch_size, bool),
         shift=moved,
+    )
+
+
+def training_batch(round: int, dataset: Dataset, config: Config) -> Batch:
+    """The batch of a round as the configuration wants it of that data set."""
+    return batch(
+        round,
+        seed=config.seed,
+        num_rows=len(dataset.train),
+        batch_size=config.batch_size,
+        mirror=config.data.mirror and dataset.nature.mirrored,
+        shift=config.data.shift,
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import batch, rounds_per_epoch
+from cpgan_ray.data.base import rounds_per_epoch, training_batch
 from cpgan_ray.data.projection import scale
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.messages import Batch
@@ -76,18 +76,6 @@ def taught(
                 optimiser.step()
                 rate.step()
     return {split: applied(net, inputs[split], device) for split in ("val", "test")}
-
-
-def training_batch(round: int, dataset: Dataset, config: Config) -> Batch:
-    """What the game shows in that round."""
-    return batch(
-        round,
-        seed=config.seed,
-        num_rows=len(dataset.train),
-        batch_size=config.batch_size,
-        mirror=config.data.mirror and dataset.nature.mirrored,
-        shift=config.data.shift,
-    )
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ from torch import nn
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import pictures, rounds_per_epoch
+from cpgan_ray.data.base import pictures, rounds_per_epoch, training_batch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
-from cpgan_ray.mechanisms.base import SPLITS, Released, applied, training_batch
+from cpgan_ray.mechanisms.base import SPLITS, Released, applied
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.objectives import utility_loss
