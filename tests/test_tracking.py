@@ -2,13 +2,17 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
 from PIL import Image
 
 from cpgan_ray.config import Config, from_json, override
@@ -18,7 +22,7 @@ from cpgan_ray.game import play_in_process
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.presets import preset
 from cpgan_ray.tracking import Console, Tracker
-from cpgan_ray.tracking.run import BATCH_LIMIT
+from cpgan_ray.tracking.run import BATCH_LIMIT, log_dataset
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -124,6 +128,27 @@ def test_a_run_names_its_data_with_their_digest(start, dataset):
     assert used.dataset.digest == dataset.digest
     assert str(dataset.folder) in used.dataset.source
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+
+
+def test_runs_that_begin_together_all_name_the_same_data(mlflow_server):
+    client = mlflow.MlflowClient(mlflow_server.start())
+    source = resolve_dataset_source("s3://bucket/data")
+    together, ways = 4, 10
+
+    def begin(run_id: str, data: MetaDataset, barrier: threading.Barrier) -> None:
+        barrier.wait(60)
+        log_dataset(client, run_id, data)
+
+    for way in range(ways):
+        runs = [client.create_run("0").info.run_id for _ in range(together)]
+        barrier, data = threading.Barrier(together), MetaDataset(source, name="faces", digest=f"{way}")
+        with ThreadPoolExecutor(together) as pool:
+            for done in [pool.submit(begin, run, data, barrier) for run in runs]:
+                done.result()
+        for run in runs:
+            [named] = client.get_run(run).inputs.dataset_inputs
+            assert (named.dataset.name, named.dataset.digest) == ("faces", f"{way}")
+            assert {tag.key: tag.value for tag in named.tags} == {"mlflow.data.context": "training"}
 
 
 def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, dataset):

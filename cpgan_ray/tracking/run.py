@@ -18,10 +18,12 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow import entities
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric
+from mlflow.entities import DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
 from cpgan_ray.config import Config, flatten, to_json
@@ -50,6 +52,19 @@ LAST_S = 60.0
 def say_outage(error: BaseException) -> None:
     reason = redacted(str(error).partition("\n")[0])[:200]
     print(f"MLflow does not answer ({reason}); the run goes on, and tells it later", file=sys.stderr, flush=True)
+
+
+def log_dataset(client: mlflow.MlflowClient, run_id: str, dataset: MetaDataset) -> None:
+    """Name the data that a run is trained on.
+
+    The store first looks whether its experiment has that data set and then inserts it. Of runs that begin together, like those of a
+    search, one may come between the two of another, which is refused; asked again, the store finds it.
+    """
+    named = [DatasetInput(entities.Dataset.from_dictionary(dataset.to_dict()), tags=[InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
+    try:
+        client.log_inputs(run_id, datasets=named)
+    except MlflowException:
+        client.log_inputs(run_id, datasets=named)
 
 
 class Outbox:
@@ -185,7 +200,7 @@ class Tracker:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")  # a local folder, twice
             source = resolve_dataset_source(str(dataset.folder))
-        mlflow.log_input(MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]), context="training")
+        log_dataset(self.client, self.run_id, MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]))
         told = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
         (self.output / "config.json").write_text(redacted(json.dumps(told, indent=1)) + "\n")
         mlflow.log_artifact(str(self.output / "config.json"))
