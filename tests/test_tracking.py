@@ -15,7 +15,7 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from PIL import Image
 
-from cpgan_ray.config import Config, from_json, override
+from cpgan_ray.config import Config, TrackingConfig, from_json, override
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.game import play_in_process
@@ -23,6 +23,7 @@ from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.presets import preset
 from cpgan_ray.tracking import Console, Tracker
 from cpgan_ray.tracking.run import BATCH_LIMIT, log_dataset
+from cpgan_ray.tracking.store import open_store
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -149,6 +150,24 @@ def test_runs_that_begin_together_all_name_the_same_data(mlflow_server):
             [named] = client.get_run(run).inputs.dataset_inputs
             assert (named.dataset.name, named.dataset.digest) == ("faces", f"{way}")
             assert {tag.key: tag.value for tag in named.tags} == {"mlflow.data.context": "training"}
+
+
+def test_the_first_runs_of_an_experiment_may_begin_together(mlflow_server, tmp_path):
+    uri = mlflow_server.start()
+    together = 4
+
+    def begin(experiment: str, barrier: threading.Barrier) -> str:
+        barrier.wait(60)
+        with open_store(TrackingConfig(uri=uri, experiment=experiment), tmp_path) as client:
+            found = client.get_experiment_by_name(experiment)
+            assert found is not None
+            return found.experiment_id
+
+    for way in range(10):
+        barrier = threading.Barrier(together)
+        with ThreadPoolExecutor(together) as pool:
+            begun = [pool.submit(begin, f"new {way}", barrier) for _ in range(together)]
+            assert len({one.result() for one in begun}) == 1
 
 
 def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, dataset):

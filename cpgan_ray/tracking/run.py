@@ -60,7 +60,7 @@ def log_dataset(client: mlflow.MlflowClient, run_id: str, dataset: MetaDataset) 
     The store first looks whether its experiment has that data set and then inserts it. Of runs that begin together, like those of a
     search, one may come between the two of another, which is refused; asked again, the store finds it.
     """
-    named = [DatasetInput(entities.Dataset.from_dictionary(dataset.to_dict()), tags=[InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
+    named = [DatasetInput(entities.Dataset(**dataset.to_dict()), tags=[InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
     try:
         client.log_inputs(run_id, datasets=named)
     except MlflowException:

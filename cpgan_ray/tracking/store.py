@@ -8,6 +8,8 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.credentials import taken
@@ -32,12 +34,21 @@ def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.Mlflow
         mlflow.set_tracking_uri(uri)
         if mlflow.get_experiment_by_name(tracking.experiment) is None:
             artifacts = (output.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-            mlflow.create_experiment(tracking.experiment, artifact_location=artifacts)
+            create_experiment(tracking.experiment, artifacts)
         mlflow.set_experiment(tracking.experiment)
         yield mlflow.MlflowClient()
     except Exception as e:  # each kind of store has errors of its own
         reason = str(e).partition("\n")[0]
         raise InputError(f"MLflow cannot track at {uri} ({reason}): start it there, or give another --tracking.uri") from e
+
+
+def create_experiment(name: str, artifacts: str | None) -> None:
+    """Make it, unless a run that began at the same time has."""
+    try:
+        mlflow.create_experiment(name, artifact_location=artifacts)
+    except MlflowException as e:
+        if e.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
 
 
 def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
