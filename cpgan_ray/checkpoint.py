@@ -6,6 +6,7 @@ renamed, so that a half-written one is never found under its name, and read with
 
 import hashlib
 import io
+import json
 import os
 import re
 import sys
@@ -48,16 +49,20 @@ def unpack(data: bytes, device: torch.device) -> dict[str, Any]:
     return torch.load(io.BytesIO(data), weights_only=True, map_location=device)
 
 
-def encode(snapshot: Snapshot) -> bytes:
-    """A checkpoint file's content."""
+def encode(snapshot: Snapshot, settings: Mapping[str, Any] | None = None) -> bytes:
+    """A checkpoint file's content. settings: field -> JSON-ready value of what decides how the game goes."""
     players = {name: torch.from_numpy(np.frombuffer(data, np.uint8).copy()) for name, data in snapshot.players.items()}
     told = {"round": snapshot.round, "best_accuracy": snapshot.best_accuracy, "val_accuracy": snapshot.val_accuracy}
-    content = pack({"format": FORMAT, **told, "players": players})
+    content = pack({"format": FORMAT, **told, "players": players, "settings": json.dumps(dict(settings or {}))})
     return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
-def decode(data: bytes, name: str) -> Snapshot:
-    """Raises: InputError where the bytes are not those that were written, or hold anything but tensors and plain values."""
+def decode(data: bytes, name: str, settings: Mapping[str, Any] | None = None) -> Snapshot:
+    """settings: those of the run that asks.
+
+    Raises: InputError where the bytes are not those that were written, hold anything but tensors and plain values, or are of a game
+    under other settings.
+    """
     digest, content = data[:DIGEST], data[DIGEST + 1 :]
     if data[DIGEST : DIGEST + 1] != b"\n" or hashlib.sha256(content).hexdigest().encode() != digest:
         raise InputError(f"checkpoint {name} is damaged: its checksum is another one")
@@ -76,9 +81,15 @@ def decode(data: bytes, name: str) -> Snapshot:
         for packed in players.values():
             dict(unpack(packed, torch.device("cpu")))
         val = values["val_accuracy"]
-        return Snapshot(int(values["round"]), float(values["best_accuracy"]), None if val is None else float(val), players)
+        read = Snapshot(int(values["round"]), float(values["best_accuracy"]), None if val is None else float(val), players)
+        played = dict(json.loads(values.get("settings", "{}")))
     except Exception as e:  # the same
         raise InputError(f"checkpoint {name} holds something else than the state of a game; it is not loaded") from e
+    for field, value in (settings or {}).items():
+        if field in played and played[field] != value:
+            told = f"{field} {played[field]!r:.40}, here it is {value!r:.40}"
+            raise InputError(f"checkpoint {name} is of another run, with {told}: it is not loaded")
+    return read
 
 
 class Checkpoints:
@@ -87,9 +98,12 @@ class Checkpoints:
     The last `keep` are kept, and beside them the one with the best validation accuracy.
     """
 
-    def __init__(self, where: str, *, keep: int) -> None:
-        """Raises: InputError where no file system answers to the URI."""
-        self.where, self.keep = redacted(where), keep
+    def __init__(self, where: str, *, keep: int, settings: Mapping[str, Any] | None = None) -> None:
+        """settings: what decides how the game goes; checkpoints of a game under others are refused.
+
+        Raises: InputError where no file system answers to the URI.
+        """
+        self.where, self.keep, self.settings = redacted(where), keep, settings
         try:
             if "://" in where:
                 self.system, self.root = fs.FileSystem.from_uri(where)
@@ -114,7 +128,7 @@ class Checkpoints:
         name = f"round-{snapshot.round:08d}{val}.ckpt"
         self.system.create_dir(self.root, recursive=True)
         beside, path = f"{self.root}/{name}.part", f"{self.root}/{name}"
-        content = encode(snapshot)
+        content = encode(snapshot, self.settings)
         try:
             if isinstance(self.system, fs.LocalFileSystem):
                 with Path(beside).open("wb") as file:
@@ -142,29 +156,43 @@ class Checkpoints:
                 self.system.delete_file(f"{self.root}/{name}")
 
     def read(self, name: str) -> Snapshot:
-        """Raises: InputError where the file is damaged or cannot be read."""
+        """Raises: InputError where the file is damaged, of another run, or cannot be read."""
         try:
             with self.system.open_input_stream(f"{self.root}/{name}") as stream:
                 content = stream.read()
         except OSError as e:
             raise InputError(f"checkpoint {self.where}/{name} cannot be read ({' '.join(str(e).split())[:200]})") from e
-        return decode(content, f"{self.where}/{name}")
+        return decode(content, f"{self.where}/{name}", self.settings)
 
-    def latest(self) -> Snapshot | None:
-        """The newest one that is whole; damaged ones are named on standard error. None where there is none.
+    def ensure_free(self) -> None:
+        """Raises: InputError where there are checkpoints: a run that begins would take them for its own, and delete them."""
+        if names := self.there():
+            raise InputError(
+                f"{self.where} holds checkpoints of another run ({names[-1]}): give another --recovery.checkpoints or --output"
+            )
 
-        Raises: InputError where there are some and all are damaged, or the place cannot be read.
+    def there(self) -> list[str]:
+        """The oldest first.
+
+        Raises: InputError where the place cannot be read.
         """
         try:
-            names = self.names()
+            return self.names()
         except OSError as e:
             reason = " ".join(str(e).split())[:200]
             raise InputError(f"checkpoints at {self.where!r} cannot be read ({reason}): mend --recovery.checkpoints") from e
+
+    def latest(self) -> Snapshot | None:
+        """The newest one that is whole and this run's; the others are named on standard error. None where there is none at all.
+
+        Raises: InputError where there are some and none can be used, or the place cannot be read.
+        """
+        names = self.there()
         for name in reversed(names):
             try:
                 return self.read(name)
             except InputError as e:
                 print(f"{e}; the one before it is used", file=sys.stderr, flush=True)
         if names:
-            raise InputError(f"all checkpoints in {self.where} are damaged: begin the run again in another --output")
+            raise InputError(f"no checkpoint in {self.where} can be used: begin the run again in another --output")
         return None

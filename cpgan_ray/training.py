@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
-from cpgan_ray.cli import politely, stop_on_sigterm
-from cpgan_ray.config import Config, to_json
+from cpgan_ray.cli import ADJUSTABLE, politely, stop_on_sigterm
+from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset, ensure_learnable, load, named
 from cpgan_ray.data.base import rounds_per_epoch
@@ -136,7 +136,10 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     context = context or Context()
     started = time.perf_counter()
     output = config.output if resume and config.output else new_output(config)
-    kept = Checkpoints(config.recovery.checkpoints or str(output / "checkpoints"), keep=config.recovery.keep)
+    where = config.recovery.checkpoints or str(output / "checkpoints")
+    kept = Checkpoints(where, keep=config.recovery.keep, settings=decisive(config))
+    if config.recovery.checkpoint_every and not resume:
+        kept.ensure_free()
     snapshot = kept.latest() if resume else None
     if snapshot is not None and snapshot.players.keys() != {"privatizer", *opponents(config)}:
         raise InputError(f"the checkpoint in {kept.where} is of other players ({', '.join(snapshot.players)}): begin the run again")
@@ -167,6 +170,12 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
             seconds = time.perf_counter() - started
             tracker.log({"time/total_s": seconds}, step=game.total_rounds - 1)
     return {"run_id": tracker.run_id, "output": str(output), **summary, "seconds": round(seconds, 1)}
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """The settings that decide how a game goes: none that a run may be resumed with another value of, nor where its data are."""
+    left = (*ADJUSTABLE, "data_dir", "cache_dir", "shared_cache")
+    return {name: value for name, value in flatten(config).items() if not name.startswith(left)}
 
 
 def ready(config: Config) -> Dataset:

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpgan_ray.checkpoint import DIGEST, Checkpoints, Snapshot, decode, encode, pack, unpack
-from cpgan_ray.config import to_json
+from cpgan_ray.config import override, to_json
 from cpgan_ray.errors import InputError
-from cpgan_ray.training import train
+from cpgan_ray.training import decisive, train
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def test_the_newest_whole_checkpoint_is_used_and_the_damaged_one_named(tmp_path,
     assert "round-00000003.ckpt is damaged" in capsys.readouterr().err
     for name in kept.names():
         (tmp_path / name).write_bytes(b"no")
-    with pytest.raises(InputError, match="all checkpoints in .* are damaged"):
+    with pytest.raises(InputError, match="no checkpoint in .* can be used"):
         kept.latest()
 
 
@@ -239,9 +239,41 @@ def test_a_run_is_not_resumed_from_a_checkpoint_that_holds_code_nor_from_other_p
     assert ran.returncode == 2, ran.stderr
     told, error = ran.stderr.splitlines()
     assert "round-00000003.ckpt holds something else than tensors" in told
-    assert re.fullmatch(r"error: all checkpoints in \S+ are damaged: .*", error)
+    assert re.fullmatch(r"error: no checkpoint in \S+ can be used: .*", error)
     assert sorted(out.rglob("*")) == before
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_is_not_resumed_from_the_checkpoint_of_one_of_other_sizes(tmp_path, tiny, capsys):
+    """Both keep their checkpoints in one place: it is said before torch meets weights of another shape."""
+    out, place = tmp_path / "out", tmp_path / "place"
+    config = tiny("mlp", output=str(out), **{"recovery.checkpoints": str(place)})
+    other = override(config, {"k": config.k + 1})
+    name = Checkpoints(str(place), keep=3, settings=decisive(other)).write(snapshot(3))
+    with pytest.raises(InputError, match=r"no checkpoint in \S+ can be used"):
+        train(config, resume="0" * 32)
+    assert f"{name} is of another run, with k {config.k + 1}, here it is {config.k}: it is not loaded" in capsys.readouterr().err
+    assert not out.exists()
+    assert Checkpoints(str(place), keep=3, settings=decisive(other)).latest() is not None, "it is still there"
+
+
+def test_where_the_data_are_and_how_long_a_run_goes_on_makes_no_other_run(tmp_path, tiny):
+    config = tiny("mlp")
+    Checkpoints(str(tmp_path), keep=3, settings=decisive(config)).write(snapshot(3))
+    moved = override(config, {"cache_dir": str(tmp_path / "cache"), "epochs": 9, "attacks.restarts": 2, "runtime.threads": 1})
+    found = Checkpoints(str(tmp_path), keep=3, settings=decisive(moved)).latest()
+    assert found is not None
+    assert found.round == 3
+
+
+def test_a_new_run_does_not_begin_where_another_keeps_its_checkpoints(tmp_path, tiny):
+    out, place = tmp_path / "out", tmp_path / "place"
+    config = tiny("mlp", output=str(out), **{"recovery.checkpoints": str(place), "recovery.checkpoint_every": 1})
+    name = Checkpoints(str(place), keep=3).write(snapshot(3))
+    with pytest.raises(InputError, match=rf"holds checkpoints of another run \({name}\): give another --recovery.checkpoints"):
+        train(config)
+    assert not out.exists()
+    assert [path.name for path in place.iterdir()] == [name]
 
 
 def test_an_unknown_format_is_refused():
