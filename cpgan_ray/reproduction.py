@@ -128,13 +128,16 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
     """The comparison's MLflow run, and the file with its id: from here on it can be resumed."""
     c = job.config
     name = c.tracking.run_name or f"reproduce {c.preset}"
-    if resume:
-        run = SearchRun(c, folder, name=name, params={}, run_id=read_reproduction(folder)[1], source="jobs/reproduce.py")
-        keep(job, folder, run.run_id)
-        return run
-    params = {"preset": c.preset, "mechanisms": " ".join(job.mechanisms or MECHANISMS), "seeds": job.seeds, "k": c.k}
-    params |= {"epochs": c.epochs, "attacks": " ".join(c.attacks.names), "train_rows": c.data.train_rows}
-    run = SearchRun(c, folder, name=name, params=params, source="jobs/reproduce.py")
+    params = {
+        "preset": c.preset,
+        "k": c.k,
+        "epochs": c.epochs,
+        "attacks": " ".join(c.attacks.names),
+        "train_rows": c.data.train_rows,
+    }
+    tags = {"mechanisms": " ".join(job.mechanisms or MECHANISMS), "seeds": job.seeds, "settings": job.settings}
+    run_id = read_reproduction(folder)[1] if resume else None
+    run = SearchRun(c, folder, name=name, params=params, tags=tags, run_id=run_id, source="jobs/reproduce.py")
     folder.mkdir(parents=True, exist_ok=True)
     keep(job, folder, run.run_id)
     return run

@@ -16,7 +16,7 @@ from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.comparison import Cell, findings, gap, paired, trial
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
-from cpgan_ray.reproduction import settings_table
+from cpgan_ray.reproduction import open_run, settings_table
 
 JOB = Path(__file__).parents[1] / "jobs" / "reproduce.py"
 QUICK = "--epochs 2 --data.train-rows 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0"
@@ -114,6 +114,18 @@ def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
     assert (job.seeds, job.settings, job.mechanisms) == (3, 1, ("cpgan", "bottleneck", "noise"))
     with pytest.raises(InputError, match=r"^--k is 8, the comparison in .* was begun with 16: leave it out"):
         parse_reproduce(["--resume", str(folder), "--k", "8"], description="")
+
+
+def test_mlflow_says_how_far_a_resumed_comparison_goes_now(begun):
+    folder, _, _ = begun
+    kept = (folder / "reproduction.json").read_bytes()
+    job, _ = parse_reproduce(["--resume", str(folder), "--seeds", "5"], description="")
+    run = open_run(job, folder, resume=True)
+    run.close("FINISHED")
+    (folder / "reproduction.json").write_bytes(kept)
+    told = run.client.get_run(run.run_id).data
+    assert (told.tags["seeds"], told.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
+    assert "seeds" not in told.params
 
 
 def test_the_originals_results_are_drawn_beside_ours(tmp_path):

@@ -26,10 +26,11 @@ class SearchRun:
         *,
         name: str,
         params: Mapping[str, Any],
+        tags: Mapping[str, Any] | None = None,
         run_id: str | None = None,
         source: str = "jobs/tune_celeba.py",
     ) -> None:
-        """Start it, or go on with `run_id`.
+        """Start it, or go on with `run_id`. `tags`: what may be another when it goes on; MLflow keeps a parameter as it was.
 
         Raises: InputError where the tracking store does not answer or does not have that run.
         """
@@ -38,12 +39,14 @@ class SearchRun:
             assert experiment is not None
             self.experiment_id = experiment.experiment_id
             if run_id is None:
-                tags = {"search.role": "parent", "mlflow.source.name": source}
-                run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+                role = {"search.role": "parent", "mlflow.source.name": source}
+                run_id = self.client.create_run(self.experiment_id, run_name=name, tags=role).info.run_id
                 for key, value in params.items():
                     self.client.log_param(run_id, key, value)
             else:
                 self.client.update_run(run_id, status="RUNNING")
+            for key, value in (tags or {}).items():
+                self.client.set_tag(run_id, key, value)
         self.run_id = run_id
 
     def log(self, metrics: Metrics, *, step: int) -> None:
