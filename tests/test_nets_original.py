@@ -20,6 +20,7 @@ from cpgan_ray.nets.linear import linear_map, linear_stages
 from cpgan_ray.nets.paper_decoders import PaperDecoder
 from cpgan_ray.nets.picture import generator_conv, residual_g
 from cpgan_ray.nets.same import Same, TransposedSame, same_padding
+from cpgan_ray.nets.series import SeriesConv2d
 from cpgan_ray.nets.shake import ShakeShake, shake
 from cpgan_ray.nets.wide import WideResNet
 from cpgan_ray.process import torch_stream
@@ -159,6 +160,36 @@ def test_a_code_that_does_not_fold_into_four_steps_is_refused_naming_k(k):
 def test_a_decoder_of_fixed_size_refuses_larger_pictures_naming_their_size(stack):
     with pytest.raises(InputError, match=f"176x20; the {stack} decoder"):
         PaperDecoder(8, image_shape=(176, 20, 3), stack=stack)
+
+
+def values_and_gradients(f: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    y = f(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
+
+
+@pytest.mark.parametrize(("kernel", "length"), [(5, 128), (5, 7), (3, 1), (1, 4)])
+def test_a_series_convolution_is_the_plane_one_without_what_meets_padding_alone(kernel, length):
+    torch.manual_seed(0)
+    conv = SeriesConv2d(3, 4, kernel, padding=kernel // 2).double()
+    x = torch.randn(5, 3, length, 1, dtype=torch.float64)
+    found = values_and_gradients(conv, x, conv)
+    plane = values_and_gradients(lambda v: nn.functional.conv2d(v, conv.weight, conv.bias, padding=kernel // 2), x, conv)
+    for a, b in zip(found, plane, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 5])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_transposed_series_convolution_is_the_plane_one(kernel, stride):
+    torch.manual_seed(0)
+    module = TransposedSame(3, 4, kernel, stride=(stride, 1)).double()
+    x = torch.randn(5, 3, 6, 1, dtype=torch.float64)
+    found = values_and_gradients(module, x, module)
+    plane = values_and_gradients(lambda v: module.conv(v)[:, :, : 6 * stride, :1], x, module)
+    assert found[0].shape == (5, 4, 6 * stride, 1)
+    for a, b in zip(found, plane, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 def test_a_series_code_without_linear_map_keeps_its_steps_apart():

@@ -4,6 +4,7 @@ from torch import nn
 
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets.same import FlattenLast, initialised
+from cpgan_ray.nets.series import SeriesConv2d
 
 
 def lenet_stages(image_shape: tuple[int, int, int]) -> nn.Sequential:
@@ -22,7 +23,8 @@ def lenet_stages(image_shape: tuple[int, int, int]) -> nn.Sequential:
     for inputs, out, padding in ((channels, 6, 2), (6, 16, 2 if series else 0)):
         # ceil_mode is SAME here; of the original's 2x2 window over a series one column is padding
         pool = nn.MaxPool2d((2, 1), ceil_mode=True) if series else nn.MaxPool2d(2)
-        stages += [nn.Conv2d(inputs, out, 5, padding=padding), nn.ReLU(), pool]
+        conv = SeriesConv2d if series else nn.Conv2d
+        stages += [conv(inputs, out, 5, padding=padding), nn.ReLU(), pool]
     return initialised(nn.Sequential(*stages, FlattenLast()))
 
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.nets.series import transposed
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -41,7 +43,9 @@ class TransposedSame(nn.Module):
         self.conv = nn.ConvTranspose2d(channels, out, kernel, stride, padding=before, output_padding=lacking)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)[:, :, : x.shape[2] * self.stride[0], : x.shape[3] * self.stride[1]]
+        series = x.shape[3] == 1 and self.stride[1] == 1
+        out = transposed(self.conv, x) if series else self.conv(x)
+        return out[:, :, : x.shape[2] * self.stride[0], : x.shape[3] * self.stride[1]]
 
 
 class FlattenLast(nn.Module):

@@ -1,0 +1,24 @@
+"""Series, pictures of width 1, in networks whose kernels are two-dimensional.
+
+Of such a kernel only the middle column meets the series, the others meet padding: without them no value and no gradient is another.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SeriesConv2d(nn.Conv2d):
+    """Conv2d padded to its own size along W, on (B, C, H, 1)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, middle = self.padding
+        out = F.conv1d(input[..., 0], self.weight[..., int(middle)], self.bias, self.stride[0], int(rows))
+        return out[..., None]
+
+
+def transposed(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """`conv`, which keeps the width, of x (B, C, H, 1)."""
+    rows, middle = conv.padding
+    weight = conv.weight[..., int(middle)]
+    out = F.conv_transpose1d(x[..., 0], weight, conv.bias, conv.stride[0], int(rows), conv.output_padding[0])
+    return out[..., None]
