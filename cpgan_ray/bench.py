@@ -4,6 +4,7 @@
     python -m cpgan_ray.bench --json               # the last line printed is a JSON object
     python -m cpgan_ray.bench --checkpoints        # instead: what a checkpoint costs a game of CelebA's size, in about five minutes
     python -m cpgan_ray.bench --nodes 8            # instead: rounds of 1 to 64 sleeping adversaries on so many local nodes
+    python -m cpgan_ray.bench --series             # instead: HAR's networks beside the same in plane convolutions, in seconds
     python -m cpgan_ray.bench --memory 200000      # instead: peak memory of a run on so many pictures (10 GB of disk, half an hour)
 
 Speed is that of K convolutional decoders on Ray against the same game in one process, with one torch thread or with all cores,
@@ -74,6 +75,8 @@ class Settings:
     """End with one line of JSON instead of a table."""
     checkpoints: bool = False
     """Measure checkpoints instead: turns of `rounds` rounds of preset celeba on procedural faces, with a checkpoint and without."""
+    series: bool = False
+    """Measure a step of the original's networks for series (HAR) instead, beside the same in plane convolutions."""
     memory: int = 0
     """Measure memory instead, on so many synthetic 112 x 112 pictures."""
     nodes: int = 0
@@ -520,6 +523,50 @@ def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
     return {"rows": s.memory, "peak_own_mb": peaks, "prepare_s": prepare_s, "train_s": train_s}
 
 
+def measure_series(s: Settings, folder: Path) -> dict[str, Any]:
+    """Milliseconds of a forward and a backward pass, one thread; the sides take turns."""
+    import torch
+
+    from cpgan_ray.nets.lenet import lenet_stages
+    from cpgan_ray.nets.paper_decoders import PaperDecoder
+    from cpgan_ray.nets.same import TransposedSame
+    from cpgan_ray.nets.series import SeriesConv2d
+
+    class Plane(torch.nn.Module):
+        """The same convolution with all columns of its kernel."""
+
+        def __init__(self, conv: SeriesConv2d | TransposedSame) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if isinstance(self.conv, SeriesConv2d):
+                return torch.nn.Conv2d.forward(self.conv, x)
+            return self.conv.conv(x)[:, :, : x.shape[2] * self.conv.stride[0], :1]
+
+    def step_ms(net: torch.nn.Module, x: torch.Tensor) -> float:
+        begun = time.perf_counter()
+        net(x).square().mean().backward()
+        return 1000 * (time.perf_counter() - begun)
+
+    torch.set_num_threads(1)
+    shape = (128, 1, 9)
+    inputs = {"privatizer": torch.randn(s.batch_size, 9, 128, 1), "decoder": torch.randn(s.batch_size, 32)}
+    nets = {"privatizer": lenet_stages(shape), "decoder": PaperDecoder(32, image_shape=shape).layers}
+    found: dict[str, Any] = {}
+    for name, net in nets.items():
+        plane = torch.nn.Sequential(*(Plane(m) if isinstance(m, SeriesConv2d | TransposedSame) else m for m in net))
+        sides = {"series": net, "plane": plane}
+        times: dict[str, list[float]] = {side: [] for side in sides}
+        for turn, (side, this) in itertools.product(range(s.warmup + s.repeats * s.rounds), sides.items()):
+            took = step_ms(this, inputs[name])
+            if turn >= s.warmup:
+                times[side].append(took)
+        found |= {f"{name}_{side}_ms": statistics.median(some) for side, some in times.items()}
+        found[f"{name}_speedup"] = statistics.median(b / a for a, b in zip(times["series"], times["plane"], strict=True))
+    return found
+
+
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
@@ -530,7 +577,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=__doc__ or "")
     with tempfile.TemporaryDirectory(prefix="cpgan-bench-") as folder:
         measure = measure_memory if s.memory else measure_checkpoints if s.checkpoints else measure_speed
-        measure = measure_orchestration if s.nodes else measure
+        measure = measure_orchestration if s.nodes else measure_series if s.series else measure
         result = rounded(measure(s, Path(folder) / "data"))
     if s.json or s.memory:
         print(json.dumps(result))

@@ -53,6 +53,15 @@ def test_orchestration_is_measured_on_several_nodes():
         assert 0 < result[f"privatizer_cpu_ms_k{count}"] < 200, "it sleeps while they do"
 
 
+def test_networks_for_series_are_measured_beside_the_same_in_plane_convolutions():
+    command = [sys.executable, "-m", "cpgan_ray.bench", "--series", "--json", *TINY.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    for name in ("privatizer", "decoder"):
+        assert all(result[f"{name}_{what}"] > 0 for what in ("series_ms", "plane_ms", "speedup"))
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
