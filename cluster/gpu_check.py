@@ -56,7 +56,7 @@ def check_actors(device: str, **fields: Any) -> str:
     """Players as Ray actors, each with a fraction of one GPU, play the same game."""
     import ray
 
-    from cpgan_ray.actors import RayGame
+    from cpgan_ray.actors.driver import RayGame
 
     config = game(device, **fields)
     share = round(1 / (len(opponents(config)) + 1) - 0.001, 3) if device == "cuda" else 0.0

@@ -55,7 +55,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     of_task = utility(target, codes, dataset, config)
     curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
     if on_ray(config.runtime):
-        from cpgan_ray.actors import connect
+        from cpgan_ray.actors.cluster import connect
 
         connect(config.runtime)
     stop_on_sigterm()

@@ -50,7 +50,7 @@ from cpgan_ray.messages import Batch, Feedback, Metrics, Release
 from cpgan_ray.presets import preset
 
 if TYPE_CHECKING:
-    from cpgan_ray.actors import RayGame
+    from cpgan_ray.actors.driver import RayGame
     from cpgan_ray.checkpoint import Checkpoints
     from cpgan_ray.game import Game
     from cpgan_ray.training import Running
@@ -249,7 +249,8 @@ class IdleHost:
     """GameHost with an idle privatizer."""
 
     def __init__(self, config: Config, actors: dict[str, Any]) -> None:
-        from cpgan_ray.actors import RaySeat, gather, share
+        from cpgan_ray.actors.answers import gather, share
+        from cpgan_ray.actors.players import RaySeat
         from cpgan_ray.game import Game
 
         seats = {name: RaySeat(actor) for name, actor in actors.items()}
@@ -331,7 +332,7 @@ def take_turns(
     s: Settings, config: Config, pools: dict[int, ProcessPoolExecutor], schedules: Sequence[str] = ("sync",)
 ) -> dict[str, list[float]]:
     """Seconds per round, turn by turn, of each side: `sequential_<threads>` and `ray_<schedule>`."""
-    from cpgan_ray.actors import RayGame
+    from cpgan_ray.actors.driver import RayGame
 
     with ExitStack() as stack:
         sides: dict[str, Callable[[int], list[Metrics]]] = {
@@ -360,7 +361,7 @@ def measure_speed(s: Settings, folder: Path) -> dict[str, Any]:
     """All that is in the table."""
     import ray
 
-    from cpgan_ray.actors import connect
+    from cpgan_ray.actors.cluster import connect
     from cpgan_ray.data import prepare
     from cpgan_ray.process import available_cpus
 

@@ -155,7 +155,7 @@ def same(one: Any, other: Any) -> bool:
 
 def disturbed(config: Config, moments: list[float], strike: Callable[[], bool]) -> tuple[dict[str, Any], list[Event], int]:
     """A game on Ray; `strike` is called when those shares of it are over. Its weights, what it survived, how often it was hit."""
-    from cpgan_ray.actors import RayGame
+    from cpgan_ray.actors.driver import RayGame
 
     struck, waiting = 0, list(moments)
     with RayGame(config) as game:
@@ -285,7 +285,7 @@ def local_cluster() -> Iterator["Cluster"]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from cpgan_ray.actors import on_loopback
+    from cpgan_ray.actors.cluster import on_loopback
 
     ray.shutdown()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

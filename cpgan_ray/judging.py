@@ -98,7 +98,7 @@ def fit_attacks(material: Material, *, runtime: RuntimeConfig) -> list[Made]:
         )
 
     if on_ray(runtime):
-        from cpgan_ray.actors import fit_on_ray
+        from cpgan_ray.actors.tasks import fit_on_ray
 
         return fit_on_ray(todo, material, runtime=runtime, done=say)
     torch.set_num_threads(runtime.threads or available_cpus())

@@ -171,7 +171,8 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
             play(cell, config, folder / "cells" / cell.name)
             told(cell)
         return
-    from cpgan_ray.actors import connect, in_tasks
+    from cpgan_ray.actors.cluster import connect
+    from cpgan_ray.actors.tasks import in_tasks
 
     connect(config.runtime)
     stop_on_sigterm()

@@ -88,7 +88,7 @@ def on_ray(config: Config) -> bool:
 def running(config: Config, snapshot: Snapshot | None) -> Iterator[Running]:
     """The game on the backend of the configuration, from a snapshot on if there is one; its processes end with the block."""
     if on_ray(config):
-        from cpgan_ray.actors import RayGame
+        from cpgan_ray.actors.driver import RayGame
 
         with RayGame(config, snapshot=snapshot) as game:
             stop_on_sigterm()

@@ -1,6 +1,6 @@
 """The players as plain classes with numpy at the border: each holds its networks and its node's view of the pictures.
 
-Ray is applied where they are created (actors.py); in one process they are called directly.
+Ray is applied where they are created (actors/); in one process they are called directly.
 """
 
 from collections.abc import Iterator

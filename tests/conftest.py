@@ -215,7 +215,7 @@ def ray_session() -> Iterator[None]:
     """A Ray cluster of two CPUs, whatever the machine has."""
     import ray
 
-    from cpgan_ray.actors import on_loopback
+    from cpgan_ray.actors.cluster import on_loopback
 
     before = os.environ.copy()
     with on_loopback():

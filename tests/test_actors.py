@@ -16,7 +16,10 @@ import ray
 from ray import cloudpickle
 
 from cpgan_ray import actors
-from cpgan_ray.actors import INLINE_BYTES, RayGame, bundles, connect, reserve, share
+from cpgan_ray.actors.answers import INLINE_BYTES, share
+from cpgan_ray.actors.cluster import connect
+from cpgan_ray.actors.driver import RayGame
+from cpgan_ray.actors.places import bundles, reserve
 from cpgan_ray.config import Config, NeuralConfig, RidgeConfig, RuntimeConfig, override
 from cpgan_ray.errors import InputError
 from cpgan_ray.game import Game, opponents, play_in_process
@@ -269,7 +272,7 @@ def test_an_address_where_no_cluster_answers_is_refused_soon_and_named(address):
         unused.bind(("127.0.0.1", 0))
         address = address.format(port=unused.getsockname()[1])
     code = (
-        "import sys, time; from cpgan_ray.actors import connect; from cpgan_ray.config import RuntimeConfig\n"
+        "import sys, time; from cpgan_ray.actors.cluster import connect; from cpgan_ray.config import RuntimeConfig\n"
         "from cpgan_ray.errors import InputError\n"
         "try: connect(RuntimeConfig(address=sys.argv[1]))\n"
         "except InputError as e: print(e)"
@@ -285,7 +288,7 @@ def test_a_cluster_that_somebody_else_started_on_this_machine_is_left_alone():
         Path(folder, "ray").mkdir()
         Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
         code = (
-            "import ray; from cpgan_ray.actors import connect; from cpgan_ray.config import RuntimeConfig\n"
+            "import ray; from cpgan_ray.actors.cluster import connect; from cpgan_ray.config import RuntimeConfig\n"
             "connect(RuntimeConfig()); print(ray.cluster_resources()['CPU'])"
         )
         env = os.environ | {"RAY_TMPDIR": folder}

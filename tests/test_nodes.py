@@ -30,7 +30,8 @@ def main(drawn: str, folder: str) -> dict[str, Any]:
     from conftest import TINY
     from ray.util import placement_group_table
 
-    from cpgan_ray.actors import RayGame, supply
+    from cpgan_ray.actors.driver import RayGame
+    from cpgan_ray.actors.players import supply
     from cpgan_ray.chaos import local_cluster, same, unbroken
     from cpgan_ray.config import Config, override
     from cpgan_ray.data import load, named

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cpgan_ray.actors import RayGame
+from cpgan_ray.actors.driver import RayGame
 from cpgan_ray.checkpoint import decode
 from cpgan_ray.config import Config, ReproduceJob, SearchJob, override
 from cpgan_ray.errors import InputError
@@ -359,7 +359,7 @@ def network_of(kind: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 def one_of(rank: int, kind: str, folder: str) -> None:
     """One of the processes: its rows' part of everything, to a file."""
-    from cpgan_ray.parallel import make_whole
+    from cpgan_ray.parallel.batch import make_whole
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     rows = slice(ROWS * rank // RANKS, ROWS * (rank + 1) // RANKS)

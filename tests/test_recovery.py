@@ -8,7 +8,7 @@ import psutil
 import pytest
 import ray
 
-from cpgan_ray.actors import RayGame
+from cpgan_ray.actors.driver import RayGame
 from cpgan_ray.config import Config
 from cpgan_ray.game import Game, play_in_process
 from tests.killing import kill, processes

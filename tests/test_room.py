@@ -21,7 +21,7 @@ def main(cache: str) -> dict[str, Any]:
     from ray._raylet import GcsClient
     from ray.util import placement_group_table
 
-    from cpgan_ray.actors import RayGame
+    from cpgan_ray.actors.driver import RayGame
     from cpgan_ray.chaos import local_cluster, same, unbroken
     from cpgan_ray.config import Config, override
     from cpgan_ray.errors import InputError

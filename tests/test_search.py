@@ -26,7 +26,9 @@ from cpgan_ray.cli import SEARCH
 from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.errors import InputError
 from cpgan_ray.metrics import DICTIONARY
-from cpgan_ray.search import Proposals, concurrency, optuna_sampler, proposals, search, trial_config, trial_name, trial_sizes
+from cpgan_ray.search.job import concurrency, search, trial_sizes
+from cpgan_ray.search.proposals import Proposals, optuna_sampler, proposals
+from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
 

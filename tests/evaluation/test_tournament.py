@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpgan_ray.actors import fit_on_ray
+from cpgan_ray.actors.tasks import fit_on_ray
 from cpgan_ray.config import AttackConfig, Config, RuntimeConfig
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
