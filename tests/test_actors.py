@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from cpgan_ray import actors
+from cpgan_ray.actors import places
 from cpgan_ray.actors.answers import INLINE_BYTES, share
 from cpgan_ray.actors.cluster import connect
 from cpgan_ray.actors.driver import RayGame
@@ -147,8 +147,8 @@ def test_bad_input_that_only_an_actor_can_see_reaches_the_driver_as_bad_input(ti
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_long_wait_for_the_data_of_a_node_is_told(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(actors, "LOOK_S", 0.05)
-    monkeypatch.setattr(actors, "SAY_S", 0.1)  # to start an actor takes longer
+    monkeypatch.setattr(places, "LOOK_S", 0.05)
+    monkeypatch.setattr(places, "SAY_S", 0.1)  # to start an actor takes longer
     with RayGame(on_ray(tiny("ridge"))):
         pass
     assert {*capsys.readouterr().err.splitlines()} == {"waiting for nodes that fetch or prepare the data"}
