@@ -36,13 +36,15 @@ SHADES = ("#f2b134", "#e0573e", "#8e2a6b", "#2b1a5e")
 """Colours of privacy weights, from the smallest to the largest."""
 FAR = 1e3
 """Outside every figure."""
+ABOVE = 2.2
+"""Height of the hypervolume's panel, in inches."""
 
 
 def as_png(trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None = None) -> bytes:
     """Accuracy against the strongest fresh R2 of every setting, the front as a staircase; and how the hypervolume grew."""
-    height = max(5.2, 2.6 + 0.46 * len(by_method(points(trials))))  # the legend has two lines a method
-    figure = Figure(figsize=(9, height), dpi=200, layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(1, 1.3))
+    below = max(3.0, 2.3 + 0.36 * len(by_method(points(trials))))  # inches; the legend has two lines a method
+    figure = Figure(figsize=(9, ABOVE + below), dpi=200, layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(ABOVE, below))
     main, history, legend = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
     for one in (main, history):
         one.grid(color=figures.GRID, linewidth=0.6)
