@@ -379,6 +379,15 @@ def test_the_figure_is_a_picture_of_readable_size(tmp_path, case):
     assert border.min() == 255, "nothing is cut off"
 
 
+@pytest.mark.parametrize("count", [1, 4, 8, 12])
+def test_a_long_legend_leaves_the_plane_its_height(tmp_path, count):
+    write(made(methods=tuple(f"method {i}" for i in range(count))), tmp_path)
+    dark = pixels(tmp_path / "frontier.png").max(axis=2) < 100
+    left = dark[:, : dark.shape[1] // 4]
+    spine = left[:, left.sum(axis=0).argmax()]
+    assert len(spine) - spine.sum() < 280, "no more than its numbers, its name and the caption need"
+
+
 def test_files_of_an_earlier_front_are_replaced_whole(tmp_path):
     write(made(seeds=2), tmp_path)
     write([trial()], tmp_path)

@@ -42,7 +42,7 @@ ABOVE = 2.2
 
 def as_png(trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None = None) -> bytes:
     """Accuracy against the strongest fresh R2 of every setting, the front as a staircase; and how the hypervolume grew."""
-    below = max(3.0, 2.3 + 0.36 * len(by_method(points(trials))))  # inches; the legend has two lines a method
+    below = max(3.0, 1.2 + 0.45 * len(by_method(points(trials))))  # inches; the legend has two lines a method
     figure = Figure(figsize=(9, ABOVE + below), dpi=200, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(ABOVE, below))
     main, history, legend = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
