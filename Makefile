@@ -2,13 +2,16 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: train test lint secrets gpu-check
+.PHONY: train test test-all lint secrets gpu-check
 
 train: .venv/ready
 	$(BIN)/python jobs/train_celeba.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-all: .venv/ready
+	$(BIN)/python -m pytest -m ""
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -494,7 +495,20 @@ def run(job: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        end_where_nobody_reads()
+        raise
     except SystemExit:
         if STOPPED.is_set():
             sys.exit(128 + signal.SIGTERM)
+        end_where_nobody_reads()
         raise
+
+
+def end_where_nobody_reads() -> None:
+    """End as a shell's own commands do where who read standard output (`| head`) has gone; otherwise do nothing."""
+    readers = select.poll()
+    readers.register(1, 0)
+    if any(event & select.POLLERR for _, event in readers.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written
+        sys.exit(128 + signal.SIGPIPE)

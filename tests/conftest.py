@@ -210,9 +210,9 @@ def listening() -> Callable[[int], dict[str, str]]:
     return look
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """A Ray cluster of two CPUs, whatever the machine has."""
+    """A Ray cluster of two CPUs, whatever the machine has; each module has its own, so that none outlives what it is for."""
     import ray
 
     from cpgan_ray.actors.cluster import on_loopback

@@ -137,14 +137,12 @@ def head(listening) -> Iterator[Head]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.slow
 def test_a_head_started_as_the_readme_says_listens_on_loopback_alone(head, listening):
     found = listening(head.process.pid)
     assert {"gcs_server", "raylet"} <= {*found.values()}
     assert elsewhere(found) == {}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "said"),
     [

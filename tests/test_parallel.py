@@ -26,7 +26,7 @@ from cpgan_ray.game import Game, play_in_process
 from cpgan_ray.space import dimensions
 from tests.killing import kill
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case == "sync" else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_give_what_one_gives_on_the_same_batches(case, tiny, tmp_path):
     names, changes = CASES[case]
@@ -140,7 +140,9 @@ LOSSES: dict[str, tuple[int, Callable[[], object], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", LOSSES)
+@pytest.mark.parametrize(
+    "case", [case if case == "worker and adversary" else pytest.param(case, marks=pytest.mark.slow) for case in LOSSES]
+)
 def test_a_game_that_loses_players_ends_like_the_unbroken_one_bit_for_bit(case, tiny_config, unbroken, differing, tmp_path):
     weights, expected = unbroken
     when, lose, players = LOSSES[case]
@@ -157,6 +159,7 @@ def test_a_game_that_loses_players_ends_like_the_unbroken_one_bit_for_bit(case, 
         assert 0 <= event.replayed <= EPOCHS * ROUNDS_PER_EPOCH
 
 
+@pytest.mark.slow
 def test_a_lost_worker_takes_the_adversaries_back_to_its_epochs_checkpoint(tiny_config, unbroken, tmp_path):
     config = broken_config(tiny_config, tmp_path)
     with RayGame(config) as game:
@@ -179,6 +182,7 @@ def test_a_lost_worker_takes_the_adversaries_back_to_its_epochs_checkpoint(tiny_
     assert not (tmp_path / "checkpoints" / "train").exists(), "nothing of Ray Train is left"
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_more_workers_than_it_may_says_so(tiny_config, tmp_path):
     config = broken_config(tiny_config, tmp_path, recovery__max_failures=0)
     with (
@@ -285,6 +289,7 @@ def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]
     return dict(program), kept
 
 
+@pytest.mark.slow
 def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(start, tmp_path, cache_dir):
     whole = start(*flags(tmp_path / "whole", cache_dir))
     stdout, stderr = whole.communicate(timeout=280)

@@ -77,9 +77,10 @@ LOSSES: dict[str, dict[int, Callable[[RayGame], object]]] = {
     "the host after a checkpoint": {3: lambda game: game.snapshot(), 5: lambda game: kill("GameHost")},
     "host and adversary": {2: lambda game: game.snapshot(), 4: lambda game: (kill("AdversaryActor"), kill("GameHost"))},
 }
+QUICK = ("two adversaries at once", "host and adversary")
 
 
-@pytest.mark.parametrize("case", LOSSES)
+@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in LOSSES])
 def test_a_game_that_loses_players_ends_like_the_unbroken_one(case, tiny, unbroken, differing):
     config = settings(tiny)
     game, expected = unbroken(config)

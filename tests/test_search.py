@@ -464,7 +464,7 @@ def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(un
     assert found == {"k=6 seed=0": ["FINISHED"]}
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_running(under_way, tmp_path, sent, status):
     job = under_way()
     processes = psutil.Process(job.pid).children(recursive=True)

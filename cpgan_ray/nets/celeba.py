@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cpgan_ray.errors import InputError
+from cpgan_ray.nets.pointwise import StridedPointwise
 from cpgan_ray.nets.same import Same, initialised
 
 
@@ -39,7 +40,7 @@ class SubNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.branches = nn.ModuleList([nn.Sequential(pool(), halve(64))])
-        self.branches.extend(nn.Sequential(nn.Conv2d(64, 64, 1, stride=2), nn.ReLU(), halve(64)) for _ in range(2))
+        self.branches.extend(nn.Sequential(StridedPointwise(64, 64, stride=2, bias=True), nn.ReLU(), halve(64)) for _ in range(2))
         self.pool = pool()
 
     def forward(self, x: Tensor) -> Tensor:

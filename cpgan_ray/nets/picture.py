@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from cpgan_ray.errors import InputError
+from cpgan_ray.nets.pointwise import StridedPointwise
 from cpgan_ray.nets.same import Same, initialised, weights_of
 
 
@@ -25,7 +26,7 @@ class PreactivationUnit(nn.Module):
             nn.Conv2d(out, out, 3, padding=1, bias=False),
         )
         same = stride == 1 and channels == out
-        self.skip = None if same else nn.Conv2d(channels, out, 1, stride=stride, bias=False)
+        self.skip = None if same else StridedPointwise(channels, out, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activate(x)

@@ -16,6 +16,7 @@ from cpgan_ray.nets.celeba import SubNets, halves_map, leaky_stages
 from cpgan_ray.nets.lenet import lenet_stages
 from cpgan_ray.nets.linear import linear_stages
 from cpgan_ray.nets.picture import generator_conv, residual_g
+from cpgan_ray.nets.pointwise import StridedPointwise
 
 
 def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
@@ -42,7 +43,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(out, out, 3, padding=1, bias=False),
         )
         same = stride == 1 and channels == out
-        self.skip = nn.Identity() if same else nn.Conv2d(channels, out, 1, stride=stride, bias=False)
+        self.skip = nn.Identity() if same else StridedPointwise(channels, out, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branch(x) + self.skip(x)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets.picture import as_picture
+from cpgan_ray.nets.pointwise import StridedPointwise
 from cpgan_ray.nets.same import initialised
 
 
@@ -41,8 +42,8 @@ class ShiftedSkip(nn.Module):
 
     def __init__(self, channels: int, out: int, *, stride: int) -> None:
         super().__init__()
-        self.straight = nn.Conv2d(channels, out // 2, 1, stride=stride, bias=False)
-        self.shifted = nn.Conv2d(channels, out - out // 2, 1, stride=stride, bias=False)
+        self.straight = StridedPointwise(channels, out // 2, stride=stride)
+        self.shifted = StridedPointwise(channels, out - out // 2, stride=stride)
         self.norm = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:

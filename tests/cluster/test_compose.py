@@ -15,7 +15,7 @@ import pytest
 
 from tests.cluster.containers import Composed, Container, missing, read_compose
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "cluster" / "compose.yaml"
@@ -174,6 +174,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_job_outlives_a_worker_that_goes_in_mid_run_and_comes_back(up, summary):
     """The other worker cannot hold all players, so the game waits for it; the numbers are those of a run that lost nothing."""
     head, gone = up.containers["head"], up.containers["worker-2"]
