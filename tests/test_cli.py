@@ -1,7 +1,12 @@
 """From command lines to jobs, and back."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +17,7 @@ from cpgan_ray.config import flatten, override, to_json
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, preset
 
+ROOT = Path(__file__).parents[1]
 CHANGES = {
     "k": 48,
     "seed": 3,
@@ -131,3 +137,13 @@ def test_a_config_file_with_other_values_or_bytes_is_refused_in_one_line_or_make
         message = str(e)
     assert "\n" not in message
     assert len(message) < 1000
+
+
+@pytest.mark.parametrize("job", ["frontier.py", "train_celeba.py"])
+def test_who_reads_no_further_ends_a_job_without_a_traceback(job):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "jobs" / job), "--help"]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, "")
