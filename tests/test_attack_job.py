@@ -5,15 +5,14 @@ import io
 import json
 import os
 import re
-import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from cpgan_ray.evaluation.encoders import encode_all, open_encoder
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.tracking import read_curves
 from cpgan_ray.training import train
+from tests.process import left_as_it_was
 
 JOB = Path(__file__).parents[1] / "jobs" / "attack.py"
 SIDE = 16
@@ -55,26 +55,6 @@ ATTACKS = AttackConfig(
 SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "passed", "seconds"}
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_left_as_it_was() -> Iterator[None]:
-    """Jobs set up the process that they run in; here that is pytest's."""
-    threads, strict, handler = (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        signal.getsignal(signal.SIGTERM),
-    )
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-    torch.set_flush_denormal(False)
-    signal.signal(signal.SIGTERM, handler)
-
-
-def forget_store() -> None:
-    """What MLflow keeps of a job in this process: a global, and an environment variable."""
-    mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -116,10 +96,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_te
         attacks=ATTACKS,
         tracking=TrackingConfig(log_models=False, system_metrics=False),
     )
-    try:
+    with left_as_it_was():
         return Trained(folder / "run", train(config))
-    finally:
-        forget_store()
 
 
 def environment() -> dict[str, str]:
@@ -134,25 +112,8 @@ def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.Compl
 
 
 @pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The job in this process, in an empty folder: its status and what it says. Starting a process would take ten times as long."""
-
-    def start(*arguments: str | Path) -> tuple[int, str, str]:
-        (tmp_path / "here").mkdir()
-        monkeypatch.chdir(tmp_path / "here")
-        monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, arguments)])
-        capfd.readouterr()
-        status: Any = 0
-        try:
-            runpy.run_path(str(JOB), run_name="__main__")
-        except SystemExit as e:
-            status = e.code
-        finally:
-            forget_store()
-        said = capfd.readouterr()
-        return status, said.out, said.err
-
-    return start
+def job(in_process: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    return partial(in_process, JOB)
 
 
 # ------------------------------------------------------------------------------------------------------------- a run's folder
@@ -350,13 +311,11 @@ def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
         "constant": (program(folder / "constant.pt2", Pooled(0.0)), faces),
     }
     found = {}
-    try:
+    with left_as_it_was():
         for name, (path, more) in jobs.items():
             flags = [*small(trained.uri, cache_dir), "--output", str(folder / name), *more]
             gate = attack(*parse_attack([str(path), *flags], description=""))
             found[name] = gate, report_in(folder / name)
-    finally:
-        forget_store()
     return found
 
 

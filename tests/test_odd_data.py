@@ -1,12 +1,10 @@
 """Whole jobs on data that are in order but odd: attributes of one value, pictures of one colour, pictures that are all the same."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -34,20 +32,7 @@ PARTS = np.repeat([0, 1, 2], [48, 20, 12])
 """Two pictures of each person: 48 in train, 20 in val, 12 in test."""
 LABELS = ("Smiling", "Male", "Young", "Bald")
 
-pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(autouse=True)
-def process_left_as_it_was() -> Iterator[None]:
-    """Jobs set up the process that they run in; here that is pytest's."""
-    strict, handler = torch.are_deterministic_algorithms_enabled(), signal.getsignal(signal.SIGTERM)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-    torch.set_flush_denormal(False)
-    signal.signal(signal.SIGTERM, handler)
-    mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("process_left_as_it_was")]
 
 
 def values() -> np.ndarray:
