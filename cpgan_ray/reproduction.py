@@ -13,13 +13,11 @@ from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from cpgan_ray import theory
 from cpgan_ray.cli import REPRODUCTION, read_reproduction, stop_on_sigterm
 from cpgan_ray.comparison import CELL, Cell, findings, play, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import load, named
-from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.lines import attacker_lines
@@ -28,7 +26,6 @@ from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.published import measured, published, side_by_side
-from cpgan_ray.theory import sample_moments
 from cpgan_ray.tracking import SearchRun, tracking_uri
 from cpgan_ray.training import new_output
 
@@ -74,18 +71,6 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
         run.close(status)
     summary = {"run_id": run.run_id, "output": str(folder), **summary, "seconds": round(time.perf_counter() - started, 1)}
     return (folder / "results.md").read_text(), summary
-
-
-def theory_lines(lambdas: Sequence[float], *, seed: int) -> list[dict[str, float]]:
-    """What the best code of the Gaussian mixture reaches for each weight of utility: its accuracy, and the MSE of the best linear
-    attack, per dimension. The covariances are those of the test points, as the original's (SPEC 2.4).
-
-    Raises: InputError where the seed cannot be used.
-    """
-    drawn = mixture(seed)
-    moments = sample_moments(drawn.x[drawn.test], y=drawn.y[drawn.test], mean=drawn.mean)
-    points = theory.frontier(lambdas, moments=moments)
-    return [{"lambda": w, "accuracy": p.accuracy, "mse": p.mse} for w, p in zip(lambdas, points, strict=True)]
 
 
 def cells(job: ReproduceJob) -> list[Cell]:

@@ -20,7 +20,9 @@ from typing import Literal
 
 import numpy as np
 from scipy import integrate, linalg, optimize, special, stats
+from threadpoolctl import threadpool_limits
 
+from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.errors import InputError
 
 Attacker = Literal["linear", "exact"]
@@ -160,14 +162,28 @@ def frontier(lambdas: Sequence[float], *, moments: Moments) -> list[Point]:
     Raises:
         InputError: a weight is negative.
     """
-    curve = _Curve(moments)
-    return [curve.optimum(value) for value in lambdas]
+    with threadpool_limits(1, user_api="blas"):  # several threads take ten times as long for matrices as small as these
+        curve = _Curve(moments)
+        return [curve.optimum(value) for value in lambdas]
+
+
+def theory_lines(lambdas: Sequence[float], *, seed: int) -> list[dict[str, float]]:
+    """What the best code of the Gaussian mixture reaches for each weight of utility: its accuracy, and the MSE of the best linear
+    attack, per dimension. The covariances are those of the test points, as the original's (SPEC 2.4).
+
+    Raises: InputError where the seed cannot be used, or a weight is negative.
+    """
+    drawn = mixture(seed)
+    points = frontier(lambdas, moments=sample_moments(drawn.x[drawn.test], y=drawn.y[drawn.test], mean=drawn.mean))
+    return [{"lambda": w, "accuracy": p.accuracy, "mse": p.mse} for w, p in zip(lambdas, points, strict=True)]
 
 
 def frontier_mse(accuracy: Sequence[float] | np.ndarray, *, moments: Moments, attacker: Attacker = "linear") -> np.ndarray:
     """The largest MSE that a code of each accuracy (n,) can have, per dimension (n,): `least_leaking`."""
-    curve, signals = _Curve(moments), [_signal(value, moments.prior) for value in accuracy]
-    return np.array([(curve.point(s) if attacker == "linear" else _exact_point(s, moments)).mse for s in signals])
+    signals = [_signal(value, moments.prior) for value in accuracy]
+    with threadpool_limits(1, user_api="blas"):
+        curve = _Curve(moments)
+        return np.array([(curve.point(s) if attacker == "linear" else _exact_point(s, moments)).mse for s in signals])
 
 
 def shortfall(

@@ -22,12 +22,14 @@ from cpgan_ray import cli
 
 def main() -> None:
     job, resume = cli.parse_reproduce(sys.argv[1:], description=__doc__ or "")
-    from cpgan_ray.reproduction import reproduce, theory_lines
-
     if job.theory:
+        from cpgan_ray.theory import theory_lines
+
         for line in theory_lines(job.lambdas, seed=job.config.data.mixture_seed):
             print(json.dumps(line))
         return
+    from cpgan_ray.reproduction import reproduce
+
     text, summary = reproduce(job, resume=resume)
     print(text)
     print(json.dumps(summary))

@@ -33,6 +33,7 @@ def test_the_last_line_is_json_with_every_number():
     assert result["round_ms_sleep20_k2"] >= 20
 
 
+@pytest.mark.slow
 def test_checkpoints_are_measured_on_both_backends():
     tiny = "--image-size 16 --k 8 --rounds 1 --repeats 1 --warmup 1"
     command = [sys.executable, "-m", "cpgan_ray.bench", "--checkpoints", "--json", *tiny.split()]
@@ -43,6 +44,7 @@ def test_checkpoints_are_measured_on_both_backends():
         assert all(result[f"checkpoint_{what}_{backend}"] > 0 for what in ("ms", "share", "mb"))
 
 
+@pytest.mark.slow
 def test_orchestration_is_measured_on_several_nodes():
     command = [sys.executable, "-m", "cpgan_ray.bench", "--nodes", "2", "--crowds", "1", "3", "--json", *TINY.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)

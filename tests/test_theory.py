@@ -14,7 +14,6 @@ from scipy import optimize, stats
 from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.data.gaussian import Mixture, mixture
 from cpgan_ray.errors import InputError
-from cpgan_ray.reproduction import theory_lines
 from cpgan_ray.theory import (
     Moments,
     Point,
@@ -30,6 +29,7 @@ from cpgan_ray.theory import (
     sample_moments,
     shortfall,
     sufficient_direction,
+    theory_lines,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
