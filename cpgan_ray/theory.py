@@ -162,7 +162,7 @@ def frontier(lambdas: Sequence[float], *, moments: Moments) -> list[Point]:
     Raises:
         InputError: a weight is negative.
     """
-    with threadpool_limits(1, user_api="blas"):  # several threads take ten times as long for matrices as small as these
+    with threadpool_limits(1, user_api="blas"):  # on matrices as small as these several wait longer than they work
         curve = _Curve(moments)
         return [curve.optimum(value) for value in lambdas]
 
