@@ -665,7 +665,7 @@ class ReproduceJob:
 
     mechanisms: tuple[MechanismName, ...] = ()
     """Which are compared; none given: all."""
-    settings: int = 4
+    settings: int = 3
     """Settings of each mechanism's knob, at most."""
     seeds: int = 3
     """Seeds under which each setting is trained, from --seed on."""

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,13 @@ from cpgan_ray.cli import REPRODUCTION, read_reproduction, stop_on_sigterm
 from cpgan_ray.comparison import CELL, Cell, findings, play, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
 from cpgan_ray.credentials import redacted
-from cpgan_ray.data import load, named
+from cpgan_ray.data import Dataset, load, named
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.lines import attacker_lines
 from cpgan_ray.frontier import Estimate, Trial, across, reference_point, with_interval, write
 from cpgan_ray.mechanisms import MECHANISMS
+from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.published import measured, published, side_by_side
@@ -52,12 +54,13 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
         projection(dataset, components=components)  # once, before many processes ask for it
-    todo = cells(job)
+    todo = cells(job, dataset)
     run = open_run(job, folder, resume=resume)
     status = "FAILED"
     try:
         missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
         played(missing, named(job.config, dataset), folder, run, of=len(todo))
+        shutil.rmtree(folder / FEATURES, ignore_errors=True)
         values = [json.loads((folder / "cells" / cell.name / CELL).read_text()) for cell in todo]
         summary = conclude(values, folder, run)
         if theirs:
@@ -73,21 +76,27 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     return (folder / "results.md").read_text(), summary
 
 
-def cells(job: ReproduceJob) -> list[Cell]:
+def cells(job: ReproduceJob, dataset: Dataset) -> list[Cell]:
     """All trainings, seed by seed, the slow mechanisms first."""
     seeds = range(job.config.seed, job.config.seed + job.seeds)
     return [
         Cell(mechanism=name, setting=setting, seed=seed)
         for seed in seeds
         for name in job.mechanisms or MECHANISMS
-        for setting in settings_of(name, job)
+        for setting in settings_of(name, job, dataset)
     ]
 
 
-def settings_of(name: str, job: ReproduceJob) -> Sequence[float]:
-    """What a mechanism's knob is tried at."""
+def settings_of(name: str, job: ReproduceJob, dataset: Dataset) -> Sequence[float]:
+    """What a mechanism's knob is tried at; code lengths once each."""
     known = MECHANISMS[name]
-    return job.weights if job.weights and known.knob == "privacy_weight" else thinned(known.settings, job.settings)
+    if job.weights and known.knob == "privacy_weight":
+        return job.weights
+    settings = thinned(known.settings, job.settings)
+    if known.length is None:
+        return settings
+    lengths = [known.length(job.config, setting, dataset) for setting in settings]
+    return [setting for i, setting in enumerate(settings) if lengths[i] not in lengths[:i]]
 
 
 def thinned(settings: Sequence[float], limit: int) -> list[float]:

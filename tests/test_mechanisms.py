@@ -5,16 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cpgan_ray.config import Config, NeuralConfig
+from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
 from cpgan_ray.data import load
 from cpgan_ray.data.base import pictures, training_batch
 from cpgan_ray.data.projection import projection, scale
-from cpgan_ray.mechanisms import MECHANISMS
+from cpgan_ray.mechanisms import MECHANISMS, games
 from cpgan_ray.mechanisms.base import samples, taught
 from cpgan_ray.mechanisms.games import feature_length
 from cpgan_ray.mechanisms.noise import drawn
 from cpgan_ray.objectives import accuracy
 from cpgan_ray.presets import for_comparison, preset
+from cpgan_ray.reproduction import cells, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +109,41 @@ def test_noisy_samples_are_the_sample_plus_noise_of_the_knobs_size(name, release
         assert (direct - samples(dataset, "test")).std() == pytest.approx(knob * deviation, rel=0.04)
 
 
+def test_there_are_no_more_discriminant_components_than_classes_less_one(config, dataset):
+    longer = dataclasses.replace(config, k=16)
+    for share, length in ((1.0, 9), (0.5, 4), (0.125, 1)):
+        assert MECHANISMS["dca"].release(longer, share, dataset).codes["test"].shape[1] == length
+
+
+def test_a_comparison_has_every_code_length_once(config, dataset):
+    job = ReproduceJob(config=dataclasses.replace(config, k=3), settings=4)
+    assert [settings_of(name, job, dataset) for name in ("pca", "noise")] == [[1.0, 0.5, 0.25], [0.5, 1.0, 2.0, 4.0]]
+    tried = [cell.setting for cell in cells(job, dataset) if cell.mechanism == "bottleneck" and cell.seed == 0]
+    assert [MECHANISMS["bottleneck"].length(job.config, share, dataset) for share in tried] == [3, 2, 1]
+
+
 def test_a_share_of_the_code_is_a_shorter_code(released, config, dataset):
     assert released("bottleneck", 0.5).codes["test"].shape[1] == 3
     assert released("dnn", 0.0).codes["test"].shape[1] == feature_length(config.privatizer, dataset) == 32 * 2 * 2
+
+
+def test_undefended_features_of_a_seed_are_trained_once_in_a_comparison(config, dataset, released, tmp_path, monkeypatch):
+    trained, play = [], games.played
+
+    def counted(run: Config):
+        trained.append(run.seed)
+        return play(run)
+
+    alone = {name: released(name, setting) for name, setting in (("dnn", 0.0), ("resize", 2.0))}
+    monkeypatch.setattr(games, "played", counted)
+    for seed in (0, 1):
+        seeded = dataclasses.replace(config, seed=seed, output=tmp_path)
+        shared = {name: MECHANISMS[name].release(seeded, setting, dataset) for name, setting in (("dnn", 0.0), ("resize", 2.0))}
+        for name, found in shared.items():
+            same = [np.array_equal(z, found.codes[split]) for split, z in alone[name].codes.items()]
+            same += [np.array_equal(z, found.logits[split]) for split, z in alone[name].logits.items()]
+            assert same == [seed == 0] * 5, name
+    assert trained == [0, 1]
 
 
 def test_resized_features_get_noise_in_their_own_deviations(released):

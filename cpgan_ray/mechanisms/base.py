@@ -38,6 +38,8 @@ class Mechanism:
     knob: str
     settings: tuple[float, ...]
     says: str
+    length: Callable[[Config, float, Dataset], int] | None = None
+    """Of a code whose length is the knob: how many numbers a setting comes to."""
 
 
 def samples(dataset: Dataset, split: str) -> np.ndarray:
@@ -86,6 +88,6 @@ def applied(net: nn.Module, x: np.ndarray, device: torch.device) -> np.ndarray:
     return torch.cat(blocks).numpy()
 
 
-def shared_k(config: Config, share: float) -> int:
+def shared_k(config: Config, share: float, dataset: Dataset | None = None) -> int:
     """A share of the code's length, at least one number."""
     return max(1, round(config.k * share))

@@ -1,8 +1,11 @@
 """Mechanisms that the game of this project trains: CPGAN, the original's form of it, and the controls without adversaries."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from filelock import FileLock
 
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
@@ -11,6 +14,8 @@ from cpgan_ray.game import play_in_process
 from cpgan_ray.mechanisms.base import Released, shared_k
 from cpgan_ray.nets import build_privatizer
 
+FEATURES = "features"
+"""Folder of a comparison's output in which it keeps undefended features, of a seed each, while it lasts."""
 HAVE_DECODERS = ("mnist", "har", "genki4k")
 """Data sets for which the original has a decoder that takes codes of any length."""
 
@@ -43,7 +48,33 @@ def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
 
 def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
     """The stages' features themselves, trained for the task alone (the original's DNN)."""
-    return played(feature_config(config, dataset))
+    return features(config, dataset)
+
+
+def features(config: Config, dataset: Dataset) -> Released:
+    """Undefended features of one seed: several mechanisms make their codes of the same, which are trained by who comes first and
+    kept in the run's output folder, where it has one."""
+    if config.output is None:
+        return played(feature_config(config, dataset))
+    kept = config.output / FEATURES / f"{config.seed}.npz"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.is_file():
+            keep(played(feature_config(config, dataset)), kept)
+    with np.load(kept) as arrays:
+        found: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}}
+        for name, values in arrays.items():
+            part, _, split = name.partition(" ")
+            found[part][split] = values
+    return Released(found["codes"], found["logits"])
+
+
+def keep(released: Released, path: Path) -> None:
+    parts = {"codes": released.codes, "logits": released.logits}
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        np.savez(file, **{f"{part} {split}": z for part, of in parts.items() for split, z in of.items()})  # pyright: ignore
+    beside.replace(path)
 
 
 def feature_config(config: Config, dataset: Dataset) -> Config:

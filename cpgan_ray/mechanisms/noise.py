@@ -15,7 +15,7 @@ from cpgan_ray.data import Dataset, shares
 from cpgan_ray.data.base import vary
 from cpgan_ray.data.projection import Projection, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, samples, taught
-from cpgan_ray.mechanisms.games import feature_config, played
+from cpgan_ray.mechanisms.games import features
 from cpgan_ray.mechanisms.projections import classified, mirrored, standardised
 from cpgan_ray.messages import Batch
 from cpgan_ray.nets import build_head, build_privatizer
@@ -84,11 +84,11 @@ def short(x: np.ndarray, basis: Projection) -> np.ndarray:
 def resized(config: Config, noise: float, dataset: Dataset) -> Released:
     """k principal components of undefended features, with Laplace noise in standard deviations; a head is taught on the noisy ones
     (the original's DNN (Resize); here all attacks and the head see the same draw, SPEC 6.2 P11)."""
-    features = played(feature_config(config, dataset)).codes
-    centre = features["train"].mean(axis=0)
-    _, vectors = np.linalg.eigh(np.cov((features["train"] - centre).T))
+    whole = features(config, dataset).codes
+    centre = whole["train"].mean(axis=0)
+    _, vectors = np.linalg.eigh(np.cov((whole["train"] - centre).T))
     leading = vectors[:, ::-1][:, : config.k].astype(np.float32)
-    codes = standardised({name: (z - centre) @ leading for name, z in features.items()})
+    codes = standardised({name: (z - centre) @ leading for name, z in whole.items()})
     for name, z in codes.items():
         z += drawn(z.shape, kind="laplace", deviation=noise, seed=config.seed, name=f"features {name}")
 

@@ -36,26 +36,29 @@ def dca(config: Config, share: float, dataset: Dataset) -> Released:
     """Discriminant component analysis: the leading generalised eigenvectors of the between-class scatter and the ridged total one.
 
     S. Y. Kung, T. Chanyaswad, J. M. Chang, P.-Y. Wu, Collaborative PCA/DCA learning methods for compressive privacy, ACM TECS
-    16(3):76, 2017. At most one component fewer than there are classes; of several 0/1 labels as many as these are. Computed on
-    the leading principal components.
+    16(3):76, 2017. Computed on the leading principal components.
     """
     basis = projection(dataset, components=DEFAULT_COMPONENTS, progress=False)
     coordinates = np.asarray(basis.coordinates, np.float64)
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
     centred = coordinates - coordinates.mean(axis=0)
     between = np.zeros((centred.shape[1],) * 2)
-    components = 0
     for column in labels.T:
-        values = np.unique(column)
-        components += len(values) - 1
-        for value in values:
+        for value in np.unique(column):
             of = centred[column == value]
             between += len(of) * np.outer(of.mean(axis=0), of.mean(axis=0))
     total = centred.T @ centred
     total[np.diag_indices_from(total)] += RIDGE * np.trace(total) / len(total)
     _, vectors = scipy.linalg.eigh(between, total)
-    leading = vectors[:, ::-1][:, : min(shared_k(config, share), components)]
+    leading = vectors[:, ::-1][:, : discriminants(config, share, dataset)]
     return projected((leading.T @ basis.components).astype(np.float32), config, dataset, name="dca")
+
+
+def discriminants(config: Config, share: float, dataset: Dataset) -> int:
+    """A share of k, or of as many components as discriminate: one fewer than there are classes, of several 0/1 labels one each."""
+    labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
+    most = sum(len(np.unique(column)) - 1 for column in labels.T)
+    return max(1, round(min(config.k, most) * share))
 
 
 def projected(directions: np.ndarray, config: Config, dataset: Dataset, *, name: str) -> Released:

@@ -4,8 +4,6 @@ S. Liu, A. Shrivastava, J. Du, L. Zhong, Better accuracy with quantified privacy
 adversarial network, arXiv 1901.08730, 2019; the schedule is that of the original's comparison (SPEC 3).
 """
 
-import itertools
-
 import numpy as np
 import torch
 from torch import nn
@@ -40,15 +38,14 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape).to(device)
         fit_input(encoder, dataset)
         decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
-    mine = list(itertools.chain(encoder.parameters(), head.parameters()))
+    mine, theirs = [*encoder.parameters(), *head.parameters()], [*decoder.parameters()]
     for_task, against = (torch.optim.Adam(mine, lr=config.privatizer.learning_rate) for _ in range(2))
-    decoding = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
+    decoding = torch.optim.Adam(theirs, lr=settings.learning_rate)
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
 
-    def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-        for part in (encoder, head, decoder):
-            part.zero_grad(set_to_none=True)
-        loss.backward()
+    def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, moved: list[nn.Parameter]) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward(inputs=moved)
         optimiser.step()
 
     def error(z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -63,11 +60,12 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         x = hampered(x, config, round=round, num_rows=len(x), own=slice(None))
         y = torch.from_numpy(labels[chosen.rows]).float().to(device)
         with torch_stream(config.seed, "mechanism", "ran", round):
-            for _ in range(UTILITY_STEPS):
-                step(for_task, utility_loss(head(encoder(x)), y))
-                step(decoding, error(encoder(x).detach(), target))
             z = encoder(x)
-            step(against, alpha * utility_loss(head(z), y) - (1 - alpha) * error(z, target))
+            for _ in range(UTILITY_STEPS):
+                step(for_task, utility_loss(head(z), y), mine)
+                z = encoder(x)  # which the decoder's step leaves as it is
+                step(decoding, error(z.detach(), target), theirs)
+            step(against, alpha * utility_loss(head(z), y) - (1 - alpha) * error(z, target), mine)
     codes = {split: encoded(encoder, dataset, split, device) for split in SPLITS}
     logits = {split: applied(head, codes[split], device) for split in ("val", "test")}
     if dataset.nature.mirrored:
