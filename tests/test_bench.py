@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from cpgan_ray.bench import num_bytes
+from cpgan_ray.bench.rounds import num_bytes
 from cpgan_ray.messages import Batch, Feedback, Release
 
 TINY = "--rounds 2 --repeats 1 --warmup 1 --image-size 16 --batch-size 16 --k 8 --width 2 --sleepers 2 --adversaries 1 2"
@@ -55,13 +55,17 @@ def test_orchestration_is_measured_on_several_nodes():
         assert 0 < result[f"privatizer_cpu_ms_k{count}"] < 200, "it sleeps while they do"
 
 
-def test_networks_for_series_are_measured_beside_the_same_in_plane_convolutions():
-    command = [sys.executable, "-m", "cpgan_ray.bench", "--series", "--json", *TINY.split()]
+def test_layers_are_measured_beside_torchs_plain_ones():
+    command = [sys.executable, "-m", "cpgan_ray.bench", "--layers", "--json", *TINY.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    for name in ("privatizer", "decoder"):
-        assert all(result[f"{name}_{what}"] > 0 for what in ("series_ms", "plane_ms", "speedup"))
+    for name, sides in (
+        ("privatizer", ("series", "plane")),
+        ("decoder", ("series", "plane")),
+        ("pointwise", ("pixels_read", "torch")),
+    ):
+        assert all(result[f"{name}_{what}"] > 0 for what in ("speedup", *(f"{side}_ms" for side in sides)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""What is measured, and on how much."""
+
+from dataclasses import dataclass
+
+from cpgan_ray.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Defaults are those of the reported numbers; smaller ones only show that it works."""
+
+    json: bool = False
+    """End with one line of JSON instead of a table."""
+    checkpoints: bool = False
+    """Measure checkpoints instead: turns of `rounds` rounds of preset celeba on procedural faces, with a checkpoint and without."""
+    layers: bool = False
+    """Measure layers of this project's own instead, beside torch's plain ones."""
+    memory: int = 0
+    """Measure memory instead, on so many synthetic 112 x 112 pictures."""
+    nodes: int = 0
+    """Measure orchestration instead: rounds of 1 to 64 adversaries that sleep, spread over so many nodes on this machine."""
+    crowds: tuple[int, ...] = (1, 8, 16, 32, 64)
+    """How many adversaries are spread over the nodes, in turn."""
+    repeats: int = 6
+    """Turns of each side."""
+    rounds: int = 10
+    """Rounds of a turn."""
+    warmup: int = 6
+    """Rounds of each side before its first turn."""
+    image_size: int = 64
+    """Side of the pictures, in pixels."""
+    batch_size: int = 128
+    """Pictures per round."""
+    k: int = 128
+    """Length of the code."""
+    width: int = 8
+    """Channels of the encoder's first stage and of the decoders' last but one; 4 stages double them up to 8 times that."""
+    adversaries: tuple[int, ...] = (1, 2, 4)
+    """How many decoders play, from game to game; the last is also played with schedule `stale1`."""
+    sleepers: int = 16
+    """Adversaries that sleep 20 ms instead of computing."""
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.nodes < 0:
+            raise InputError(f"nodes is {self.nodes}; it must be at least 0")
+        if not self.crowds or min(self.crowds) < 1:
+            raise InputError(f"crowds is {self.crowds}; it must be one or more numbers of at least 1")
+        if len(self.adversaries) < 2 or self.adversaries[0] != 1:
+            raise InputError(f"adversaries is {self.adversaries}; it must be 1 and one or more larger numbers")
