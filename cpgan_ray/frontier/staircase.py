@@ -16,19 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cpgan_ray.evaluation import figures
-from cpgan_ray.frontier import (
-    Point,
-    Reference,
-    Trial,
-    by_method,
-    front,
-    hypervolume,
-    hypervolume_history,
-    mean,
-    number,
-    points,
-    scored,
-)
+from cpgan_ray.frontier.fronts import Reference, front, hypervolume, hypervolume_history
+from cpgan_ray.frontier.knobs import number
+from cpgan_ray.frontier.trials import Point, Trial, by_method, mean, points, scored
 
 METHODS = ("#4c78a8", "#e0822f", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 METHODS += ("#d64550", "#eeca3b", "#1f4e5f", "#ff9da6", "#79706e", "#8cd17d")
