@@ -1,0 +1,34 @@
+"""From a command line to a configuration, and from an error to one line and an exit status. Imports neither torch nor Ray."""
+
+from cpgan_ray.cli.attack import Target, find_target, parse_attack
+from cpgan_ray.cli.ending import BAD_INPUT, FAILED, politely, run, stop_on_sigterm
+from cpgan_ray.cli.flags import read_flags
+from cpgan_ray.cli.frontier import FrontierJob, parse_frontier
+from cpgan_ray.cli.reproduce import REPRODUCTION, parse_reproduce, read_reproduction
+from cpgan_ray.cli.search import SEARCH, parse_search, read_search
+from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, read_run
+
+__all__ = [
+    "ADJUSTABLE",
+    "BAD_INPUT",
+    "FAILED",
+    "REPRODUCTION",
+    "SEARCH",
+    "FrontierJob",
+    "Target",
+    "command_for",
+    "find_target",
+    "parse",
+    "parse_attack",
+    "parse_frontier",
+    "parse_reproduce",
+    "parse_search",
+    "parse_train",
+    "politely",
+    "read_flags",
+    "read_reproduction",
+    "read_run",
+    "read_search",
+    "run",
+    "stop_on_sigterm",
+]

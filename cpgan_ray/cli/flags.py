@@ -1,0 +1,98 @@
+"""What the command lines of all jobs share."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from cpgan_ray.config import AttackJob, Config, flatten
+from cpgan_ray.credentials import taken
+from cpgan_ray.errors import InputError
+
+T = TypeVar("T")
+C = TypeVar("C", Config, AttackJob)
+
+
+def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
+    """`--any.field VALUE ...` on top of `base`; credentials in a URI go to the environment, so that no configuration holds any.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    said, rest = io.StringIO(), [taken(argument) for argument in rest]
+    try:
+        with contextlib.redirect_stderr(said):
+            read, unknown = tyro.cli(  # pyright: ignore[reportCallIssue]
+                Annotated[kind, tyro.conf.AvoidSubcommands],  # pyright: ignore
+                default=base,
+                args=rest,
+                description=usage,
+                return_unknown_args=True,
+            )
+    except SystemExit as e:
+        if not e.code:
+            raise
+        raise InputError(one_line(said.getvalue())) from e
+    if unknown:
+        flags = ["--" + field.removeprefix("config.").replace("_", "-") for field in flatten(read)]
+        near = difflib.get_close_matches(unknown[0], flags, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all flags"
+        raise InputError(f"unknown flag or value {unknown[0]!r}: {hint}")
+    return read
+
+
+def one_line(box: str) -> str:
+    """The message of the box that tyro draws: without its frame, heading and pointers to help."""
+    text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
+    text = re.split(r" Argument helptext:| For full helptext", text)[0]
+    return re.sub(
+        r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
+        "",
+        text,
+    )
+
+
+def take_resume(rest: list[str]) -> Path | None:
+    """Take `--resume DIR` out of the arguments.
+
+    Raises: InputError where no folder follows it.
+    """
+    for i, argument in enumerate(rest):
+        flag, equals, value = argument.partition("=")
+        if flag == "--resume":
+            if not equals and (i + 1 == len(rest) or rest[i + 1].startswith("-")):
+                raise InputError("--resume needs a folder: that of an interrupted run or search")
+            value = value if equals else rest.pop(i + 1)
+            del rest[i]
+            return Path(value).expanduser().resolve()
+    return None
+
+
+def differing(now: Mapping[str, Any], before: Mapping[str, Any], *, but: tuple[str, ...]) -> tuple[str, Any, Any] | None:
+    """The first field, with both values, that is not the same; those whose names begin as in `but` may differ."""
+    names = [name for name in {**now, **before} if now.get(name) != before.get(name) and not name.startswith(but)]
+    return (names[0], now.get(names[0]), before.get(names[0])) if names else None
+
+
+def with_dataset(config: Config) -> Config:
+    """A data folder implies the CelebA layout."""
+    if config.data_dir is None or config.data.dataset != "faces":
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="celeba"))
+
+
+def absolute(config: C) -> C:
+    """The same with absolute paths: a Ray actor has another working directory. What a node has to expand stays as it is."""
+    paths = {n: getattr(config, n, None) for n in ("data_dir", "cache_dir", "shared_cache", "output", "against")}
+    if config.cache_dir is not None and (str(config.cache_dir).startswith("~") or "$" in str(config.cache_dir)):
+        del paths["cache_dir"]
+    resolved: dict[str, Any] = {n: path.expanduser().resolve() for n, path in paths.items() if isinstance(path, Path)}
+    if config.tracking.undefended is not None:
+        undefended = config.tracking.undefended.expanduser().resolve()
+        resolved["tracking"] = dataclasses.replace(config.tracking, undefended=undefended)
+    return dataclasses.replace(config, **resolved)

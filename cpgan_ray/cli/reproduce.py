@@ -1,0 +1,79 @@
+"""The command line of jobs/reproduce.py, and what a comparison's folder says of it."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, with_dataset
+from cpgan_ray.config import Config, ReproduceJob, flatten, from_json
+from cpgan_ray.errors import InputError
+from cpgan_ray.presets import PRESETS, for_comparison, preset
+
+REPRODUCTION = "reproduction.json"
+"""What a comparison's folder holds from its start on: its job, and its MLflow run."""
+EXTENDABLE = ("mechanisms", "settings", "seeds", "weights", "published", "config.runtime.")
+"""Fields that a comparison may be resumed with another value of: which cells there are, not what a cell is."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReproduceFlags(ReproduceJob):
+    """A ReproduceJob whose run's fields are flags without a prefix."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[ReproduceJob, bool]:
+    """`DATASET [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`; and whether it is the latter.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    rest = list(arguments)
+    folder = take_resume(rest)
+    if folder is not None:
+        begun = read_reproduction(folder)[0]
+        job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(begun)), rest, usage=description)))
+        if changed := differing(flatten(job), flatten(begun), but=EXTENDABLE):
+            name, now, before = changed
+            flag = "--" + name.removeprefix("config.").replace("_", "-")
+            raise InputError(
+                f"{flag} is {now!r}, the comparison in {folder} was begun with {before!r}: leave it out, or begin another one"
+            )
+        return settled_paths(job), True
+    if not rest or (rest[0].startswith("-") and not {"-h", "--help"} & set(rest)):
+        raise InputError(f"nothing to reproduce: give a data set's preset, one of {', '.join(PRESETS)}")
+    name = "digits" if rest[0].startswith("-") else rest.pop(0)
+    full = "--full" in rest
+    base = preset(name) if full else for_comparison(preset(name))
+    usage = f"{description}\n\nPresets: {', '.join(PRESETS)}. Values shown are those of {name}."
+    job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(config=base), rest, usage=usage)))
+    if job.theory and name != "gaussian":
+        raise InputError(f"--theory of {name}: it is known of gaussian alone")
+    return settled_paths(dataclasses.replace(job, config=with_dataset(job.config))), False
+
+
+def settled_paths(job: ReproduceJob) -> ReproduceJob:
+    """Its paths absolute."""
+    published = job.published.expanduser().absolute() if job.published else None
+    return dataclasses.replace(job, published=published, config=absolute(job.config))
+
+
+def read_reproduction(folder: Path) -> tuple[ReproduceJob, str]:
+    """The job of a comparison's folder, and the id of its MLflow run.
+
+    Raises: InputError where the folder is not a comparison's, or has been moved.
+    """
+    path = folder / REPRODUCTION
+    if not path.is_file():
+        raise InputError(f"{folder} has no {REPRODUCTION}: give the output folder of a comparison")
+    try:
+        values = json.loads(path.read_text())
+        job, run_id = from_json(values["job"], kind=ReproduceJob), str(values["run_id"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
+    if job.config.output != folder:
+        raise InputError(f"the comparison in {folder} was begun in {job.config.output}: move it back there to go on with it")
+    return job, run_id

@@ -1,0 +1,100 @@
+"""The command line of jobs/train_celeba.py, and what a run's folder says of it."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, with_dataset
+from cpgan_ray.config import Config, flatten, from_json
+from cpgan_ray.credentials import redacted
+from cpgan_ray.errors import InputError
+from cpgan_ray.presets import PRESETS, preset
+
+ADJUSTABLE = ("epochs", "output", "runtime.", "recovery.", "attacks.", "tracking.")
+"""Fields that a run may be resumed with another value of: they do not alter what was played."""
+
+
+def parse(arguments: Sequence[str], *, default: str, description: str) -> Config:
+    """`[PRESET] [--any.config.field VALUE ...]` to a configuration.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    return parse_train(arguments, default=default, description=description)[0]
+
+
+def parse_train(arguments: Sequence[str], *, default: str, description: str) -> tuple[Config, str | None]:
+    """The same, or `--resume DIR [--flag VALUE ...]`: then also the MLflow run that goes on.
+
+    Raises: InputError in one line; SystemExit(0) after `--help`.
+    """
+    rest = list(arguments)
+    folder = take_resume(rest)
+    if folder is not None:
+        begun, run_id = interrupted_run(folder)
+        config = absolute(read_flags(Config, begun, rest, usage=description))
+        if changed := differing(flatten(config), flatten(begun), but=ADJUSTABLE):
+            name, now, before = changed
+            flag = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{flag} is {now!r}, the run in {folder} was begun with {before!r}: leave it out, or begin another run"
+            )
+        return config, run_id
+    name = rest.pop(0) if rest and not rest[0].startswith("-") else default
+    usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
+    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage))), None
+
+
+def interrupted_run(folder: Path) -> tuple[Config, str]:
+    """Configuration and MLflow run of an output folder whose run has not come to its end.
+
+    Raises: InputError where it is no run's folder, or the run has ended.
+    """
+    config, run_id = read_run(folder)
+    if (folder / "report" / "report.json").is_file():
+        raise InputError(f"the run in {folder} has come to its end: there is nothing to resume")
+    if run_id is None:
+        raise InputError(f"{folder / 'config.json'} names no MLflow run: begin the run again in another --output")
+    return dataclasses.replace(config, output=folder), run_id
+
+
+def read_run(folder: Path) -> tuple[Config, str | None]:
+    """What the `config.json` of a run's output folder says: the configuration, and the MLflow run.
+
+    Raises: InputError where there is none, or it is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: give the output folder of a run")
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        run_id = values.pop("run_id", None)
+        values.pop("store", None)
+        if not (run_id is None or isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,100}", run_id)):
+            raise ValueError(f"run_id is {run_id!r:.60}")
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{path} is damaged ({e}): give the output folder of a run") from e
+    return from_json(values), run_id
+
+
+def command_for(config: Config) -> str:
+    """The arguments of `jobs/train_celeba.py` that make this run: its preset, and what differs from that.
+
+    Attacks, output and tracking are left to the preset and its defaults.
+    """
+    base, told = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}, flatten(config)
+    left = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
+    words = [config.preset]
+    for name, value in told.items():
+        if name.startswith(left) or value == base.get(name):
+            continue
+        *path, last = name.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
+        else:
+            words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return redacted(shlex.join(words))
