@@ -409,7 +409,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
     config = configure(layout)
     code = (
         "from pathlib import Path; from cpgan_ray import data; from cpgan_ray.config import *; from cpgan_ray.data import store;"
-        f"store.SHARD_ROWS = 4; data.prepare(Config(data_dir=Path({str(layout)!r}),"
+        f"store.writing.SHARD_ROWS = 4; data.prepare(Config(data_dir=Path({str(layout)!r}),"
         "data=DataConfig(dataset='celeba', image_size=16)), progress=False)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -433,13 +433,13 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
 
 def _with_shards_of(rows: int, call: Callable[[], data.Dataset]) -> data.Dataset:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "SHARD_ROWS", rows)
+        patch.setattr(store.writing, "SHARD_ROWS", rows)
         return call()
 
 
 def test_long_preparations_say_how_far_they_are(monkeypatch, capsys):
     clock = itertools.count(0, 6)
-    monkeypatch.setattr(store.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(store.files.time, "monotonic", lambda: next(clock))
     with store.progress_bar(100, what="preparing", unit="pictures") as advance:
         for _ in range(4):
             advance(25)

@@ -659,7 +659,7 @@ def test_a_zip_with_another_byte_is_read_to_the_same_pictures_or_refused_by_name
 @pytest.fixture
 def prepared(tmp_path: Path, make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> data.Dataset:
     """A store whose training pictures are in several record batches."""
-    monkeypatch.setattr(store, "SHARD_ROWS", 8)
+    monkeypatch.setattr(store.writing, "SHARD_ROWS", 8)
     return make_store(tmp_path / "store", num_rows=40, image_shape=(4, 4, 3))[0]
 
 
@@ -694,7 +694,7 @@ def test_a_byte_changed_behind_the_clocks_back_is_noticed_too(prepared):
 
 def test_files_are_hashed_once_whoever_opens_them_and_again_when_they_were_copied(prepared, tmp_path, monkeypatch):
     hashed: list[Path] = []
-    monkeypatch.setattr(store, "checksum", lambda path, original=store.checksum: [hashed.append(path), original(path)][1])
+    monkeypatch.setattr(store.reading, "checksum", lambda path, original=store.checksum: [hashed.append(path), original(path)][1])
     data.open_store(prepared.folder)
     assert hashed == [], "whoever wrote them has"
     copied = Path(shutil.copytree(prepared.folder, tmp_path / "copied"))

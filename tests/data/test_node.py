@@ -152,7 +152,7 @@ def test_long_fetches_say_how_far_they_are(tmp_path, monkeypatch, capsys):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x").write_bytes(bytes(5_000_000))
     clock = itertools.count(0, 6)
-    monkeypatch.setattr(store.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(store.files.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(places, "CHUNK", 1_000_000)
     place = places.Place(tmp_path / "there", option="data_dir")
     places.fetch_all(place, dict.fromkeys(place.files(), tmp_path / "copy"), progress=True)

@@ -16,7 +16,7 @@ from cpgan_ray.errors import InputError
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(store, "SHARD_ROWS", 8)
+    monkeypatch.setattr(store.writing, "SHARD_ROWS", 8)
 
 
 def test_what_is_written_is_read(tmp_path, make_store):

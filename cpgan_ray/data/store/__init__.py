@@ -1,0 +1,48 @@
+"""The prepared store: one Arrow IPC file per split, memory-mapped, so that all processes of a node share one copy.
+
+Columns: `image` (fixed-shape tensor, H x W x C: uint8 pictures or float32 signals), `identity` (int64), then one int8 column per
+label: 0/1, or the number of a class. A `manifest.json` beside the files says what they hold, with their SHA-256: what is opened is,
+byte for byte, what was written (`verify`). `build` writes a store shard by shard: an interrupted build goes on where it stopped,
+and nothing has the final name before it is complete.
+"""
+
+from cpgan_ray.data.store.dataset import SPLITS, Dataset, Nature, Split
+from cpgan_ray.data.store.files import checksum, locked, progress_bar, replacing, say
+from cpgan_ray.data.store.reading import (
+    FORMAT,
+    MANIFEST,
+    VERIFIED,
+    Damaged,
+    Manifest,
+    checksums,
+    damaged,
+    open_store,
+    read_json,
+    verify,
+)
+from cpgan_ray.data.store.writing import SHARD_ROWS, Plan, build
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "SHARD_ROWS",
+    "SPLITS",
+    "VERIFIED",
+    "Damaged",
+    "Dataset",
+    "Manifest",
+    "Nature",
+    "Plan",
+    "Split",
+    "build",
+    "checksum",
+    "checksums",
+    "damaged",
+    "locked",
+    "open_store",
+    "progress_bar",
+    "read_json",
+    "replacing",
+    "say",
+    "verify",
+]

@@ -1,0 +1,100 @@
+"""Files that are whole or not there, one process at a time, and what is said meanwhile."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from cpgan_ray.errors import InputError
+
+UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not ours
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR),  # no place for a folder
+)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; synced and renamed to `path` when the block ends well."""
+    beside = path.with_name(f".{path.name}.tmp")
+    yield beside
+    sync(beside)
+    beside.replace(path)
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock that goes with `folder` (`<folder>.lock`), so that one process of the node makes it and the others wait.
+
+    Raises:
+        InputError: the place cannot be written to, then or in the block, or is full.
+    """
+    with writable(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            say(f"waiting for another process that makes {folder}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in UNWRITABLE:
+            raise
+        reason = os.strerror(e.errno)
+        raise InputError(f"prepared pictures cannot be kept in {folder} ({reason}): give another folder with --cache-dir") from e
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, *, what: str, unit: str, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """Call the function given with the number of things done since the last call: a bar on a terminal, else a line every 10 s."""
+    start = said = time.monotonic()
+    done = 0
+    bar = tqdm(total=total, desc=what, unit=f" {unit}", disable=None if show else True)
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        bar.update(count)
+        if bar.disable and show and time.monotonic() - said >= 10:
+            said = time.monotonic()
+            say(f"{what}: {done} of {total} {unit}, {said - start:.0f} s")
+
+    try:
+        yield advance
+    finally:
+        bar.close()
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
