@@ -121,13 +121,20 @@ def strongest(values: Mapping[str, Any]) -> dict[str, Any]:
     return best if itself is None or itself["r2"] <= best["r2"] else {"attack": "itself", "variant": "", **itself}
 
 
+def field_of(mechanism: str) -> str:
+    """The field that a mechanism's knob sets: of a share of k the length that it comes to."""
+    known = MECHANISMS[mechanism]
+    return "k" if known.length else known.knob
+
+
 def trial(values: Mapping[str, Any], folder: Path) -> Trial:
     """A cell as a place in the plane of accuracy and R2."""
     cell, best, utility = Cell(**values["cell"]), strongest(values), values["utility"]
+    field = field_of(cell.mechanism)
     return Trial(
         name=cell.name,
         method=cell.mechanism,
-        setting={MECHANISMS[cell.mechanism].knob: cell.setting},
+        setting={field: values["k"] if field == "k" else cell.setting},
         seed=cell.seed,
         state="finished",
         accuracy=utility["accuracy"],
@@ -199,7 +206,9 @@ def gap(trials: Sequence[Trial]) -> dict[str, Any] | None:
     """At the recommended setting: accuracy below the undefended twin's, and R2 above the label floor; paired over seeds."""
     setting = recommended(trials)
     at = {t.seed: t for t in trials if t.method == OURS and next(iter(t.setting.values())) == setting}
-    twins = {t.seed: t for t in trials if t.method == UNDEFENDED and next(iter(t.setting.values())) == 1.0}
+    undefended = [t for t in trials if t.method == UNDEFENDED]
+    longest = max((t.setting["k"] for t in undefended), default=None)
+    twins = {t.seed: t for t in undefended if t.setting["k"] == longest}
     if not at or not twins:
         return None
 
@@ -246,6 +255,5 @@ def knob_correlations(trials: Sequence[Trial]) -> dict[str, dict[str, float | No
     found = {}
     for method in dict.fromkeys(t.method for t in trials):
         mine = points([t for t in trials if t.method == method])
-        knob = MECHANISMS[method].knob
-        found[method] = {of: spearman(mine, knob, of) for of in ("accuracy", "strongest_r2")}
+        found[method] = {of: spearman(mine, field_of(method), of) for of in ("accuracy", "strongest_r2")}
     return found

@@ -174,6 +174,7 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
         "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "excess_r2": r2 - floor},
         "attacks": attacks,
         "direct": None,
+        "k": 8 * setting if mechanism == "bottleneck" else 8,
         "seconds": 1.0,
         "data": "x",
     }
