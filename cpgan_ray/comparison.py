@@ -21,7 +21,18 @@ from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
 from cpgan_ray.evaluation.tournament import Material, Verdict, as_json, entries, in_process, judge, trained_against
-from cpgan_ray.frontier import Estimate, Reference, Trial, across, finite, hypervolume, mean, points, scored, spearman
+from cpgan_ray.frontier import (
+    Estimate,
+    Recommendation,
+    Reference,
+    Trial,
+    across,
+    finite,
+    hypervolume,
+    mean,
+    points,
+    spearman,
+)
 from cpgan_ray.judging import utility_of
 from cpgan_ray.mechanisms import MECHANISMS, Released
 from cpgan_ray.mechanisms.base import samples
@@ -29,6 +40,8 @@ from cpgan_ray.process import set_up_process
 
 CELL = "cell.json"
 OURS = "cpgan"
+TOLERATED_LOSS = 0.01
+"""Accuracy that the recommended setting may give up."""
 UNDEFENDED = "bottleneck"
 """Whose setting of full length is the undefended twin: the same network, trained for the task alone."""
 
@@ -189,34 +202,41 @@ def findings(cells: Sequence[Mapping[str, Any]], trials: Sequence[Trial], refere
     return finite(told)
 
 
-def recommended(trials: Sequence[Trial]) -> float | None:
-    """The setting of ours with the largest (validation accuracy - majority) * (1 - validation R2), means over seeds."""
+def twins_of(trials: Sequence[Trial]) -> dict[int, Trial]:
+    """Seed -> the undefended twin: the same network with the longest code."""
+    undefended = [t for t in trials if t.method == UNDEFENDED]
+    longest = max((t.setting["k"] for t in undefended), default=None)
+    return {t.seed: t for t in undefended if t.setting["k"] == longest}
 
-    def rank(setting: float) -> float:
-        mine = [t for t in trials if t.method == OURS and next(iter(t.setting.values())) == setting]
-        accuracy, r2, majority = (mean(getattr(t, name) for t in mine) for name in ("val_accuracy", "val_r2", "majority_accuracy"))
-        assert accuracy is not None and r2 is not None and majority is not None
-        return (accuracy - majority) * (1 - max(r2, 0))
 
-    settings = {next(iter(t.setting.values())) for t in trials if t.method == OURS and scored(t)}
-    return max(settings, key=rank) if settings else None
+def recommended(trials: Sequence[Trial]) -> Recommendation | None:
+    """Of our settings that lose at most `TOLERATED_LOSS` to the undefended twin the one with the smallest R2; where none does, the
+    most accurate one. All on the validation split, means over seeds; None without a twin."""
+    ours = [p for p in points([t for t in trials if t.method == OURS]) if p.val_accuracy is not None and p.val_r2 is not None]
+    twin = mean(t.val_accuracy for t in twins_of(trials).values())
+    if twin is None or not ours:
+        return None
+    close = [p for p in ours if (p.val_accuracy or 0.0) >= twin - TOLERATED_LOSS]
+    if close:
+        rule = f"smallest validation R2 among settings whose validation accuracy is at least {twin - TOLERATED_LOSS:.3f}"
+        return Recommendation(point=min(close, key=lambda p: p.val_r2 or 0.0), rule=rule)
+    return Recommendation(point=max(ours, key=lambda p: p.val_accuracy or 0.0), rule="largest validation accuracy")
 
 
 def gap(trials: Sequence[Trial]) -> dict[str, Any] | None:
     """At the recommended setting: accuracy below the undefended twin's, and R2 above the label floor; paired over seeds."""
-    setting = recommended(trials)
-    at = {t.seed: t for t in trials if t.method == OURS and next(iter(t.setting.values())) == setting}
-    undefended = [t for t in trials if t.method == UNDEFENDED]
-    longest = max((t.setting["k"] for t in undefended), default=None)
-    twins = {t.seed: t for t in undefended if t.setting["k"] == longest}
-    if not at or not twins:
+    chosen = recommended(trials)
+    if chosen is None:
         return None
+    at = {t.seed: t for t in trials if t.name in chosen.point.trials}
+    twins = twins_of(trials)
 
     def numbers(some: Mapping[int, Trial], name: str) -> dict[int, float]:
         return {seed: getattr(t, name) for seed, t in some.items()}
 
     return {
-        "setting": setting,
+        "setting": next(iter(chosen.point.setting.values())),
+        "rule": chosen.rule,
         "accuracy": across([Estimate(t.accuracy) for t in at.values()])._asdict(),
         "strongest_r2": across([Estimate(t.strongest_r2) for t in at.values()])._asdict(),
         "undefended_accuracy": across([Estimate(t.accuracy) for t in twins.values()])._asdict(),

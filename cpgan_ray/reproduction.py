@@ -15,7 +15,7 @@ from typing import Any
 from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.cli import REPRODUCTION, read_reproduction, stop_on_sigterm
-from cpgan_ray.comparison import CELL, Cell, findings, play, strongest, trial
+from cpgan_ray.comparison import CELL, Cell, findings, play, recommended, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset, load, named
@@ -236,7 +236,7 @@ def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str
     reference = reference_point(trials)
     if reference is None:
         raise RuntimeError("no cell came to its end")
-    write(trials, folder)
+    write(trials, folder, chosen=recommended(trials))
     told: dict[str, Any] = findings(good, trials, reference) | {"failed": [Cell(**v["cell"]).name for v in values if "failed" in v]}
     files = {
         "results.json": json.dumps(told | {"label_floor_r2": trials[0].label_floor_r2}, indent=1) + "\n",

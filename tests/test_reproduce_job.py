@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from cpgan_ray.cli import parse_reproduce
-from cpgan_ray.comparison import Cell, findings, gap, paired, trial
+from cpgan_ray.comparison import Cell, findings, gap, paired, recommended, trial
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
 from cpgan_ray.reproduction import open_run, settings_table
@@ -199,6 +199,18 @@ def test_findings_are_what_the_numbers_say():
     assert found is not None
     assert found["utility_loss"]["value"] == pytest.approx(0.02)
     assert found["excess_r2"]["value"] == pytest.approx(0.05)
+
+
+def test_the_recommended_setting_is_the_most_private_one_that_loses_at_most_a_point_on_the_validation_split():
+    def chosen(*ours: tuple[float, float, float]) -> float | None:
+        cells = [values("bottleneck", share, s, 0.9 - (1 - share), 0.6) for share in (1.0, 0.25) for s in (0, 1)]
+        cells += [values("cpgan", weight, s, accuracy, r2) for weight, accuracy, r2 in ours for s in (0, 1)]
+        found = recommended([trial(v, Path()) for v in cells])
+        return found and found.point.setting["privacy_weight"]
+
+    assert chosen((0.1, 0.9, 0.4), (1.0, 0.892, 0.2), (10.0, 0.7, 0.0)) == 1.0
+    assert chosen((1.0, 0.88, 0.2), (10.0, 0.7, 0.0)) == 1.0
+    assert recommended([trial(values("cpgan", 1.0, 0, 0.9, 0.1), Path())]) is None, "there is no twin"
 
 
 def test_a_code_that_is_a_sample_may_be_the_strongest_attack_itself():

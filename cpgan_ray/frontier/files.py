@@ -12,7 +12,7 @@ from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from cpgan_ray.frontier.choice import nearest, recommend, short
+from cpgan_ray.frontier.choice import Recommendation, nearest, recommend, short
 from cpgan_ray.frontier.fronts import Reference, front, hypervolume, hypervolume_history, reference_point
 from cpgan_ray.frontier.knobs import rank_correlations
 from cpgan_ray.frontier.trials import Point, Trial, by_method, fields, mean, place, points, scored
@@ -29,12 +29,16 @@ def write(
     max_r2: float | None = None,
     min_accuracy: float | None = None,
     command: Command | None = None,
+    chosen: Recommendation | None = None,
 ) -> dict[str, Any]:
-    """`frontier.json`, `frontier.csv` (a row a trial) and `frontier.png`, each whole or not at all. Returns the first's values."""
+    """`frontier.json`, `frontier.csv` (a row a trial) and `frontier.png`, each whole or not at all. Returns the first's values.
+
+    `chosen`: by another rule than that of `recommend`.
+    """
     from cpgan_ray.frontier.staircase import as_png
 
-    values = as_json(trials, reference=reference, max_r2=max_r2, min_accuracy=min_accuracy, command=command)
-    chosen = recommend(points(trials), max_r2=max_r2, min_accuracy=min_accuracy)
+    chosen = chosen or recommend(points(trials), max_r2=max_r2, min_accuracy=min_accuracy)
+    values = as_json(trials, reference=reference, max_r2=max_r2, min_accuracy=min_accuracy, command=command, chosen=chosen)
     files = {
         "frontier.json": (json.dumps(values, indent=1, allow_nan=False) + "\n").encode(),
         "frontier.csv": as_csv(values).encode(),
@@ -55,6 +59,7 @@ def as_json(
     max_r2: float | None = None,
     min_accuracy: float | None = None,
     command: Command | None = None,
+    chosen: Recommendation | None = None,
 ) -> dict[str, Any]:
     """All that is known of the trials, ready for JSON: what is not known, and what is not finite, is None.
 
@@ -64,7 +69,7 @@ def as_json(
     found = points(trials)
     best = front(found)
     on_front = {place(p) for p in best}
-    chosen = recommend(found, max_r2=max_r2, min_accuracy=min_accuracy)
+    chosen = chosen or recommend(found, max_r2=max_r2, min_accuracy=min_accuracy)
     methods = by_method(found)
 
     def volume(some: Sequence[Point]) -> float | None:
