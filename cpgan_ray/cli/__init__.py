@@ -1,7 +1,7 @@
 """From a command line to a configuration, and from an error to one line and an exit status. Imports neither torch nor Ray."""
 
 from cpgan_ray.cli.attack import Target, find_target, parse_attack
-from cpgan_ray.cli.ending import BAD_INPUT, FAILED, politely, run, stop_on_sigterm
+from cpgan_ray.cli.ending import FAILED, politely, run, stop_on_sigterm
 from cpgan_ray.cli.flags import read_flags
 from cpgan_ray.cli.frontier import FrontierJob, parse_frontier
 from cpgan_ray.cli.reproduce import REPRODUCTION, parse_reproduce, read_reproduction
@@ -10,7 +10,6 @@ from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, rea
 
 __all__ = [
     "ADJUSTABLE",
-    "BAD_INPUT",
     "FAILED",
     "REPRODUCTION",
     "SEARCH",

@@ -89,5 +89,5 @@ def applied(net: nn.Module, x: np.ndarray, device: torch.device) -> np.ndarray:
 
 
 def shared_k(config: Config, share: float, dataset: Dataset | None = None) -> int:
-    """A share of the code's length, at least one number."""
+    """A share of the code's length, at least one number, whatever the data set."""
     return max(1, round(config.k * share))

@@ -7,7 +7,7 @@ and nothing has the final name before it is complete.
 """
 
 from cpgan_ray.data.store.dataset import SPLITS, Dataset, Nature, Split
-from cpgan_ray.data.store.files import checksum, locked, progress_bar, replacing, say
+from cpgan_ray.data.store.files import checksum, locked, progress_bar, say
 from cpgan_ray.data.store.reading import (
     FORMAT,
     MANIFEST,
@@ -20,12 +20,11 @@ from cpgan_ray.data.store.reading import (
     read_json,
     verify,
 )
-from cpgan_ray.data.store.writing import SHARD_ROWS, Plan, build
+from cpgan_ray.data.store.writing import Plan, build
 
 __all__ = [
     "FORMAT",
     "MANIFEST",
-    "SHARD_ROWS",
     "SPLITS",
     "VERIFIED",
     "Damaged",
@@ -42,7 +41,6 @@ __all__ = [
     "open_store",
     "progress_bar",
     "read_json",
-    "replacing",
     "say",
     "verify",
 ]
