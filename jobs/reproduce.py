@@ -1,6 +1,6 @@
 """Reproduce the paper's comparisons: mechanisms on one data set, all attacked alike, and what theory says of the Gaussian mixture.
 
-    python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, up to 4 settings each, 3 seeds
+    python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, at up to 3 settings, 3 seeds
     python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --settings 2 --seeds 1
     python jobs/reproduce.py digits --seeds 2                           # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
