@@ -101,10 +101,11 @@ class PrivatizerConfig:
     family: Literal["conv", "residual", "lenet", "generator", "picture", "celeba_single", "celeba_multi", "linear", "whitened"] = (
         "conv"
     )
-    """`conv`: strided 3x3 convolutions with batch norm (after SPEC 1.8, CelebA-single). `residual`: pre-activation residual blocks.
-    The original's (SPEC 1.8): `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the latter keeps the shape),
-    `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half of the code each), `linear` (Gaussian).
-    `whitened` is linear too, on principal components of unit variance. Width and depth are of `conv` and `residual`."""
+    """`conv`: strided 3x3 convolutions with batch norm, after the original's for one attribute of CelebA. `residual`:
+    pre-activation residual blocks. The original's: `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the
+    latter keeps the shape), `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half of the code each),
+    `linear` (Gaussian). `whitened` is linear too, on principal components of unit variance. Width and depth are of `conv` and
+    `residual`."""
     bottleneck: bool = True
     """A linear map to k numbers; without it the features themselves are the code, and k must be as many."""
     code: Literal["normalised", "relu", "raw"] = "normalised"
@@ -179,7 +180,8 @@ class GameConfig:
     temperature: float = 0.05
     """Of `softmax`, in units of R2."""
     schedule: Literal["sync", "stale1", "epochwise"] = "sync"
-    """`sync`: exact. `stale1`: feedback is one round old, deterministic, faster. `epochwise`: the paper's schedule C (SPEC 1.4)."""
+    """`sync`: exact. `stale1`: feedback is one round old, deterministic, faster. `epochwise`: the paper's for several
+    adversaries: an epoch of teaching them, then an epoch of the privatizer against the one with the smallest validation error."""
     warmup_epochs: Annotated[float, Range(0.0, 8.0, (0.0, 4.0, 8.0), log=False)] = 0.0
     """Over so many first epochs the privacy weight rises linearly from 0."""
     scored_share: Annotated[float, Range(0.1, 0.5, (0.1, 0.25, 0.5), log=False)] = 0.25
@@ -278,7 +280,7 @@ class NeuralConfig:
     """Which adversary this is."""
     architecture: Literal["mlp", "conv", "upsample", "resnet", "paper"] = "conv"
     """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks; `paper`: the
-    original's for pictures of that shape (SPEC 1.8), of a fixed size."""
+    original's for pictures of that shape, of a fixed size."""
     bounded: bool = False
     """`paper` only: end in a tanh, as the original does. What it cannot reach then looks private."""
     width: int = 64

@@ -196,7 +196,7 @@ class Game:
         return metrics | self.privatizer.update(feedback) | {"time/wait_s": waited}
 
     def play_epochwise(self) -> Metrics:
-        """One step of the privatizer alone against the adversary chosen for this epoch (SPEC 1.4 C, step v)."""
+        """One step of the privatizer alone against the adversary chosen for this epoch."""
         release = self.privatizer.release(self.round)
         started = [self.seats[self.chosen].oppose(self.share(release))] if self.seats else []
         metrics = self.privatizer.utility(release)
@@ -204,7 +204,7 @@ class Game:
         return metrics | self.privatizer.update(feedback, move_head=False) | {"time/wait_s": waited}
 
     def choose_adversary(self) -> None:
-        """SPEC 1.4 C, steps i to iv: the neural adversaries and the utility head learn on every batch; the closed-form ones are
+        """The paper's epoch of teaching: the neural adversaries and the utility head learn on every batch; the closed-form ones are
         fitted on all training codes; the adversary with the smallest error on the validation split is the epoch's opponent."""
         neural = [seat for name, seat in self.seats.items() if name not in self.streamed]
         for round in range(self.round, self.round + self.rounds_per_epoch):

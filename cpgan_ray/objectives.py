@@ -1,6 +1,6 @@
 """The numbers of the game as pure functions: utility loss and accuracy, R2, the privacy term, the aggregate of several adversaries.
 
-The paper minimises lambda * L_U - L_R (SPEC 1.2). Here: L_U + privacy_weight * P, privacy_weight = 1 / lambda.
+The paper (Tseng and Wu 2020) minimises lambda * L_U - L_R. Here: L_U + privacy_weight * P, privacy_weight = 1 / lambda.
 """
 
 from collections.abc import Sequence

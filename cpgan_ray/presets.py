@@ -85,7 +85,7 @@ def celeba_single() -> Config:
 
 
 def celeba_paper() -> Config:
-    """The paper's game: raw `-L_R`, schedule C with the min-MSE rule per epoch, its three adversaries and weights (SPEC 1.4, 1.6).
+    """The paper's game: raw `-L_R`, in each epoch against the adversary of the smallest MSE, its three adversaries and weights.
 
     Kept to show what such a game claims in training and what fresh attacks find. `citer` is 3 instead of 25 and there are 8
     epochs instead of 15, so that two cores are done in a quarter of an hour.

@@ -1,7 +1,7 @@
 """The original's own result files beside ours, in the original's unit: what its numbers look like under the same axes.
 
 The files are not part of this project; `jobs/reproduce.py --published DIR` takes the folder that has them (`dnn.csv`, `noise.csv`,
-`ran*.csv`, `hybrid_cpgan*.csv` of one data set). On MNIST and GENKI-4K its squared errors wrapped around at 256 (SPEC 6.1): ours
+`ran*.csv`, `hybrid_cpgan*.csv` of one data set). On MNIST and GENKI-4K its squared errors wrapped around at 256: ours
 are then drawn in that unit too, and neither says anything of privacy. Its noise was not attacked; all of ours is.
 """
 

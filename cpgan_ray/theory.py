@@ -1,4 +1,4 @@
-"""What theory says of linear codes z = A x of a Gaussian mixture: accuracy, reconstruction, the exact frontier (SPEC 2).
+"""What theory says of linear codes z = A x of a Gaussian mixture: accuracy, reconstruction, the exact frontier.
 
 The label y is +1 with probability `prior`, else -1, and x ~ N(y mean, within), of dimension d. A is a matrix (k, d), or one
 direction (d,); z may carry noise of variance `noise_variance` in each component. Mean squared errors are **per dimension**, as in
@@ -64,13 +64,13 @@ class Point:
 
 
 def population_moments(mean: np.ndarray, *, within: np.ndarray, prior: float = 0.5) -> Moments:
-    """Of the mixture itself: total = within + 4 prior (1 - prior) mean mean' (SPEC 2.1)."""
+    """Of the mixture itself: total = within + 4 prior (1 - prior) mean mean'."""
     return Moments(mean=mean, within=within, total=within + 4 * prior * (1 - prior) * np.outer(mean, mean), prior=prior)
 
 
 def sample_moments(x: np.ndarray, *, y: np.ndarray, mean: np.ndarray) -> Moments:
     """Of rows x (N, d) with labels y (N,), +1 or -1: covariances about the rows' own means, divided by their number; the mean of
-    class +1 remains the population's. On the test rows of seed 9 these give the figures of SPEC 2.5, and the original's.
+    class +1 remains the population's. On the test rows of seed 9 these give the original's figures.
     """
     prior = float((y == 1).mean())
     within = prior * np.cov(x[y == 1].T, ddof=0) + (1 - prior) * np.cov(x[y == -1].T, ddof=0)
@@ -80,7 +80,7 @@ def sample_moments(x: np.ndarray, *, y: np.ndarray, mean: np.ndarray) -> Moments
 def bayes_accuracy(
     a: np.ndarray, *, mean: np.ndarray, within: np.ndarray, noise_variance: float = 0.0, prior: float = 0.5
 ) -> float:
-    """Accuracy of the best classifier on z = A x + noise (SPEC 2.2).
+    """Accuracy of the best classifier on z = A x + noise: linear discriminant analysis.
 
     Phi(alpha/2 + h/alpha) prior + Phi(alpha/2 - h/alpha) (1 - prior), where h = ln(prior / (1 - prior)) and
     alpha^2 = (2 A mean)' (A within A' + noise_variance I)^-1 (2 A mean): Phi(alpha/2) for equal priors.
@@ -92,7 +92,7 @@ def bayes_accuracy(
 
 
 def lmmse(a: np.ndarray, *, total: np.ndarray, noise_variance: float = 0.0) -> float:
-    """Mean squared error per dimension of the best linear (affine) reconstruction of x from z = A x + noise (SPEC 2.3).
+    """Mean squared error per dimension of the best linear (affine) reconstruction of x from z = A x + noise.
 
     tr(total - total A' (A total A' + noise_variance I)^-1 A total) / d.
     """
@@ -105,7 +105,7 @@ def lmmse(a: np.ndarray, *, total: np.ndarray, noise_variance: float = 0.0) -> f
 def mmse(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray, noise_variance: float = 0.0, prior: float = 0.5) -> float:
     """Mean squared error per dimension of the best reconstruction of any kind, E[x|z], from z = a'x + noise, a (d,).
 
-    With v = a' within a + noise_variance and m = a'mean (SPEC 2.4, there for equal priors):
+    With v = a' within a + noise_variance and m = a'mean:
     E[x|z] = within a z / v + (mean - within a m / v) E[y|z], E[y|z] = tanh(m z / v + ln(prior / (1 - prior)) / 2), and
     d MMSE = tr(within) - a' within^2 a / v + |mean - within a m / v|^2 E[1 - E[y|z]^2].
     """
@@ -119,7 +119,7 @@ def mmse(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray, noise_variance:
 
 
 def sufficient_direction(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """The direction (d,) in the row space of A that is as accurate as all of A, and leaks no more (SPEC 2.4, proposition).
+    """The direction (d,) in the row space of A that is as accurate as all of A, and leaks no more.
 
     A' (A within A')^-1 A mean. Its attacker sees a linear function of what A's attacker sees, hence the second half, for linear
     attacks and for all.
@@ -145,10 +145,10 @@ def least_leaking(accuracy: float, *, moments: Moments, attacker: Attacker = "li
 
 
 def rank1_optimum(lambda_: float, *, moments: Moments) -> Point:
-    """The direction that maximises lambda alpha^2 + d MSE, the original's objective (SPEC 2.4), over codes of any size.
+    """The direction that maximises lambda alpha^2 + d MSE, the original's objective, over codes of any size.
 
-    Of the points of the frontier on a grid the best is taken, and refined until the frontier's slope fits lambda: the condition of
-    SPEC 2.4 for a stationary direction.
+    Of the points of the frontier on a grid the best is taken, and refined until the frontier's slope fits lambda: the condition
+    for a stationary direction.
 
     Raises:
         InputError: lambda is negative.
@@ -169,7 +169,7 @@ def frontier(lambdas: Sequence[float], *, moments: Moments) -> list[Point]:
 
 def theory_lines(lambdas: Sequence[float], *, seed: int) -> list[dict[str, float]]:
     """What the best code of the Gaussian mixture reaches for each weight of utility: its accuracy, and the MSE of the best linear
-    attack, per dimension. The covariances are those of the test points, as the original's (SPEC 2.4).
+    attack, per dimension. The covariances are those of the test points, as the original's.
 
     Raises: InputError where the seed cannot be used, or a weight is negative.
     """

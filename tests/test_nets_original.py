@@ -1,4 +1,4 @@
-"""The original's networks: parameters and shapes of SPEC 9.8, TensorFlow's padding, Shake-Shake's randomness, export, cost."""
+"""The original's networks: parameters and shapes, TensorFlow's padding, Shake-Shake's randomness, export, cost."""
 
 import copy
 import io

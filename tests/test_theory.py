@@ -43,7 +43,7 @@ SPEC_TABLE = {
     50: (0.9840, 10.118),
     100: (0.9842, 9.907),
 }
-"""Weight -> accuracy and MSE of the rank-1 optimum (SPEC 2.5)."""
+"""Weight -> accuracy and MSE of the rank-1 optimum, computed apart from this package."""
 
 
 def published(name: str) -> list[dict[str, float]]:
@@ -298,7 +298,7 @@ def test_in_three_dimensions_no_direction_of_the_same_accuracy_beats_the_exact_f
 
 
 def test_the_linear_frontiers_codes_withstand_other_attacks_nearly_as_well_as_any_but_less_than_its_mse_says(population):
-    """SPEC 2.4 finds the gap between the two attackers below 0.1 % on other directions; on the frontier it is not."""
+    """On axes and random directions the gap between the two attackers is below 0.1 %; on the frontier it is not."""
     accuracy = np.array([0.85, 0.9, 0.937, 0.96, 0.98, 0.9844])
     linear = [least_leaking(value, moments=population) for value in accuracy]
     exact = np.array([mmse(point.direction, mean=population.mean, within=population.within) for point in linear])

@@ -57,7 +57,7 @@ class Adversary(Protocol):
 
 
 class EpochFitted(Protocol):
-    """An adversary that is fitted on all training codes once per epoch, streamed through it (SPEC 1.4 C, step ii)."""
+    """An adversary that is fitted on all training codes once per epoch, streamed through it, as the paper has it."""
 
     def accumulate(self, z: Tensor, target: Target) -> None:
         """Add some rows to its normal equations."""

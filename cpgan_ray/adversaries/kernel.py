@@ -1,6 +1,7 @@
 """The RBF kernel adversary (KRR): exact on the batch and the bank, or by random Fourier features.
 
-k(z, z') = exp(-|z - z'|^2 / (2 width^2)), gamma = 1 / (2 width^2) in scikit-learn's words. Source: SPEC 1.6.
+k(z, z') = exp(-|z - z'|^2 / (2 width^2)), gamma = 1 / (2 width^2) in scikit-learn's words. Source of the features:
+Rahimi and Recht, Random features for large-scale kernel machines, NIPS 2007.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Ridge regression in the two forms that the adversaries need: inside the gradient, and by streaming normal equations.
 
-Both centre the codes and the targets and add the mean back (the original fitted centred and predicted uncentred, SPEC 6.2 P2).
+Both centre the codes and the targets and add the mean back (the original fitted centred and predicted uncentred).
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ class LinearMap:
 def ridge(z: Tensor, x: Tensor, *, penalty: float) -> LinearMap:
     """Ridge with an unpenalised intercept, differentiable in z: W = (Zc'Zc + n penalty I)^-1 Zc'Xc, b = mean(x) - mean(z) W.
 
-    z: (n, k), x: (n, p). The penalty is per row (scikit-learn's alpha is n * penalty). Source: SPEC 1.6.
+    z: (n, k), x: (n, p). The penalty is per row (scikit-learn's alpha is n * penalty). Source: Hoerl and
+    Kennard, Ridge regression, Technometrics 12, 1970; with the intercept left unpenalised.
     """
     z_mean, x_mean = z.mean(0), x.mean(0)
     zc = z - z_mean

@@ -1,4 +1,4 @@
-"""`fit="epoch"`: ridge on z or on its Fourier features, fitted once per epoch on all training codes by streaming (SPEC 1.4 C).
+"""`fit="epoch"`: ridge on z or on its Fourier features, fitted once per epoch on all training codes by streaming.
 
 Only normal equations are kept: never a matrix of as many rows as there are training pictures.
 """

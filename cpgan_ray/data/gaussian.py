@@ -1,4 +1,4 @@
-"""The Gaussian mixture of the synthetic experiment (SPEC 2.1): y = +-1, x ~ N(y mean, covariance), of which the theory is known."""
+"""The Gaussian mixture of the paper's synthetic experiment: y = +-1, x ~ N(y mean, covariance), of which the theory is known."""
 
 import random
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Mixture:
 
 
 def mixture(seed: int = 9, *, dimension: int = 32, num_per_class: int = 11_000, num_test_per_class: int = 1_000) -> Mixture:
-    """Draw a mixture and its rows; seed 9 and the other defaults give the reference data (SPEC 2.5), another seed another mixture.
+    """Draw a mixture and its rows; seed 9 and the other defaults give the reference data, another seed another mixture.
 
     The covariance is C'C with the elements of C uniform on [0, 1). NumPy's legacy generator draws, in this order, C, the rows of
     class +1 and those of class -1; Python's own generator, under the same seed, then draws without replacement the held-out rows

@@ -1,7 +1,7 @@
 """How alike two pictures are: PSNR, SSIM and MS-SSIM by torchmetrics, behind a guard of their scale.
 
-A range or type that is off by a factor makes a privacy number meaningless and goes unnoticed (SPEC 6.1; PSNR with peak 255 on
-[0, 1] gains 48 dB): here it raises.
+A range or type that is off by a factor makes a privacy number meaningless and goes unnoticed (the original's squared errors were
+taken in uint8 and wrapped at 256; PSNR with peak 255 on [0, 1] gains 48 dB): here it raises.
 """
 
 from functools import partial
@@ -86,7 +86,7 @@ def num_scales(side: int) -> int:
 
 
 def legacy_mse(one: Tensor, other: Tensor) -> np.ndarray:
-    """The original's wrapped metric, (N,): mean of (a - b)^2 mod 256 over uint8 values (SPEC 6.1). Not a distance; only to compare
-    with numbers published that way. one, other: (N, C, H, W) in [0, 1]."""
+    """The original's wrapped metric, (N,): mean of (a - b)^2 mod 256 over uint8 values, as NumPy computes it in the arrays'
+    own type. Not a distance; only to compare with numbers published that way. one, other: (N, C, H, W) in [0, 1]."""
     a, b = ((p * 255).floor().to(torch.int64).flatten(1) for p in (one, other))
     return ((a - b).square() % 256).double().mean(1).numpy()

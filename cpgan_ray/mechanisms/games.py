@@ -31,7 +31,7 @@ def cpgan_one(config: Config, privacy_weight: float, dataset: Dataset) -> Releas
 
 
 def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
-    """The original on its small data sets (SPEC 1.2, 1.5): lambda L_U - L_R with the raw error of its decoder, or where that is of
+    """The original on its small data sets: lambda L_U - L_R with the raw error of its decoder, or where that is of
     another code the preset's neural adversary; ReLU codes, no warm-up, constant rates. The privacy weight is 1 / lambda."""
     privatizer = replace(config.privatizer, code="relu", step=0.0, rate="constant", learning_rate=1e-3, weight_decay=0.0)
     utility = replace(config.utility, learning_rate=1e-3)

@@ -83,7 +83,7 @@ def short(x: np.ndarray, basis: Projection) -> np.ndarray:
 
 def resized(config: Config, noise: float, dataset: Dataset) -> Released:
     """k principal components of undefended features, with Laplace noise in standard deviations; a head is taught on the noisy ones
-    (the original's DNN (Resize); here all attacks and the head see the same draw, SPEC 6.2 P11)."""
+    (the original's DNN (Resize); here all attacks and the head see the same draw, there some attacks saw another)."""
     whole = features(config, dataset).codes
     centre = whole["train"].mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov((whole["train"] - centre).T))

@@ -1,7 +1,7 @@
 """RAN: an encoder against one neural decoder, three steps for the task to one against it.
 
 S. Liu, A. Shrivastava, J. Du, L. Zhong, Better accuracy with quantified privacy: representations learned via reconstructive
-adversarial network, arXiv 1901.08730, 2019; the schedule is that of the original's comparison (SPEC 3).
+adversarial network, arXiv 1901.08730, 2019; the schedule is that of the original's comparison.
 """
 
 import numpy as np

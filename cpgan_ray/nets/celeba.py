@@ -1,4 +1,4 @@
-"""The original's CelebA networks (SPEC 1.8, CelebA-single and CelebA-multi): privatizer stages and utility heads."""
+"""The original's CelebA networks, for one attribute and for all 40: privatizer stages and utility heads."""
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class GroupedHead(nn.Module):
     """CelebA-multi: three groups of attributes, the first from the first half of the code, two from the second.
 
     (B, k) -> (B, sum(groups)) logits, one per attribute where the original has two and a softmax. Each group's hidden layers are
-    its own; the outputs read the second (the original's last two groups read the first, by mistake: SPEC 1.8).
+    its own; the outputs read the second (the original's last two groups read the first, by mistake).
 
     Raises: InputError where k is odd.
     """

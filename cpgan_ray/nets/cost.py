@@ -1,4 +1,4 @@
-"""What a network costs its user: parameters, and multiply-adds per input (SPEC 7, C9)."""
+"""What a network costs its user: parameters, and multiply-adds per input."""
 
 import copy
 from typing import NamedTuple

@@ -11,7 +11,7 @@ from cpgan_ray.nets.wide import WideResNet
 
 
 def build_head(config: UtilityConfig, *, k: int, num_labels: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """Classifier on z: (B, k) -> (B, num_labels) logits (SPEC 1.8).
+    """Classifier on z: (B, k) -> (B, num_labels) logits.
 
     Raises: InputError where a head for pictures gets a code that is none, or one for certain attributes others.
     """

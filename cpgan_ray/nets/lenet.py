@@ -1,4 +1,4 @@
-"""The LeNet of the original's small data sets (SPEC 1.8: MNIST, GENKI-4K, HAR): privatizer stages and utility head."""
+"""The LeNet of the original's small data sets (MNIST, GENKI-4K, HAR): privatizer stages and utility head."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Bias-free linear networks, the original's on the Gaussian mixture (SPEC 1.8, Synthetic): every player is a matrix."""
+"""Bias-free linear networks, the original's on the Gaussian mixture: every player is a matrix."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The original's neural reconstructors (SPEC 1.8): codes (B, k) -> flat targets (B, H * W * C), channel last.
+"""The original's neural reconstructors: codes (B, k) -> flat targets (B, H * W * C), channel last.
 
 A stack is a function of k and the picture's shape to layers (B, k) -> (B, C, at least H, at least W). To add one, write it and
 give it a line in STACKS.
@@ -117,7 +117,7 @@ REACH = {"cifar": 32, "odd": 175}
 class PaperDecoder(nn.Module):
     """The original's decoder for pictures of this shape, or the stack named: (B, k) -> (B, H * W * C), channel last.
 
-    `bounded`: it ends in a tanh, as the original's for pictures do; values outside [-1, 1] are then out of reach (SPEC 6.2, P6).
+    `bounded`: it ends in a tanh, as the original's for pictures do; values outside [-1, 1] are then out of reach.
 
     Raises: InputError where the stack cannot take this k or is too small for the pictures.
     """

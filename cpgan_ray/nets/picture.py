@@ -1,4 +1,4 @@
-"""The original's privatizers for CIFAR-10 and SVHN (SPEC 1.8), and what heads need to read a code that is a picture."""
+"""The original's privatizers for CIFAR-10 and SVHN, and what heads need to read a code that is a picture."""
 
 import math
 

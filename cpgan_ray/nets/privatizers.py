@@ -20,7 +20,8 @@ from cpgan_ray.nets.pointwise import StridedPointwise
 
 
 def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
-    """`depth` strided 3x3 convolutions, each with batch norm and leaky ReLU 0.2 (SPEC 1.8, CelebA-single)."""
+    """`depth` strided 3x3 convolutions, each with batch norm and leaky ReLU 0.2, as the original's for one attribute of
+    CelebA."""
     stages: list[nn.Module] = []
     for stage in range(depth):
         out = width * 2**stage

@@ -62,7 +62,7 @@ def weights_of(module: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def initialised(module: M, *, normal: float = 0.0) -> M:
-    """The module with TensorFlow's default start: weights Xavier-uniform, or N(0, `normal`) if given; biases 0 (SPEC 1.7)."""
+    """The module with TensorFlow's default start: weights Xavier-uniform, or N(0, `normal`) if given; biases 0."""
     for weight in weights_of(module):
         if normal:
             nn.init.normal_(weight, std=normal)

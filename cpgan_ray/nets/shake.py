@@ -1,4 +1,4 @@
-"""Shake-Shake residual networks, the original's utility head for CIFAR-10 (SPEC 1.8; Gastaldi 2017, arXiv 1705.07485)."""
+"""Shake-Shake residual networks, the original's utility head for CIFAR-10 (Gastaldi 2017, arXiv 1705.07485)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Wide residual networks, the original's utility head for SVHN (SPEC 1.8)."""
+"""Wide residual networks, the original's utility head for SVHN (Zagoruyko and Komodakis 2016, arXiv 1605.07146)."""
 
 from torch import Tensor, nn
 

@@ -195,7 +195,6 @@ def rbf_error(features: int, *, seed: int) -> float:
 
 
 def test_fourier_features_approach_the_kernel_as_one_over_the_root_of_their_number():
-    """SPEC 9.6."""
     numbers = [64, 256, 1024, 4096]
     errors = [np.mean([rbf_error(d, seed=s) for s in range(4)]) for d in numbers]
     assert all(e < d**-0.5 for e, d in zip(errors, numbers, strict=True))

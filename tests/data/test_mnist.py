@@ -164,5 +164,5 @@ def test_the_real_files_have_the_official_sizes_and_the_known_mean_error(tmp_pat
     assert np.bincount(samples.labels[samples.rows["test"]]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     test = samples.values[samples.rows["test"], ..., 0].astype(np.float32)
     mean = samples.values[samples.rows["train"], ..., 0].mean(axis=0)
-    assert np.square(test).mean() == pytest.approx(7418, rel=2e-3)  # all black; the SPEC's figures are of 1,000 test pictures
+    assert np.square(test).mean() == pytest.approx(7418, rel=2e-3)  # of an all black guess
     assert np.square(test - mean).mean() == pytest.approx(4387, rel=1e-3)

@@ -1,4 +1,4 @@
-"""On the Gaussian mixture of SPEC section 2 the attacks meet theory: they reach the best linear reconstruction and never beat the
+"""On the paper's Gaussian mixture the attacks meet theory: they reach the best linear reconstruction and never beat the
 exact conditional mean."""
 
 import numpy as np
@@ -17,7 +17,7 @@ SETTINGS = AttackConfig(mlp_widths=(64,), kernel_features=512, epochs=2, doublin
 
 
 class Mixture:
-    """y = +-1 equally likely, x ~ N(2y, C'C), C uniform on [0, 1] (SPEC 2.1)."""
+    """y = +-1 equally likely, x ~ N(2y, C'C), C uniform on [0, 1]."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(9)
@@ -28,12 +28,12 @@ class Mixture:
         self.x = y[:, None] * self.mean + rng.normal(size=(ROWS, D)) @ c
 
     def linear_mse(self, a: np.ndarray) -> float:
-        """Of the best affine reconstruction from z = A x, per value (SPEC 2.3). A: (k, D)."""
+        """Of the best affine reconstruction from z = A x, per value. A: (k, D)."""
         cross = self.covariance @ a.T
         return np.trace(self.covariance - cross @ np.linalg.solve(a @ cross, cross.T)) / D
 
     def exact_mse(self, a: np.ndarray) -> float:
-        """Of the conditional mean E[x|z], for one direction a (D,), per value (SPEC 2.4)."""
+        """Of the conditional mean E[x|z], for one direction a (D,), per value."""
         v, m = a @ self.within @ a, a @ self.mean
         beside = self.mean - self.within @ a * m / v
         z = m + np.sqrt(v) * np.random.default_rng(0).normal(size=1_000_000)

@@ -189,7 +189,7 @@ def test_the_wrapped_metric_of_all_values_is_its_ceiling():
 
 @pytest.mark.parametrize(("sigma", "expected"), [(4, 16.06), (8, 49.2), (16, 80.4), (32, 98.9), (64, 105.4)])
 def test_the_wrapped_metric_of_a_gaussian_error_is_the_one_simulated(sigma, expected):
-    """SPEC 9.1; from sigma 32 on it closes in on 105.5, whatever the error."""
+    """From sigma 32 on it closes in on 105.5, whatever the error."""
     error = np.rint(np.random.default_rng(0).normal(scale=sigma, size=(1, 1_000_000))).clip(-255, 255)
     assert wrapped(error.clip(min=0), (-error).clip(min=0)) == pytest.approx(expected, rel=0.005)
 
@@ -210,7 +210,7 @@ def real(path: str) -> Path:
 
 
 def test_the_wrapped_metric_of_noisy_mnist_is_the_published_one():
-    """SPEC 6.1 and 9.2: 9.258 in the original's noise.csv; without wrapping it would be 10.37."""
+    """9.258 in the original's noise.csv; without wrapping it would be 10.37."""
     with np.load(real("mnist/mnist.npz")) as stored:
         x = stored["x_test"]
     noisy = laplace_noise(x, scale=6.375 * 0.5)
@@ -231,7 +231,7 @@ def genki() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_wrapped_metric_of_noisy_genki_is_the_published_one(genki):
-    """SPEC 6.1 and 9.2: 49.58 in the original's noise.csv; without wrapping it would be 108.7."""
+    """49.58 in the original's noise.csv; without wrapping it would be 108.7."""
     x = genki[1][::2]
     noisy = laplace_noise(x, scale=15 * 0.5)
     assert wrapped(noisy, x) == pytest.approx(49.6, rel=0.01)
@@ -239,7 +239,6 @@ def test_the_wrapped_metric_of_noisy_genki_is_the_published_one(genki):
 
 
 def test_the_mean_picture_of_genki_is_at_the_ceiling_of_the_wrapped_metric(genki):
-    """SPEC 9.3."""
     train, test = genki
     mean = np.broadcast_to(train.mean(axis=0), test.shape)
     assert wrapped(mean, test) == pytest.approx(105.52, abs=0.01)
