@@ -4,17 +4,22 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
 from cpgan_ray.data import load
 from cpgan_ray.data.base import pictures, training_batch
-from cpgan_ray.data.projection import projection, scale
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms import MECHANISMS, games
 from cpgan_ray.mechanisms.base import samples, taught
 from cpgan_ray.mechanisms.games import feature_length
 from cpgan_ray.mechanisms.noise import drawn
-from cpgan_ray.objectives import accuracy
+from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.objectives import accuracy, utility_loss
 from cpgan_ray.presets import for_comparison, preset
+from cpgan_ray.privatizer import fit_input, to_input
+from cpgan_ray.process import torch_stream
 from cpgan_ray.reproduction import cells, settings_of
 
 
@@ -195,3 +200,49 @@ def test_ran_plays_against_the_decoder_of_the_preset(config, dataset, released):
     longer = dataclasses.replace(config, epochs=20, adversaries={"decoder": NeuralConfig(architecture="mlp", width=64)})
     r2 = {alpha: ridge_r2(MECHANISMS["ran"].release(longer, alpha, dataset).codes) for alpha in (1.0, 0.02)}
     assert r2[0.02] < r2[1.0]
+
+
+def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
+    """Played anew from the definition: three times a step for the task and one of the decoder, then one against it."""
+    alpha, epochs = 0.3, 2
+    plain = dataclasses.replace(
+        config,
+        epochs=epochs,
+        privatizer=dataclasses.replace(config.privatizer, family="linear", code="raw", step=0.0),
+        utility=dataclasses.replace(config.utility, dropout=0.0),
+        adversaries={"decoder": NeuralConfig(architecture="mlp", width=32, dropout=0.0)},
+    )
+    (settings,) = plain.adversaries.values()
+    with torch_stream(plain.seed, "mechanism", "ran", "weights"):
+        encoder = build_privatizer(plain.privatizer, k=plain.k, image_shape=dataset.image_shape)
+        head = build_head(plain.utility, k=plain.k, num_labels=10, image_shape=dataset.image_shape)
+        fit_input(encoder, dataset)
+        decoder = build_reconstructor(settings, k=plain.k, image_shape=dataset.image_shape, target=64)
+    mean = torch.from_numpy(np.array(projection(dataset, components=DEFAULT_COMPONENTS, progress=False).mean))
+    mine = [*encoder.parameters(), *head.parameters()]
+    for_task, against = (torch.optim.Adam(mine, lr=plain.privatizer.learning_rate) for _ in range(2))
+    decoding = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
+    for round in range(epochs * 3):
+        chosen = training_batch(round, dataset, plain)
+        x = to_input(pictures(dataset.train, chosen), torch.device("cpu"))
+        target = x.permute(0, 2, 3, 1).flatten(1) - mean
+        y = torch.from_numpy(dataset.train.labels[chosen.rows]).float()
+
+        def moved(optimiser, loss):
+            for net in (encoder, head, decoder):
+                net.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+        for _ in range(3):
+            moved(for_task, utility_loss(head(encoder(x)), y))
+            moved(decoding, nn.functional.mse_loss(decoder(encoder(x)), target))
+        z = encoder(x)
+        moved(against, alpha * utility_loss(head(z), y) - (1 - alpha) * nn.functional.mse_loss(decoder(z), target))
+    head.eval()
+    found = MECHANISMS["ran"].release(plain, alpha, dataset)
+    with torch.no_grad():
+        codes = encoder(to_input(np.concatenate(list(dataset.test.iter_batches(500))), torch.device("cpu")))
+        logits = head(codes)
+    assert found.codes["test"] == pytest.approx(codes.numpy(), abs=1e-5)
+    assert found.logits["test"] == pytest.approx(logits.numpy(), abs=1e-4)
