@@ -1,4 +1,4 @@
-"""Jobs in pytest's own process, which they set up for themselves."""
+"""Jobs as tests start them: in a process of their own, or in pytest's, which they set up for themselves."""
 
 import contextlib
 import os
@@ -6,6 +6,12 @@ import signal
 from collections.abc import Iterator
 
 import torch
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's, without what would lead a job to another cluster or tracking store; and those given."""
+    led = ("RAY_", "MLFLOW_", "PYTEST_", "TUNE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(led)} | variables
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.messages import Batch, Feedback, Release
 from cpgan_ray.presets import preset
 from cpgan_ray.process import available_cpus
+from tests.games import untimed
 
 OVERHEAD = 4096
 """Bytes that a message may cost beyond its large arrays."""
@@ -37,10 +38,6 @@ def play_all(game: Game | RayGame) -> list[dict[str, float]]:
         coming = game.play(3)
         played += game.get(coming) if isinstance(game, RayGame) else coming
     return played
-
-
-def untimed(played: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in metrics.items() if not name.startswith("time/")} for metrics in played]
 
 
 def on_ray(config: Config) -> Config:

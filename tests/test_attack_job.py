@@ -43,7 +43,7 @@ from cpgan_ray.evaluation.encoders import encode_all, open_encoder
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.tracking import read_curves
 from cpgan_ray.training import train
-from tests.process import left_as_it_was
+from tests.process import environment, left_as_it_was
 
 JOB = Path(__file__).parents[1] / "jobs" / "attack.py"
 SIDE = 16
@@ -100,15 +100,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_te
         return Trained(folder / "run", train(config))
 
 
-def environment() -> dict[str, str]:
-    """This process's, without what would lead a job to another cluster or tracking store."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))}
-
-
 def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """The job in a process of its own."""
     command = [sys.executable, str(JOB), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment() | variables, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.survey import survey
 from cpgan_ray.tracking import Tracker, read_trials
 from cpgan_ray.tracking.store import all_runs
+from tests.process import environment
 
 JOB = Path(__file__).parents[1] / "jobs" / "frontier.py"
 METRICS = {
@@ -131,9 +131,8 @@ def draw(mlflow_uri, tmp_path, capsys) -> Iterator[Callable[..., dict[str, Any]]
 
 
 def run_job(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, str(JOB), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment | variables)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(**variables))
 
 
 def test_a_search_is_read_trial_by_trial_with_its_states_and_its_last_attempts(searched, mlflow_uri):

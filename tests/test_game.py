@@ -19,6 +19,7 @@ from cpgan_ray.messages import Batch, Feedback, Metrics, Release
 from cpgan_ray.privatizer import to_input
 from cpgan_ray.process import torch_stream
 from cpgan_ray.workers import AdversaryWorker, PrivatizerWorker
+from tests.games import untimed
 
 SCHEDULES = ("sync", "stale1", "epochwise")
 ROUNDS_PER_EPOCH, EPOCHS = 4, 2
@@ -32,10 +33,6 @@ def play_all(config: Config, *, chunk: int = 1000) -> tuple[Game, list[Metrics]]
     while game.round < game.total_rounds:
         played += game.play(chunk)
     return game, played
-
-
-def untimed(played: list[Metrics]) -> list[Metrics]:
-    return [{name: value for name, value in metrics.items() if not name.startswith("time/")} for metrics in played]
 
 
 @pytest.fixture(scope="module")

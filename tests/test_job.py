@@ -1,7 +1,6 @@
 """`jobs/train_celeba.py` as a user runs it: what it leaves behind, how it fails, how it stops."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,17 +20,13 @@ from cpgan_ray.data import prepare
 from cpgan_ray.data.faces import write_faces
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.presets import preset
+from tests.process import environment
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
 LAST_PICTURE = "000060.jpg"
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def environment() -> dict[str, str]:
-    """This process's, without what would lead a job to another cluster or tracking store."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))}
 
 
 def run(arguments: Sequence[str | Path], *, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:

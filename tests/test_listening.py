@@ -2,7 +2,6 @@
 `ray job stop` is polite."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -21,6 +20,8 @@ import mlflow
 import psutil
 import pytest
 
+from tests.process import environment
+
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "jobs" / "train_celeba.py"
 GAME = (
@@ -31,11 +32,6 @@ TOKEN = "0123456789abcdef" * 4
 BIN = Path(sys.executable).parent
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def clean(**variables: str) -> dict[str, str]:
-    """The environment without what would lead a job elsewhere."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))} | variables
 
 
 def until(true: Callable[[], object], what: str, *, patience_s: float = 240.0) -> None:
@@ -64,7 +60,7 @@ def test_a_job_on_a_local_cluster_listens_on_loopback_alone_has_a_token_and_repo
     output = tmp_path / "out"
     flags = [*GAME.split(), "--cache-dir", str(cache_dir), "--output", str(output), "--tracking.uri", mlflow_uri]
     pipe = subprocess.PIPE
-    job = subprocess.Popen([sys.executable, str(JOB), *flags], cwd=tmp_path, env=clean(), stdout=pipe, stderr=pipe, text=True)
+    job = subprocess.Popen([sys.executable, str(JOB), *flags], cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True)
     try:
         until(lambda: job.poll() is not None or list(output.rglob("*.ckpt")), "nothing is played")
         assert job.poll() is None, job.communicate()
@@ -109,7 +105,7 @@ def answers(url: str) -> bool:
 @pytest.fixture(scope="module")
 def head(listening) -> Iterator[Head]:
     folder = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: Ray makes socket paths of it
-    env = clean(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{folder}/token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{folder}/token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     env["PATH"] = f"{BIN}:{env['PATH']}"
     Path(folder, "token").write_text(TOKEN)
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
@@ -177,13 +173,15 @@ def test_ray_job_stop_lets_a_run_write_a_checkpoint_and_close_its_mlflow_run_and
     assert client.get_run(run_id).info.status == "KILLED"
     assert "RAY_JOB_STOP_WAIT_TIME_S" not in head.ray("job", "logs", "game").stdout, "there is nothing to warn of"
     more = ["--resume", str(output), "--epochs", str(newest // 4 + 2), "--runtime.backend", "local", "--tracking.uri", mlflow_uri]
-    ran = subprocess.run([sys.executable, str(JOB), *more], env=clean(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    ran = subprocess.run(
+        [sys.executable, str(JOB), *more], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
     assert ran.returncode == 0, ran.stderr
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_job_that_would_be_killed_before_it_has_written_a_checkpoint_is_told_so(tmp_path):
-    env = clean(RAY_JOB_CONFIG_JSON_ENV_VAR="{}")
+    env = environment(RAY_JOB_CONFIG_JSON_ENV_VAR="{}")
     command = [sys.executable, str(JOB), "--resume", str(tmp_path)]
     for patience, told in (("", True), ("30", False)):
         more = {"RAY_JOB_STOP_WAIT_TIME_S": patience} if patience else {}

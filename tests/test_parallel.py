@@ -1,7 +1,6 @@
 """A privatizer of several workers: what one worker gives, to float tolerance; losses that leave no trace; --resume; refusals."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -24,7 +23,9 @@ from cpgan_ray.config import Config, ReproduceJob, SearchJob, override
 from cpgan_ray.errors import InputError
 from cpgan_ray.game import Game, play_in_process
 from cpgan_ray.space import dimensions
+from tests.games import untimed
 from tests.killing import kill
+from tests.process import environment
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -35,10 +36,6 @@ WORKERS = 2
 BATCH = 81  # 40 and 41 rows: the mean of two means is not the mean
 CANCELLED = ("privatizer.code.bias", "head.0.bias", "head.4.bias")
 """Biases that a batch norm takes away again: their gradient is rounding error, which Adam makes steps of full length of."""
-
-
-def untimed(played: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in metrics.items() if not name.startswith("time/")} for metrics in played]
 
 
 def play_all(
@@ -252,11 +249,6 @@ FLAGS = (
     "smoke --epochs 12 --attacks.names ridge --recovery.checkpoint-every 7 --data.image-size 16 --batch-size 81 "
     "--privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )
-
-
-def environment() -> dict[str, str]:
-    """This process's, without what would lead a job to another cluster or tracking store."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))}
 
 
 @pytest.fixture

@@ -11,15 +11,12 @@ import ray
 from cpgan_ray.actors.driver import RayGame
 from cpgan_ray.config import Config
 from cpgan_ray.game import Game, play_in_process
+from tests.games import untimed
 from tests.killing import kill, processes
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 NAMES = ("rbf", "mlp", "ridge_epoch")
-
-
-def untimed(played: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in metrics.items() if not name.startswith("time/")} for metrics in played]
 
 
 def busiest(title: str) -> psutil.Process:

@@ -1,7 +1,6 @@
 """`--resume`: an interrupted run goes on from its last checkpoint and ends as if nothing had been."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,8 @@ import psutil
 import pytest
 import torch
 
+from tests.process import environment
+
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
 FLAGS = (
@@ -23,11 +24,6 @@ FLAGS = (
 )
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def environment() -> dict[str, str]:
-    """This process's, without what would lead a job to another cluster or tracking store."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))}
 
 
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

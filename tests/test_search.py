@@ -1,7 +1,6 @@
 """Searches: what is proposed, what a search leaves behind, and that nothing finished is lost when it ends early."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -31,6 +30,7 @@ from cpgan_ray.search.proposals import Proposals, optuna_sampler, proposals
 from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
+from tests.process import environment
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
@@ -393,11 +393,6 @@ def test_a_search_tracked_by_a_server_has_its_front_and_its_childrens_reports_th
 
 
 # ------------------------------------------------------------------------------------------------------- ended early
-
-
-def environment() -> dict[str, str]:
-    """This process's, without what would lead a job to another cluster or tracking store."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_", "TUNE_"))}
 
 
 FLAGS = "smoke --searcher grid --over k=4,5,6 --no-control --epochs 1 --attacks.names ridge --runtime.backend local"
