@@ -245,7 +245,7 @@ def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str
     for name, text in files.items():
         (folder / name).write_text(text)
     write_table(good, folder)
-    (folder / "attackers.png").write_bytes(attacker_lines(good))
+    (folder / "attackers.png").write_bytes(attacker_lines(good, {name: known.knob for name, known in MECHANISMS.items()}))
     names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", TABLE, REPRODUCTION, *files)
     run.log_files(folder / name for name in names)
     ours = told["hypervolume"].get("cpgan", {}).get("value")

@@ -74,20 +74,30 @@ def attack_data(
         return pairs(chosen, rows, codes[name][rows], turned, basis=basis, device=device)
 
     mirrored, pictures = dataset.nature.mirrored, dataset.train.dtype == np.uint8
+    fit, tune = part(split, fitted, mirrored=mirrored), part(*tuned)
+    least = torch.from_numpy(-1 - basis.mean).to(device)
     data = AttackData(
-        fit=part(split, fitted, mirrored=mirrored),
-        tune=part(*tuned),
+        fit=fit,
+        tune=tune,
         score=part("test", np.arange(len(dataset.test))),
         components=torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"])).to(device),
-        bounds=(torch.from_numpy(-1 - basis.mean).to(device), torch.from_numpy(1 - basis.mean).to(device)) if pictures else None,
+        bounds=(least, least + 2) if pictures else reach(fit, tune),
         image_shape=dataset.image_shape,
         seed=seed,
         trained_against=trained_against,
         unit=dataset.nature.unit,
+        pictures=pictures,
         mirrored=mirrored,
     )
     ensure_disjoint(data)
     return data
+
+
+def reach(*attackers: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least and largest value (D,) of each pixel in an attacker's own sets: signals have no bounds else."""
+    ends = [torch.stack([x.amin(0), -x.amax(0)]) for some in attackers for _, x in some.pixel_blocks()]
+    low, high = torch.stack(ends).amin(0)
+    return low, -high
 
 
 def people_apart(identity: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -66,17 +66,15 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
     rows = RowErrors(errors, mean_errors, data.score.identity)
     low, high = interval(rows, seed=data.seed)
     mse = float(rows.errors.mean())
-    if data.bounds is None:
-        units = {"mse": mse, "mse_raw": mse * data.unit**2}
-    else:
-        units = {"mse": mse / 4, "mse_255": mse / 4 * 255**2}  # in [-1, 1] a unit is half of that in [0, 1]
+    of_one = mse / 4  # in [-1, 1] a unit is half of that in [0, 1]
+    units = {"mse": of_one, "mse_255": of_one * 255**2} if data.pictures else {"mse": mse, "mse_raw": mse * data.unit**2}
     extra = {name: total / len(rows.errors) for name, total in likeness.items()}
     return Score(r2=rows.r2, low=low, high=high, **units, **extra), rows
 
 
 def likenesses(data: AttackData, x_hat: Tensor, x: Tensor, *, similar: bool, legacy: bool) -> dict[str, np.ndarray]:
     """PSNR and its companions (B,) of reconstructions and pictures (B, D) less the mean picture; nothing where they are signals."""
-    if data.bounds is None or data.image_shape is None or not (similar or legacy):
+    if not data.pictures or data.bounds is None or data.image_shape is None or not (similar or legacy):
         return {}
     shape = (len(x), *data.image_shape)
     one, other = (as_unit((values - data.bounds[0] - 1).cpu().view(shape)) for values in (x_hat, x))

@@ -32,6 +32,6 @@ def data_of() -> Callable[..., AttackData]:
         people = iter(np.split(np.arange(fit + 2 * other), [fit, fit + other]))
         sets = [Pairs(codes, Target(v, r, x.shape[1]), pixels, next(people)) for codes, v, r, pixels in parts]
         components_ = torch.from_numpy(np.require(basis, np.float32, ["C", "W"]))
-        return AttackData(*sets, components=components_, bounds=None, image_shape=image_shape, seed=seed)
+        return AttackData(*sets, components=components_, bounds=None, image_shape=image_shape, seed=seed, pictures=False)
 
     return make

@@ -1,13 +1,18 @@
 """The three sets of an evaluation: who is in them, and that no row and no person crosses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from cpgan_ray.data import Dataset, load
-from cpgan_ray.data.projection import projection
+from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
 from cpgan_ray.evaluation.protocol import VARIANTS, attack_data, people_apart
+from cpgan_ray.evaluation.scoring import score
+from cpgan_ray.presets import preset
 
 torch.set_num_threads(1)
 
@@ -106,3 +111,24 @@ def test_a_person_in_two_sets_is_an_error_that_names_them(dataset):
 def test_too_few_pictures_are_an_error_that_says_how_many(dataset):
     with pytest.raises(InputError, match=r"'leaked' would be fitted on 1 pictures and tuned on \d+; each must be at least 4"):
         sets(dataset, "leaked", share=1e-4)
+
+
+def test_signals_are_bounded_by_what_the_attacker_has_seen_and_pictures_by_what_pictures_can_be(dataset, tmp_path):
+    """One code far off: an attack that is linear in codes is as wrong there as a guess within bounds, not a million times more."""
+    low, high = sets(dataset, "leaked").bounds
+    assert (high - low).unique().tolist() == pytest.approx([2.0])
+    config = preset("gaussian")
+    mixture = load(dataclasses.replace(config, cache_dir=tmp_path), progress=False)
+    basis = projection(mixture, components=DEFAULT_COMPONENTS, progress=False)
+    x = {name: np.concatenate(list(getattr(mixture, name).iter_batches(1000))).reshape(-1, 32) for name in ("train", "val", "test")}
+    codes = {name: rows[:, :1].astype(np.float32) for name, rows in x.items()}
+    codes["test"][0] *= 1e6
+    data = attack_data(mixture, codes, basis=basis, seed=0)
+    seen = np.concatenate([x["train"], x["val"]]) - np.asarray(basis.mean)
+    assert data.bounds is not None
+    assert data.bounds[0].numpy() == pytest.approx(seen.min(axis=0), abs=1e-4)
+    assert data.bounds[1].numpy() == pytest.approx(seen.max(axis=0), abs=1e-4)
+    found, rows = score(data, ridge_attack(data, config.attacks))
+    assert found.mse_raw is not None, "signals are in their own unit"
+    assert rows.errors[0] < np.square(np.ptp(seen, axis=0)).mean()
+    assert found.r2 > 0

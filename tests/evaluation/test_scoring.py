@@ -37,7 +37,7 @@ def attack_data(x: Tensor, codes: Tensor, *, bounded: bool = True, image_shape: 
     residual = pixels.square().sum(1) - values.square().sum(1)
     pairs = Pairs(codes, Target(values, residual, D), pixels, np.arange(len(x)) // 2)
     bounds = (-1 - MEAN, 1 - MEAN) if bounded else None
-    return AttackData(pairs, pairs, pairs, COMPONENTS, bounds, image_shape, seed=0)
+    return AttackData(pairs, pairs, pairs, COMPONENTS, bounds, image_shape, seed=0, pictures=bounded)
 
 
 def attack(reconstruct: Callable[[Tensor], Tensor], *, space: str = "pixels") -> Fitted:

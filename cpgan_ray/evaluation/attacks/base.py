@@ -84,11 +84,12 @@ class AttackData:
     tune: Pairs
     score: Pairs
     components: Tensor  # (p, D) orthonormal: coordinates @ components are pixels
-    bounds: tuple[Tensor, Tensor] | None  # (D,) least and largest value of each pixel; None: unbounded
+    bounds: tuple[Tensor, Tensor] | None  # (D,) least and largest value of a reconstruction's pixels; None: unbounded
     image_shape: tuple[int, int, int] | None  # (H, W, C); None: no pictures, decoders fall back on perceptrons
     seed: int
     trained_against: tuple[str, ...] = ()  # architectures of the training adversaries
     unit: float = 127.5  # what 1 of the pixels' values is in the data set's own unit
+    pictures: bool = True  # or signals, which are in the data set's own unit
     mirrored: bool = True  # whether the second half of `fit` is the mirror images of the first
 
 
@@ -152,7 +153,8 @@ def predict(reconstruct: Reconstructor, z: Tensor, *, rows: int = BLOCK) -> Tens
 
 
 def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
-    """Reconstructions (B, D) less the mean picture, clipped to what a picture can be: that only brings them nearer to it.
+    """Reconstructions (B, D) less the mean picture, clipped to what pixels can be, which only brings them nearer: an attack that is
+    linear in unbounded codes would be as far off as a code that it has seen nothing like.
 
     Raises: ValueError where one is not finite.
     """
