@@ -20,7 +20,7 @@ WORST = -0.1
 
 def attacker_lines(cells: Sequence[Mapping[str, Any]], knobs: Mapping[str, str]) -> bytes:
     """A panel a mechanism, as PNG: R2 of each attack, means over seeds, at its settings in the order of the strongest R2. `knobs`
-    says what a mechanism's settings are of."""
+    says what a mechanism's settings are of; "none": it has one alone."""
     methods = list(dict.fromkeys(values["cell"]["mechanism"] for values in cells))
     names = sorted({a["name"] for values in cells for a in values["attacks"]})
     rows = math.ceil(len(methods) / COLUMNS)
@@ -30,7 +30,10 @@ def attacker_lines(cells: Sequence[Mapping[str, Any]], knobs: Mapping[str, str])
     for one, method in zip(boxes, methods, strict=False):
         off |= panel(one, [values for values in cells if values["cell"]["mechanism"] == method], names)
         one.set_title(method, fontsize=9)
-        one.set_xlabel(knobs[method].replace("_", " "), fontsize=7)
+        if knobs[method] == "none":
+            one.set_xticks([])
+        else:
+            one.set_xlabel(knobs[method].replace("_", " "), fontsize=7)
     for one in boxes[len(methods) :]:
         one.axis("off")
     figure.supylabel("R2 on the test split" + off * f" (triangles: below {WORST})", fontsize=9)
