@@ -35,7 +35,7 @@ from cpgan_ray.theory import (
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = Path(os.environ.get("CPGAN_DATA", ROOT.parent / "shared" / "data")).parent / "published" / "Synthetic_dataset"
 LAMBDAS = (*range(1, 90), 100)
-SPEC_TABLE = {
+OPTIMA = {
     1: (0.8417, 14.538),
     5: (0.8795, 14.391),
     10: (0.9690, 12.264),
@@ -323,9 +323,9 @@ def test_where_the_frontier_is_not_convex_a_weight_still_finds_the_best_of_it():
 # --- the published tables ---
 
 
-@pytest.mark.parametrize("weight", SPEC_TABLE)
+@pytest.mark.parametrize("weight", OPTIMA)
 def test_the_specs_table_is_met_to_its_digits(weight, points):
-    accuracy, mse = SPEC_TABLE[weight]
+    accuracy, mse = OPTIMA[weight]
     assert points[weight].accuracy == pytest.approx(accuracy, abs=5.1e-5)
     assert points[weight].mse == pytest.approx(mse, abs=6e-4), "it has 9.907 where its own rank1_frontier.csv has 9.90645"
 
@@ -380,7 +380,7 @@ def test_the_job_prints_one_json_object_a_weight():
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [(line["lambda"], round(line["accuracy"], 4), round(line["mse"], 3)) for line in lines] == [
-        (weight, *SPEC_TABLE[weight]) for weight in (1, 10)
+        (weight, *OPTIMA[weight]) for weight in (1, 10)
     ]
 
 

@@ -1,8 +1,8 @@
 """Neural reconstructors: codes (B, k) -> flat targets (B, p).
 
 Pictures are in [-1, 1], flattened in the store's order (H, W, C); an `mlp` may aim at principal components instead. None ends in a
-tanh: the range of the target is no business of the network's. Normalisation never mixes rows, so that a row's
-reconstruction is its own. The original's decoders (paper_decoders.py) are there to be compared with, and may do both.
+tanh: the range of the target is no business of the network's. Normalisation never mixes rows, so that a row's reconstruction is its
+own. The original's decoders (paper_decoders.py) are there to be compared with, and may do both.
 """
 
 import math
