@@ -7,9 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from cpgan_ray.config import (
 from cpgan_ray.data import load
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.presets import preset
-from tests.process import left_as_it_was
+from tests.process import below, end_all, environment, left_as_it_was, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
 """The smoke preset's faces, so that they are drawn once for all; smaller."""
@@ -165,25 +164,20 @@ class TrackingServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTEST_"))}
-        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, env=environment, cwd=self.folder, **quiet)
-        until = time.monotonic() + 90
-        while True:
-            assert self.process.poll() is None
-            assert time.monotonic() < until, "the tracking server does not answer"
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return self.uri
-            time.sleep(0.2)
+        env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        self.process = subprocess.Popen(command, env=env, cwd=self.folder, text=True, **quiet)
+        wait_until(self.answers, "the tracking server does not answer", job=self.process, every_s=0.2)
+        return self.uri
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+            return True
+        return False
 
     def stop(self) -> None:
         if self.process is not None:
-            gone = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-            for process in gone:
-                process.kill()
-            psutil.wait_procs(gone, timeout=30)
-            self.process.wait(30)
+            end_all(self.process)
             self.process = None
 
 
@@ -194,6 +188,22 @@ def mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[TrackingSer
     server = TrackingServer(tmp_path)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a job in the test's folder and wait until something is so; what is left of it in the end is killed."""
+    jobs: list[subprocess.Popen[str]] = []
+
+    def start(command: Sequence[str | Path], true: Callable[[], object], what: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        jobs.append(subprocess.Popen([*map(str, command)], cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True))
+        wait_until(true, what, job=jobs[-1])
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        end_all(job)
 
 
 @pytest.fixture
@@ -230,7 +240,7 @@ def listening() -> Callable[[int], dict[str, str]]:
 
     def look(pid: int) -> dict[str, str]:
         found = {}
-        for process in (top := psutil.Process(pid), *top.children(recursive=True)):
+        for process in (psutil.Process(pid), *below(pid)):
             with contextlib.suppress(psutil.Error):
                 for socket in process.net_connections(kind="inet"):
                     if socket.status == psutil.CONN_LISTEN:

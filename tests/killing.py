@@ -1,19 +1,15 @@
 """Ray's workers as the machine sees them, and their sudden end."""
 
+import os
+
 import psutil
+
+from tests.process import called
 
 
 def processes(title: str) -> list[psutil.Process]:
     """Ray's workers of that title below this process, the oldest first."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if line and line[0].startswith(f"ray::{title}"):
-            found.append(process)
-    return sorted(found, key=lambda p: p.pid)
+    return called(f"ray::{title}", os.getpid())
 
 
 def kill(title: str, which: int = 0) -> None:

@@ -3,8 +3,12 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -12,6 +16,52 @@ def environment(**variables: str) -> dict[str, str]:
     """This process's, without what would lead a job to another cluster or tracking store; and those given."""
     led = ("RAY_", "MLFLOW_", "PYTEST_", "TUNE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(led)} | variables
+
+
+def wait_until(
+    true: Callable[[], object],
+    what: str,
+    *,
+    job: subprocess.Popen[str] | None = None,
+    patience_s: float = 240.0,
+    every_s: float = 0.05,
+) -> None:
+    """Fails with `what` if it takes too long, and with what the job says if that ends before."""
+    end = time.monotonic() + patience_s
+    while not true():
+        assert job is None or job.poll() is None, job.communicate()
+        assert time.monotonic() < end, what
+        time.sleep(every_s)
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """The processes that this one has started, and those that they have."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def called(name: str, pid: int) -> list[psutil.Process]:
+    """Those below a process whose program, or whose title, begins so; the oldest first. Others may come and go meanwhile."""
+    found = []
+    for process in below(pid):
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if line and (Path(line[0]).name.startswith(name) or line[0].startswith(name)):
+                found.append(process)
+    return sorted(found, key=lambda p: p.pid)
+
+
+def end_all(process: subprocess.Popen[str]) -> None:
+    """Kill it and all below it, and wait until they are gone."""
+    gone = below(process.pid)
+    process.kill()
+    for one in gone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(gone, timeout=30)
+    process.communicate()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +42,8 @@ from cpgan_ray.evaluation.encoders import encode_all, open_encoder
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.tracking import read_curves
 from cpgan_ray.training import train
-from tests.process import environment, left_as_it_was
+from tests.killing import processes
+from tests.process import below, environment, left_as_it_was
 
 JOB = Path(__file__).parents[1] / "jobs" / "attack.py"
 SIDE = 16
@@ -620,31 +620,18 @@ def test_libraries_add_nothing_to_the_one_line(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.pt2"]
 
 
-def test_attacks_on_ray_that_are_stopped_say_so_by_their_status_and_leave_a_killed_run_and_no_process(trained, tmp_path):
+def test_attacks_on_ray_that_are_stopped_say_so_by_their_status_and_leave_a_killed_run_and_no_process(trained, begin, tmp_path):
     options = ["--runtime.backend", "ray", "--output", str(tmp_path / "out"), "--variant", "leaked"]
     endless = ["--attacks.names", "resnet_decoder", "--attacks.decoder-width", "96", "--attacks.epochs", "1000"]
-    command = [sys.executable, str(JOB), str(trained.output), *options, *endless]
-    pipe = subprocess.PIPE
-    started = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True)
-    try:
-        until = time.monotonic() + 120
-        while not any("attack_task" in process.name() for process in children(started.pid)):
-            assert started.poll() is None, started.communicate()
-            assert time.monotonic() < until, "no attack begins"
-            time.sleep(0.2)
-        processes = children(started.pid)
-        started.terminate()
-        out, err = started.communicate(timeout=60)
-    finally:
-        started.kill()
+    command = [sys.executable, JOB, trained.output, *options, *endless]
+    started = begin(command, lambda: processes("attack_task"), "no attack begins")
+    begun = below(started.pid)
+    started.terminate()
+    out, err = started.communicate(timeout=60)
     assert started.returncode == 143, err
     assert "Traceback" not in err
     assert out == ""
     run_id = json.loads((tmp_path / "out" / "config.json").read_text())["run_id"]
     assert mlflow.MlflowClient(trained.uri).get_run(run_id).info.status == "KILLED"
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(begun, timeout=30)
     assert alive == []
-
-
-def children(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)

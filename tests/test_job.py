@@ -6,8 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from cpgan_ray.data import prepare
 from cpgan_ray.data.faces import write_faces
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.presets import preset
-from tests.process import environment
+from tests.process import below, environment
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -352,28 +351,15 @@ def test_bad_input_ends_with_status_2_and_one_line_that_names_it_and_leaves_no_f
 
 
 @pytest.fixture
-def started(place: Place, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a job of very many epochs and wait until it plays; what is left of it in the end is killed."""
-    jobs: list[subprocess.Popen[str]] = []
+def started(begin: Callable[..., subprocess.Popen[str]], place: Place, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a job of very many epochs and wait until it plays."""
+    metrics = tmp_path / "out" / "metrics.jsonl"
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         command = [*JOB, "smoke", "--epochs", "10000", "--output", str(tmp_path / "out"), *place.common, *arguments]
-        pipe = subprocess.PIPE
-        job = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True)
-        jobs.append(job)
-        until = time.monotonic() + 120
-        metrics = tmp_path / "out" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.stat().st_size):
-            assert job.poll() is None, job.communicate()
-            assert time.monotonic() < until, "the job does not play"
-            time.sleep(0.1)
-        return job
+        return begin(command, lambda: metrics.exists() and metrics.stat().st_size, "the job does not play")
 
-    yield start
-    for job in jobs:
-        if job.poll() is None:
-            job.kill()
-        job.communicate()
+    return start
 
 
 @pytest.mark.parametrize(
@@ -383,7 +369,7 @@ def test_a_job_that_is_stopped_says_so_by_its_status_and_marks_its_run_as_killed
     import mlflow
 
     job = started("--runtime.backend", backend, "--privacy-weight", "0", "--tracking.run-name", f"{backend} {status}")
-    processes = psutil.Process(job.pid).children(recursive=True)
+    processes = below(job.pid)
     job.send_signal(sent)
     stdout, stderr = job.communicate(timeout=60)
     assert job.returncode == status, stderr

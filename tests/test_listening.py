@@ -8,19 +8,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 
-from tests.process import environment
+from tests.process import called, end_all, environment, wait_until
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "jobs" / "train_celeba.py"
@@ -34,41 +32,20 @@ BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.timeout(600)
 
 
-def until(true: Callable[[], object], what: str, *, patience_s: float = 240.0) -> None:
-    end = time.monotonic() + patience_s
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
-
-
 def elsewhere(found: dict[str, str]) -> dict[str, str]:
     """Those that are not on loopback."""
     return {where: who for where, who in found.items() if not ip_address(where.split()[0].removeprefix("::ffff:")).is_loopback}
 
 
-def end_all(process: subprocess.Popen[str]) -> None:
-    gone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in gone:
-        one.kill()
-    psutil.wait_procs(gone, timeout=30)
-    process.communicate()
-
-
 def test_a_job_on_a_local_cluster_listens_on_loopback_alone_has_a_token_and_reports_no_usage(
-    cache_dir, mlflow_uri, tmp_path, listening
+    begin, cache_dir, mlflow_uri, tmp_path, listening
 ):
     output = tmp_path / "out"
-    flags = [*GAME.split(), "--cache-dir", str(cache_dir), "--output", str(output), "--tracking.uri", mlflow_uri]
-    pipe = subprocess.PIPE
-    job = subprocess.Popen([sys.executable, str(JOB), *flags], cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True)
-    try:
-        until(lambda: job.poll() is not None or list(output.rglob("*.ckpt")), "nothing is played")
-        assert job.poll() is None, job.communicate()
-        found = listening(job.pid)
-        (raylet,) = [p for p in psutil.Process(job.pid).children(recursive=True) if p.name() == "raylet"]
-        variables = raylet.environ()
-    finally:
-        end_all(job)
+    flags = [*GAME.split(), "--cache-dir", cache_dir, "--output", output, "--tracking.uri", mlflow_uri]
+    job = begin([sys.executable, JOB, *flags], lambda: list(output.rglob("*.ckpt")), "nothing is played")
+    found = listening(job.pid)
+    (raylet,) = called("raylet", job.pid)
+    variables = raylet.environ()
     assert {"gcs_server", "raylet"} <= {*found.values()}
     assert any(who.startswith("ray::Adversary") for who in found.values())
     assert elsewhere(found) == {}
@@ -127,7 +104,7 @@ def head(listening) -> Iterator[Head]:
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet, text=True)
     url = f"http://127.0.0.1:{dashboard}"
-    until(lambda: answers(f"{url}/api/version") and "raylet" in listening(process.pid).values(), "the head does not answer")
+    wait_until(lambda: answers(f"{url}/api/version") and "raylet" in listening(process.pid).values(), "the head does not answer")
     yield Head(process, url, env)
     end_all(process)
     shutil.rmtree(folder)
@@ -163,7 +140,7 @@ def test_ray_job_stop_lets_a_run_write_a_checkpoint_and_close_its_mlflow_run_and
     submit = ["job", "submit", "--no-wait", "--submission-id", "game", "--working-dir", ".", "--runtime-env-json"]
     submitted = head.ray(*submit, json.dumps({"env_vars": env_vars}), "--", "python", "jobs/train_celeba.py", *flags)
     assert submitted.returncode == 0, submitted.stderr
-    until(lambda: list(output.rglob("*.ckpt")), "no checkpoint is written")
+    wait_until(lambda: list(output.rglob("*.ckpt")), "no checkpoint is written")
     stopped = head.ray("job", "stop", "game")
     assert "was stopped" in stopped.stdout + stopped.stderr
     played = [json.loads(line)["round"] for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -251,24 +251,6 @@ FLAGS = (
 )
 
 
-@pytest.fixture
-def start(tmp_path: Path, cache_dir: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the job; its processes end with the test."""
-    jobs: list[subprocess.Popen[str]] = []
-
-    def run(*arguments: str | Path) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        command = [*JOB, *map(str, arguments)]
-        jobs.append(subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True))
-        return jobs[-1]
-
-    yield run
-    for job in jobs:
-        if job.poll() is None:
-            job.kill()
-        job.communicate()
-
-
 def flags(folder: Path, cache_dir: Path, *more: str) -> list[str]:
     return [*FLAGS.split(), "--cache-dir", str(cache_dir), "--output", str(folder), "--privatizer.num-workers", "2", *more]
 
@@ -282,21 +264,16 @@ def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]
 
 
 @pytest.mark.slow
-def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(start, tmp_path, cache_dir):
-    whole = start(*flags(tmp_path / "whole", cache_dir))
-    stdout, stderr = whole.communicate(timeout=280)
-    assert whole.returncode == 0, stderr
-    (line,) = stdout.splitlines()
+def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(begin, tmp_path, cache_dir):
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 280}
+    whole = subprocess.run([*JOB, *flags(tmp_path / "whole", cache_dir)], **options)
+    assert whole.returncode == 0, whole.stderr
+    (line,) = whole.stdout.splitlines()
     assert json.loads(line).keys() >= {"run_id", "output", "accuracy", "strongest", "seconds"}
-    assert "Traceback" not in stderr
+    assert "Traceback" not in whole.stderr
 
     folder = tmp_path / "stopped"
-    stopped = start(*flags(folder, cache_dir))
-    until = time.monotonic() + 120
-    while not list((folder / "checkpoints").glob("*.ckpt")):
-        assert stopped.poll() is None, stopped.communicate()
-        assert time.monotonic() < until, "no checkpoint is written"
-        time.sleep(0.05)
+    stopped = begin([*JOB, *flags(folder, cache_dir)], lambda: list((folder / "checkpoints").glob("*.ckpt")), "nothing is saved")
     stopped.send_signal(signal.SIGTERM)
     stdout, stderr = stopped.communicate(timeout=90)
     assert (stopped.returncode, stdout) == (143, ""), stderr
@@ -305,9 +282,8 @@ def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(s
     newest = max(int(re.findall(r"\d+", path.name)[0]) for path in (folder / "checkpoints").glob("*.ckpt"))
     assert newest == max(played) + 1, "nothing that was played is lost"
 
-    resumed = start("--resume", folder)
-    stdout, stderr = resumed.communicate(timeout=280)
-    assert resumed.returncode == 0, stderr
+    resumed = subprocess.run([*JOB, "--resume", str(folder)], **options)
+    assert resumed.returncode == 0, resumed.stderr
     weights, rows = end_of(folder)
     expected, expected_rows = end_of(tmp_path / "whole")
     assert weights.keys() == expected.keys()

@@ -1,5 +1,6 @@
 """Losses: whatever dies, the game ends with the weights and the metrics of the unbroken one, bit for bit."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -178,5 +179,6 @@ def awake() -> Iterator[None]:
     """Nobody stays suspended after a test."""
     yield
     for process in processes("AdversaryActor"):
-        if process.status() == psutil.STATUS_STOPPED:
-            process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                process.kill()

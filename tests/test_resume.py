@@ -5,8 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from tests.process import environment
+from tests.process import below, environment
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -32,36 +31,17 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def started(tmp_path: Path, cache_dir: Path, mlflow_uri: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started(
+    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, cache_dir: Path, mlflow_uri: str
+) -> Callable[..., subprocess.Popen[str]]:
     """Start a run and wait until it has written a checkpoint and a few rounds more."""
-    jobs: list[subprocess.Popen[str]] = []
+    output = tmp_path / "out"
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        flags = [
-            *FLAGS.split(),
-            "--cache-dir",
-            str(cache_dir),
-            "--tracking.uri",
-            mlflow_uri,
-            "--output",
-            str(tmp_path / "out"),
-            *arguments,
-        ]
-        pipe = subprocess.PIPE
-        job = subprocess.Popen([*JOB, *flags], cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True)
-        jobs.append(job)
-        until = time.monotonic() + 120
-        while not list((tmp_path / "out" / "checkpoints").glob("*.ckpt")):
-            assert job.poll() is None, job.communicate()
-            assert time.monotonic() < until, "no checkpoint is written"
-            time.sleep(0.02)
-        return job
+        flags = [*FLAGS.split(), "--cache-dir", cache_dir, "--tracking.uri", mlflow_uri, "--output", output, *arguments]
+        return begin([*JOB, *flags], lambda: list((output / "checkpoints").glob("*.ckpt")), "no checkpoint is written")
 
-    yield start
-    for job in jobs:
-        if job.poll() is None:
-            job.kill()
-        job.communicate()
+    return start
 
 
 def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -84,7 +64,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_a_run_whose_driver_was_killed_ends_like_the_unbroken_one(backend, started, unbroken, tmp_path, mlflow_uri):
     job = started("--runtime.backend", backend)
-    processes = psutil.Process(job.pid).children(recursive=True)
+    processes = below(job.pid)
     job.kill()
     job.communicate()
     psutil.wait_procs(processes, timeout=30)

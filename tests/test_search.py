@@ -6,8 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from cpgan_ray.search.proposals import Proposals, optuna_sampler, proposals
 from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
-from tests.process import environment
+from tests.process import below, environment
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
@@ -400,29 +399,18 @@ FLAGS += " --data.image-size 16 --batch-size 80 --privatizer.depth 2 --privatize
 
 
 @pytest.fixture
-def under_way(tmp_path: Path, cache_dir: Path, mlflow_template: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def under_way(
+    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, cache_dir: Path, mlflow_template: Path
+) -> Callable[..., subprocess.Popen[str]]:
     """Start a search of three trials, one at a time, and wait until one is done and the next one plays."""
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
-    started: list[subprocess.Popen[str]] = []
+    trials = tmp_path / "out" / "trials"
+    command = [*JOB, *FLAGS.split(), "--cache-dir", cache_dir, "--output", tmp_path / "out", "--max-concurrent", "1"]
 
-    def start() -> subprocess.Popen[str]:
-        flags = [*FLAGS.split(), "--cache-dir", str(cache_dir), "--output", str(tmp_path / "out"), "--max-concurrent", "1"]
-        pipe = subprocess.PIPE
-        job = subprocess.Popen([*JOB, *flags], cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True)
-        started.append(job)
-        until = time.monotonic() + 240
-        trials = tmp_path / "out" / "trials"
-        while not (list(trials.glob("k=4*/trial.json")) and list(trials.glob("k=5*/config.json"))):
-            assert job.poll() is None, job.communicate()
-            assert time.monotonic() < until, "the search does not get on"
-            time.sleep(0.05)
-        return job
+    def between() -> bool:
+        return any(trials.glob("k=4*/trial.json")) and any(trials.glob("k=5*/config.json"))
 
-    yield start
-    for job in started:
-        if job.poll() is None:
-            job.kill()
-        job.communicate()
+    return lambda: begin(command, between, "the search does not get on")
 
 
 def statuses(folder: Path) -> dict[str, list[str]]:
@@ -437,7 +425,7 @@ def statuses(folder: Path) -> dict[str, list[str]]:
 
 def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(under_way, tmp_path):
     job = under_way()
-    processes = psutil.Process(job.pid).children(recursive=True)
+    processes = below(job.pid)
     job.kill()
     job.communicate()
     psutil.wait_procs(processes, timeout=30)
@@ -462,7 +450,7 @@ def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(un
 @pytest.mark.parametrize(("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_running(under_way, tmp_path, sent, status):
     job = under_way()
-    processes = psutil.Process(job.pid).children(recursive=True)
+    processes = below(job.pid)
     job.send_signal(sent)
     stdout, stderr = job.communicate(timeout=90)
     assert job.returncode == status, stderr
