@@ -17,8 +17,9 @@ from cpgan_ray.data import RESIZED, Dataset, load, shares
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder, open_program
+from cpgan_ray.evaluation.fitting import Material, entries, trained_against
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
+from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.judging import judge_codes, on_ray, read_errors, utility_of
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import STORE, Tracker, read_curves

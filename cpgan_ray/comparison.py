@@ -18,9 +18,10 @@ from cpgan_ray import theory
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.gaussian import mixture
+from cpgan_ray.evaluation.fitting import Material, entries, in_process, trained_against
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
-from cpgan_ray.evaluation.tournament import Material, Verdict, as_json, entries, in_process, judge, trained_against
+from cpgan_ray.evaluation.tournament import Verdict, as_json, judge
 from cpgan_ray.frontier import (
     Estimate,
     Recommendation,

@@ -19,10 +19,11 @@ from cpgan_ray.config import AttackConfig, RuntimeConfig
 from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.card import Curves, card
+from cpgan_ray.evaluation.fitting import Made, Material, entries, in_process
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.protocol import Codes, people_apart
 from cpgan_ray.evaluation.scoring import RowErrors, mean_interval, paired_difference
-from cpgan_ray.evaluation.tournament import Made, Material, Verdict, as_json, entries, in_process, judge
+from cpgan_ray.evaluation.tournament import Verdict, as_json, judge
 from cpgan_ray.objectives import accuracy, mean_balanced_accuracy, right_answers
 from cpgan_ray.process import available_cpus
 

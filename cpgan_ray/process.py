@@ -35,7 +35,7 @@ def set_up_process(*, threads: int, gpu_share: float = 0.0) -> None:
         torch.cuda.set_per_process_memory_fraction(gpu_share)
     torch.set_num_threads(max(1, threads))
     torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports torch's compiler too, which takes 2 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  # a tenth of the time
 
 
@@ -71,6 +71,7 @@ def compile_networks(*networks: nn.Module) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise InputError(f"runtime.compile needs a C++ compiler, and there is no {compiler!r} here: install one or name it by CXX")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which tells torch's compiler
     for network in networks:
         network.compile()
 

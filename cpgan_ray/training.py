@@ -21,9 +21,10 @@ from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ridge_attack
 from cpgan_ray.evaluation.encoders import open_encoder
+from cpgan_ray.evaluation.fitting import Material, entries, trained_against
 from cpgan_ray.evaluation.panels import panel, reconstructed
 from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
-from cpgan_ray.evaluation.tournament import Material, entries, metrics, trained_against
+from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import judge_codes, strongest_of, utility_of
 from cpgan_ray.messages import Event, Metrics, Outcome

@@ -219,7 +219,7 @@ def in_process(
     """A job in this process, in an empty folder: its status and what it says. Starting a process would take ten times as long."""
 
     def start(job: Path, *arguments: str | Path) -> tuple[int, str, str]:
-        (tmp_path / "here").mkdir()
+        (tmp_path / "here").mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / "here")
         monkeypatch.setattr(sys, "argv", [str(job), *map(str, arguments)])
         capfd.readouterr()

@@ -64,6 +64,20 @@ def end_all(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+def kill_alone(process: subprocess.Popen[str]) -> None:
+    """Kill it, and wait until what it has started has noticed. Ray's agents take minutes to, and are killed too."""
+    started = below(process.pid)
+    agents = called("ray::DashboardAgent", process.pid) + called("ray::RuntimeEnvAgent", process.pid)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs([p for p in started if p not in agents], timeout=30)
+    for one in [*agents, *alive]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs([*agents, *alive], timeout=30)
+    assert alive == [], "its actors outlive it"
+
+
 @contextlib.contextmanager
 def left_as_it_was() -> Iterator[None]:
     """Threads, determinism, signals, environment and MLflow's store are afterwards what they were."""

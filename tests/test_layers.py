@@ -1,4 +1,4 @@
-"""Imports run one way, from floor to lower floor (DESIGN, section 6), and `--help` is answered without the heavy libraries."""
+"""Imports run one way, from floor to lower floor; `--help` is answered, and a player begins, without libraries of no use to it."""
 
 import ast
 import resource
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from cpgan_ray.data import load
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "cpgan_ray"
@@ -26,7 +28,6 @@ FLOORS = (
         "judging",
         "training",
         "audit",
-        "release",
         "bench",
         "chaos",
         "survey",
@@ -74,7 +75,7 @@ def test_a_module_imports_only_from_its_own_floor_and_those_below(path):
     if path == Path(PACKAGE, "__init__.py"):
         assert own(imported(path)) == set(), "the package itself imports nothing, or `import cpgan_ray.config` would bring it"
         return
-    assert member(path) in FLOOR, f"{path} has no floor: give it one in DESIGN section 6 and here"
+    assert member(path) in FLOOR, f"{path} has no floor: give it one here"
     above = {name for name in own(imported(path)) if FLOOR.get(name, len(FLOORS)) > FLOOR[member(path)]}
     assert above == set(), f"{path} is on floor {FLOOR[member(path)]}; {', '.join(sorted(above))} on a higher one"
 
@@ -110,3 +111,25 @@ def test_help_names_every_preset_and_shows_the_chosen_ones_values():
     assert "smoke, faces, celeba, celeba_single, celeba_paper" in " ".join(ran.stdout.split())
     assert "Values shown are those of smoke" in " ".join(ran.stdout.split())
     assert "--adversaries.decoder.width" in ran.stdout
+
+
+def test_a_player_and_an_attack_begin_without_what_they_have_no_use_for(tiny_config):
+    """Every actor and every attack on Ray is a process, and pays for what it imports before it computes."""
+    store = load(tiny_config).folder / "train.arrow"
+    code = f"""
+import sys
+from pathlib import Path
+from cpgan_ray.actors import players, tasks
+from cpgan_ray.data.store.dataset import open_split
+from cpgan_ray.process import set_up_process
+set_up_process(threads=1)
+assert len(open_split(Path({str(store)!r})))
+print(*sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = {*ran.stdout.split()}
+    assert {"torch", "ray", "pyarrow"} <= loaded
+    assert (
+        loaded & {"torch._dynamo", "torch._inductor", "pandas", "sklearn", "scipy.stats", "torchmetrics", "matplotlib", "mlflow"}
+        == set()
+    )

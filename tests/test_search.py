@@ -29,7 +29,7 @@ from cpgan_ray.search.proposals import Proposals, optuna_sampler, proposals
 from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
-from tests.process import below, environment
+from tests.process import below, environment, kill_alone
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
@@ -425,10 +425,7 @@ def statuses(folder: Path) -> dict[str, list[str]]:
 
 def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(under_way, tmp_path):
     job = under_way()
-    processes = below(job.pid)
-    job.kill()
-    job.communicate()
-    psutil.wait_procs(processes, timeout=30)
+    kill_alone(job)
     first = tmp_path / "out" / "trials" / "k=4_seed=0"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     ran = subprocess.run(

@@ -14,7 +14,7 @@ from cpgan_ray.actors.places import Bundle, Room, ensure_room
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.credentials import passed, received
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.tournament import Entry, Made, Material, make
+from cpgan_ray.evaluation.fitting import Entry, Made, Material, make
 from cpgan_ray.process import pick_device, set_up_process
 
 

@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
+from cpgan_ray.evaluation.fitting import Material
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.evaluation.tournament import Material, Verdict
+from cpgan_ray.evaluation.tournament import Verdict
 
 LABEL_WIDTH = 150
 SCALE_TO = 96

@@ -1,104 +1,19 @@
-"""The tournament: every attack in every variant, each fitted apart from the others, all scored on the same pictures.
-
-`entries` lists what is to be made; `make` makes one, in whatever process it is called in; `judge` scores. Who calls `make`, and
-where, is the caller's: in this process one after the other (`in_process`), or as Ray tasks (actors.fit_on_ray).
-"""
+"""The tournament: every attack in every variant, each fitted apart from the others (`fitting`), all scored on the same pictures."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from cpgan_ray.config import AttackConfig, Config, NeuralConfig
-from cpgan_ray.data import Dataset, answers
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
-from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.attacks import ATTACKS
+from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import Inferred, attribute_map
+from cpgan_ray.evaluation.fitting import FLOOR, Entry, Made, Material
 from cpgan_ray.evaluation.identity import Linkage, Verifier, linkage
-from cpgan_ray.evaluation.protocol import LEAST_ROWS, VARIANTS, Codes, attack_data, people_apart
 from cpgan_ray.evaluation.scoring import RowErrors, Score, score
 from cpgan_ray.messages import Metrics
-from cpgan_ray.process import give_back
-
-PIXEL_ATTACKS = ("resnet_decoder", "decoder")
-"""The slow ones, which are begun first."""
-LEAST_SIDE = 8
-"""They are made on pictures of at least this side, in pixels; of signals a perceptron's layers see all at once."""
-LABEL_ATTACKS = ("ridge", "kernel", "mlp")
-FLOOR = "labels"
-"""The variant of the label floor: the true labels in the place of codes."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One attack that is to be made."""
-
-    name: str
-    variant: str
-    share: float = 1.0  # of the pictures that the variant has
-
-    @property
-    def counts(self) -> bool:
-        """Whether it may be the strongest: the label floor is a reference, the smaller shares belong to the sweep."""
-        return self.variant != FLOOR and self.share == 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What an attack is made of, in any process: the store pickles as its paths."""
-
-    dataset: Dataset
-    codes: Codes
-    config: AttackConfig
-    seed: int
-    trained_against: tuple[str, ...] = ()
-    task: tuple[str, ...] = ()  # names of the task's labels; none: all
-
-    def basis(self) -> Projection:
-        return projection(self.dataset, components=DEFAULT_COMPONENTS)
-
-    def data(self, variant: str, *, share: float = 1.0, device: torch.device | None = None) -> AttackData:
-        """The three sets of a variant. For the label floor the codes are the true labels of the task."""
-        codes = self.codes
-        if variant == FLOOR:
-            labels = {name: self.answers(name) for name in ("train", "val", "test")}
-            codes = labels | {"train_mirrored": labels["train"], "val_mirrored": labels["val"]}
-        return attack_data(
-            self.dataset,
-            codes,
-            basis=self.basis(),
-            variant="leaked" if variant == FLOOR else variant,
-            share=share,
-            max_rows=self.config.max_rows,
-            seed=self.seed,
-            trained_against=self.trained_against,
-            device=device,
-        )
-
-    def answers(self, split: str) -> np.ndarray:
-        """The true labels of the task (N, L or C) float32: the codes of the label floor."""
-        return answers(self.dataset, self.task, split=split)
-
-    def floor(self, data: AttackData) -> AttackData:
-        """The score set of some data with the true labels as codes; the other sets as they are."""
-        z = torch.from_numpy(self.answers("test")).to(data.score.z.device)
-        return dataclasses.replace(data, score=dataclasses.replace(data.score, z=z))
-
-
-@dataclass(frozen=True, eq=False)
-class Made:
-    """A fitted attack, and how long it took."""
-
-    entry: Entry
-    fitted: Fitted
-    rows: int  # codes that it was fitted on, those of mirrored pictures included
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,62 +52,6 @@ class Verdict:
         """
         leaked = [a for a in self.attacked if a.entry.variant == "leaked"]
         return max(a.made.fitted.tune_r2 for a in leaked or self.attacked)
-
-
-def trained_against(config: Config) -> tuple[str, ...]:
-    """Architectures of the adversaries that the privatizer was trained against."""
-    return tuple(a.architecture for a in config.adversaries.values() if isinstance(a, NeuralConfig))
-
-
-def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
-    """All attacks of a tournament, the slowest first. The variant `fresh` is left out where `val` has too few people for it.
-
-    Raises: InputError where no variant has enough pictures.
-    """
-    mine, kept = people_apart(dataset.val.identity, seed=0)
-    sizes = {"leaked": len(dataset.train), "fresh": len(mine)}
-    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or min(len(mine), len(kept)) >= LEAST_ROWS)]
-    if not variants or min(len(dataset.train), len(dataset.val)) < LEAST_ROWS:
-        raise InputError(
-            f"the attacks need {LEAST_ROWS} pictures to be fitted on and {LEAST_ROWS} to be tuned on: train has "
-            f"{len(dataset.train)}, val {len(dataset.val)}, by people {len(mine)} and {len(kept)} for variant 'fresh'; "
-            "give more pictures"
-        )
-    names = [name for name in config.names if name not in PIXEL_ATTACKS or min(dataset.image_shape[:2]) >= LEAST_SIDE]
-    if not names:
-        raise InputError(f"attacks.names has {', '.join(config.names)}, which need pictures; add mlp: these are signals")
-    found = [Entry(name, variant) for variant in variants for name in names]
-    found += [
-        Entry(name, variant, share)
-        for variant in variants[:1]
-        for share in config.shares
-        for name in names
-        if name not in PIXEL_ATTACKS and share * sizes[variant] >= LEAST_ROWS
-    ]
-    found += [Entry(name, FLOOR) for name in LABEL_ATTACKS]
-    slow = (*PIXEL_ATTACKS, "mlp", "kernel")
-    return sorted(found, key=lambda e: (e.share < 1, e.variant != "leaked", slow.index(e.name) if e.name in slow else len(slow)))
-
-
-def make(entry: Entry, material: Material, *, device: torch.device | None = None) -> Made:
-    """Fit one attack."""
-    give_back()
-    started = time.perf_counter()
-    data = material.data(entry.variant, share=entry.share, device=device)
-    config = material.config
-    if not entry.counts:  # a lower floor is the stricter one, and a sweep shows how things grow
-        config = dataclasses.replace(config, restarts=1, kernel_features=min(config.kernel_features, 1024))
-    fitted = ATTACKS[entry.name](data, config)
-    return Made(entry, fitted, len(data.fit), time.perf_counter() - started)
-
-
-def in_process(todo: Sequence[Entry], material: Material, *, done: Callable[[Made], None]) -> list[Made]:
-    """All attacks, one after the other, in this process."""
-    made = []
-    for entry in todo:
-        made.append(make(entry, material))
-        done(made[-1])
-    return made
 
 
 def judge(made: Sequence[Made], material: Material) -> Verdict:

@@ -13,20 +13,8 @@ from cpgan_ray.config import AttackConfig, Config, RuntimeConfig
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all
-from cpgan_ray.evaluation.tournament import (
-    Entry,
-    Made,
-    Material,
-    Verdict,
-    as_json,
-    entries,
-    in_process,
-    judge,
-    linear_code_r2,
-    make,
-    metrics,
-    trained_against,
-)
+from cpgan_ray.evaluation.fitting import Entry, Made, Material, entries, in_process, make, trained_against
+from cpgan_ray.evaluation.tournament import Verdict, as_json, judge, linear_code_r2, metrics
 from cpgan_ray.judging import limits, references, threat_model
 from cpgan_ray.metrics import DICTIONARY
 
