@@ -25,6 +25,15 @@ def busiest(title: str) -> psutil.Process:
     return max(processes(title), key=lambda p: sum(p.cpu_times()[:2]))
 
 
+def kill_at_rest(game: RayGame) -> None:
+    """Wait until no adversary computes, so that a spare has come up, and kill the one that has played."""
+    before, now = -1.0, 0.0
+    while now - before > 0.1 or not now:
+        time.sleep(2)
+        before, now = now, sum(sum(p.cpu_times()[:2]) for p in processes("AdversaryActor"))
+    busiest("AdversaryActor").kill()
+
+
 def hang(title: str) -> None:
     """Stop an actor's process without ending it."""
     processes(title)[0].suspend()
@@ -116,10 +125,10 @@ def test_an_adversary_that_hangs_is_replaced_after_its_deadline(tiny, unbroken, 
 def test_a_warm_spare_takes_the_place_of_a_lost_adversary_at_once(tiny, unbroken, differing):
     config = settings(tiny, "mlp", recovery__spares=1)
     game, expected = unbroken(config)
-    weights, played, events = broken(config, {3: lambda game: busiest("AdversaryActor").kill()})
+    weights, played, events = broken(config, {3: kill_at_rest})
     assert played == expected
     assert differing(game.weights(), weights) == []
-    cold = broken(settings(tiny, "mlp"), {3: lambda game: kill("AdversaryActor")})[2]
+    cold = broken(settings(tiny, "mlp"), {3: kill_at_rest})[2]
     assert events[0].seconds < cold[0].seconds
 
 
