@@ -1,5 +1,7 @@
 # `make train` and `make test` each work alone on a fresh clone; Python 3.11 or newer is all they need.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Files of tests that run at a time, each in a process of its own; every Ray that they start has two CPUs.
+TESTS_AT_ONCE ?= 2
 BIN := .venv/bin
 
 .PHONY: train test test-all lint secrets gpu-check
@@ -8,10 +10,10 @@ train: .venv/ready
 	$(BIN)/python jobs/train_celeba.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile -m ""
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
