@@ -48,7 +48,7 @@ def called(name: str, pid: int) -> list[psutil.Process]:
     for process in below(pid):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
-            if line and (Path(line[0]).name.startswith(name) or line[0].startswith(name)):
+            if line and Path(line[0]).name.startswith(name):
                 found.append(process)
     return sorted(found, key=lambda p: p.pid)
 
@@ -80,14 +80,18 @@ def kill_alone(process: subprocess.Popen[str]) -> None:
 
 @contextlib.contextmanager
 def left_as_it_was() -> Iterator[None]:
-    """Threads, determinism, signals, environment and MLflow's store are afterwards what they were."""
+    """Threads, determinism, signals, environment, MLflow's store and whether Ray runs are afterwards what they were."""
     import mlflow
+    import ray
 
+    connected = ray.is_initialized()
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     handler, environment = signal.getsignal(signal.SIGTERM), os.environ.copy()
     try:
         yield
     finally:
+        if not connected:
+            ray.shutdown()
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
         torch.set_flush_denormal(False)

@@ -238,7 +238,7 @@ def test_a_point_of_the_frontier_is_proved_global_by_its_dual(seed):
 
 
 @pytest.mark.parametrize("weight", [1, 9, 40, 1000])
-def test_the_optimum_is_stationary_by_finite_differences_and_by_the_specs_condition(weight, sample):
+def test_the_optimum_is_stationary_by_finite_differences_and_by_its_condition(weight, sample):
     a = rank1_optimum(weight, moments=sample).direction
     steps = 1e-6 * np.linalg.norm(a) * np.random.default_rng(0).normal(size=(50, 32))
     slopes = (objective(a + steps, sample, weight) - objective(a - steps, sample, weight)) / 2
@@ -324,10 +324,10 @@ def test_where_the_frontier_is_not_convex_a_weight_still_finds_the_best_of_it():
 
 
 @pytest.mark.parametrize("weight", OPTIMA)
-def test_the_specs_table_is_met_to_its_digits(weight, points):
+def test_the_optima_are_met_to_their_digits(weight, points):
     accuracy, mse = OPTIMA[weight]
     assert points[weight].accuracy == pytest.approx(accuracy, abs=5.1e-5)
-    assert points[weight].mse == pytest.approx(mse, abs=6e-4), "it has 9.907 where its own rank1_frontier.csv has 9.90645"
+    assert points[weight].mse == pytest.approx(mse, abs=6e-4), "one is rounded up: 9.907 for 9.90645"
 
 
 def test_the_published_rank_1_frontier_is_met(points):
