@@ -328,6 +328,7 @@ def quick_attacker(config: Config, dataset: Dataset, tracker: Tracker, context: 
         round = int(last["round"])
         found = quick_r2(game.sample(QUICK_ROWS), dataset, seed=config.seed)
         tracker.log({"privacy/quick_r2": found}, step=round)
+        tracker.settle()  # who listens may end this process: a trial that is stopped shows why
         epoch = (round + 1) // game.rounds_per_epoch
         context.listen({"epoch": epoch, "utility/val_accuracy": last["utility/val_accuracy"], "privacy/quick_r2": found})
 

@@ -23,12 +23,14 @@ from ray.tune.search import Searcher
 from cpgan_ray.cli import SEARCH
 from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.errors import InputError
+from cpgan_ray.messages import Metrics
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.search.job import concurrency, search, trial_sizes
 from cpgan_ray.search.proposals import Proposals, optuna_sampler, proposals
 from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
+from cpgan_ray.training import Context, train
 from tests.process import below, environment, kill_alone
 
 ROOT = Path(__file__).parents[1]
@@ -368,6 +370,21 @@ def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, m
     assert "privacy/quick_r2" in run.data.metrics
     assert "privacy/strongest_r2" not in run.data.metrics, "it was stopped before its attacks"
     assert run.info.status in ("FINISHED", "KILLED"), "ended by the driver, or by its own process before"
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_who_listens_to_quick_attacks_finds_them_in_mlflow(tiny_config, mlflow_uri, tmp_path):
+    """The scheduler may end a trial's process right after it was told."""
+    changes = {"runtime.backend": "local", "epochs": 2, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
+    config = override(tiny_config, {**changes, "attacks.quick_every": 1, "privacy_weight": 0.0})
+    client, told = mlflow.MlflowClient(mlflow_uri), []
+
+    def listen(found: Metrics) -> None:
+        (run,) = client.search_runs([client.get_experiment_by_name("cpgan").experiment_id])
+        told.append((found["privacy/quick_r2"], run.data.metrics.get("privacy/quick_r2")))
+
+    train(config, Context(listen=listen))
+    assert told and all(logged == pytest.approx(found) for found, logged in told)
 
 
 @pytest.mark.usefixtures("ray_session")
