@@ -43,6 +43,8 @@ CELL = "cell.json"
 OURS = "cpgan"
 TOLERATED_LOSS = 0.01
 """Accuracy that the recommended setting may give up."""
+NO_NOISE = 1e-6
+"""Share of a code's variance that rounding to float32 may make."""
 UNDEFENDED = "bottleneck"
 """Whose setting of full length is the undefended twin: the same network, trained for the task alone."""
 
@@ -112,20 +114,32 @@ def held_to_theory(released: Released, dataset: Dataset, values: Mapping[str, An
     """How a code of the Gaussian mixture stands to the best one possible, by the population's moments.
 
     `accuracy`, `mse`: of the best classifier and the best linear attack on a linear code's directions, which are found from the
-    codes themselves; `shortfall`: of this MSE below the frontier's at this accuracy. `measured_shortfall`: of the strongest fresh
-    attack's below the exact attacker's frontier at the measured accuracy, which may be off by 0.005.
+    codes themselves, with what these do not explain as its noise; `shortfall`: of this MSE below the frontier's at this accuracy.
+    `measured_shortfall`: of the strongest fresh attack's below the exact attacker's frontier at the measured accuracy, which may be
+    off by 0.005.
     """
     drawn = mixture(seed)
     moments = theory.population_moments(drawn.mean, within=drawn.covariance)
     x, z = (v.astype(np.float64) for v in (samples(dataset, "train"), released.codes["train"]))
-    directions = np.linalg.lstsq(x - x.mean(axis=0), z - z.mean(axis=0), rcond=None)[0].T
-    accuracy = theory.bayes_accuracy(directions, mean=moments.mean, within=moments.within)
-    mse = theory.lmmse(directions, total=moments.total)
+    directions, noise_variance = linear_code(x, z)
+    accuracy = theory.bayes_accuracy(directions, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
+    mse = theory.lmmse(directions, total=moments.total, noise_variance=noise_variance)
     short = float(theory.shortfall([accuracy], [mse], moments=moments)[0])
     found, fresh = values["utility"]["accuracy"], min(a["mse_raw"] for a in values["attacks"])
     measured = theory.shortfall([found], [fresh], moments=moments, attacker="exact", accuracy_tolerance=0.005)
     told = {"accuracy": accuracy, "mse": mse, "shortfall": short, "measured_accuracy": found, "measured_mse": fresh}
     return told | {"measured_shortfall": float(measured[0])}
+
+
+def linear_code(x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, float]:
+    """A (k, d) and s^2 of codes z = A x + noise of covariance s^2 I, as good as (N, k) codes z of samples x (N, d): of noisy ones
+    those made white by their noise, s = 1; of others themselves, s = 0."""
+    x, z = x - x.mean(axis=0), z - z.mean(axis=0)
+    directions = np.linalg.lstsq(x, z, rcond=None)[0].T
+    left = z - x @ directions.T
+    if np.square(left).mean() <= NO_NOISE * np.square(z).mean():
+        return directions, 0.0
+    return np.linalg.solve(np.linalg.cholesky(left.T @ left / len(left)), directions), 1.0
 
 
 def strongest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,12 +186,13 @@ def trial(values: Mapping[str, Any], folder: Path) -> Trial:
 
 
 def volumes(trials: Sequence[Trial], reference: Reference) -> dict[str, dict[int, float]]:
-    """Mechanism -> seed -> hypervolume of its settings under that seed."""
+    """Mechanism -> seed -> hypervolume under that seed of the settings that it was played at under all of its seeds."""
     found: dict[str, dict[int, float]] = {}
     for method in dict.fromkeys(t.method for t in trials):
-        for seed in sorted({t.seed for t in trials if t.method == method}):
-            mine = points([t for t in trials if t.method == method and t.seed == seed])
-            found.setdefault(method, {})[seed] = hypervolume(mine, reference)
+        mine = [t for t in trials if t.method == method]
+        seeds = sorted({t.seed for t in mine})
+        always = [t for t in mine if sum(other.setting == t.setting for other in mine) == len(seeds)]
+        found[method] = {seed: hypervolume(points([t for t in always if t.seed == seed]), reference) for seed in seeds}
     return found
 
 

@@ -40,7 +40,7 @@ Values = Mapping[str, Any]
 
 
 def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
-    """Play the cells that are not there yet, write the results; returns the table and the summary that the job prints.
+    """Play the cells that are not there yet, write the results of all; returns the table and the summary that the job prints.
 
     Raises: InputError for anything the user can mend, before anything is written.
     """
@@ -61,7 +61,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
         missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
         played(missing, named(job.config, dataset), folder, run, of=len(todo))
         shutil.rmtree(folder / FEATURES, ignore_errors=True)
-        values = [json.loads((folder / "cells" / cell.name / CELL).read_text()) for cell in todo]
+        values = there(folder)
         summary = conclude(values, folder, run)
         if theirs:
             (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
@@ -74,6 +74,18 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
         run.close(status)
     summary = {"run_id": run.run_id, "output": str(folder), **summary, "seconds": round(time.perf_counter() - started, 1)}
     return (folder / "results.md").read_text(), summary
+
+
+def there(folder: Path) -> list[Values]:
+    """All cells of a comparison's folder, whichever resumption has played them: by mechanism, from the least private setting on, by
+    seed."""
+
+    def place(values: Values) -> tuple[int, float, int]:
+        cell = Cell(**values["cell"])
+        tried = MECHANISMS[cell.mechanism].settings
+        return list(MECHANISMS).index(cell.mechanism), cell.setting if tried[0] < tried[-1] else -cell.setting, cell.seed
+
+    return sorted((json.loads(path.read_text()) for path in (folder / "cells").glob(f"*/{CELL}")), key=place)
 
 
 def cells(job: ReproduceJob, dataset: Dataset) -> list[Cell]:
@@ -157,7 +169,7 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
         run.add_child(cell.name, params=asdict(cell), metrics=logged(values), tags=outcome_tags(values))
         print(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}", file=sys.stderr, flush=True)
         if done % DUMP_EVERY == 0:
-            write_table([json.loads(path.read_text()) for path in sorted((folder / "cells").glob(f"*/{CELL}"))], folder)
+            write_table(there(folder), folder)
 
     if config.runtime.backend == "local":
         stop_on_sigterm()

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from cpgan_ray import theory
+from cpgan_ray.comparison import held_to_theory, linear_code
 from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
-from cpgan_ray.data import load
+from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.base import pictures, training_batch
+from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms import MECHANISMS, games
 from cpgan_ray.mechanisms.base import samples, taught
@@ -246,3 +249,39 @@ def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
         logits = head(codes)
     assert found.codes["test"] == pytest.approx(codes.numpy(), abs=1e-5)
     assert found.logits["test"] == pytest.approx(logits.numpy(), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> tuple[Config, Dataset]:
+    """The mixture, few rows of it for few epochs."""
+    base = for_comparison(preset("gaussian"))
+    data = dataclasses.replace(base.data, train_rows=2000)
+    config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("mixture"), data=data, epochs=10, batch_size=500)
+    return config, load(config, progress=False)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_every_mechanism_plays_on_the_mixture_and_none_is_better_than_theory_allows(name, mixed):
+    config, dataset = mixed
+    made = MECHANISMS[name].release(config, MECHANISMS[name].settings[0], dataset)
+    lengths = {"dnn": 24, "noise": 32, "gaussian_noise": 32}
+    assert made.codes["test"].shape == (len(dataset.test), lengths.get(name, 1))
+    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    assert 0.5 <= told["accuracy"] < 0.98474, "that of the whole sample"
+    assert told["shortfall"] > -1e-9
+    assert 0 <= told["mse"] < 14.636, "that of the mean sample"
+
+
+@pytest.mark.parametrize("deviation", [0.0, 3.0])
+def test_theory_of_a_code_counts_its_noise(deviation):
+    drawn = mixture(9)
+    moments = theory.population_moments(drawn.mean, within=drawn.covariance)
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((3, 32))
+    z = drawn.x @ a.T + deviation * rng.standard_normal((len(drawn.x), 3))
+    found, noise_variance = linear_code(drawn.x, z)
+    accuracy = theory.bayes_accuracy(a, mean=moments.mean, within=moments.within, noise_variance=deviation**2)
+    mse = theory.lmmse(a, total=moments.total, noise_variance=deviation**2)
+    told = theory.bayes_accuracy(found, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
+    assert told == pytest.approx(accuracy, abs=2e-3)
+    assert theory.lmmse(found, total=moments.total, noise_variance=noise_variance) == pytest.approx(mse, rel=2e-3)

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from cpgan_ray.cli import parse_reproduce
-from cpgan_ray.comparison import Cell, findings, gap, paired, recommended, trial
+from cpgan_ray.comparison import Cell, findings, gap, paired, recommended, trial, volumes
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
 from cpgan_ray.reproduction import open_run, settings_table
@@ -107,6 +107,25 @@ def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
     assert again["privacy"] == was["privacy"], "the same seeds, the same numbers"
 
 
+def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_resumed_for(begun):
+    folder, _, _ = begun
+    kept = (folder / "reproduction.json").read_bytes()
+    done = run("--resume", str(folder), "--mechanisms", "pca", "--settings", "1", "--seeds", "1")
+    (folder / "reproduction.json").write_bytes(kept)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 cells to play" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["cells"] == 13
+    with (folder / "results.csv").open() as file:
+        rows = [(row["mechanism"], float(row["setting"]), int(row["seed"])) for row in csv.DictReader(file)]
+    two = [
+        (name, setting)
+        for name, some in (("cpgan", (0.1, 10)), ("bottleneck", (1, 0.125)), ("noise", (0.5, 4)))
+        for setting in some
+    ]
+    assert rows == [(*one, seed) for one in two for seed in (0, 1)] + [("pca", 1.0, 0)]
+    assert json.loads((folder / "results.json").read_text())["ours_less"]["pca"]["value"] is not None
+
+
 def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
     folder, _, _ = begun
     job, resume = parse_reproduce(["--resume", str(folder), "--seeds", "3", "--settings", "1"], description="")
@@ -184,6 +203,13 @@ def test_differences_are_taken_in_pairs_of_a_seed():
     assert paired({0: 0.5, 1: 0.7, 2: 1.0}, {1: 0.6, 0: 0.4}).value == pytest.approx(0.1)
     low, high = paired({0: 0.5, 1: 0.9}, {0: 0.4, 1: 0.6})[1:]
     assert (low, high) == pytest.approx(tuple(0.2 + stats.t.ppf(0.975, 1) * 0.1 * sign for sign in (-1, 1)))
+
+
+def test_hypervolumes_are_of_settings_that_were_played_under_all_seeds():
+    cells = [values("cpgan", weight, s, 0.9, 0.2) for weight in (0.1, 1.0) for s in (0, 1)]
+    more = trial(values("cpgan", 2.0, 1, 0.95, 0.0), Path())
+    trials = [trial(v, Path()) for v in cells]
+    assert volumes([*trials, more], Reference(0.1)) == volumes(trials, Reference(0.1)) != {}
 
 
 def test_findings_are_what_the_numbers_say():

@@ -9,13 +9,14 @@ from filelock import FileLock
 
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
-from cpgan_ray.errors import InputError
 from cpgan_ray.game import play_in_process
 from cpgan_ray.mechanisms.base import Released, shared_k
 from cpgan_ray.nets import build_privatizer
 
 FEATURES = "features"
 """Folder of a comparison's output in which it keeps undefended features, of a seed each, while it lasts."""
+LINEAR_FEATURES = 24
+"""Numbers of the original's undefended features of the Gaussian mixture."""
 HAVE_DECODERS = ("mnist", "har", "genki4k")
 """Data sets for which the original has a decoder that takes codes of any length."""
 
@@ -31,9 +32,12 @@ def cpgan_one(config: Config, privacy_weight: float, dataset: Dataset) -> Releas
 
 
 def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
-    """The original on its small data sets: lambda L_U - L_R with the raw error of its decoder, or where that is of
-    another code the preset's neural adversary; ReLU codes, no warm-up, constant rates. The privacy weight is 1 / lambda."""
-    privatizer = replace(config.privatizer, code="relu", step=0.0, rate="constant", learning_rate=1e-3, weight_decay=0.0)
+    """The original's loss on its small data sets: lambda L_U - L_R with the raw error of its decoder, or where that is of
+    another code the preset's neural adversary; ReLU codes (of the mixture linear ones), no warm-up, constant rates. The privacy
+    weight is 1 / lambda. Networks beside the decoder, epochs, batches and averaging are the preset's; decoder and classifier make
+    one step a batch (`citer`, 5 to 25 there)."""
+    code = "raw" if is_linear(config.privatizer) else "relu"
+    privatizer = replace(config.privatizer, code=code, step=0.0, rate="constant", learning_rate=1e-3, weight_decay=0.0)
     utility = replace(config.utility, learning_rate=1e-3)
     game = replace(config.game, privacy="negated_mse", warmup_epochs=0.0)
     theirs = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
@@ -78,9 +82,17 @@ def keep(released: Released, path: Path) -> None:
 
 
 def feature_config(config: Config, dataset: Dataset) -> Config:
-    """The run that releases features without a bottleneck."""
-    open_code = replace(config.privatizer, bottleneck=False, code="raw", step=0.0)
-    return replace(config, privacy_weight=0.0, k=feature_length(config.privatizer, dataset), privatizer=open_code)
+    """The run that releases features without a bottleneck; where there are no stages but the sample itself, the original's linear
+    ones."""
+    linear = is_linear(config.privatizer)
+    open_code = replace(config.privatizer, bottleneck=linear, code="raw", step=0.0)
+    k = LINEAR_FEATURES if linear else feature_length(config.privatizer, dataset)
+    return replace(config, privacy_weight=0.0, k=k, privatizer=open_code)
+
+
+def is_linear(privatizer: PrivatizerConfig) -> bool:
+    """Whether its code is a linear map of the sample."""
+    return privatizer.family in ("linear", "whitened")
 
 
 def feature_length(privatizer: PrivatizerConfig, dataset: Dataset) -> int:
@@ -91,13 +103,11 @@ def feature_length(privatizer: PrivatizerConfig, dataset: Dataset) -> int:
 
 
 def neural(config: Config) -> dict[str, NeuralConfig]:
-    """The first neural adversary of a configuration.
-
-    Raises: InputError where it has none.
-    """
+    """The first neural adversary of a configuration; where it has none, a decoder of pictures, or of the mixture a perceptron."""
     found = {name: c for name, c in config.adversaries.items() if isinstance(c, NeuralConfig)}
     if not found:
-        raise InputError(f"preset {config.preset} has no neural adversary: take one that has, or leave this mechanism out")
+        perceptron = config.data.dataset == "gaussian"
+        found = {"mlp": NeuralConfig(architecture="mlp", width=128)} if perceptron else {"decoder": NeuralConfig(width=32)}
     return dict([next(iter(found.items()))])
 
 
