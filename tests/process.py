@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 
+HANG_S = 1200
+"""When a process, or what is waited for, is taken to hang, in seconds: many times what it takes on a busy machine."""
+
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's, without what would lead a job to another cluster or tracking store; and those given."""
@@ -23,7 +26,7 @@ def wait_until(
     what: str,
     *,
     job: subprocess.Popen[str] | None = None,
-    patience_s: float = 240.0,
+    patience_s: float = HANG_S,
     every_s: float = 0.05,
 ) -> None:
     """Fails with `what` if it takes too long, and with what the job says if that ends before."""

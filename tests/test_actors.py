@@ -27,6 +27,7 @@ from cpgan_ray.messages import Batch, Feedback, Release
 from cpgan_ray.presets import preset
 from cpgan_ray.process import available_cpus
 from tests.games import untimed
+from tests.process import HANG_S
 
 OVERHEAD = 4096
 """Bytes that a message may cost beyond its large arrays."""
@@ -262,7 +263,6 @@ def test_a_large_release_is_put_into_the_object_store_once_and_a_small_one_trave
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
-@pytest.mark.timeout(120)
 def test_an_address_where_no_cluster_answers_is_refused_soon_and_named(address):
     """In a process of its own, where Ray is not connected yet."""
     with contextlib.closing(socket.socket()) as unused:
@@ -271,11 +271,14 @@ def test_an_address_where_no_cluster_answers_is_refused_soon_and_named(address):
     code = (
         "import sys, time; from cpgan_ray.actors.cluster import connect; from cpgan_ray.config import RuntimeConfig\n"
         "from cpgan_ray.errors import InputError\n"
+        "began = time.monotonic()\n"
         "try: connect(RuntimeConfig(address=sys.argv[1]))\n"
-        "except InputError as e: print(e)"
+        "except InputError as e: print(e)\n"
+        "assert time.monotonic() - began < 60"
     )
-    ran = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=60)
-    assert address in ran.stdout, ran.stderr[-500:]
+    ran = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=HANG_S)
+    assert ran.returncode == 0, ran.stderr[-500:]
+    assert address in ran.stdout
     assert ran.stdout.count("\n") == 1
 
 
@@ -289,7 +292,7 @@ def test_a_cluster_that_somebody_else_started_on_this_machine_is_left_alone():
             "connect(RuntimeConfig()); print(ray.cluster_resources()['CPU'])"
         )
         env = os.environ | {"RAY_TMPDIR": folder}
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, env=env)
         assert ran.returncode == 0, ran.stderr[-500:]
         assert float(ran.stdout) == available_cpus()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.process import called, end_all, environment, wait_until
+from tests.process import HANG_S, called, end_all, environment, wait_until
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "jobs" / "train_celeba.py"
@@ -28,8 +28,6 @@ GAME = (
 )
 TOKEN = "0123456789abcdef" * 4
 BIN = Path(sys.executable).parent
-
-pytestmark = pytest.mark.timeout(600)
 
 
 def elsewhere(found: dict[str, str]) -> dict[str, str]:
@@ -66,7 +64,7 @@ class Head:
     def ray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """`ray ARGUMENTS` by a client with these variables."""
         env = self.env | {"RAY_API_SERVER_ADDRESS": self.url} | variables
-        return subprocess.run([str(BIN / "ray"), *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return subprocess.run([str(BIN / "ray"), *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
 
 
 def answers(url: str) -> bool:
@@ -136,7 +134,7 @@ def test_ray_job_stop_lets_a_run_write_a_checkpoint_and_close_its_mlflow_run_and
 ):
     output = tmp_path / "out"
     flags = [*GAME.split(), "--cache-dir", str(cache_dir), "--output", str(output)]
-    env_vars = {"MLFLOW_TRACKING_URI": mlflow_uri, "RAY_JOB_STOP_WAIT_TIME_S": "90"}
+    env_vars = {"MLFLOW_TRACKING_URI": mlflow_uri, "RAY_JOB_STOP_WAIT_TIME_S": str(HANG_S)}
     submit = ["job", "submit", "--no-wait", "--submission-id", "game", "--working-dir", ".", "--runtime-env-json"]
     submitted = head.ray(*submit, json.dumps({"env_vars": env_vars}), "--", "python", "jobs/train_celeba.py", *flags)
     assert submitted.returncode == 0, submitted.stderr
@@ -151,7 +149,7 @@ def test_ray_job_stop_lets_a_run_write_a_checkpoint_and_close_its_mlflow_run_and
     assert "RAY_JOB_STOP_WAIT_TIME_S" not in head.ray("job", "logs", "game").stdout, "there is nothing to warn of"
     more = ["--resume", str(output), "--epochs", str(newest // 4 + 2), "--runtime.backend", "local", "--tracking.uri", mlflow_uri]
     ran = subprocess.run(
-        [sys.executable, str(JOB), *more], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240
+        [sys.executable, str(JOB), *more], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S
     )
     assert ran.returncode == 0, ran.stderr
     assert client.get_run(run_id).info.status == "FINISHED"
@@ -162,6 +160,6 @@ def test_a_job_that_would_be_killed_before_it_has_written_a_checkpoint_is_told_s
     command = [sys.executable, str(JOB), "--resume", str(tmp_path)]
     for patience, told in (("", True), ("30", False)):
         more = {"RAY_JOB_STOP_WAIT_TIME_S": patience} if patience else {}
-        ran = subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=HANG_S)
         assert ran.returncode == 2
         assert ("leaves this job 3 s to write a checkpoint" in ran.stderr) == told

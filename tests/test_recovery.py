@@ -15,7 +15,7 @@ from cpgan_ray.game import Game, play_in_process
 from tests.games import untimed
 from tests.killing import kill, processes
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 NAMES = ("rbf", "mlp", "ridge_epoch")
 

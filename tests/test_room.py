@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from tests.process import HANG_S
+
+pytestmark = pytest.mark.slow
 
 
 def main(cache: str) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def ran(cache_dir: Path) -> tuple[dict[str, Any], str]:
     """What was found, and what was said."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     env |= {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([sys.executable, __file__, str(cache_dir)], env=env, capture_output=True, text=True, timeout=550)
+    done = subprocess.run([sys.executable, __file__, str(cache_dir)], env=env, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

@@ -31,12 +31,10 @@ from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
 from cpgan_ray.training import Context, train
-from tests.process import below, environment, kill_alone
+from tests.process import HANG_S, below, environment, kill_alone
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
-
-pytestmark = pytest.mark.timeout(600)
 
 
 # ------------------------------------------------------------------------------------------------------------- proposals
@@ -446,7 +444,7 @@ def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(un
     first = tmp_path / "out" / "trials" / "k=4_seed=0"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     ran = subprocess.run(
-        [*JOB, "--resume", str(tmp_path / "out")], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=400
+        [*JOB, "--resume", str(tmp_path / "out")], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S
     )
     assert ran.returncode == 0, ran.stderr
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "what had finished was not played again"
@@ -466,7 +464,7 @@ def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_runn
     job = under_way()
     processes = below(job.pid)
     job.send_signal(sent)
-    stdout, stderr = job.communicate(timeout=90)
+    stdout, stderr = job.communicate(timeout=HANG_S)
     assert job.returncode == status, stderr
     assert "Traceback" not in stderr
     assert stdout == ""
@@ -494,7 +492,7 @@ def test_bad_input_of_a_search_ends_with_status_2_and_one_line_and_leaves_no_fol
     flags, said = BAD[case]
     command = [*JOB, *flags.split(), "--output", str(tmp_path / "out")]
     command += [] if "celeba" in flags else ["--cache-dir", str(cache_dir)]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=150)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 2, ran.stderr
     assert re.fullmatch(r"error: [^\n]+\n", ran.stderr), ran.stderr
     assert re.search(said, ran.stderr), ran.stderr
