@@ -52,8 +52,8 @@ def called(name: str, pid: int) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if line and Path(line[0]).name.startswith(name):
-                found.append(process)
-    return sorted(found, key=lambda p: p.pid)
+                found.append((process.create_time(), process))
+    return [process for _, process in sorted(found, key=lambda one: one[0])]
 
 
 def end_all(process: subprocess.Popen[str]) -> None:
