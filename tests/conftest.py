@@ -261,6 +261,6 @@ def ray_session() -> Iterator[None]:
     with on_loopback():
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
     os.environ.clear()
     os.environ.update(before)

@@ -94,7 +94,7 @@ def left_as_it_was() -> Iterator[None]:
         yield
     finally:
         if not connected:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)  # or what it has not waited for is a warning in whatever test runs then
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
         torch.set_flush_denormal(False)
