@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,16 @@ def environment(**variables: str) -> dict[str, str]:
     """This process's, without what would lead a job to another cluster or tracking store; and those given."""
     led = ("RAY_", "MLFLOW_", "PYTEST_", "TUNE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(led)} | variables
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has, below those that the system gives to who asks for any: they stay free until they are used."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return list(found)
 
 
 def wait_until(

@@ -1,6 +1,5 @@
 """The game on Ray: the same weights as in one process, bit for bit; places that are shared fairly and given back; plain errors."""
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -265,9 +264,6 @@ def test_a_large_release_is_put_into_the_object_store_once_and_a_small_one_trave
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
 def test_an_address_where_no_cluster_answers_is_refused_soon_and_named(address):
     """In a process of its own, where Ray is not connected yet."""
-    with contextlib.closing(socket.socket()) as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = address.format(port=unused.getsockname()[1])
     code = (
         "import sys, time; from cpgan_ray.actors.cluster import connect; from cpgan_ray.config import RuntimeConfig\n"
         "from cpgan_ray.errors import InputError\n"
@@ -276,7 +272,10 @@ def test_an_address_where_no_cluster_answers_is_refused_soon_and_named(address):
         "except InputError as e: print(e)\n"
         "assert time.monotonic() - began < 60"
     )
-    ran = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=HANG_S)
+    with socket.socket() as silent:  # nobody else can have its port, and nobody listens there
+        silent.bind(("127.0.0.1", 0))
+        address = address.format(port=silent.getsockname()[1])
+        ran = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 0, ran.stderr[-500:]
     assert address in ran.stdout
     assert ran.stdout.count("\n") == 1
@@ -284,7 +283,8 @@ def test_an_address_where_no_cluster_answers_is_refused_soon_and_named(address):
 
 def test_a_cluster_that_somebody_else_started_on_this_machine_is_left_alone():
     """`ray start` leaves its address in a file, from which `ray.init` takes it unless told not to."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-") as folder:  # short: Ray makes socket paths of it
+    place = {"dir": "/tmp", "prefix": "ray-"}  # short: Ray makes socket paths of it
+    with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as folder:  # its processes may still write there
         Path(folder, "ray").mkdir()
         Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
         code = (

@@ -4,7 +4,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.process import HANG_S, called, end_all, environment, wait_until
+from tests.process import HANG_S, called, end_all, environment, free_ports, wait_until
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "jobs" / "train_celeba.py"
@@ -42,7 +41,7 @@ def test_a_job_on_a_local_cluster_listens_on_loopback_alone_has_a_token_and_repo
     flags = [*GAME.split(), "--cache-dir", cache_dir, "--output", output, "--tracking.uri", mlflow_uri]
     job = begin([sys.executable, JOB, *flags], lambda: list(output.rglob("*.ckpt")), "nothing is played")
     found = listening(job.pid)
-    (raylet,) = called("raylet", job.pid)
+    raylet, *_ = called("raylet", job.pid)
     variables = raylet.environ()
     assert {"gcs_server", "raylet"} <= {*found.values()}
     assert any(who.startswith("ray::Adversary") for who in found.values())
@@ -83,10 +82,7 @@ def head(listening) -> Iterator[Head]:
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{folder}/token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     env["PATH"] = f"{BIN}:{env['PATH']}"
     Path(folder, "token").write_text(TOKEN)
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-    gcs, dashboard, agent, client = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
+    gcs, dashboard, agent, client = free_ports(4)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     ports += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]
     command = [
@@ -102,10 +98,14 @@ def head(listening) -> Iterator[Head]:
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet, text=True)
     url = f"http://127.0.0.1:{dashboard}"
-    wait_until(lambda: answers(f"{url}/api/version") and "raylet" in listening(process.pid).values(), "the head does not answer")
+    wait_until(
+        lambda: answers(f"{url}/api/version") and "raylet" in listening(process.pid).values(),
+        "the head does not answer",
+        job=process,
+    )
     yield Head(process, url, env)
     end_all(process)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # Ray's processes may still write there
 
 
 def test_a_head_started_as_the_readme_says_listens_on_loopback_alone(head, listening):
