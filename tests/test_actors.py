@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from cpgan_ray.messages import Batch, Feedback, Release
 from cpgan_ray.presets import preset
 from cpgan_ray.process import available_cpus
 from tests.games import untimed
-from tests.process import HANG_S
+from tests.process import HANG_S, called
 
 OVERHEAD = 4096
 """Bytes that a message may cost beyond its large arrays."""
@@ -209,6 +210,23 @@ def test_an_equal_share_of_several_nodes_is_one_of_which_no_actor_has_to_be_on_t
 def test_equal_shares_of_two_cpus_fit_into_two_cpus(num_adversaries):
     config = Config(adversaries={f"net{i}": NeuralConfig() for i in range(num_adversaries)})
     ray.util.remove_placement_group(reserve(bundles(config, opponents(config), cluster={"CPU": 2.0}), config.runtime))
+    assert all_is_free_again()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_room_is_waited_for_aloud_only_where_there_is_none(monkeypatch, capsys):
+    assert all_is_free_again()
+    raylet, *_ = called("raylet", os.getpid())
+    raylet.suspend()  # so that the place is made slowly
+    threading.Timer(3, raylet.resume).start()
+    group = reserve([{"CPU": 2.0}], RuntimeConfig())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(places, "PLACEMENT_S", 3.0)
+    with pytest.raises(InputError, match="no room for 3 s: 1 processes need 1 CPUs, the cluster has 2"):
+        reserve([{"CPU": 1.0}], RuntimeConfig())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("waiting for room: 1 processes need 1 CPUs, the cluster has 2 CPUs (0 free); for up to 3 s")
+    ray.util.remove_placement_group(group)
     assert all_is_free_again()
 
 
