@@ -16,8 +16,10 @@ import numpy as np
 import optuna
 import psutil
 import pytest
+import ray
 from mlflow.entities import Run
 from PIL import Image
+from ray import tune
 from ray.tune.search import Searcher
 
 from cpgan_ray.cli import SEARCH
@@ -476,6 +478,39 @@ def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_runn
     assert found["k=5 seed=0"] == ["KILLED"]
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_no_trial_marks_its_run_after_the_search_that_was_stopped(tiny_config, mlflow_uri, tmp_path, monkeypatch):
+    """In place of the trials there is one that ends as soon as its run is marked as killed."""
+    client, late = mlflow.MlflowClient(mlflow_uri), []
+
+    class Trial:
+        def ready(self) -> None:
+            pass
+
+        def end(self, run_id: str) -> None:
+            client = mlflow.MlflowClient(mlflow_uri)
+            while client.get_run(run_id).info.status == "RUNNING":
+                pass
+            client.set_terminated(run_id, "FINISHED")
+
+    def fit(tuner: tune.Tuner) -> None:
+        parent = json.loads((tmp_path / "out" / SEARCH).read_text())["run_id"]
+        tags = {"mlflow.parentRunId": parent, "search.trial": "late"}
+        late.append(client.create_run(client.get_run(parent).info.experiment_id, tags=tags).info.run_id)
+        start: Any = ray.remote(num_cpus=0)(Trial)
+        trial = start.remote()
+        ray.get(trial.ready.remote())
+        trial.end.remote(late[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune.Tuner, "fit", fit)
+    changes = {"runtime.backend": "local", "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
+    config = override(tiny_config, changes)
+    with pytest.raises(KeyboardInterrupt):
+        search(SearchJob(over=("k=4",), searcher="grid", control=False, config=config))
+    assert client.get_run(late[0]).info.status == "KILLED"
 
 
 BAD = {
