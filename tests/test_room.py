@@ -24,7 +24,7 @@ def main(cache: str) -> dict[str, Any]:
     from ray.util import placement_group_table
 
     from cpgan_ray.actors.driver import RayGame
-    from cpgan_ray.chaos import local_cluster, same, unbroken
+    from cpgan_ray.chaos import FAST_HEALTH, local_cluster, same, unbroken
     from cpgan_ray.config import Config, override
     from cpgan_ray.errors import InputError
 
@@ -33,7 +33,7 @@ def main(cache: str) -> dict[str, Any]:
     cpus = {"runtime.backend": "ray", "runtime.privatizer_cpus": 1, "runtime.adversary_cpus": 1}
     config = override(few, {"cache_dir": cache, "epochs": 4, **cpus, **waits})
     found: dict[str, Any] = {}
-    with local_cluster() as cluster, ThreadPoolExecutor(1) as aside:  # nodes are started by the main thread only
+    with local_cluster(FAST_HEALTH) as cluster, ThreadPoolExecutor(1) as aside:  # nodes are started by the main thread only
 
         def play_on(game: RayGame) -> None:
             while game.known < game.total_rounds:
