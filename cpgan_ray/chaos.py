@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,8 +280,11 @@ def left_running(uri: str) -> int:
 
 
 @contextlib.contextmanager
-def local_cluster() -> Iterator["Cluster"]:
-    """A cluster of this machine alone, which this process joins; its head has no room: `add_node` makes some."""
+def local_cluster(settings: Mapping[str, int] | None = None) -> Iterator["Cluster"]:
+    """A cluster of this machine alone, which this process joins; its head has no room: `add_node` makes some.
+
+    settings: Ray's own.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -290,7 +293,7 @@ def local_cluster() -> Iterator["Cluster"]:
     ray.shutdown()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with on_loopback():
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_HEALTH}
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": dict(settings or {})}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="error")  # pyright: ignore[reportArgumentType]
@@ -305,7 +308,7 @@ def crash_nodes(config: Config, expected: dict[str, Any], s: Settings, tally: Ta
     if not s.nodes:
         return
     rng = random.Random(s.seed + 2)
-    with local_cluster() as cluster:
+    with local_cluster(FAST_HEALTH) as cluster:
         nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
         spread_out = override(config, {"runtime.placement": "SPREAD", "recovery.wait_s": 120.0})
 

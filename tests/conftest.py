@@ -4,7 +4,6 @@ import contextlib
 import os
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -32,7 +31,7 @@ from cpgan_ray.config import (
 from cpgan_ray.data import load
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.presets import preset
-from tests.process import below, end_all, environment, left_as_it_was, wait_until
+from tests.process import below, end_all, environment, free_ports, left_as_it_was, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
 """The smoke preset's faces, so that they are drawn once for all; smaller."""
@@ -155,9 +154,7 @@ class TrackingServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.process = folder, None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> str:
@@ -261,6 +258,6 @@ def ray_session() -> Iterator[None]:
     with on_loopback():
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
     os.environ.clear()
     os.environ.update(before)

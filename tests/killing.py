@@ -4,7 +4,7 @@ import os
 
 import psutil
 
-from tests.process import called
+from tests.process import HANG_S, called
 
 
 def processes(title: str) -> list[psutil.Process]:
@@ -16,4 +16,4 @@ def kill(title: str, which: int = 0) -> None:
     """SIGKILL to one of them, and wait until it is gone."""
     victim = processes(title)[which]
     victim.kill()
-    victim.wait(10)
+    victim.wait(HANG_S)

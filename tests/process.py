@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,9 @@ from pathlib import Path
 import psutil
 import torch
 
+HANG_S = 1200
+"""When a process, or what is waited for, is taken to hang, in seconds: many times what it takes on a busy machine."""
+
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's, without what would lead a job to another cluster or tracking store; and those given."""
@@ -18,12 +23,22 @@ def environment(**variables: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(led)} | variables
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has, below those that the system gives to who asks for any: they stay free until they are used."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return list(found)
+
+
 def wait_until(
     true: Callable[[], object],
     what: str,
     *,
     job: subprocess.Popen[str] | None = None,
-    patience_s: float = 240.0,
+    patience_s: float = HANG_S,
     every_s: float = 0.05,
 ) -> None:
     """Fails with `what` if it takes too long, and with what the job says if that ends before."""
@@ -49,8 +64,8 @@ def called(name: str, pid: int) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if line and Path(line[0]).name.startswith(name):
-                found.append(process)
-    return sorted(found, key=lambda p: p.pid)
+                found.append((process.create_time(), process))
+    return [process for _, process in sorted(found, key=lambda one: one[0])]
 
 
 def end_all(process: subprocess.Popen[str]) -> None:
@@ -91,7 +106,7 @@ def left_as_it_was() -> Iterator[None]:
         yield
     finally:
         if not connected:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)  # or what it has not waited for is a warning in whatever test runs then
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
         torch.set_flush_denormal(False)

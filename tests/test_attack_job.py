@@ -43,7 +43,7 @@ from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.tracking import read_curves
 from cpgan_ray.training import train
 from tests.killing import processes
-from tests.process import below, environment, left_as_it_was
+from tests.process import HANG_S, below, environment, left_as_it_was
 
 JOB = Path(__file__).parents[1] / "jobs" / "attack.py"
 SIDE = 16
@@ -53,8 +53,6 @@ ATTACKS = AttackConfig(
     names=("ridge", "nearest"), mlp_widths=(16,), kernel_features=16, epochs=1, doublings=0, restarts=1, shares=(0.25,)
 )
 SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "passed", "seconds"}
-
-pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_te
 def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """The job in a process of its own."""
     command = [sys.executable, str(JOB), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.fixture
@@ -627,7 +625,7 @@ def test_attacks_on_ray_that_are_stopped_say_so_by_their_status_and_leave_a_kill
     started = begin(command, lambda: processes("attack_task"), "no attack begins")
     begun = below(started.pid)
     started.terminate()
-    out, err = started.communicate(timeout=60)
+    out, err = started.communicate(timeout=HANG_S)
     assert started.returncode == 143, err
     assert "Traceback" not in err
     assert out == ""

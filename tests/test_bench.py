@@ -9,6 +9,7 @@ import pytest
 
 from cpgan_ray.bench.rounds import num_bytes
 from cpgan_ray.messages import Batch, Feedback, Release
+from tests.process import HANG_S
 
 TINY = "--rounds 2 --repeats 1 --warmup 1 --image-size 16 --batch-size 16 --k 8 --width 2 --sleepers 2 --adversaries 1 2"
 
@@ -25,7 +26,7 @@ def test_messages_hold_codes_row_numbers_and_gradients_and_little_else():
 
 def test_the_last_line_is_json_with_every_number():
     command = [sys.executable, "-m", "cpgan_ray.bench", "--json", *TINY.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     names = {"speedup_k1", "speedup_k1_ray", "speedup_k2", "speedup_k2_stale1", "critical_path_speedup_k2", "round_ms_sleep20_k2"}
@@ -37,7 +38,7 @@ def test_the_last_line_is_json_with_every_number():
 def test_checkpoints_are_measured_on_both_backends():
     tiny = "--image-size 16 --k 8 --rounds 1 --repeats 1 --warmup 1"
     command = [sys.executable, "-m", "cpgan_ray.bench", "--checkpoints", "--json", *tiny.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     for backend in ("local", "ray"):
@@ -47,7 +48,7 @@ def test_checkpoints_are_measured_on_both_backends():
 @pytest.mark.slow
 def test_orchestration_is_measured_on_several_nodes():
     command = [sys.executable, "-m", "cpgan_ray.bench", "--nodes", "2", "--crowds", "1", "3", "--json", *TINY.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     for count in (1, 3):
@@ -57,7 +58,7 @@ def test_orchestration_is_measured_on_several_nodes():
 
 def test_layers_are_measured_beside_torchs_plain_ones():
     command = [sys.executable, "-m", "cpgan_ray.bench", "--layers", "--json", *TINY.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     for name, sides in (
@@ -76,6 +77,6 @@ def test_layers_are_measured_beside_torchs_plain_ones():
     ],
 )
 def test_bad_input_is_one_line(flags, said):
-    done = subprocess.run([sys.executable, "-m", "cpgan_ray.bench", *flags.split()], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "cpgan_ray.bench", *flags.split()], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 2
     assert done.stderr == f"error: {said}\n"

@@ -9,14 +9,13 @@ import torch
 
 from cpgan_ray.chaos import Settings, same, spread
 from cpgan_ray.errors import InputError
-from tests.process import environment
+from tests.process import HANG_S, environment
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_kills_of_players_drivers_and_a_node_change_nothing(tmp_path):
     command = [sys.executable, "-m", "cpgan_ray.chaos", "--kills", "3", "--drivers", "1", "--nodes", "1", "--json"]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=800)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
     assert result["struck"] == {"players": 3, "drivers": 1, "nodes": 1}

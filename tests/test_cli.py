@@ -16,6 +16,7 @@ from cpgan_ray.cli import SEARCH, command_for, parse, parse_search, read_run
 from cpgan_ray.config import flatten, override, to_json
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, preset
+from tests.process import HANG_S
 
 ROOT = Path(__file__).parents[1]
 CHANGES = {
@@ -144,6 +145,6 @@ def test_who_reads_no_further_ends_a_job_without_a_traceback(job):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(ROOT / "jobs" / job), "--help"]
-    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=HANG_S, check=False)
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, "")

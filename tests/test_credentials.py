@@ -14,6 +14,7 @@ from cpgan_ray import cli
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.credentials import MLFLOW, S3, passed, redacted, taken
 from cpgan_ray.tracking.store import open_store, tracking_uri
+from tests.process import HANG_S
 
 ROOT = Path(__file__).parents[1]
 PASSWORD, ENCODED = "pa55/w0rd@home", "pa55%2Fw0rd%40home"
@@ -86,7 +87,7 @@ def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_serv
     address = mlflow_server.start().removeprefix("http://")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))}
     ray_logs = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: Ray makes socket paths of it
-    request.addfinalizer(lambda: shutil.rmtree(ray_logs))
+    request.addfinalizer(lambda: shutil.rmtree(ray_logs, ignore_errors=True))  # Ray's processes may still write there
     env |= {
         "RAY_TMPDIR": ray_logs,
         "MLFLOW_TRACKING_URI": f"http://alice:{ENCODED}@{address}",
@@ -97,7 +98,7 @@ def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_serv
     flags = ["smoke", "--epochs", "1", "--runtime.backend", "ray", "--attacks.names", "ridge", "--tracking.no-log-models"]
     flags += ["--output", str(output), "--cache-dir", str(cache_dir)]
     job = [sys.executable, str(ROOT / "jobs" / "train_celeba.py"), *flags]
-    ran = subprocess.run(job, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+    ran = subprocess.run(job, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 0, ran.stderr
     files = [path for folder in (tmp_path, Path(ray_logs)) for path in folder.rglob("*") if path.is_file()]
     assert {"config.json", "report.json", "server.db", "metrics.jsonl", "raylet.out", "gcs_server.out"} <= {

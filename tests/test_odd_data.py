@@ -32,7 +32,7 @@ PARTS = np.repeat([0, 1, 2], [48, 20, 12])
 """Two pictures of each person: 48 in train, 20 in val, 12 in test."""
 LABELS = ("Smiling", "Male", "Young", "Bald")
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("process_left_as_it_was")]
+pytestmark = pytest.mark.usefixtures("process_left_as_it_was")
 
 
 def values() -> np.ndarray:

@@ -25,9 +25,7 @@ from cpgan_ray.game import Game, play_in_process
 from cpgan_ray.space import dimensions
 from tests.games import untimed
 from tests.killing import kill
-from tests.process import environment
-
-pytestmark = pytest.mark.timeout(600)
+from tests.process import HANG_S, environment
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -265,7 +263,7 @@ def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]
 
 @pytest.mark.slow
 def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(begin, tmp_path, cache_dir):
-    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 280}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": HANG_S}
     whole = subprocess.run([*JOB, *flags(tmp_path / "whole", cache_dir)], **options)
     assert whole.returncode == 0, whole.stderr
     (line,) = whole.stdout.splitlines()
@@ -275,7 +273,7 @@ def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(b
     folder = tmp_path / "stopped"
     stopped = begin([*JOB, *flags(folder, cache_dir)], lambda: list((folder / "checkpoints").glob("*.ckpt")), "nothing is saved")
     stopped.send_signal(signal.SIGTERM)
-    stdout, stderr = stopped.communicate(timeout=90)
+    stdout, stderr = stopped.communicate(timeout=HANG_S)
     assert (stopped.returncode, stdout) == (143, ""), stderr
     assert "Traceback" not in stderr
     played = [json.loads(text)["round"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -294,7 +292,7 @@ def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(b
 @pytest.mark.parametrize("job", ["train_celeba.py", "tune_celeba.py"])
 def test_a_job_with_workers_that_it_cannot_have_ends_with_one_line_and_status_2(job, tmp_path, cache_dir):
     command = [sys.executable, str(ROOT / "jobs" / job), *flags(tmp_path / "out", cache_dir, "--runtime.backend", "local")]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 2, ran.stderr
     assert re.fullmatch(r"error: privatizer\.num_workers is 2, but [^\n]+\n", ran.stderr), ran.stderr
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from torch import nn
 from cpgan_ray.config import PrivatizerConfig, UtilityConfig
 from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.nets.pointwise import StridedPointwise
+from tests.process import HANG_S
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -51,7 +52,7 @@ for threads in (1, 2):
 
 def test_few_channels_have_the_right_gradient_with_the_channel_last():
     """In a process of its own: what oneDNN does instead damages memory, or never ends."""
-    ran = subprocess.run([sys.executable, "-c", GRADIENTS], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", GRADIENTS], capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 

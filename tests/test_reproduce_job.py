@@ -17,13 +17,14 @@ from cpgan_ray.comparison import Cell, findings, gap, paired, recommended, trial
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
 from cpgan_ray.reproduction import open_run, settings_table
+from tests.process import HANG_S
 
 JOB = Path(__file__).parents[1] / "jobs" / "reproduce.py"
 QUICK = "--epochs 2 --data.train-rows 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(JOB), *arguments], capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([sys.executable, str(JOB), *arguments], capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 
 from cpgan_ray.cli import parse_train
 from cpgan_ray.training import train
-from tests.process import kill_alone, left_as_it_was
+from tests.process import HANG_S, kill_alone, left_as_it_was
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "jobs" / "train_celeba.py"
@@ -23,8 +23,6 @@ FLAGS = (
     "smoke --epochs 12 --attacks.names ridge --recovery.checkpoint-every 7 --recovery.snapshot-every 4 "
     "--data.image-size 16 --batch-size 80 --privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )
-
-pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -92,7 +90,7 @@ def test_a_run_that_is_stopped_writes_a_checkpoint_first_and_goes_on_from_there(
 ):
     stopped = started("--runtime.backend", backend, "--recovery.checkpoint-every", "7")
     stopped.send_signal(sent)
-    stdout, stderr = stopped.communicate(timeout=90)
+    stdout, stderr = stopped.communicate(timeout=HANG_S)
     assert stopped.returncode == status, stderr
     assert stdout == ""
     assert "Traceback" not in stderr
@@ -134,7 +132,7 @@ def test_a_finished_run_and_other_settings_are_refused(unbroken, job, tmp_path):
 def test_a_run_goes_on_for_more_epochs_than_it_was_begun_with(started, job, tmp_path):
     stopped = started("--runtime.backend", "local")
     stopped.send_signal(signal.SIGTERM)
-    stopped.communicate(timeout=60)
+    stopped.communicate(timeout=HANG_S)
     status, _, err = job("--resume", tmp_path / "out", "--epochs", "14")
     assert status == 0, err
     rows = end_of(tmp_path / "out")[1]

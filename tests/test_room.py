@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from tests.process import HANG_S
+
+pytestmark = pytest.mark.slow
 
 
 def main(cache: str) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def main(cache: str) -> dict[str, Any]:
     from ray.util import placement_group_table
 
     from cpgan_ray.actors.driver import RayGame
-    from cpgan_ray.chaos import local_cluster, same, unbroken
+    from cpgan_ray.chaos import FAST_HEALTH, local_cluster, same, unbroken
     from cpgan_ray.config import Config, override
     from cpgan_ray.errors import InputError
 
@@ -31,7 +33,7 @@ def main(cache: str) -> dict[str, Any]:
     cpus = {"runtime.backend": "ray", "runtime.privatizer_cpus": 1, "runtime.adversary_cpus": 1}
     config = override(few, {"cache_dir": cache, "epochs": 4, **cpus, **waits})
     found: dict[str, Any] = {}
-    with local_cluster() as cluster, ThreadPoolExecutor(1) as aside:  # nodes are started by the main thread only
+    with local_cluster(FAST_HEALTH) as cluster, ThreadPoolExecutor(1) as aside:  # nodes are started by the main thread only
 
         def play_on(game: RayGame) -> None:
             while game.known < game.total_rounds:
@@ -77,7 +79,7 @@ def ran(cache_dir: Path) -> tuple[dict[str, Any], str]:
     """What was found, and what was said."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     env |= {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([sys.executable, __file__, str(cache_dir)], env=env, capture_output=True, text=True, timeout=550)
+    done = subprocess.run([sys.executable, __file__, str(cache_dir)], env=env, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

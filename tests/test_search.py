@@ -16,8 +16,10 @@ import numpy as np
 import optuna
 import psutil
 import pytest
+import ray
 from mlflow.entities import Run
 from PIL import Image
+from ray import tune
 from ray.tune.search import Searcher
 
 from cpgan_ray.cli import SEARCH
@@ -31,12 +33,10 @@ from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
 from cpgan_ray.training import Context, train
-from tests.process import below, environment, kill_alone
+from tests.process import HANG_S, below, environment, kill_alone
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
-
-pytestmark = pytest.mark.timeout(600)
 
 
 # ------------------------------------------------------------------------------------------------------------- proposals
@@ -446,7 +446,7 @@ def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(un
     first = tmp_path / "out" / "trials" / "k=4_seed=0"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     ran = subprocess.run(
-        [*JOB, "--resume", str(tmp_path / "out")], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=400
+        [*JOB, "--resume", str(tmp_path / "out")], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S
     )
     assert ran.returncode == 0, ran.stderr
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "what had finished was not played again"
@@ -466,7 +466,7 @@ def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_runn
     job = under_way()
     processes = below(job.pid)
     job.send_signal(sent)
-    stdout, stderr = job.communicate(timeout=90)
+    stdout, stderr = job.communicate(timeout=HANG_S)
     assert job.returncode == status, stderr
     assert "Traceback" not in stderr
     assert stdout == ""
@@ -478,6 +478,39 @@ def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_runn
     assert found["k=5 seed=0"] == ["KILLED"]
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_no_trial_marks_its_run_after_the_search_that_was_stopped(tiny_config, mlflow_uri, tmp_path, monkeypatch):
+    """In place of the trials there is one that ends as soon as its run is marked as killed."""
+    client, late = mlflow.MlflowClient(mlflow_uri), []
+
+    class Trial:
+        def ready(self) -> None:
+            pass
+
+        def end(self, run_id: str) -> None:
+            client = mlflow.MlflowClient(mlflow_uri)
+            while client.get_run(run_id).info.status == "RUNNING":
+                pass
+            client.set_terminated(run_id, "FINISHED")
+
+    def fit(tuner: tune.Tuner) -> None:
+        parent = json.loads((tmp_path / "out" / SEARCH).read_text())["run_id"]
+        tags = {"mlflow.parentRunId": parent, "search.trial": "late"}
+        late.append(client.create_run(client.get_run(parent).info.experiment_id, tags=tags).info.run_id)
+        start: Any = ray.remote(num_cpus=0)(Trial)
+        trial = start.remote()
+        ray.get(trial.ready.remote())
+        trial.end.remote(late[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune.Tuner, "fit", fit)
+    changes = {"runtime.backend": "local", "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
+    config = override(tiny_config, changes)
+    with pytest.raises(KeyboardInterrupt):
+        search(SearchJob(over=("k=4",), searcher="grid", control=False, config=config))
+    assert client.get_run(late[0]).info.status == "KILLED"
 
 
 BAD = {
@@ -494,7 +527,7 @@ def test_bad_input_of_a_search_ends_with_status_2_and_one_line_and_leaves_no_fol
     flags, said = BAD[case]
     command = [*JOB, *flags.split(), "--output", str(tmp_path / "out")]
     command += [] if "celeba" in flags else ["--cache-dir", str(cache_dir)]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=150)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 2, ran.stderr
     assert re.fullmatch(r"error: [^\n]+\n", ran.stderr), ran.stderr
     assert re.search(said, ran.stderr), ran.stderr

@@ -24,6 +24,9 @@ LEAST_CPU = 0.001
 PLACEMENT_S = 60.0
 """How long the actors' places may take on a cluster that has room for them, in seconds."""
 
+LACKING = ("NO_RESOURCES", "INFEASIBLE")
+"""What Ray says of a placement group for which there is no room, `scheduling_state` in its table; others are being placed."""
+
 LOOK_S = 3.0
 """How long an answer may take before it is looked whether everybody has a place, in seconds."""
 
@@ -84,7 +87,7 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
     room = Room(sizes, option="runtime.wait_s", patience_s=max(runtime.wait_s, PLACEMENT_S))
     try:
         while not group.wait(1):
-            room.lacks()
+            room.lacks(silently=placement_group_table(group)["stats"]["scheduling_state"] not in LACKING)
     except BaseException:
         remove_placement_group(group)
         raise
@@ -117,8 +120,8 @@ class Room:
         self.since: float | None = None
         self.said = -math.inf
 
-    def lacks(self, *, for_ever: bool = False) -> None:
-        """There is none at the moment.
+    def lacks(self, *, for_ever: bool = False, silently: bool = False) -> None:
+        """There is none at the moment. silently: there is, but it is not ours yet.
 
         Raises: InputError with the numbers where there has been none for too long, unless somebody else takes care of that.
         """
@@ -131,7 +134,7 @@ class Room:
                 f"no room for {self.patience_s:g} s: {self.shortage()}; add nodes, wait longer with {flag}, or ask for less "
                 "(--runtime.placement, --runtime.adversary-cpus); a run that has a checkpoint goes on with --resume"
             )
-        if now - self.said >= SAY_S:
+        if now - self.said >= SAY_S and not silently:
             self.said = now
             told = f"waiting for room: {self.shortage()}; for up to {max(0.0, left):.0f} s ({self.option})"
             print(told, file=sys.stderr, flush=True)

@@ -134,12 +134,10 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
         raise
     finally:
         if status != "FINISHED":
+            ray.shutdown()  # first: a trial that came to its end meanwhile would mark its run anew
             parent.end_children("KILLED")
         trials = read_trials(folder)
         values = conclude(job, folder, trials, parent)
-        if status != "FINISHED":
-            ray.shutdown()
-            parent.end_children("KILLED")
         parent.close(status)
     summary = {
         "run_id": parent.run_id,

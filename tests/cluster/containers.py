@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import yaml
 
+from tests.process import HANG_S
+
 NETWORK = "10.77.0"
 NEW = ["unshare", "--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
 WITH_US = ["setpriv", "--pdeathsig", "KILL"]
@@ -147,9 +149,9 @@ class Composed:
     def ip(self, words: str) -> None:
         subprocess.run(["nsenter", f"--target={self.hub.pid}", "--net", "ip", *words.split()], check=True)
 
-    def up(self, *, timeout_s: float = 120) -> None:
+    def up(self) -> None:
         """Start each service when those that it depends on are healthy, and wait until all are."""
-        until, well = time.monotonic() + timeout_s, set[str]()
+        until, well = time.monotonic() + HANG_S, set[str]()
         while len(well) < len(self.addresses):
             for name in self.addresses.keys() - self.containers.keys():
                 if well >= self.service(name).get("depends_on", {}).keys():
@@ -200,7 +202,7 @@ class Composed:
 
 def wait_for_namespace(pid: int) -> None:
     """Until a process has a network of its own."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + HANG_S
     while True:
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink():

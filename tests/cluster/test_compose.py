@@ -7,15 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.containers import Composed, Container, missing, read_compose
-
-pytestmark = pytest.mark.timeout(900)
+from tests.process import HANG_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "cluster" / "compose.yaml"
@@ -48,7 +47,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Co
         del compose["services"]["postgres"], compose["services"]["mlflow"]["depends_on"]
         compose["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mnt/artifacts/mlflow.db"
     with Composed(compose, folder, replaced={"postgres": ["sh", "-ec", POSTGRES]}) as composed:
-        composed.up(timeout_s=500)
+        composed.up()
         yield composed
 
 
@@ -159,19 +158,12 @@ def test_who_has_no_token_or_a_wrong_one_is_refused(up):
     assert re.search("Unauthenticated|Unauthorized|authentication", refused.stdout + refused.stderr, re.IGNORECASE)
     address = "--address=head:6379"
     stranger = head.environment | {"RAY_AUTH_TOKEN": "0" * 64}
-    assert head.run(["ray", "status", address], env=stranger, timeout=120).returncode != 0
+    assert head.run(["ray", "status", address], env=stranger, timeout=HANG_S).returncode != 0
 
 
 def rounds_written(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, what
-        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -183,14 +175,14 @@ def test_a_job_outlives_a_worker_that_goes_in_mid_run_and_comes_back(up, summary
     command = " ".join([JOB.replace("runs/smoke", "runs/lossy"), *flags])
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(submit, head, command, token=head.environment["RAY_AUTH_TOKEN"])
-        wait_until(lambda: rounds_written(run) > 20 or job.done(), timeout_s=200, what="the game has not begun")
+        wait_until(lambda: rounds_written(run) > 20 or job.done(), "the game has not begun")
         gone.process.kill()
         gone.process.wait(30)
         played = rounds_written(run)
         time.sleep(20)
         up.start("worker-2")
-        wait_until(lambda: rounds_written(run) > played + 20 or job.done(), timeout_s=300, what=f"it stands at {played}")
-        ran = job.result(timeout=300)
+        wait_until(lambda: rounds_written(run) > played + 20 or job.done(), f"it stands at {played}")
+        ran = job.result(timeout=HANG_S)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
     assert "played again" in ran.stdout, "the loss was felt"

@@ -23,6 +23,7 @@ from cpgan_ray import data
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import celeba, label_columns, store
 from cpgan_ray.errors import InputError
+from tests.process import HANG_S
 
 ROOT = Path(__file__).parents[2]
 ATTRIBUTES = ("Smiling", "Male", "Young", "Wearing_Hat")
@@ -413,7 +414,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
         "data=DataConfig(dataset='celeba', image_size=16)), progress=False)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while len(shards := sorted((layout / ".cpgan").glob("*.partial/train-*.arrow"))) < 2:
         assert child.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline

@@ -35,8 +35,6 @@ ROOT = Path(__file__).parents[2]
 ATTR, IDENT, PART = celeba.ATTRIBUTES, celeba.IDENTITIES, celeba.PARTITION
 PICTURES = celeba.PICTURES
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def told(error: pytest.ExceptionInfo[InputError], *, names: Sequence[str]) -> str:
     """The message, if it is as an error must be: one short printable line that names one of `names`."""

@@ -27,7 +27,6 @@ MODEL, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
 WEIGHTS, CONSTANTS = (f"data/{kind}/model_{kind}_config.json" for kind in ("weights", "constants"))
 
 pytestmark = [
-    pytest.mark.timeout(120),
     pytest.mark.filterwarnings("ignore:No complete tensor found"),
     pytest.mark.filterwarnings("ignore:This version of file is deprecated"),
 ]
