@@ -132,12 +132,14 @@ def test_the_originals_results_are_drawn_beside_ours(tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "noise.csv").write_text("Noise,acc,mse\n0.1,0.98,0.16\n")
+    (theirs / "Final_theory.csv").write_text("Lambda,acc,acc_theory,mse,mse_theory\n2,0.8475,0.8515,14.29,14.16\n")
     flags = ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--published", str(theirs)]
     few = [*QUICK.split(), "--mechanisms", "pca", "--settings", "1", "--seeds", "1", "--k", "4"]
     done = run("gaussian", *few, *flags, "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "out" / "published.png") as figure:
-        assert figure.width > 1000
+    for name in ("published.png", "theory.png"):
+        with Image.open(tmp_path / "out" / name) as figure:
+            assert figure.width > 1000
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
