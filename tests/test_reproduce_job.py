@@ -16,7 +16,7 @@ from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.comparison import Cell, findings, gap, paired, recommended, trial
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
-from cpgan_ray.reproduction import open_run, settings_table
+from cpgan_ray.reproduction import open_run, reproduce, settings_table
 
 JOB = Path(__file__).parents[1] / "jobs" / "reproduce.py"
 QUICK = "--epochs 2 --data.train-rows 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0"
@@ -105,6 +105,31 @@ def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
     again = json.loads(lost.read_text())
     assert again["utility"] == was["utility"]
     assert again["privacy"] == was["privacy"], "the same seeds, the same numbers"
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(begun):
+    folder, _, _ = begun
+    blocked, aside = folder / "cells" / "noise-0.5-1", folder / "aside"
+    missing = [folder / "cells" / name / "cell.json" for name in ("noise-4-0", "noise-4-1")]
+    whole = {path: path.read_bytes() for path in (*missing, folder / "results.csv", folder / "reproduction.json")}
+    job, _ = parse_reproduce(["--resume", str(folder), "--runtime.backend", "local"], description="")
+    for path in (*missing, folder / "results.csv"):
+        path.unlink()
+    blocked.rename(aside)
+    blocked.touch()  # where the folder of the eleventh cell should come to be
+    try:
+        with pytest.raises(FileExistsError, match=blocked.name):
+            reproduce(job, resume=True)
+        with (folder / "results.csv").open() as file:
+            names = [f"{row['mechanism']}-{float(row['setting']):g}-{row['seed']}" for row in csv.DictReader(file)]
+    finally:
+        blocked.unlink()
+        aside.rename(blocked)
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert sorted(names) == sorted({p.name for p in (folder / "cells").iterdir()} - {"noise-0.5-1", "noise-4-1"})
+    assert len(names) == 10
 
 
 def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
