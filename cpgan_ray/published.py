@@ -1,8 +1,8 @@
 """The original's own result files beside ours, in the original's unit: what its numbers look like under the same axes.
 
 The files are not part of this project; `jobs/reproduce.py --published DIR` takes the folder that has them (`dnn.csv`, `noise.csv`,
-`ran*.csv`, `hybrid_cpgan*.csv` of one data set). On MNIST and GENKI-4K its squared errors wrapped around at 256: ours
-are then drawn in that unit too, and neither says anything of privacy. Its noise was not attacked; all of ours is.
+`ran*.csv`, `hybrid_cpgan*.csv` of one data set, `Final_theory.csv` of the mixture). On MNIST and GENKI-4K its squared errors wrap
+around at 256: ours are then drawn in that unit too, and neither says anything of privacy. Its noise was not attacked; ours is.
 """
 
 import csv
@@ -28,6 +28,8 @@ FILES: Mapping[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
 }
 """File -> mechanism, its column of accuracy and those of its attacks' errors."""
 HAR_SIGNALS, GAUSSIAN_NUMBERS = 9, 32
+THEORY = "Final_theory.csv"
+"""File of the best codes of the mixture as the original's theory has them."""
 UNITS: Mapping[str, str] = {
     "mnist": "MSE on 0-255, each square modulo 256",
     "genki4k": "MSE on 0-255, each square modulo 256",
@@ -61,6 +63,16 @@ def published(folder: Path, dataset: str) -> list[Place]:
     if not found:
         raise InputError(f"--published {folder}: no {', '.join(FILES)} with rows in it; give the folder of {dataset}")
     return found
+
+
+def published_theory(folder: Path) -> list[tuple[float, float]]:
+    """Accuracy of each of the original's best codes of the mixture, and the MSE of the best linear attack on it, **per dimension**;
+    none where the folder has no such file.
+
+    Raises: InputError naming the file, and the column.
+    """
+    path = folder / THEORY
+    return rows(path, "acc_theory", ("mse_theory",)) if path.is_file() else []
 
 
 def rows(path: Path, accuracy: str, errors: Sequence[str]) -> list[tuple[float, float]]:

@@ -27,11 +27,12 @@ from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.published import measured, published, side_by_side
+from cpgan_ray.published import measured, published, published_theory, side_by_side
+from cpgan_ray.theory_figure import frontier_figure
 from cpgan_ray.tracking import SearchRun, tracking_uri
 from cpgan_ray.training import new_output
 
-PUBLISHED, TABLE = "published.png", "results.csv"
+PUBLISHED, THEORY, TABLE = "published.png", "theory.png", "results.csv"
 UNSATURATED = "\n\n\\* still gaining when its budget ended under at least one seed: a lower bound"
 DUMP_EVERY = 10
 """Cells after which the table is written, in mid-comparison."""
@@ -50,6 +51,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     assert folder is not None
     dataset_name = job.config.data.dataset
     theirs = published(job.published, dataset_name) if job.published else []
+    best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
     set_up_process(threads=available_cpus())
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
@@ -66,6 +68,10 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
         if theirs:
             (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
             run.log_files([folder / PUBLISHED])
+        if dataset_name == "gaussian":
+            drawn = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
+            (folder / THEORY).write_bytes(drawn)
+            run.log_files([folder / THEORY])
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"

@@ -9,9 +9,9 @@
     python jobs/reproduce.py gaussian --theory                          # the best codes of the mixture, for the original's weights
 
 Leaves in the output folder `results.md`, `results.csv`, `results.json`, `frontier.png`, `.json`, `.csv`, `attackers.png`, with
---published DIR (of the original's result files) `published.png`, and a folder for each training. The last line printed is a JSON
-object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds. With --theory a JSON object is printed for each weight:
-lambda, accuracy, mse (of the best linear attack, per dimension).
+--published DIR (of the original's result files) `published.png`, of gaussian `theory.png`, and a folder for each training. The last
+line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds. With --theory a JSON object is
+printed for each weight: lambda, accuracy, mse (of the best linear attack, per dimension).
 """
 
 import json

@@ -33,6 +33,7 @@ FLOORS = (
         "survey",
         "comparison",
         "published",
+        "theory_figure",
         "reproduction",
     },
 )

@@ -16,7 +16,7 @@ from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.comparison import Cell, findings, gap, paired, recommended, trial, volumes
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
-from cpgan_ray.reproduction import open_run, settings_table
+from cpgan_ray.reproduction import open_run, reproduce, settings_table
 from tests.process import HANG_S
 
 JOB = Path(__file__).parents[1] / "jobs" / "reproduce.py"
@@ -108,6 +108,31 @@ def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
     assert again["privacy"] == was["privacy"], "the same seeds, the same numbers"
 
 
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(begun):
+    folder, _, _ = begun
+    blocked, aside = folder / "cells" / "noise-0.5-1", folder / "aside"
+    missing = [folder / "cells" / name / "cell.json" for name in ("noise-4-0", "noise-4-1")]
+    whole = {path: path.read_bytes() for path in (*missing, folder / "results.csv", folder / "reproduction.json")}
+    job, _ = parse_reproduce(["--resume", str(folder), "--runtime.backend", "local"], description="")
+    for path in (*missing, folder / "results.csv"):
+        path.unlink()
+    blocked.rename(aside)
+    blocked.touch()  # where the folder of the eleventh cell should come to be
+    try:
+        with pytest.raises(FileExistsError, match=blocked.name):
+            reproduce(job, resume=True)
+        with (folder / "results.csv").open() as file:
+            names = [f"{row['mechanism']}-{float(row['setting']):g}-{row['seed']}" for row in csv.DictReader(file)]
+    finally:
+        blocked.unlink()
+        aside.rename(blocked)
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert sorted(names) == sorted({p.name for p in (folder / "cells").iterdir()} - {"noise-0.5-1", "noise-4-1"})
+    assert len(names) == 10
+
+
 def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_resumed_for(begun):
     folder, _, _ = begun
     kept = (folder / "reproduction.json").read_bytes()
@@ -152,12 +177,14 @@ def test_the_originals_results_are_drawn_beside_ours(tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "noise.csv").write_text("Noise,acc,mse\n0.1,0.98,0.16\n")
+    (theirs / "Final_theory.csv").write_text("Lambda,acc,acc_theory,mse,mse_theory\n2,0.8475,0.8515,14.29,14.16\n")
     flags = ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--published", str(theirs)]
     few = [*QUICK.split(), "--mechanisms", "pca", "--settings", "1", "--seeds", "1", "--k", "4"]
     done = run("gaussian", *few, *flags, "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "out" / "published.png") as figure:
-        assert figure.width > 1000
+    for name in ("published.png", "theory.png"):
+        with Image.open(tmp_path / "out" / name) as figure:
+            assert figure.width > 1000
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
