@@ -60,6 +60,9 @@ class DataConfig:
     """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
     labels: tuple[str, ...] = ()
     """The attributes of the task, by their official names; none given: all that the attribute file has."""
+    extra: bool = False
+    """Train on SVHN's `extra_32x32.mat` too, 531,131 easier digits; validation and test stay as they are. Preparing them takes
+    2 GB of memory."""
     train_rows: int = 0
     """At most so many training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
     mixture_seed: int = 9
@@ -530,10 +533,17 @@ class Config:
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 4, "batch_size", self.batch_size, "at least 4")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _check_data(self.data)
         if self.privatizer.num_workers > 1:
             _check_workers(self)
         if self.game.gradient_norms and self.runtime.compile:
             raise InputError("game.gradient_norms takes two backward passes, runtime.compile has but one: leave one of the two out")
+
+
+def _check_data(c: DataConfig) -> None:
+    """What only some data sets have. Not a DataConfig's own check: the data set may be named beside it."""
+    if c.extra and c.dataset != "svhn":
+        raise InputError(f"data.extra is True, but data.dataset is {c.dataset!r} and svhn alone has it: set --data.no-extra")
 
 
 def _check_workers(c: Config) -> None:
