@@ -60,6 +60,11 @@ class DataConfig:
     """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
     labels: tuple[str, ...] = ()
     """The attributes of the task, by their official names; none given: all that the attribute file has."""
+    balanced: bool = False
+    """Keep equally many samples of both values of the task's one 0/1 label in training, validation and test each: all of the rarer
+    value, as many of the other by chance. The majority guess is then 0.5."""
+    balanced_seed: int = 0
+    """Of that chance; not the run's seed, so that runs under several seeds have the same samples."""
     extra: bool = False
     """Train on SVHN's `extra_32x32.mat` too, 531,131 easier digits; validation and test stay as they are. Preparing them takes
     2 GB of memory."""
@@ -91,6 +96,7 @@ class DataConfig:
         _require(self.cutout >= 0, "data.cutout", self.cutout, "at least 0")
         _require(self.input_noise >= 0, "data.input_noise", self.input_noise, "at least 0")
         _require(self.train_rows >= 0, "data.train_rows", self.train_rows, "at least 0")
+        _require(self.balanced_seed >= 0, "data.balanced_seed", self.balanced_seed, "at least 0")
         _require(self.mixture_seed >= 0, "data.mixture_seed", self.mixture_seed, "at least 0")
         _require(re.fullmatch("([0-9a-f]{16})?", self.digest) is not None, "data.digest", self.digest, "16 digits of 0-9 and a-f")
         _require(self.num_identities >= 10, "data.num_identities", self.num_identities, "at least 10")
@@ -544,6 +550,11 @@ def _check_data(c: DataConfig) -> None:
     """What only some data sets have. Not a DataConfig's own check: the data set may be named beside it."""
     if c.extra and c.dataset != "svhn":
         raise InputError(f"data.extra is True, but data.dataset is {c.dataset!r} and svhn alone has it: set --data.no-extra")
+    if c.balanced and c.dataset in ("mnist", "digits", "har", "cifar10", "svhn"):
+        raise InputError(f"data.balanced is True, but the label of {c.dataset} has more than two values: set --data.no-balanced")
+    if c.balanced and c.dataset in ("faces", "celeba") and len(c.labels) != 1:
+        told = f"names {len(c.labels)}" if c.labels else "names none, which is all"
+        raise InputError(f"data.balanced is True, but data.labels {told}: give one label, such as --data.labels Male")
 
 
 def _check_workers(c: Config) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.credentials import redacted
-from cpgan_ray.data import store
+from cpgan_ray.data import balance, store
 from cpgan_ray.data.node import Draft
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.errors import InputError
@@ -53,13 +53,14 @@ def settings(small: Small, config: Config) -> dict[str, object]:
     return {
         "dataset": config.data.dataset,
         **{field: getattr(config.data, field) for field in (*small.settings, "train_rows", *on)},
+        **balance.settings(config.data),
     }
 
 
 def draft(small: Small, source: Path, config: Config, *, progress: bool) -> Draft:
     """The store of the data set in `source`, not made yet.
 
-    Raises: InputError where a file is missing; then, as the store is built, what the reader raises.
+    Raises: InputError where a file is missing; then, as the store is built, what the reader and `plan_of` raise.
     """
     made_of = settings(small, config)
     total = hashlib.sha256(json.dumps([store.FORMAT, made_of]).encode())
@@ -78,11 +79,16 @@ def draft(small: Small, source: Path, config: Config, *, progress: bool) -> Draf
 
 
 def plan_of(samples: Samples, *, digest: str, source: dict[str, object], mirrored: bool, data: DataConfig) -> store.Plan:
-    """What the store is made of. A label of two classes is 0/1 like an attribute."""
+    """What the store is made of. A label of two classes is 0/1 like an attribute. Rows are balanced after they are thinned.
+
+    Raises: InputError where they cannot be balanced.
+    """
     several = {samples.label_name: list(samples.classes)} if len(samples.classes) > 2 else {}
     pictures = samples.values.dtype == np.uint8
     limits = {"train": data.train_rows, "val": data.train_rows // 4}
     rows = {name: thinned(chosen, limits.get(name, 0)) for name, chosen in samples.rows.items()}
+    if data.balanced:
+        rows = balance.balanced(rows, samples.labels, label=samples.label_name, data=data)
     return store.Plan(
         digest=digest,
         source=source,
