@@ -60,6 +60,14 @@ class DataConfig:
     """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
     labels: tuple[str, ...] = ()
     """The attributes of the task, by their official names; none given: all that the attribute file has."""
+    balanced: bool = False
+    """Keep equally many samples of both values of the task's one 0/1 label in training, validation and test each: all of the rarer
+    value, as many of the other by chance. The majority guess is then 0.5."""
+    balanced_seed: int = 0
+    """Of that chance; not the run's seed, so that runs under several seeds have the same samples."""
+    extra: bool = False
+    """Train on SVHN's `extra_32x32.mat` too, 531,131 easier digits; validation and test stay as they are. Preparing them takes
+    2 GB of memory."""
     train_rows: int = 0
     """At most so many training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
     mixture_seed: int = 9
@@ -88,6 +96,7 @@ class DataConfig:
         _require(self.cutout >= 0, "data.cutout", self.cutout, "at least 0")
         _require(self.input_noise >= 0, "data.input_noise", self.input_noise, "at least 0")
         _require(self.train_rows >= 0, "data.train_rows", self.train_rows, "at least 0")
+        _require(self.balanced_seed >= 0, "data.balanced_seed", self.balanced_seed, "at least 0")
         _require(self.mixture_seed >= 0, "data.mixture_seed", self.mixture_seed, "at least 0")
         _require(re.fullmatch("([0-9a-f]{16})?", self.digest) is not None, "data.digest", self.digest, "16 digits of 0-9 and a-f")
         _require(self.num_identities >= 10, "data.num_identities", self.num_identities, "at least 10")
@@ -530,10 +539,22 @@ class Config:
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 4, "batch_size", self.batch_size, "at least 4")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _check_data(self.data)
         if self.privatizer.num_workers > 1:
             _check_workers(self)
         if self.game.gradient_norms and self.runtime.compile:
             raise InputError("game.gradient_norms takes two backward passes, runtime.compile has but one: leave one of the two out")
+
+
+def _check_data(c: DataConfig) -> None:
+    """What only some data sets have. Not a DataConfig's own check: the data set may be named beside it."""
+    if c.extra and c.dataset != "svhn":
+        raise InputError(f"data.extra is True, but data.dataset is {c.dataset!r} and svhn alone has it: set --data.no-extra")
+    if c.balanced and c.dataset in ("mnist", "digits", "har", "cifar10", "svhn"):
+        raise InputError(f"data.balanced is True, but the label of {c.dataset} has more than two values: set --data.no-balanced")
+    if c.balanced and c.dataset in ("faces", "celeba") and len(c.labels) != 1:
+        told = f"names {len(c.labels)}" if c.labels else "names none, which is all"
+        raise InputError(f"data.balanced is True, but data.labels {told}: give one label, such as --data.labels Male")
 
 
 def _check_workers(c: Config) -> None:

@@ -114,20 +114,26 @@ _CELEBA = Recipe(
 DATASETS: dict[str, Recipe] = {
     "faces": dataclasses.replace(_CELEBA, source=_drawn, needs_folder=False),
     "celeba": _CELEBA,
-    "mnist": _small(Small(mnist.files, lambda source, data: mnist.read(source))),
-    "har": _small(Small(har.files, lambda source, data: har.read(source))),
-    "genki4k": _small(Small(genki4k.files, _genki4k, settings=("image_size",), mirrored=True)),
-    "cifar10": _small(Small(cifar10.files, lambda source, data: cifar10.read(source), mirrored=True)),
-    "svhn": _small(Small(svhn.files, lambda source, data: svhn.read(source))),
+    "mnist": _small(Small(lambda source, data: mnist.files(source), lambda source, data: mnist.read(source))),
+    "har": _small(Small(lambda source, data: har.files(source), lambda source, data: har.read(source))),
+    "genki4k": _small(Small(lambda source, data: genki4k.files(source), _genki4k, settings=("image_size",), mirrored=True)),
+    "cifar10": _small(Small(lambda source, data: cifar10.files(source), lambda source, data: cifar10.read(source), mirrored=True)),
+    "svhn": _small(
+        Small(
+            lambda source, data: svhn.files(source, extra=data.extra),
+            lambda source, data: svhn.read(source, extra=data.extra),
+            switches=("extra",),
+        )
+    ),
     "gaussian": _small(
         Small(
-            lambda source: gaussian.files(),
+            lambda source, data: gaussian.files(),
             lambda source, data: gaussian.read(data.mixture_seed),
             settings=("mixture_seed",),
             needs_folder=False,
         )
     ),
-    "digits": _small(Small(lambda source: digits.files(), lambda source, data: digits.read(), needs_folder=False)),
+    "digits": _small(Small(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)),
 }
 RESIZED = ("faces", "celeba", "genki4k")
 """Those whose pictures are brought to `data.image_size`; the others have a size of their own."""

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import store
+from cpgan_ray.data import balance, store
 from cpgan_ray.data.node import Draft
 from cpgan_ray.errors import InputError
 
@@ -92,7 +92,8 @@ def draft(source: Path, config: Config, *, processes: int | None = None, progres
 
     Raises:
         InputError: a file is missing; then, as the store is built: a file is malformed or contradicts another; a picture is missing
-            or cannot be decoded (unless `config.skip_corrupt`); a label is unknown; people are in two splits; a split is empty.
+            or cannot be decoded (unless `config.skip_corrupt`); a label is unknown; people are in two splits; a split is empty, or
+            cannot be balanced.
     """
     if not source.is_dir():
         raise InputError(f"data folder {source} does not exist or is no folder: give one in the CelebA layout with --data-dir")
@@ -132,6 +133,10 @@ def _plan(
         if len(members) == 0:
             remedy = "try --data.split identity" if config.data.split == "official" else "more people are needed"
             raise InputError(f"{source['path']}: the {name} split is empty (--data.split {config.data.split}): {remedy}")
+    if config.data.balanced:
+        [column] = columns_of(annotations.label_names, config.data.labels)
+        label, values = annotations.label_names[column], annotations.labels[:, column]
+        rows = balance.balanced(rows, values, label=label, data=config.data)
     return store.Plan(
         digest=digest,
         source=source,
@@ -208,7 +213,8 @@ def _zipped(path: Path) -> Pictures:
 def settings(config: Config) -> dict[str, object]:
     """What the store depends on beside the files."""
     keys = ("dataset", "image_size", "crop", "split")
-    return {**{key: getattr(config.data, key) for key in keys}, "skip_corrupt": config.skip_corrupt}
+    made_of = {key: getattr(config.data, key) for key in keys}
+    return {**made_of, "skip_corrupt": config.skip_corrupt, **balance.settings(config.data)}
 
 
 def needed(names: Sequence[str], config: Config) -> list[str]:

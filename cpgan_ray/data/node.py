@@ -155,12 +155,13 @@ def made(draft: Draft, config: Config, cache: Path, shared: SharedCache | None, 
 
 
 def ensure_made_so(folder: Path, settings: Mapping[str, object]) -> None:
-    """Raises: InputError where a store that was named was made with other settings than the run's."""
+    """Raises: InputError where a store that was named was made with other settings than the run's; one that is not told is off."""
     told = store.read_json(folder, store.MANIFEST, kind=store.Manifest).source
-    for name, value in settings.items():
-        if name in told and told[name] != value:
+    for name in [name for name in {**settings, **told} if name != "path"]:
+        was, value = told.get(name, False), settings.get(name, False)
+        if was != value:
             raise InputError(
-                f"data.digest is {folder.name}, a store made with {name} {told[name]!r:.40}, the run's is {value!r}: give the "
+                f"data.digest is {folder.name}, a store made with {name} {was!r:.40}, the run's is {value!r}: give the "
                 "same, or leave --data.digest out"
             )
 

@@ -13,11 +13,40 @@ import numpy as np
 from cpgan_ray.errors import InputError
 
 
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Arrays (n, H, W, C) of one type as one of all their rows, (N, H, W, C), without a copy: of large files, each in memory."""
+
+    parts: Sequence[np.ndarray]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        height, width, channels = self.parts[0].shape[1:]
+        return len(self), height, width, channels
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of the values in `rows` (B,), in that order: (B, H, W, C)."""
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        start = 0
+        for part in self.parts:
+            here = (rows >= start) & (rows < start + len(part))
+            taken[here] = part[rows[here] - start]
+            start += len(part)
+        return taken
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
     """A data set in memory, with one label of several classes."""
 
-    values: np.ndarray
+    values: np.ndarray | Stacked
     """(N, H, W, C): uint8 pictures, or float32 signals as they are to be stored."""
     labels: np.ndarray
     """(N,) int8, class numbers from 0."""

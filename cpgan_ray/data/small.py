@@ -10,7 +10,7 @@ import numpy as np
 
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.credentials import redacted
-from cpgan_ray.data import store
+from cpgan_ray.data import balance, store
 from cpgan_ray.data.node import Draft
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.errors import InputError
@@ -20,12 +20,14 @@ from cpgan_ray.errors import InputError
 class Small:
     """How a data set is read."""
 
-    files: Callable[[Path], list[Path]]
+    files: Callable[[Path, DataConfig], list[Path]]
     """What it is made of, which the digest is of; of one that needs no folder, files of a package."""
     read: Callable[[Path, DataConfig], Samples]
     needs_folder: bool = True
     settings: tuple[str, ...] = ()
-    """The fields of DataConfig that it heeds."""
+    """The fields of DataConfig that it heeds, beside those that all do."""
+    switches: tuple[str, ...] = ()
+    """The same, of those that change nothing where they are off: the digest has them where they are on."""
     mirrored: bool = False
     """Whether a mirror image is a sample of the same kind."""
 
@@ -47,20 +49,22 @@ def source(small: Small, config: Config, cache: Path) -> Path:
 
 def settings(small: Small, config: Config) -> dict[str, object]:
     """What the store depends on beside the files."""
+    on = [field for field in small.switches if getattr(config.data, field)]
     return {
         "dataset": config.data.dataset,
-        **{field: getattr(config.data, field) for field in (*small.settings, "train_rows")},
+        **{field: getattr(config.data, field) for field in (*small.settings, "train_rows", *on)},
+        **balance.settings(config.data),
     }
 
 
 def draft(small: Small, source: Path, config: Config, *, progress: bool) -> Draft:
     """The store of the data set in `source`, not made yet.
 
-    Raises: InputError where a file is missing; then, as the store is built, what the reader raises.
+    Raises: InputError where a file is missing; then, as the store is built, what the reader and `plan_of` raise.
     """
     made_of = settings(small, config)
     total = hashlib.sha256(json.dumps([store.FORMAT, made_of]).encode())
-    for path in small.files(source):
+    for path in small.files(source, config.data):
         with path.open("rb") as file:
             total.update(f"\n{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     digest = total.hexdigest()[:16]
@@ -68,19 +72,23 @@ def draft(small: Small, source: Path, config: Config, *, progress: bool) -> Draf
 
     def build(folder: Path) -> None:
         samples = small.read(source, config.data)
-        train_rows = config.data.train_rows
-        plan = plan_of(samples, digest=digest, source=where | made_of, mirrored=small.mirrored, train_rows=train_rows)
+        plan = plan_of(samples, digest=digest, source=where | made_of, mirrored=small.mirrored, data=config.data)
         store.build(folder, plan, progress=progress)
 
     return Draft(digest, build)
 
 
-def plan_of(samples: Samples, *, digest: str, source: dict[str, object], mirrored: bool, train_rows: int = 0) -> store.Plan:
-    """What the store is made of. A label of two classes is 0/1 like an attribute. `train_rows`: see DataConfig."""
+def plan_of(samples: Samples, *, digest: str, source: dict[str, object], mirrored: bool, data: DataConfig) -> store.Plan:
+    """What the store is made of. A label of two classes is 0/1 like an attribute. Rows are balanced after they are thinned.
+
+    Raises: InputError where they cannot be balanced.
+    """
     several = {samples.label_name: list(samples.classes)} if len(samples.classes) > 2 else {}
     pictures = samples.values.dtype == np.uint8
-    limits = {"train": train_rows, "val": train_rows // 4}
+    limits = {"train": data.train_rows, "val": data.train_rows // 4}
     rows = {name: thinned(chosen, limits.get(name, 0)) for name, chosen in samples.rows.items()}
+    if data.balanced:
+        rows = balance.balanced(rows, samples.labels, label=samples.label_name, data=data)
     return store.Plan(
         digest=digest,
         source=source,

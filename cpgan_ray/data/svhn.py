@@ -2,7 +2,7 @@
 
     train_32x32.mat    73,257 pictures: X (32, 32, 3, N) and y (N, 1), both uint8, a zero being labelled 10
     test_32x32.mat     26,032
-    extra_32x32.mat    531,131 easier ones, for training, if asked for
+    extra_32x32.mat    531,131 easier ones, for training, with `data.extra`
 
 Digits of one house number follow each other and their pictures overlap. So validation is the last tenth of the training file as
 one block, with a gap before it, and rows are resampled in blocks of neighbours.
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cpgan_ray.data.samples import Samples, checked, find, unreadable
+from cpgan_ray.data.samples import Samples, Stacked, checked, find, unreadable
 from cpgan_ray.errors import InputError
 
 TRAIN, TEST, EXTRA = "train_32x32.mat", "test_32x32.mat", "extra_32x32.mat"
@@ -49,17 +49,16 @@ def read(source: Path, *, extra: bool = False) -> Samples:
     paths = files(source, extra=extra)
     read_files = [_read_file(path) for path in paths]
     ends = np.cumsum([len(y) for _, y in read_files])
-    values, identity = np.empty((ends[-1], 32, 32, 3), np.uint8), np.empty(ends[-1], np.int64)
+    identity = np.empty(ends[-1], np.int64)
     taken = 0
-    for end, (x, y) in zip(ends, read_files, strict=True):
-        values[end - len(y) : end] = x.transpose(3, 0, 1, 2)
+    for end, (_, y) in zip(ends, read_files, strict=True):
         identity[end - len(y) : end] = taken + np.arange(len(y)) // BLOCK
         taken += -(-len(y) // BLOCK)
     num_train = int(ends[0])
     start = (num_train - num_train // 10) // BLOCK * BLOCK
     train = [np.arange(max(0, start - BLOCK)), np.arange(ends[1], ends[-1])]
     samples = Samples(
-        values=values,
+        values=Stacked([x.transpose(3, 0, 1, 2) for x, _ in read_files]),
         labels=np.concatenate([np.where(y == 10, 0, y) for _, y in read_files]).astype(np.int8),
         label_name="digit",
         classes=tuple("0123456789"),

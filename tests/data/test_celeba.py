@@ -509,3 +509,68 @@ def test_real_celeba_pictures_are_prepared(tmp_path):
     with Image.open(io.BytesIO(table["image"][row].as_py())) as original:
         small = original.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC, box=(0, 10, 89, 99))
     np.testing.assert_array_equal(dataset.train.take(np.array([here]))[0], np.asarray(small))
+
+
+# Balanced splits
+
+
+def test_a_balanced_store_has_as_many_of_both_values_in_every_split_and_nobody_in_two(layout):
+    whole = load(layout)
+    found = load(layout, labels=("Male",), balanced=True)
+    people: list[set[int]] = []
+    for name in store.SPLITS:
+        part, all_of_it = getattr(found, name), getattr(whole, name)
+        males = part.labels[:, 1]
+        fewest = min(np.bincount(all_of_it.labels[:, 1], minlength=2))
+        assert np.bincount(males).tolist() == [fewest, fewest]
+        there = {p.tobytes(): tuple(y) for p, y in zip(all_of_it.take(np.arange(len(all_of_it))), all_of_it.labels, strict=True)}
+        mine = {p.tobytes(): tuple(y) for p, y in zip(part.take(np.arange(len(part))), part.labels, strict=True)}
+        assert len(mine) == len(part) and mine.items() <= there.items(), "pictures of the same split, with their labels"
+        assert (np.diff(part.identity) >= 0).all(), "in their order"
+        people.append(set(part.identity.tolist()))
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(people, 2))
+
+
+def test_a_balanced_store_is_named_by_its_label_and_seed_and_is_the_same_each_time(layout, tmp_path):
+    def balanced(label: str, **changes: Any) -> data.Dataset:
+        return load(layout, labels=(label,), balanced=True, **changes)
+
+    male = balanced("Male")
+    again = balanced("Male", cache_dir=tmp_path / "other")
+    assert again.digest == male.digest
+    np.testing.assert_array_equal(everything(again), everything(male))
+    others = [balanced("Young"), balanced("Male", balanced_seed=1), load(layout, labels=("Male",))]
+    assert len({male.digest, *(other.digest for other in others)}) == 4
+    assert others[2].digest == load(layout).digest, "what is not balanced is one store for all labels"
+    assert not np.array_equal(everything(others[1]), everything(male))
+    with pytest.raises(InputError, match=r"a store made with balanced \['Male'\], the run's is \['Young'\]: give the same"):
+        balanced("Young", digest=male.digest)
+    with pytest.raises(InputError, match=r"a store made with balanced False, the run's is \['Male'\]: give the same"):
+        balanced("Male", digest=others[2].digest)
+
+
+@pytest.mark.parametrize(("labels", "told"), [((), "names none, which is all"), (("Male", "Young"), "names 2")])
+@pytest.mark.parametrize("name", ["celeba", "faces"])
+def test_one_label_is_balanced_and_not_several(name, labels, told):
+    with pytest.raises(InputError, match=f"data.balanced is True, but data.labels {told}: give one label, such as --data.labels"):
+        Config(data=DataConfig(dataset=name, labels=labels, balanced=True))
+
+
+def test_a_split_without_one_of_the_values_is_named_and_nothing_is_written(layout):
+    path = layout / "list_attr_celeba.txt"
+    lines = path.read_text().split("\n")
+    lines[2 + 40 : 2 + 52] = [f"{line.split()[0]} 1 -1 1 1" for line in lines[2 + 40 : 2 + 52]]
+    path.write_text("\n".join(lines))
+    for label, value in (("Male", 1), ("Young", 0)):
+        with pytest.raises(InputError, match=f"no sample of the val split has the value {value} of {label}: give another label"):
+            load(layout, labels=(label,), balanced=True)
+    assert not [path for path in (layout / ".cpgan").iterdir() if path.suffix != ".lock"]
+
+
+def test_missing_pictures_do_not_count_in_the_balance(layout):
+    labels = load(layout).train.labels[:, 1]
+    rarer = int(labels.mean() < 0.5)
+    for row in np.flatnonzero(labels == rarer)[:5]:
+        (layout / "img_align_celeba" / f"{row + 1:06d}.jpg").unlink()
+    found = load(layout, labels=("Male",), balanced=True, skip_corrupt=True)
+    assert np.bincount(found.train.labels[:, 1]).tolist() == [(labels == rarer).sum() - 5] * 2

@@ -79,6 +79,22 @@ def test_a_part_of_the_rows_is_spread_over_all(dataset):
     assert np.array_equal(found.train.take(np.array([0, 99])), whole.train.take(np.array([0, len(whole.train) - 1])))
 
 
+def test_a_label_of_two_classes_is_balanced_after_rows_are_left_out(dataset):
+    found = dataset("gaussian", train_rows=101, balanced=True)
+    whole = dataset("gaussian", train_rows=101)
+    for split, most in (("train", 101), ("val", 25), ("test", len(whole.test))):
+        fewest = np.bincount(getattr(whole, split).labels[:, 0]).min()
+        assert np.bincount(getattr(found, split).labels[:, 0]).tolist() == [fewest, fewest]
+        assert 2 * fewest <= most
+    assert found.digest != whole.digest
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "har", "cifar10", "svhn"])
+def test_a_label_of_several_classes_is_not_balanced(dataset, name):
+    with pytest.raises(InputError, match=f"data.balanced is True, but the label of {name} has more than two values"):
+        dataset(name, balanced=True)
+
+
 @pytest.mark.parametrize("name", ["digits", "gaussian"])
 def test_components_without_mirror_images_are_those_of_the_samples_alone(dataset, name):
     found = dataset(name, train_rows=1000)

@@ -14,6 +14,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from cpgan_ray import data
+from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import svhn
 from cpgan_ray.errors import InputError
 
@@ -64,8 +66,10 @@ def test_pictures_and_digits_are_those_of_the_reference_reader(tmp_path, packed,
     paths = svhn.files(tmp_path, extra=extra)
     assert [path.name for path in paths] == [svhn.TRAIN, svhn.TEST, svhn.EXTRA][: 2 + extra]
     loaded = [scipy.io.loadmat(path, variable_names=["X", "y"]) for path in paths]
-    np.testing.assert_array_equal(samples.values, np.concatenate([np.moveaxis(m["X"], 3, 0) for m in loaded]))
-    assert samples.values.flags.c_contiguous
+    expected = np.concatenate([np.moveaxis(m["X"], 3, 0) for m in loaded])
+    assert (samples.values.shape, samples.values.dtype) == (expected.shape, expected.dtype)
+    for rows in (np.arange(len(expected)), np.array([147, 3, 122, 123, 3])):
+        np.testing.assert_array_equal(samples.values[rows], expected[rows])
     assert samples.labels.tolist() == [int(label) % 10 for m in loaded for label in m["y"][:, 0]]
 
 
@@ -94,6 +98,54 @@ def test_a_missing_file_is_named_with_where_to_get_it(layout, name):
         svhn.files(layout, extra=True)
     if name == svhn.EXTRA:
         assert len(svhn.read(layout).labels) == 148
+
+
+def load(folder: Path, **changes: Any) -> data.Dataset:
+    return data.load(Config(data_dir=folder, data=DataConfig(dataset="svhn", **changes)), progress=False)
+
+
+def test_extra_is_trained_on_if_asked_for_and_is_a_store_of_its_own(layout):
+    plain, more = load(layout), load(layout, extra=True)
+    assert (len(plain.train), len(more.train)) == (100, 131)
+    assert more.digest != plain.digest
+    extra = more.train.take(np.arange(100, 131))
+    np.testing.assert_array_equal(extra, np.moveaxis(FILES[svhn.EXTRA][0], 3, 0))
+    assert more.train.labels[100:, 0].tolist() == [int(y) % 10 for y in FILES[svhn.EXTRA][1][:, 0]]
+    assert [len(part) for part in (more.val, more.test)] == [len(plain.val), len(plain.test)] == [13, 25]
+    with pytest.raises(InputError, match="data.digest is .*, a store made with extra False, the run's is True: give the same"):
+        load(layout, extra=True, digest=plain.digest)
+    with pytest.raises(InputError, match="data.digest is .*, a store made with extra True, the run's is False: give the same"):
+        load(layout, digest=more.digest)
+    save(layout / svhn.EXTRA, X=X, y=Y)
+    assert load(layout).digest == plain.digest, "a file that is not read does not matter"
+    assert load(layout, extra=True).digest != more.digest
+
+
+def test_where_extra_is_asked_for_and_absent_nothing_is_written(layout):
+    (layout / svhn.EXTRA).unlink()
+    with pytest.raises(InputError, match=rf"^{layout}/{svhn.EXTRA} is missing: download http\S+/{svhn.EXTRA}$"):
+        load(layout, extra=True)
+    assert sorted(path.name for path in layout.iterdir()) == [svhn.TEST, svhn.TRAIN]
+    assert len(load(layout).train) == 100
+
+
+@pytest.mark.parametrize("name", ["faces", "celeba", "mnist", "cifar10"])
+def test_other_data_sets_have_no_extra_split(name):
+    with pytest.raises(InputError, match=f"data.extra is True, but data.dataset is '{name}' and svhn alone has it"):
+        Config(data=DataConfig(dataset=name, extra=True))
+
+
+def test_pictures_are_in_memory_once(tmp_path):
+    """Of the official files with `extra` that is 2 GB."""
+    lay_out(tmp_path)
+    x, y = digits(3000)
+    save(tmp_path / svhn.EXTRA, X=x, y=y)
+    tracemalloc.start()
+    samples = svhn.read(tmp_path, extra=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert samples.values.shape == (3148, 32, 32, 3)
+    assert peak < 1.4 * 3148 * 3072
 
 
 X, Y = digits(30)
@@ -171,7 +223,7 @@ def test_a_changed_byte_of_a_header_changes_nothing_or_is_refused(layout, flip):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
         with contextlib.suppress(InputError):
             samples = svhn.read(layout)
-            np.testing.assert_array_equal(samples.values[:30], np.moveaxis(X, 3, 0))
+            np.testing.assert_array_equal(samples.values[np.arange(30)], np.moveaxis(X, 3, 0))
             assert samples.labels[:30].tolist() == (Y[:, 0] % 10).tolist()
 
 
@@ -232,6 +284,6 @@ def test_real_digits_come_through_as_they_are(tmp_path):
     save(tmp_path / svhn.TRAIN, X=x[..., :400], y=y[:400])
     save(tmp_path / svhn.TEST, X=x[..., 400:], y=y[400:])
     samples = svhn.read(tmp_path)
-    np.testing.assert_array_equal(samples.values, np.stack(pictures))
+    np.testing.assert_array_equal(samples.values[np.arange(500)], np.stack(pictures))
     assert samples.labels.tolist() == labels.tolist()
     assert samples.labels[:10].tolist() == [5, 2, 1, 0, 6, 1, 9, 1, 1, 8]
