@@ -486,14 +486,14 @@ def test_no_trial_marks_its_run_after_the_search_that_was_stopped(tiny_config, m
     client, late = mlflow.MlflowClient(mlflow_uri), []
 
     class Trial:
-        def ready(self) -> None:
-            pass
+        def ready(self, run_id: str) -> None:
+            self.client = mlflow.MlflowClient(mlflow_uri)
+            assert self.client.get_run(run_id).info.status == "RUNNING"
 
         def end(self, run_id: str) -> None:
-            client = mlflow.MlflowClient(mlflow_uri)
-            while client.get_run(run_id).info.status == "RUNNING":
+            while self.client.get_run(run_id).info.status == "RUNNING":
                 pass
-            client.set_terminated(run_id, "FINISHED")
+            self.client.set_terminated(run_id, "FINISHED")
 
     def fit(tuner: tune.Tuner) -> None:
         parent = json.loads((tmp_path / "out" / SEARCH).read_text())["run_id"]
@@ -501,7 +501,7 @@ def test_no_trial_marks_its_run_after_the_search_that_was_stopped(tiny_config, m
         late.append(client.create_run(client.get_run(parent).info.experiment_id, tags=tags).info.run_id)
         start: Any = ray.remote(num_cpus=0)(Trial)
         trial = start.remote()
-        ray.get(trial.ready.remote())
+        ray.get(trial.ready.remote(late[0]))
         trial.end.remote(late[0])
         raise KeyboardInterrupt
 
