@@ -20,7 +20,7 @@ from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder, ope
 from cpgan_ray.evaluation.fitting import Material, entries, trained_against
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import metrics
-from cpgan_ray.judging import judge_codes, on_ray, read_errors, utility_of
+from cpgan_ray.judging import judge_codes, on_ray, read_errors
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import STORE, Tracker, read_curves
 from cpgan_ray.training import about, check_undefended, headline, new_output
@@ -53,7 +53,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     projection(dataset, components=DEFAULT_COMPONENTS)
     codes = encode_all(encoder, dataset)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
-    of_task = utility(target, codes, dataset, config)
+    logits = head_logits(target, codes, dataset, config)
     curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
     if on_ray(config.runtime):
         from cpgan_ray.actors.cluster import connect
@@ -65,7 +65,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
         judged = judge_codes(
             Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels),
             runtime=config.runtime,
-            utility=of_task,
+            logits=logits,
             about=about(config) if target.config else about_encoder(config, encoder),
             curves=curves,
             undefended=config.tracking.undefended,
@@ -115,8 +115,9 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
     )
 
 
-def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> dict[str, float]:
-    """The run's own utility head on the test codes; nothing for an encoder that came alone, or on data that have other labels.
+def head_logits(target: Target, codes: Codes, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
+    """What the run's own utility head answers to the codes of `test` and `val`, (N, L or C) each; nothing for an encoder that came
+    alone, or on data that have other labels.
 
     Raises: InputError where the head is damaged, or another encoder's.
     """
@@ -132,9 +133,7 @@ def utility(target: Target, codes: Codes, dataset: Dataset, config: Config) -> d
         outputs = logits["test"].shape[1]
     except Exception as e:  # whatever its operations raise
         raise InputError(f"utility head {path} fails on the codes ({type(e).__name__}): attack the privatizer.pt2 alone") from e
-    if outputs != len(shares(dataset, config.data.labels)):
-        return {}
-    return utility_of(logits, dataset, config.data.labels, seed=config.seed)
+    return logits if outputs == len(shares(dataset, config.data.labels)) else {}
 
 
 def about_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:

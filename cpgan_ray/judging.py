@@ -22,9 +22,9 @@ from cpgan_ray.evaluation.card import Curves, card
 from cpgan_ray.evaluation.fitting import Made, Material, entries, in_process
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.protocol import Codes, people_apart
-from cpgan_ray.evaluation.scoring import RowErrors, mean_interval, paired_difference
+from cpgan_ray.evaluation.scoring import RowErrors, accuracy_intervals, mean_interval, paired_difference
 from cpgan_ray.evaluation.tournament import Verdict, as_json, judge
-from cpgan_ray.objectives import accuracy, mean_balanced_accuracy, right_answers
+from cpgan_ray.objectives import accuracy, balanced_accuracy, mean_balanced_accuracy, of_classes, right_answers
 from cpgan_ray.process import available_cpus
 
 LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
@@ -110,7 +110,7 @@ def judge_codes(
     material: Material,
     *,
     runtime: RuntimeConfig,
-    utility: Mapping[str, float],
+    logits: Mapping[str, np.ndarray],
     about: Mapping[str, Any],
     curves: Curves,
     undefended: Path | None = None,
@@ -118,14 +118,21 @@ def judge_codes(
 ) -> Judged:
     """The tournament on some codes, and all that is written about it.
 
+    logits: the utility head's answers to them, see `utility_of`; empty where there is none;
     about: `name`, `k`, `privacy_weight`, `seed`, `settings` of the report;
     undefended: the output folder of a finished undefended twin; against: a report folder to compare with, pair by pair.
     """
+    told: dict[str, Any] = {"utility": {}, "labels": []}
+    if logits:
+        told = {
+            "utility": utility_of(logits, material.dataset, material.task, seed=material.seed),
+            "labels": labels_of(logits["test"], material.dataset, material.task, seed=material.seed),
+        }
     made = fit_attacks(material, runtime=runtime)
     verdict = judge(made, material)
     report: dict[str, Any] = dict(about) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        "utility": dict(utility),
+        **told,
         **as_json(verdict),
         "references": references(verdict, undefended),
         "threat_model": threat_model(material),
@@ -271,6 +278,31 @@ def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple
         "majority_accuracy": float(accuracy(majority_logits(dataset, labels, rows=len(y)), y).mean()),
         "val_accuracy": float(accuracy(logits["val"], dataset.val.labels[:, columns]).mean()),
     }
+
+
+def labels_of(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> list[dict[str, Any]]:
+    """The same on the test split for each label of the task by itself, with intervals over people. The balanced accuracy is
+    (TPR + TNR) / 2, of several classes their mean recall; None where one of a label's two values does not occur.
+
+    logits: (N, L or C) of `test`.
+    """
+    columns = label_columns(dataset, labels)
+    y = dataset.test.labels[:, columns]
+    classes = np.unique(y) if of_classes(logits, y) else np.array([0, 1])
+    plain, balanced = accuracy_intervals(right_answers(logits, y), y[:, :, None] == classes, dataset.test.identity, seed=seed)
+    numbers = {
+        "accuracy": accuracy(logits, y),
+        "accuracy_low": plain[:, 0],
+        "accuracy_high": plain[:, 1],
+        "balanced_accuracy": balanced_accuracy(logits, y),
+        "balanced_accuracy_low": balanced[:, 0],
+        "balanced_accuracy_high": balanced[:, 1],
+        "majority_accuracy": accuracy(majority_logits(dataset, labels, rows=len(y)), y),
+    }
+    return [
+        {"name": dataset.label_names[column]} | {key: float(v[i]) if np.isfinite(v[i]) else None for key, v in numbers.items()}
+        for i, column in enumerate(columns)
+    ]
 
 
 def twin_codes(program: Path, dataset: Dataset) -> Codes:

@@ -26,7 +26,7 @@ from cpgan_ray.evaluation.panels import panel, reconstructed
 from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.game import Game, opponents, play_in_process
-from cpgan_ray.judging import judge_codes, strongest_of, utility_of
+from cpgan_ray.judging import judge_codes, strongest_of
 from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.nets.cost import costs
 from cpgan_ray.process import available_cpus, set_up_process
@@ -267,17 +267,17 @@ def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Seque
 
 def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, final_round: int) -> dict[str, Any]:
     """Utility on the test split, the tournament of fresh attacks, exported programs, report card. Returns the summary."""
-    utility = utility_of(outcome.logits, dataset, config.data.labels, seed=config.seed)
     pictures = dataset.test.take(np.arange(2)).transpose(0, 3, 1, 2).copy()
     tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2].copy()})
     judged = judge_codes(
         Material(dataset, outcome.codes, config.attacks, config.seed, trained_against(config), config.data.labels),
         runtime=config.runtime,
-        utility=utility,
+        logits=outcome.logits,
         about=about(config) | {"cost": costs(config, image_shape=dataset.image_shape, outputs=outcome.logits["test"].shape[1])},
         curves=read_curves(tracker.output / "metrics.jsonl"),
         undefended=config.tracking.undefended,
     )
+    utility = judged.report["utility"]
     told = {f"utility/{name}": value for name, value in utility.items() if name != "val_accuracy"}  # logged with its epoch
     tracker.log(told | metrics(judged.verdict), step=final_round)
     tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import Tensor, nn
 
-from cpgan_ray.audit import Gate, attack, utility
+from cpgan_ray.audit import Gate, attack, head_logits
 from cpgan_ray.cli import find_target, parse_attack
 from cpgan_ray.config import (
     AttackConfig,
@@ -39,6 +39,7 @@ from cpgan_ray.config import (
 )
 from cpgan_ray.data import load
 from cpgan_ray.evaluation.encoders import encode_all, open_encoder
+from cpgan_ray.judging import utility_of
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.tracking import read_curves
 from cpgan_ray.training import train
@@ -182,6 +183,9 @@ def test_the_report_has_every_number_that_it_is_read_for(by_folder):
 def test_the_attack_finds_what_the_run_itself_reported(by_folder, trained):
     found, told = by_folder.report, trained.report
     assert found["utility"] == pytest.approx(told["utility"], abs=2e-3)
+    assert [row["name"] for row in found["labels"]] == [row["name"] for row in told["labels"]]
+    for here, there in zip(found["labels"], told["labels"], strict=True):
+        assert here == pytest.approx(there, abs=0.05, nan_ok=True)
     assert found["privacy"]["strongest"] == {
         name: value if isinstance(value, str) else pytest.approx(value, abs=1e-4)
         for name, value in told["privacy"]["strongest"].items()
@@ -320,7 +324,7 @@ def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kin
     assert strongest["r2"] > 0.7
     assert strongest["low"] > alone["constant"][0].summary["strongest"]["high"] + 0.5
     assert strongest["r2"] == pytest.approx(alone["float32"][0].summary["strongest"]["r2"], abs=1e-3), "the same map"
-    assert (report["k"], report["utility"], report["privacy_weight"]) == (48, {}, None)
+    assert (report["k"], report["utility"], report["labels"], report["privacy_weight"]) == (48, {}, [], None)
 
 
 def test_a_constant_encoder_gives_nothing_away(alone):
@@ -386,9 +390,11 @@ def test_the_utility_is_that_of_the_runs_head_where_the_data_have_its_labels(tra
     assert target.config is not None
     dataset = load(target.config)
     codes = encode_all(open_encoder(target.program), dataset)
-    assert utility(target, codes, dataset, target.config) == pytest.approx(trained.report["utility"], abs=2e-3)
+    logits = head_logits(target, codes, dataset, target.config)
+    found = utility_of(logits, dataset, target.config.data.labels, seed=target.config.seed)
+    assert found == pytest.approx(trained.report["utility"], abs=2e-3)
     fewer = dataclasses.replace(dataset, label_names=dataset.label_names[1:])
-    assert utility(target, codes, fewer, target.config) == {}
+    assert head_logits(target, codes, fewer, target.config) == {}
 
 
 def test_curves_are_the_r2_of_each_training_adversary_by_round(trained, tmp_path):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import psutil
 import pytest
@@ -139,6 +140,9 @@ def test_the_report_says_what_the_last_line_says(finished):
         name: value if isinstance(value, str) else pytest.approx(value, abs=1e-4) for name, value in summary["strongest"].items()
     }
     assert report["utility"]["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-4)
+    assert fmean(row["accuracy"] for row in report["labels"]) == pytest.approx(report["utility"]["accuracy"])
+    page = (finished.output / "report" / "report.html").read_text()
+    assert [row["name"] for row in report["labels"] if f"<td>{row['name']}</td>" not in page] == []
     privacy = report["privacy"]
     assert privacy["excess_r2"] == pytest.approx(strongest["r2"] - privacy["label_floor_r2"])
     every = {"ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest"}

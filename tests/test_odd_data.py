@@ -126,6 +126,9 @@ def test_labels_that_have_one_value_in_validation_or_test_alone_leave_every_numb
     report = job(lay_out(tmp_path / "celeba", images=pictures(), labels=labels), *task)
     utility = report["utility"]
     assert all(0 <= value <= 1 for value in utility.values())
+    for row in report["labels"]:
+        balanced = [row[f"balanced_accuracy{end}"] for end in ("", "_low", "_high")]
+        assert [value is None for value in balanced] == [row["name"] == "Male"] * 3, "which has one value in the test split"
     if task == ("Male",):
         assert utility["balanced_accuracy"] == utility["accuracy"], "there is nothing to balance"
     assert [a["name"] for a in report["attributes"]] == ["Smiling"], (

@@ -1,6 +1,6 @@
 """What an attack recovered on the score set, with its interval; and whether two runs differ. All sums in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,11 +89,17 @@ def resamples(people: int, *, seed: int) -> Iterator[np.ndarray]:
         yield rng.multinomial(people, np.full(people, 1 / people), size=min(size, RESAMPLES - start))
 
 
+def resampled_sums(columns: Iterable[np.ndarray], identity: np.ndarray, *, seed: int) -> np.ndarray:
+    """Sums of some values per score row, each (N,), in each bootstrap sample: (RESAMPLES, columns); with the same seed and people,
+    of the same draws."""
+    _, person = np.unique(identity, return_inverse=True)
+    sums = np.stack([np.bincount(person, weights=v) for v in columns])
+    return np.concatenate([draws @ sums.T for draws in resamples(sums.shape[1], seed=seed)])
+
+
 def resampled_r2(rows: RowErrors, *, seed: int) -> np.ndarray:
-    """R2 of each bootstrap sample, (RESAMPLES,); with the same seed and people, of the same draws."""
-    _, person = np.unique(rows.identity, return_inverse=True)
-    sums = np.stack([np.bincount(person, weights=v) for v in (rows.errors, rows.mean_errors)])
-    resampled = np.concatenate([draws @ sums.T for draws in resamples(sums.shape[1], seed=seed)])
+    """R2 of each bootstrap sample, (RESAMPLES,)."""
+    resampled = resampled_sums((rows.errors, rows.mean_errors), rows.identity, seed=seed)
     return 1 - resampled[:, 0] / resampled[:, 1]
 
 
@@ -108,6 +114,26 @@ def mean_interval(values: np.ndarray, identity: np.ndarray, *, seed: int, level:
     sums = RowErrors(values, np.ones(len(values)), identity)
     low, high = interval(sums, seed=seed, level=level)
     return 1 - high, 1 - low
+
+
+def accuracy_intervals(
+    right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap intervals of each label's accuracy and of its balanced accuracy (mean recall of its classes), resampling
+    identities: (L, 2) each. Samples that lack one of a label's classes do not count in the latter; NaN where all of them do.
+
+    right: (N, L) bool, whether the answer is right; of_class: (N, L, C) bool, whether the truth is that class.
+    """
+    _, labels, classes = of_class.shape
+    columns = (side[:, i, c] for side in (of_class & right[:, :, None], of_class) for i in range(labels) for c in range(classes))
+    hits, sizes = resampled_sums(columns, identity, seed=seed).reshape(RESAMPLES, 2, labels, classes).transpose(1, 2, 0, 3)
+    plain, balanced = np.empty((labels, 2)), np.full((labels, 2), np.nan)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    for i in range(labels):
+        plain[i] = np.quantile(hits[i].sum(axis=1) / sizes[i].sum(axis=1), ends)
+        if (whole := sizes[i].all(axis=1)).any():
+            balanced[i] = np.quantile((hits[i][whole] / sizes[i][whole]).mean(axis=1), ends)
+    return plain, balanced
 
 
 @dataclass(frozen=True)

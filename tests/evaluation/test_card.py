@@ -59,12 +59,23 @@ REPORT: dict[str, Any] = {
         "not_covered": "More.",
         "sets": [{"name": "train", "pictures": 320, "people": 160, "use": "fitting"}],
     },
+    "labels": [
+        {"name": "Smiling", "accuracy": 0.9012, "accuracy_low": 0.8814, "accuracy_high": 0.9216}
+        | {
+            "balanced_accuracy": 0.8821,
+            "balanced_accuracy_low": 0.8613,
+            "balanced_accuracy_high": 0.9018,
+            "majority_accuracy": 0.5,
+        },
+        {"name": "Bald", "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 1.0, "majority_accuracy": 0.97}
+        | dict.fromkeys(("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high")),
+    ],
     "limits": ["A limit."],
 }
 BARE = (
     REPORT
     | {"attacks": [a | {"curve": []} for a in REPORT["attacks"]]}
-    | {"utility": {}, "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
+    | {"utility": {}, "labels": [], "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
 )
 
 
@@ -151,10 +162,24 @@ def test_linkage_and_a_comparison_are_shown_where_there_are_any():
     assert "Against runs/b" not in page().text
 
 
+def test_each_label_of_the_task_has_a_row_and_what_cannot_be_balanced_an_empty_place():
+    rows = {tuple(row[:1]): row[1:] for row in page().rows if len(row) == 6}
+    assert rows["label",] == ["accuracy", "95 % interval", "balanced accuracy", "95 % interval", "majority guess"]
+    assert rows["Smiling",] == ["0.901", "0.881 to 0.922", "0.882", "0.861 to 0.902", "0.500"]
+    assert rows["Bald",] == ["0.900", "0.800 to 1.000", "", "", "0.970"]
+
+
 def test_a_report_with_nothing_but_attacks_makes_a_page_without_the_other_parts():
     shown = page(BARE, curves={})
     assert "svg" not in shown.tags
-    for heading in ("Training adversaries", "How many pictures", "Identity linkage", "What else z tells", "accuracy of the task"):
+    for heading in (
+        "Training adversaries",
+        "What the utility head answers",
+        "How many pictures",
+        "Identity linkage",
+        "What else z tells",
+        "accuracy of the task",
+    ):
         assert heading not in shown.text
         assert heading in page().text
     assert "mine, k = 6. 2026" in shown.text
@@ -177,6 +202,7 @@ def poisoned() -> dict[str, Any]:
         *report["sweep"],
         *report["references"],
         *report["attributes"],
+        *report["labels"],
         *report["threat_model"]["sets"],
     ):
         row["name"] = HOSTILE
@@ -207,7 +233,7 @@ def test_hostile_names_are_shown_and_not_obeyed():
     shown = page(poisoned(), curves={HOSTILE: ([0, 1], [0.1, 0.2])})
     assert shown.tags == page().tags
     cells = [row[0] for row in shown.rows]
-    assert cells.count(HOSTILE) == len([*REPORT["attacks"], *REPORT["references"], "a set", "linkage"])
+    assert cells.count(HOSTILE) == len([*REPORT["attacks"], *REPORT["references"], *REPORT["labels"], "a set", "linkage"])
     assert f"Against {HOSTILE}" in shown.text
     assert json.loads(shown.pre[0]) == {HOSTILE: [HOSTILE]}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cpgan_ray.adversaries.base import Target
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, Pairs
-from cpgan_ray.evaluation.scoring import RESAMPLES, RowErrors, interval, paired_difference, score
+from cpgan_ray.evaluation.scoring import RESAMPLES, RowErrors, accuracy_intervals, interval, mean_interval, paired_difference, score
 from cpgan_ray.evaluation.similarity import legacy_mse, similarity
 
 torch.set_num_threads(1)
@@ -184,6 +184,29 @@ def test_names_and_order_of_people_do_not_matter_to_the_interval():
     order = np.random.default_rng(0).permutation(len(rows.errors))
     shuffled = RowErrors(rows.errors[order], rows.mean_errors[order], rows.identity[order])
     assert interval(shuffled, seed=1) == pytest.approx(interval(rows, seed=1), abs=1e-12)
+
+
+def test_intervals_of_accuracies_cover_the_truth_as_often_as_they_say_and_agree_with_the_means():
+    """Two labels, each answered rightly for 0.9 of the zeros and 0.6 of the ones, of which there are a fifth."""
+    truth, covered = np.array([0.9 * 0.8 + 0.6 * 0.2, 0.75]), np.zeros(2)
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        y = rng.random((400, 2)) < 0.2
+        right = rng.random(y.shape) < np.where(y, 0.6, 0.9)
+        people = np.arange(400) // 2
+        found = accuracy_intervals(right, np.stack([~y, y], axis=2), people, seed=trial)
+        covered += [np.mean((one[:, 0] <= t) & (t <= one[:, 1])) for one, t in zip(found, truth, strict=True)]
+        assert found[0][1] == pytest.approx(mean_interval(right[:, 1], people, seed=trial))
+    assert (covered >= 88).all() and (covered <= 99).all(), covered
+
+
+def test_samples_without_one_of_the_classes_do_not_count_in_the_balanced_accuracy():
+    y = np.zeros((30, 2), int)
+    y[3, 1] = 1
+    right = np.ones((30, 2), bool)
+    plain, balanced = accuracy_intervals(right, y[:, :, None] == [0, 1], np.arange(30), seed=0)
+    assert plain.tolist() == [[1, 1], [1, 1]]
+    assert np.isnan(balanced[0]).all() and balanced[1].tolist() == [1, 1]
 
 
 def two_runs(rng: np.random.Generator, *, better: float) -> tuple[RowErrors, RowErrors]:
