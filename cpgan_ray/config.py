@@ -1,14 +1,15 @@
 """What a run is told: frozen dataclasses, checked when made. Imports neither torch nor Ray, so `--help` answers at once.
 
 Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.bank 5`) and can be searched (space.py); where a
-search looks, unless told otherwise, is declared beside the default. Which adversaries play is decided by a preset (presets.py);
-flags tune them.
+search looks, unless told otherwise, is declared beside the default (`Range`, `Choices`). Which adversaries play is decided by a
+preset (presets.py); flags tune them.
 """
 
 import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -40,6 +41,13 @@ class Range:
     """What a grid search tries."""
     log: bool = True
     """Whether the factor counts, not the difference."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Among which values a search looks for a field's, of which not all go with any data. All others have to be asked for."""
+
+    values: tuple[str, ...]
 
 
 DatasetName = Literal["faces", "celeba", "mnist", "digits", "har", "genki4k", "cifar10", "svhn", "gaussian"]
@@ -107,9 +115,10 @@ class DataConfig:
 class PrivatizerConfig:
     __pydantic_config__ = STRICT
 
-    family: Literal["conv", "residual", "lenet", "generator", "picture", "celeba_single", "celeba_multi", "linear", "whitened"] = (
-        "conv"
-    )
+    family: Annotated[
+        Literal["conv", "residual", "lenet", "generator", "picture", "celeba_single", "celeba_multi", "linear", "whitened"],
+        Choices(("conv", "residual")),
+    ] = "conv"
     """`conv`: strided 3x3 convolutions with batch norm, after the original's for one attribute of CelebA. `residual`:
     pre-activation residual blocks. The original's: `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the
     latter keeps the shape), `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half of the code each),
@@ -154,7 +163,7 @@ class PrivatizerConfig:
 class UtilityConfig:
     __pydantic_config__ = STRICT
 
-    family: Literal["mlp", "lenet", "shake", "wide", "celeba_single", "celeba_multi"] = "mlp"
+    family: Annotated[Literal["mlp", "lenet", "shake", "wide", "celeba_single", "celeba_multi"], Choices(("mlp", "lenet"))] = "mlp"
     """`mlp`: hidden layers with batch norm and dropout. The original's: `lenet` (FC 120 and 84); on codes that are pictures `shake`
     (Shake-Shake 26) and `wide` (WRN-16-8), of any depth and width; `celeba_single`; `celeba_multi` (the first 8 attributes from the
     first half of the code, the other 14 and 18 from the second)."""
@@ -287,7 +296,9 @@ class NeuralConfig:
 
     kind: Literal["neural"] = "neural"
     """Which adversary this is."""
-    architecture: Literal["mlp", "conv", "upsample", "resnet", "paper"] = "conv"
+    architecture: Annotated[
+        Literal["mlp", "conv", "upsample", "resnet", "paper"], Choices(("mlp", "conv", "upsample", "resnet"))
+    ] = "conv"
     """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks; `paper`: the
     original's for pictures of that shape, of a fixed size."""
     bounded: bool = False
@@ -713,9 +724,15 @@ class ReproduceJob:
         _check_one_process(self.config, "a comparison")
 
 
+@cache
+def adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Of a kind of configuration; made once, for it takes fifty times as long as what it is then used for."""
+    return TypeAdapter(kind)
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A configuration as JSON-ready values; `from_json` reads a Config back."""
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return adapter(type(config)).dump_python(config, mode="json")
 
 
 T = TypeVar("T")
@@ -727,7 +744,7 @@ def from_json(values: dict[str, Any], *, kind: type[T] = Config) -> T:
     Raises: InputError naming the first field that does not fit.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return adapter(kind).validate_python(values)
     except ValidationError as e:
         first = e.errors()[0]
         where, got = ".".join(str(part) for part in first["loc"]), repr(first["input"])

@@ -5,12 +5,12 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from cpgan_ray.config import Config, Range, flatten, override
+from cpgan_ray.config import Choices, Config, Range, flatten, override
 from cpgan_ray.errors import InputError
 
 Setting = dict[str, Any]
@@ -68,7 +68,7 @@ def dimension(text: str, config: Config, *, grid: bool) -> Dimension:
     low, dots, high = where.partition("..")
     if dots:
         bounds = [number(v, text) for v in (low, high)]
-        log = bounds[0] > 0 and (declared.log if declared else bounds[1] / bounds[0] >= 10)
+        log = bounds[0] > 0 and (declared.log if isinstance(declared, Range) else bounds[1] / bounds[0] >= 10)
         if not bounds[0] < bounds[1]:
             raise InputError(f"over {text}: {low} is not below {high}")
         if grid:
@@ -76,6 +76,8 @@ def dimension(text: str, config: Config, *, grid: bool) -> Dimension:
         return Dimension(name=name, low=bounds[0], high=bounds[1], log=log, integer=integer)
     if given:
         return Dimension(name=name, values=tuple(value(v) for v in where.split(",")))
+    if isinstance(declared, Choices):
+        return Dimension(name=name, values=declared.values)
     if kind is bool or get_origin(kind) is Literal:
         return Dimension(name=name, values=(False, True) if kind is bool else get_args(kind))
     if declared is None:
@@ -85,9 +87,10 @@ def dimension(text: str, config: Config, *, grid: bool) -> Dimension:
     return Dimension(name=name, low=declared.low, high=declared.high, log=declared.log, integer=integer)
 
 
-def field_type(name: str, config: Config) -> tuple[Any, Range | None]:
-    """Type of a field by its dotted name, and the range declared for it."""
-    kept = ("seed", "preset", "output", "data_dir", "cache_dir", "shared_cache", "data.digest", "privatizer.num_workers")
+def field_type(name: str, config: Config) -> tuple[Any, Range | Choices | None]:
+    """Type of a field by its dotted name, and the range or the choices declared for it."""
+    kept = ("seed", "preset", "output", "data_dir", "cache_dir", "shared_cache", "data.dataset", "data.digest")
+    kept += ("privatizer.num_workers",)
     known = [n for n in flatten(config) if n not in kept]
     known = [n for n in known if not n.startswith(("runtime.", "tracking.", "attacks."))]
     if name not in known:
@@ -99,7 +102,7 @@ def field_type(name: str, config: Config) -> tuple[Any, Range | None]:
         inner = inner[part] if isinstance(inner, Mapping) else getattr(inner, part)
     hint = get_type_hints(type(inner), include_extras=True)[last]
     kind, *extras = (hint.__origin__, *hint.__metadata__) if hasattr(hint, "__metadata__") else (hint,)
-    return kind, next((e for e in extras if isinstance(e, Range)), None)
+    return kind, next((e for e in extras if isinstance(e, Range | Choices)), None)
 
 
 def number(text: str, where: str) -> float:
@@ -115,6 +118,20 @@ def value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def pairs(found: Sequence[Dimension]) -> list[Setting]:
+    """Every two of the dimensions with every two of their values, or one alone with each of its values. Of a dimension between
+    bounds these stand for all; of whole numbers also the one beside the lowest, which is odd where that is even."""
+    settings = []
+    for some in itertools.combinations(found, min(2, len(found))):
+        settings += combinations([replace(d, values=d.values or ends(d)) for d in some])
+    return settings
+
+
+def ends(d: Dimension) -> tuple[Any, ...]:
+    low, high = d.rounded(d.low), d.rounded(d.high)
+    return tuple(dict.fromkeys((low, low + 1, high) if d.integer else (low, high)))
 
 
 def combinations(found: Sequence[Dimension]) -> list[Setting]:

@@ -33,7 +33,11 @@ from cpgan_ray.config import (
 from cpgan_ray.errors import InputError
 
 NAN = math.nan
-SECTIONS = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and isinstance(c, type) and c is not module.Range]
+SECTIONS = [
+    c
+    for c in vars(module).values()
+    if dataclasses.is_dataclass(c) and isinstance(c, type) and c not in (module.Range, module.Choices)
+]
 ADVERSARIES = [RidgeConfig, KernelConfig, NeuralConfig]
 
 BAD: list[tuple[type, str, Any]] = [

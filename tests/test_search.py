@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -24,10 +25,13 @@ from ray.tune.search import Searcher
 
 from cpgan_ray.cli import SEARCH
 from cpgan_ray.config import Config, SearchJob, override
+from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.messages import Metrics
 from cpgan_ray.metrics import DICTIONARY
+from cpgan_ray.presets import preset
 from cpgan_ray.search.job import concurrency, search, trial_sizes
+from cpgan_ray.search.networks import build, ensure_buildable
 from cpgan_ray.search.proposals import Proposals, optuna_sampler, proposals
 from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
@@ -192,6 +196,47 @@ def test_attacks_are_tasks_only_where_a_bundle_has_room_for_them(tiny, tmp_path)
     assert (large.attacks.cpus, alone.attacks.cpus) == (1.0, 0.75)
     assert (small.runtime.threads, small.k, small.seed, small.output) == (1, 5, 3, tmp_path)
     assert trial_name(spec) == "k=5 seed=3"
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        (("privatizer.family=conv,celeba_multi", "k=8..256"), "over privatizer.family=celeba_multi k=9: k is 9; the two sub-nets"),
+        (("privatizer.bottleneck",), "over privatizer.bottleneck=False: k is .*, but without a bottleneck the code is the"),
+        (("privatizer.depth", "k"), "over privatizer.depth=5 k=8: privatizer.depth is 5, which needs pictures of 32 pixels"),
+        (("utility.family=mlp,wide",), "over utility.family=wide: k is .*; the wide network reads a code that is itself a picture"),
+        (("privatizer.family=whitened",), "'whitened' needs as many training samples as each has values, 768; there are"),
+    ],
+)
+def test_networks_that_do_not_go_with_the_data_are_refused_before_a_search_begins(over, said, tiny):
+    config = tiny("rbf", "decoder")
+    job = job_over(*over, config=config)
+    with pytest.raises(InputError, match=said):
+        ensure_buildable(job, dimensions(job.over, config, grid=False), load(config))
+
+
+def test_an_adversary_that_is_not_for_such_codes_is_refused_and_none_plays_against_the_control():
+    series: Any = SimpleNamespace(image_shape=(128, 1, 9), train=range(100))
+    config = override(preset("har"), {"k": 6})
+    with pytest.raises(InputError, match="k is 6 and the input 128x1x9; the series network folds"):
+        build(config, series, outputs=6)
+    build(override(config, {"privacy_weight": 0.0}), series, outputs=6)
+    with pytest.raises(InputError, match="privatizer.family 'celeba_multi' is not for samples of 128x1x9: take another one"):
+        build(override(config, {"privacy_weight": 0.0, "privatizer.family": "celeba_multi"}), series, outputs=6)
+
+
+def test_what_is_searched_by_its_name_alone_can_be_built(tiny):
+    config = tiny("rbf", "decoder")
+    job = job_over("privatizer.family", "utility.family", "adversaries.decoder.architecture", "k=5,8", config=config)
+    ensure_buildable(job, dimensions(job.over, config, grid=False), load(config))
+
+
+def test_a_control_that_cannot_be_built_is_refused_where_there_is_one(tiny):
+    config = tiny("rbf", changes={"privatizer.family": "celeba_multi", "k": 5})
+    found = dimensions(("k=4,6",), config, grid=False)
+    ensure_buildable(job_over("k=4,6", config=config, control=False), found, load(config))
+    with pytest.raises(InputError, match="^k is 5; the two sub-nets"):
+        ensure_buildable(job_over("k=4,6", config=config), found, load(config))
 
 
 # --------------------------------------------------------------------------------------------------------- a whole search
@@ -518,6 +563,7 @@ BAD = {
     "no field": ("smoke --over kk", r"over kk: no field.*nearest: k"),
     "no store": ("smoke --tracking.uri http://127.0.0.1:9", r"http://127\.0\.0\.1:9.*--tracking\.uri"),
     "no folder": ("celeba", r"data_dir.*--data-dir"),
+    "odd code": ("smoke --over privatizer.family=conv,celeba_multi k=16,17", r"over privatizer.family=celeba_multi k=17: k is 17"),
     "batch too large": ("smoke --batch-size 4000", r"batch_size is 4000"),
 }
 

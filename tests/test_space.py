@@ -8,7 +8,7 @@ import pytest
 from cpgan_ray.config import Range, override
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import preset
-from cpgan_ray.space import Dimension, combinations, dimensions, field_type, shown
+from cpgan_ray.space import Dimension, combinations, dimensions, field_type, pairs, shown
 
 CELEBA = preset("celeba")
 
@@ -27,6 +27,22 @@ def test_a_field_alone_is_searched_where_its_declaration_says():
 def test_a_choice_is_searched_among_all_its_values():
     assert one("game.aggregate").values == ("strongest", "softmax", "mean")
     assert one("privatizer.symmetric").values == (False, True)
+
+
+def test_of_a_choice_that_not_all_data_go_with_those_declared_are_searched_and_the_others_where_they_are_named():
+    assert one("privatizer.family").values == one("privatizer.family", grid=True).values == ("conv", "residual")
+    assert one("utility.family").values == ("mlp", "lenet")
+    assert one("privatizer.family=lenet,whitened").values == ("lenet", "whitened")
+    (found,) = dimensions(["adversaries.decoder.architecture"], preset("celeba_paper"), grid=False)
+    assert found.values == ("mlp", "conv", "upsample", "resnet")
+
+
+def test_pairs_are_every_two_values_of_every_two_fields():
+    found = dimensions(["k", "privatizer.family=conv,linear", "privatizer.symmetric"], CELEBA, grid=False)
+    settings = pairs(found)
+    assert len(settings) == 3 * 2 + 3 * 2 + 2 * 2
+    assert {"k": 9, "privatizer.family": "linear"} in settings, "an odd length, though both ends are even"
+    assert pairs(found[:1]) == [{"k": 8}, {"k": 9}, {"k": 256}]
 
 
 def test_values_and_bounds_by_flag_take_the_place_of_the_declared_ones():
@@ -91,6 +107,8 @@ def test_every_declared_range_and_grid_fits_its_field():
         ("kk", "no field of that name.*nearest: k"),
         ("seed", "over seed: no field"),
         ("attacks.epochs", "over attacks.epochs"),
+        ("data.dataset", "over data.dataset: no field"),
+        ("privatizer.family=conf", "privatizer.family.*got 'conf'"),
         ("adversaries.rfb.bank", "adversaries.rbf.bank"),
         ("data.labels", "declares no range.*data.labels=1,2,3"),
         ("k=0,4", "k is 0; it must be at least 1"),

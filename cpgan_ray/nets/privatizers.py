@@ -122,8 +122,12 @@ class Privatizer(nn.Module):
         height, width, channels = image_shape
         self.symmetric, self.step = config.symmetric, config.step
         self.stages = FAMILIES[config.family](config, image_shape)
-        with torch.no_grad():
-            flat = self.stages.eval()(torch.zeros(1, channels, height, width)).numel()
+        try:
+            with torch.no_grad():
+                flat = self.stages.eval()(torch.zeros(1, channels, height, width)).numel()
+        except RuntimeError as e:
+            size = f"{height}x{width}x{channels}"
+            raise InputError(f"privatizer.family {config.family!r} is not for samples of {size}: take another one") from e
         self.stages.train()
         if not config.bottleneck and k != flat:
             raise InputError(f"k is {k}, but without a bottleneck the code is the {flat} features: set k to {flat}")
@@ -151,6 +155,6 @@ def round_to(z: Tensor, step: float) -> Tensor:
 def build_privatizer(config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """The privatizer that the configuration names, for pictures of `image_shape` (H, W, C).
 
-    Raises: InputError where the pictures are too small for the depth.
+    Raises: InputError where the pictures are too small for the depth or the family, or the code's length is not one it can have.
     """
     return Privatizer(config, k=k, image_shape=image_shape)

@@ -25,6 +25,7 @@ from cpgan_ray.frontier import Trial, points, table, write
 from cpgan_ray.game import opponents
 from cpgan_ray.objectives import accuracy
 from cpgan_ray.process import available_cpus, set_up_process
+from cpgan_ray.search.networks import ensure_buildable
 from cpgan_ray.search.progress import Progress, read_trials, say
 from cpgan_ray.search.proposals import proposals, scheduler
 from cpgan_ray.search.trial import Shared, play_trial, write_json
@@ -91,6 +92,7 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
     found = dimensions(job.over, job.config, grid=job.searcher == "grid")
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = ready(job.config)
+    ensure_buildable(job, found, dataset)
     connect(job.config.runtime)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of failures it prints tracebacks; they are in tune/*/error.txt too
     stop_on_sigterm()
