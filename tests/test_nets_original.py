@@ -20,7 +20,7 @@ from cpgan_ray.nets.linear import linear_map, linear_stages
 from cpgan_ray.nets.paper_decoders import PaperDecoder
 from cpgan_ray.nets.picture import generator_conv, residual_g
 from cpgan_ray.nets.same import Same, TransposedSame, same_padding
-from cpgan_ray.nets.series import SeriesConv2d
+from cpgan_ray.nets.series import SeriesConv2d, SeriesConvTranspose2d
 from cpgan_ray.nets.shake import ShakeShake, shake
 from cpgan_ray.nets.wide import WideResNet
 from cpgan_ray.process import torch_stream
@@ -190,6 +190,18 @@ def test_a_transposed_series_convolution_is_the_plane_one(kernel, stride):
     assert found[0].shape == (5, 4, 6 * stride, 1)
     for a, b in zip(found, plane, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_kernels_one_wide_compute_on_a_series_as_they_do_in_the_plane(length):
+    x = torch.randn(5, 3, length, 1, dtype=torch.float64)
+    conv = SeriesConv2d(3, 4, (3, 1), padding=(1, 0)).double()
+    stretch = SeriesConvTranspose2d(3, 4, (4, 1), stride=(2, 1), padding=(1, 0)).double()
+    for module, plane in ((conv, nn.Conv2d.forward), (stretch, nn.ConvTranspose2d.forward)):
+        expected = values_and_gradients(lambda v, module=module, plane=plane: plane(module, v), x, module)
+        for a, b in zip(values_and_gradients(module, x, module), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    assert stretch(x).shape == (5, 4, 2 * length, 1)
 
 
 def test_a_series_code_without_linear_map_keeps_its_steps_apart():
