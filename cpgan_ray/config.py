@@ -116,14 +116,28 @@ class PrivatizerConfig:
     __pydantic_config__ = STRICT
 
     family: Annotated[
-        Literal["conv", "residual", "lenet", "generator", "picture", "celeba_single", "celeba_multi", "linear", "whitened"],
+        Literal[
+            "conv",
+            "residual",
+            "lenet",
+            "generator",
+            "picture",
+            "picture_conv",
+            "celeba_single",
+            "celeba_multi",
+            "linear",
+            "whitened",
+        ],
         Choices(("conv", "residual")),
     ] = "conv"
     """`conv`: strided 3x3 convolutions with batch norm, after the original's for one attribute of CelebA. `residual`:
-    pre-activation residual blocks. The original's: `lenet` (MNIST, GENKI, HAR), `generator` and `picture` (CIFAR-10, SVHN; the
-    latter keeps the shape), `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half of the code each),
-    `linear` (Gaussian). `whitened` is linear too, on principal components of unit variance. Width and depth are of `conv` and
-    `residual`."""
+    pre-activation residual blocks. The original's: `lenet` (MNIST, GENKI, HAR), `generator` (CIFAR-10), `picture` (CIFAR-10, SVHN)
+    and `picture_conv` (SVHN), which keep the shape, `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-nets with half
+    of the code each), `linear` (Gaussian). `whitened` is linear too, on principal components of unit variance. Width and depth are
+    of `conv` and `residual`."""
+    norm_momentum: float = 0.1
+    """Of `picture`: share of a batch in the running statistics of its batch norms; the original's are 0.1 on CIFAR-10, 0.01 on
+    SVHN."""
     bottleneck: bool = True
     """A linear map to k numbers; without it the features themselves are the code, and k must be as many."""
     code: Literal["normalised", "relu", "raw"] = "normalised"
@@ -150,6 +164,12 @@ class PrivatizerConfig:
     """Processes that share each batch between them, data-parallel; more than one: a worker group of Ray Train."""
 
     def __post_init__(self) -> None:
+        _require(0 < self.norm_momentum <= 1, "privatizer.norm_momentum", self.norm_momentum, "in (0, 1]")
+        if self.norm_momentum != 0.1 and self.family != "picture":
+            raise InputError(
+                f"privatizer.norm_momentum is {self.norm_momentum}, which family 'picture' takes alone; the family is "
+                f"{self.family!r}: leave one of the two out"
+            )
         _require(self.width >= 1, "privatizer.width", self.width, "at least 1")
         _require(1 <= self.depth <= 8, "privatizer.depth", self.depth, "between 1 and 8")
         _require(self.step >= 0, "privatizer.step", self.step, "at least 0")
@@ -301,6 +321,9 @@ class NeuralConfig:
     ] = "conv"
     """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks; `paper`: the
     original's for pictures of that shape, of a fixed size."""
+    stack: Literal["auto", "plain", "leaky", "cifar", "picture", "series", "odd"] = "auto"
+    """`paper` only: which of the original's; `auto`: by the pictures' shape. `plain` (MNIST, GENKI), `leaky` and `odd` (CelebA at
+    112 and 175), `cifar` (CIFAR-10, SVHN), `series` (HAR); `picture`: SVHN's as the one adversary, for codes that are pictures."""
     bounded: bool = False
     """`paper` only: end in a tanh, as the original does. What it cannot reach then looks private."""
     width: int = 64
@@ -330,6 +353,10 @@ class NeuralConfig:
         _require(0 <= self.dropout < 1, "adversary dropout", self.dropout, "in [0, 1)")
         _require(self.learning_rate > 0, "adversary learning_rate", self.learning_rate, "positive")
         _check_adversary(self)
+        if self.stack != "auto" and self.architecture != "paper":
+            raise InputError(
+                f"stack={self.stack!r} needs architecture 'paper'; got {self.architecture!r}: set architecture to 'paper'"
+            )
         if self.components and self.architecture != "mlp":
             raise InputError(
                 f"components={self.components} needs architecture 'mlp'; got {self.architecture!r}: set components to 0"

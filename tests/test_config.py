@@ -145,6 +145,8 @@ def test_a_penalty_that_is_not_a_number_is_refused_wherever_it_stands(section):
     [
         (KernelConfig, {"fit": "epoch"}, ["fit", "'epoch'", "features=0"]),
         (NeuralConfig, {"architecture": "conv", "components": 8}, ["components=8", "'conv'", "mlp"]),
+        (NeuralConfig, {"architecture": "conv", "stack": "picture"}, ["stack='picture'", "'conv'", "'paper'"]),
+        (PrivatizerConfig, {"norm_momentum": 0.01}, ["privatizer.norm_momentum", "0.01", "'picture'", "'conv'"]),
         (DataConfig, {"image_size": 16, "shift": 8}, ["shift", "8", "image_size"]),
     ],
 )

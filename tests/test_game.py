@@ -76,6 +76,35 @@ def test_every_player_has_learnt_in_the_end(tiny, whole_game, differing):
     assert {path.split(".")[0] for path in moved} == {"/privatizer", "/head"}
 
 
+PICTURE_CODE = {"k": 16 * 16 * 3, "privatizer.bottleneck": False, "privatizer.code": "raw", "game.privacy": "negated_mse"}
+RESIDUAL_G = PICTURE_CODE | {"privatizer.family": "picture", "privatizer.norm_momentum": 0.01}
+WIDE = {"utility.family": "wide", "utility.depth": 10, "utility.width": 1}
+SHAKE = {"utility.family": "shake", "utility.depth": 8, "utility.width": 4}
+PURE = {
+    f"adversaries.decoder.{name}": value for name, value in (("architecture", "paper"), ("stack", "picture"), ("bounded", True))
+}
+CIFAR = PURE | {"adversaries.decoder.stack": "cifar", "game.schedule": "epochwise"}
+
+
+@pytest.mark.parametrize(
+    ("names", "changes"),
+    [
+        (("decoder",), RESIDUAL_G | WIDE | PURE),
+        (("decoder",), PICTURE_CODE | {"privatizer.family": "picture_conv"} | SHAKE | PURE),
+        (("decoder", "ridge_epoch", "fourier_epoch"), RESIDUAL_G | SHAKE | CIFAR),
+    ],
+    ids=["pure, wide", "pure, shake", "several adversaries, shake"],
+)
+def test_the_originals_networks_for_codes_that_are_pictures_play(tiny, differing, names, changes):
+    config = tiny(*names, changes=changes)
+    game, played = play_all(config)
+    assert len(played) == ROUNDS_PER_EPOCH * EPOCHS
+    assert all(math.isfinite(value) for metrics in played for value in metrics.values())
+    before, after = play_in_process(config, threads=1).weights(), game.weights()
+    assert all(differing(before[player], after[player]) for player in ("privatizer", *names))
+    assert game.privatizer.outcome().codes["test"].shape[1] == 768
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_validation_is_measured_in_the_last_round_of_each_epoch_and_no_other(tiny, whole_game, schedule):
     _, played = whole_game(tiny(changes={"game.schedule": schedule}))

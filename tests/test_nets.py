@@ -16,6 +16,7 @@ from cpgan_ray.privatizer import Defender, to_input
 torch.set_num_threads(1)
 
 SHAPES = [(64, 64, 3), (112, 112, 3), (50, 40, 3), (31, 33, 1)]
+SERIES = [(128, 1, 9), (50, 1, 3), (9, 1, 1)]
 FAMILIES = ["conv", "residual"]
 DECODERS = ["conv", "upsample", "resnet"]
 CPU = torch.device("cpu")
@@ -127,7 +128,7 @@ def test_a_utility_head_drops_units_in_training_alone():
 
 
 @pytest.mark.parametrize("k", [1, 64])
-@pytest.mark.parametrize("shape", [*SHAPES, (8, 8, 3), (7, 5, 3)])
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 8, 3), (7, 5, 3), *SERIES, (6, 1, 2)])
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_a_decoder_gives_every_value_of_the_picture(architecture, shape, k):
     config = NeuralConfig(architecture=architecture, width=2, depth=1)
@@ -153,6 +154,18 @@ def test_a_decoders_output_is_flattened_row_by_row_with_the_channel_last(archite
     flat = network(torch.randn(2, 5))
     for i, j, c in [(0, 0, 0), (0, 0, 2), (0, 11, 1), (9, 0, 0), (4, 7, 2), (9, 11, 2)]:
         assert torch.equal(flat[:, (i * width + j) * channels + c], grids[0][:, c, i, j])
+
+
+@pytest.mark.parametrize("shape", SERIES)
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_a_decoder_of_a_series_runs_along_time_alone_and_learns_with_every_weight(architecture, shape):
+    network = build_reconstructor(
+        NeuralConfig(architecture=architecture, width=4, depth=1), k=5, image_shape=shape, target=shape[0] * shape[2]
+    )
+    assert network.grid[2] == 1
+    network(torch.randn(8, 5)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+    assert all(p.shape[3] == 1 for p in network.parameters() if p.ndim == 4)
 
 
 def test_inputs_and_targets_are_the_same_pictures_in_their_two_orders():

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cpgan_ray.config import Config, PrivatizerConfig, UtilityConfig
+from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, UtilityConfig
 from cpgan_ray.errors import InputError
-from cpgan_ray.nets import build_head, build_privatizer
+from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.nets.celeba import GroupedHead, SubNets, halves_map, leaky_head, leaky_stages
 from cpgan_ray.nets.cost import costs, count
 from cpgan_ray.nets.export import export_programs
 from cpgan_ray.nets.lenet import lenet_head, lenet_stages
 from cpgan_ray.nets.linear import linear_map, linear_stages
 from cpgan_ray.nets.paper_decoders import PaperDecoder
-from cpgan_ray.nets.picture import generator_conv, residual_g
+from cpgan_ray.nets.picture import generator_conv, picture_conv, residual_g
 from cpgan_ray.nets.same import Same, TransposedSame, same_padding
-from cpgan_ray.nets.series import SeriesConv2d
+from cpgan_ray.nets.series import SeriesConv2d, SeriesConvTranspose2d
 from cpgan_ray.nets.shake import ShakeShake, shake
 from cpgan_ray.nets.wide import WideResNet
 from cpgan_ray.process import torch_stream
@@ -38,6 +38,7 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int]] = {
     "cifar_lenet": (lambda: lenet_stages(CIFAR), CIFAR, 576),
     "gaussian": (lambda: linear_stages((1, 1, 32)), (1, 1, 32), 16),
     "residual_g": (lambda: residual_g(3), CIFAR, 3072),
+    "picture_conv": (lambda: picture_conv(3), CIFAR, 3072),
     "generator_conv": (lambda: generator_conv(3), CIFAR, 2048),
     "celeba_single": (lambda: leaky_stages(3), CELEBA_SINGLE, 7 * 7 * 256),
     "celeba_multi": (lambda: SubNets(3), CELEBA_MULTI, 2 * 1728),
@@ -102,10 +103,55 @@ def test_a_decoder_has_the_originals_number_of_parameters(shape, k, number):
     assert parameters(PaperDecoder(k, image_shape=shape)) == number
 
 
+@pytest.mark.parametrize(
+    ("stack", "shape", "k", "number"),
+    [
+        ("picture", CIFAR, 3072, 3_584 + 73_792 + 18_464 + 867),
+        ("auto", CIFAR, 3072, 3_146_752 + 2_048 + 73_856 + 73_792 + 1_731),
+        ("leaky", CELEBA_SINGLE, 2, 3 * 12_544 + 2 * 12_544 + 295_040 + 73_792 + 18_464 + 867),
+    ],
+)
+def test_the_originals_decoders_are_had_by_name(stack, shape, k, number):
+    config = NeuralConfig(architecture="paper", stack=stack, bounded=True)
+    decoder = build_reconstructor(config, k=k, image_shape=shape, target=math.prod(shape))
+    assert parameters(decoder) == number
+    x_hat = decoder(torch.randn(2, k))
+    assert x_hat.shape == (2, math.prod(shape)) and x_hat.abs().max() <= 1
+
+
+def test_a_decoder_that_reads_pictures_refuses_other_codes_naming_k():
+    config = NeuralConfig(architecture="paper", stack="picture")
+    with pytest.raises(InputError, match=r"^k is 64; the picture network .* set k to 32x32x3 = 3072 with a privatizer that keeps"):
+        build_reconstructor(config, k=64, image_shape=CIFAR, target=3072)
+
+
+@pytest.mark.parametrize("family", ["picture", "picture_conv"])
+def test_a_code_that_is_a_picture_is_had_without_a_bottleneck_and_by_name(family):
+    config = PrivatizerConfig(family=family, bottleneck=False, code="raw")
+    privatizer = build_privatizer(config, k=3072, image_shape=CIFAR)
+    assert parameters(privatizer) == parameters(privatizer.stages) == (1_647 if family == "picture" else 395_331)
+    assert privatizer(inputs(CIFAR)).shape == (2, 3072)
+    with pytest.raises(InputError, match="^k is 64, but without a bottleneck the code is the 3072 features: set k to 3072$"):
+        build_privatizer(config, k=64, image_shape=CIFAR)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.01])
+def test_running_statistics_of_a_picture_privatizer_move_by_the_momentum_given(momentum):
+    config = PrivatizerConfig(family="picture", bottleneck=False, code="raw", norm_momentum=momentum)
+    privatizer = build_privatizer(config, k=768, image_shape=SMALL).train()
+    norms = [m for m in privatizer.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 18
+    x = inputs(SMALL, num=8)
+    first = privatizer.stages[0](x).detach()
+    privatizer(x)
+    assert torch.allclose(norms[0].running_mean, momentum * first.mean((0, 2, 3)), atol=1e-6)
+
+
 def test_heads_and_picture_privatizers_have_the_originals_numbers_of_parameters():
     """Shake-Shake 26 2x32d has 2.9 M and WRN-16-8 11.0 M in their papers."""
     assert parameters(lenet_head(32, outputs=10)) == 14_974
     assert parameters(residual_g(3)) == 1_647
+    assert parameters(picture_conv(3)) == 896 + 18_496 + 73_856 + 295_168 + 6_915 == 395_331
     assert parameters(ShakeShake(3072, outputs=10, image_shape=CIFAR)) == 2_923_162
     assert parameters(WideResNet(3072, outputs=10, image_shape=CIFAR)) == 10_961_370
 
@@ -126,7 +172,10 @@ def test_a_head_gives_finite_logits_and_in_use_the_same_alone_as_in_company(name
 @pytest.mark.parametrize(
     ("shape", "k", "stack"),
     [
-        *((shape, 8, "") for shape in (MNIST, GENKI, HAR, CIFAR, CELEBA_SINGLE, CELEBA_MULTI, (50, 40, 3), (7, 5, 3), (100, 1, 2))),
+        *(
+            (shape, 8, "auto")
+            for shape in (MNIST, GENKI, HAR, CIFAR, CELEBA_SINGLE, CELEBA_MULTI, (50, 40, 3), (7, 5, 3), (100, 1, 2))
+        ),
         (SMALL, 768, "picture"),
         (SMALL, 4, "leaky"),
     ],
@@ -190,6 +239,18 @@ def test_a_transposed_series_convolution_is_the_plane_one(kernel, stride):
     assert found[0].shape == (5, 4, 6 * stride, 1)
     for a, b in zip(found, plane, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_kernels_one_wide_compute_on_a_series_as_they_do_in_the_plane(length):
+    x = torch.randn(5, 3, length, 1, dtype=torch.float64)
+    conv = SeriesConv2d(3, 4, (3, 1), padding=(1, 0)).double()
+    stretch = SeriesConvTranspose2d(3, 4, (4, 1), stride=(2, 1), padding=(1, 0)).double()
+    for module, plane in ((conv, nn.Conv2d.forward), (stretch, nn.ConvTranspose2d.forward)):
+        expected = values_and_gradients(lambda v, module=module, plane=plane: plane(module, v), x, module)
+        for a, b in zip(values_and_gradients(module, x, module), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    assert stretch(x).shape == (5, 4, 2 * length, 1)
 
 
 def test_a_series_code_without_linear_map_keeps_its_steps_apart():
@@ -335,6 +396,7 @@ def test_half_of_a_multi_attribute_code_serves_the_first_group_and_half_the_othe
 SMALL_STAGES = STAGES | {
     "genki": (lambda: lenet_stages(SMALL), SMALL, 64),
     "residual_g": (lambda: residual_g(3, units=1), SMALL, 768),
+    "picture_conv": (lambda: picture_conv(3), SMALL, 768),
     "generator_conv": (lambda: generator_conv(3), SMALL, 512),
     "celeba_single": (lambda: leaky_stages(3), SMALL, 256),
     "celeba_multi": (lambda: SubNets(3), (64, 64, 3), 2 * 192),
@@ -343,7 +405,14 @@ SMALL_STAGES = STAGES | {
 
 @pytest.mark.parametrize(
     ("stages", "head"),
-    [("har", "lenet"), ("genki", "lenet"), ("residual_g", "shake"), ("residual_g", "wide"), ("gaussian", "linear")]
+    [
+        ("har", "lenet"),
+        ("genki", "lenet"),
+        ("residual_g", "shake"),
+        ("residual_g", "wide"),
+        ("picture_conv", "wide"),
+        ("gaussian", "linear"),
+    ]
     + [("generator_conv", "lenet"), ("celeba_single", "leaky"), ("celeba_multi", "grouped")],
 )
 def test_every_network_is_handed_out_as_a_program_for_any_number_of_pictures(stages, head):

@@ -25,9 +25,18 @@ def ridge(z: Tensor, x: Tensor, *, penalty: float) -> LinearMap:
 
     z: (n, k), x: (n, p). The penalty is per row (scikit-learn's alpha is n * penalty). Source: Hoerl and
     Kennard, Ridge regression, Technometrics 12, 1970; with the intercept left unpenalised.
+
+    With fewer rows than numbers in a code it is W = Zc'(ZcZc' + n penalty I)^-1 Xc, the same, in float64: codes that are pictures
+    have thousands of numbers, so alike that float32 has no Cholesky factor of their Gram matrix.
     """
     z_mean, x_mean = z.mean(0), x.mean(0)
     zc = z - z_mean
+    if len(z) < z.shape[1]:
+        rows = zc.double()
+        gram = rows @ rows.T + len(z) * penalty * torch.eye(len(z), dtype=rows.dtype, device=z.device)
+        weight = rows.T @ torch.cholesky_solve((x - x_mean).double(), torch.linalg.cholesky(gram))
+        weight = weight.to(z.dtype)
+        return LinearMap(weight, x_mean - z_mean @ weight)
     gram = zc.T @ zc + len(z) * penalty * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     weight = torch.cholesky_solve(zc.T @ (x - x_mean), torch.linalg.cholesky(gram))
     return LinearMap(weight, x_mean - z_mean @ weight)

@@ -24,7 +24,8 @@ from cpgan_ray.process import give_back
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 """The slow ones, which are begun first."""
 LEAST_SIDE = 8
-"""They are made on pictures of at least this side, in pixels; of signals a perceptron's layers see all at once."""
+"""They are made on pictures of at least this side, in pixels, and on series of at least so many steps. These have width 1 and
+several channels; a vector, whose neighbouring numbers have nothing to do with each other, has one."""
 LABEL_ATTACKS = ("ridge", "kernel", "mlp")
 FLOOR = "labels"
 """The variant of the label floor: the true labels in the place of codes."""
@@ -115,9 +116,15 @@ def entries(config: AttackConfig, dataset: Dataset) -> list[Entry]:
             f"{len(dataset.train)}, val {len(dataset.val)}, by people {len(mine)} and {len(kept)} for variant 'fresh'; "
             "give more pictures"
         )
-    names = [name for name in config.names if name not in PIXEL_ATTACKS or min(dataset.image_shape[:2]) >= LEAST_SIDE]
+    height, width, channels = dataset.image_shape
+    series = width == 1 and channels > 1
+    convolve = height >= LEAST_SIDE and (series or width >= LEAST_SIDE)
+    names = [name for name in config.names if convolve or name not in PIXEL_ATTACKS]
     if not names:
-        raise InputError(f"attacks.names has {', '.join(config.names)}, which need pictures; add mlp: these are signals")
+        raise InputError(
+            f"attacks.names has {', '.join(config.names)}, for pictures of {LEAST_SIDE} pixels and series of {LEAST_SIDE} steps at "
+            f"least; these are {height}x{width}x{channels}: add mlp"
+        )
     found = [Entry(name, variant) for variant in variants for name in names]
     found += [
         Entry(name, variant, share)

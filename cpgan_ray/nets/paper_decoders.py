@@ -122,11 +122,12 @@ class PaperDecoder(nn.Module):
     Raises: InputError where the stack cannot take this k or is too small for the pictures.
     """
 
-    def __init__(self, k: int, *, image_shape: Shape, bounded: bool = False, stack: str = "") -> None:
+    def __init__(self, k: int, *, image_shape: Shape, bounded: bool = False, stack: str = "auto") -> None:
         super().__init__()
         self.height, self.width, _ = image_shape
         self.bounded = bounded
-        name = stack or ("series" if self.width == 1 else BY_SIZE.get((self.height, self.width), "plain"))
+        by_shape = "series" if self.width == 1 else BY_SIZE.get((self.height, self.width), "plain")
+        name = by_shape if stack == "auto" else stack
         if (reach := REACH.get(name, max(image_shape))) < max(image_shape[:2]):
             raise InputError(
                 f"pictures are {self.height}x{self.width}; the {name} decoder reaches {reach} pixels: take the plain one"

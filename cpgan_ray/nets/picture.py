@@ -1,6 +1,7 @@
 """The original's privatizers for CIFAR-10 and SVHN, and what heads need to read a code that is a picture."""
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -44,6 +45,15 @@ def residual_g(channels: int, *, units: int = 9, momentum: float = 0.1) -> nn.Se
     for weight in weights_of(net):
         nn.init.trunc_normal_(weight)
     return net
+
+
+def picture_conv(channels: int) -> nn.Sequential:
+    """The original's other privatizer for SVHN: (B, C, H, W) -> the same shape by 3x3 convolutions to 32, 64, 128, 256 and C
+    channels, each with leaky ReLU 0.2. 395,331 parameters."""
+    stages: list[nn.Module] = []
+    for inputs, out in pairwise((channels, 32, 64, 128, 256, channels)):
+        stages += [nn.Conv2d(inputs, out, 3, padding=1), nn.LeakyReLU(0.2)]
+    return initialised(nn.Sequential(*stages))
 
 
 def generator_conv(channels: int) -> nn.Sequential:

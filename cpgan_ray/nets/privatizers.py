@@ -15,7 +15,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.nets.celeba import SubNets, halves_map, leaky_stages
 from cpgan_ray.nets.lenet import lenet_stages
 from cpgan_ray.nets.linear import linear_stages
-from cpgan_ray.nets.picture import generator_conv, residual_g
+from cpgan_ray.nets.picture import generator_conv, picture_conv, residual_g
 from cpgan_ray.nets.pointwise import StridedPointwise
 
 
@@ -101,7 +101,8 @@ FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module
     "residual": strided(residual_stages),
     "lenet": lambda config, image_shape: lenet_stages(image_shape),
     "generator": lambda config, image_shape: generator_conv(image_shape[2]),
-    "picture": lambda config, image_shape: residual_g(image_shape[2]),
+    "picture": lambda config, image_shape: residual_g(image_shape[2], momentum=config.norm_momentum),
+    "picture_conv": lambda config, image_shape: picture_conv(image_shape[2]),
     "celeba_single": lambda config, image_shape: leaky_stages(image_shape[2]),
     "celeba_multi": lambda config, image_shape: SubNets(image_shape[2]),
     "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),

@@ -16,6 +16,13 @@ class SeriesConv2d(nn.Conv2d):
         return out[..., None]
 
 
+class SeriesConvTranspose2d(nn.ConvTranspose2d):
+    """ConvTranspose2d that keeps the width, on (B, C, H, 1)."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return transposed(self, input)
+
+
 def transposed(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """`conv`, which keeps the width, of x (B, C, H, 1)."""
     rows, middle = conv.padding

@@ -85,6 +85,27 @@ def test_ridge_is_never_worse_than_the_mean_on_the_rows_it_was_fitted_on(rows, p
         assert error <= of_mean * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("penalty", [1e-4, 1.0])
+def test_ridge_on_fewer_rows_than_a_code_has_numbers_is_scikit_learns_and_so_is_its_gradient(penalty):
+    z, x = problem(20, k=50)
+    z.requires_grad_()
+    fit = ridge(z, x, penalty=penalty)
+    expected = Ridge(alpha=penalty * 20, solver="svd").fit(z.detach().numpy(), x.numpy())
+    assert fit.weight.detach().numpy() == pytest.approx(expected.coef_.T, abs=1e-7)
+    assert fit.bias.detach().numpy() == pytest.approx(expected.intercept_, abs=1e-7)
+    assert torch.autograd.gradcheck(lambda codes: ridge(codes, x[:6], penalty=penalty)(codes), z[:6].detach().requires_grad_())
+
+
+def test_ridge_takes_codes_of_many_numbers_that_are_nearly_the_same():
+    """Pictures as codes: one brightness in a thousand numbers, beside which a weak pattern tells the target."""
+    rng = np.random.default_rng(0)
+    bright, weak = rng.normal(size=(200, 1)), rng.normal(size=(200, 1))
+    z = torch.from_numpy(10 * bright + 0.1 * weak * rng.normal(size=1000)).float()
+    fit = ridge(z, torch.from_numpy(weak).float(), penalty=1e-4)
+    assert fit.weight.dtype == torch.float32
+    assert (fit(z).numpy() - weak).std() < 0.1
+
+
 def test_ridge_with_an_endless_penalty_is_the_mean():
     z, x = problem()
     assert ridge(z, x, penalty=1e12)(z).numpy() == pytest.approx(np.tile(x.numpy().mean(0), (len(z), 1)), abs=1e-5)

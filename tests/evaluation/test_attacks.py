@@ -53,6 +53,17 @@ def curved(data_of: DataOf) -> AttackData:
     return data_of(np.tanh(hidden @ rng.normal(size=(12, 6))), x, components=P, image_shape=SHAPE)
 
 
+@pytest.fixture(scope="module")
+def series(data_of: DataOf) -> AttackData:
+    """Three smooth signals, of a length that is no power of two; z is a random tanh network of the two factors behind them."""
+    latent, _ = pictures(factors=2, rows=2000)
+    rng = np.random.default_rng(10)
+    steps = np.arange(50)[:, None] / 50 * 2 * np.pi
+    waves = np.sin(latent[:, :1, None] + steps + np.arange(3)) + latent[:, 1:, None] * np.cos(2 * steps)
+    z = np.tanh(latent @ rng.normal(size=(2, 12)) + rng.normal(size=12)) @ rng.normal(size=(12, 6))
+    return data_of(z, waves.reshape(len(latent), -1), components=P, image_shape=(50, 1, 3))
+
+
 def r2(data: AttackData, fitted: Fitted) -> float:
     """Share of variance recovered on the score rows, of the pixels, in numpy."""
     x = data.score.pixels[slice(None)].numpy().astype(np.float64)
@@ -158,6 +169,14 @@ def test_a_curved_code_is_broken_better_by_every_other_attack_than_by_ridge(curv
     found = {name: r2(curved, on_curved[name]) for name in ATTACKS}
     for name in ("kernel", "mlp", "decoder", "resnet_decoder", "nearest"):
         assert found[name] > found["ridge"] + 0.02, found
+
+
+@pytest.mark.parametrize("name", ["decoder", "resnet_decoder"])
+def test_decoders_along_time_find_more_of_a_smooth_series_than_ridge(name, series):
+    fitted = run(name, series)
+    assert fitted.space == "pixels"
+    assert answers(fitted, series).shape == series.score.pixels[slice(None)].shape
+    assert r2(series, fitted) > r2(series, run("ridge", series)) + 0.05
 
 
 @pytest.mark.parametrize("name", ATTACKS)

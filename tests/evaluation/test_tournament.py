@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cpgan_ray.actors.tasks import fit_on_ray
-from cpgan_ray.config import AttackConfig, Config, RuntimeConfig
+from cpgan_ray.config import AttackConfig, Config, DataConfig, RuntimeConfig
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all
@@ -17,6 +17,7 @@ from cpgan_ray.evaluation.fitting import Entry, Made, Material, entries, in_proc
 from cpgan_ray.evaluation.tournament import Verdict, as_json, judge, linear_code_r2, metrics
 from cpgan_ray.judging import limits, references, threat_model
 from cpgan_ray.metrics import DICTIONARY
+from tests.data.test_har import lay_out
 
 torch.set_num_threads(1)
 
@@ -60,6 +61,27 @@ def test_every_attack_is_made_in_both_variants_on_smaller_shares_and_on_the_true
 def test_the_slowest_attacks_are_begun_first(material):
     names = [e.name for e in entries(AttackConfig(), material.dataset) if e.variant == "leaked" and e.share == 1]
     assert names[:3] == ["resnet_decoder", "decoder", "mlp"]
+
+
+def test_of_signals_the_decoders_are_made_along_time(tmp_path):
+    lay_out(tmp_path)
+    data = DataConfig(dataset="har")
+    dataset = load(Config(data=data, data_dir=tmp_path, cache_dir=tmp_path / "cache"), progress=False)
+    first = Encoder(dataset.folder, dataset.image_shape, lambda x: x[:, :, :3, 0].reshape(len(x), -1))
+    small = replace(SMALL, decoder_width=2)
+    material = Material(dataset, encode_all(first, dataset), small, seed=0, trained_against=("paper",))
+    assert {"decoder", "resnet_decoder"} < {e.name for e in entries(AttackConfig(), dataset) if e.counts}
+    for name, architecture in (("decoder", "upsample"), ("resnet_decoder", "resnet")):
+        fitted = make(Entry(name, "leaked"), material).fitted
+        assert fitted.settings["architecture"] == architecture
+        assert fitted.reconstruct(torch.from_numpy(material.codes["test"])).shape == (len(dataset.test), 128 * 9)
+
+
+def test_of_vectors_no_decoder_is_made(tmp_path):
+    dataset = load(Config(data=DataConfig(dataset="gaussian"), cache_dir=tmp_path), progress=False)
+    assert {e.name for e in entries(AttackConfig(), dataset) if e.counts} == {"ridge", "kernel", "mlp", "nearest"}
+    with pytest.raises(InputError, match=r"^attacks\.names has decoder, for pictures of 8 pixels .* these are 32x1x1: add mlp$"):
+        entries(AttackConfig(names=("decoder",)), dataset)
 
 
 def test_the_strongest_is_the_best_of_both_variants_and_never_the_label_floor_or_a_smaller_share(verdict):
