@@ -117,6 +117,7 @@ def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
         parse_reproduce(["--resume", str(folder), "--k", "8"], description="")
 
 
+@pytest.mark.usefixtures("process_left_as_it_was")
 def test_mlflow_says_how_far_a_resumed_comparison_goes_now(begun):
     folder, _, _ = begun
     kept = (folder / "reproduction.json").read_bytes()

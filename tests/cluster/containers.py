@@ -104,7 +104,10 @@ class Container:
 
     def healthy(self, test: Sequence[str]) -> bool:
         kind, *command = test
-        return self.run(["sh", "-c", *command] if kind == "CMD-SHELL" else command, timeout=30).returncode == 0
+        try:
+            return self.run(["sh", "-c", *command] if kind == "CMD-SHELL" else command, timeout=30).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
 
 
 @dataclass

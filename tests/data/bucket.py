@@ -16,6 +16,11 @@ from xml.sax.saxutils import escape
 ERRORS = {403: "AccessDenied", 404: "NoSuchKey"}
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64
+    """Connections that may wait to be accepted: beyond that number, by default five, some have to be made anew."""
+
+
 class Store:
     """Objects are the files below `folder`, whose first level are the buckets."""
 
@@ -28,7 +33,7 @@ class Store:
         self.keys: set[str] = set()
         """Access keys that were used."""
         self.parts: dict[str, dict[int, bytes]] = {}
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"store": self}))
+        self.server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"store": self}))
         self.port: int = self.server.server_port
 
     def uri(self, path: str, *, credentials: str = "") -> str:
