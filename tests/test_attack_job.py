@@ -44,7 +44,7 @@ from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.tracking import read_curves
 from cpgan_ray.training import train
 from tests.killing import processes
-from tests.process import HANG_S, below, environment, left_as_it_was
+from tests.process import GONE_S, HANG_S, below, environment, left_as_it_was
 
 JOB = Path(__file__).parents[1] / "jobs" / "attack.py"
 SIDE = 16
@@ -637,5 +637,5 @@ def test_attacks_on_ray_that_are_stopped_say_so_by_their_status_and_leave_a_kill
     assert out == ""
     run_id = json.loads((tmp_path / "out" / "config.json").read_text())["run_id"]
     assert mlflow.MlflowClient(trained.uri).get_run(run_id).info.status == "KILLED"
-    _, alive = psutil.wait_procs(begun, timeout=30)
+    _, alive = psutil.wait_procs(begun, timeout=GONE_S)
     assert alive == []

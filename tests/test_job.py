@@ -20,7 +20,7 @@ from cpgan_ray.data import prepare
 from cpgan_ray.data.faces import write_faces
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.presets import preset
-from tests.process import HANG_S, below, environment
+from tests.process import GONE_S, HANG_S, below, environment
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -383,5 +383,5 @@ def test_a_job_that_is_stopped_says_so_by_its_status_and_marks_its_run_as_killed
     (stopped,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{backend} {status}'")
     assert stopped.info.status == "KILLED"
     assert "utility/loss" in stopped.data.metrics, "what was measured before is kept"
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=GONE_S)
     assert alive == []

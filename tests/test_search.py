@@ -37,7 +37,7 @@ from cpgan_ray.search.trial import trial_config, trial_name
 from cpgan_ray.space import dimensions
 from cpgan_ray.tracking import read_trials
 from cpgan_ray.training import Context, train
-from tests.process import HANG_S, below, environment, kill_alone
+from tests.process import GONE_S, HANG_S, below, environment, kill_alone
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
@@ -521,7 +521,7 @@ def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_runn
     assert found[""] == ["KILLED"]
     assert found["k=4 seed=0"] == ["FINISHED"]
     assert found["k=5 seed=0"] == ["KILLED"]
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=GONE_S)
     assert alive == []
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.process import HANG_S
+from tests.process import GONE_S, HANG_S, below
 
 NETWORK = "10.77.0"
 NEW = ["unshare", "--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
@@ -134,10 +134,10 @@ class Composed:
 
     def __exit__(self, *_: object) -> None:
         for process in [*(c.process for c in self.containers.values()), self.hub]:
-            inner = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            inner = below(process.pid)
             process.kill()
-            process.wait(30)
-            _, alive = psutil.wait_procs(inner, timeout=30)
+            process.wait(GONE_S)
+            _, alive = psutil.wait_procs(inner, timeout=GONE_S)
             assert alive == [], "a name space ends with its first process"
 
     def names(self) -> Iterator[str]:

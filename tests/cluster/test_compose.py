@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.containers import Composed, Container, missing, read_compose
-from tests.process import HANG_S, wait_until
+from tests.process import GONE_S, HANG_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "cluster" / "compose.yaml"
@@ -177,7 +177,7 @@ def test_a_job_outlives_a_worker_that_goes_in_mid_run_and_comes_back(up, summary
         job = pool.submit(submit, head, command, token=head.environment["RAY_AUTH_TOKEN"])
         wait_until(lambda: rounds_written(run) > 20 or job.done(), "the game has not begun")
         gone.process.kill()
-        gone.process.wait(30)
+        gone.process.wait(GONE_S)
         played = rounds_written(run)
         time.sleep(20)
         up.start("worker-2")
