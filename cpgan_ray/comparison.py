@@ -121,7 +121,7 @@ def held_to_theory(released: Released, dataset: Dataset, values: Mapping[str, An
     drawn = mixture(seed)
     moments = theory.population_moments(drawn.mean, within=drawn.covariance)
     x, z = (v.astype(np.float64) for v in (samples(dataset, "train"), released.codes["train"]))
-    directions, noise_variance = linear_code(x, z)
+    directions, noise_variance = linear_code(x * dataset.nature.unit, z)
     accuracy = theory.bayes_accuracy(directions, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
     mse = theory.lmmse(directions, total=moments.total, noise_variance=noise_variance)
     short = float(theory.shortfall([accuracy], [mse], moments=moments)[0])

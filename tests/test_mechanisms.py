@@ -272,6 +272,18 @@ def test_every_mechanism_plays_on_the_mixture_and_none_is_better_than_theory_all
     assert 0 <= told["mse"] < 14.636, "that of the mean sample"
 
 
+def test_noisy_samples_of_the_mixture_are_held_to_the_theory_of_noisy_samples(mixed):
+    config, dataset = mixed
+    made = MECHANISMS["gaussian_noise"].release(config, 2.0, dataset)
+    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    drawn = mixture(9)
+    moments = theory.population_moments(drawn.mean, within=drawn.covariance)
+    noise_variance = 2.0**2 * np.trace(moments.total) / 32
+    accuracy = theory.bayes_accuracy(np.eye(32), mean=moments.mean, within=moments.within, noise_variance=noise_variance)
+    assert told["accuracy"] == pytest.approx(accuracy, abs=0.02)
+    assert told["mse"] == pytest.approx(theory.lmmse(np.eye(32), total=moments.total, noise_variance=noise_variance), rel=0.05)
+
+
 @pytest.mark.parametrize("deviation", [0.0, 3.0])
 def test_theory_of_a_code_counts_its_noise(deviation):
     drawn = mixture(9)
