@@ -117,6 +117,7 @@ def held_to_theory(released: Released, dataset: Dataset, values: Mapping[str, An
     codes themselves, with what these do not explain as its noise; `shortfall`: of this MSE below the frontier's at this accuracy.
     `measured_shortfall`: of the strongest fresh attack's below the exact attacker's frontier at the measured accuracy, which may be
     off by 0.005.
+    `exact_mse`, `exact_shortfall`: the same of the best attack of any kind, of one number without noise.
     """
     drawn = mixture(seed)
     moments = theory.population_moments(drawn.mean, within=drawn.covariance)
@@ -128,7 +129,12 @@ def held_to_theory(released: Released, dataset: Dataset, values: Mapping[str, An
     found, fresh = values["utility"]["accuracy"], min(a["mse_raw"] for a in values["attacks"])
     measured = theory.shortfall([found], [fresh], moments=moments, attacker="exact", accuracy_tolerance=0.005)
     told = {"accuracy": accuracy, "mse": mse, "shortfall": short, "measured_accuracy": found, "measured_mse": fresh}
-    return told | {"measured_shortfall": float(measured[0])}
+    told |= {"measured_shortfall": float(measured[0])}
+    if len(directions) == 1 and noise_variance == 0:
+        exact = theory.mmse(directions[0], mean=moments.mean, within=moments.within)
+        told |= {"exact_mse": exact}
+        told |= {"exact_shortfall": float(theory.shortfall([accuracy], [exact], moments=moments, attacker="exact")[0])}
+    return told
 
 
 def linear_code(x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, float]:

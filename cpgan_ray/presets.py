@@ -191,6 +191,14 @@ def gaussian() -> Config:
     )
 
 
+def gaussian_kernel() -> Config:
+    """The same with a kernel adversary beside ridge, against attacks of any kind: what hides from every linear attack need not hide
+    from others."""
+    config = gaussian()
+    kernel = KernelConfig(features=128, bandwidths=(0.3,), penalties=(1e-3,), bank=0, components=32)
+    return replace(config, preset="gaussian_kernel", adversaries=config.adversaries | {"rbf": kernel})
+
+
 def for_comparison(config: Config) -> Config:
     """A run as the cells of a comparison play it: of the larger data sets 20,000 training samples; attacks by ridge, kernel,
     perceptron and nearest neighbours on leaked samples, on 10,000 of them (with mirror images) at most."""
@@ -228,7 +236,7 @@ def for_search(config: Config) -> Config:
     return replace(config, attacks=attacks, tracking=replace(config.tracking, log_models=False, system_metrics=False))
 
 
-SMALL = (mnist, digits, har, genki4k, cifar10, svhn, gaussian)
+SMALL = (mnist, digits, har, genki4k, cifar10, svhn, gaussian, gaussian_kernel)
 PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper, *SMALL)}
 
 

@@ -297,3 +297,20 @@ def test_theory_of_a_code_counts_its_noise(deviation):
     told = theory.bayes_accuracy(found, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
     assert told == pytest.approx(accuracy, abs=2e-3)
     assert theory.lmmse(found, total=moments.total, noise_variance=noise_variance) == pytest.approx(mse, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gaussian_kernel"])
+def test_the_game_reaches_the_frontier_of_its_adversaries_and_ridge_alone_is_blind_to_the_others(name, tmp_path_factory):
+    """Theory knows how much the best linear and the best attack of any kind recover of a code of one number."""
+    base = for_comparison(preset(name))
+    data = dataclasses.replace(base.data, mixture_seed=10)
+    config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp(name), data=data, epochs=40)
+    dataset = load(config, progress=False)
+    made = MECHANISMS["cpgan"].release(config, 1.36, dataset)
+    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=10)
+    if name == "gaussian":
+        assert told["shortfall"] < 0.01
+        assert told["exact_shortfall"] > 0.25
+    else:
+        assert told["exact_shortfall"] < 0.05
+    assert told["accuracy"] > 0.85
