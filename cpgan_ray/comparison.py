@@ -192,13 +192,15 @@ def trial(values: Mapping[str, Any], folder: Path) -> Trial:
 
 
 def volumes(trials: Sequence[Trial], reference: Reference) -> dict[str, dict[int, float]]:
-    """Mechanism -> seed -> hypervolume under that seed of the settings that it was played at under all of its seeds."""
+    """Mechanism -> seed -> hypervolume under that seed of the settings that it was played at under all of its seeds; none of a
+    mechanism without such a setting."""
     found: dict[str, dict[int, float]] = {}
     for method in dict.fromkeys(t.method for t in trials):
         mine = [t for t in trials if t.method == method]
-        seeds = sorted({t.seed for t in mine})
-        always = [t for t in mine if sum(other.setting == t.setting for other in mine) == len(seeds)]
-        found[method] = {seed: hypervolume(points([t for t in always if t.seed == seed]), reference) for seed in seeds}
+        seeds = {t.seed for t in mine}
+        always = [t for t in mine if {other.seed for other in mine if other.setting == t.setting} == seeds]
+        if always:
+            found[method] = {s: hypervolume(points([t for t in always if t.seed == s]), reference) for s in sorted(seeds)}
     return found
 
 

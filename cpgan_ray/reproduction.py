@@ -63,7 +63,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
         missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
         played(missing, named(job.config, dataset), folder, run, of=len(todo))
         shutil.rmtree(folder / FEATURES, ignore_errors=True)
-        values = there(folder)
+        values = all_played(folder)
         summary = conclude(values, folder, run)
         if theirs:
             (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
@@ -82,7 +82,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     return (folder / "results.md").read_text(), summary
 
 
-def there(folder: Path) -> list[Values]:
+def all_played(folder: Path) -> list[Values]:
     """All cells of a comparison's folder, whichever resumption has played them: by mechanism, from the least private setting on, by
     seed."""
 
@@ -175,7 +175,7 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
         run.add_child(cell.name, params=asdict(cell), metrics=logged(values), tags=outcome_tags(values))
         print(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}", file=sys.stderr, flush=True)
         if done % DUMP_EVERY == 0:
-            write_table(there(folder), folder)
+            write_table(all_played(folder), folder)
 
     if config.runtime.backend == "local":
         stop_on_sigterm()

@@ -46,8 +46,9 @@ def frontier_figure(cells: Sequence[Mapping[str, Any]], *, seed: int, published:
         told = "the same with the test points' covariances"
         draw_frontier(one, sample, "linear", color=figures.FLOOR, linewidth=0.8, linestyle=":", label=told)
     names = list(dict.fromkeys(p.mechanism for p in places))
-    for colour, name in zip(figures.TRAINING * (1 + len(names) // len(figures.TRAINING)), names, strict=False):
-        draw_places(one, [p for p in places if p.mechanism == name], colour)
+    for i, name in enumerate(names):
+        colour, marker = figures.TRAINING[i % len(figures.TRAINING)], "osD"[i // len(figures.TRAINING) % 3]
+        draw_places(one, [p for p in places if p.mechanism == name], colour, marker=marker)
     if published:
         x, y = np.array([mse for _, mse in published]), np.array([accuracy for accuracy, _ in published])
         (left, right), (low, high) = one.get_xlim(), one.get_ylim()
@@ -55,7 +56,7 @@ def frontier_figure(cells: Sequence[Mapping[str, Any]], *, seed: int, published:
         told = f"the original's theory{f' ({off} of {len(x)} rows outside)' if off else ''}"
         one.plot(x, y, "x", color=figures.FRESH, markersize=5, label=told, zorder=3)
     one.set(xlabel="mean squared error of the attack, per dimension (right: more private)", ylabel="accuracy")
-    one.legend(fontsize=8, loc="lower left", frameon=False)
+    one.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)  # beside: points may be anywhere
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=160, bbox_inches="tight")
     return buffer.getvalue()
 
@@ -92,18 +93,19 @@ def draw_frontier(one: Axes, moments: theory.Moments, attacker: theory.Attacker,
     one.plot([*mse, 0.0], [*accuracy, best.accuracy], zorder=2, **style)
 
 
-def draw_places(one: Axes, places: Sequence[Measured], colour: str) -> None:
+def draw_places(one: Axes, places: Sequence[Measured], colour: str, *, marker: str) -> None:
     """One mechanism's settings; of ours, whose code is linear in this preset, also what theory says of its directions."""
     name = places[0].mechanism
     for p in places:
         one.plot(p.mse[1:], p.accuracy[[0, 0]], color=colour, linewidth=1.2, zorder=4)
         one.plot(p.mse[[0, 0]], p.accuracy[1:], color=colour, linewidth=1.2, zorder=4)
     told = f"{name}: measured, strongest fresh attack"
-    one.plot([p.mse[0] for p in places], [p.accuracy[0] for p in places], "o", color=colour, markersize=5, label=told, zorder=5)
+    at = [p.mse[0] for p in places], [p.accuracy[0] for p in places]
+    one.plot(*at, marker, color=colour, markersize=5, label=told, zorder=5)
     if name == OURS:
         hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5.5, "markeredgewidth": 1.2, "zorder": 6}
         x, y = zip(*(p.own for p in places), strict=True)
-        one.plot(x, y, "o", color=colour, label=f"{name}: Bayes accuracy, best linear attack", **hollow)
+        one.plot(x, y, marker, color=colour, label=f"{name}: Bayes accuracy, best linear attack", **hollow)
 
 
 def limits(one: Axes, places: Sequence[Measured], moments: theory.Moments) -> None:

@@ -239,6 +239,8 @@ def test_hypervolumes_are_of_settings_that_were_played_under_all_seeds():
     more = trial(values("cpgan", 2.0, 1, 0.95, 0.0), Path())
     trials = [trial(v, Path()) for v in cells]
     assert volumes([*trials, more], Reference(0.1)) == volumes(trials, Reference(0.1)) != {}
+    apart = [trials[0], more]
+    assert volumes(apart, Reference(0.1)) == {}, "of two settings under a seed each there is no hypervolume, least of all 0"
 
 
 def test_findings_are_what_the_numbers_say():
