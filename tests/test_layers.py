@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "cpgan_ray"
 
 FLOORS = (
-    {"config", "presets", "space", "messages", "errors", "credentials", "metrics", "streams"},
+    {"common", "config", "presets", "space", "messages", "errors", "credentials", "metrics", "streams"},
     {"objectives", "nets", "data", "theory", "process", "checkpoint"},
     {"adversaries", "privatizer"},
     {"workers"},
