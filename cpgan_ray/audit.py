@@ -20,7 +20,7 @@ from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder, ope
 from cpgan_ray.evaluation.fitting import Material, entries, trained_against
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import metrics
-from cpgan_ray.judging import judge_codes, on_ray, read_errors
+from cpgan_ray.judging import degenerate, judge_codes, on_ray, read_errors
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import STORE, Tracker, read_curves
 from cpgan_ray.training import about, check_undefended, headline, new_output
@@ -28,10 +28,10 @@ from cpgan_ray.training import about, check_undefended, headline, new_output
 
 @dataclass(frozen=True)
 class Gate:
-    """What the job prints, and whether the gate lets it pass."""
+    """What the job prints, and why the gate does not let it pass, if so."""
 
     summary: dict[str, Any]
-    passed: bool
+    failures: tuple[str, ...]
 
 
 def attack(target: Target, job: AttackJob) -> Gate:
@@ -77,9 +77,15 @@ def attack(target: Target, job: AttackJob) -> Gate:
         tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
         judged.write(output / "report")
         tracker.log_folder(output / "report", "report")
-    passed = job.fail_above is None or judged.verdict.strongest.score.r2 <= job.fail_above
+        if why := degenerate(judged.report):
+            tracker.tag("code.degenerate", why[0])
+    failures: list[str] = []
+    if job.fail_above is not None:
+        r2 = judged.verdict.strongest.score.r2
+        failures = degenerate(judged.report) + ([f"strongest R2 {r2:.4f} is above {job.fail_above}"] if r2 > job.fail_above else [])
     summary = {"run_id": tracker.run_id, "output": str(output), **headline(judged.report)}
-    return Gate(summary | {"passed": passed, "seconds": round(time.perf_counter() - started, 1)}, passed)
+    summary |= {"passed": not failures, "seconds": round(time.perf_counter() - started, 1)}
+    return Gate(summary, tuple(failures))
 
 
 def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:

@@ -18,6 +18,7 @@ from cpgan_ray import theory
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.gaussian import mixture
+from cpgan_ray.evaluation.degenerate import code_warnings, says_nothing
 from cpgan_ray.evaluation.fitting import Material, entries, in_process, trained_against
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
@@ -34,7 +35,7 @@ from cpgan_ray.frontier import (
     points,
     spearman,
 )
-from cpgan_ray.judging import utility_of
+from cpgan_ray.judging import degenerate, utility_of
 from cpgan_ray.mechanisms import MECHANISMS, Released
 from cpgan_ray.mechanisms.base import samples
 from cpgan_ray.process import set_up_process
@@ -79,9 +80,12 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
         write(folder, {"cell": asdict(cell), "failed": str(e)})
         return
     material = Material(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
-    verdict = judge(in_process(entries(config.attacks, dataset), material, done=lambda made: None), material)
+    warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
+    todo = entries(config.attacks, dataset, brief=says_nothing(warnings))
+    verdict = judge(in_process(todo, material, done=lambda made: None), material)
     utility = utility_of(released.logits, dataset, config.data.labels, seed=cell.seed)
     values = {"cell": asdict(cell), "k": released.codes["test"].shape[1], "utility": utility, **as_json(verdict)}
+    values |= {"warnings": [asdict(warning) for warning in warnings]}
     values |= {"direct": direct(released, dataset, verdict, seed=cell.seed), "data": dataset.digest}
     if config.data.dataset == "gaussian":
         values["theory"] = held_to_theory(released, dataset, values, seed=config.data.mixture_seed)
@@ -185,6 +189,7 @@ def trial(values: Mapping[str, Any], folder: Path) -> Trial:
         seconds=values["seconds"],
         output=str(folder),
         data=values["data"],
+        degenerate=next(iter(degenerate(values)), None),
     )
 
 
@@ -236,7 +241,8 @@ def twins_of(trials: Sequence[Trial]) -> dict[int, Trial]:
 def recommended(trials: Sequence[Trial]) -> Recommendation | None:
     """Of our settings that lose at most `TOLERATED_LOSS` to the undefended twin the one with the smallest R2; where none does, the
     most accurate one. All on the validation split, means over seeds; None without a twin."""
-    ours = [p for p in points([t for t in trials if t.method == OURS]) if p.val_accuracy is not None and p.val_r2 is not None]
+    playable = [p for p in points([t for t in trials if t.method == OURS]) if not p.degenerate]
+    ours = [p for p in playable if p.val_accuracy is not None and p.val_r2 is not None]
     twin = mean(t.val_accuracy for t in twins_of(trials).values())
     if twin is None or not ours:
         return None

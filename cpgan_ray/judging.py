@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from cpgan_ray.config import AttackConfig, RuntimeConfig
 from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.card import Curves, card
+from cpgan_ray.evaluation.degenerate import ReportWarning, code_warnings, says_nothing
 from cpgan_ray.evaluation.fitting import Made, Material, entries, in_process
 from cpgan_ray.evaluation.panels import verdict_panels
 from cpgan_ray.evaluation.protocol import Codes, people_apart
@@ -81,9 +82,9 @@ def on_ray(runtime: RuntimeConfig) -> bool:
     return runtime.backend == "ray" or (runtime.backend == "auto" and (bool(named) or available_cpus() > 1))
 
 
-def fit_attacks(material: Material, *, runtime: RuntimeConfig) -> list[Made]:
+def fit_attacks(material: Material, *, runtime: RuntimeConfig, brief: bool = False) -> list[Made]:
     """All attacks of the tournament, as Ray tasks in parallel or one after the other here; a line on standard error for each."""
-    todo = entries(material.config, material.dataset)
+    todo = entries(material.config, material.dataset, brief=brief)
     material.basis()  # once, before many processes ask for it
     done = 0
 
@@ -128,10 +129,14 @@ def judge_codes(
             "utility": utility_of(logits, material.dataset, material.task, seed=material.seed),
             "labels": labels_of(logits["test"], material.dataset, material.task, seed=material.seed),
         }
-    made = fit_attacks(material, runtime=runtime)
+    warnings = code_warnings(material.codes, material.dataset, material.task, logits=logits, seed=material.seed)
+    for line in console_lines(told["utility"], warnings):
+        print(line, file=sys.stderr, flush=True)
+    made = fit_attacks(material, runtime=runtime, brief=says_nothing(warnings))
     verdict = judge(made, material)
     report: dict[str, Any] = dict(about) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "warnings": [asdict(warning) for warning in warnings],
         **told,
         **as_json(verdict),
         "references": references(verdict, undefended),
@@ -144,6 +149,18 @@ def judge_codes(
     twin = twin_codes(undefended / "privatizer.pt2", material.dataset) if undefended else None
     panels = verdict_panels(verdict, material, undefended=twin)
     return Judged(verdict, report, panels, card(report, panels=panels, curves=curves))
+
+
+def console_lines(utility: Mapping[str, float], warnings: Sequence[ReportWarning]) -> list[str]:
+    """The utility next to what a guess would have, and every warning."""
+    accuracies = ("accuracy", "majority_accuracy", "balanced_accuracy")
+    numbers = [f"{name.replace('_', ' ')} {utility[name]:.4f}" for name in accuracies if name in utility]
+    return ([", ".join(numbers)] if numbers else []) + [f"warning: {warning.message}" for warning in warnings]
+
+
+def degenerate(report: Mapping[str, Any]) -> list[str]:
+    """Why the code of a report passes no gate, if it is degenerate."""
+    return [warning["message"] for warning in report["warnings"] if warning["fails_gates"]]
 
 
 def references(verdict: Verdict, undefended: Path | None) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ DICTIONARY = {
     "utility/val_loss": "L_U on the validation split, each epoch",
     "utility/val_accuracy": "mean accuracy over the labels on the validation split, each epoch",
     "utility/val_balanced_accuracy": "mean of (TPR + TNR) / 2 over the labels on the validation split, each epoch",
+    "utility/val_majority_accuracy": "accuracy of the majority guess on the validation split",
     "utility/accuracy": "mean accuracy over the labels on the test split, at the end",
     "utility/accuracy_low": "lower end of its 95 % bootstrap interval over people",
     "utility/accuracy_high": "upper end",

@@ -1,7 +1,8 @@
 """The defender: encoder and utility head with their optimisers; one step of the privatizer's side of the game."""
 
+import copy
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from cpgan_ray.data.projection import projection
 from cpgan_ray.messages import Metrics
 from cpgan_ray.nets import build_head, build_privatizer
 from cpgan_ray.nets.privatizers import Whitened
+from cpgan_ray.nets.statistics import norm_layers, refresh_statistics
 from cpgan_ray.objectives import of_classes, utility_loss, utility_mass
 from cpgan_ray.process import autocast, compile_networks, torch_stream
 from cpgan_ray.streams import stream
@@ -156,8 +158,13 @@ class Defender:
         total_rounds: int,
         device: torch.device,
         peers: Peers | None = None,
+        pictures: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
+        """pictures: batches of training pictures (B, C, H, W), from which the batch norm statistics of the released weights are
+        computed; None: the running ones of training are released."""
         self.config, self.device, self.peers = config, device, peers or Alone()
+        self.pictures = pictures
+        self.handed_out: nn.ModuleDict | None = None
         with torch_stream(config.seed, "privatizer", "weights"):
             privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
             head = build_head(config.utility, k=config.k, num_labels=len(positive_share), image_shape=image_shape)
@@ -235,6 +242,7 @@ class Defender:
         copied = {name: copy.grad for name, copy in pending.copies.items() if copy.grad is not None}
         for name, grad in zip(copied, self.peers.average(list(copied.values())), strict=True):
             self.net["privatizer"].get_parameter(name).grad = grad
+        self.handed_out = None
         self.optimisers["privatizer"].step()
         self.schedules["privatizer"].step()
         if move_head:
@@ -245,14 +253,27 @@ class Defender:
 
     def step_head(self) -> None:
         """One step of the utility head on the gradient that `utility` left."""
+        self.handed_out = None
         self.optimisers["head"].step()
         self.schedules["head"].step()
 
     @property
     def released(self) -> nn.ModuleDict:
-        """The weights that are handed out and evaluated: the averaged ones where there are any."""
-        net = self.net if self.averaged is None else self.averaged.module
-        return net.eval()  # pyright: ignore[reportReturnType]
+        """What is handed out and evaluated: a copy of the present weights (of the averaged ones, if there are any) with batch norm
+        statistics of their own."""
+        if self.handed_out is None:
+            self.handed_out = self.with_own_statistics(self.net if self.averaged is None else self.averaged.module)
+        return self.handed_out
+
+    @torch.no_grad()
+    def with_own_statistics(self, net: nn.Module) -> nn.ModuleDict:
+        """A copy of privatizer and head whose batch norms have the statistics of these very weights on training pictures."""
+        net = copy.deepcopy(net).eval()
+        assert isinstance(net, nn.ModuleDict)
+        if self.pictures is not None and norm_layers(net):
+            refresh_statistics(net["privatizer"], self.pictures())
+            refresh_statistics(net["head"], (net["privatizer"](x) for x in self.pictures()))
+        return net
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,6 +304,7 @@ class Defender:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a `state_dict`, whatever was pending."""
         self.pending.clear()
+        self.handed_out = None
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
 

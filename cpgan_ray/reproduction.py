@@ -23,6 +23,7 @@ from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.lines import attacker_lines
 from cpgan_ray.frontier import Estimate, Trial, across, reference_point, with_interval, write
+from cpgan_ray.judging import degenerate
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
@@ -204,7 +205,11 @@ def logged(values: Values) -> dict[str, float]:
 
 
 def outcome_tags(values: Values) -> dict[str, str]:
-    return {"failed": values["failed"]} if "failed" in values else {"strongest.attack": strongest(values)["attack"]}
+    if "failed" in values:
+        return {"failed": values["failed"]}
+    tags = {"strongest.attack": strongest(values)["attack"]}
+    why = degenerate(values)
+    return tags | ({"code.degenerate": why[0]} if why else {})
 
 
 def line(values: Values) -> str:

@@ -26,7 +26,7 @@ from cpgan_ray.evaluation.panels import panel, reconstructed
 from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.game import Game, opponents, play_in_process
-from cpgan_ray.judging import judge_codes, strongest_of
+from cpgan_ray.judging import degenerate, judge_codes, strongest_of
 from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.nets.cost import costs
 from cpgan_ray.process import available_cpus, set_up_process
@@ -283,7 +283,10 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
     judged.write(tracker.output / "report")
     tracker.log_folder(tracker.output / "report", "report")
-    return {"accuracy": round(utility["accuracy"], 4), **headline(judged.report)}
+    if why := degenerate(judged.report):
+        tracker.tag("code.degenerate", why[0])
+    accuracies = {name: round(utility[name], 4) for name in ("accuracy", "majority_accuracy", "balanced_accuracy")}
+    return {**accuracies, **headline(judged.report)}
 
 
 def about(config: Config) -> dict[str, Any]:
@@ -302,7 +305,8 @@ def about(config: Config) -> dict[str, Any]:
 def headline(report: dict[str, Any]) -> dict[str, Any]:
     """The part of a job's last line that the tournament answers for."""
     strongest = {key: round(v, 4) if isinstance(v, float) else v for key, v in report["privacy"]["strongest"].items()}
-    return {"strongest": strongest, "label_floor_r2": round(report["privacy"]["label_floor_r2"], 4)}
+    warnings = [warning["message"] for warning in report["warnings"]]
+    return {"strongest": strongest, "label_floor_r2": round(report["privacy"]["label_floor_r2"], 4), "warnings": warnings}
 
 
 def panel_drawer(config: Config, dataset: Dataset, tracker: Tracker) -> Callable[[Running, Metrics], None]:

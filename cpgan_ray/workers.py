@@ -16,8 +16,8 @@ from cpgan_ray.adversaries import Target, build_adversary
 from cpgan_ray.adversaries.base import EpochFitted
 from cpgan_ray.checkpoint import pack, unpack
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, load, shares
-from cpgan_ray.data.base import consecutive, pictures, rounds_per_epoch, training_batch
+from cpgan_ray.data import Dataset, label_columns, load, majority_logits, shares
+from cpgan_ray.data.base import consecutive, pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.messages import Batch, Feedback, Metrics, Outcome, Release
@@ -51,9 +51,14 @@ class PrivatizerWorker:
             total_rounds=self.rounds_per_epoch * config.epochs,
             device=self.device,
             peers=self.peers,
+            pictures=self.representative_pictures,
         )
-
         fit_input(self.defender.net["privatizer"], self.dataset)
+
+    def representative_pictures(self) -> Iterator[Tensor]:
+        """Batches of training pictures (B, C, H, W), as they will be seen in use; whole ones, also with peers."""
+        for rows in representative_rows(len(self.dataset.train), self.config.batch_size):
+            yield to_input(self.dataset.train.take(rows), self.device)
 
     def split(self, name: str) -> Split:
         return getattr(self.dataset, name)
@@ -159,9 +164,12 @@ class PrivatizerWorker:
         }
 
     def validate(self) -> Metrics:
-        """Utility on the validation split."""
+        """Utility on the validation split, and what the majority guess has there."""
         _, logits = self.codes("val")
-        return {f"utility/val_{name}": value for name, value in self.utility_on("val", logits).items()}
+        y = self.labels["val"]
+        guess = accuracy(majority_logits(self.dataset, self.config.data.labels, rows=len(y)), y)
+        found = self.utility_on("val", logits) | {"majority_accuracy": float(guess.mean())}
+        return {f"utility/val_{name}": value for name, value in found.items()}
 
     def weights(self) -> dict[str, Any]:
         return self.defender.state_dict()

@@ -7,7 +7,9 @@
     python jobs/attack.py RUN --variant leaked --against OTHER_RUN      # a paired comparison with another run
 
 An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k); one with a float32 input is given them in [-1, 1].
-The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, passed, seconds.
+A degenerate code (constant, or one that answers no better than the majority guess) fails every gate, whatever its R2.
+The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, warnings,
+passed, seconds.
 """
 
 import json
@@ -22,8 +24,8 @@ def main() -> None:
 
     gate = attack(target, job)
     print(json.dumps(gate.summary))
-    if not gate.passed:
-        print(f"failed: strongest R2 {gate.summary['strongest']['r2']} is above {job.fail_above}", file=sys.stderr)
+    if gate.failures:
+        print("failed: " + "; ".join(gate.failures), file=sys.stderr)
         sys.exit(cli.FAILED)
 
 

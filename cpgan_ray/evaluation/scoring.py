@@ -116,6 +116,27 @@ def mean_interval(values: np.ndarray, identity: np.ndarray, *, seed: int, level:
     return 1 - high, 1 - low
 
 
+def resampled_hits(right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int) -> np.ndarray:
+    """In each bootstrap sample over identities, right answers and samples of each class of each label: (2, RESAMPLES, L, C).
+
+    right: (N, L) bool, whether the answer is right; of_class: (N, L, C) bool, whether the truth is that class.
+    """
+    _, labels, classes = of_class.shape
+    columns = (side[:, i, c] for side in (of_class & right[:, :, None], of_class) for i in range(labels) for c in range(classes))
+    return resampled_sums(columns, identity, seed=seed).reshape(RESAMPLES, 2, labels, classes).transpose(1, 0, 2, 3)
+
+
+def balanced_accuracy_interval(
+    right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval, resampling identities, of the mean recall over classes and then over labels; classes that a
+    sample lacks do not count in it. Arguments: see `resampled_hits`."""
+    hits, sizes = resampled_hits(right, of_class, identity, seed=seed)
+    recall = np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
+    low, high = np.quantile(np.nanmean(recall, axis=2).mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def accuracy_intervals(
     right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -124,9 +145,8 @@ def accuracy_intervals(
 
     right: (N, L) bool, whether the answer is right; of_class: (N, L, C) bool, whether the truth is that class.
     """
-    _, labels, classes = of_class.shape
-    columns = (side[:, i, c] for side in (of_class & right[:, :, None], of_class) for i in range(labels) for c in range(classes))
-    hits, sizes = resampled_sums(columns, identity, seed=seed).reshape(RESAMPLES, 2, labels, classes).transpose(1, 2, 0, 3)
+    labels = of_class.shape[1]
+    hits, sizes = resampled_hits(right, of_class, identity, seed=seed).transpose(0, 2, 1, 3)
     plain, balanced = np.empty((labels, 2)), np.full((labels, 2), np.nan)
     ends = [(1 - level) / 2, (1 + level) / 2]
     for i in range(labels):

@@ -29,6 +29,8 @@ def recommend(points: Sequence[Point], *, max_r2: float | None = None, min_accur
         both             the largest validation accuracy among those that pass both
         neither          the largest (validation accuracy - majority accuracy) * (1 - max(validation R2, 0)), none below 0;
                          of equals the smallest validation R2
+
+    A setting whose code is degenerate is never recommended.
     """
     by_r2 = min_accuracy is not None and max_r2 is None
     gates = [] if max_r2 is None else [f"strongest R2 <= {max_r2:g}"]
@@ -58,9 +60,13 @@ def known(value: float | None, default: float) -> float:
 
 
 def qualified(points: Sequence[Point], max_r2: float | None, min_accuracy: float | None) -> list[Point]:
-    """Those that pass both gates."""
+    """Those that pass both gates; a degenerate code passes none."""
     return [
-        p for p in points if (max_r2 is None or p.strongest_r2 <= max_r2) and (min_accuracy is None or p.accuracy >= min_accuracy)
+        p
+        for p in points
+        if not p.degenerate
+        and (max_r2 is None or p.strongest_r2 <= max_r2)
+        and (min_accuracy is None or p.accuracy >= min_accuracy)
     ]
 
 
@@ -68,6 +74,9 @@ def nearest(points: Sequence[Point], *, max_r2: float | None = None, min_accurac
     """Why nothing is recommended, and what comes nearest to it."""
     if not points:
         return "no trial has finished with an accuracy and an attack's R2"
+    points = [p for p in points if not p.degenerate]
+    if not points:
+        return "the codes of all settings are degenerate: constant, or no better for the task than the majority guess"
     lowest = min(points, key=lambda p: p.strongest_r2)
     highest = max(points, key=lambda p: p.accuracy)
     if max_r2 is not None and lowest.strongest_r2 > max_r2:

@@ -151,7 +151,7 @@ def table(points: Sequence[Point]) -> str:
                 len(p.seeds),
                 with_interval(p.accuracy, p.accuracy_low, p.accuracy_high),
                 with_interval(p.strongest_r2, p.strongest_r2_low, p.strongest_r2_high),
-                "*" if p in best else "",
+                "degenerate" if p.degenerate else "*" if p in best else "",
             ]
         )
     return drawn.get_string()

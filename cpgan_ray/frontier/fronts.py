@@ -24,8 +24,9 @@ class Reference(NamedTuple):
 def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats: none is at least as good in both numbers and better in one. By R2, the most private first.
 
-    Points that are equal in both numbers do not beat each other: all of them stay.
+    Points that are equal in both numbers do not beat each other: all of them stay. Degenerate codes are left out.
     """
+    points = [p for p in points if not p.degenerate]
     if not points:
         return []
     kept = moocore.is_nondominated(plane(points), maximise=MAXIMISE, keep_weakly=True)
@@ -44,10 +45,12 @@ def reference_point(trials: Sequence[Trial]) -> Reference | None:
 
 
 def hypervolume(points: Sequence[Point], reference: Reference) -> float:
-    """Area of the outcomes that some point is at least as good as and that are no worse than the reference; 0 without points.
+    """Area of the outcomes that some point is at least as good as and that are no worse than the reference; 0 without points, of
+    which degenerate codes are none.
 
     E. Zitzler and L. Thiele, Multiobjective optimization using evolutionary algorithms, PPSN 1998; computed by moocore.
     """
+    points = [p for p in points if not p.degenerate]
     return float(moocore.hypervolume(plane(points), ref=list(reference), maximise=MAXIMISE)) if points else 0.0
 
 

@@ -58,6 +58,8 @@ class Trial:
     """Experiment or mechanism, when several are compared."""
     data: str | None = None
     """Digest of the data set: numbers on different ones cannot be compared."""
+    degenerate: str | None = None
+    """Why its code is degenerate (constant, or useless), if it is: it is shown, is on no front and passes no gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ class Point:
     val_r2: float | None
     majority_accuracy: float | None
     method: str = ""
+    degenerate: bool = False
+    """Whether the code of any of its trials is."""
 
     @property
     def num_trials(self) -> int:
@@ -152,6 +156,7 @@ def grouped(trials: Sequence[Trial]) -> Point:
         val_accuracy=average("val_accuracy"),
         val_r2=average("val_r2"),
         majority_accuracy=average("majority_accuracy"),
+        degenerate=any(trial.degenerate is not None for trial in trials),
     )
 
 

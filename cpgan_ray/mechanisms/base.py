@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import rounds_per_epoch, training_batch
+from cpgan_ray.data.base import representative_rows, rounds_per_epoch, training_batch, unvaried
 from cpgan_ray.data.projection import scale
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.messages import Batch
+from cpgan_ray.nets.statistics import refresh_statistics
 from cpgan_ray.objectives import utility_loss
 from cpgan_ray.process import pick_device, torch_stream
 
@@ -77,6 +78,8 @@ def taught(
                 loss.backward()
                 optimiser.step()
                 rate.step()
+    shown = (unvaried(rows) for rows in representative_rows(len(labels), config.batch_size))
+    refresh_statistics(net, (torch.from_numpy(varied(chosen)).to(device) for chosen in shown))
     return {split: applied(net, inputs[split], device) for split in ("val", "test")}
 
 

@@ -10,11 +10,12 @@ from torch import nn
 
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import pictures, rounds_per_epoch, training_batch
+from cpgan_ray.data.base import pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, applied
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.nets.statistics import refresh_statistics
 from cpgan_ray.objectives import utility_loss
 from cpgan_ray.privatizer import fit_input, hampered, to_input
 from cpgan_ray.process import pick_device, torch_stream
@@ -66,6 +67,10 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
                 z = encoder(x)  # which the decoder's step leaves as it is
                 step(decoding, error(z.detach(), target), theirs)
             step(against, alpha * utility_loss(head(z), y) - (1 - alpha) * error(z, target), mine)
+    shown = [to_input(dataset.train.take(rows), device) for rows in representative_rows(len(dataset.train), config.batch_size)]
+    refresh_statistics(encoder, shown)
+    with torch.no_grad():
+        refresh_statistics(head, [encoder(x) for x in shown])
     codes = {split: encoded(encoder, dataset, split, device) for split in SPLITS}
     logits = {split: applied(head, codes[split], device) for split in ("val", "test")}
     if dataset.nature.mirrored:

@@ -19,6 +19,7 @@ from cpgan_ray.actors.players import host_here
 from cpgan_ray.checkpoint import Snapshot
 from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.game import play_in_process
+from cpgan_ray.judging import degenerate
 from cpgan_ray.messages import Metrics
 from cpgan_ray.search.proposals import stops_early
 from cpgan_ray.space import shown
@@ -89,6 +90,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
         "val_r2": report["privacy"]["val_r2"],
         "majority_accuracy": utility["majority_accuracy"],
         "label_floor_r2": report["privacy"]["label_floor_r2"],
+        "degenerate": next(iter(degenerate(report)), None),
         "seconds": summary["seconds"],
         "run_id": summary["run_id"],
         "output": summary["output"],

@@ -43,7 +43,8 @@ class Console:
         epoch = -(-done // self.rounds_per_epoch)
         parts = [f"epoch {epoch}", f"accuracy {last['utility/batch_accuracy']:.3f}"]
         if "utility/val_accuracy" in last:
-            parts.append(f"validation {last['utility/val_accuracy']:.3f}")
+            guess, balanced = last["utility/val_majority_accuracy"], last["utility/val_balanced_accuracy"]
+            parts.append(f"validation {last['utility/val_accuracy']:.3f} (majority guess {guess:.3f}, balanced {balanced:.3f})")
         parts += [f"{name} R2 {last[key]:.3f}" for name in self.names if (key := f"adversary/{name}/r2") in last]
         return ", ".join(parts)
 

@@ -179,4 +179,5 @@ def trial_of(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
         run_id=run.info.run_id,
         method=method,
         data=used[0].dataset.digest if used else None,
+        degenerate=tags.get("code.degenerate"),
     )

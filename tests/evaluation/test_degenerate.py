@@ -1,0 +1,138 @@
+"""Degenerate codes are named and fail gates; codes that answer the task do not, be they ever so private."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from cpgan_ray.config import Config, DataConfig
+from cpgan_ray.data import Dataset, answers, load
+from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, says_nothing
+from cpgan_ray.evaluation.fitting import Material, entries, in_process
+from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
+from cpgan_ray.evaluation.tournament import judge
+from cpgan_ray.objectives import right_answers
+
+RNG = np.random.default_rng(0)
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load(Config(cache_dir=tmp_path_factory.mktemp("digits"), data=DataConfig(dataset="digits")), progress=False)
+
+
+@pytest.fixture(scope="module")
+def faces(cache_dir, tiny_config) -> Dataset:
+    return load(tiny_config, progress=False)
+
+
+def size(dataset: Dataset, split: str) -> int:
+    return len(getattr(dataset, split))
+
+
+def fails(codes, dataset, *, task=(), logits=None) -> list[str]:
+    found = code_warnings(codes, dataset, task, logits=logits or {}, seed=0)
+    return [w.kind for w in found if w.fails_gates]
+
+
+def constant(dataset: Dataset, value: float = 0.0, k: int = 3) -> dict[str, np.ndarray]:
+    return {name: np.full((size(dataset, name), k), value, np.float32) for name in SPLITS}
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e7])
+def test_constant_code_of_any_value_fails(digits, value):
+    codes = constant(digits, value)
+    codes["test"] = codes["test"] + np.float32(abs(value) * 1e-7) * RNG.normal(size=codes["test"].shape).astype(np.float32)
+    found = code_warnings(codes, digits, (), logits={}, seed=0)
+    assert [w.kind for w in found] == ["constant_code"] and says_nothing(found)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_code_that_is_constant_in_one_split_only_fails(digits, split):
+    codes = {name: answers(digits, (), split=name) for name in SPLITS}
+    codes[split] = np.zeros_like(codes[split])
+    assert fails(codes, digits) == ["constant_code"]
+
+
+def test_code_with_too_few_values_for_ten_classes_fails(digits):
+    codes = constant(digits)
+    for z in codes.values():
+        z[:2] = 1.0  # two pictures are told from all others
+    assert fails(codes, digits) == ["too_few_codes"]
+
+
+def test_code_of_one_split_far_larger_than_the_others_fails(digits):
+    codes = {name: RNG.normal(size=(size(digits, name), 3)).astype(np.float32) for name in SPLITS}
+    codes["train"] *= 0.1
+    assert fails(codes, digits) == ["uneven_code"]
+
+
+def test_random_code_without_a_head_fails_and_the_answers_pass(digits, faces):
+    for dataset in (digits, faces):
+        noise = {name: RNG.normal(size=(size(dataset, name), 4)).astype(np.float32) for name in SPLITS}
+        assert fails(noise, dataset) == ["useless_code"]
+        told = {name: answers(dataset, (), split=name) for name in SPLITS}
+        assert fails(told, dataset) == []
+
+
+def test_class_number_as_code_passes(digits):
+    """No linear classifier reads ten classes from one number; a nearest-neighbour one does."""
+    codes = {name: getattr(digits, name).labels[:, :1].astype(np.float32) for name in SPLITS}
+    assert fails(codes, digits) == []
+
+
+def test_majority_answers_fail_and_slightly_better_ones_pass(faces):
+    task = ("Male",)
+    y = answers(faces, task, split="test")
+    codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
+    assert fails(codes, faces, task=task, logits={"test": np.full_like(y, 9.0)}) == ["useless_code"]
+    wrong = RNG.random(y.shape) < 0.3
+    assert fails(codes, faces, task=task, logits={"test": np.where(wrong, 1 - y, y) - 0.5}) == []
+
+
+def test_rare_label_answered_at_the_majority_fails_but_balanced_answers_pass(faces):
+    """Of a rare label many false alarms cost accuracy, and may still be a useful answer."""
+    rare = min(faces.label_names, key=lambda name: abs(answers(faces, (name,), split="test").mean() - 0.25))
+    y = answers(faces, (rare,), split="test")
+    codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
+    alarms = np.where((y > 0) | (RNG.random(y.shape) < 0.4), 1.0, -1.0)
+    assert (alarms > 0).mean() > y.mean() and 1 - y.mean() > ((alarms > 0) == (y > 0)).mean()
+    assert fails(codes, faces, task=(rare,), logits={"test": np.full_like(y, -1.0)}) == ["useless_code"]
+    assert fails(codes, faces, task=(rare,), logits={"test": alarms}) == []
+
+
+def test_interval_of_balanced_accuracy_holds_scikit_learns():
+    y, logits = RNG.integers(0, 2, size=(200, 3)), RNG.normal(size=(200, 3))
+    y[:, 0] = RNG.random(200) < 0.1
+    logits += y
+    right, of_class = right_answers(logits, y), y[:, :, None] == np.arange(2)
+    low, high = balanced_accuracy_interval(right, of_class, np.arange(200), seed=0)
+    assert low < np.mean([balanced_accuracy_score(y[:, i], logits[:, i] > 0) for i in range(3)]) < high < low + 0.2
+
+
+def test_rare_class_is_warned_of_and_passes_gates(faces):
+    y = faces.test.labels
+    found = code_warnings({name: answers(faces, (), split=name) for name in SPLITS}, faces, (), logits={}, seed=0)
+    rare = [w.message for w in found if w.kind == "rare_class"]
+    expected = [n for n, column in zip(faces.label_names, y.T, strict=True) for v in (0, 1) if (column == v).sum() < 10]
+    assert len(rare) == len(expected) and all(any(name in line for line in rare) for name in expected)
+    assert not any(w.fails_gates for w in found)
+
+
+def test_is_constant_sees_variation_of_any_coordinate():
+    z = np.ones((50, 4), np.float32)
+    assert is_constant(z) and is_constant(np.zeros((3, 2), np.float32)) and is_constant(z[:1])
+    z[7, 2] += 1e-4
+    assert not is_constant(z)
+
+
+def test_brief_tournament_on_a_constant_code_has_r2_of_zero(faces, tiny_config):
+    codes = constant(faces) | {f"{name}_mirrored": np.zeros((size(faces, name), 3), np.float32) for name in ("train", "val")}
+    config = dataclasses.replace(tiny_config.attacks, names=("mlp", "resnet_decoder"), attributes=True, identity=True)
+    material = Material(faces, codes, config, 0)
+    todo = entries(config, faces, brief=True)
+    verdict = judge(in_process(todo, material, done=lambda made: None), material)
+    assert [e.name for e in todo] == ["ridge", "ridge"]
+    assert abs(verdict.strongest.score.r2) < 0.02
