@@ -160,7 +160,7 @@ def console_lines(utility: Mapping[str, float], warnings: Sequence[ReportWarning
 
 def degenerate(report: Mapping[str, Any]) -> list[str]:
     """Why the code of a report passes no gate, if it is degenerate."""
-    return [warning["message"] for warning in report["warnings"] if warning["fails_gates"]]
+    return [warning["message"] for warning in report.get("warnings", ()) if warning["fails_gates"]]
 
 
 def references(verdict: Verdict, undefended: Path | None) -> list[dict[str, Any]]:

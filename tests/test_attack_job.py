@@ -53,7 +53,7 @@ DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2)
 ATTACKS = AttackConfig(
     names=("ridge", "nearest"), mlp_widths=(16,), kernel_features=16, epochs=1, doublings=0, restarts=1, shares=(0.25,)
 )
-SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "passed", "seconds"}
+SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "warnings", "passed", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ def test_an_attack_on_a_folder_ends_with_status_0_and_a_line_of_json(by_folder):
     assert summary.keys() == SUMMARY
     assert summary["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
     assert summary["passed"] is True
-    assert [line for line in by_folder.ran.stderr.splitlines() if not re.match(r"attack \d/9: \w+ \(\w+", line)] == []
+    accuracies = r"accuracy 0\.\d+, majority accuracy 0\.\d+, balanced accuracy 0\.\d+"
+    expected = rf"attack \d/9: \w+ \(\w+|{accuracies}|warning: \w+ = [01] has only \d+ samples? in the test split"
+    assert [line for line in by_folder.ran.stderr.splitlines() if not re.match(expected, line)] == []
 
 
 def test_its_report_lies_in_the_runs_folder(by_folder, trained):
@@ -305,7 +307,10 @@ def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
         "float32": (program(folder / "float32.pt2", Pooled()), [*faces, "--against", str(trained.output)]),
         "uint8": (program(folder / "uint8.pt2", Pooled(), dtype=torch.uint8), faces),
         "onnx": (pooled_onnx(folder / "pooled.onnx"), ["--data-dir", str(drawn)]),
-        "constant": (program(folder / "constant.pt2", Pooled(0.0)), faces),
+        "constant": (
+            program(folder / "constant.pt2", Pooled(0.0)),
+            [*faces, "--fail-above", "1", "--attacks.names", "ridge", "mlp", "resnet_decoder"],
+        ),
     }
     found = {}
     with left_as_it_was():
@@ -327,10 +332,16 @@ def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kin
     assert (report["k"], report["utility"], report["labels"], report["privacy_weight"]) == (48, {}, [], None)
 
 
-def test_a_constant_encoder_gives_nothing_away(alone):
+def test_constant_encoder_gives_nothing_away_and_fails_every_gate(alone):
     gate, report = alone["constant"]
     assert abs(gate.summary["strongest"]["r2"]) < 0.02
     assert report["privacy"]["label_floor_r2"] > gate.summary["strongest"]["r2"]
+    assert gate.summary["passed"] is False
+    (failure,) = gate.failures
+    assert failure == gate.summary["warnings"][0] and "the code is the same for every picture" in failure
+    assert report["warnings"][0] == {"kind": "constant_code", "message": failure, "fails_gates": True}
+    assert [a["name"] for a in report["attacks"]] == ["ridge"], "there is nothing to find"
+    assert "This code passes no gate" in (Path(gate.summary["output"]) / "report" / "report.html").read_text()
 
 
 def test_the_report_on_an_encoder_says_nothing_of_a_training_that_nobody_knows(alone):

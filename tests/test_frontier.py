@@ -49,6 +49,19 @@ def random_trials(seed: int, *, count: int = 30, ties: bool) -> list[Trial]:
     return [trial(k=i + 1, accuracy=float(a), r2=float(r)) for i, (a, r) in enumerate(plane)]
 
 
+def test_degenerate_code_is_on_no_front_and_never_recommended():
+    useless, good = trial(1, accuracy=0.9, r2=0.0, degenerate="the code is constant"), trial(2, accuracy=0.85, r2=0.2)
+    found = points([useless, good])
+    assert [p.setting["k"] for p in front(found)] == [2]
+    assert hypervolume(found, REFERENCE) == hypervolume(found[1:], REFERENCE) > 0
+    for bounds in ({}, {"max_r2": 0.5}, {"min_accuracy": 0.8}):
+        chosen = recommend(found, **bounds)
+        assert chosen is not None and chosen.point.setting["k"] == 2
+    assert recommend(found[:1], max_r2=0.5) is None
+    assert "degenerate" in nearest(found[:1], max_r2=0.5)
+    assert "degenerate" in table(found)
+
+
 def beaten(one: Any, other: Any) -> bool:
     """Whether `other` is at least as good in both numbers, and better in one."""
     accuracy, r2 = other.accuracy - one.accuracy, one.strongest_r2 - other.strongest_r2

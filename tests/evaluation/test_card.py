@@ -32,6 +32,10 @@ REPORT: dict[str, Any] = {
     "made": "2026-01-01 12:00 UTC",
     "settings": {"batch_size": 80, "note": "plain"},
     "versions": {"torch": "9.9"},
+    "warnings": [
+        {"kind": "useless_code", "message": "the code says <nothing>", "fails_gates": True},
+        {"kind": "rare_class", "message": "Bald = 1 has only 3 samples", "fails_gates": False},
+    ],
     "utility": {"accuracy": 0.8126, "balanced_accuracy": 0.7714, "majority_accuracy": 0.6334},
     "privacy": {
         "strongest": {"attack": "kernel", "variant": "leaked", "r2": 0.2347, "low": 0.2211, "high": 0.2488},
@@ -75,7 +79,7 @@ REPORT: dict[str, Any] = {
 BARE = (
     REPORT
     | {"attacks": [a | {"curve": []} for a in REPORT["attacks"]]}
-    | {"utility": {}, "labels": [], "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
+    | {"warnings": [], "utility": {}, "labels": [], "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
 )
 
 
@@ -135,6 +139,12 @@ def test_the_headline_is_the_reports():
     assert "kernel (leaked)" in text
     assert "mine, k = 6, privacy weight 0.5, seed 3" in text
     assert "The strongest of 3 fresh attacks recovers 23.5 % of the variance" in text
+
+
+def test_each_warning_is_shown_escaped_and_says_what_fails_gates():
+    text = " ".join(page().text.split())
+    assert "the code says <nothing>. This code passes no gate." in text
+    assert "Bald = 1 has only 3 samples." in text and text.count("This code passes no gate") == 1
 
 
 def test_each_attack_and_each_reference_has_a_row():
