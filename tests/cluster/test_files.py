@@ -265,7 +265,7 @@ BREAKAGES = [
         "network",
         "cluster/kubernetes/base/network.yaml",
         ("policyTypes: [Ingress, Egress]\n---\n# Names", "policyTypes: [Ingress]\n---\n# Names", "no policy refuses"),
-        ("        - port: 5000\n---\n# The head", "---\n# The head", "Egress: head reaches port 5432 of mlflow"),
+        ("        - port: 5000\n---\n# The dashboard", "---\n# The dashboard", "Egress: head reaches port 5432 of mlflow"),
         ("        - port: 8265\n---\n# The head", "---\n# The head", "Ingress: submitter reaches port 6379 of head"),
         ("              app: postgres\n      ports", "              app: mlflow\n      ports", "mlflow does not reach port 5432"),
         ("      ray.io/node-type: head\n  policyTypes", '      ray.io/is-ray-node: "yes"\n  policyTypes', "worker.* may leave"),
