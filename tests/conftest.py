@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from cpgan_ray.common import signals
 from cpgan_ray.config import (
     AttackConfig,
     Config,
@@ -203,6 +204,13 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         end_all(job)
 
 
+@pytest.fixture(autouse=True)
+def signals_left_as_they_were() -> Iterator[None]:
+    """`cli.run` handles signals until the process has ended."""
+    yield
+    signals.reset()
+
+
 @pytest.fixture
 def process_left_as_it_was() -> Iterator[None]:
     with left_as_it_was():
@@ -256,7 +264,7 @@ def ray_session() -> Iterator[None]:
 
     before = os.environ.copy()
     with on_loopback():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")  # pyright: ignore[reportArgumentType]
     yield
     ray.shutdown(wait_for_processes=True)
     os.environ.clear()

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from cpgan_ray.common import signals
+
 HANG_S = 1200
 """When a process, or what is waited for, is taken to hang, in seconds: many times what it takes on a busy machine."""
 GONE_S = 120.0
@@ -103,7 +105,7 @@ def left_as_it_was() -> Iterator[None]:
 
     connected = ray.is_initialized()
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    handler, environment = signal.getsignal(signal.SIGTERM), os.environ.copy()
+    handlers, environment = {n: signal.getsignal(n) for n in signals.STOP_SIGNALS}, os.environ.copy()
     try:
         yield
     finally:
@@ -112,7 +114,9 @@ def left_as_it_was() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
         torch.set_flush_denormal(False)
-        signal.signal(signal.SIGTERM, handler)
+        signals.reset()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
         os.environ.clear()
         os.environ.update(environment)

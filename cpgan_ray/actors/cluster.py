@@ -1,18 +1,22 @@
 """The Ray cluster of a job: the one that is named, the one that it runs on, or a local one that only this machine can reach."""
 
+import contextlib
+import ipaddress
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import psutil
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
+from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.process import available_cpus
@@ -35,6 +39,57 @@ def on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+class ShieldedProcess(services.ConsolePopen):
+    """A process of a local Ray that no signal to this job's process group reaches, nor one to all processes of the job.
+
+    A terminal, `timeout`, `kill -- -PGID` and many batch managers send SIGINT or SIGTERM to a job's whole process group; Slurm and
+    systemd send it to every process of the job. Ray's processes would end before the game has written its checkpoint, and the
+    driver would wait in vain for an answer. So each of them begins a session, and with it a process group, of its own, and has
+    SIGTERM blocked, as Ray itself blocks SIGINT; its children, the actors among them, inherit both.
+
+    Whoever ends the cluster therefore uses SIGKILL, on it and on what it has started. That loses nothing, since by then nobody is
+    waiting for its answers, and it takes less time than Ray's own way. Nothing outlives the driver either: the kernel
+    kills what Ray has started directly (PR_SET_PDEATHSIG, which a new session leaves as it is), and actors end with their raylet.
+    """
+
+    def __init__(self, *args: Any, preexec_fn: Any = None, **options: Any) -> None:
+        def prepare() -> None:
+            if preexec_fn is not None:
+                preexec_fn()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+        super().__init__(*args, preexec_fn=prepare, start_new_session=True, **options)
+
+    def terminate(self) -> None:
+        below: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            below = psutil.Process(self.pid).children(recursive=True)
+        self.kill()
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+@contextmanager
+def shielded_from_signals() -> Iterator[None]:
+    """The processes of a Ray cluster that is started in the block are `ShieldedProcess`es."""
+    before, services.ConsolePopen = services.ConsolePopen, ShieldedProcess
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
+
+
+@contextmanager
+def own_sigterm_handler() -> Iterator[None]:
+    """Within the block Ray does not replace the handler of SIGTERM by its own, which ends the process with status 1."""
+    before, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = before
+
+
 def connect(runtime: RuntimeConfig) -> None:
     """Join the cluster that was named, the one this job runs on, or start a local one, that only this machine can reach.
 
@@ -44,19 +99,32 @@ def connect(runtime: RuntimeConfig) -> None:
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        if address:
-            knock(address)
-            ray.init(address=address, **quiet)
-        else:
-            with on_loopback():
-                ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **quiet)
+        with own_sigterm_handler():
+            if address:
+                knock(address)
+                with on_loopback() if is_loopback(address) else contextlib.nullcontext():
+                    ray.init(address=address, **quiet)
+            else:
+                with defer_signals(), on_loopback(), shielded_from_signals():  # no half of a cluster
+                    ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **quiet)
         quiet_stdout()
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # ray.init has put its own there
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `host:port` is on the loopback interface, where only processes of this machine reach it.
+
+    Ray would join such a cluster from the machine's own address, where a cluster that listens on loopback only does not answer.
+    """
+    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def quiet_stdout() -> None:
