@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cpgan_ray.cli import Target
+from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import AttackJob, Config
 from cpgan_ray.data import RESIZED, Dataset, load, shares
@@ -47,6 +48,8 @@ def attack(target: Target, job: AttackJob) -> Gate:
 def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
     """The same with its output in a folder that is this attack's."""
     started = time.perf_counter()
+    if on_ray(job.runtime):
+        ensure_unchanged()
     set_up_process(threads=job.runtime.threads or available_cpus())
     encoder = open_encoder(target.program)
     config = attacked_config(target, job, encoder, output)

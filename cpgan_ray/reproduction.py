@@ -14,6 +14,7 @@ from typing import Any
 from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.cli import REPRODUCTION, read_reproduction
+from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.comparison import CELL, Cell, findings, play, recommended, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
@@ -55,6 +56,8 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
     theirs = published(job.published, dataset_name) if job.published else []
     best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
     set_up_process(threads=available_cpus())
+    if job.config.runtime.backend != "local":
+        ensure_unchanged()
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
         projection(dataset, components=components)  # once, before many processes ask for it

@@ -15,6 +15,7 @@ import numpy as np
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import ADJUSTABLE, REPRODUCTION, SEARCH
 from cpgan_ray.common.claims import claim_folder, claim_new_folder
+from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
@@ -30,6 +31,7 @@ from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import judge_codes, strongest_of
+from cpgan_ray.judging import on_ray as attacks_on_ray
 from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.nets.cost import costs
 from cpgan_ray.process import available_cpus, set_up_process
@@ -187,6 +189,8 @@ def ready(config: Config) -> Dataset:
 
     Raises: InputError where the run could not be played to its end: now, not after hours of training.
     """
+    if on_ray(config) or attacks_on_ray(config.runtime):
+        ensure_unchanged()
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
     ensure_learnable(dataset, config.data.labels)

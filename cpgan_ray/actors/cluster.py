@@ -16,6 +16,7 @@ from ray._private import ray_constants, services
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
+from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.errors import InputError
@@ -93,8 +94,9 @@ def own_sigterm_handler() -> Iterator[None]:
 def connect(runtime: RuntimeConfig) -> None:
     """Join the cluster that was named, the one this job runs on, or start a local one, that only this machine can reach.
 
-    Raises: InputError where nothing answers at the address.
+    Raises: InputError where nothing answers at the address, or a registry was changed, which other processes would not see.
     """
+    ensure_unchanged()
     if ray.is_initialized():
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")

@@ -16,6 +16,7 @@ from ray import tune
 from cpgan_ray.actors.cluster import connect
 from cpgan_ray.actors.places import Bundle, ensure_room, shares
 from cpgan_ray.cli import SEARCH, command_for, read_search
+from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, SearchJob, override, to_json
 from cpgan_ray.credentials import passed, redacted
@@ -92,6 +93,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
     """The same in a folder that is this search's."""
     started = time.perf_counter()
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_ENVIRONMENT.items()})
+    ensure_unchanged()  # trials are processes of their own, whatever the backend
     found = dimensions(job.over, job.config, grid=job.searcher == "grid")
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = ready(job.config)
