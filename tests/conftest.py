@@ -32,7 +32,7 @@ from cpgan_ray.config import (
 from cpgan_ray.data import load
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.presets import preset
-from tests.process import below, end_all, environment, free_ports, left_as_it_was, wait_until
+from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
 """The smoke preset's faces, so that they are drawn once for all; smaller."""
@@ -72,6 +72,7 @@ EXEMPT = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["RAY_AUTH_TOKEN_PATH"] = token_file()
     for line in EXEMPT:
         config.addinivalue_line("filterwarnings", line)
 

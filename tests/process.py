@@ -1,11 +1,15 @@
 """Jobs as tests start them: in a process of their own, or in pytest's, which they set up for themselves."""
 
+import atexit
 import contextlib
+import functools
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +28,18 @@ GONE_S = 120.0
 def environment(**variables: str) -> dict[str, str]:
     """This process's, without what would lead a job to another cluster or tracking store; and those given."""
     led = ("RAY_", "MLFLOW_", "PYTEST_", "TUNE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(led)} | variables
+    own = {name: value for name, value in os.environ.items() if not name.startswith(led)}
+    return own | {"RAY_AUTH_TOKEN_PATH": token_file()} | variables
+
+
+@functools.cache
+def token_file() -> str:
+    """A token of these tests' own for Ray: that of the user may be readable for others, which jobs warn of."""
+    handle, name = tempfile.mkstemp(prefix="cpgan-token-")
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+    atexit.register(lambda: Path(name).unlink(missing_ok=True))
+    return name
 
 
 def free_ports(count: int) -> list[int]:

@@ -121,6 +121,8 @@ def stop(place: Place, job: str, moment: str, sent: signal.Signals, *, delay_s: 
     arguments += ["--output", str(output), "--cache-dir", str(place.cache), "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command = [sys.executable, "-c", PAIR, str(ROOT / "jobs" / arguments[0]), *arguments[1:]]
     env = environment(**{MARK: folder.name, "OMP_NUM_THREADS": "1"})
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start a background job, which would inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with stderr.open("w") as said:
         process = subprocess.Popen(
             command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=said, text=True, start_new_session=True
@@ -207,7 +209,7 @@ def main(arguments: Sequence[str]) -> None:
                 moment = names[repeat % len(names)]
                 longest_s = {"start": 25.0, "play": 4.0, "attacks": 2.0, "finish": 1.5}[moment]
                 found = stop(
-                    place, job, moment, getattr(signal, sent), delay_s=drawn.uniform(0.7 if moment == "start" else 0, longest_s)
+                    place, job, moment, getattr(signal, sent), delay_s=drawn.uniform(4.0 if moment == "start" else 0, longest_s)
                 )
                 print(json.dumps(asdict(found) | {"faults": found.faults()}), flush=True)
 

@@ -82,6 +82,7 @@ def head(listening) -> Iterator[Head]:
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{folder}/token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     env["PATH"] = f"{BIN}:{env['PATH']}"
     Path(folder, "token").write_text(TOKEN)
+    Path(folder, "token").chmod(0o600)
     gcs, dashboard, agent, client = free_ports(4)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     ports += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]

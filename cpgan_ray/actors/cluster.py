@@ -16,12 +16,14 @@ from ray._private import ray_constants, services
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
+from cpgan_ray.actors.machine import ensure_shared_memory, ensure_token, temporary_folder, warn_of_readable_token
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.process import available_cpus
 
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 KNOCK_S = 5.0
 """How long a cluster may take to answer at all, in seconds."""
 
@@ -100,19 +102,39 @@ def connect(runtime: RuntimeConfig) -> None:
     if ray.is_initialized():
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    warn_of_readable_token()
+    with own_sigterm_handler():
+        if address:
+            join(address)
+        else:
+            start_local()
+    quiet_stdout()
+
+
+def join(address: str) -> None:
+    """Raises: InputError where nothing answers at the address."""
     try:
-        with own_sigterm_handler():
-            if address:
-                knock(address)
-                with on_loopback() if is_loopback(address) else contextlib.nullcontext():
-                    ray.init(address=address, **quiet)
-            else:
-                with defer_signals(), on_loopback(), shielded_from_signals():  # no half of a cluster
-                    ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **quiet)
-        quiet_stdout()
+        knock(address)
+        with on_loopback() if is_loopback(address) else contextlib.nullcontext():
+            ray.init(address=address, **QUIET)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
+
+
+def start_local() -> None:
+    """Raises: InputError where the machine lacks what Ray needs."""
+    ensure_shared_memory()
+    folder = temporary_folder()
+    ensure_token()
+    try:
+        with defer_signals(), on_loopback(), shielded_from_signals():  # deferred: no half of a cluster
+            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder, **QUIET)
+    except Exception as e:  # whatever the machine lacks leads to
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        raise InputError(
+            f"Ray cannot be started on this machine ({reason}); its logs are in {folder}: mend that, or work in one process with "
+            "--runtime.backend local"
+        ) from e
 
 
 def is_loopback(address: str) -> bool:

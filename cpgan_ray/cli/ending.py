@@ -4,7 +4,9 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from cpgan_ray.common import signals
 from cpgan_ray.common.signals import SHUTDOWN_GRACE_S
@@ -27,6 +29,7 @@ def run(job: Callable[[], None]) -> None:
     try:
         if "MLFLOW_TRACKING_URI" in os.environ:
             os.environ["MLFLOW_TRACKING_URI"] = taken(os.environ["MLFLOW_TRACKING_URI"])
+        ensure_folders()
         warn_of_hasty_end()
         job()
     except BaseException as e:
@@ -36,6 +39,18 @@ def run(job: Callable[[], None]) -> None:
         end_failed(e)
         raise
     signals.end(0)
+
+
+def ensure_folders() -> None:
+    """Raises: InputError if the current folder is gone, or there is no folder for temporary files."""
+    try:
+        Path.cwd()
+    except OSError as e:
+        raise InputError("the current folder has been deleted: change to one that exists (cd) and start again") from e
+    try:
+        tempfile.gettempdir()
+    except OSError as e:
+        raise InputError("no folder for temporary files can be written to: set TMPDIR to one that can") from e
 
 
 def end_stopped(number: int, error: BaseException) -> None:
