@@ -12,13 +12,14 @@ from typing import Any
 
 import psutil
 import ray
+from ray import _raylet
 from ray._private import ray_constants, services
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from cpgan_ray.actors.machine import ensure_shared_memory, ensure_token, temporary_folder, warn_of_readable_token
 from cpgan_ray.common.registry import ensure_unchanged
-from cpgan_ray.common.signals import defer_signals
+from cpgan_ray.common.signals import defer_signals, take_back
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.process import available_cpus
@@ -84,13 +85,23 @@ def shielded_from_signals() -> Iterator[None]:
 
 
 @contextmanager
-def own_sigterm_handler() -> Iterator[None]:
-    """Within the block Ray does not replace the handler of SIGTERM by its own, which ends the process with status 1."""
-    before, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda handler: None
+def own_signal_handlers() -> Iterator[None]:
+    """Within the block Ray does not replace the handler of SIGTERM: its own ones end the cluster and the process with status 1, or
+    the process only, with a stack trace. One is set by Python, another one by the C++ part as soon as the driver joins.
+    """
+    set_handler, core_worker = ray_utils.set_sigterm_handler, _raylet.CoreWorker
+
+    def join(*arguments: Any, **options: Any) -> Any:
+        try:
+            return core_worker(*arguments, **options)
+        finally:
+            take_back()
+
+    ray_utils.set_sigterm_handler, _raylet.CoreWorker = lambda handler: None, join
     try:
         yield
     finally:
-        ray_utils.set_sigterm_handler = before
+        ray_utils.set_sigterm_handler, _raylet.CoreWorker = set_handler, core_worker
 
 
 def connect(runtime: RuntimeConfig) -> None:
@@ -103,7 +114,7 @@ def connect(runtime: RuntimeConfig) -> None:
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     warn_of_readable_token()
-    with own_sigterm_handler():
+    with own_signal_handlers():
         if address:
             join(address)
         else:

@@ -30,8 +30,9 @@ def temporary_folder() -> str:
     if fault is None:
         return str(default)
     for parent in FALLBACKS:
-        folder = parent / f"ray-{os.getuid()}"
-        if _is_private(folder) and _fault(folder) is None:
+        private = parent / f"ray-{os.getuid()}"
+        folder = private / "ray"  # which Ray opens for everybody
+        if _is_private(private) and _fault(folder) is None:
             print(f"Ray's temporary files go to {folder}: {default} {fault}", file=sys.stderr, flush=True)
             return str(folder)
     raise InputError(

@@ -120,6 +120,13 @@ def install() -> None:
             signal.signal(number, _receive)
 
 
+def take_back() -> None:
+    """Install the handlers again, after a library has put its own in their place."""
+    if _in_main_thread():
+        for number in _state.previous:
+            signal.signal(number, _receive)
+
+
 def reset() -> None:
     """Put the handlers of before `install` back, and forget what was asked."""
     for number, handler in _state.previous.items():
