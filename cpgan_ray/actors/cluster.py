@@ -89,7 +89,8 @@ def own_signal_handlers() -> Iterator[None]:
     """Within the block Ray does not replace the handler of SIGTERM: its own ones end the cluster and the process with status 1, or
     the process only, with a stack trace. One is set by Python, another one by the C++ part as soon as the driver joins.
     """
-    set_handler, core_worker = ray_utils.set_sigterm_handler, _raylet.CoreWorker
+    raylet: Any = _raylet
+    set_handler, core_worker = ray_utils.set_sigterm_handler, raylet.CoreWorker
 
     def join(*arguments: Any, **options: Any) -> Any:
         try:
@@ -97,11 +98,11 @@ def own_signal_handlers() -> Iterator[None]:
         finally:
             take_back()
 
-    ray_utils.set_sigterm_handler, _raylet.CoreWorker = lambda handler: None, join
+    ray_utils.set_sigterm_handler, raylet.CoreWorker = lambda handler: None, join
     try:
         yield
     finally:
-        ray_utils.set_sigterm_handler, _raylet.CoreWorker = set_handler, core_worker
+        ray_utils.set_sigterm_handler, raylet.CoreWorker = set_handler, core_worker
 
 
 def connect(runtime: RuntimeConfig) -> None:
