@@ -144,7 +144,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
             config.recovery.checkpoints or str(output / "checkpoints"), keep=config.recovery.keep, settings=decisive(config)
         )
         if config.recovery.checkpoint_every and (folder := kept.local_folder) and not folder.is_relative_to(output):
-            claims.enter_context(claim_folder(folder))
+            claims.enter_context(claim_folder(folder, flag="--recovery.checkpoints"))
         return train_in(output, config, context, kept, resume=resume)
 
 

@@ -27,12 +27,19 @@ MAX_SUFFIX = 1000
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path) -> Iterator[Path]:
+def claim_folder(folder: Path, *, flag: str = "--output") -> Iterator[Path]:
     """The folder is this process's until the block ends. It is made if absent, and removed again if the block leaves it empty.
+
+    flag: by which another one is given.
 
     Raises: InputError if another process has it, or it cannot be made or written to; nothing in it is changed then.
     """
-    with _claim(folder, new=False):
+    try:
+        claim = contextlib.ExitStack()
+        claim.enter_context(_claim(folder, new=False))
+    except InputError as e:
+        raise InputError(str(e).replace("--output", flag)) from e
+    with claim:
         yield folder
 
 

@@ -50,6 +50,12 @@ def test_folder_of_another_process_is_refused_until_that_is_killed(tmp_path):
         assert f"process {os.getpid()} " in (folder / LOCK).read_text()
 
 
+def test_refused_claim_names_the_flag_for_another_folder(tmp_path):
+    second = claim_folder(tmp_path, flag="--recovery.checkpoints")
+    with claim_folder(tmp_path), pytest.raises(InputError, match="give another --recovery.checkpoints"), second:
+        pass
+
+
 def test_claimed_folder_is_removed_only_if_empty(tmp_path):
     with claim_folder(tmp_path / "a" / "b"):
         pass
