@@ -22,7 +22,7 @@ from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.judging import judge_codes, on_ray, read_errors
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.tracking import STORE, Tracker, read_curves
+from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 from cpgan_ray.training import about, check_undefended, headline, new_output
 
 
@@ -44,6 +44,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     encoder = open_encoder(target.program)
     config = attacked_config(target, job, encoder)
     output = new_output(config)
+    ensure_trackable(config.tracking, output)
     check_undefended(config)
     other = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
@@ -98,7 +99,9 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
     beside = target.folder if target.kept else None
     default = (beside or Path("outputs").resolve()) / f"attack-{datetime.now():%Y%m%d-%H%M%S}"
     base = target.config or Config(preset="encoder", adversaries={})
-    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or (f"sqlite:///{beside.parent / STORE}" if beside else None)
+    uri = job.tracking.uri or (
+        None if os.environ.get("MLFLOW_TRACKING_URI") or not beside else f"sqlite:///{beside.parent / STORE}"
+    )
     tracking = dataclasses.replace(job.tracking, uri=uri, run_name=job.tracking.run_name or f"attack on {target.name}")
     return dataclasses.replace(
         base,

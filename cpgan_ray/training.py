@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
-from cpgan_ray.cli import ADJUSTABLE, politely, stop_on_sigterm
+from cpgan_ray.cli import ADJUSTABLE, politely, stop_on_sigterm, store_of
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset, ensure_learnable, load, named
@@ -30,7 +30,7 @@ from cpgan_ray.judging import judge_codes, strongest_of
 from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.nets.cost import costs
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.tracking import Console, Tracker, read_curves
+from cpgan_ray.tracking import Console, Tracker, ensure_trackable, read_curves
 
 CHUNK_S = 2.0
 """About how long the rounds between two reports to the driver take, in seconds."""
@@ -137,6 +137,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     context = context or Context()
     started = time.perf_counter()
     output = config.output if resume and config.output else new_output(config)
+    ensure_trackable(config.tracking, output)
     where = config.recovery.checkpoints or str(output / "checkpoints")
     kept = Checkpoints(where, keep=config.recovery.keep, settings=decisive(config))
     if config.recovery.checkpoint_every and not resume:
@@ -146,6 +147,9 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
         raise InputError(f"the checkpoint in {kept.where} is of other players ({', '.join(snapshot.players)}): begin the run again")
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = ready(config)
+    if resume and (begun := store_of(output)) not in (None, dataset.folder.name):
+        made = dataset.folder.name
+        raise InputError(f"the run in {output} was begun on prepared store {begun}, and these data make {made}: mend --data-dir")
     with ExitStack() as players:
         game = players.enter_context(context.host(named(replace(config, output=output), dataset), snapshot))
         with Tracker(

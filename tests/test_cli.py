@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpgan_ray.cli import SEARCH, command_for, parse, parse_search, read_run
+from cpgan_ray.common.ownership import sign
 from cpgan_ray.config import flatten, override, to_json
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, preset
@@ -79,6 +80,7 @@ def begun(tmp_path):
     folder.mkdir()
     job, _ = parse_search(["smoke", "--k", "8", "--output", str(folder)], description="")
     (folder / SEARCH).write_text(json.dumps({"run_id": "abc", "job": to_json(job)}))
+    sign(folder / SEARCH)
     return folder
 
 

@@ -15,6 +15,7 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from PIL import Image
 
+from cpgan_ray.common.ownership import is_own
 from cpgan_ray.config import Config, TrackingConfig, from_json, override
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
@@ -177,7 +178,12 @@ def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, data
     assert Path(values.pop("store")) == dataset.folder
     assert values.pop("run_id") == tracker.run_id
     assert from_json(values) == tracker.config
-    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == ["config.json", "metrics.jsonl"]
+    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == [
+        "config.json",
+        "config.json.owner",
+        "metrics.jsonl",
+    ]
+    assert is_own(tracker.output / "config.json")
 
 
 def test_panels_and_a_report_folder_are_artifacts_and_files(start, tmp_path):

@@ -6,7 +6,7 @@ from cpgan_ray.cli.flags import read_flags
 from cpgan_ray.cli.frontier import FrontierJob, parse_frontier
 from cpgan_ray.cli.reproduce import REPRODUCTION, parse_reproduce, read_reproduction
 from cpgan_ray.cli.search import SEARCH, parse_search, read_search
-from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, read_run
+from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, read_run, store_of
 
 __all__ = [
     "ADJUSTABLE",
@@ -30,4 +30,5 @@ __all__ = [
     "read_search",
     "run",
     "stop_on_sigterm",
+    "store_of",
 ]

@@ -73,6 +73,13 @@ def take_resume(rest: list[str]) -> Path | None:
     return None
 
 
+def take_trust(rest: list[str]) -> bool:
+    """Take `--trust` out of the arguments: whether the folder that is read is the user's own, whoever has written its files."""
+    given = "--trust" in rest
+    rest[:] = [argument for argument in rest if argument != "--trust"]
+    return given
+
+
 def differing(now: Mapping[str, Any], before: Mapping[str, Any], *, but: tuple[str, ...]) -> tuple[str, Any, Any] | None:
     """The first field, with both values, that is not the same; those whose names begin as in `but` may differ."""
     names = [name for name in {**now, **before} if now.get(name) != before.get(name) and not name.startswith(but)]

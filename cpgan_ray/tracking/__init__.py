@@ -12,7 +12,7 @@ from cpgan_ray.tracking.console import Console
 from cpgan_ray.tracking.reading import fetch_run, read_curves, read_trials
 from cpgan_ray.tracking.run import Tracker
 from cpgan_ray.tracking.search import SearchRun, end_attempts
-from cpgan_ray.tracking.store import STORE, tracking_uri
+from cpgan_ray.tracking.store import STORE, ensure_trackable, tracking_uri
 
 __all__ = [
     "STORE",
@@ -20,6 +20,7 @@ __all__ = [
     "SearchRun",
     "Tracker",
     "end_attempts",
+    "ensure_trackable",
     "fetch_run",
     "read_curves",
     "read_trials",
