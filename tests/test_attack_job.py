@@ -506,7 +506,7 @@ FAILURES = {
     "unknown flag": Failure(on_run("--fail-abov", "1"), "unknown flag or value '--fail-abov': did you mean --fail-above"),
     "unknown variant": Failure(on_run("--variant", "leeked"), ".*'leeked'.*both.*leaked.*fresh"),
     "gate above 1": Failure(on_run("--fail-above", "7"), r"fail_above is 7\.0; it must be between 0 and 1"),
-    "gate of words": Failure(on_run("--fail-above", "much"), "--fail-above: .*'much'"),
+    "gate of words": Failure(on_run("--fail-above", "much"), "--fail-above is 'much'; it must be a number or None"),
     "no errors to compare with": Failure(lambda f: [f / "run", "--against", f], r"\S+ has no errors\.npz"),
     "compared on other people": Failure(
         lambda f: [f / "run", "--against", other_people(f / "other")], r"\S+/other was scored on pictures of other people"
@@ -670,7 +670,7 @@ def test_a_strangers_run_sends_nothing_to_where_it_says(trained, cache_dir, job,
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in trained.output.iterdir())
 
 
-def test_a_strangers_interrupted_run_sends_nothing_either(trained, in_process, listener, tmp_path, monkeypatch, capsys):
+def test_a_strangers_interrupted_run_sends_nothing_either(trained, in_process, listener, tmp_path, monkeypatch, capfd):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     folder = hostile(shutil.copytree(trained.output, tmp_path / "mail" / "run"), listener.address)
@@ -678,7 +678,7 @@ def test_a_strangers_interrupted_run_sends_nothing_either(trained, in_process, l
     config, _ = parse_train(["--resume", str(folder)], default="smoke", description="")
     assert (config.tracking.uri, config.runtime.address) == (f"sqlite:///{Path('outputs/mlflow.db').resolve()}", None)
     assert (config.data_dir, config.shared_cache, config.recovery.checkpoints, config.output) == (None, None, None, folder)
-    assert "add --trust" in capsys.readouterr().err
+    assert "add --trust" in capfd.readouterr().err
     trusted, _ = parse_train(["--resume", str(folder), "--trust"], default="smoke", description="")
     assert trusted.tracking.uri == f"http://{listener.address}"
     assert parse_train(["--resume", str(folder), "--data-dir", "/d"], default="smoke", description="")[0].data_dir == Path("/d")

@@ -7,6 +7,9 @@ from cpgan_ray.cli.frontier import FrontierJob, parse_frontier
 from cpgan_ray.cli.reproduce import REPRODUCTION, parse_reproduce, read_reproduction
 from cpgan_ray.cli.search import SEARCH, parse_search, read_search
 from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, read_run, store_of
+from cpgan_ray.common.environment import complete_environment
+
+complete_environment()  # before any library looks for what may be missing
 
 __all__ = [
     "ADJUSTABLE",

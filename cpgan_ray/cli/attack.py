@@ -8,6 +8,7 @@ from pathlib import Path
 from cpgan_ray.cli.flags import absolute, read_flags, take_trust
 from cpgan_ray.cli.folders import ensure_complete, own_store, read_record
 from cpgan_ray.cli.train import CONFIG, read_run_record
+from cpgan_ray.common.environment import ensure_here
 from cpgan_ray.config import AttackJob, Config
 from cpgan_ray.errors import InputError
 
@@ -30,6 +31,7 @@ def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target,
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    ensure_here()
     rest = list(arguments)
     if not rest or (rest[0].startswith("-") and not {"-h", "--help"} & set(rest)):
         raise InputError("nothing to attack: give a run's output folder, an MLflow run id, or an encoder file (.pt2, .onnx)")

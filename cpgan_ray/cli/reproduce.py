@@ -9,6 +9,7 @@ import tyro
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.folders import Record, defaults_for, ensure_complete, own_store, read_record, run_id_in, usable
+from cpgan_ray.common.environment import ensure_here
 from cpgan_ray.config import Config, ReproduceJob, flatten, from_json, local_names
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, for_comparison, preset
@@ -31,6 +32,7 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    ensure_here()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:

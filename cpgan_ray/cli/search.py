@@ -9,6 +9,7 @@ import tyro
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.folders import Record, ensure_complete, read_record, run_id_in
+from cpgan_ray.common.environment import ensure_here
 from cpgan_ray.config import Config, SearchJob, flatten, from_json
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, for_search, preset
@@ -32,6 +33,7 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    ensure_here()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:

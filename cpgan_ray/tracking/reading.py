@@ -17,7 +17,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from cpgan_ray.common.json_files import parse_json
+from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import SUFFIX
 from cpgan_ray.common.text import printable
 from cpgan_ray.config import flatten
@@ -32,6 +32,9 @@ STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED"
 """Of a trial by its run's status, where the search has not said it; `running` for all others."""
 INDIFFERENT = ("seed", "k", "privacy_weight", "skip_corrupt", "attacks.quick_every", "attacks.cpus", "attacks.gpus")
 """Fields by which runs are not told apart: part of every trial anyway, or without effect on what a run comes to."""
+ADVERSARY = re.compile(r"[\w.+/-]{1,60}")
+MAX_METRICS_BYTES, MAX_R2 = 2 << 30, 1e9
+"""Limits to what is read of a `metrics.jsonl`, which may come from elsewhere."""
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -42,16 +45,22 @@ def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     curves: dict[str, tuple[list[int], list[float]]] = {}
     if not path.is_file():
         return curves
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+        content = read_limited(path, max_bytes=MAX_METRICS_BYTES)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read ({short(e)}): remove it, and the report has no learning curves") from e
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             row = parse_json(line)
             for name, value in row.items():
                 parts = name.split("/")
                 if parts[0] == "adversary" and parts[-1] == "r2" and value is not None:
+                    if not ADVERSARY.fullmatch("/".join(parts[1:-1])) or not abs(float(value)) < MAX_R2:
+                        raise ValueError(name)
                     rounds, r2 = curves.setdefault("/".join(parts[1:-1]), ([], []))
                     rounds.append(int(row["round"]))
                     r2.append(float(value))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
             raise InputError(f"{path}, line {number} is damaged ({type(e).__name__}): take the line out") from e
     return curves
 

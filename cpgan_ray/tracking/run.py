@@ -34,7 +34,7 @@ from cpgan_ray.credentials import redacted, redacted_values
 from cpgan_ray.data import Dataset
 from cpgan_ray.messages import Event, Metrics
 from cpgan_ray.presets import PRESETS
-from cpgan_ray.tracking.store import give_user_a_name, open_store
+from cpgan_ray.tracking.store import open_store
 from cpgan_ray.tracking.uri import ensure_same_host
 
 EVENTS = "events.jsonl"
@@ -150,7 +150,6 @@ class Tracker:
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
         self.config, self.output = config, output
-        give_user_a_name()
         self.missed: list[tuple[str, Callable[[], object]]] = []
         with open_store(config.tracking, output) as self.client:
             if parent is not None:

@@ -1,6 +1,5 @@
 """The tracking store: which it is, and its experiment."""
 
-import getpass
 import logging
 import os
 from collections.abc import Iterator
@@ -54,14 +53,6 @@ def ensure_trackable(tracking: TrackingConfig, output: Path) -> None:
     Raises: InputError that names the store, what is wrong with it and the remedy.
     """
     ensure_store(tracking_uri(tracking, output), option=option_of(tracking))
-
-
-def give_user_a_name() -> None:
-    """MLflow tags a run with the name of its user, which some have not: containers run under numbers that no password file has."""
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
 def artifacts_of(uri: str) -> str:

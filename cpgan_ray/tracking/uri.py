@@ -37,7 +37,9 @@ T = TypeVar("T")
 
 def option_of(tracking: TrackingConfig) -> str:
     """What names the tracking store, for messages."""
-    return "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "tracking.uri"
+    return (
+        "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "the tracking store"
+    )
 
 
 def ensure_store(uri: str, *, option: str) -> None:
@@ -103,7 +105,7 @@ def check_file(uri: str, told: str) -> None:
     if there is not None and not there.is_dir():
         raise InputError(f"{told}, but {there} is a file: name another one")
     if not path.exists() and there is not None and not os.access(there, os.W_OK):
-        raise InputError(f"{told}, but {there} cannot be written to: name a file in another folder")
+        raise InputError(f"{told}, but {there} cannot be written to: give another --output or --tracking.uri")
 
 
 def database_file(uri: str) -> Path:
