@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given, settings
@@ -19,11 +19,12 @@ from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.credentials import MLFLOW, S3, passed, redacted, redacted_values, taken
 from cpgan_ray.tracking.store import open_store, tracking_uri
+from tests.data.bucket import running
 from tests.process import HANG_S
 
 ROOT = Path(__file__).parents[1]
 PASSWORD, ENCODED = "pa55/w0rd@home", "pa55%2Fw0rd%40home"
-TOKEN, KEY = "t0k3n" * 8, "k3y/of+the/st0re"
+TOKEN, KEY, URI_KEY = "t0k3n" * 8, "k3y/of+the/st0re", "an0ther%2Fk3y%2Bof"
 
 
 @pytest.fixture(autouse=True)
@@ -193,16 +194,24 @@ def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_serv
     flags = ["smoke", "--epochs", "1", "--runtime.backend", "ray", "--attacks.names", "ridge", "--tracking.no-log-models"]
     flags += ["--output", str(output), "--cache-dir", str(cache_dir)]
     job = [sys.executable, str(ROOT / "jobs" / "train_celeba.py"), *flags]
-    ran = subprocess.run(job, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S)
+    for bucket in ("stores", "checkpoints"):
+        (tmp_path / "buckets" / bucket).mkdir(parents=True)
+    with running(tmp_path / "buckets") as store:
+        job += ["--shared-cache", store.uri("stores", credentials=f"AK:{URI_KEY}@")]
+        job += ["--recovery.checkpoints", store.uri("checkpoints/run", credentials=f"AK:{URI_KEY}@")]
+        ran = subprocess.run(job, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 0, ran.stderr
     files = [path for folder in (tmp_path, Path(ray_logs)) for path in folder.rglob("*") if path.is_file()]
     assert {"config.json", "report.json", "server.db", "metrics.jsonl", "raylet.out", "gcs_server.out"} <= {
         path.name for path in files
     }
     said = {"stdout": ran.stdout.encode(), "stderr": ran.stderr.encode(), **{str(path): path.read_bytes() for path in files}}
-    secrets = [secret.encode() for secret in (PASSWORD, ENCODED, TOKEN, KEY)]
+    secrets = [secret.encode() for secret in (PASSWORD, ENCODED, TOKEN, KEY, URI_KEY, unquote(URI_KEY))]
     assert [where for where, content in said.items() if any(secret in content for secret in secrets)] == []
-    assert json.loads((output / "config.json").read_text())["tracking"]["uri"] is None
+    written = json.loads((output / "config.json").read_text())
+    assert written["tracking"]["uri"] is None
+    assert written["shared_cache"].startswith("s3://stores")
+    assert any((tmp_path / "buckets" / "stores").iterdir())
 
 
 def test_the_api_keeps_credentials_out_too():

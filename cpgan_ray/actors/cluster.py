@@ -4,16 +4,18 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from cpgan_ray.config import RuntimeConfig
+from cpgan_ray.credentials import redacted
 from cpgan_ray.errors import InputError
 from cpgan_ray.process import available_cpus
 
@@ -45,6 +47,7 @@ def connect(runtime: RuntimeConfig) -> None:
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     handler = signal.getsignal(signal.SIGTERM)
+    hide_secrets_of_command_line()
     try:
         if address:
             knock(address)
@@ -57,6 +60,17 @@ def connect(runtime: RuntimeConfig) -> None:
             signal.signal(signal.SIGTERM, handler)  # ray.init has put its own there
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
+
+
+def hide_secrets_of_command_line() -> None:
+    """Ray's list of jobs shows each driver's command line: without the secrets in it."""
+    told = ray_utils.get_entrypoint_name
+    if not isinstance(told, partial):
+        ray_utils.get_entrypoint_name = partial(redacted_result, told)
+
+
+def redacted_result(call: Callable[[], str]) -> str:
+    return redacted(call())
 
 
 def quiet_stdout() -> None:

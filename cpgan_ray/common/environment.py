@@ -67,8 +67,12 @@ def give_matplotlib_a_folder() -> None:
     if "MPLCONFIGDIR" in os.environ:
         return
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "matplotlib"
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    if not (there.is_dir() and os.access(there, os.W_OK)) and (made := temporary_folder("cpgan-matplotlib-")):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # as it does itself
+        usable = os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable and (made := temporary_folder("cpgan-matplotlib-")):
         os.environ["MPLCONFIGDIR"] = made
 
 
