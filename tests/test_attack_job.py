@@ -479,6 +479,23 @@ def errors(folder: Path, **arrays: Any) -> Path:
     return folder
 
 
+def endless_errors(folder: Path) -> Path:
+    """An array that says that it has a million million rows."""
+    folder.mkdir()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(array := io.BytesIO(), header)
+    with zipfile.ZipFile(folder / "errors.npz", "w") as archive:
+        for name in ("errors", "mean_errors", "identity"):
+            archive.writestr(f"{name}.npy", array.getvalue() + bytes(100))
+    return folder
+
+
+def strange_twin(folder: Path, report: str) -> Path:
+    twin = shutil.copytree(folder / "run", folder / "twin")
+    (twin / "report" / "report.json").write_text(report)
+    return twin
+
+
 @dataclass(frozen=True)
 class Failure:
     arguments: Callable[[Path], list[str | Path]]
@@ -553,6 +570,28 @@ FAILURES = {
     "errors that are not finite": Failure(
         lambda f: [f / "run", "--against", errors(f / "other", errors=[np.nan], mean_errors=[1.0], identity=[1])],
         r"\S+/errors\.npz is damaged \(ValueError\)",
+    ),
+    "errors below zero": Failure(
+        lambda f: [f / "run", "--against", errors(f / "other", errors=-np.ones(4), mean_errors=np.ones(4), identity=np.arange(4))],
+        r"\S+/errors\.npz is damaged \(ValueError\)",
+    ),
+    "errors of an impossible length": Failure(
+        lambda f: [f / "run", "--against", endless_errors(f / "other")], r"\S+/errors\.npz is damaged \(\w+\)"
+    ),
+    "metrics of an endless round": Failure(
+        lambda f: [written(f / "run/metrics.jsonl", '{"round": 1e999, "adversary/a/r2": 1}').parent],
+        r"\S+/metrics\.jsonl, line 1 is damaged \(OverflowError\)",
+    ),
+    "metrics of a name that is no name": Failure(
+        lambda f: [written(f / "run/metrics.jsonl", '{"round": 1, "adversary/<b>\\u001b/r2": 1}').parent],
+        r"\S+/metrics\.jsonl, line 1 is damaged \(ValueError\)",
+    ),
+    "report of a twin that is not finite": Failure(
+        lambda f: [f / "run", "--tracking.undefended", strange_twin(f, '{"privacy": {"strongest": {"attack": "a", "r2": NaN}}}')],
+        r"\S+/twin/report/report\.json is damaged",
+    ),
+    "report of a twin of many brackets": Failure(
+        lambda f: [f / "run", "--tracking.undefended", strange_twin(f, "[" * 200_000)], r"\S+/twin/report/report\.json is damaged"
     ),
     "payload in a twin": Failure(
         lambda f: [f / "run", "--tracking.undefended", rigged(shutil.copytree(f / "run", f / "twin") / "privatizer.pt2", f).parent],

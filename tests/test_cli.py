@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +26,18 @@ from cpgan_ray.cli import (
     read_run,
 )
 from cpgan_ray.common.ownership import SUFFIX, sign
-from cpgan_ray.config import AttackJob, Config, Origin, ReproduceJob, SearchJob, flatten, local_names, override, to_json
+from cpgan_ray.config import (
+    AttackJob,
+    Config,
+    Origin,
+    ReproduceJob,
+    RuntimeConfig,
+    SearchJob,
+    flatten,
+    local_names,
+    override,
+    to_json,
+)
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, preset
 from tests.process import HANG_S
@@ -157,19 +168,32 @@ def test_json_of_many_brackets_is_damaged_in_one_line(name, parse_resumed, tmp_p
         parse_resumed(["--resume", str(tmp_path)], description="", **more)
 
 
+def parts(hint):
+    """The types that a type hint is made of; the names in a dictionary are checked by Config."""
+    if hasattr(hint, "__metadata__"):
+        yield from parts(hint.__origin__)
+    elif get_origin(hint) is dict:
+        yield from parts(get_args(hint)[1])
+    elif get_origin(hint) is Literal:
+        yield Literal
+    elif inner := get_args(hint):
+        for one in inner:
+            yield from parts(one)
+    else:
+        yield hint
+
+
 def texts(kind, path=""):
     """Dotted names of the fields that may hold any text or path, and their marks; what a LOCAL field holds is LOCAL too."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         marks = {mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Origin)}
-        plain = hint.__origin__ if hasattr(hint, "__metadata__") else hint
-        parts = {plain, *get_args(plain)}
-        if name.startswith("__") or Origin.LOCAL in marks:
-            yield from [(path + name, marks)] if marks else []
-        elif any(dataclasses.is_dataclass(part) for part in parts):
-            for part in parts:
-                yield from texts(part, f"{path}{name}.") if dataclasses.is_dataclass(part) else []
-        elif parts & {str, Path, Any}:
+        if name.startswith("__"):
+            continue
+        if marks or {*parts(hint)} & {str, Path, Any, object}:
             yield path + name, marks
+        for part in parts(hint) if Origin.LOCAL not in marks else ():
+            if dataclasses.is_dataclass(part):
+                yield from texts(part, f"{path}{name}.")
 
 
 @pytest.mark.parametrize("kind", [Config, AttackJob, SearchJob, ReproduceJob])
@@ -177,6 +201,7 @@ def test_every_field_of_free_text_or_paths_says_whether_it_may_come_from_a_stran
     found = dict(texts(kind))
     assert {"data_dir", "config.data_dir"} & found.keys()
     assert [name for name, marks in found.items() if len(marks) != 1] == []
+    assert all(dict(texts(RuntimeConfig)).values()), "what is in a LOCAL field is marked for those who read it"
     named = ("dir", "uri", "output", "checkpoints", "address", "published", "against", "undefended", "cache")
     places = [name for name in found if name.rpartition(".")[2].endswith(named)]
     assert [name for name in places if found[name] != {Origin.LOCAL}] == []

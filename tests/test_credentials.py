@@ -153,6 +153,7 @@ def test_text_without_uris_and_parameters_is_left_as_it_is(text):
 def test_a_secret_that_was_seen_in_a_uri_is_replaced_wherever_it_turns_up():
     redacted("postgresql://alice:long%2Fenough@host/db")
     assert redacted('FATAL: password "long/enough" is wrong') == 'FATAL: password "***" is wrong'
+    assert redacted(f"key {os.environ[KEY_VARIABLE]}!") == "key ***!"
 
 
 def test_no_configuration_holds_credentials():
@@ -206,7 +207,7 @@ def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_serv
         path.name for path in files
     }
     said = {"stdout": ran.stdout.encode(), "stderr": ran.stderr.encode(), **{str(path): path.read_bytes() for path in files}}
-    secrets = [secret.encode() for secret in (PASSWORD, ENCODED, TOKEN, KEY, URI_KEY, unquote(URI_KEY))]
+    secrets = [secret.encode() for secret in (PASSWORD, ENCODED, TOKEN, KEY, URI_KEY, unquote(URI_KEY), os.environ[KEY_VARIABLE])]
     assert [where for where, content in said.items() if any(secret in content for secret in secrets)] == []
     written = json.loads((output / "config.json").read_text())
     assert written["tracking"]["uri"] is None

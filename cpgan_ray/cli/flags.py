@@ -54,10 +54,7 @@ PLAIN = (
     (rf"Missing argument Missing value for argument {FLAG}\..*", r"\1 needs a value"),
     (rf"{FLAG}: invalid literal for int\(\) with base 10: ('.*?')", r"\1 is \2; it must be a whole number"),
     (rf"{FLAG}: could not convert string to float: ('.*?')", r"\1 is \2; it must be a number"),
-    (
-        (rf"{FLAG}: no type matching \{{None\}}\|FLOAT \w.* from \[(.*?)\]\..*", r"\1 is \2; it must be a number or None"),
-        r"\1 is \2; it must be a number or None",
-    ),
+    (rf"{FLAG}: no type matching \{{None\}}\|FLOAT \w.* from \[(.*?)\]\..*", r"\1 is \2; it must be a number or None"),
     (rf"{FLAG}: no type matching (\S+) could be instantiated from \[(.*?)\]\..*", r"\1 is \3; it must be \2"),
     (rf"{FLAG}: Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is \2, which does not fit: see --help"),
 )

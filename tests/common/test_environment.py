@@ -49,6 +49,21 @@ def test_a_user_without_home_and_name_gets_both_for_the_run(tmp_path):
     assert "--cache-dir" in done.stderr
 
 
+@pytest.mark.slow
+@stranger_possible
+def test_a_user_without_home_and_name_trains_to_the_end(tmp_path):
+    tmp_path.chmod(0o777)
+    for folder in list(tmp_path.parents)[:2]:
+        folder.chmod(0o755)
+    flags = ["smoke", "--epochs", "1", "--output", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]
+    done = ran(*as_stranger(str(ROOT / "jobs" / "train_celeba.py"), *flags), env=BARE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report" / "report.html").is_file()
+    assert (tmp_path / "out").stat().st_uid == STRANGER
+    said = ("round ", "attack ", "waiting for nodes")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(said)] == []
+
+
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
 def test_matplotlib_says_nothing_of_a_home_that_cannot_be_written_to(home, tmp_path):
     done = ran(sys.executable, "-c", "import cpgan_ray.cli, matplotlib.figure", env=BARE | {"HOME": home}, cwd=tmp_path)
