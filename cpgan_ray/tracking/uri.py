@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import requests
@@ -110,7 +110,7 @@ def check_file(uri: str, told: str) -> None:
 
 def database_file(uri: str) -> Path:
     """The file of an SQLite store, absolute."""
-    return Path(unquote(uri[len("sqlite:///") :].partition("?")[0])).absolute()
+    return Path(uri[len("sqlite:///") :].partition("?")[0]).absolute()
 
 
 def check_database(uri: str, told: str) -> None:
