@@ -187,6 +187,7 @@ def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_serv
     request.addfinalizer(lambda: shutil.rmtree(ray_logs, ignore_errors=True))  # Ray's processes may still write there
     env |= {
         "RAY_TMPDIR": ray_logs,
+        "RAY_raylet_start_wait_time_s": "300",  # on a busy machine
         "MLFLOW_TRACKING_URI": f"http://alice:{ENCODED}@{address}",
         "RAY_AUTH_TOKEN": TOKEN,
         "AWS_SECRET_ACCESS_KEY": KEY,

@@ -203,7 +203,9 @@ def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, data
         ("http://nowhere.invalid", "nothing answers there"),
         ("mysql://alice:secret@host/x", r"mysql://\*\*\*@host/x, but the database driver MySQLdb is not installed here"),
         ("postgresql+psycopg://alice:secret@127.0.0.1:9/x", r"//\*\*\*@127.0.0.1:9/x, and nothing answers there"),
-        ("sqlite:////proc/nowhere/x/mlflow.db", "cannot be written to|proc"),
+        ("sqlite:////dev/null/x/mlflow.db", "but /dev/null is a file: name another one"),
+        ("sqlite:////dev", "which is a folder: name a file in it, such as sqlite:////dev/mlflow.db"),
+        (f"sqlite:///{Path(__file__)}", "which is no SQLite database: name another file"),
     ],
 )
 def test_a_store_that_cannot_be_is_refused_at_once_with_the_remedy(uri, said, tmp_path):
