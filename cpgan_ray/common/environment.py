@@ -7,6 +7,7 @@ are imported, or print warnings that a user can do nothing about.
 import atexit
 import contextlib
 import getpass
+import io
 import os
 import shutil
 import sys
@@ -38,7 +39,7 @@ def open_streams() -> None:
                 os.close(handle)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the locale has no characters for
 
 

@@ -140,13 +140,16 @@ def ask_server(uri: str, told: str) -> None:
     try:
         creds = get_default_host_creds(uri)
         how: dict[str, Any] = {"max_retries": 0, "timeout": ANSWER_S, "raise_on_status": False, "allow_redirects": False}
-        answer = http_request(creds, "/api/2.0/mlflow/experiments/search", "GET", params={"max_results": 1}, **how)
+        answer: requests.Response | None = http_request(
+            creds, "/api/2.0/mlflow/experiments/search", "GET", params={"max_results": 1}, **how
+        )
     except requests.exceptions.SSLError as e:
         raise InputError(f"{told}, whose TLS certificate is not accepted ({short(e)}): set MLFLOW_TRACKING_SERVER_CERT_PATH") from e
     except Exception as e:  # MLflow raises its own in the place of those of requests
         if proxy:
             raise InputError(f"{told}, and nothing answers there{through}: add {host} to {names}, or mend the proxy") from e
         raise InputError(f"{told}, which does not answer like an MLflow server ({short(e)}): check host, port and scheme") from e
+    assert answer is not None  # it is with Databricks' own client
     if answer.status_code in (401, 403):
         raise InputError(
             f"{told}, which refuses this user or host name (status {answer.status_code}{quoted(answer)}): set "
