@@ -24,7 +24,7 @@ from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.judging import degenerate, judge_codes, on_ray, read_errors
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.tracking import STORE, Tracker, read_curves
+from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 from cpgan_ray.training import about, check_undefended, headline, output_folder
 
 
@@ -53,6 +53,7 @@ def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
     set_up_process(threads=job.runtime.threads or available_cpus())
     encoder = open_encoder(target.program)
     config = attacked_config(target, job, encoder, output)
+    ensure_trackable(config.tracking, output)
     check_undefended(config)
     other = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
@@ -113,7 +114,9 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
     data = dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {}))
     beside = target.folder if target.kept else None
     base = target.config or Config(preset="encoder", adversaries={})
-    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or (f"sqlite:///{beside.parent / STORE}" if beside else None)
+    uri = job.tracking.uri or (
+        None if os.environ.get("MLFLOW_TRACKING_URI") or not beside else f"sqlite:///{beside.parent / STORE}"
+    )
     tracking = dataclasses.replace(job.tracking, uri=uri, run_name=job.tracking.run_name or f"attack on {target.name}")
     return dataclasses.replace(
         base,

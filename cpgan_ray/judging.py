@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from cpgan_ray.common.json_files import read_json
+from cpgan_ray.common.text import printable
 from cpgan_ray.config import AttackConfig, RuntimeConfig
 from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.errors import InputError
@@ -33,6 +35,8 @@ ERRORS = "errors.npz"
 """The strongest attack's error on each score picture: what a paired comparison with another run needs."""
 MAX_ERRORS_BYTES = 256 << 20
 """No array of it is read that is larger."""
+MAX_ERROR = 1e12
+"""No squared error on a picture is larger than this."""
 ATTACKER = (
     "Eve reads codes z on the wire and wants the {samples} behind them. She knows the privatizer and can run it (white box): she "
     "makes pairs of codes and {samples}, fits a reconstructor on them, and applies it to codes of {unseen} she has never seen. Her "
@@ -197,8 +201,11 @@ def strongest_of(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())["privacy"]["strongest"]
-        return {"attack": str(found["attack"]), **{key: float(found[key]) for key in ("r2", "low", "high")}}
+        found = read_json(path)["privacy"]["strongest"]
+        numbers = {key: float(found[key]) for key in ("r2", "low", "high")}
+        if not all(-1e6 < number <= 1 for number in numbers.values()):
+            raise ValueError("numbers")
+        return {"attack": printable(str(found["attack"]))[:60], **numbers}
     except Exception as e:  # whatever its values lead to
         raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
 
@@ -270,6 +277,8 @@ def read_errors(folder: Path) -> RowErrors:
                 if not (errors.shape == mean_errors.shape == identity.shape == (len(errors),) and np.isfinite(errors).all()):
                     raise ValueError("shapes or values")
                 if not (np.isfinite(mean_errors).all() and mean_errors.sum() > 0):
+                    raise ValueError("values")
+                if min(errors.min(), mean_errors.min()) < 0 or max(errors.max(), mean_errors.max()) > MAX_ERROR:
                     raise ValueError("values")
                 return RowErrors(errors, mean_errors, identity)
             except Exception as e:  # numpy raises whatever the damaged part leads to

@@ -4,6 +4,7 @@
     python jobs/attack.py RUN_ID                                        # an MLflow run
     python jobs/attack.py encoder.pt2 --data-dir DIR --dataset celeba   # anybody's torch.export program or ONNX file
     python jobs/attack.py RUN --fail-above 0.2                          # a release gate: exit status 1 above that R2
+    python jobs/attack.py RUN --trust                                   # take places from it too, though another user wrote it
     python jobs/attack.py RUN --variant leaked --against OTHER_RUN      # a paired comparison with another run
 
 An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k); one with a float32 input is given them in [-1, 1].
