@@ -96,7 +96,7 @@ class Encoder:
         with np.errstate(over="ignore"):
             converted = values.astype(np.float32)
         if values.dtype == np.float64 and len(values) > 1:
-            with np.errstate(invalid="ignore"):
+            with np.errstate(invalid="ignore", over="ignore"):
                 lost, spread = np.abs(values - converted).max(axis=0), values.std(axis=0)
             if np.any(lost > 1e-3 * spread) and np.any(values != values[:1]):
                 raise InputError(f"{where} holds float64 values that differ by less than float32 can tell: export it as float32")

@@ -17,7 +17,17 @@ from cpgan_ray.evaluation.sandbox import ProgramError, RefusedError, SandboxErro
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 MAX_OPEN = 256
-PRELOADED = ("torch", "torch.export", "torch.export.pt2_archive", "torch._dynamo", "torch._export.serde.serialize")
+PRELOADED = (
+    "networkx",
+    "torch",
+    "torch.export.pt2_archive",
+    "torch.export._trace",
+    "torch.export._unlift",
+    "torch._export.serde.serialize",
+    "torch._functorch.aot_autograd",
+    "cpgan_ray.process",
+    "cpgan_ray.evaluation.runners",
+)
 """What every program needs; imported once."""
 
 
@@ -25,8 +35,6 @@ def main(control: int) -> None:
     """The helper: forks a process for each request, until nobody asks any more."""
     for name in PRELOADED:
         importlib.import_module(name)
-    from cpgan_ray.evaluation import runners  # noqa: F401  # before the first fork
-
     asked = socket.socket(fileno=control)
     asked.send(b"ready")
     started: set[int] = set()

@@ -233,6 +233,8 @@ def _check_call(node: Node, *, outer: bool, stochastic: bool) -> None:
         if name.startswith("instance_norm") and given.get("running_mean") is None:
             return  # of each picture by itself
         raise Unsafe(f"its operation aten.{name} is in training mode: export the network in eval mode")
+    if any(type(given.get(kind)) is int for kind in ("dtype", "layout", "memory_format")):
+        raise Unsafe(f"its operation aten.{name} has a number for a type of tensors")
     for argument in arguments if outer else ():
         if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value := given.get(argument.name), Node):
             source = _source(value)

@@ -105,7 +105,7 @@ def _plain(name: str, value: torch.Tensor) -> np.ndarray:
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in DTYPES or value.layout != torch.strided:
         raise RefusedError(f"its output {name!r} is made of {kind}: convert it to float32 before it leaves the encoder")
-    return np.ascontiguousarray(value.resolve_conj().resolve_neg().detach().numpy())
+    return value.detach().resolve_conj().resolve_neg().contiguous().numpy()
 
 
 def _open_onnx(path: Path, stochastic: bool, trusted: bool) -> Runner:
