@@ -75,7 +75,7 @@ class Sandbox:
             raise SandboxError(f"it took longer than {self.timeout_s:g} s: raise --encoder.timeout-s if that is too short") from e
         except (EOFError, ConnectionError) as e:
             raise SandboxError(how_it_ended(self.close())) from e
-        except (ValueError, RecursionError) as e:
+        except (ValueError, TypeError, RecursionError) as e:
             self.close()
             raise SandboxError("its process gave an answer of another form") from e
         if "refused" in reply:
@@ -172,7 +172,6 @@ class Helper:
         paths = [path for path in sys.path if path and Path(path).is_absolute()]
         root = str(Path(__file__).parents[2])
         code = f"import sys; sys.path[:] = {[root, *paths]!r}\nfrom cpgan_ray.evaluation.guest import main; main({other.fileno()})"
-        environment = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
         with tempfile.TemporaryFile() as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-c", code],
@@ -180,7 +179,7 @@ class Helper:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=(other.fileno(),),
-                env=environment | {"LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"},
+                env=minimal_environment(),
                 cwd="/",
                 start_new_session=True,  # a terminal's Ctrl-C ends the job, and the job its programs
             )
@@ -212,6 +211,12 @@ class Helper:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def minimal_environment() -> dict[str, str]:
+    """The environment of the helper and its children: nothing that could be a secret."""
+    kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
+    return kept | {"LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 _helpers: dict[int, Helper] = {}
