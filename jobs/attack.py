@@ -8,8 +8,8 @@
     python jobs/attack.py e.onnx --encoder.outputs embedding            # only some of an encoder's outputs, not all together
     python jobs/attack.py noisy.pt2 --encoder.stochastic                # a declared stochastic release: it may draw random numbers
 
-An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k); one with a float32 input is given them in [-1, 1]. It must give
-a picture the same code in every batch. Other people's encoders run in a process of their own, with limits on memory and time.
+An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k); one with a float32 input is given them in [-1, 1]. It must
+give a picture the same code in every batch. Other people's encoders run in a process of their own, with limits on memory and time.
 The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, passed, seconds.
 """
 

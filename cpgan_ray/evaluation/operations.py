@@ -5,9 +5,9 @@ Three lists of `name.overload` in torch.ops.aten:
 * CORE: what torch tags as core ATen operations, without backward ones, and without those that give uninitialised memory, change the
   size of a tensor, or have outputs whose size depends on the data;
 * MEASURED: what else exports of networks of torchvision 0.28.0 (21 families, as exported and decomposed) and timm 1.0.31 (vit,
-  swin, beit, convnext, convnextv2, efficientnet_lite, mobilenetv3, mobilevit, resnet-t, regnet, repvgg, ghostnet, edgenext, halonet,
-  gernet, as exported) contain: `tools/list_operations.py` prints it, and knows more families;
-* COMMON: what else a network's `forward` is usually written with, on dense tensors, each read in torch's documentation.
+  swin, beit, convnext, convnextv2, efficientnet_lite, mobilenetv3, mobilevit, resnet-t, regnet, repvgg, ghostnet, edgenext,
+  halonet, gernet, as exported) contain: `tools/list_operations.py` prints it, and knows more families;
+* COMMON: what else a network's `forward` is usually written with, on dense tensors.
 
 Left out on purpose: sparse, quantised, nested and foreign tensors, everything named unsafe or internal that no export contains,
 files, printing, `set_`, `resize_`, and `empty` and the like, which show what was in memory before. `tools/fuzz_operations.py` calls
