@@ -186,7 +186,13 @@ class Helper:
             other.close()
             self.lock = threading.Lock()
             self.control.settimeout(START_S)
-            if self.control.recv(100) != b"ready":
+            try:
+                ready = self.control.recv(100) == b"ready"
+            except TimeoutError:
+                ready = False
+            if not ready:
+                self.process.kill()
+                self.process.wait()
                 errors.seek(0)
                 last = errors.read()[-2000:].decode(errors="replace").strip().splitlines()
                 raise SandboxError(f"the process for programs does not start: {printable(last[-1] if last else '')}")
