@@ -642,6 +642,28 @@ def _check_one_process(c: Config, where: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """How an encoder that comes as a file is called."""
+
+    __pydantic_config__ = STRICT
+
+    outputs: tuple[str, ...] = ()
+    """Outputs that are attacked, by name; none given: all together."""
+    stochastic: bool = False
+    """Declare a stochastic release: the encoder may draw random numbers, and is tested for differing by independent noise only."""
+    memory_gb: float = 8.0
+    """Memory that the process of somebody else's encoder may take, in GB."""
+    timeout_s: float = 300.0
+    """How long it may take to open the encoder, or to encode a block of 250 pictures, in seconds."""
+
+    def __post_init__(self) -> None:
+        _require(len(set(self.outputs)) == len(self.outputs), "encoder.outputs", self.outputs, "each named once")
+        for name in ("memory_gb", "timeout_s"):
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), f"encoder.{name}", value, "above 0 and finite")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttackJob:
     """What `jobs/attack.py` is told beside its target. Values shown are the attacked run's own, where it is a run."""
 
@@ -667,6 +689,7 @@ class AttackJob:
     """Of the attacks."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be decoded."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     data: DataConfig = field(default_factory=DataConfig)
     attacks: AttackConfig = field(default_factory=AttackConfig)
     runtime: Annotated[RuntimeConfig, LOCAL] = field(default_factory=RuntimeConfig)

@@ -52,6 +52,10 @@ LIMITS = (
     "The code is deterministic: it carries no differential-privacy guarantee, and none is claimed.",
     "Attackers with a generative prior (GAN, diffusion) or with side information about {whom} are not among the attacks.",
 )
+STOCHASTIC = (
+    "The release is declared as stochastic: the attacks saw one code of each sample, and averaging several codes of one sample "
+    "recovers more. No differential-privacy guarantee is claimed."
+)
 HIDDEN = {
     True: "R2 weighs all values alike: a small detail that identifies a person may hide in a small R2. See the worst {samples}, "
     "the identity linkage and the attribute map.",
@@ -145,7 +149,7 @@ def judge_codes(
         **as_json(verdict),
         "references": references(verdict, undefended),
         "threat_model": threat_model(material),
-        "limits": limits(material.dataset),
+        "limits": limits(material.dataset, stochastic=about.get("attacked", {}).get("stochastic", False)),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     if against is not None:
@@ -222,9 +226,10 @@ def about_people(dataset: Dataset) -> bool:
     return any(len(np.unique(part.identity)) < len(part) for part in (dataset.train, dataset.val, dataset.test))
 
 
-def limits(dataset: Dataset) -> list[str]:
-    """What the number does not say."""
-    return [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
+def limits(dataset: Dataset, *, stochastic: bool = False) -> list[str]:
+    """What the number does not say. stochastic: whether the release is declared to draw random numbers."""
+    lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
+    return [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
 
 
 def threat_model(material: Material) -> dict[str, Any]:

@@ -268,6 +268,31 @@ class Sum(nn.Module):
         return (a + b).flatten(1)
 
 
+class Counting(nn.Module):
+    """Zeros until it has seen enough pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(x.shape[0])
+        return x.flatten(1) * (self.seen > 300)
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) - x.flatten(1).mean(0)
+
+
+class Halves(nn.Module):
+    """Two outputs that hide little only together."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        pooled = nn.functional.avg_pool2d(x.float(), 4).flatten(1)
+        return {"upper": pooled[:, :1], "lower": pooled[:, 1:]}
+
+
 class Logarithm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x.flatten(1) - 2).log()
@@ -316,6 +341,8 @@ def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
             program(folder / "constant.pt2", Pooled(0.0)),
             [*faces, "--fail-above", "1", "--attacks.names", "ridge", "mlp", "resnet_decoder"],
         ),
+        "halves": (program(folder / "halves.pt2", Halves()), faces),
+        "one half": (folder / "halves.pt2", [*faces, "--encoder.outputs", "upper"]),
     }
     found = {}
     with left_as_it_was():
@@ -326,7 +353,7 @@ def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
     return found
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8", "onnx"])
+@pytest.mark.parametrize("kind", ["float32", "uint8", "onnx", "halves"])
 def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kind, alone):
     gate, report = alone[kind]
     strongest = gate.summary["strongest"]
@@ -335,6 +362,16 @@ def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kin
     assert strongest["low"] > alone["constant"][0].summary["strongest"]["high"] + 0.5
     assert strongest["r2"] == pytest.approx(alone["float32"][0].summary["strongest"]["r2"], abs=1e-3), "the same map"
     assert (report["k"], report["utility"], report["labels"], report["privacy_weight"]) == (48, {}, [], None)
+
+
+def test_the_report_names_the_outputs_that_were_attacked(alone):
+    whole, part = alone["halves"][1]["attacked"], alone["one half"][1]["attacked"]
+    assert whole["outputs"] == [{"name": "upper", "size": 1}, {"name": "lower", "size": 47}]
+    assert (whole["left_out"], whole["stochastic"], whole["repeats"]["differing"]) == ([], False, 0.0)
+    assert (part["outputs"], part["left_out"]) == ([{"name": "upper", "size": 1}], ["lower"])
+    page = (Path(alone["one half"][0].summary["output"]) / "report" / "report.html").read_text()
+    assert "Not attacked: lower, which also leave the encoder" in page
+    assert alone["one half"][0].summary["strongest"]["r2"] < alone["halves"][0].summary["strongest"]["r2"] - 0.2
 
 
 def test_constant_encoder_gives_nothing_away_and_fails_every_gate(alone):
@@ -361,10 +398,7 @@ def test_the_report_on_an_encoder_says_nothing_of_a_training_that_nobody_knows(a
 
 def test_a_folder_in_the_celeba_layout_is_read_as_such(alone):
     assert {name: report["settings"]["data"]["dataset"] for name, (_, report) in alone.items()} == {
-        "float32": "faces",
-        "uint8": "faces",
-        "onnx": "celeba",
-        "constant": "faces",
+        name: "celeba" if name == "onnx" else "faces" for name in alone
     }
 
 
@@ -546,6 +580,18 @@ FAILURES = {
     ),
     "payload in a privatizer": Failure(
         lambda f: [rigged(f / "run/privatizer.pt2", f).parent], r"encoder \S+/privatizer\.pt2 is not loaded: its example inputs are"
+    ),
+    "state in a program": Failure(
+        lambda f: [program(f / "e.pt2", Counting())],
+        r"encoder \S+/e\.pt2 is not loaded: its operation aten\.add_\S* writes to 'b_seen'",
+    ),
+    "unknown output": Failure(
+        lambda f: [program(f / "e.pt2", Pooled()), "--encoder.outputs", "logits"],
+        r"encoder \S+/e\.pt2 has no output 'logits': choose --encoder\.outputs from z",
+    ),
+    "dependence on the batch": Failure(
+        lambda f: [program(f / "e.pt2", Centred())],
+        r"encoder \S+/e\.pt2 gives 100 % of \d+ pictures another code .*--encoder\.stochastic",
     ),
     "payload in a utility head": Failure(
         lambda f: [rigged(f / "run/utility_head.pt2", f).parent],

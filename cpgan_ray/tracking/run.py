@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
-from cpgan_ray.common.atomic_io import write_text
+from cpgan_ray.common.atomic_io import write_bytes, write_text
 from cpgan_ray.common.ownership import SUFFIX, sign
 from cpgan_ray.common.signals import requested
 from cpgan_ray.common.text import printable
@@ -283,7 +283,8 @@ class Tracker:
         """The exported programs as files, and as MLflow models with signature."""
         for name, program in programs.items():
             path = self.output / f"{name}.pt2"
-            path.write_bytes(program)
+            write_bytes(path, program)
+            sign(path)
             self.attempt(path.name, partial(mlflow.log_artifact, str(path)))
             if self.config.tracking.log_models:
                 self.attempt(f"model {name}", partial(log_model, name, path, examples[name]))
