@@ -13,6 +13,7 @@ import numpy as np
 
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import ADJUSTABLE, politely, stop_on_sigterm
+from cpgan_ray.common.atomic_io import no_link
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset, ensure_learnable, load, named
@@ -137,7 +138,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     context = context or Context()
     started = time.perf_counter()
     output = config.output if resume and config.output else new_output(config)
-    where = config.recovery.checkpoints or str(output / "checkpoints")
+    where = config.recovery.checkpoints or str(no_link(output / "checkpoints"))
     kept = Checkpoints(where, keep=config.recovery.keep, settings=decisive(config))
     if config.recovery.checkpoint_every and not resume:
         kept.ensure_free()
@@ -175,7 +176,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
 
 def decisive(config: Config) -> dict[str, Any]:
     """The settings that decide how a game goes: none that a run may be resumed with another value of, nor where its data are."""
-    left = (*ADJUSTABLE, "data_dir", "cache_dir", "shared_cache")
+    left = (*ADJUSTABLE, "data_dir", "cache_dir", "shared_cache", "trust")
     return {name: value for name, value in flatten(config).items() if not name.startswith(left)}
 
 

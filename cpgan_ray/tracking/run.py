@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, open_to_append, write_bytes, write_text
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset
@@ -164,7 +165,7 @@ class Tracker:
         output.mkdir(parents=True, exist_ok=True)
         if resume:
             forget_rounds(output / "metrics.jsonl", played)
-        self.jsonl = (output / "metrics.jsonl").open("a")
+        self.jsonl = open_to_append(output / "metrics.jsonl")
         if not resume:
             self.describe(dataset, params or {})
 
@@ -194,7 +195,7 @@ class Tracker:
         }
         mlflow.log_params(params | dict(more))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}
-        local = ("output", "data_dir", "cache_dir", "shared_cache", "data.digest", "runtime.", "recovery.", "tracking.")
+        local = ("output", "data_dir", "cache_dir", "shared_cache", "trust", "data.digest", "runtime.", "recovery.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
         mlflow.set_tags({f"changed.{name}": str(value) for name, value in changed.items()})
         with warnings.catch_warnings():
@@ -202,7 +203,7 @@ class Tracker:
             source = resolve_dataset_source(str(dataset.folder))
         log_dataset(self.client, self.run_id, MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]))
         told = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
-        (self.output / "config.json").write_text(redacted(json.dumps(told, indent=1)) + "\n")
+        write_text(self.output / "config.json", redacted(json.dumps(told, indent=1)) + "\n")
         mlflow.log_artifact(str(self.output / "config.json"))
 
     def log(self, metrics: Metrics, *, step: int) -> None:
@@ -237,7 +238,7 @@ class Tracker:
     def log_events(self, events: Sequence[Event]) -> None:
         """Losses that the game survived: a line each on standard error and in `events.jsonl`, and two metrics."""
         for event in events:
-            with (self.output / EVENTS).open("a") as file:
+            with open_to_append(self.output / EVENTS) as file:
                 file.write(json.dumps(asdict(event)) + "\n")
             self.log({"fault/replayed_rounds": event.replayed, "fault/recovery_s": event.seconds}, step=event.round)
             self.attempt(EVENTS, lambda: mlflow.log_artifact(str(self.output / EVENTS)))
@@ -250,8 +251,9 @@ class Tracker:
     def log_panel(self, panel: Image.Image, *, step: int) -> None:
         """A picture of reconstructions: in the run's images by step, and beside the report."""
         self.attempt("a panel", lambda: mlflow.log_image(panel, key="reconstructions", step=step))
-        (self.output / "report").mkdir(exist_ok=True)
-        panel.save(self.output / "report" / f"reconstructions-{step:06d}.png")
+        report = make_folder(self.output / "report")
+        with atomic_path(report / f"reconstructions-{step:06d}.png") as temporary:
+            panel.save(temporary, "PNG")
 
     def log_folder(self, folder: Path, name: str) -> None:
         """All files of a folder as artifacts; a report's panels also among the run's images."""
@@ -268,7 +270,7 @@ class Tracker:
         """The exported programs as files, and as MLflow models with signature."""
         for name, program in programs.items():
             path = self.output / f"{name}.pt2"
-            path.write_bytes(program)
+            write_bytes(path, program)
             self.attempt(path.name, partial(mlflow.log_artifact, str(path)))
             if self.config.tracking.log_models:
                 self.attempt(f"model {name}", partial(log_model, name, path, examples[name]))
@@ -305,9 +307,7 @@ def forget_rounds(path: Path, played: int) -> None:
     """Leave the lines of the first `played` rounds in a `metrics.jsonl`."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] < played]
-    beside = path.with_name(path.name + ".part")
-    beside.write_text("".join(kept))
-    beside.replace(path)
+    write_text(path, "".join(kept))
 
 
 def log_model(name: str, program: Path, example: np.ndarray) -> None:
