@@ -544,6 +544,8 @@ class Config:
     """Folder or URI where nodes share prepared stores: who lacks one takes it from there, who has made one puts it there."""
     output: Path | None = None
     """The run's folder (`config.json`, `metrics.jsonl`, exported models, report); none given: `outputs/<preset>-<time>`."""
+    trust: bool = False
+    """Use files that another user has written: prepared stores that came with the data folder."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be decoded and report how many, instead of stopping at the first."""
     seed: int = 0
