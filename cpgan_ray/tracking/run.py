@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
-from cpgan_ray.common.atomic_io import atomic_path, make_folder, open_to_append, write_bytes, write_text
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, no_link, open_to_append, write_bytes, write_text
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset
@@ -146,6 +146,9 @@ class Tracker:
 
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
+        no_link(output / "report")
+        if not resume:  # else it is read, and replaced
+            no_link(output / "metrics.jsonl")
         self.config, self.output = config, output
         self.missed: list[tuple[str, Callable[[], object]]] = []
         with open_store(config.tracking, output) as self.client:
