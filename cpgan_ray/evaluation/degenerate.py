@@ -137,7 +137,7 @@ def useless_code(
     told = f"{by} the task with accuracy {right.mean():.4f}, majority guess {right.mean() - gain.mean():.4f}"
     return ReportWarning(
         "useless_code",
-        f"{told}, balanced accuracy {mean_balanced_accuracy(answered, y):.4f}: the code is private because it is useless",
+        f"{told}, balanced accuracy {mean_balanced_accuracy(answered, y):.4f}: it is no better for the task than a guess",
         True,
     )
 

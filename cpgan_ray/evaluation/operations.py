@@ -11,8 +11,8 @@ Three lists of `name.overload` in torch.ops.aten:
 
 Left out on purpose: sparse, quantised, nested and foreign tensors, everything named unsafe or internal that no export contains,
 files, printing, `set_`, `resize_`, and `empty` and the like, which show what was in memory before. `devtools/fuzz_operations.py`
-calls operations with random hostile arguments; those whose kernels crash (`_fft_r2c`, `_fft_c2r`, `native_group_norm`) are not on the
-lists, while their checked forms, which exports contain before decomposition (`fft_rfft`, `group_norm`), are.
+calls operations with random hostile arguments; those whose kernels crash (`_fft_r2c`, `_fft_c2r`, `native_group_norm`) are not on
+the lists, while their checked forms, which exports contain before decomposition (`fft_rfft`, `group_norm`), are.
 """
 
 CORE = """
