@@ -1,6 +1,9 @@
 #!/bin/sh
 # Train into an output folder, or go on with the run that was interrupted there: what a job that is tried again has to do.
 #
+# A further attempt runs in a container with a new home folder. It recognises the run as its own by CPGAN_OWNER_KEY, which all files in
+# cluster/ set; without it, where data, tracking and checkpoints are would not be taken from the run's folder.
+#
 #     cluster/train_or_resume.sh OUTPUT [PRESET] [--any.config.field VALUE ...]
 set -eu
 output=$1

@@ -2,7 +2,8 @@
 
 * The *defender's training set*: the split `train`, which the privatizer was trained on.
 * The *attacks' set*: what an attack is fitted on, and its last part, on which it chooses its settings and stops.
-* The *score set*: the split `test`. Nobody was fitted, tuned or selected on it.
+* The *score set*: the split `test`. Neither privatizers nor attacks are fitted or tuned on it. A
+  search's bounds (`--max-r2`, `--min-accuracy`) are the exception: they choose among settings by their numbers on this set.
 
 Variant `fresh`: the attacker has pictures of its own. It is fitted on three quarters of the people of `val` and tuned on the rest.
 Variant `leaked`: the defender's training pictures have leaked. The attack is fitted on all of `train` and tuned on `val`: the

@@ -1,6 +1,7 @@
 """What is wrong with the files in cluster/: a check takes the repository's root and returns complaints, none if all is well."""
 
 import functools
+import itertools
 import re
 import shlex
 import shutil
@@ -18,16 +19,22 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from kubernetes_validate.utils import schema_contents
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from referencing import Registry, Resource
 
+from cluster import lock, pin_images
 from cpgan_ray import cli
 from cpgan_ray.errors import InputError
 from tests.cluster import kuberay
 from tests.cluster.containers import interpolated, read_compose
 
 KUBERNETES = "1.34"
-SETTINGS = {"RAY_AUTH_TOKEN": "token", "POSTGRES_PASSWORD": "password"}
+SECRETS = ("RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "CPGAN_OWNER_KEY")
+SETTINGS: dict[str, str] = dict.fromkeys((*SECRETS, "MLFLOW_TRACKING_USERNAME"), "0" * 64)
 OVERLAYS = ("gpu", "cpu", "job")
+CLIENT = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "CPGAN_OWNER_KEY")
+"""What a job finds in its environment, wherever in the cluster it runs."""
 SECRET_WORDS = re.compile(r"(token|password|secret|key)$", re.IGNORECASE)
 
 # ----------------------------------------------------------------------------------------------------------------- command lines
@@ -59,7 +66,7 @@ def command_complaints(words: Sequence[str]) -> list[str]:
 def job_complaints(root: Path, words: Sequence[str]) -> list[str]:
     """Of a job's command line: whether its script is there and takes its flags; `train_or_resume.sh` has the folder first."""
     *_, script = (n for n, word in enumerate(words) if word.endswith((".py", ".sh")))
-    path = root / re.sub(r"^/home/ray/cpgan_ray/", "", words[script])
+    path = root / re.sub(r"^/opt/cpgan_ray/", "", words[script])
     if not path.is_file():
         return [f"{shlex.join(words)}: no {path}"]
     flags = list(words[script + 1 :])
@@ -79,7 +86,7 @@ def job_complaints(root: Path, words: Sequence[str]) -> list[str]:
 
 def check_versions(root: Path) -> list[str]:
     """requirements.lock and pyproject.toml say which versions; all other files repeat them."""
-    lock = dict(re.findall(r"^([\w.-]+)==(\S+)$", (root / "requirements.lock").read_text(), re.MULTILINE))
+    lock = {name: package.version for packages in locks(root).values() for name, package in packages.items()}
     project = tomllib.loads((root / "pyproject.toml").read_text())
     python = re.escape(project["tool"]["pyright"]["pythonVersion"])
     image = re.escape(project["project"]["version"])
@@ -88,24 +95,73 @@ def check_versions(root: Path) -> list[str]:
         r"cpgan_ray:([\w.-]+)": rf"{image}-(cpu|{'|'.join(cuda)})",
         r"newTag: (\S+)": rf"{image}-(cpu|{'|'.join(cuda)})",
         r"rayVersion: (\S+)": re.escape(lock["ray"]),
-        r"FROM python:(\S+)": rf"{python}\.\d+-slim-bookworm",
+        r"ARG PYTHON_IMAGE=python:(\S+)": rf"{python}\.\d+-slim-bookworm(@sha256:[0-9a-f]{{64}})?",
         r"\b(cu1\d\d) --tag": "|".join(cuda),
         r"FROM (?:rayproject/ray|pytorch/pytorch)\S*(.*)": "(?!)",
     } | {rf"\b{re.escape(name)}==([\w.]+)": re.escape(version) for name, version in lock.items()}
     found = []
     if len(cuda) != 1:
         found.append(f"Dockerfile: more than one CUDA in its commands: {sorted(cuda)}")
-    for path in sorted(p for p in (root / "cluster").rglob("*") if p.is_file() and p.suffix != ".pyc"):
+    for path in sorted(p for p in (root / "cluster").rglob("*") if p.is_file() and p.suffix not in (".pyc", ".py", ".lock")):
         text = path.read_text()
         for pattern, wanted in rules.items():
             wrong = [version for version in re.findall(pattern, text) if not re.fullmatch(wanted, version)]
             found += [f"{path.relative_to(root)}: version {version!r}, wanted {wanted}" for version in wrong]
         loose = re.findall(r"image: (?!cpgan_ray$)([\w./-]+(?::latest)?)\s*$", text, re.MULTILINE)
         found += [f"{path.relative_to(root)}: image {name} is not pinned" for name in loose]
+        named = re.findall(r"^ *(?:- )?(?:\w+_)?image: ([\w./:-]+:[\w.-]+)", text, re.MULTILINE)
+        seen = {place.image for place in pin_images.references(root / "cluster") if place.file == path}
+        found += [f"{path.relative_to(root)}: `make pin` overlooks image {name}" for name in set(named) - seen]
     return found
 
 
 # ------------------------------------------------------------------------------------------------------------------------- README
+
+
+def locks(root: Path) -> dict[str, lock.Packages]:
+    """Every lock file's packages."""
+    return {name: lock.parse((root / name).read_text()) for name in lock.FILES}
+
+
+def check_locks(root: Path) -> list[str]:
+    """Whether the lock files agree with each other, with pyproject.toml, and with what the container image installs from them."""
+    try:
+        found = locks(root)
+    except ValueError as e:
+        return [str(e)]
+    complaints = []
+    places: dict[str, list[str]] = {}
+    for file, packages in found.items():
+        for name in packages:
+            places.setdefault(name, []).append(file)
+        complaints += [f"{file}: {name} is locked without a checksum" for name, package in packages.items() if not package.hashes]
+    clouds = {f"cluster/vms/{cloud}.lock" for cloud in lock.CLOUDS}
+    complaints += [f"{name} is in {files}" for name, files in places.items() if len(set(files) - clouds) > 1 or len(files) > 2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for kind, requirements in {"run": [*project["dependencies"], *extras["server"], *lock.BUILD], "dev": extras["dev"]}.items():
+        for requirement in map(Requirement, requirements):
+            name = canonicalize_name(requirement.name)
+            versions = [p.version for packages in found.values() for key, p in packages.items() if key == name]
+            allowed = [one for one in versions if requirement.specifier.contains(one)]
+            if not allowed or versions != allowed:
+                complaints.append(f"{requirement} is locked as {versions or 'nothing'}")
+            if kind == "run" and name in found["requirements-dev.lock"]:
+                complaints.append(f"{name} is not in the image: requirements-dev.lock has it")
+    cuda = re.findall(r"nvidia-[a-z]+-cu(\d+)", (root / "requirements-cuda.lock").read_text())
+    device = set(re.findall(r"DEVICE=cu(\d+)", (root / "cluster" / "Dockerfile").read_text()))
+    complaints += [
+        f"libraries of CUDA {one} in an image for cu{device}" for one in cuda if not all(d.startswith(one) for d in device)
+    ]
+    named = re.compile(r"https?://|--(?:extra-)?index-url|--find-links|--trusted-host")
+    complaints += [f"{file}: names an index" for file in found if named.search((root / file).read_text())]
+    for path in [root / "Makefile", root / "cluster" / "Dockerfile", *(root / "cluster" / "vms").glob("*.yaml")]:
+        for command in re.findall(r"pip install[^;&#\n]*(?:\\\n[^;&#\n]*)*", path.read_text()):
+            if "--editable" in command or "install --quiet uv" in command:
+                continue
+            if "--require-hashes" not in command or "--no-deps" not in command or "--extra-index-url" in command:
+                complaints.append(f"{path.name}: {shlex.join(command.split()[:6])} ... takes what has no checksum")
+    return complaints
 
 
 def check_readme(root: Path) -> list[str]:
@@ -140,7 +196,8 @@ def check_dockerfile(root: Path) -> list[str]:
     ran = subprocess.run([hadolint, "--no-color", path], capture_output=True, text=True)
     found = ran.stdout.splitlines() if ran.returncode else []
     steps = instructions(path)
-    bases = [rest for name, rest in steps if name == "FROM"]
+    given = dict(rest.split("=", 1) for name, rest in steps if name == "ARG" and "=" in rest)
+    bases = [re.sub(r"\$\{(\w+)\}", lambda match: given.get(match[1], ""), rest) for name, rest in steps if name == "FROM"]
     found += [f"base image {base!r} is not pinned by a full version" for base in bases if not re.search(r":\d+\.\d+\.\d+", base)]
     users = [rest for name, rest in steps if name == "USER"]
     found += [] if users and users[-1].isdigit() and users[-1] != "0" else ["the last USER is root, or no number"]
@@ -171,6 +228,10 @@ def context(root: Path) -> Callable[[str], bool]:
 # ------------------------------------------------------------------------------------------------------------------------ compose
 
 
+HARDENED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+"""What every service says, whatever it runs."""
+
+
 def check_compose(root: Path) -> list[str]:
     """The Compose specification's schema; what services say of each other; command lines; secrets that are asked for."""
     found = []
@@ -193,6 +254,25 @@ def check_compose(root: Path) -> list[str]:
 
 def service_complaints(root: Path, service: dict[str, Any], whole: dict[str, Any]) -> Iterator[str]:
     services = whole["services"]
+    yield from (f"{key} is not {wanted}" for key, wanted in HARDENED.items() if service.get(key) != wanted)
+    yield from (f"{key} is set" for key in ("privileged", "cap_add", "devices", "pid", "ipc", "network_mode") if key in service)
+    if not 0 < service.get("pids_limit", 0) <= 8192:
+        yield "pids_limit is missing, or no limit"
+    if not any(entry.startswith("/tmp:") for entry in service.get("tmpfs", ())):
+        yield "no tmpfs at /tmp, which the read-only image lacks"
+    if "postgres" in service["image"]:
+        if [name for name in service.get("networks", ["default"]) if not (whole["networks"][name] or {}).get("internal")]:
+            yield "the database is in a network with a way out"
+        if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", str(service.get("user"))):
+            yield "user is root, or no number"
+    if "mlflow" in service.get("command", ()):
+        if "basic-auth" not in service["command"]:
+            yield "MLflow asks for no password"
+        place = service["environment"].get("MLFLOW_AUTH_CONFIG_PATH", "")
+        if not any(volume.split(":")[1:] == [place, "ro"] for volume in service.get("volumes", ())):
+            yield f"no file is mounted at {place!r}, the settings of the users"
+    if "ray" in service.get("command", ()):
+        yield from (f"no {name}" for name in CLIENT if name not in service["environment"])
     yield from command_complaints(service.get("command", ["true"]))
     for word in [*service.get("command", []), *map(str, service["environment"].values())]:
         for host, port in re.findall(r"(?:://(?:[^@/]*@)?|--address=)([a-z][\w-]*):(\d+)", word):
@@ -211,7 +291,9 @@ def service_complaints(root: Path, service: dict[str, Any], whole: dict[str, Any
         elif how["condition"] == "service_healthy" and "healthcheck" not in services[other]:
             yield f"{other} has no healthcheck to wait for"
     for volume in service.get("volumes", []):
-        if volume.split(":")[0] not in whole["volumes"]:
+        if volume.startswith("./") and not (root / "cluster" / volume.split(":")[0]).is_file():
+            yield f"no file {volume.split(':')[0]!r}"
+        elif not volume.startswith("./") and volume.split(":")[0] not in whole["volumes"]:
             yield f"no volume {volume.split(':')[0]!r}"
     for port in service.get("ports", []):
         if not port.startswith("127.0.0.1:"):
@@ -310,7 +392,7 @@ def reference_complaints(root: Path, resources: Sequence[dict[str, Any]]) -> Ite
     keys = {r["metadata"]["name"]: set(r.get("data", {})) for r in resources if r["kind"] in ("Secret", "ConfigMap")}
     services = {r["metadata"]["name"]: r for r in resources if r["kind"] == "Service"}
     labels = [t["metadata"]["labels"] for r in resources if (t := r["spec"].get("template") if "spec" in r else None)]
-    labels += [{"ray.io/is-ray-node": "yes"}, {"app.kubernetes.io/name": "kuberay-operator"}]  # KubeRay's own
+    labels += [*PODS.values(), {"app.kubernetes.io/name": "kuberay-operator"}, {"k8s-app": "kube-dns"}]  # KubeRay's, Kubernetes'
     for resource in resources:
         where = f"{resource['kind']} {resource['metadata']['name']}"
         if resource["kind"] != "Namespace" and resource["metadata"].get("namespace") != "cpgan":
@@ -319,7 +401,7 @@ def reference_complaints(root: Path, resources: Sequence[dict[str, Any]]) -> Ite
             last = path[-1]
             if last == "claimName" and ("PersistentVolumeClaim", value) not in there:
                 yield f"{where}: no volume claim {value!r}"
-            if path[-2:] == ("configMapRef", "name") and ("ConfigMap", value) not in there:
+            if (path[-2:] in (("configMapRef", "name"), ("configMap", "name"))) and ("ConfigMap", value) not in there:
                 yield f"{where}: no config map {value!r}"
             if last == "secretName" and "auth_token" not in keys.get(value, ()):
                 yield f"{where}: secret {value!r} has no auth_token"
@@ -346,21 +428,162 @@ def reference_complaints(root: Path, resources: Sequence[dict[str, Any]]) -> Ite
     yield from (f"no {kind}" for kind in ("NetworkPolicy", "Secret", "StatefulSet") if kind not in {k for k, _ in there})
 
 
+POD_SECURITY = {("runAsNonRoot",): True, ("seccompProfile", "type"): "RuntimeDefault"}
+CONTAINER_SECURITY = POD_SECURITY | {
+    ("allowPrivilegeEscalation",): False,
+    ("readOnlyRootFilesystem",): True,
+    ("capabilities", "drop"): ["ALL"],
+}
+"""What every container says for itself, so that a pod with a further container cannot forget it."""
+FORBIDDEN = ("privileged", "procMount", "windowsOptions")
+HOST = ("hostNetwork", "hostPID", "hostIPC")
+
+
 def security_complaints(resource: dict[str, Any], where: str) -> Iterator[str]:
-    pods = kuberay.pods(resource) if resource["kind"] in kuberay.KINDS else [resource["spec"]["template"]]
+    kuberay_own = resource["kind"] in kuberay.KINDS
+    pods = kuberay.pods(resource) if kuberay_own else [resource["spec"]["template"]]
     for pod in pods:
-        if not pod["spec"].get("securityContext", {}).get("runAsNonRoot"):
-            yield f"{where}: may run as root"
-        for container in pod["spec"]["containers"]:
-            if container.get("securityContext", {}).get("allowPrivilegeEscalation", True):
-                yield f"{where}: {container['name']} may become root"
-            for command in (container.get("command"),):
-                yield from command_complaints(command or ["true"])
-            mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
-            volumes = {volume["name"] for volume in pod["spec"].get("volumes", ())}
-            volumes |= {claim["metadata"]["name"] for claim in resource["spec"].get("volumeClaimTemplates", ())}
-            if mounted - volumes:
-                yield f"{where}: no volume {sorted(mounted - volumes)}"
+        spec = pod["spec"]
+        yield from context_complaints(spec.get("securityContext", {}), POD_SECURITY, f"{where}: pod")
+        yield from (f"{where}: {key} is set" for key in HOST if spec.get(key))
+        containers = [*spec.get("initContainers", ()), *spec["containers"], *spec.get("ephemeralContainers", ())]
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+        volumes |= {claim["metadata"]["name"]: claim for claim in resource["spec"].get("volumeClaimTemplates", ())}
+        if kuberay_own and pod is kuberay.cluster_of(resource).get("headGroupSpec", {}).get("template"):
+            autoscaler = kuberay.cluster_of(resource).get("autoscalerOptions", {})
+            containers.append({"name": "autoscaler", "image": containers[0]["image"]} | autoscaler)
+        elif spec.get("automountServiceAccountToken") is not False:
+            yield f"{where}: a pod that asks Kubernetes nothing has its token"
+        for container in containers:
+            name = container["name"]
+            yield from context_complaints(container.get("securityContext", {}), CONTAINER_SECURITY, f"{where}: {name}")
+            yield from command_complaints(container.get("command") or ["true"])
+            mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", ())}
+            if missing := sorted(set(mounts.values()) - set(volumes)):
+                yield f"{where}: no volume {missing}"
+            elif "emptyDir" not in volumes.get(mounts.get("/tmp", ""), {}):
+                yield f"{where}: {name} has no emptyDir at /tmp, which its read-only image lacks"
+            if name.startswith(("ray-head", "ray-worker")):
+                shared = volumes.get(mounts.get("/dev/shm", ""), {}).get("emptyDir", {})
+                if shared.get("medium") != "Memory":
+                    yield f"{where}: {name} has no memory at /dev/shm"
+                given = {variable["name"] for variable in container.get("env", ())}
+                yield from (f"{where}: {name} has no {variable}" for variable in CLIENT if variable not in given)
+            if container.get("command", [])[:2] == ["mlflow", "server"] and "basic-auth" not in container["command"]:
+                yield f"{where}: MLflow asks for no password"
+
+
+def context_complaints(context: dict[str, Any], wanted: dict[tuple[str, ...], Any], where: str) -> Iterator[str]:
+    for path, value in wanted.items():
+        found: Any = context
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        if found != value:
+            yield f"{where}: {'.'.join(path)} is {found}, not {value}"
+    if context.get("runAsUser") == 0:
+        yield f"{where}: runs as root"
+    yield from (f"{where}: {key} is set" for key in FORBIDDEN if context.get(key))
+    if (context.get("capabilities") or {}).get("add"):
+        yield f"{where}: adds capabilities"
+
+
+# Every connection that is needed, as (from, to, port); all others are refused. Pods by the labels that policies go by.
+RAY_HEAD = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head"}
+PODS = {
+    "head": RAY_HEAD,
+    "worker": RAY_HEAD | {"ray.io/node-type": "worker"},
+    "mlflow": {"app": "mlflow"},
+    "postgres": {"app": "postgres"},
+    "submitter": {"app": "submitter"},
+    "stranger": {"app": "stranger"},
+}
+PORTS = (5000, 5432, 6379, 8265, 10002)
+NEEDED = {
+    *((one, other, port) for one in ("head", "worker") for other in ("head", "worker") for port in PORTS),
+    *((one, "mlflow", 5000) for one in ("head", "worker")),
+    ("mlflow", "postgres", 5432),
+    ("submitter", "head", 8265),
+}
+
+
+def check_network(root: Path) -> list[str]:
+    """Whether exactly the connections that are needed are allowed, at either end; and who may leave the cluster."""
+    path = root / "cluster" / "kubernetes" / "base" / "network.yaml"
+    policies = list(yaml.safe_load_all(path.read_text()))
+    closed = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    found = [] if any(policy["spec"] == closed for policy in policies) else ["no policy refuses what no other one allows"]
+    for one, other, port in itertools.product(PODS, PODS, PORTS):
+        ends = {
+            "Egress": allowed(policies, "Egress", PODS[one], PODS[other], port),
+            "Ingress": allowed(policies, "Ingress", PODS[other], PODS[one], port),
+        }
+        needed = (one, other, port) in NEEDED
+        found += [
+            f"{direction}: {one} {'reaches' if open_ else 'does not reach'} port {port} of {other}"
+            for direction, open_ in ends.items()
+            if open_ != needed
+        ]
+    dns = {name for name, labels in PODS.items() if allowed(policies, "Egress", labels, {"k8s-app": "kube-dns"}, 53, "kube-system")}
+    if dns != set(PODS) - {"postgres"}:
+        found.append(f"DNS answers {sorted(dns)}")
+    out = {
+        name for name, labels in PODS.items() for rule in rules(policies, "Egress", labels) if blocks(rule) - {"169.254.20.10/32"}
+    }
+    if out - {"head"}:
+        found.append(f"{sorted(out - {'head'})} may leave the cluster")
+    return found
+
+
+def rules(policies: Sequence[dict[str, Any]], direction: str, labels: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Of all policies that choose a pod."""
+    for policy in policies:
+        if direction in policy["spec"]["policyTypes"] and chosen(policy["spec"]["podSelector"], labels):
+            yield from policy["spec"].get(direction.lower(), ())
+
+
+def blocks(rule: dict[str, Any]) -> set[str]:
+    return {peer["ipBlock"]["cidr"] for peer in rule.get("to", ()) if "ipBlock" in peer}
+
+
+def allowed(
+    policies: Sequence[dict[str, Any]],
+    direction: str,
+    labels: dict[str, str],
+    peer_labels: dict[str, str],
+    port: int,
+    namespace: str | None = None,
+) -> bool:
+    """Whether a pod may talk to (Egress), or be talked to by (Ingress), a pod of its own or of another namespace."""
+    if not any(direction in p["spec"]["policyTypes"] and chosen(p["spec"]["podSelector"], labels) for p in policies):
+        return True
+    for rule in rules(policies, direction, labels):
+        peers = rule.get("to" if direction == "Egress" else "from")
+        if rule.get("ports") and port not in {entry["port"] for entry in rule["ports"]}:
+            continue
+        if peers is None or any(matches(peer, peer_labels, namespace) for peer in peers):
+            return True
+    return False
+
+
+def matches(peer: dict[str, Any], labels: dict[str, str], namespace: str | None) -> bool:
+    if "ipBlock" in peer:
+        return False
+    there = peer.get("namespaceSelector")
+    name = {"kubernetes.io/metadata.name": namespace or "cpgan"}
+    return (namespace is None if there is None else chosen(there, name)) and chosen(peer.get("podSelector", {}), labels)
+
+
+def chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a label selector chooses what has these labels."""
+    by_expression = {
+        "In": lambda e: labels.get(e["key"]) in e["values"],
+        "NotIn": lambda e: labels.get(e["key"]) not in e["values"],
+        "Exists": lambda e: e["key"] in labels,
+        "DoesNotExist": lambda e: e["key"] not in labels,
+    }
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        by_expression[e["operator"]](e) for e in selector.get("matchExpressions", ())
+    )
 
 
 def leaves(value: Any, path: tuple[str, ...] = ("",)) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -378,8 +601,9 @@ def selectors(resource: dict[str, Any]) -> Iterator[dict[str, str]]:
         yield spec["selector"]
     if resource["kind"] == "NetworkPolicy":
         yield spec["podSelector"].get("matchLabels", {})
-        for rule in spec.get("ingress", ()):
-            yield from (peer["podSelector"].get("matchLabels", {}) for peer in rule["from"])
+        for rule in (*spec.get("ingress", ()), *spec.get("egress", ())):
+            peers = [peer for peer in (*rule.get("from", ()), *rule.get("to", ())) if "podSelector" in peer]
+            yield from (peer["podSelector"].get("matchLabels", {}) for peer in peers)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- machines
@@ -413,11 +637,20 @@ def vms_complaints(config: dict[str, Any]) -> Iterator[str]:
             yield f"{name} is no spot machine"
     if "~/.ray/auth_token" not in config["file_mounts"]:
         yield "the nodes get no token"
+    wanted = ("--cap-drop ALL", "--security-opt no-new-privileges:true")
+    yield from (f"containers are not run with {option}" for option in wanted if option not in config["docker"]["run_options"])
     for kind in ("head", "worker"):
         started = [shlex.split(line.replace("$RAY_HEAD_IP", "10.0.0.1")) for line in config[f"{kind}_start_ray_commands"]]
         for words in started:
-            while words and re.match(r"[A-Z_]+=", words[0]):
-                words.pop(0)
+            if words[:1] == ["env"] and any("mlflow" in word or word == "ray" for word in words):
+                environment = [word for word in words if re.match(r"[A-Z_]+=", word)]
+                if words[1:3] != ["$(cat", "~/.cpgan.env)"] or "~/.cpgan.env" not in config["file_mounts"]:
+                    yield f"{kind}: no secrets in the environment"
+                words[:] = words[3 + len(environment) :]
+            elif words[:2] in (["ray", "start"], ["mlflow", "server"]):
+                yield f"{kind}: no secrets in the environment"
+            if "mlflow" in words and "basic-auth" not in words:
+                yield "MLflow asks for no password"
             end = min((n for n, word in enumerate(words) if word in ("<", ">", "&")), default=len(words))
             yield from command_complaints([word for word in words[:end] if word != "nohup"])
         if not any(words[:2] == ["ray", "start"] for words in started):

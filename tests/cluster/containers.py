@@ -1,8 +1,9 @@
 """What `docker compose up` does, on this machine without an engine: each service in Linux namespaces of its own.
 
 A service's command runs as it stands in compose.yaml, with its environment, in a network, mount, process and host name space of its
-own: its own address, its own /mnt (where its volumes are), /dev/shm and /tmp/ray, and the other services under their names. Its
-programs are this machine's, since there is no image.
+own: its own address, its own /mnt (where its volumes are), /run, /dev/shm and /tmp/ray, and the other services under their names.
+Its programs are this machine's, since there is no image; with `read_only` they cannot write to this machine's disk outside of /tmp,
+with `cap_drop` and `no-new-privileges` they have none of root's privileges.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from tests.process import GONE_S, HANG_S, below
 
 NETWORK = "10.77.0"
 NEW = ["unshare", "--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
+POWERLESS = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
 WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 """Whatever happens to the tests, what they started ends with them; and with it all processes in its name spaces."""
 
@@ -34,13 +36,21 @@ ip link set eth0 up
 ip route add default via "$GATEWAY"
 hostname "$SERVICE"
 mount -t tmpfs -o size="$SHM_SIZE" none /dev/shm
+mount --bind /tmp /tmp
 mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray
 mount --bind "$HOSTS" /etc/hosts
 mount -t tmpfs none /mnt && mkdir "$HOME"
+mount -t tmpfs none /run
 echo "$MOUNTS" | while read -r source target; do
-    [ -z "$target" ] || { mkdir -p "$target" && mount --bind "$source" "$target"; }
+    [ -z "$target" ] || {
+        if [ -d "$source" ]; then mkdir -p "$target"; else mkdir -p "${target%/*}" && touch "$target"; fi
+        mount --bind "$source" "$target"
+    }
 done
-unset ADDRESS GATEWAY HOSTS MOUNTS SERVICE SHM_SIZE
+for folder in $TMPFS; do mkdir -p "$folder" && mount -t tmpfs none "$folder"; done
+[ -z "$READ_ONLY" ] || mount -o remount,bind,ro /
+cd /mnt
+unset ADDRESS GATEWAY HOSTS MOUNTS READ_ONLY SERVICE SHM_SIZE TMPFS
 exec "$@"
 """
 
@@ -118,6 +128,8 @@ class Composed:
     folder: Path
     replaced: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Commands of services whose images bring programs that this machine has to run in another way."""
+    at: Path = Path.cwd()
+    """The compose file's folder."""
     containers: dict[str, Container] = field(default_factory=dict)
 
     def __enter__(self) -> "Composed":
@@ -175,13 +187,18 @@ class Composed:
         environment |= {n: str(v) for n, v in service["environment"].items()}
         mounts = []
         for volume in service.get("volumes", []):
-            source, target = volume.split(":")
-            if target.startswith("/mnt/"):
+            source, target = volume.split(":")[:2]
+            if source.startswith("./"):
+                mounts.append(f"{(self.at / source).resolve()} {target}")
+            elif target.startswith("/mnt/"):
                 (self.folder / source).mkdir(exist_ok=True)
                 mounts.append(f"{self.folder / source} {target}")
         wiring = {"ADDRESS": self.addresses[name], "GATEWAY": f"{NETWORK}.1", "HOSTS": str(self.folder / "hosts"), "SERVICE": name}
         wiring |= {"MOUNTS": "\n".join(mounts), "SHM_SIZE": service.get("shm_size", "64m").removesuffix("b")}
-        command = self.replaced.get(name) or service["command"]
+        folders = [entry.split(":")[0] for entry in service.get("tmpfs", ())]
+        wiring |= {"TMPFS": " ".join(folder for folder in folders if folder.startswith("/run/"))}
+        wiring |= {"READ_ONLY": "yes" if service.get("read_only") else ""}
+        command = self.replaced.get(name) or [*privileges(service), *service["command"]]
         log = self.folder / f"{name}.log"
         with log.open("w") as out:
             process = subprocess.Popen(
@@ -201,6 +218,12 @@ class Composed:
         assert process.stdin is not None
         process.stdin.write("wired\n")
         process.stdin.close()
+
+
+def privileges(service: Mapping[str, Any]) -> list[str]:
+    """The command before a service's own that takes root's privileges away, as far as the compose file says so."""
+    dropped = service.get("cap_drop") == ["ALL"] and "no-new-privileges:true" in service.get("security_opt", ())
+    return POWERLESS if dropped else []
 
 
 def wait_for_namespace(pid: int) -> None:

@@ -1,5 +1,6 @@
 """The very commands of compose.yaml's services on this machine: a job is submitted, tracked, and refused without the token."""
 
+import base64
 import json
 import re
 import secrets
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.checks import SECRETS
 from tests.cluster.containers import Composed, Container, missing, read_compose
 from tests.process import GONE_S, HANG_S, wait_until
 
@@ -41,12 +43,12 @@ def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Co
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("compose")
     shutil.copytree(cache_dir, folder / "shared" / "cache")
-    settings = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "POSTGRES_PASSWORD": secrets.token_hex(16), "WORKER_CPUS": "1"}
+    settings = {name: secrets.token_hex(32) for name in SECRETS} | {"MLFLOW_TRACKING_USERNAME": "cpgan", "WORKER_CPUS": "1"}
     compose = read_compose(COMPOSE, settings)
     if not HAS_POSTGRES:
         del compose["services"]["postgres"], compose["services"]["mlflow"]["depends_on"]
         compose["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mnt/artifacts/mlflow.db"
-    with Composed(compose, folder, replaced={"postgres": ["sh", "-ec", POSTGRES]}) as composed:
+    with Composed(compose, folder, replaced={"postgres": ["sh", "-ec", POSTGRES]}, at=COMPOSE.parent) as composed:
         composed.up()
         yield composed
 
@@ -115,6 +117,28 @@ def test_the_run_is_in_the_database_which_asks_for_the_password(up, summary):
     assert "password authentication failed" in refused.stderr
 
 
+def test_containers_run_without_root_privileges_on_a_read_only_disk(up):
+    for name, container in up.containers.items():
+        written = container.run(["touch", "/usr/local/written"])
+        assert "Read-only file system" in written.stderr, name
+        if name not in up.replaced:
+            status = container.run(["cat", "/proc/1/status"]).stdout
+            assert re.search(r"^CapBnd:\s+0+\nCapAmb:\s+0+\nNoNewPrivs:\s+1$", status, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("login", [(), ("cpgan", "0" * 64)], ids=["no password", "a wrong one"])
+def test_tracking_server_without_the_password_refuses(up, login):
+    head = up.containers["head"]
+    nobody = {name: value for name, value in head.environment.items() if not name.startswith("MLFLOW_TRACKING_")}
+    given = dict(zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), login, strict=False))
+    asked = head.run(["python", "-W", "ignore", "-c", SEARCH], env=nobody | given)
+    assert asked.returncode != 0
+    assert "401" in asked.stderr or "not authenticated" in asked.stderr, asked.stderr
+
+
+SEARCH = "import mlflow; print(mlflow.MlflowClient('http://mlflow:5000').search_experiments(max_results=1))"
+
+
 @pytest.mark.parametrize(
     ("host", "origin", "status"),
     [
@@ -127,9 +151,12 @@ def test_the_run_is_in_the_database_which_asks_for_the_password(up, summary):
 )
 def test_the_tracking_server_answers_to_its_own_names_and_pages_alone(up, host, origin, status):
     search = "http://mlflow:5000/ajax-api/2.0/mlflow/experiments/search"
+    head = up.containers["head"]
+    login = ":".join(head.environment[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD"))
     headers = {"Host": host, "Content-Type": "application/json"} | ({"Origin": origin} if origin else {})
+    headers |= {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     ask = ["wget", "--quiet", "--output-document=-", "--server-response", '--post-data={"max_results": 1}']
-    answer = up.containers["head"].run([*ask, *(f"--header={name}: {value}" for name, value in headers.items()), search])
+    answer = head.run([*ask, *(f"--header={name}: {value}" for name, value in headers.items()), search])
     assert f"HTTP/1.1 {status}" in answer.stderr
 
 

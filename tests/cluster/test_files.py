@@ -11,13 +11,16 @@ import pytest
 from tests.cluster import checks
 
 ROOT = Path(__file__).parents[2]
-SECRETS = "auth_token=token\npostgres_password=password\n"
+KEYS = ("auth_token", "postgres_password", "owner_key", "mlflow_username", "mlflow_password", "mlflow_session_key")
+SECRETS = "".join(f"{key}=secret\n" for key in KEYS)
 CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "versions": checks.check_versions,
+    "locks": checks.check_locks,
     "README": checks.check_readme,
     "Dockerfile": checks.check_dockerfile,
     "compose": checks.check_compose,
     "kubernetes": checks.check_kubernetes,
+    "network": checks.check_network,
     "vms": checks.check_vms,
 }
 
@@ -27,7 +30,8 @@ def copy(tmp_path: Path) -> Path:
     """The part of the repository that the checks look at, with secrets."""
     for name in ("cluster", "jobs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "figures", ".env"))
-    for name in ("pyproject.toml", "requirements.lock", "README.md", "LICENSE", "cpgan_ray/__init__.py"):
+    locks = sorted(path.name for path in ROOT.glob("requirements*.lock"))
+    for name in ("pyproject.toml", "Makefile", *locks, "README.md", "LICENSE", "cpgan_ray/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "cluster/kubernetes/base/secrets.env").write_text(SECRETS)
@@ -53,10 +57,28 @@ def test_overlays_change_what_they_say(copy):
     }
     assert gpus == {"gpu": [1], "cpu": [None], "job": [1]}
     assert ("RayCluster", "cpgan") not in made["job"], "a job's cluster is its own"
-    assert made["job"]["RayJob", "celeba"]["spec"]["rayClusterSpec"] == made["gpu"]["RayCluster", "cpgan"]["spec"]
+    job, cluster = made["job"]["RayJob", "celeba"]["spec"], made["gpu"]["RayCluster", "cpgan"]["spec"]
+    assert job["rayClusterSpec"] == cluster
+    submitter, head = (pod["spec"]["containers"][0] for pod in (job["submitterPodTemplate"], cluster["headGroupSpec"]["template"]))
+    assert submitter["image"] == head["image"] == "cpgan_ray:0.1.0-cpu"
     assert made["cpu"]["PersistentVolumeClaim", "shared"]["spec"]["accessModes"] == ["ReadWriteOnce"]
     (copy / "cluster/kubernetes/base/secrets.env").unlink()
     assert [one for one in checks.check_kubernetes(copy) if "secrets.env" in one], "secrets have no defaults"
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl, which makes the resources of an overlay")
+def test_object_store_is_reached_only_where_an_overlay_says_so(copy):
+    overlay = copy / "cluster/kubernetes/cpu/kustomization.yaml"
+    names = [{r["metadata"]["name"] for r in checks.kubectl(copy, "cpu")}]
+    overlay.write_text(overlay.read_text() + "components: [../object-store]\n")
+    made = checks.kubectl(copy, "cpu")
+    names.append({r["metadata"]["name"] for r in made})
+    assert names[1] - names[0] == {"object-store"}
+    policies = [resource for resource in made if resource["kind"] == "NetworkPolicy"]
+    assert [one for policy in policies for one in checks.resource_complaints(policy)] == []
+    out = {cidr for rule in checks.rules(policies, "Egress", checks.PODS["worker"]) for cidr in checks.blocks(rule)}
+    assert out == {"0.0.0.0/0", "169.254.20.10/32"}
+    assert not any(checks.blocks(rule) for rule in checks.rules(policies, "Egress", checks.PODS["postgres"]))
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,8 @@ def broken(check: str, file: str, *cases: tuple[str, str, str]) -> list[Breakage
     return [Breakage(check, file, *case) for case in cases]
 
 
+INIT = "        initContainers:\n          - name: install\n            image: cpgan_ray\n"
+
 BREAKAGES = [
     *broken("versions", "cluster/Dockerfile", ("python:3.11.14", "python:3.12.1", "3.12.1"), ("0.1.0-cpu", "0.2.0-cpu", "0.2.0")),
     *broken(
@@ -80,7 +104,7 @@ BREAKAGES = [
     *broken("versions", "cluster/compose.gpu.yaml", ("image: cpgan_ray:0.1.0-cu130", "image: cpgan_ray:0.1.0-cu128", "cu128")),
     *broken("versions", "cluster/kubernetes/base/raycluster.yaml", ("2.60.0", "2.59.0", r"2\.59\.0")),
     *broken("versions", "cluster/kubernetes/base/kustomization.yaml", ("newTag: 0.1.0-cpu", "newTag: latest", "latest")),
-    *broken("versions", "cluster/vms/aws.yaml", ("boto3>=1.40", "filelock==1.0", "filelock|1.0")),
+    *broken("versions", "cluster/vms/aws.yaml", ("--no-deps --requirement", "filelock==1.0 --requirement", "filelock|1.0")),
     *broken(
         "README",
         "cluster/README.md",
@@ -90,10 +114,27 @@ BREAKAGES = [
     *broken("versions", "pyproject.toml", ('version = "0.1.0"', 'version = "0.3.0"', "0.1.0-cpu")),
     *broken("versions", "requirements.lock", ("ray==2.60.0", "ray==2.61.0", "2.60.0")),
     *broken(
+        "locks",
+        "requirements.lock",
+        ("\nray==2.60.0 ", "\nray==2.50.0 ", "ray.* is locked as"),
+        ("\nray==2.60.0 ", "\nrayy==2.60.0 ", "ray.* is locked as nothing"),
+        ("\nray==2.60.0 \\\n", "\nray>=2.60.0 \\\n", "no requirement with =="),
+        ("# Written", "--extra-index-url https://index.example\n# Written", "no requirement"),
+        ("\nray==2.60.0 ", "\npytest==9.2.0 ", "pytest is in"),
+    ),
+    *broken("locks", "requirements-dev.lock", ("# Written", "six==1.17.0\n# Written", "no requirement with == and checksums")),
+    *broken(
+        "locks",
+        "cluster/Dockerfile",
+        ("--require-hashes --no-deps --requirement requirements.lock", "-r requirements.lock", "no checksum"),
+    ),
+    *broken("locks", "Makefile", ("pip install --quiet --require-hashes --no-deps", "pip install --quiet", "no checksum")),
+    *broken("locks", "cluster/vms/aws.yaml", ("--require-hashes --no-deps --requirement", "--constraint", "no checksum")),
+    *broken(
         "Dockerfile",
         "cluster/Dockerfile",
-        ("FROM python:3.11.14-slim-bookworm", "FROM python:latest", "DL3007"),
-        ("FROM python:3.11.14-slim-bookworm", "FROM python:3.11", "not pinned"),
+        ("FROM ${PYTHON_IMAGE}", "FROM python:latest", "DL3007"),
+        ("PYTHON_IMAGE=python:3.11.14-slim-bookworm", "PYTHON_IMAGE=python:3.11", "not pinned"),
         ("USER 1000", "", "root"),
         ("USER 1000", "USER root", "DL3002"),
         ("ARG DEVICE=cpu", "ARG DEVICE=cpu\nARG POSTGRES_PASSWORD=x", "looks like a secret"),
@@ -117,13 +158,30 @@ BREAKAGES = [
         ("@postgres:5432", "@database:5432", "no service 'database'"),
         ("--address=head:6379", "--address=head:6380", "6380"),
         ("--dashboard-host=", "--dashbord-host=", "No such option"),
-        ("[mlflow, server]", "[mlflow, server, --workes, '1']", "No such option"),
+        ("[mlflow, server,", "[mlflow, server, --workes, '1',", "No such option"),
         ("127.0.0.1:8265:8265", "8265:8265", "open to the network"),
         ("${RAY_AUTH_TOKEN:?run 'make secrets'}", "${RAY_AUTH_TOKEN:-secret}", "RAY_AUTH_TOKEN has a default"),
         ("RAY_AUTH_MODE: token", "RAY_AUTH_MODE: disabled", "no token"),
         ("artifacts:/mnt/artifacts", "artefacts:/mnt/artifacts", "no volume 'artefacts'"),
         ("dockerfile: cluster/Dockerfile", "dockerfile: Dockerfile", "no .*Dockerfile"),
         ("DEVICE: cpu", "DEVICE: cu130", "built for cu130"),
+        ("  read_only: true\n", "", "mlflow: read_only"),
+        ("cap_drop: [ALL]", "cap_drop: [NET_RAW]", "worker: cap_drop"),
+        ("no-new-privileges:true", "no-new-privileges:false", "head: security_opt"),
+        ("    <<: *hardened\n    image: postgres", "    image: postgres", "postgres: read_only"),
+        ("    pids_limit: 256\n", "", "postgres: pids_limit"),
+        ("    user: 999:999", "    user: root", "postgres: user"),
+        ("    internal: true", "    internal: false", "a way out"),
+        ("    networks: [database]\n", "", "a way out"),
+        (", --app-name, basic-auth", "", "no password"),
+        ("/run/settings/mlflow_auth.ini:ro", "/run/mlflow_auth.ini:ro", "no file is mounted"),
+        (
+            "    MLFLOW_TRACKING_PASSWORD: ${MLFLOW_TRACKING_PASSWORD:?run 'make secrets'}\n",
+            "",
+            "head: no MLFLOW_TRACKING_PASSWORD",
+        ),
+        ("${CPGAN_OWNER_KEY:?run 'make secrets'}", "${CPGAN_OWNER_KEY:-0}", "CPGAN_OWNER_KEY has a default"),
+        ("  command: [ray, start, --head", "  privileged: true\n    command: [ray, start, --head", "privileged is set"),
     ),
     *broken(
         "compose",
@@ -148,7 +206,26 @@ BREAKAGES = [
         ("name: shared\n                mountPath", "name: share\n                mountPath", "no volume"),
         ("http://mlflow:5000", "http://mlflow:500", "no service mlflow:500"),
         ("dashboard-host:", "dashboard-hots:", "No such option"),
-        ("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true", "may become root"),
+        ("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true", "ray-head: allowPrivilegeEscalation"),
+        (
+            "    securityContext:\n      runAsNonRoot: true\n      allow",
+            "    securityContext:\n      allow",
+            "autoscaler: runAsNonRoot",
+        ),
+        (
+            "            readOnlyRootFilesystem: true",
+            "            readOnlyRootFilesystem: false",
+            "ray-worker: readOnlyRootFilesystem",
+        ),
+        (
+            "        containers:\n          - name: ray-head",
+            INIT + "        containers:\n          - name: ray-head",
+            "install: capabilities.drop",
+        ),
+        ("              drop: [ALL]", "              drop: [NET_RAW]", "ray-worker: capabilities.drop"),
+        ("mountPath: /tmp\n              -", "mountPath: /var/tmp\n              -", "no emptyDir at /tmp"),
+        ("medium: Memory # counts", 'medium: "" # counts', "no memory at /dev/shm"),
+        ("- name: CPGAN_OWNER_KEY", "- name: CPGAN_KEY", "ray-worker has no CPGAN_OWNER_KEY"),
         ("ray.io/v1", "ray.io/v2", "not of KubeRay"),
         ("automountServiceAccountToken: false", "restartPolicy: Always", "restartPolicy"),
     ),
@@ -170,12 +247,37 @@ BREAKAGES = [
         ("apps/v1", "apps/v2", "schema"),
         ("serviceName", "servicName", "servic"),
     ),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/postgres.yaml",
+        ("            readOnlyRootFilesystem: true\n", "", "postgres: readOnlyRootFilesystem"),
+        ("      automountServiceAccountToken: false\n", "", "has its token"),
+        ("      containers:", "      hostNetwork: true\n      containers:", "hostNetwork is set"),
+    ),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/base/mlflow.yaml",
+        (", --app-name, basic-auth", "", "no password"),
+        ("key: mlflow_password", "key: password", "no secret has 'password'"),
+        ("name: mlflow-auth", "name: auth", "no config map 'auth'"),
+    ),
+    *broken(
+        "network",
+        "cluster/kubernetes/base/network.yaml",
+        ("policyTypes: [Ingress, Egress]\n---\n# Names", "policyTypes: [Ingress]\n---\n# Names", "no policy refuses"),
+        ("        - port: 5000\n---\n# The dashboard", "---\n# The dashboard", "Egress: head reaches port 5432 of mlflow"),
+        ("        - port: 8265\n---\n# The head", "---\n# The head", "Ingress: submitter reaches port 6379 of head"),
+        ("              app: postgres\n      ports", "              app: mlflow\n      ports", "mlflow does not reach port 5432"),
+        ("      ray.io/node-type: head\n  policyTypes", '      ray.io/is-ray-node: "yes"\n  policyTypes', "worker.* may leave"),
+        ("        values: [postgres]", "        values: [mlflow]", "DNS answers"),
+    ),
     *broken("kubernetes", "cluster/kubernetes/base/storage.yaml", ("[ReadWriteMany]", "ReadWriteMany", "accessModes")),
     *broken(
         "kubernetes",
         "cluster/kubernetes/base/network.yaml",
         ("app: mlflow", "app: ml", "selects no"),
         ("policyTypes", "types", "types"),
+        ("k8s-app: kube-dns", "k8s-app: dns", "selects no"),
     ),
     *broken(
         "kubernetes",
@@ -196,6 +298,7 @@ BREAKAGES = [
         ("submissionMode: K8sJobMode", "submissionMode: JobMode", "JobMode"),
         ("--runtime.wait-s", "--runtime.wiat-s", "wiat-s"),
         ("train_or_resume.sh", "train.sh", "no .*train.sh"),
+        ("            readOnlyRootFilesystem: true\n", "", "ray-job-submitter: readOnlyRootFilesystem"),
     ),
     *broken(
         "vms",
@@ -210,6 +313,9 @@ BREAKAGES = [
         ("  ~/.ray/auth_token: ~/.ray/auth_token", "  ~/.ray/token: ~/.ray/token", "no token"),
         ("ray start --head", "ray start --haed", "No such option"),
         ("--artifacts-destination", "--artefacts", "No such option"),
+        ("--app-name basic-auth ", "", "no password"),
+        ("env $(cat ~/.cpgan.env) MLFLOW_TRACKING_URI=http://$RAY", "env MLFLOW_TRACKING_URI=http://$RAY", "worker: no secrets"),
+        ("    - --cap-drop ALL\n", "", "--cap-drop ALL"),
     ),
     *broken(
         "vms",

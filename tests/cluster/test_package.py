@@ -1,6 +1,7 @@
 """What is sent to a cluster, and what a job that is tried again runs there."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.cluster import checks
 
 ROOT = Path(__file__).parents[2]
 LIMIT_MB = 5
@@ -24,7 +27,10 @@ def test_the_package_that_ray_uploads_is_the_code_alone_and_small(tmp_path):
     assert (tmp_path / "package.zip").stat().st_size < LIMIT_MB * 2**20
 
 
-@pytest.mark.parametrize("name", ["cluster/.env", "cluster/kubernetes/base/secrets.env"])
+SECRET_FILES = ["cluster/.env", "cluster/kubernetes/base/secrets.env", "cluster/vms/secrets.env"]
+
+
+@pytest.mark.parametrize("name", SECRET_FILES)
 def test_secrets_are_kept_out_of_the_package_the_image_and_the_repository(name):
     for file in (".rayignore", ".gitignore"):
         assert name in (ROOT / file).read_text().splitlines()
@@ -32,19 +38,35 @@ def test_secrets_are_kept_out_of_the_package_the_image_and_the_repository(name):
     assert [line for line in sent if name.startswith(line[1:])] == []
 
 
-def test_secrets_are_made_once_at_random_and_for_the_user_alone(tmp_path):
-    (tmp_path / "cluster/kubernetes/base").mkdir(parents=True)
-    made = []
-    for _ in range(2):
-        subprocess.run(["make", "--file", str(ROOT / "Makefile"), "secrets"], cwd=tmp_path, check=True, capture_output=True)
-        made.append((tmp_path / "cluster/.env").read_text())
-    assert made[0] == made[1]
-    settings = dict(line.split("=", 1) for line in made[0].splitlines())
-    assert (len(settings["RAY_AUTH_TOKEN"]), len(settings["POSTGRES_PASSWORD"])) == (64, 64)
-    other = dict(line.split("=", 1) for line in (tmp_path / "cluster/kubernetes/base/secrets.env").read_text().splitlines())
-    assert other == {"auth_token": settings["RAY_AUTH_TOKEN"], "postgres_password": settings["POSTGRES_PASSWORD"]}
-    for name in ("cluster/.env", "cluster/kubernetes/base/secrets.env"):
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+def make_secrets(folder: Path) -> dict[str, dict[str, str]]:
+    """`make secrets`; what its files hold."""
+    subprocess.run(["make", "--file", str(ROOT / "Makefile"), "secrets"], cwd=folder, check=True, capture_output=True)
+    return {name: dict(line.split("=", 1) for line in (folder / name).read_text().splitlines()) for name in SECRET_FILES}
+
+
+def test_secrets_are_made_once_at_random_for_this_user_only(tmp_path):
+    for folder in ("kubernetes/base", "vms"):
+        (tmp_path / "cluster" / folder).mkdir(parents=True)
+    (tmp_path / "cluster/.env").write_text("RAY_AUTH_TOKEN=of-before\nWORKERS=3\n")
+    made = make_secrets(tmp_path)
+    assert make_secrets(tmp_path) == made
+    settings, kubernetes, vms = made.values()
+    assert (settings["RAY_AUTH_TOKEN"], settings["WORKERS"]) == ("of-before", "3"), "a file of before is added to"
+    new = [settings[name] for name in checks.SECRETS if name != "RAY_AUTH_TOKEN"]
+    assert len(set(new)) == len(new) == 4
+    assert [one for one in new if not re.fullmatch(r"[0-9a-f]{64}", one)] == []
+    assert kubernetes == {
+        "auth_token": "of-before",
+        "postgres_password": settings["POSTGRES_PASSWORD"],
+        "owner_key": settings["CPGAN_OWNER_KEY"],
+        "mlflow_username": "cpgan",
+        "mlflow_password": settings["MLFLOW_TRACKING_PASSWORD"],
+        "mlflow_session_key": settings["MLFLOW_FLASK_SERVER_SECRET_KEY"],
+    }
+    assert vms["MLFLOW_AUTH_ADMIN_PASSWORD"] == vms["MLFLOW_TRACKING_PASSWORD"] == settings["MLFLOW_TRACKING_PASSWORD"]
+    assert vms["CPGAN_OWNER_KEY"] == settings["CPGAN_OWNER_KEY"]
+    assert [name for name in vms if name.startswith(("RAY_", "POSTGRES_"))] == []
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in SECRET_FILES} == {0o600}
 
 
 def attempt(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

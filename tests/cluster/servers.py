@@ -1,0 +1,44 @@
+"""A web server on this machine that gives prepared answers."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Answer = tuple[int, Mapping[str, str], bytes]
+
+
+@contextlib.contextmanager
+def serving(
+    answers: Mapping[str, Answer], *, authorization: str | None = None
+) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """Its `host:port`, and the path and Authorization header of each request so far. With `authorization`, paths below /v2/ are for
+    requests that carry it; `{address}` in a header's value is the server's own."""
+    seen: list[tuple[str, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given = self.headers.get("Authorization")
+            seen.append((self.path, given))
+            status, headers, body = answers.get(self.path.partition("?")[0], (404, {}, b"not found"))
+            if authorization is not None and self.path.startswith("/v2/") and given != authorization:
+                status, headers, body = answers["challenge"]
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value.replace("{address}", address))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        address = f"127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield address, seen
+        finally:
+            server.shutdown()
+            thread.join()
