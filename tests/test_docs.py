@@ -87,9 +87,10 @@ def link_complaint(page: Path, link: str) -> str | None:
     return None
 
 
-def repository_paths(text: str) -> set[str]:
-    """Files of the repository that are named in code within sentences, down to no particular line."""
-    return {piece for piece in CODE.findall(text) if re.fullmatch(r"(cpgan_ray|tests|jobs|cluster|docs)/[\w./-]*\w", piece)}
+def repository_paths(page: Path) -> set[str]:
+    """Files of the repository that a page names in code, in a sentence or in a command."""
+    words = {word for line in code_lines(page) for word in line.split()}
+    return {word for word in words if re.fullmatch(r"(cpgan_ray|tests|jobs|cluster|docs)/[\w./-]*\w", word)}
 
 
 # ------------------------------------------------------------------------------------------------------------- the checks' own
@@ -159,7 +160,7 @@ def test_page_in_docs_opens_with_whom_it_is_for(page):
 @each_page
 def test_files_named_in_a_page_exist(page):
     made_later = (ROOT / ".gitignore").read_text().splitlines()
-    assert [name for name in sorted(repository_paths(prose(page))) if not ((ROOT / name).exists() or name in made_later)] == []
+    assert [name for name in sorted(repository_paths(page)) if not ((ROOT / name).exists() or name in made_later)] == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
@@ -183,15 +184,18 @@ def test_outputs_page_has_exactly_the_metrics_that_exist():
 # ---------------------------------------------------------------------------------------------------------------- make, modules
 
 
-def targets() -> set[str]:
-    """The targets of the Makefile that are meant to be called."""
-    return set(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split())
+def make_words(page: Path) -> set[str]:
+    """Targets, and variables with a `=`, of every call of make on a page."""
+    calls = [call for line in code_lines(page) for call in re.findall(r"(?:^|&& )make ([^#&;|]+)", line)]
+    return {re.sub("=.*", "=", word) for call in calls for word in call.split()}
 
 
 @each_page
 def test_make_targets_of_a_page_exist(page):
-    named = [word for line in code_lines(page) for part in re.findall(r"^make ((?:[\w-]+ ?)+)", line) for word in part.split()]
-    assert sorted(set(named) - targets()) == []
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
+    variables = {f"{name}=" for name in re.findall(r"\$\((\w+)\)", makefile)}
+    assert sorted(make_words(page) - targets - variables) == []
 
 
 @each_page
