@@ -4,14 +4,16 @@ import dataclasses
 import os
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cpgan_ray.cli import Target, stop_on_sigterm
+from cpgan_ray.cli import Target
+from cpgan_ray.common.registry import ensure_unchanged
+from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import AttackJob, Config
 from cpgan_ray.data import RESIZED, Dataset, load, shares
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
@@ -23,7 +25,7 @@ from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.judging import degenerate, judge_codes, on_ray, read_errors
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import STORE, Tracker, read_curves
-from cpgan_ray.training import about, check_undefended, headline, new_output
+from cpgan_ray.training import about, check_undefended, headline, output_folder
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,18 @@ def attack(target: Target, job: AttackJob) -> Gate:
 
     Raises: InputError for anything the user can mend, before anything is written to the output folder.
     """
+    with output_folder(job.output, "attack", parent=target.folder if target.kept else None) as output:
+        return attack_into(output, target, job)
+
+
+def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
+    """The same with its output in a folder that is this attack's."""
     started = time.perf_counter()
+    if on_ray(job.runtime):
+        ensure_unchanged()
     set_up_process(threads=job.runtime.threads or available_cpus())
     encoder = open_encoder(target.program)
-    config = attacked_config(target, job, encoder)
-    output = new_output(config)
+    config = attacked_config(target, job, encoder, output)
     check_undefended(config)
     other = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
@@ -59,9 +68,9 @@ def attack(target: Target, job: AttackJob) -> Gate:
         from cpgan_ray.actors.cluster import connect
 
         connect(config.runtime)
-    stop_on_sigterm()
     tags = {"attacked": target.run_id or str(target.program)}
-    with Tracker(config, output, dataset=dataset, tags=tags, parent=target.run_id) as tracker:
+    tracked = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
+    with defer_signals() as stop, tracked(config, output) as tracker, stop.allowed():
         judged = judge_codes(
             Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels),
             runtime=config.runtime,
@@ -79,6 +88,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
         tracker.log_folder(output / "report", "report")
         if why := degenerate(judged.report):
             tracker.tag("code.degenerate", why[0])
+        stop.complete()
     failures: list[str] = []
     if job.fail_above is not None:
         r2 = judged.verdict.strongest.score.r2
@@ -88,7 +98,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     return Gate(summary, tuple(failures))
 
 
-def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
+def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Path) -> Config:
     """The configuration under which the target is attacked: the run's own, changed as the job says.
 
     Raises: InputError where the pictures cannot have the size that the encoder takes.
@@ -102,7 +112,6 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
         attacks = dataclasses.replace(attacks, variants=(job.variant,))
     data = dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {}))
     beside = target.folder if target.kept else None
-    default = (beside or Path("outputs").resolve()) / f"attack-{datetime.now():%Y%m%d-%H%M%S}"
     base = target.config or Config(preset="encoder", adversaries={})
     uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or (f"sqlite:///{beside.parent / STORE}" if beside else None)
     tracking = dataclasses.replace(job.tracking, uri=uri, run_name=job.tracking.run_name or f"attack on {target.name}")
@@ -112,7 +121,7 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder) -> Config:
         data_dir=job.data_dir,
         cache_dir=job.cache_dir,
         shared_cache=job.shared_cache,
-        output=job.output or default,
+        output=output,
         seed=job.seed,
         skip_corrupt=job.skip_corrupt,
         attacks=attacks,

@@ -114,6 +114,11 @@ class Checkpoints:
                 f"checkpoints cannot be kept at {self.where!r} ({e}): give a folder, or a URI that pyarrow knows"
             ) from e
 
+    @property
+    def local_folder(self) -> Path | None:
+        """Where they are, if that is on a file system of this machine."""
+        return Path(self.root) if isinstance(self.system, fs.LocalFileSystem) else None
+
     def names(self) -> list[str]:
         """The oldest first."""
         found = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from cpgan_ray.checkpoint import Snapshot
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config
 from cpgan_ray.errors import LostError
 from cpgan_ray.messages import Feedback, Metrics, Release
@@ -247,6 +248,7 @@ PLAYS: dict[str, Callable[[Game], Metrics]] = {
     "stale1": Game.play_stale1,
     "epochwise": Game.play_epochwise,
 }
+remember(__name__, "PLAYS")
 
 
 def play_in_process(config: Config, *, threads: int, keep: bool = False) -> Game:

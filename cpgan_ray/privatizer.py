@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.projection import projection
@@ -29,6 +30,7 @@ RATES: dict[str, Callable[[float], float]] = {
     "steps": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
 }
 """Share of the peak rate, by the share of the run that is done."""
+remember(__name__, "RATES")
 GRADIENT_NORMS = ("utility/grad_norm", "privacy/grad_norm")
 
 

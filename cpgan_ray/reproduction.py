@@ -8,19 +8,19 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from cpgan_ray.cli import REPRODUCTION, read_reproduction, stop_on_sigterm
+from cpgan_ray.cli import REPRODUCTION, read_reproduction
+from cpgan_ray.common.registry import ensure_unchanged
+from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.comparison import CELL, Cell, findings, play, recommended, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset, load, named
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
-from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.lines import attacker_lines
 from cpgan_ray.frontier import Estimate, Trial, across, reference_point, with_interval, write
 from cpgan_ray.judging import degenerate
@@ -31,7 +31,7 @@ from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.published import measured, published, published_theory, side_by_side
 from cpgan_ray.theory_figure import frontier_figure
 from cpgan_ray.tracking import SearchRun, tracking_uri
-from cpgan_ray.training import new_output
+from cpgan_ray.training import output_folder
 
 PUBLISHED, THEORY, TABLE = "published.png", "theory.png", "results.csv"
 UNSATURATED = "\n\n\\* still gaining when its budget ended under at least one seed: a lower bound"
@@ -46,39 +46,46 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
 
     Raises: InputError for anything the user can mend, before anything is written.
     """
+    with output_folder(job.config.output, f"reproduce-{job.config.preset}", resume=resume) as folder:
+        return reproduce_in(folder, job if resume else settled(job, folder), resume=resume)
+
+
+def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
+    """The same in a folder that is this comparison's."""
     started = time.perf_counter()
-    job = job if resume else settled(job)
-    folder = job.config.output
-    assert folder is not None
     dataset_name = job.config.data.dataset
     theirs = published(job.published, dataset_name) if job.published else []
     best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
     set_up_process(threads=available_cpus())
+    if job.config.runtime.backend != "local":
+        ensure_unchanged()
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
         projection(dataset, components=components)  # once, before many processes ask for it
     todo = cells(job, dataset)
-    run = open_run(job, folder, resume=resume)
-    status = "FAILED"
-    try:
-        missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
-        played(missing, named(job.config, dataset), folder, run, of=len(todo))
-        shutil.rmtree(folder / FEATURES, ignore_errors=True)
-        values = all_played(folder)
-        summary = conclude(values, folder, run)
-        if theirs:
-            (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
-            run.log_files([folder / PUBLISHED])
-        if dataset_name == "gaussian":
-            drawn = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
-            (folder / THEORY).write_bytes(drawn)
-            run.log_files([folder / THEORY])
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
-        run.close(status)
+    with defer_signals() as stop:  # or a signal could leave the run RUNNING, between its beginning or its end and the block
+        run = open_run(job, folder, resume=resume)
+        status = "FAILED"
+        try:
+            with stop.allowed():
+                missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
+                played(missing, named(job.config, dataset), folder, run, of=len(todo))
+                shutil.rmtree(folder / FEATURES, ignore_errors=True)
+                values = all_played(folder)
+                summary = conclude(values, folder, run)
+                if theirs:
+                    (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
+                    run.log_files([folder / PUBLISHED])
+                if dataset_name == "gaussian":
+                    drawn = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
+                    (folder / THEORY).write_bytes(drawn)
+                    run.log_files([folder / THEORY])
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            run.close(stop.run_status(status))
     summary = {"run_id": run.run_id, "output": str(folder), **summary, "seconds": round(time.perf_counter() - started, 1)}
     return (folder / "results.md").read_text(), summary
 
@@ -124,15 +131,8 @@ def thinned(settings: Sequence[float], limit: int) -> list[float]:
     return [settings[round(i * (len(settings) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def settled(job: ReproduceJob) -> ReproduceJob:
-    """With a folder and a tracking store of its own, both absolute.
-
-    Raises: InputError where the folder holds a run or a comparison already.
-    """
-    given = job.config.output or Path("outputs").resolve() / f"reproduce-{job.config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = new_output(dataclasses.replace(job.config, output=given))
-    if (folder / REPRODUCTION).exists():
-        raise InputError(f"output folder {folder} holds a comparison already: go on with it by --resume, or give another --output")
+def settled(job: ReproduceJob, folder: Path) -> ReproduceJob:
+    """With this folder and a tracking store of its own, both absolute."""
     tracking = dataclasses.replace(job.config.tracking, uri=tracking_uri(job.config.tracking, folder))
     return dataclasses.replace(job, config=dataclasses.replace(job.config, output=folder, tracking=tracking))
 
@@ -179,7 +179,6 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
             write_table(all_played(folder), folder)
 
     if config.runtime.backend == "local":
-        stop_on_sigterm()
         for cell in missing:
             play(cell, config, folder / "cells" / cell.name)
             told(cell)
@@ -188,7 +187,6 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
     from cpgan_ray.actors.tasks import in_tasks
 
     connect(config.runtime)
-    stop_on_sigterm()
     work = [(cell, config, folder / "cells" / cell.name) for cell in missing]
     in_tasks(play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: told(missing[i]))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpgan_ray.cli import FrontierJob
+from cpgan_ray.common.claims import claim_folder, claim_new_folder
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Trial, comparable, front, hypervolume, points, reference_point, scored, table, write
 from cpgan_ray.tracking import read_trials
@@ -20,10 +21,9 @@ def survey(job: FrontierJob) -> tuple[str, dict[str, Any]]:
     found = {name: tracked(name, uri=job.tracking_uri, method=name if len(names) > 1 else "") for name in names}
     trials = [trial for some in found.values() for trial in some]
     comparable(trials)
-    output = job.output or Path("outputs").resolve() / f"frontier-{datetime.now():%Y%m%d-%H%M%S}"
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output {output} is a file: give a folder with --output")
-    values = write(trials, output, max_r2=job.max_r2, min_accuracy=job.min_accuracy)
+    default = Path("outputs").resolve() / f"frontier-{datetime.now():%Y%m%d-%H%M%S}"
+    with claim_folder(job.output) if job.output else claim_new_folder(default) as output:
+        values = write(trials, output, max_r2=job.max_r2, min_accuracy=job.min_accuracy)
     reference = reference_point(trials)
     experiments = {
         name: {

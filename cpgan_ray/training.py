@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
-from cpgan_ray.cli import ADJUSTABLE, politely, stop_on_sigterm
+from cpgan_ray.cli import ADJUSTABLE, REPRODUCTION, SEARCH
+from cpgan_ray.common.claims import claim_folder, claim_new_folder
+from cpgan_ray.common.registry import ensure_unchanged
+from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset, ensure_learnable, load, named
@@ -27,6 +31,7 @@ from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.game import Game, opponents, play_in_process
 from cpgan_ray.judging import degenerate, judge_codes, strongest_of
+from cpgan_ray.judging import on_ray as attacks_on_ray
 from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.nets.cost import costs
 from cpgan_ray.process import available_cpus, set_up_process
@@ -92,10 +97,8 @@ def running(config: Config, snapshot: Snapshot | None) -> Iterator[Running]:
         from cpgan_ray.actors.driver import RayGame
 
         with RayGame(config, snapshot=snapshot) as game:
-            stop_on_sigterm()
             yield game
     else:
-        stop_on_sigterm()
         game = play_in_process(config, threads=config.runtime.threads or available_cpus(), keep=True)
         if snapshot is not None:
             game.restore(snapshot)
@@ -135,10 +138,19 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     Raises: InputError for anything the user can mend, before anything is written to the output folder.
     """
     context = context or Context()
+    with ExitStack() as claims:
+        output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
+        kept = Checkpoints(
+            config.recovery.checkpoints or str(output / "checkpoints"), keep=config.recovery.keep, settings=decisive(config)
+        )
+        if config.recovery.checkpoint_every and (folder := kept.local_folder) and not folder.is_relative_to(output):
+            claims.enter_context(claim_folder(folder, flag="--recovery.checkpoints"))
+        return train_in(output, config, context, kept, resume=resume)
+
+
+def train_in(output: Path, config: Config, context: Context, kept: Checkpoints, *, resume: str | None) -> dict[str, Any]:
+    """The same in a folder that is this run's."""
     started = time.perf_counter()
-    output = config.output if resume and config.output else new_output(config)
-    where = config.recovery.checkpoints or str(output / "checkpoints")
-    kept = Checkpoints(where, keep=config.recovery.keep, settings=decisive(config))
     if config.recovery.checkpoint_every and not resume:
         kept.ensure_free()
     snapshot = kept.latest() if resume else None
@@ -148,16 +160,8 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     dataset = ready(config)
     with ExitStack() as players:
         game = players.enter_context(context.host(named(replace(config, output=output), dataset), snapshot))
-        with Tracker(
-            config,
-            output,
-            dataset=dataset,
-            tags=context.tags,
-            parent=context.parent,
-            params=context.params,
-            resume=resume,
-            played=snapshot.round if snapshot else 0,
-        ) as tracker:
+        tracked = partial(Tracker, dataset=dataset, tags=context.tags, parent=context.parent, params=context.params, resume=resume)
+        with defer_signals() as stop, tracked(config, output, played=snapshot.round if snapshot else 0) as tracker, stop.allowed():
             pauses = [
                 Pause(config.tracking.panel_every * game.rounds_per_epoch, panel_drawer(config, dataset, tracker)),
                 Pause(config.attacks.quick_every * game.rounds_per_epoch, quick_attacker(config, dataset, tracker, context)),
@@ -170,6 +174,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
             summary = evaluate(config, dataset, outcome, tracker, final_round=game.total_rounds - 1)
             seconds = time.perf_counter() - started
             tracker.log({"time/total_s": seconds}, step=game.total_rounds - 1)
+            stop.complete()
     return {"run_id": tracker.run_id, "output": str(output), **summary, "seconds": round(seconds, 1)}
 
 
@@ -184,6 +189,8 @@ def ready(config: Config) -> Dataset:
 
     Raises: InputError where the run could not be played to its end: now, not after hours of training.
     """
+    if on_ray(config) or attacks_on_ray(config.runtime):
+        ensure_unchanged()
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
     ensure_learnable(dataset, config.data.labels)
@@ -195,17 +202,32 @@ def ready(config: Config) -> Dataset:
     return dataset
 
 
-def new_output(config: Config) -> Path:
-    """The folder of this run, absolute, not made yet.
+@contextmanager
+def output_folder(given: Path | None, name: str, *, resume: bool = False, parent: Path | None = None) -> Iterator[Path]:
+    """A job's output folder, absolute, for this process alone until the block ends: the one given, or a new one in `parent`
+    (`outputs` by default), called by the name and the time. It is gone again if nothing has been written to it.
 
-    Raises: InputError where it holds a run already.
+    Raises: InputError if it holds a job's results already, or another process has it.
     """
-    output = config.output or Path("outputs").resolve() / f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
-    if (output / "config.json").exists():
-        raise InputError(f"output folder {output} holds a run already: give another --output")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output {output} is a file: give a folder with --output")
-    return output
+    if given is None:
+        base = (parent or Path("outputs").resolve()) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        with claim_new_folder(base) as folder:
+            yield folder
+        return
+    ensure_unused(given, resume=resume)  # before the folder is touched
+    with claim_folder(given):
+        ensure_unused(given, resume=resume)  # another process may just have left it
+        yield given
+
+
+def ensure_unused(output: Path, *, resume: bool) -> None:
+    """Raises: InputError if the folder holds a job's results; with `resume`, those of a run that has ended."""
+    if resume and (output / "report" / "report.json").is_file():
+        raise InputError(f"the run in {output} has come to its end: there is nothing to resume")
+    for file, kind in (("config.json", "run"), (SEARCH, "search"), (REPRODUCTION, "comparison")):
+        if not resume and (output / file).exists():
+            remedy = "give another --output" if kind == "run" else "go on with it by --resume, or give another --output"
+            raise InputError(f"output folder {output} holds a {kind} already: {remedy}")
 
 
 class Keeper:
@@ -239,7 +261,7 @@ def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Seque
         return
     console = Console(total_rounds=game.total_rounds, rounds_per_epoch=game.rounds_per_epoch, names=names, done=done)
     coming = game.play(1)
-    with politely() as stop, closing(console):
+    with defer_signals() as stop, closing(console):
         while done < game.total_rounds:
             played = game.get(coming)
             done = int(played[-1]["round"]) + 1
@@ -257,7 +279,7 @@ def play(game: Running, tracker: Tracker, *, names: Sequence[str], pauses: Seque
             if snapshot is not None:
                 tracker.settle()  # what a checkpoint counts as played has been logged
                 keeper.write(snapshot)
-            if stopping and not over:
+            if stopping:
                 stop.now()
             for pause in due:
                 pause.act(game, played[-1])

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from cpgan_ray.common import signals
 from cpgan_ray.config import (
     AttackConfig,
     Config,
@@ -31,7 +32,7 @@ from cpgan_ray.config import (
 from cpgan_ray.data import load
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.presets import preset
-from tests.process import below, end_all, environment, free_ports, left_as_it_was, wait_until
+from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
 """The smoke preset's faces, so that they are drawn once for all; smaller."""
@@ -71,6 +72,7 @@ EXEMPT = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["RAY_AUTH_TOKEN_PATH"] = token_file()
     for line in EXEMPT:
         config.addinivalue_line("filterwarnings", line)
 
@@ -203,6 +205,13 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         end_all(job)
 
 
+@pytest.fixture(autouse=True)
+def signals_left_as_they_were() -> Iterator[None]:
+    """`cli.run` handles signals until the process has ended."""
+    yield
+    signals.reset()
+
+
 @pytest.fixture
 def process_left_as_it_was() -> Iterator[None]:
     with left_as_it_was():
@@ -256,7 +265,7 @@ def ray_session() -> Iterator[None]:
 
     before = os.environ.copy()
     with on_loopback():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")  # pyright: ignore[reportArgumentType]
     yield
     ray.shutdown(wait_for_processes=True)
     os.environ.clear()

@@ -1,17 +1,23 @@
 """Jobs as tests start them: in a process of their own, or in pytest's, which they set up for themselves."""
 
+import atexit
 import contextlib
+import functools
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import torch
+
+from cpgan_ray.common import signals
 
 HANG_S = 1200
 """When a process, or what is waited for, is taken to hang, in seconds: many times what it takes on a busy machine."""
@@ -22,7 +28,18 @@ GONE_S = 120.0
 def environment(**variables: str) -> dict[str, str]:
     """This process's, without what would lead a job to another cluster or tracking store; and those given."""
     led = ("RAY_", "MLFLOW_", "PYTEST_", "TUNE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(led)} | variables
+    own = {name: value for name, value in os.environ.items() if not name.startswith(led)}
+    return own | {"RAY_AUTH_TOKEN_PATH": token_file()} | variables
+
+
+@functools.cache
+def token_file() -> str:
+    """A token of these tests' own for Ray: that of the user may be readable for others, which jobs warn of."""
+    handle, name = tempfile.mkstemp(prefix="cpgan-token-")
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+    atexit.register(lambda: Path(name).unlink(missing_ok=True))
+    return name
 
 
 def free_ports(count: int) -> list[int]:
@@ -103,7 +120,7 @@ def left_as_it_was() -> Iterator[None]:
 
     connected = ray.is_initialized()
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    handler, environment = signal.getsignal(signal.SIGTERM), os.environ.copy()
+    handlers, environment = {n: signal.getsignal(n) for n in signals.STOP_SIGNALS}, os.environ.copy()
     try:
         yield
     finally:
@@ -112,7 +129,9 @@ def left_as_it_was() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
         torch.set_flush_denormal(False)
-        signal.signal(signal.SIGTERM, handler)
+        signals.reset()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
         os.environ.clear()
         os.environ.update(environment)

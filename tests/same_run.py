@@ -1,7 +1,8 @@
 """Whether two runs are the same, bit for bit, but for times: `python tests/same_run.py RUN OTHER [--renamed OLD=NEW ...]`.
 
-Compares each round's metrics, the exported weights and the codes that they make of drawn pictures. This is the check for a change that
-must not alter results: run `python jobs/train_celeba.py smoke --output DIR` before and after it. Exit status 1 names what differs.
+Compares each round's metrics, the exported weights, and what the exported programs answer to drawn inputs. This is the check for a
+change that must not alter results: run `python jobs/train_celeba.py smoke --output DIR` before and after it. Exit status 1 names
+what differs.
 """
 
 import argparse

@@ -58,6 +58,7 @@ class Head:
 
     process: subprocess.Popen[str]
     url: str
+    address: str
     env: dict[str, str]
 
     def ray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +83,7 @@ def head(listening) -> Iterator[Head]:
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{folder}/token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     env["PATH"] = f"{BIN}:{env['PATH']}"
     Path(folder, "token").write_text(TOKEN)
+    Path(folder, "token").chmod(0o600)
     gcs, dashboard, agent, client = free_ports(4)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     ports += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]
@@ -103,7 +105,7 @@ def head(listening) -> Iterator[Head]:
         "the head does not answer",
         job=process,
     )
-    yield Head(process, url, env)
+    yield Head(process, url, f"127.0.0.1:{gcs}", env)
     end_all(process)
     shutil.rmtree(folder, ignore_errors=True)  # Ray's processes may still write there
 
@@ -112,6 +114,17 @@ def test_a_head_started_as_the_readme_says_listens_on_loopback_alone(head, liste
     found = listening(head.process.pid)
     assert {"gcs_server", "raylet"} <= {*found.values()}
     assert elsewhere(found) == {}
+
+
+def test_driver_without_the_heads_variable_joins_it_on_loopback(head):
+    """Ray itself would try from the machine's own address, where the head does not answer, without end."""
+    code = "import ray; from cpgan_ray.actors.cluster import connect; from cpgan_ray.config import RuntimeConfig as R; connect(R())"
+    env = {name: value for name, value in head.env.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    command = [sys.executable, "-c", f"{code}; print(ray.cluster_resources()['CPU'])"]
+    ran = subprocess.run(
+        command, env=env | {"RAY_ADDRESS": head.address}, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S / 4
+    )
+    assert (ran.returncode, ran.stdout) == (0, "2.0\n"), ran.stderr
 
 
 @pytest.mark.parametrize(

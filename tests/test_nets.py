@@ -1,6 +1,7 @@
 """The networks: shapes at even and odd sizes, what normalisation promises, and the defender's one backward pass."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, UtilityConf
 from cpgan_ray.data.projection import scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.nets.export import export_programs
+from cpgan_ray.nets.privatizers import round_to
 from cpgan_ray.privatizer import Defender, to_input
 
 torch.set_num_threads(1)
@@ -77,6 +80,24 @@ def test_a_symmetric_privatizer_cannot_tell_a_picture_from_its_mirror_image(fami
 
     assert apart(symmetric=True) < 1e-4
     assert apart(symmetric=False) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["conv", "residual"])
+def test_symmetric_privatizer_exports_with_the_same_codes_for_any_batch(family):
+    config = PrivatizerConfig(family=family, width=4, depth=3, symmetric=True, step=0.5)
+    privatizer = build_privatizer(config, k=6, image_shape=(20, 24, 3))
+    privatizer.train()(pictures((20, 24, 3)))
+    privatizer.eval()
+    net = nn.ModuleDict({"privatizer": privatizer, "head": nn.Linear(6, 2)})
+    exported = export_programs(net, k=6, image_shape=(20, 24, 3))["privatizer"]
+    program = torch.export.load(io.BytesIO(exported)).module()
+    for size in (1, 7):
+        x = torch.randint(0, 256, (size, 3, 20, 24), dtype=torch.uint8)
+        scaled = x.float() / 127.5 - 1
+        plain, mirrored = privatizer.encode(torch.cat([scaled, scaled.flip(3)])).chunk(2)
+        expected = round_to(privatizer.normalise((plain + mirrored) / 2), 0.5)
+        assert torch.equal(privatizer(scaled), expected)
+        assert torch.equal(program(x), expected)
 
 
 @pytest.mark.parametrize("training", [True, False])

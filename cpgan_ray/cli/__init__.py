@@ -1,7 +1,7 @@
 """From a command line to a configuration, and from an error to one line and an exit status. Imports neither torch nor Ray."""
 
 from cpgan_ray.cli.attack import Target, find_target, parse_attack
-from cpgan_ray.cli.ending import FAILED, politely, run, stop_on_sigterm
+from cpgan_ray.cli.ending import FAILED, run
 from cpgan_ray.cli.flags import read_flags
 from cpgan_ray.cli.frontier import FrontierJob, parse_frontier
 from cpgan_ray.cli.reproduce import REPRODUCTION, parse_reproduce, read_reproduction
@@ -23,11 +23,9 @@ __all__ = [
     "parse_reproduce",
     "parse_search",
     "parse_train",
-    "politely",
     "read_flags",
     "read_reproduction",
     "read_run",
     "read_search",
     "run",
-    "stop_on_sigterm",
 ]

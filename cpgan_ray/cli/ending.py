@@ -1,60 +1,102 @@
-"""How a job ends: its exit status, one line for bad input, and time to write a checkpoint when it is stopped."""
+"""How a job ends: its exit status, and one line for bad input."""
 
-import contextlib
 import os
 import select
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
+from cpgan_ray.common import signals
+from cpgan_ray.common.signals import SHUTDOWN_GRACE_S
 from cpgan_ray.credentials import redacted, taken
 from cpgan_ray.errors import InputError
 
 BAD_INPUT, FAILED = 2, 1
-POLITE_S = 30
-"""How long a run that was asked to stop may need to end the rounds under way, write a checkpoint and close its MLflow run."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable by which a process knows that it is the entrypoint of a Ray job."""
-STOPPED = threading.Event()
-"""Set when SIGTERM came: a blocking call of Ray that it interrupts makes a SystemExit(1) of any other."""
 
 
 def run(job: Callable[[], None]) -> None:
-    """Run a job and end the process: 0, 2 after one line for bad input, 130 when interrupted; other errors end it with 1.
+    """Run a job and end the process: 0, 2 after one line for bad input, 130 or 143 when stopped; other errors end it with 1.
 
     Before torch is imported, its threads are told to sleep while they wait: spinning ones cost others several times their time. The
     processes of a local Ray inherit that.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "MLFLOW_TRACKING_URI" in os.environ:
-        os.environ["MLFLOW_TRACKING_URI"] = taken(os.environ["MLFLOW_TRACKING_URI"])
-    warn_of_hasty_end()
+    signals.install()
     try:
+        if "MLFLOW_TRACKING_URI" in os.environ:
+            os.environ["MLFLOW_TRACKING_URI"] = taken(os.environ["MLFLOW_TRACKING_URI"])
+        ensure_folders()
+        warn_of_hasty_end()
         job()
-    except InputError as e:
-        print(f"error: {redacted(' '.join(str(e).split()))}", file=sys.stderr)
+    except BaseException as e:
+        if (number := signals.requested()) is not None:  # whatever it has led to: Ray turns SystemExit(143) into SystemExit(1)
+            end_stopped(number, e)
+        signals.end(status_of(e))
+        end_failed(e)
+        raise
+    signals.end(0)
+
+
+def ensure_folders() -> None:
+    """Raises: InputError if the current folder is gone, or there is no folder for temporary files."""
+    try:
+        Path.cwd()
+    except OSError as e:
+        raise InputError("the current folder has been deleted: change to one that exists (cd) and start again") from e
+    try:
+        tempfile.gettempdir()
+    except OSError as e:
+        raise InputError("no folder for temporary files can be written to: set TMPDIR to one that can") from e
+
+
+def end_stopped(number: int, error: BaseException) -> None:
+    """Exit with the status of a job that was asked to stop, after a line on what else went wrong meanwhile.
+
+    Raises: SystemExit.
+    """
+    status = 128 + number
+    signals.end(status)
+    if isinstance(error, Exception):
+        reason = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        print(f"stopped by {signal.Signals(number).name}, and meanwhile: {reason}", file=sys.stderr)
+    elif number == signal.SIGINT:
+        print("interrupted", file=sys.stderr)
+    sys.exit(status)
+
+
+def end_failed(error: BaseException) -> None:
+    """Exit with the status and the line of an error that has one; return for any other.
+
+    Raises: SystemExit.
+    """
+    if isinstance(error, InputError):
+        print(f"error: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError | SystemExit):
         end_where_nobody_reads()
-        raise
-    except SystemExit:
-        if STOPPED.is_set():
-            sys.exit(128 + signal.SIGTERM)
-        end_where_nobody_reads()
-        raise
+
+
+def status_of(error: BaseException) -> int:
+    if isinstance(error, InputError):
+        return BAD_INPUT
+    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else FAILED
 
 
 def warn_of_hasty_end() -> None:
     """Say where `ray job stop` would kill this job before it has written a checkpoint: after 3 seconds, unless it was submitted
     with more."""
     patience_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
-    if JOB_CONFIG in os.environ and patience_s.isdigit() and int(patience_s) < POLITE_S:
-        told = f"`ray job stop` leaves this job {patience_s} s to write a checkpoint, which may take {POLITE_S}: submit it with"
-        print(f"{told} RAY_JOB_STOP_WAIT_TIME_S={POLITE_S} in the env_vars of its runtime environment", file=sys.stderr, flush=True)
+    if JOB_CONFIG in os.environ and patience_s.isdigit() and int(patience_s) < SHUTDOWN_GRACE_S:
+        told = f"`ray job stop` leaves this job {patience_s} s to write a checkpoint, which may take {SHUTDOWN_GRACE_S}: submit it"
+        remedy = f"with RAY_JOB_STOP_WAIT_TIME_S={SHUTDOWN_GRACE_S} in the env_vars of its runtime environment"
+        print(told, remedy, file=sys.stderr, flush=True)
 
 
 def end_where_nobody_reads() -> None:
@@ -64,53 +106,3 @@ def end_where_nobody_reads() -> None:
     if any(event & select.POLLERR for _, event in readers.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written
         sys.exit(128 + signal.SIGPIPE)
-
-
-def stop_on_sigterm() -> None:
-    """Turn SIGTERM into SystemExit(143), so that runs are closed. Call after `ray.init`, which installs a handler of its own."""
-
-    def stop(*_: object) -> None:
-        STOPPED.set()
-        raise SystemExit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, stop)
-
-
-class Stop:
-    """What was asked for while something was finished politely."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @property
-    def asked(self) -> bool:
-        return self.signal is not None
-
-    def now(self) -> None:
-        """Raises: KeyboardInterrupt or SystemExit(143), as was asked."""
-        if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        STOPPED.set()
-        raise SystemExit(128 + signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def politely() -> Iterator[Stop]:
-    """Within the block a first SIGINT or SIGTERM is only noted; a second one ends it at once. No effect outside the main thread."""
-    stop = Stop()
-
-    def note(number: int, frame: object) -> None:
-        if stop.asked:
-            stop.signal = number
-            stop.now()
-        stop.signal = number
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

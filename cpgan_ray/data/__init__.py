@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.credentials import passed, received, redacted
 from cpgan_ray.data import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, node, small, store, svhn
@@ -135,5 +136,6 @@ DATASETS: dict[str, Recipe] = {
     ),
     "digits": _small(Small(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)),
 }
+remember(__name__, "DATASETS")
 RESIZED = ("faces", "celeba", "genki4k")
 """Those whose pictures are brought to `data.image_size`; the others have a size of their own."""

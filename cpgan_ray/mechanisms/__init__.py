@@ -4,6 +4,7 @@ Each is a function of a run's configuration and of one number, its knob, to what
 code length and attacks. To add one, write the function and give it a line in `MECHANISMS`.
 """
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.mechanisms.base import Mechanism, Released, shared_k
 from cpgan_ray.mechanisms.games import bottleneck, cpgan, cpgan_one, cpgan_paper, undefended
 from cpgan_ray.mechanisms.noise import gaussian_noise, laplace_noise, resized
@@ -29,3 +30,4 @@ MECHANISMS: dict[str, Mechanism] = {
     "random_projection": Mechanism(random_projection, "share of k", SHARES, "random directions, a share of k", shared_k),
     "dca": Mechanism(dca, "share of k", SHARES, "discriminant components (Kung et al. 2017), a share of them", discriminants),
 }
+remember(__name__, "MECHANISMS")

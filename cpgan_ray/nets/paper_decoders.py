@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets.picture import as_picture
 from cpgan_ray.nets.same import TransposedSame, initialised
@@ -108,6 +109,7 @@ STACKS: dict[str, Callable[[int, Shape], nn.Sequential]] = {
     "series": series,
     "odd": odd,
 }
+remember(__name__, "STACKS")
 BY_SIZE = {(32, 32): "cifar", (112, 112): "leaky", (175, 175): "odd"}
 """Sizes whose stack is not `plain`; a width of 1 is a series."""
 REACH = {"cifar": 32, "odd": 175}

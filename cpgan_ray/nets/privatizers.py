@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import PrivatizerConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.nets.celeba import SubNets, halves_map, leaky_stages
@@ -113,6 +114,7 @@ CODES: dict[str, Callable[[int], nn.Module]] = {
     "relu": lambda k: nn.ReLU(),
     "raw": lambda k: nn.Identity(),
 }
+remember(__name__, "FAMILIES", "CODES")
 
 
 class Privatizer(nn.Module):
@@ -141,7 +143,8 @@ class Privatizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.symmetric:
-            plain, mirrored = self.encode(torch.cat([x, x.flip(3)])).chunk(2)
+            both = self.encode(torch.cat([x, x.flip(3)]))
+            plain, mirrored = both.view(2, x.shape[0], -1).unbind(0)  # `chunk` would fix the batch size of an exported program
             z = self.normalise((plain + mirrored) / 2)
         else:
             z = self.normalise(self.encode(x))

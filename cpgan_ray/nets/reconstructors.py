@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import NeuralConfig
 from cpgan_ray.nets.paper_decoders import PaperDecoder
 from cpgan_ray.nets.series import SeriesConv2d, SeriesConvTranspose2d
@@ -115,6 +116,7 @@ STAGES: dict[str, Callable[..., nn.Module]] = {
     "upsample": upsample_stage,
     "resnet": residual_stage,
 }
+remember(__name__, "STAGES")
 
 
 def build_reconstructor(config: NeuralConfig, *, k: int, image_shape: tuple[int, int, int], target: int) -> nn.Module:

@@ -17,6 +17,7 @@ from cpgan_ray.actors.answers import answer, gather, one_line, share
 from cpgan_ray.actors.places import Bundle, means
 from cpgan_ray.actors.players import RaySeat, supply
 from cpgan_ray.checkpoint import Snapshot, decode, encode
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config
 from cpgan_ray.errors import InputError, LostError
 from cpgan_ray.game import Game, opponents
@@ -179,6 +180,7 @@ QUESTIONS: dict[str, Callable[[Game, int], Any]] = {
     "outcome": lambda game, _: game.privatizer.outcome(),
     "weights": lambda game, _: game.weights(),
 }
+remember(__name__, "QUESTIONS")
 
 
 def work(told: dict[str, Start]) -> None:

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from ray import tune
 
 from cpgan_ray.actors.cluster import connect
 from cpgan_ray.actors.places import Bundle, ensure_room, shares
-from cpgan_ray.cli import SEARCH, command_for, read_search, stop_on_sigterm
+from cpgan_ray.cli import SEARCH, command_for, read_search
+from cpgan_ray.common.registry import ensure_unchanged
+from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, SearchJob, override, to_json
 from cpgan_ray.credentials import passed, redacted
 from cpgan_ray.data import Dataset, label_columns, majority_logits, named
@@ -31,7 +32,7 @@ from cpgan_ray.search.proposals import proposals, scheduler
 from cpgan_ray.search.trial import Shared, play_trial, write_json
 from cpgan_ray.space import Dimension, dimensions
 from cpgan_ray.tracking import SearchRun, tracking_uri
-from cpgan_ray.training import new_output, ready
+from cpgan_ray.training import output_folder, ready
 
 TUNE = "tune"
 """Folder of Ray Tune's own state. It is restored with pickle: continue only searches that are your own."""
@@ -84,63 +85,68 @@ def search(job: SearchJob, *, resume: bool = False) -> Found:
 
     Raises: InputError for anything the user can mend, before anything is written to the output folder.
     """
+    with output_folder(job.config.output, f"search-{job.config.preset}", resume=resume) as folder:
+        return search_in(folder, job if resume else settled(job, folder), resume=resume)
+
+
+def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
+    """The same in a folder that is this search's."""
     started = time.perf_counter()
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_ENVIRONMENT.items()})
-    job = job if resume else settled(job)
-    folder = job.config.output
-    assert folder is not None
+    ensure_unchanged()  # trials are processes of their own, whatever the backend
     found = dimensions(job.over, job.config, grid=job.searcher == "grid")
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = ready(job.config)
     ensure_buildable(job, found, dataset)
     connect(job.config.runtime)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of failures it prints tracebacks; they are in tune/*/error.txt too
-    stop_on_sigterm()
     cluster = ray.cluster_resources()
     asked, total = proposals(job, found)
     sizes = trial_sizes(job, cluster, total=total)
     at_once = concurrency(job, sizes["defended"], cluster)
     ensure_reachable(job.config)
-    parent = open_run(job, folder, resume=resume)
     majority = majority_guess(dataset, job.config.data.labels)
     same = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in found)  # one store for all trials
     told = dataclasses.replace(job, config=named(job.config, dataset)) if same else job
-    shared = Shared(job=told, sizes=sizes, parent=parent.run_id, majority=majority, environment=passed())
-    trainable = tune.with_resources(
-        tune.with_parameters(play_trial, shared=shared),
-        lambda spec: tune.PlacementGroupFactory(
-            sizes["control" if spec["control"] else "defended"], strategy=job.config.runtime.placement
-        ),
-    )
     say(f"{total} trials, {at_once} at once: {', '.join(map(described_dimension, found))}; in {folder}")
-    status = "FAILED"
-    try:
-        tuner = restored(folder, trainable) if resume else None
-        tuner = tuner or tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=asked, scheduler=scheduler(job), num_samples=total, max_concurrent_trials=at_once, reuse_actors=False
-            ),
-            run_config=tune.RunConfig(
-                name=TUNE,
-                storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=job.max_failures),
-                callbacks=[Progress(folder, total)],
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
-        if status != "FINISHED":
-            ray.shutdown()  # first: a trial that came to its end meanwhile would mark its run anew
-            parent.end_children("KILLED")
-        trials = read_trials(folder)
-        values = conclude(job, folder, trials, parent)
-        parent.close(status)
+    with defer_signals() as stop:  # or a signal could leave the run RUNNING, between its beginning or its end and the block
+        parent = open_run(job, folder, resume=resume)
+        status = "FAILED"
+        try:
+            shared = Shared(job=told, sizes=sizes, parent=parent.run_id, majority=majority, environment=passed())
+            trainable = tune.with_resources(
+                tune.with_parameters(play_trial, shared=shared),
+                lambda spec: tune.PlacementGroupFactory(
+                    sizes["control" if spec["control"] else "defended"], strategy=job.config.runtime.placement
+                ),
+            )
+            tuner = restored(folder, trainable) if resume else None
+            tuner = tuner or tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=asked, scheduler=scheduler(job), num_samples=total, max_concurrent_trials=at_once, reuse_actors=False
+                ),
+                run_config=tune.RunConfig(
+                    name=TUNE,
+                    storage_path=str(folder),
+                    failure_config=tune.FailureConfig(max_failures=job.max_failures),
+                    callbacks=[Progress(folder, total)],
+                    verbose=0,
+                ),
+            )
+            with stop.allowed():
+                tuner.fit()
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            if status != "FINISHED":
+                ray.shutdown()  # first: a trial that came to its end meanwhile would mark its run anew
+                parent.end_children("KILLED")
+            trials = read_trials(folder)
+            values = conclude(job, folder, trials, parent)
+            parent.close(stop.run_status(status))
     summary = {
         "run_id": parent.run_id,
         "output": str(folder),
@@ -169,15 +175,8 @@ def ensure_reachable(config: Config) -> None:
         )
 
 
-def settled(job: SearchJob) -> SearchJob:
-    """With a folder and a tracking store of its own, both absolute: its trials run elsewhere.
-
-    Raises: InputError where the folder holds a run or a search already.
-    """
-    given = job.config.output or Path("outputs").resolve() / f"search-{job.config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = new_output(dataclasses.replace(job.config, output=given))
-    if (folder / SEARCH).exists():
-        raise InputError(f"output folder {folder} holds a search already: go on with it by --resume, or give another --output")
+def settled(job: SearchJob, folder: Path) -> SearchJob:
+    """With this folder and a tracking store of its own, both absolute: its trials run elsewhere."""
     uri = tracking_uri(job.config.tracking, folder)
     if redacted(uri) != uri:  # a password that has to stay in it: not in `search.json`
         os.environ["MLFLOW_TRACKING_URI"] = uri

@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
+from cpgan_ray.common.signals import requested
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import Dataset
@@ -159,14 +160,18 @@ class Tracker:
                 log_system_metrics=config.tracking.system_metrics,
             )
         self.run_id = self.run.info.run_id
-        self.outbox = Outbox(self.client, self.run_id)
-        self.flushed = time.monotonic()
-        output.mkdir(parents=True, exist_ok=True)
-        if resume:
-            forget_rounds(output / "metrics.jsonl", played)
-        self.jsonl = (output / "metrics.jsonl").open("a")
-        if not resume:
-            self.describe(dataset, params or {})
+        try:
+            self.outbox = Outbox(self.client, self.run_id)
+            self.flushed = time.monotonic()
+            output.mkdir(parents=True, exist_ok=True)
+            if resume:
+                forget_rounds(output / "metrics.jsonl", played)
+            self.jsonl = (output / "metrics.jsonl").open("a")
+            if not resume:
+                self.describe(dataset, params or {})
+        except BaseException:
+            mlflow.end_run("FAILED")  # MLflow itself would end it as FINISHED when the process ends
+            raise
 
     def known(self, run_id: str) -> str | None:
         """The id where this store has the run: an output folder may have been copied away from its store."""
@@ -298,7 +303,8 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close("FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
+        stopped = requested() is not None or (kind is not None and not issubclass(kind, Exception))
+        self.close("KILLED" if stopped else "FINISHED" if kind is None else "FAILED")
 
 
 def forget_rounds(path: Path, played: int) -> None:

@@ -8,6 +8,7 @@ restarts under several seeds, and raises its budget until that no longer helps, 
 
 from collections.abc import Callable
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.attacks.closed_form import kernel_attack, ridge_attack
@@ -22,3 +23,4 @@ ATTACKS: dict[str, Callable[[AttackData, AttackConfig], Fitted]] = {
     "resnet_decoder": resnet_decoder_attack,
     "nearest": nearest_attack,
 }
+remember(__name__, "ATTACKS")

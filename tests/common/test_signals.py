@@ -1,0 +1,161 @@
+"""A request to stop: raised at once, deferred, repeated, too late."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cpgan_ray import cli
+from cpgan_ray.common import signals
+from cpgan_ray.common.signals import REPEAT_S, defer_signals, handle_signals, requested
+from cpgan_ray.errors import InputError
+
+BOTH = [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+
+
+@pytest.fixture(autouse=True)
+def handled() -> Iterator[None]:
+    with handle_signals():
+        yield
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every signal comes long after the one before."""
+    now = [0.0]
+
+    def monotonic() -> float:
+        now[0] += 2 * REPEAT_S
+        return now[0]
+
+    monkeypatch.setattr(time, "monotonic", monotonic)
+
+
+@pytest.mark.parametrize(("sent", "raised"), BOTH)
+def test_first_signal_raises_at_once(sent, raised):
+    with pytest.raises(raised):
+        signal.raise_signal(sent)
+    assert requested() == sent
+
+
+@pytest.mark.parametrize(("sent", "raised"), BOTH)
+def test_deferred_signal_raises_after_the_block(sent, raised):
+    done = []
+    with pytest.raises(raised), defer_signals() as stop:  # noqa: PT012
+        assert not stop.asked
+        signal.raise_signal(sent)
+        assert stop.asked
+        done.append("the rest")
+    assert done == ["the rest"]
+
+
+def test_signal_sent_twice_at_once_counts_once():
+    """As `timeout` does: to its child, and to the group."""
+    done = []
+    with pytest.raises(SystemExit), defer_signals():  # noqa: PT012
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        done.append("the rest")
+    signal.raise_signal(signal.SIGTERM)  # while the run is closed
+    assert done == ["the rest"]
+
+
+@pytest.mark.usefixtures("later")
+def test_second_signal_later_ends_a_deferral_at_once():
+    with pytest.raises(SystemExit), defer_signals():  # noqa: PT012
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+
+def test_allowed_signal_is_raised_inside_and_closing_is_not_torn():
+    steps = []
+    with pytest.raises(SystemExit), defer_signals() as stop:  # noqa: PT012
+        try:
+            with stop.allowed():
+                signal.raise_signal(signal.SIGTERM)
+                steps.append("played on")
+        finally:
+            steps.append(stop.run_status("FAILED"))
+            signal.raise_signal(signal.SIGTERM)
+            steps.append("closed")
+    assert steps == ["KILLED", "closed"]
+
+
+def test_signal_before_an_allowed_block_is_raised_at_its_start():
+    with pytest.raises(SystemExit), defer_signals() as stop:  # noqa: PT012
+        signal.raise_signal(signal.SIGTERM)
+        with stop.allowed():
+            pytest.fail("it began")
+
+
+def test_signal_after_the_work_is_complete_changes_nothing():
+    with defer_signals() as stop:
+        with stop.allowed():
+            stop.complete()
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.run_status("FINISHED") == "FINISHED"
+    assert requested() is None
+
+
+def test_signal_in_a_destructor_is_not_lost():
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    one = Dropped()
+    with pytest.raises(SystemExit):  # noqa: PT012
+        del one
+        time.sleep(10)
+
+
+def test_ignored_sigint_stays_ignored():
+    signals.reset()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with handle_signals():
+            signal.raise_signal(signal.SIGINT)
+            assert requested() is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_are_not_affected():
+    seen = []
+
+    def work() -> None:
+        with defer_signals() as stop, stop.allowed():
+            seen.append(stop.asked)
+            stop.complete()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("led_to", [SystemExit(1), RuntimeError("an actor is gone"), InputError("no room")])
+def test_job_ends_with_the_signals_status_whatever_it_led_to(led_to, capsys):
+    def job() -> None:
+        with defer_signals():
+            signal.raise_signal(signal.SIGTERM)
+            raise led_to
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(job)
+    assert ended.value.code == 143
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert isinstance(led_to, SystemExit) or f"{type(led_to).__name__}: {led_to}" in err
+
+
+def test_signal_after_a_jobs_end_leaves_its_status(capsys):
+    cli.run(lambda: None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert requested() is None
