@@ -21,6 +21,7 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import Draft7Validator
 
 from cpgan_ray import cli
+from cpgan_ray.common.ownership import KEY_VARIABLE, sign
 from cpgan_ray.config import ReproduceJob, SearchJob, to_json
 from cpgan_ray.errors import InputError
 from cpgan_ray.metrics import DICTIONARY
@@ -228,8 +229,8 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands in the place of each word in capitals."""
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What stands in the place of each word in capitals; the folders are marked as this user's own."""
     folder = tmp_path_factory.mktemp("filled")
     run, search, comparison = (folder / name for name in ("run", "search", "comparison"))
     for place in (run, search, comparison):
@@ -242,7 +243,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (search / cli.SEARCH).write_text(json.dumps({"run_id": RUN_ID, "job": to_json(searched)}))
     compared = ReproduceJob(config=replace(for_comparison(preset("mnist")), output=comparison))
     (comparison / cli.REPRODUCTION).write_text(json.dumps({"run_id": RUN_ID, "job": to_json(compared)}))
-    return {
+    values = {
         "DIR": str(folder / "data"),
         "RUN_FOLDER": str(run),
         "SEARCH_FOLDER": str(search),
@@ -254,6 +255,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "DATASET": "mnist",
         "M": "10",
     }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, "0" * 64)
+        for path in (run / "config.json", search / cli.SEARCH, comparison / cli.REPRODUCTION):
+            sign(path)
+        yield values
 
 
 def job_commands(page: Path) -> Iterator[list[str]]:
