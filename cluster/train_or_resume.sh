@@ -5,11 +5,18 @@
 # cluster/ set; without it, where data, tracking and checkpoints are would not be taken from the run's folder.
 #
 #     cluster/train_or_resume.sh OUTPUT [PRESET] [--any.config.field VALUE ...]
+#
+# The flags count both times: they say where data, cluster and tracking store are, also where this user's key (CPGAN_OWNER_KEY, or the
+# file in his home folder) is not at hand, by which a run folder is known as his own.
 set -eu
 output=$1
 shift
 cd "$(dirname "$0")/.."
 if [ -f "$output/config.json" ]; then
-    exec python jobs/train_celeba.py --resume "$output"
+    case "${1-}" in
+        "" | -*) ;;
+        *) shift ;;
+    esac
+    exec python jobs/train_celeba.py --resume "$output" "$@"
 fi
 exec python jobs/train_celeba.py "$@" --output "$output"

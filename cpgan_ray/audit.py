@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cpgan_ray.cli import Target
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
-from cpgan_ray.config import AttackJob, Config
+from cpgan_ray.config import AttackJob, Config, EncoderConfig
 from cpgan_ray.data import RESIZED, Dataset, load, shares
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all, open_encoder, open_program
 from cpgan_ray.evaluation.fitting import Material, entries, trained_against
 from cpgan_ray.evaluation.protocol import Codes
+from cpgan_ray.evaluation.sandbox import ProgramError, SandboxError
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.judging import degenerate, judge_codes, on_ray, read_errors
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.tracking import STORE, Tracker, read_curves
+from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 from cpgan_ray.training import about, check_undefended, headline, output_folder
 
 
@@ -51,8 +51,9 @@ def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
     if on_ray(job.runtime):
         ensure_unchanged()
     set_up_process(threads=job.runtime.threads or available_cpus())
-    encoder = open_encoder(target.program)
+    encoder = open_encoder(target.program, job.encoder)
     config = attacked_config(target, job, encoder, output)
+    ensure_trackable(config.tracking, output)
     check_undefended(config)
     other = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
@@ -61,8 +62,9 @@ def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
     entries(config.attacks, dataset)
     projection(dataset, components=DEFAULT_COMPONENTS)
     codes = encode_all(encoder, dataset)
+    encoder.close()
     config = dataclasses.replace(config, k=codes["test"].shape[1])
-    logits = head_logits(target, codes, dataset, config)
+    logits = head_logits(target, codes, dataset, config, job.encoder)
     curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
     if on_ray(config.runtime):
         from cpgan_ray.actors.cluster import connect
@@ -75,7 +77,7 @@ def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
             Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels),
             runtime=config.runtime,
             logits=logits,
-            about=about(config) if target.config else about_encoder(config, encoder),
+            about=(about(config) if target.config else about_encoder(config, encoder)) | {"attacked": encoder.about()},
             curves=curves,
             undefended=config.tracking.undefended,
             against=job.against,
@@ -113,7 +115,9 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
     data = dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {}))
     beside = target.folder if target.kept else None
     base = target.config or Config(preset="encoder", adversaries={})
-    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or (f"sqlite:///{beside.parent / STORE}" if beside else None)
+    uri = job.tracking.uri or (
+        None if os.environ.get("MLFLOW_TRACKING_URI") or not beside else f"sqlite:///{beside.parent / STORE}"
+    )
     tracking = dataclasses.replace(job.tracking, uri=uri, run_name=job.tracking.run_name or f"attack on {target.name}")
     return dataclasses.replace(
         base,
@@ -130,7 +134,9 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
     )
 
 
-def head_logits(target: Target, codes: Codes, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
+def head_logits(
+    target: Target, codes: Codes, dataset: Dataset, config: Config, settings: EncoderConfig | None = None
+) -> dict[str, np.ndarray]:
     """What the run's own utility head answers to the codes of `test` and `val`, (N, L or C) each; nothing for an encoder that came
     alone, or on data that have other labels.
 
@@ -138,17 +144,25 @@ def head_logits(target: Target, codes: Codes, dataset: Dataset, config: Config) 
     """
     if target.folder is None or not (path := target.folder / "utility_head.pt2").is_file():
         return {}
-    head = open_program(path, what="utility head").module(check_guards=False)
+    head = open_program(path, what="utility head", settings=settings or EncoderConfig())
+
+    def answers(z: np.ndarray) -> np.ndarray:
+        (logits,) = head.run(z).values()
+        if logits.ndim != 2 or len(logits) != len(z) or logits.dtype != np.float32:
+            raise ProgramError(f"answers of shape {logits.shape}")
+        return logits
+
     try:
-        with torch.no_grad():
-            logits = {
-                split: np.concatenate([head(part).numpy() for part in torch.from_numpy(codes[split]).split(1000)])
-                for split in ("test", "val")
-            }
-        outputs = logits["test"].shape[1]
-    except Exception as e:  # whatever its operations raise
-        raise InputError(f"utility head {path} fails on the codes ({type(e).__name__}): attack the privatizer.pt2 alone") from e
-    return logits if outputs == len(shares(dataset, config.data.labels)) else {}
+        logits = {
+            split: np.concatenate([answers(codes[split][start : start + 1000]) for start in range(0, len(codes[split]), 1000)])
+            for split in ("test", "val")
+        }
+    except (ValueError, RuntimeError) as e:  # of its operations, its limits or its shapes
+        why = str(e) if isinstance(e, ProgramError | SandboxError) else type(e).__name__
+        raise InputError(f"utility head {path} fails on the codes ({why}): attack the privatizer.pt2 alone") from e
+    finally:
+        head.close()
+    return logits if logits["test"].shape[1] == len(shares(dataset, config.data.labels)) else {}
 
 
 def about_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:

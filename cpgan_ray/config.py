@@ -8,10 +8,11 @@ preset (presets.py); flags tune them.
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import pydantic
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -19,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from cpgan_ray.errors import InputError
 
 STRICT = ConfigDict(extra="forbid")
+NAME = re.compile(r"[\w.+-]{1,60}")
 
 
 def _require(ok: bool, where: str, value: object, need: str) -> None:
@@ -50,6 +52,19 @@ class Choices:
     values: tuple[str, ...]
 
 
+class Origin(Enum):
+    """Whether a field is taken from the files of a folder that another user has written. Every field that may hold any text or path
+    has one of the two marks."""
+
+    LOCAL = "it says where something is, runs or is tracked"
+    """From another user's folder it would lead this user's credentials and writes to a place of that user's choice: it is taken
+    from this user's own flags and environment only."""
+    PORTABLE = "it says what is trained"
+
+
+LOCAL, PORTABLE = Origin.LOCAL, Origin.PORTABLE
+
+
 DatasetName = Literal["faces", "celeba", "mnist", "digits", "har", "genki4k", "cifar10", "svhn", "gaussian"]
 
 
@@ -66,7 +81,7 @@ class DataConfig:
     """Side of the centred square cut from each picture, as a share of its shorter side (CelebA's usual 148 of 178: 0.83)."""
     split: Literal["official", "identity"] = "official"
     """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
-    labels: tuple[str, ...] = ()
+    labels: Annotated[tuple[str, ...], PORTABLE] = ()
     """The attributes of the task, by their official names; none given: all that the attribute file has."""
     balanced: bool = False
     """Keep equally many samples of both values of the task's one 0/1 label in training, validation and test each: all of the rarer
@@ -80,7 +95,7 @@ class DataConfig:
     """At most so many training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
     mixture_seed: int = 9
     """Which mixture `gaussian` is; 9 is the reference's."""
-    digest: str = ""
+    digest: Annotated[str, PORTABLE] = ""
     """Name of the prepared store (`store` in a run's `config.json` ends with it): that one or none; where the cache or the shared
     cache has it, no source is needed. None given: the store that the source makes."""
     mirror: bool = True
@@ -386,7 +401,7 @@ class RuntimeConfig:
 
     backend: Literal["auto", "local", "ray"] = "auto"
     """`local`: all players in one process. `ray`: an actor each. `auto`: Ray for two adversaries or more, else local."""
-    address: str | None = None
+    address: Annotated[str | None, LOCAL] = None
     """Ray cluster to join; none given: the job's own, RAY_ADDRESS's, or a new local one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where players compute; `auto`: CUDA where the player has been given a GPU."""
@@ -427,7 +442,7 @@ class RecoveryConfig:
     """Rounds between two snapshots of the whole game in the host's memory (of `stale1` and `epochwise` at the end of an epoch)."""
     checkpoint_every: int = 200
     """Rounds between two checkpoints; 0: none, and a run cannot be resumed."""
-    checkpoints: str | None = None
+    checkpoints: Annotated[str | None, LOCAL] = None
     """Folder, or URI of a file system that pyarrow knows (s3://, gs://), of the checkpoints; none given: `<output>/checkpoints`."""
     keep: int = 2
     """How many checkpoints stay, beside that of the best validation accuracy."""
@@ -507,15 +522,15 @@ class AttackConfig:
 class TrackingConfig:
     __pydantic_config__ = STRICT
 
-    uri: str | None = None
+    uri: Annotated[str | None, LOCAL] = None
     """MLflow tracking URI; none given: MLFLOW_TRACKING_URI, or `mlflow.db` beside the output folder (SQLite)."""
-    experiment: str = "cpgan"
+    experiment: Annotated[str, LOCAL] = "cpgan"
     """MLflow experiment."""
-    run_name: str | None = None
+    run_name: Annotated[str | None, LOCAL] = None
     """MLflow run name; none given: preset, k and privacy weight."""
     panel_every: int = 0
     """Epochs between two reconstruction panels; 0: at the end only."""
-    undefended: Path | None = None
+    undefended: Annotated[Path | None, LOCAL] = None
     """Output folder of a finished undefended twin, for the panels; none given: the best linear code of k numbers stands there."""
     log_models: bool = True
     """Log the privatizer and the utility head as MLflow models."""
@@ -532,17 +547,17 @@ class Config:
 
     __pydantic_config__ = STRICT
 
-    preset: str = "custom"
+    preset: Annotated[str, PORTABLE] = "custom"
     """Name of the preset this started from."""
-    data_dir: str | Path | None = None
+    data_dir: Annotated[str | Path | None, LOCAL] = None
     """Folder in the data set's official layout, or a URI of one (s3://, gs://, file://), which a node fetches once; none for the
     embedded faces."""
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, LOCAL] = None
     """Where a node keeps prepared stores and what it has fetched; `~` and $VARIABLES (in quotes) are each node's own. None given:
     `<data-dir>/.cpgan`, or the user's cache folder for a URI and for the embedded faces."""
-    shared_cache: str | Path | None = None
+    shared_cache: Annotated[str | Path | None, LOCAL] = None
     """Folder or URI where nodes share prepared stores: who lacks one takes it from there, who has made one puts it there."""
-    output: Path | None = None
+    output: Annotated[Path | None, LOCAL] = None
     """The run's folder (`config.json`, `metrics.jsonl`, exported models, report); none given: `outputs/<preset>-<time>`."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be decoded and report how many, instead of stopping at the first."""
@@ -564,14 +579,18 @@ class Config:
     utility: UtilityConfig = field(default_factory=UtilityConfig)
     game: GameConfig = field(default_factory=GameConfig)
     adversaries: dict[str, AdversaryConfig] = field(default_factory=dict)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    runtime: Annotated[RuntimeConfig, LOCAL] = field(default_factory=RuntimeConfig)
+    recovery: Annotated[RecoveryConfig, LOCAL] = field(default_factory=RecoveryConfig)
     attacks: AttackConfig = field(default_factory=AttackConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: Annotated[TrackingConfig, LOCAL] = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for name in ("data_dir", "shared_cache"):
             object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
+        for name in (self.preset, *self.adversaries):  # they become parts of file, metric and run names
+            _require(
+                NAME.fullmatch(name) is not None, "a preset's or adversary's name", name, "1 to 60 letters, digits or any of _.+-"
+            )
         _require(self.k >= 1, "k", self.k, "at least 1")
         _require(self.privacy_weight >= 0, "privacy_weight", self.privacy_weight, "at least 0")
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
@@ -623,6 +642,28 @@ def _check_one_process(c: Config, where: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """How an encoder that comes as a file is called."""
+
+    __pydantic_config__ = STRICT
+
+    outputs: tuple[str, ...] = ()
+    """Outputs that are attacked, by name; none given: all together."""
+    stochastic: bool = False
+    """Declare a stochastic release: the encoder may draw random numbers, and is tested for differing by independent noise only."""
+    memory_gb: float = 8.0
+    """Memory that the process of somebody else's encoder may take, in GB."""
+    timeout_s: float = 300.0
+    """How long it may take to open the encoder, or to encode a block of 250 pictures, in seconds."""
+
+    def __post_init__(self) -> None:
+        _require(len(set(self.outputs)) == len(self.outputs), "encoder.outputs", self.outputs, "each named once")
+        for name in ("memory_gb", "timeout_s"):
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), f"encoder.{name}", value, "above 0 and finite")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttackJob:
     """What `jobs/attack.py` is told beside its target. Values shown are the attacked run's own, where it is a run."""
 
@@ -632,26 +673,27 @@ class AttackJob:
     """Which variants are played: the attacker has the defender's training pictures, its own, or each in turn."""
     fail_above: float | None = None
     """Release gate: exit with status 1 where the strongest attack's R2 is above this."""
-    against: Path | None = None
+    against: Annotated[Path | None, LOCAL] = None
     """Run or report folder to compare with, picture by picture."""
     dataset: DatasetName | None = None
     """Which data set is attacked; none given: the run's, or for an encoder file `celeba` where there is a `--data-dir`."""
-    data_dir: str | Path | None = None
+    data_dir: Annotated[str | Path | None, LOCAL] = None
     """Folder in the data set's official layout, or a URI of one; none for the embedded faces."""
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, LOCAL] = None
     """Where prepared stores are kept; see train_celeba."""
-    shared_cache: str | Path | None = None
+    shared_cache: Annotated[str | Path | None, LOCAL] = None
     """Folder or URI where nodes share prepared stores; see train_celeba."""
-    output: Path | None = None
+    output: Annotated[Path | None, LOCAL] = None
     """Where the report goes; none given: `<run>/attack-<time>`, or `outputs/attack-<time>`."""
     seed: int = 0
     """Of the attacks."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be decoded."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     data: DataConfig = field(default_factory=DataConfig)
     attacks: AttackConfig = field(default_factory=AttackConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    runtime: Annotated[RuntimeConfig, LOCAL] = field(default_factory=RuntimeConfig)
+    tracking: Annotated[TrackingConfig, LOCAL] = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for name in ("data_dir", "shared_cache"):
@@ -666,7 +708,7 @@ class SearchJob:
 
     __pydantic_config__ = STRICT
 
-    over: tuple[str, ...] = ("k", "privacy_weight")
+    over: Annotated[tuple[str, ...], PORTABLE] = ("k", "privacy_weight")
     """Fields that are searched, by dotted name. Where: as declared in config.py, or `k=16,64,256` (these values), or
     `privacy_weight=0.1..10` (between these)."""
     searcher: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
@@ -734,7 +776,7 @@ class ReproduceJob:
     """All training samples and the whole tournament instead of the quick comparison."""
     weights: tuple[float, ...] = ()
     """Privacy weights of the mechanisms that have one; none given: their own settings."""
-    published: Path | None = None
+    published: Annotated[Path | None, LOCAL] = None
     """Folder of the original's result files of this data set, to be drawn beside ours (mnist, genki4k, har, gaussian)."""
     theory: bool = False
     """`gaussian` only: print what theory says is best, and train nothing."""
@@ -790,6 +832,41 @@ def flatten(config: Any) -> dict[str, Any]:
         return flat
 
     return walk("", to_json(config))
+
+
+def with_local(config: T, mine: T) -> tuple[T, list[str]]:
+    """A configuration with the LOCAL fields of another one; and the dotted names of those in which the two differ."""
+    changes: dict[str, Any] = {}
+    ignored: list[str] = []
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        if name.startswith("__"):
+            continue
+        value, own = getattr(config, name), getattr(mine, name)
+        if LOCAL in getattr(hint, "__metadata__", ()):
+            changes[name] = own
+            ignored += _differences(name, value, own)
+        elif is_dataclass(value):
+            changes[name], inner = with_local(value, own)
+            ignored += [f"{name}.{field}" for field in inner]
+    return replace(config, **changes), ignored  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@cache
+def local_names(kind: type[Any]) -> tuple[str, ...]:
+    """Dotted names of the LOCAL fields of a kind of configuration."""
+    found: list[str] = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if LOCAL in getattr(hint, "__metadata__", ()):
+            found.append(name)
+        elif is_dataclass(hint) and isinstance(hint, type):
+            found += [f"{name}.{inner}" for inner in local_names(hint)]
+    return tuple(found)
+
+
+def _differences(name: str, value: Any, own: Any) -> list[str]:
+    if is_dataclass(value):
+        return [f"{name}.{f.name}" for f in fields(value) if getattr(value, f.name) != getattr(own, f.name)]
+    return [name] if value != own else []
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from cpgan_ray.common.json_files import read_json
+from cpgan_ray.common.text import printable
 from cpgan_ray.config import AttackConfig, RuntimeConfig
 from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.errors import InputError
@@ -33,6 +35,8 @@ ERRORS = "errors.npz"
 """The strongest attack's error on each score picture: what a paired comparison with another run needs."""
 MAX_ERRORS_BYTES = 256 << 20
 """No array of it is read that is larger."""
+MAX_ERROR = 1e12
+"""No squared error on a picture is larger than this."""
 ATTACKER = (
     "Eve reads codes z on the wire and wants the {samples} behind them. She knows the privatizer and can run it (white box): she "
     "makes pairs of codes and {samples}, fits a reconstructor on them, and applies it to codes of {unseen} she has never seen. Her "
@@ -47,6 +51,10 @@ LIMITS = (
     "The number is that of the attacks made here; a better attack finds more. An attack marked as not saturated would itself have.",
     "The code is deterministic: it carries no differential-privacy guarantee, and none is claimed.",
     "Attackers with a generative prior (GAN, diffusion) or with side information about {whom} are not among the attacks.",
+)
+STOCHASTIC = (
+    "The release is declared as stochastic: the attacks saw one code of each sample, and averaging several codes of one sample "
+    "recovers more. No differential-privacy guarantee is claimed."
 )
 HIDDEN = {
     True: "R2 weighs all values alike: a small detail that identifies a person may hide in a small R2. See the worst {samples}, "
@@ -141,7 +149,7 @@ def judge_codes(
         **as_json(verdict),
         "references": references(verdict, undefended),
         "threat_model": threat_model(material),
-        "limits": limits(material.dataset),
+        "limits": limits(material.dataset, stochastic=about.get("attacked", {}).get("stochastic", False)),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     if against is not None:
@@ -197,8 +205,11 @@ def strongest_of(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())["privacy"]["strongest"]
-        return {"attack": str(found["attack"]), **{key: float(found[key]) for key in ("r2", "low", "high")}}
+        found = read_json(path)["privacy"]["strongest"]
+        numbers = {key: float(found[key]) for key in ("r2", "low", "high")}
+        if not all(-1e6 < number <= 1 for number in numbers.values()):
+            raise ValueError("numbers")
+        return {"attack": printable(str(found["attack"]))[:60], **numbers}
     except Exception as e:  # whatever its values lead to
         raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
 
@@ -215,9 +226,10 @@ def about_people(dataset: Dataset) -> bool:
     return any(len(np.unique(part.identity)) < len(part) for part in (dataset.train, dataset.val, dataset.test))
 
 
-def limits(dataset: Dataset) -> list[str]:
-    """What the number does not say."""
-    return [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
+def limits(dataset: Dataset, *, stochastic: bool = False) -> list[str]:
+    """What the number does not say. stochastic: whether the release is declared to draw random numbers."""
+    lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
+    return [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
 
 
 def threat_model(material: Material) -> dict[str, Any]:
@@ -270,6 +282,8 @@ def read_errors(folder: Path) -> RowErrors:
                 if not (errors.shape == mean_errors.shape == identity.shape == (len(errors),) and np.isfinite(errors).all()):
                     raise ValueError("shapes or values")
                 if not (np.isfinite(mean_errors).all() and mean_errors.sum() > 0):
+                    raise ValueError("values")
+                if min(errors.min(), mean_errors.min()) < 0 or max(errors.max(), mean_errors.max()) > MAX_ERROR:
                     raise ValueError("values")
                 return RowErrors(errors, mean_errors, identity)
             except Exception as e:  # numpy raises whatever the damaged part leads to

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,13 +15,17 @@ from typing import Any
 from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.cli import REPRODUCTION, read_reproduction
+from cpgan_ray.common.atomic_io import write_text
+from cpgan_ray.common.json_files import read_json
+from cpgan_ray.common.ownership import sign
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.comparison import CELL, Cell, findings, play, recommended, strongest, trial
 from cpgan_ray.config import Config, ReproduceJob, to_json
-from cpgan_ray.credentials import redacted
+from cpgan_ray.credentials import redacted, redacted_values
 from cpgan_ray.data import Dataset, load, named
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.lines import attacker_lines
 from cpgan_ray.frontier import Estimate, Trial, across, reference_point, with_interval, write
 from cpgan_ray.judging import degenerate
@@ -30,7 +35,7 @@ from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.published import measured, published, published_theory, side_by_side
 from cpgan_ray.theory_figure import frontier_figure
-from cpgan_ray.tracking import SearchRun, tracking_uri
+from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
 from cpgan_ray.training import output_folder
 
 PUBLISHED, THEORY, TABLE = "published.png", "theory.png", "results.csv"
@@ -53,6 +58,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
 def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     """The same in a folder that is this comparison's."""
     started = time.perf_counter()
+    ensure_trackable(job.config.tracking, folder)
     dataset_name = job.config.data.dataset
     theirs = published(job.published, dataset_name) if job.published else []
     best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
@@ -99,7 +105,26 @@ def all_played(folder: Path) -> list[Values]:
         tried = MECHANISMS[cell.mechanism].settings
         return list(MECHANISMS).index(cell.mechanism), cell.setting if tried[0] < tried[-1] else -cell.setting, cell.seed
 
-    return sorted((json.loads(path.read_text()) for path in (folder / "cells").glob(f"*/{CELL}")), key=place)
+    return sorted((read_cell(path) for path in (folder / "cells").glob(f"*/{CELL}")), key=place)
+
+
+def read_cell(path: Path) -> Values:
+    """What a cell's file says. It may come with a folder from elsewhere.
+
+    Raises: InputError if it is damaged.
+    """
+    try:
+        values = read_json(path)
+        if (name := Cell(**values["cell"]).mechanism) not in MECHANISMS:
+            raise ValueError(f"mechanism {name!r:.60}")
+        if "failed" not in values:
+            logged(values)
+            row(values)
+            trial(values, path.parent)
+        line(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+        raise InputError(f"{path} is damaged ({type(e).__name__}: {e}): remove its folder, and the cell is played again") from e
+    return values
 
 
 def cells(job: ReproduceJob, dataset: Dataset) -> list[Cell]:
@@ -133,7 +158,10 @@ def thinned(settings: Sequence[float], limit: int) -> list[float]:
 
 def settled(job: ReproduceJob, folder: Path) -> ReproduceJob:
     """With this folder and a tracking store of its own, both absolute."""
-    tracking = dataclasses.replace(job.config.tracking, uri=tracking_uri(job.config.tracking, folder))
+    uri = tracking_uri(job.config.tracking, folder)
+    if redacted(uri) != uri:  # a password that has to stay in it: not in `reproduction.json`
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    tracking = dataclasses.replace(job.config.tracking, uri=uri if redacted(uri) == uri else None)
     return dataclasses.replace(job, config=dataclasses.replace(job.config, output=folder, tracking=tracking))
 
 
@@ -158,9 +186,9 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
 
 def keep(job: ReproduceJob, folder: Path, run_id: str) -> None:
     """Write the file that a comparison is resumed from."""
-    told = json.dumps({"run_id": run_id, "job": to_json(job)}, indent=1)
-    (folder / f"{REPRODUCTION}.part").write_text(redacted(told) + "\n")
-    (folder / f"{REPRODUCTION}.part").replace(folder / REPRODUCTION)
+    values = redacted_values({"run_id": run_id, "job": to_json(job)})
+    write_text(folder / REPRODUCTION, json.dumps(values, indent=1) + "\n")
+    sign(folder / REPRODUCTION)
 
 
 def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, of: int) -> None:
@@ -172,7 +200,7 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
     def told(cell: Cell) -> None:
         nonlocal done
         done += 1
-        values = json.loads((folder / "cells" / cell.name / CELL).read_text())
+        values = read_cell(folder / "cells" / cell.name / CELL)
         run.add_child(cell.name, params=asdict(cell), metrics=logged(values), tags=outcome_tags(values))
         print(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}", file=sys.stderr, flush=True)
         if done % DUMP_EVERY == 0:

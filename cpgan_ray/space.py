@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from cpgan_ray.common.json_files import parse_json
 from cpgan_ray.config import Choices, Config, Range, flatten, override
 from cpgan_ray.errors import InputError
 
@@ -115,7 +115,7 @@ def number(text: str, where: str) -> float:
 def value(text: str) -> Any:
     """A number, true, false or null where it reads as one, else the text."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

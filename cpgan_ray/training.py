@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
-from cpgan_ray.cli import ADJUSTABLE, REPRODUCTION, SEARCH
+from cpgan_ray.cli import ADJUSTABLE, REPRODUCTION, SEARCH, store_of
 from cpgan_ray.common.claims import claim_folder, claim_new_folder
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
@@ -35,7 +35,7 @@ from cpgan_ray.judging import on_ray as attacks_on_ray
 from cpgan_ray.messages import Event, Metrics, Outcome
 from cpgan_ray.nets.cost import costs
 from cpgan_ray.process import available_cpus, set_up_process
-from cpgan_ray.tracking import Console, Tracker, read_curves
+from cpgan_ray.tracking import Console, Tracker, ensure_trackable, read_curves
 
 CHUNK_S = 2.0
 """About how long the rounds between two reports to the driver take, in seconds."""
@@ -151,6 +151,7 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
 def train_in(output: Path, config: Config, context: Context, kept: Checkpoints, *, resume: str | None) -> dict[str, Any]:
     """The same in a folder that is this run's."""
     started = time.perf_counter()
+    ensure_trackable(config.tracking, output)
     if config.recovery.checkpoint_every and not resume:
         kept.ensure_free()
     snapshot = kept.latest() if resume else None
@@ -158,6 +159,9 @@ def train_in(output: Path, config: Config, context: Context, kept: Checkpoints, 
         raise InputError(f"the checkpoint in {kept.where} is of other players ({', '.join(snapshot.players)}): begin the run again")
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = ready(config)
+    if resume and (begun := store_of(output)) not in (None, dataset.folder.name):
+        made = dataset.folder.name
+        raise InputError(f"the run in {output} was begun on prepared store {begun}, and these data make {made}: mend --data-dir")
     with ExitStack() as players:
         game = players.enter_context(context.host(named(replace(config, output=output), dataset), snapshot))
         tracked = partial(Tracker, dataset=dataset, tags=context.tags, parent=context.parent, params=context.params, resume=resume)

@@ -8,6 +8,9 @@
     python jobs/reproduce.py --resume DIR --seeds 5                     # or with more of it
     python jobs/reproduce.py gaussian --theory                          # the best codes of the mixture, for the original's weights
 
+Of a folder that another user has written, --resume takes only what is compared; --trust takes data, caches, cluster and tracking
+store from it too.
+
 Leaves in the output folder `results.md`, `results.csv`, `results.json`, `frontier.png`, `.json`, `.csv`, `attackers.png`, with
 --published DIR (of the original's result files) `published.png`, of gaussian `theory.png`, and a folder for each training. The last
 line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds. With --theory a JSON object is

@@ -6,6 +6,9 @@
     python jobs/train_celeba.py --resume DIR                          # go on with an interrupted run, from its last checkpoint
     ray job submit --working-dir . -- python jobs/train_celeba.py celeba --data-dir DIR --output DIR
 
+Of a folder that another user has written, --resume takes only what was trained; --trust takes data, caches, cluster and tracking
+store from it too.
+
 The last line printed is a JSON object: run_id, output, accuracy, majority_accuracy, balanced_accuracy, strongest
 (attack, variant, r2, low, high), label_floor_r2, warnings, seconds.
 """

@@ -7,6 +7,8 @@
     python jobs/tune_celeba.py --resume DIR                           # go on with an interrupted search
     ray job submit --working-dir . -- python jobs/tune_celeba.py celeba --data-dir DIR --output DIR
 
+The folder of another user's search is not resumed without --trust: Ray Tune's state in it is pickled.
+
 The last line printed is a JSON object: run_id, output, trials, front, hypervolume, recommended (with the command that trains it),
 seconds.
 """

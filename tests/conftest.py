@@ -3,6 +3,7 @@
 import contextlib
 import os
 import runpy
+import secrets
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from cpgan_ray.common import signals
+from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import (
     AttackConfig,
     Config,
@@ -75,6 +77,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = token_file()
     for line in EXEMPT:
         config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_key() -> Iterator[None]:
+    """The runs of the tests are one user's own, who has a key for this session; nothing is kept in a home folder."""
+    before = os.environ.get(KEY_VARIABLE)
+    os.environ[KEY_VARIABLE] = secrets.token_hex(32)
+    yield
+    os.environ.pop(KEY_VARIABLE)
+    if before is not None:
+        os.environ[KEY_VARIABLE] = before
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,18 @@
 """`jobs/attack.py` as a user runs it: on a run's folder, on an MLflow run, on an encoder alone; its gate, what it turns away."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cpgan_ray.audit import Gate, attack, head_logits
-from cpgan_ray.cli import find_target, parse_attack
+from cpgan_ray.cli import find_target, parse_attack, parse_train
 from cpgan_ray.config import (
     AttackConfig,
     Config,
@@ -38,10 +41,12 @@ from cpgan_ray.config import (
     UtilityConfig,
 )
 from cpgan_ray.data import load
+from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import encode_all, open_encoder
 from cpgan_ray.judging import utility_of
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.tracking import read_curves
+from cpgan_ray.tracking.store import open_store
 from cpgan_ray.training import train
 from tests.killing import processes
 from tests.process import GONE_S, HANG_S, below, environment, left_as_it_was
@@ -263,6 +268,31 @@ class Sum(nn.Module):
         return (a + b).flatten(1)
 
 
+class Counting(nn.Module):
+    """Zeros until it has seen enough pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(x.shape[0])
+        return x.flatten(1) * (self.seen > 300)
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) - x.flatten(1).mean(0)
+
+
+class Halves(nn.Module):
+    """Two outputs that hide little only together."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        pooled = nn.functional.avg_pool2d(x.float(), 4).flatten(1)
+        return {"upper": pooled[:, :1], "lower": pooled[:, 1:]}
+
+
 class Logarithm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x.flatten(1) - 2).log()
@@ -311,6 +341,8 @@ def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
             program(folder / "constant.pt2", Pooled(0.0)),
             [*faces, "--fail-above", "1", "--attacks.names", "ridge", "mlp", "resnet_decoder"],
         ),
+        "halves": (program(folder / "halves.pt2", Halves()), faces),
+        "one half": (folder / "halves.pt2", [*faces, "--encoder.outputs", "upper"]),
     }
     found = {}
     with left_as_it_was():
@@ -321,7 +353,7 @@ def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFa
     return found
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8", "onnx"])
+@pytest.mark.parametrize("kind", ["float32", "uint8", "onnx", "halves"])
 def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kind, alone):
     gate, report = alone[kind]
     strongest = gate.summary["strongest"]
@@ -330,6 +362,16 @@ def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kin
     assert strongest["low"] > alone["constant"][0].summary["strongest"]["high"] + 0.5
     assert strongest["r2"] == pytest.approx(alone["float32"][0].summary["strongest"]["r2"], abs=1e-3), "the same map"
     assert (report["k"], report["utility"], report["labels"], report["privacy_weight"]) == (48, {}, [], None)
+
+
+def test_the_report_names_the_outputs_that_were_attacked(alone):
+    whole, part = alone["halves"][1]["attacked"], alone["one half"][1]["attacked"]
+    assert whole["outputs"] == [{"name": "upper", "size": 1}, {"name": "lower", "size": 47}]
+    assert (whole["left_out"], whole["stochastic"], whole["repeats"]["differing"]) == ([], False, 0.0)
+    assert (part["outputs"], part["left_out"]) == ([{"name": "upper", "size": 1}], ["lower"])
+    page = (Path(alone["one half"][0].summary["output"]) / "report" / "report.html").read_text()
+    assert "Not attacked: lower, which also leave the encoder" in page
+    assert alone["one half"][0].summary["strongest"]["r2"] < alone["halves"][0].summary["strongest"]["r2"] - 0.2
 
 
 def test_constant_encoder_gives_nothing_away_and_fails_every_gate(alone):
@@ -356,10 +398,7 @@ def test_the_report_on_an_encoder_says_nothing_of_a_training_that_nobody_knows(a
 
 def test_a_folder_in_the_celeba_layout_is_read_as_such(alone):
     assert {name: report["settings"]["data"]["dataset"] for name, (_, report) in alone.items()} == {
-        "float32": "faces",
-        "uint8": "faces",
-        "onnx": "celeba",
-        "constant": "faces",
+        name: "celeba" if name == "onnx" else "faces" for name in alone
     }
 
 
@@ -485,6 +524,23 @@ def errors(folder: Path, **arrays: Any) -> Path:
     return folder
 
 
+def endless_errors(folder: Path) -> Path:
+    """An array that says that it has a million million rows."""
+    folder.mkdir()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(array := io.BytesIO(), header)
+    with zipfile.ZipFile(folder / "errors.npz", "w") as archive:
+        for name in ("errors", "mean_errors", "identity"):
+            archive.writestr(f"{name}.npy", array.getvalue() + bytes(100))
+    return folder
+
+
+def strange_twin(folder: Path, report: str) -> Path:
+    twin = shutil.copytree(folder / "run", folder / "twin")
+    (twin / "report" / "report.json").write_text(report)
+    return twin
+
+
 @dataclass(frozen=True)
 class Failure:
     arguments: Callable[[Path], list[str | Path]]
@@ -512,7 +568,7 @@ FAILURES = {
     "unknown flag": Failure(on_run("--fail-abov", "1"), "unknown flag or value '--fail-abov': did you mean --fail-above"),
     "unknown variant": Failure(on_run("--variant", "leeked"), ".*'leeked'.*both.*leaked.*fresh"),
     "gate above 1": Failure(on_run("--fail-above", "7"), r"fail_above is 7\.0; it must be between 0 and 1"),
-    "gate of words": Failure(on_run("--fail-above", "much"), "--fail-above: .*'much'"),
+    "gate of words": Failure(on_run("--fail-above", "much"), "--fail-above is 'much'; it must be a number or None"),
     "no errors to compare with": Failure(lambda f: [f / "run", "--against", f], r"\S+ has no errors\.npz"),
     "compared on other people": Failure(
         lambda f: [f / "run", "--against", other_people(f / "other")], r"\S+/other was scored on pictures of other people"
@@ -524,6 +580,18 @@ FAILURES = {
     ),
     "payload in a privatizer": Failure(
         lambda f: [rigged(f / "run/privatizer.pt2", f).parent], r"encoder \S+/privatizer\.pt2 is not loaded: its example inputs are"
+    ),
+    "state in a program": Failure(
+        lambda f: [program(f / "e.pt2", Counting())],
+        r"encoder \S+/e\.pt2 is not loaded: its operation aten\.add_\S* writes to 'b_seen'",
+    ),
+    "unknown output": Failure(
+        lambda f: [program(f / "e.pt2", Pooled()), "--encoder.outputs", "logits"],
+        r"encoder \S+/e\.pt2 has no output 'logits': choose --encoder\.outputs from z",
+    ),
+    "dependence on the batch": Failure(
+        lambda f: [program(f / "e.pt2", Centred())],
+        r"encoder \S+/e\.pt2 gives 100 % of \d+ pictures another code .*--encoder\.stochastic",
     ),
     "payload in a utility head": Failure(
         lambda f: [rigged(f / "run/utility_head.pt2", f).parent],
@@ -559,6 +627,28 @@ FAILURES = {
     "errors that are not finite": Failure(
         lambda f: [f / "run", "--against", errors(f / "other", errors=[np.nan], mean_errors=[1.0], identity=[1])],
         r"\S+/errors\.npz is damaged \(ValueError\)",
+    ),
+    "errors below zero": Failure(
+        lambda f: [f / "run", "--against", errors(f / "other", errors=-np.ones(4), mean_errors=np.ones(4), identity=np.arange(4))],
+        r"\S+/errors\.npz is damaged \(ValueError\)",
+    ),
+    "errors of an impossible length": Failure(
+        lambda f: [f / "run", "--against", endless_errors(f / "other")], r"\S+/errors\.npz is damaged \(\w+\)"
+    ),
+    "metrics of an endless round": Failure(
+        lambda f: [written(f / "run/metrics.jsonl", '{"round": 1e999, "adversary/a/r2": 1}').parent],
+        r"\S+/metrics\.jsonl, line 1 is damaged \(OverflowError\)",
+    ),
+    "metrics of a name that is no name": Failure(
+        lambda f: [written(f / "run/metrics.jsonl", '{"round": 1, "adversary/<b>\\u001b/r2": 1}').parent],
+        r"\S+/metrics\.jsonl, line 1 is damaged \(ValueError\)",
+    ),
+    "report of a twin that is not finite": Failure(
+        lambda f: [f / "run", "--tracking.undefended", strange_twin(f, '{"privacy": {"strongest": {"attack": "a", "r2": NaN}}}')],
+        r"\S+/twin/report/report\.json is damaged",
+    ),
+    "report of a twin of many brackets": Failure(
+        lambda f: [f / "run", "--tracking.undefended", strange_twin(f, "[" * 200_000)], r"\S+/twin/report/report\.json is damaged"
     ),
     "payload in a twin": Failure(
         lambda f: [f / "run", "--tracking.undefended", rigged(shutil.copytree(f / "run", f / "twin") / "privatizer.pt2", f).parent],
@@ -600,6 +690,115 @@ FAILURES = {
         lambda f: [program(f / "e.pt2", Logarithm())], "encoder .* answers codes that are not finite"
     ),
 }
+
+
+class Listener:
+    """A server on this machine's loopback that notes whatever it is sent."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
+        self.heard: list[bytes] = []
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = self.socket.accept()
+                peer.settimeout(1)
+                with peer, contextlib.suppress(OSError):
+                    self.heard.append(b"connected")
+                    self.heard.append(peer.recv(4096))
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    listener = Listener()
+    yield listener
+    listener.socket.close()
+
+
+def hostile(folder: Path, address: str) -> Path:
+    """A run's folder changed by somebody who wants to be sent something: every place that it names is his."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    s3 = f"s3://bucket/x?endpoint_override={address}&scheme=http"
+    values |= {"data_dir": s3, "cache_dir": str(folder / "cache"), "shared_cache": s3, "output": str(folder / "elsewhere")}
+    values["runtime"] |= {"address": address, "backend": "ray"}
+    values["recovery"] |= {"checkpoints": s3}
+    values["tracking"] |= {"uri": f"http://{address}", "undefended": str(folder / "twin")}
+    path.write_text(json.dumps(values))
+    (folder.parent / "mlflow.db").unlink(missing_ok=True)
+    return folder
+
+
+SECRETS = {
+    "MLFLOW_TRACKING_USERNAME": "alice",
+    "MLFLOW_TRACKING_PASSWORD": "secret-of-alice",
+    "RAY_AUTH_TOKEN": "t0k3n" * 8,
+    "AWS_ACCESS_KEY_ID": "AK",
+    "AWS_SECRET_ACCESS_KEY": "secret-of-aws",
+}
+
+
+def test_a_strangers_run_sends_nothing_to_where_it_says(trained, cache_dir, job, listener, tmp_path, monkeypatch, mlflow_template):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    folder = hostile(shutil.copytree(trained.output, tmp_path / "mail" / "run"), listener.address)
+    (tmp_path / "here" / "outputs").mkdir(parents=True)
+    shutil.copy(mlflow_template, tmp_path / "here" / "outputs" / "mlflow.db")
+    options = ["--cache-dir", cache_dir, "--runtime.backend", "local", "--runtime.threads", "1", "--attacks.names", "ridge"]
+    status, _, err = job(folder, *options, "--output", tmp_path / "out", "--variant", "leaked", "--tracking.no-system-metrics")
+    assert status == 0, err
+    first, *rest = err.splitlines()
+    assert re.fullmatch(
+        r"\S+/run/config\.json was not written by this user: data_dir, cache_dir, shared_cache, runtime\.backend, runtime\.addr.*, "
+        r"runtime\.threads, recovery\.checkpoints, .*tracking\.uri, tracking\.undefended, .* are taken from your flags only; add "
+        r"--trust to use what it says",
+        first,
+    )
+    assert all(re.match(r"attack \d", line) for line in rest)
+    assert listener.heard == []
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert listener.address not in json.dumps(written)
+    assert written["tracking"]["uri"] == f"sqlite:///{tmp_path / 'here' / 'outputs' / 'mlflow.db'}"
+    assert not (tmp_path / "mail" / "mlflow.db").exists()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in trained.output.iterdir())
+
+
+def test_a_strangers_interrupted_run_sends_nothing_either(trained, in_process, listener, tmp_path, monkeypatch, capfd):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    folder = hostile(shutil.copytree(trained.output, tmp_path / "mail" / "run"), listener.address)
+    shutil.rmtree(folder / "report")
+    config, _ = parse_train(["--resume", str(folder)], default="smoke", description="")
+    assert (config.tracking.uri, config.runtime.address) == (f"sqlite:///{Path('outputs/mlflow.db').resolve()}", None)
+    assert (config.data_dir, config.shared_cache, config.recovery.checkpoints, config.output) == (None, None, None, folder)
+    assert "add --trust" in capfd.readouterr().err
+    trusted, _ = parse_train(["--resume", str(folder), "--trust"], default="smoke", description="")
+    assert trusted.tracking.uri == f"http://{listener.address}"
+    assert parse_train(["--resume", str(folder), "--data-dir", "/d"], default="smoke", description="")[0].data_dir == Path("/d")
+    assert listener.heard == []
+    status, _, err = in_process(JOB.with_name("train_celeba.py"), "--resume", folder, "--trust")
+    assert (status, len(err.splitlines())) == (2, 1), err
+    assert listener.heard != [], "what is sent to the listener does arrive"
+
+
+def test_a_runs_artifacts_on_another_web_server_are_not_asked_for(listener, tmp_path, mlflow_uri, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    client = mlflow.MlflowClient(mlflow_uri)
+    where = f"http://{listener.address}/api/2.0/mlflow-artifacts/artifacts/x"
+    run_id = client.create_run(client.create_experiment("mail", artifact_location=where)).info.run_id
+    with pytest.raises(InputError, match=f"run {run_id} keeps its artifacts at .* your credentials are not sent there"):
+        find_target(run_id)
+    with (
+        pytest.raises(InputError, match="experiment 'mail' keeps its artifacts at .* your credentials are not sent there"),
+        open_store(TrackingConfig(uri=mlflow_uri, experiment="mail"), tmp_path / "run"),
+    ):
+        pass
+    assert listener.heard == []
 
 
 @pytest.mark.parametrize("case", FAILURES)

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from cpgan_ray.cli import parse_reproduce
+from cpgan_ray.common.ownership import sign
 from cpgan_ray.comparison import Cell, findings, gap, paired, recommended, trial, volumes
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Reference
@@ -129,6 +130,7 @@ def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(be
         aside.rename(blocked)
         for path, content in whole.items():
             path.write_bytes(content)
+        sign(folder / "reproduction.json")
     assert sorted(names) == sorted({p.name for p in (folder / "cells").iterdir()} - {"noise-0.5-1", "noise-4-1"})
     assert len(names) == 10
 
@@ -138,6 +140,7 @@ def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_res
     kept = (folder / "reproduction.json").read_bytes()
     done = run("--resume", str(folder), "--mechanisms", "pca", "--settings", "1", "--seeds", "1")
     (folder / "reproduction.json").write_bytes(kept)
+    sign(folder / "reproduction.json")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 cells to play" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["cells"] == 13
@@ -169,6 +172,7 @@ def test_mlflow_says_how_far_a_resumed_comparison_goes_now(begun):
     run = open_run(job, folder, resume=True)
     run.close("FINISHED")
     (folder / "reproduction.json").write_bytes(kept)
+    sign(folder / "reproduction.json")
     told = run.client.get_run(run.run_id).data
     assert (told.tags["seeds"], told.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
     assert "seeds" not in told.params

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cpgan_ray.cli import parse_train
+from cpgan_ray.common.ownership import sign
 from cpgan_ray.training import train
 from tests.process import HANG_S, kill_alone, left_as_it_was
 
@@ -120,6 +121,7 @@ def test_a_finished_run_and_other_settings_are_refused(unbroken, job, tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.json").write_text((unbroken / "config.json").read_text())
+    sign(begun / "config.json")
     for flag, value, said in (
         ("--k", "9", r"--k is 9, the run in .* was begun with 16"),
         ("--game.schedule", "stale1", "--game.schedule"),

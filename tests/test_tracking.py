@@ -1,8 +1,10 @@
 """What a run leaves in MLflow and beside it, and that every number logged is explained."""
 
+import http.server
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,13 +17,14 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from PIL import Image
 
+from cpgan_ray.common.ownership import is_own
 from cpgan_ray.config import Config, TrackingConfig, from_json, override
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.game import play_in_process
 from cpgan_ray.metrics import DICTIONARY
 from cpgan_ray.presets import preset
-from cpgan_ray.tracking import Console, Tracker
+from cpgan_ray.tracking import Console, Tracker, ensure_trackable, read_trials
 from cpgan_ray.tracking.run import BATCH_LIMIT, log_dataset
 from cpgan_ray.tracking.store import open_store
 
@@ -175,7 +178,109 @@ def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, data
     assert Path(values.pop("store")) == dataset.folder
     assert values.pop("run_id") == tracker.run_id
     assert from_json(values) == tracker.config
-    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == ["config.json", "metrics.jsonl"]
+    assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == [
+        "config.json",
+        "config.json.owner",
+        "metrics.jsonl",
+    ]
+    assert is_own(tracker.output / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("localhost:5000", "without http:// in front: write http://localhost:5000"),
+        ("alice:secret@localhost:5000", r"\*\*\*@localhost:5000, without http:// in front"),
+        ("sqlite://x.db", "too few slashes or no file: write sqlite:///x.db .* sqlite:////x.db"),
+        ("file:///tmp/x", "a store of files, which MLflow no longer supports: give http://HOST:PORT"),
+        ("/tmp/x", "which is no URI: give http://HOST:PORT"),
+        ("gopher://x", "a scheme that MLflow does not know"),
+        ("http://", "without a host"),
+        ("http://host:99999", "which is no URI"),
+        ("http://127.0.0.1:9", r"nothing answers there \(Connection refused\): start the server"),
+        ("http://nowhere.invalid", "nothing answers there"),
+        ("mysql://alice:secret@host/x", r"mysql://\*\*\*@host/x, but the database driver MySQLdb is not installed here"),
+        ("postgresql+psycopg://alice:secret@127.0.0.1:9/x", r"//\*\*\*@127.0.0.1:9/x, and nothing answers there"),
+        ("sqlite:////dev/null/x/mlflow.db", "but /dev/null is a file: name another one"),
+        ("sqlite:////dev", "which is a folder: name a file in it, such as sqlite:////dev/mlflow.db"),
+        (f"sqlite:///{Path(__file__)}", "which is no SQLite database: name another file"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused_at_once_with_the_remedy(uri, said, tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=said):
+        ensure_trackable(TrackingConfig(uri=uri), tmp_path / "run")
+    assert time.monotonic() - begun < 30, "3 s, on a machine with nothing else to do"
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A server of the test's own: its status and what it says."""
+
+    answer: tuple[int, str] = (200, "hello")
+
+    def do_GET(self) -> None:
+        status, text = self.answer
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain")
+        if status == 302:
+            self.send_header("Location", "http://elsewhere.invalid/")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, "hello"), r"something answers that is not MLflow \(status 200\): check host, port and path"),
+        ((200, "[" * 200_000), "not MLflow"),
+        ((404, ""), r"not MLflow \(status 404\)"),
+        ((401, "who are you"), r"refuses this user or host name \(status 401, 'who are you'\): set MLFLOW_TRACKING_USERNAME"),
+        ((403, "Invalid Host header"), r"status 403, 'Invalid Host header'\): .*--allowed-hosts"),
+        ((302, ""), "redirects to http://elsewhere.invalid/: give the address of the MLflow server itself"),
+    ],
+)
+def test_a_server_that_is_not_mlflow_or_lets_nobody_in_is_named(answer, said, tmp_path):
+    kind = type("Kind", (Answers,), {"answer": answer})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=said):
+            ensure_trackable(TrackingConfig(uri=f"http://127.0.0.1:{server.server_address[1]}"), tmp_path / "run")
+        server.shutdown()
+
+
+def test_a_dead_proxy_does_not_keep_a_run_from_a_server_on_this_machine(mlflow_server, tmp_path, monkeypatch):
+    uri = mlflow_server.start()
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://alice:secret@127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(InputError, match=r"through the proxy http://\*\*\*@127\.0\.0\.1:9: add mlflow\.invalid to no_proxy"):
+        ensure_trackable(TrackingConfig(uri="http://mlflow.invalid:5000"), tmp_path / "run")
+    ensure_trackable(TrackingConfig(uri=uri), tmp_path / "run")
+    with open_store(TrackingConfig(uri=uri), tmp_path / "run") as client:
+        assert client.search_experiments()
+
+
+def test_what_a_stranger_wrote_into_tags_is_shown_as_text_or_refused(mlflow_uri):
+    client = mlflow.MlflowClient(mlflow_uri)
+    experiment = client.create_experiment("mail")
+
+    def run(**tags: str) -> str:
+        run_id = client.create_run(experiment, tags={"search.trial": "t\x1b[2J", **tags}).info.run_id
+        client.log_param(run_id, "k", "8")
+        client.log_param(run_id, "privacy_weight", "1.0")
+        return run_id
+
+    first = run(**{"search.setting": json.dumps({"k\x1b": "\u202ex"}), "search.state": "<b>"})
+    [trial] = read_trials(mlflow_uri, "mail")
+    assert (trial.name, trial.setting, trial.state) == ("t\\x1b[2J", {"k\\x1b": "\\u202ex"}, "running")
+    client.delete_run(first)
+    second = run(**{"search.setting": "[" * 4000})
+    with pytest.raises(InputError, match=f"MLflow run {second} is no training of this package"):
+        read_trials(mlflow_uri, "mail")
 
 
 def test_panels_and_a_report_folder_are_artifacts_and_files(start, tmp_path):

@@ -5,7 +5,7 @@ import ipaddress
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from cpgan_ray.actors.machine import ensure_shared_memory, ensure_token, tempora
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals, take_back
 from cpgan_ray.config import RuntimeConfig
+from cpgan_ray.credentials import redacted
 from cpgan_ray.errors import InputError
 from cpgan_ray.process import available_cpus
 
@@ -115,6 +116,7 @@ def connect(runtime: RuntimeConfig) -> None:
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     warn_of_readable_token()
+    hide_secrets_of_command_line()
     with own_signal_handlers():
         if address:
             join(address)
@@ -161,6 +163,17 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def hide_secrets_of_command_line() -> None:
+    """Ray's list of jobs shows each driver's command line: without the secrets in it."""
+    told = ray_utils.get_entrypoint_name
+    if not isinstance(told, partial):
+        ray_utils.get_entrypoint_name = partial(redacted_result, told)
+
+
+def redacted_result(call: Callable[[], str]) -> str:
+    return redacted(call())
 
 
 def quiet_stdout() -> None:

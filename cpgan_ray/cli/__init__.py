@@ -6,7 +6,10 @@ from cpgan_ray.cli.flags import read_flags
 from cpgan_ray.cli.frontier import FrontierJob, parse_frontier
 from cpgan_ray.cli.reproduce import REPRODUCTION, parse_reproduce, read_reproduction
 from cpgan_ray.cli.search import SEARCH, parse_search, read_search
-from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, read_run
+from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, read_run, store_of
+from cpgan_ray.common.environment import complete_environment
+
+complete_environment()  # before any library looks for what may be missing
 
 __all__ = [
     "ADJUSTABLE",
@@ -28,4 +31,5 @@ __all__ = [
     "read_run",
     "read_search",
     "run",
+    "store_of",
 ]

@@ -38,6 +38,8 @@ def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
         if not e.code:
             raise
         raise InputError(one_line(said.getvalue())) from e
+    if "--trust" in unknown:
+        raise InputError("--trust is for a folder that is read: it goes with --resume, or with the run that is attacked")
     if unknown:
         flags = ["--" + field.removeprefix("config.").replace("_", "-") for field in flatten(read)]
         near = difflib.get_close_matches(unknown[0], flags, n=3)
@@ -46,10 +48,25 @@ def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
     return read
 
 
+FLAG = r"'?(--[\w.-]+)'?"
+PLAIN = (
+    (rf"Invalid choice invalid choice (.*?) for argument {FLAG}\. Expected one of \((.*?),?\)\.?", r"\2 is \1; choose from \3"),
+    (rf"Missing argument Missing value for argument {FLAG}\..*", r"\1 needs a value"),
+    (rf"{FLAG}: invalid literal for int\(\) with base 10: ('.*?')", r"\1 is \2; it must be a whole number"),
+    (rf"{FLAG}: could not convert string to float: ('.*?')", r"\1 is \2; it must be a number"),
+    (rf"{FLAG}: no type matching \{{None\}}\|FLOAT \w.* from \[(.*?)\]\..*", r"\1 is \2; it must be a number or None"),
+    (rf"{FLAG}: no type matching (\S+) could be instantiated from \[(.*?)\]\..*", r"\1 is \3; it must be \2"),
+    (rf"{FLAG}: Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is \2, which does not fit: see --help"),
+)
+"""What tyro prints, and the same in this project's words."""
+
+
 def one_line(box: str) -> str:
     """The message of the box that tyro draws: without its frame, heading and pointers to help."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
+    for pattern, words in PLAIN:
+        text = re.sub(pattern, words, text)
     return re.sub(
         r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
         "",
@@ -71,6 +88,13 @@ def take_resume(rest: list[str]) -> Path | None:
             del rest[i]
             return Path(value).expanduser().resolve()
     return None
+
+
+def take_trust(rest: list[str]) -> bool:
+    """Take `--trust` out of the arguments: whether the folder that is read is the user's own, whoever has written its files."""
+    given = "--trust" in rest
+    rest[:] = [argument for argument in rest if argument != "--trust"]
+    return given
 
 
 def differing(now: Mapping[str, Any], before: Mapping[str, Any], *, but: tuple[str, ...]) -> tuple[str, Any, Any] | None:

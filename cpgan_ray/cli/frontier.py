@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from cpgan_ray.cli.flags import read_flags
+from cpgan_ray.common.environment import ensure_here
 from cpgan_ray.errors import InputError
 
 
@@ -38,6 +39,7 @@ def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    ensure_here()
     job = read_flags(FrontierJob, FrontierJob(), arguments, usage=description)
     if not job.experiments:
         raise InputError("nothing to draw: give MLflow experiments by name, or the MLflow run id of a search")

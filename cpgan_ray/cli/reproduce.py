@@ -1,15 +1,16 @@
 """The command line of jobs/reproduce.py, and what a comparison's folder says of it."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, with_dataset
-from cpgan_ray.config import Config, ReproduceJob, flatten, from_json
+from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.folders import Record, defaults_for, ensure_complete, own_store, read_record, run_id_in, usable
+from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.config import Config, ReproduceJob, flatten, from_json, local_names
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, for_comparison, preset
 
@@ -31,17 +32,22 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    ensure_here()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
-        begun = read_reproduction(folder)[0]
+        record, begun, _ = reproduction_record(folder, trust=(trust := take_trust(rest)))
         job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(begun)), rest, usage=description)))
-        if changed := differing(flatten(job), flatten(begun), but=EXTENDABLE):
+        places = [name for name in local_names(ReproduceJob) if name != "config.output"]
+        if changed := differing(flatten(job), flatten(begun), but=(*EXTENDABLE, *places)):
             name, now, before = changed
             flag = "--" + name.removeprefix("config.").replace("_", "-")
             raise InputError(
                 f"{flag} is {now!r}, the comparison in {folder} was begun with {before!r}: leave it out, or begin another one"
             )
+        ensure_complete(job, record)
+        if not (record.own or trust):
+            job = dataclasses.replace(job, config=own_store(job.config))
         return settled_paths(job), True
     if not rest or (rest[0].startswith("-") and not {"-h", "--help"} & set(rest)):
         raise InputError(f"nothing to reproduce: give a data set's preset, one of {', '.join(PRESETS)}")
@@ -66,14 +72,22 @@ def read_reproduction(folder: Path) -> tuple[ReproduceJob, str]:
 
     Raises: InputError where the folder is not a comparison's, or has been moved.
     """
+    return reproduction_record(folder, trust=True)[1:]
+
+
+def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, ReproduceJob, str]:
+    """The same, and the file that says so. If another user has written it, LOCAL fields are those of the preset, unless the user
+    trusts it."""
     path = folder / REPRODUCTION
     if not path.is_file():
         raise InputError(f"{folder} has no {REPRODUCTION}: give the output folder of a comparison")
     try:
-        values = json.loads(path.read_text())
-        job, run_id = from_json(values["job"], kind=ReproduceJob), str(values["run_id"])
-    except (ValueError, KeyError, TypeError) as e:
+        record = read_record(path)
+        job, run_id = from_json(record.values["job"], kind=ReproduceJob), run_id_in(record)
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
+    mine = dataclasses.replace(defaults_for(job.config), output=folder)
+    job = usable(job, ReproduceJob(config=mine), record, trust=trust)
     if job.config.output != folder:
         raise InputError(f"the comparison in {folder} was begun in {job.config.output}: move it back there to go on with it")
-    return job, run_id
+    return record, job, run_id

@@ -1,18 +1,20 @@
 """The command line of jobs/train_celeba.py, and what a run's folder says of it."""
 
 import dataclasses
-import json
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, with_dataset
-from cpgan_ray.config import Config, flatten, from_json
+from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.folders import Record, defaults_for, ensure_complete, own_store, read_record, run_id_in, usable
+from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.config import Config, flatten, from_json, local_names
 from cpgan_ray.credentials import redacted
 from cpgan_ray.errors import InputError
 from cpgan_ray.presets import PRESETS, preset
 
+CONFIG = "config.json"
+"""What a run's folder holds from its start on: its configuration, its prepared store, and its MLflow run."""
 ADJUSTABLE = ("epochs", "output", "runtime.", "recovery.", "attacks.", "tracking.")
 """Fields that a run may be resumed with another value of: they do not alter what was played."""
 
@@ -30,55 +32,70 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    ensure_here()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
-        begun, run_id = interrupted_run(folder)
+        begun, run_id, record = interrupted_run(folder, trust=(trust := take_trust(rest)))
         config = absolute(read_flags(Config, begun, rest, usage=description))
-        if changed := differing(flatten(config), flatten(begun), but=ADJUSTABLE):
+        if changed := differing(flatten(config), flatten(begun), but=(*ADJUSTABLE, *local_names(Config))):
             name, now, before = changed
             flag = "--" + name.replace("_", "-")
             raise InputError(
                 f"{flag} is {now!r}, the run in {folder} was begun with {before!r}: leave it out, or begin another run"
             )
-        return config, run_id
+        ensure_complete(config, record)
+        return config if record.own or trust else own_store(config), run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
     return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage))), None
 
 
-def interrupted_run(folder: Path) -> tuple[Config, str]:
+def interrupted_run(folder: Path, *, trust: bool = False) -> tuple[Config, str, Record]:
     """Configuration and MLflow run of an output folder whose run has not come to its end.
 
     Raises: InputError where it is no run's folder, or the run has ended.
     """
-    config, run_id = read_run(folder)
+    config, run_id, record = read_run_record(folder, trust=trust)
     if (folder / "report" / "report.json").is_file():
         raise InputError(f"the run in {folder} has come to its end: there is nothing to resume")
     if run_id is None:
         raise InputError(f"{folder / 'config.json'} names no MLflow run: begin the run again in another --output")
-    return dataclasses.replace(config, output=folder), run_id
+    return dataclasses.replace(config, output=folder), run_id, record
 
 
-def read_run(folder: Path) -> tuple[Config, str | None]:
-    """What the `config.json` of a run's output folder says: the configuration, and the MLflow run.
+def read_run(folder: Path, *, trust: bool = False) -> tuple[Config, str | None]:
+    """What the `config.json` of a run's output folder says: the configuration, and the MLflow run. If another user has written it,
+    LOCAL fields are those of the preset, unless the user trusts it.
 
     Raises: InputError where there is none, or it is damaged.
     """
-    path = folder / "config.json"
+    return read_run_record(folder, trust=trust)[:2]
+
+
+def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, Record]:
+    """The same, and the file itself."""
+    path = folder / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder} has no config.json: give the output folder of a run")
+        raise InputError(f"{folder} has no {CONFIG}: give the output folder of a run")
     try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
-        run_id = values.pop("run_id", None)
-        values.pop("store", None)
-        if not (run_id is None or isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,100}", run_id)):
-            raise ValueError(f"run_id is {run_id!r:.60}")
-    except (OSError, ValueError, RecursionError) as e:
+        record = read_record(path)
+        values = record.values
+        run_id = None if values.get("run_id") is None else run_id_in(record)
+        values = {name: value for name, value in values.items() if name not in ("run_id", "store")}
+    except (OSError, ValueError) as e:
         raise InputError(f"{path} is damaged ({e}): give the output folder of a run") from e
-    return from_json(values), run_id
+    config = from_json(values)
+    return usable(config, defaults_for(config), record, trust=trust), run_id, record
+
+
+def store_of(folder: Path) -> str | None:
+    """Digest of the prepared store that the run in an output folder was begun on; None if its `config.json` does not say."""
+    try:
+        store = read_record(folder / CONFIG).values.get("store")
+    except (OSError, ValueError):
+        return None
+    return Path(store).name if isinstance(store, str) else None
 
 
 def command_for(config: Config) -> str:

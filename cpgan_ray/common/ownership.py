@@ -29,22 +29,24 @@ def sign(path: Path) -> None:
             write_text(path.with_name(path.name + SUFFIX), signature(path, key) + "\n")
 
 
-def is_own(path: Path) -> bool:
-    """Whether the present content of a file was signed by this user."""
+def is_own(path: Path, content: bytes | None = None) -> bool:
+    """Whether the present content of a file was signed by this user. `content`: what was read from it, so that the answer is about
+    that even if the file changes meanwhile."""
     key, beside = owner_key(create=False), path.with_name(path.name + SUFFIX)
     if key is None:
         return False
     try:
         with beside.open() as file:
             found = file.read(200).strip()
-        return found.isascii() and hmac.compare_digest(found, signature(path, key))
+        return found.isascii() and hmac.compare_digest(found, signature(path, key, content))
     except (OSError, ValueError):
         return False
 
 
-def signature(path: Path, key: bytes) -> str:
+def signature(path: Path, key: bytes, content: bytes | None = None) -> str:
     """HMAC-SHA256 over a file's name and content, in hexadecimal digits."""
-    return hmac.new(key, path.name.encode() + b"\0" + path.read_bytes(), hashlib.sha256).hexdigest()
+    content = path.read_bytes() if content is None else content
+    return hmac.new(key, path.name.encode() + b"\0" + content, hashlib.sha256).hexdigest()
 
 
 def owner_key(*, create: bool = True) -> bytes | None:

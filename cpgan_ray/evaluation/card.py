@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from PIL.Image import Image
 
+from cpgan_ray.common.text import printable, printable_values
 from cpgan_ray.evaluation import figures
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
@@ -21,7 +22,13 @@ def data_uri(picture: Image) -> str:
 
 
 def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curves) -> str:
-    """The page. `panels`: `pictures` and `worst`; `curves` is empty where nothing is known of the training."""
+    """The page. `panels`: `pictures` and `worst`; `curves` is empty where nothing is known of the training.
+
+    Names in the report may come from anybody's files: the page shows their control characters as escapes, and its Content-Security-
+    Policy lets a browser run and fetch nothing, whatever they hold.
+    """
+    report = printable_values(report)
+    curves = {printable(name): curve for name, curve in curves.items()}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )  # names and settings come from users' files

@@ -16,10 +16,11 @@ from ray import tune
 from cpgan_ray.actors.cluster import connect
 from cpgan_ray.actors.places import Bundle, ensure_room, shares
 from cpgan_ray.cli import SEARCH, command_for, read_search
+from cpgan_ray.common.ownership import sign
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, SearchJob, override, to_json
-from cpgan_ray.credentials import passed, redacted
+from cpgan_ray.credentials import passed, redacted, redacted_values
 from cpgan_ray.data import Dataset, label_columns, majority_logits, named
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Trial, points, table, write
@@ -31,7 +32,7 @@ from cpgan_ray.search.progress import Progress, read_trials, say
 from cpgan_ray.search.proposals import proposals, scheduler
 from cpgan_ray.search.trial import Shared, play_trial, write_json
 from cpgan_ray.space import Dimension, dimensions
-from cpgan_ray.tracking import SearchRun, tracking_uri
+from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
 from cpgan_ray.training import output_folder, ready
 
 TUNE = "tune"
@@ -94,6 +95,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
     started = time.perf_counter()
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_ENVIRONMENT.items()})
     ensure_unchanged()  # trials are processes of their own, whatever the backend
+    ensure_trackable(job.config.tracking, folder)
     found = dimensions(job.over, job.config, grid=job.searcher == "grid")
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = ready(job.config)
@@ -196,7 +198,8 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
     params |= {"seeds": job.seeds, "scheduler": job.scheduler, "attacks": " ".join(c.attacks.names)}
     run = SearchRun(c, folder, name=name, params=params)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SEARCH, {"run_id": run.run_id, "job": to_json(job)})
+    write_json(folder / SEARCH, redacted_values({"run_id": run.run_id, "job": to_json(job)}))
+    sign(folder / SEARCH)
     return run
 
 

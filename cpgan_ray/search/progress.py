@@ -1,7 +1,6 @@
 """What is told of a search under way: `trials.json`, a line on standard error, the hypervolume in MLflow."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,8 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from cpgan_ray.cli import read_search
+from cpgan_ray.common.json_files import read_json
+from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import Trial, hypervolume, points, reference_point
 from cpgan_ray.search.trial import trial_name, write_json
 from cpgan_ray.tracking import SearchRun
@@ -110,4 +111,9 @@ def cause(trial: TuneTrial) -> str:
 
 def read_trials(folder: Path) -> list[Trial]:
     path = folder / TRIALS
-    return [Trial(**values) for values in json.loads(path.read_text())] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return [Trial(**values) for values in read_json(path)]
+    except (OSError, ValueError, TypeError) as e:
+        raise InputError(f"{path} is damaged ({type(e).__name__}): remove it, and resume the search") from e

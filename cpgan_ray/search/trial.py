@@ -17,7 +17,9 @@ from ray import tune
 from cpgan_ray.actors.places import Bundle
 from cpgan_ray.actors.players import host_here
 from cpgan_ray.checkpoint import Snapshot
+from cpgan_ray.common.json_files import read_json
 from cpgan_ray.config import Config, SearchJob, override
+from cpgan_ray.errors import InputError
 from cpgan_ray.game import play_in_process
 from cpgan_ray.judging import degenerate
 from cpgan_ray.messages import Metrics
@@ -51,7 +53,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     assert job.config.output is not None
     output = job.config.output / "trials" / folder_name(name)
     if (output / RESULT).is_file():
-        tune.report(json.loads((output / RESULT).read_text()))
+        tune.report(read_result(output / RESULT))
         return
     shutil.rmtree(output, ignore_errors=True)  # what an interrupted attempt has left
     sizes = shared.sizes["control" if spec["control"] else "defended"]
@@ -97,6 +99,14 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     }
     write_json(output / RESULT, result)
     tune.report(result)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Raises: InputError if the file is damaged: a search's folder may have been copied."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as e:
+        raise InputError(f"{path} is damaged ({type(e).__name__}): remove its folder, and the trial is played again") from e
 
 
 def trial_name(spec: Mapping[str, Any]) -> str:

@@ -6,13 +6,16 @@
 
 import os
 
+from cpgan_ray.common.environment import complete_environment
+
+complete_environment()  # MLflow looks for a home folder when it is imported
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
 
-from cpgan_ray.tracking.console import Console
-from cpgan_ray.tracking.reading import fetch_run, read_curves, read_trials
-from cpgan_ray.tracking.run import Tracker
-from cpgan_ray.tracking.search import SearchRun, end_attempts
-from cpgan_ray.tracking.store import STORE, tracking_uri
+from cpgan_ray.tracking.console import Console  # noqa: E402
+from cpgan_ray.tracking.reading import fetch_run, read_curves, read_trials  # noqa: E402
+from cpgan_ray.tracking.run import Tracker  # noqa: E402
+from cpgan_ray.tracking.search import SearchRun, end_attempts  # noqa: E402
+from cpgan_ray.tracking.store import STORE, ensure_trackable, tracking_uri  # noqa: E402
 
 __all__ = [
     "STORE",
@@ -20,6 +23,7 @@ __all__ = [
     "SearchRun",
     "Tracker",
     "end_attempts",
+    "ensure_trackable",
     "fetch_run",
     "read_curves",
     "read_trials",

@@ -3,7 +3,6 @@
 import ast
 import atexit
 import difflib
-import json
 import logging
 import math
 import os
@@ -12,22 +11,30 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from cpgan_ray.common.json_files import parse_json, read_limited
+from cpgan_ray.common.ownership import SUFFIX
+from cpgan_ray.common.text import printable
 from cpgan_ray.config import flatten
+from cpgan_ray.credentials import redacted, remember, taken
 from cpgan_ray.errors import InputError
 from cpgan_ray.frontier import State, Trial
 from cpgan_ray.presets import PRESETS
 from cpgan_ray.tracking.store import STORE, all_runs
+from cpgan_ray.tracking.uri import database_file, ensure_same_host, ensure_store, short
 
 STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 """Of a trial by its run's status, where the search has not said it; `running` for all others."""
 INDIFFERENT = ("seed", "k", "privacy_weight", "skip_corrupt", "attacks.quick_every", "attacks.cpus", "attacks.gpus")
 """Fields by which runs are not told apart: part of every trial anyway, or without effect on what a run comes to."""
+ADVERSARY = re.compile(r"[\w.+/-]{1,60}")
+MAX_METRICS_BYTES, MAX_R2 = 2 << 30, 1e9
+"""Limits to what is read of a `metrics.jsonl`, which may come from elsewhere."""
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -38,16 +45,22 @@ def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     curves: dict[str, tuple[list[int], list[float]]] = {}
     if not path.is_file():
         return curves
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+        content = read_limited(path, max_bytes=MAX_METRICS_BYTES)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read ({short(e)}): remove it, and the report has no learning curves") from e
+    for number, line in enumerate(content.splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             for name, value in row.items():
                 parts = name.split("/")
                 if parts[0] == "adversary" and parts[-1] == "r2" and value is not None:
+                    if not ADVERSARY.fullmatch("/".join(parts[1:-1])) or not abs(float(value)) < MAX_R2:
+                        raise ValueError(name)
                     rounds, r2 = curves.setdefault("/".join(parts[1:-1]), ([], []))
                     rounds.append(int(row["round"]))
                     r2.append(float(value))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
             raise InputError(f"{path}, line {number} is damaged ({type(e).__name__}): take the line out") from e
     return curves
 
@@ -57,9 +70,10 @@ def fetch_run(run_id: str) -> Path:
 
     Raises: InputError where the tracking store or the run is not there.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}"
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise InputError(f"there is no tracking store {uri} to look run {run_id} up in: set MLFLOW_TRACKING_URI")
+    uri = store_to_read(None)
+    if uri.startswith("sqlite:///") and not database_file(uri).is_file():
+        raise InputError(f"there is no tracking store {redacted(uri)} to look run {run_id} up in: set MLFLOW_TRACKING_URI")
+    ensure_store(uri, option="MLFLOW_TRACKING_URI")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -67,13 +81,26 @@ def fetch_run(run_id: str) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         client = mlflow.MlflowClient(uri)
-        client.get_run(run_id)
-        for name in ("config.json", "privatizer.pt2", "utility_head.pt2", "metrics.jsonl"):
-            client.download_artifacts(run_id, name, str(folder))
+        ensure_same_host(client.get_run(run_id).info.artifact_uri, uri, of=f"MLflow run {run_id}")
+        signed = {"config.json" + SUFFIX} & {artifact.path for artifact in client.list_artifacts(run_id)}
+        for name in (*signed, "config.json", "privatizer.pt2", "utility_head.pt2", "metrics.jsonl"):
+            got = Path(client.download_artifacts(run_id, name, str(folder)))
+            if got.is_symlink() or not got.is_file() or got.resolve() != (folder / name).resolve():
+                raise ValueError(f"{name} is no file")
+    except InputError:
+        raise
     except Exception as e:  # each kind of store has errors of its own
-        reason = str(e).partition("\n")[0]
-        raise InputError(f"MLflow at {uri} has no finished run {run_id} ({reason}): give another id, or the output folder") from e
+        raise InputError(
+            f"MLflow at {redacted(uri)} has no finished run {run_id} ({short(e)}): give another id, or the output folder"
+        ) from e
     return folder
+
+
+def store_to_read(uri: str | None) -> str:
+    """The tracking store that is read where no other is named; its credentials are in the environment."""
+    uri = taken(uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}")
+    remember(uri)
+    return uri
 
 
 def read_trials(uri: str | None, name: str, *, method: str = "") -> list[Trial]:
@@ -86,9 +113,11 @@ def read_trials(uri: str | None, name: str, *, method: str = "") -> list[Trial]:
 
     Raises: InputError where the store does not answer or has no such experiment.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}"
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise InputError(f"there is no tracking store {uri}: give --tracking-uri, or set MLFLOW_TRACKING_URI")
+    option = "tracking_uri" if uri or not os.environ.get("MLFLOW_TRACKING_URI") else "MLFLOW_TRACKING_URI"
+    uri = store_to_read(uri)
+    if uri.startswith("sqlite:///") and not database_file(uri).exists():
+        raise InputError(f"there is no tracking store {redacted(uri)}: give --tracking-uri, or set MLFLOW_TRACKING_URI")
+    ensure_store(uri, option=option)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     try:
@@ -96,15 +125,14 @@ def read_trials(uri: str | None, name: str, *, method: str = "") -> list[Trial]:
     except InputError:
         raise
     except Exception as e:  # each kind of store has errors of its own
-        reason = str(e).partition("\n")[0]
-        raise InputError(f"MLflow at {uri} cannot be read ({reason}): give another --tracking-uri") from e
+        raise InputError(f"MLflow at {redacted(uri)} cannot be read ({short(e)}): give another --tracking-uri") from e
     attempts: dict[tuple[str, ...], Run] = {}
     for run in sorted(filter(counts, runs), key=lambda run: run.info.start_time):
         tags = run.data.tags
         trial = tags.get("search.trial")
         attempts[(tags.get("mlflow.parentRunId", ""), trial) if trial else (run.info.run_id,)] = run
     kept = sorted(attempts.values(), key=lambda run: (run.info.end_time or math.inf, run.info.start_time))
-    return [trial_of(run, more, method=method) for run, more in zip(kept, differences(kept), strict=True)]
+    return [checked_trial(run, more, method=method) for run, more in zip(kept, differences(kept), strict=True)]
 
 
 def tracked_runs(client: mlflow.MlflowClient, name: str) -> list[Run]:
@@ -146,20 +174,33 @@ def parsed(text: str) -> Any:
     """A number or truth value where the text is one."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if isinstance(value, int | float) else text
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return printable(text)
+    return value if isinstance(value, int | float) else printable(text)
+
+
+def checked_trial(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
+    """Raises: InputError if a run's tags or parameters are not those of a training: whoever writes to a store can set them."""
+    try:
+        return trial_of(run, more, method=method)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(f"MLflow run {run.info.run_id} is no training of this package ({short(e)}): delete it there") from e
 
 
 def trial_of(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
     """more: fields in which the runs differ, beside the trial's setting."""
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     weight = float(params["privacy_weight"])
-    setting = json.loads(tags["search.setting"]) if "search.setting" in tags else {"k": int(params["k"]), "privacy_weight": weight}
-    state: Any = tags.get("search.state") or STATES.get(run.info.status, "running")
+    told = parse_json(tags["search.setting"]) if "search.setting" in tags else {"k": int(params["k"]), "privacy_weight": weight}
+    if not all(isinstance(value, str | int | float | list | None) for value in told.values()):
+        raise ValueError("search.setting")
+    setting = {printable(str(name)): printable(v) if isinstance(v, str) else v for name, v in told.items()}
+    state: Any = tags.get("search.state")
+    if state not in get_args(State):
+        state = STATES.get(run.info.status, "running")
     used = run.inputs.dataset_inputs if run.inputs else []
     return Trial(
-        name=tags.get("search.trial") or run.info.run_name or run.info.run_id,
+        name=printable(tags.get("search.trial") or run.info.run_name or run.info.run_id),
         setting=dict(more) | setting,
         seed=int(params.get("seed", 0)),
         state=state,
@@ -170,7 +211,7 @@ def trial_of(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
         strongest_r2=metrics.get("privacy/strongest_r2"),
         strongest_r2_low=metrics.get("privacy/strongest_r2_low"),
         strongest_r2_high=metrics.get("privacy/strongest_r2_high"),
-        attack=tags.get("strongest.attack"),
+        attack=printable(tags["strongest.attack"]) if "strongest.attack" in tags else None,
         val_accuracy=metrics.get("utility/val_accuracy"),
         val_r2=metrics.get("privacy/val_r2", metrics.get("privacy/strongest_r2")),
         majority_accuracy=metrics.get("utility/majority_accuracy"),

@@ -26,13 +26,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
+from cpgan_ray.common.atomic_io import write_bytes, write_text
+from cpgan_ray.common.ownership import SUFFIX, sign
 from cpgan_ray.common.signals import requested
+from cpgan_ray.common.text import printable
 from cpgan_ray.config import Config, flatten, to_json
-from cpgan_ray.credentials import redacted
+from cpgan_ray.credentials import redacted, redacted_values
 from cpgan_ray.data import Dataset
 from cpgan_ray.messages import Event, Metrics
 from cpgan_ray.presets import PRESETS
 from cpgan_ray.tracking.store import open_store
+from cpgan_ray.tracking.uri import ensure_same_host
 
 EVENTS = "events.jsonl"
 """File of the losses that a run has survived."""
@@ -51,7 +55,7 @@ LAST_S = 60.0
 
 
 def say_outage(error: BaseException) -> None:
-    reason = redacted(str(error).partition("\n")[0])[:200]
+    reason = printable(redacted(str(error).partition("\n")[0]))[:200]
     print(f"MLflow does not answer ({reason}); the run goes on, and tells it later", file=sys.stderr, flush=True)
 
 
@@ -156,9 +160,10 @@ class Tracker:
                 run_id=resume,
                 run_name=None if resume else name,
                 parent_run_id=parent,
-                tags=dict(tags or {}),
+                tags=shown_tags(tags or {}),
                 log_system_metrics=config.tracking.system_metrics,
             )
+            ensure_same_host(self.run.info.artifact_uri, mlflow.get_tracking_uri(), of=f"MLflow run {self.run.info.run_id}")
         self.run_id = self.run.info.run_id
         try:
             self.outbox = Outbox(self.client, self.run_id)
@@ -197,18 +202,22 @@ class Tracker:
             "labels": len(c.data.labels) or len(dataset.label_names),
             "image_size": c.data.image_size,
         }
-        mlflow.log_params(params | dict(more))
+        mlflow.log_params(redacted_values(params | dict(more)))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}
         local = ("output", "data_dir", "cache_dir", "shared_cache", "data.digest", "runtime.", "recovery.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
-        mlflow.set_tags({f"changed.{name}": str(value) for name, value in changed.items()})
+        mlflow.set_tags({f"changed.{name}": redacted(str(value)) for name, value in changed.items()})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")  # a local folder, twice
             source = resolve_dataset_source(str(dataset.folder))
         log_dataset(self.client, self.run_id, MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]))
-        told = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
-        (self.output / "config.json").write_text(redacted(json.dumps(told, indent=1)) + "\n")
-        mlflow.log_artifact(str(self.output / "config.json"))
+        values = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
+        path = self.output / "config.json"
+        write_text(path, json.dumps(redacted_values(values), indent=1) + "\n")
+        sign(path)
+        for file in (path, path.with_name(path.name + SUFFIX)):
+            if file.is_file():
+                mlflow.log_artifact(str(file))
 
     def log(self, metrics: Metrics, *, step: int) -> None:
         """Write metrics to `metrics.jsonl`, and keep them for the next flush."""
@@ -243,14 +252,15 @@ class Tracker:
         """Losses that the game survived: a line each on standard error and in `events.jsonl`, and two metrics."""
         for event in events:
             with (self.output / EVENTS).open("a") as file:
-                file.write(json.dumps(asdict(event)) + "\n")
+                file.write(json.dumps(redacted_values(asdict(event))) + "\n")
             self.log({"fault/replayed_rounds": event.replayed, "fault/recovery_s": event.seconds}, step=event.round)
             self.attempt(EVENTS, lambda: mlflow.log_artifact(str(self.output / EVENTS)))
-            told = f"round {event.round}: {event.cause}; {event.replayed} rounds are played again, after {event.seconds:.1f} s"
+            cause = printable(redacted(event.cause))
+            told = f"round {event.round}: {cause}; {event.replayed} rounds are played again, after {event.seconds:.1f} s"
             print(told, file=sys.stderr, flush=True)
 
     def tag(self, name: str, value: str) -> None:
-        self.attempt(f"tag {name}", lambda: mlflow.set_tag(name, value))
+        self.attempt(f"tag {name}", lambda: mlflow.set_tag(name, redacted(printable(value))))
 
     def log_panel(self, panel: Image.Image, *, step: int) -> None:
         """A picture of reconstructions: in the run's images by step, and beside the report."""
@@ -273,7 +283,8 @@ class Tracker:
         """The exported programs as files, and as MLflow models with signature."""
         for name, program in programs.items():
             path = self.output / f"{name}.pt2"
-            path.write_bytes(program)
+            write_bytes(path, program)
+            sign(path)
             self.attempt(path.name, partial(mlflow.log_artifact, str(path)))
             if self.config.tracking.log_models:
                 self.attempt(f"model {name}", partial(log_model, name, path, examples[name]))
@@ -305,6 +316,11 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         stopped = requested() is not None or (kind is not None and not issubclass(kind, Exception))
         self.close("KILLED" if stopped else "FINISHED" if kind is None else "FAILED")
+
+
+def shown_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags without secrets and control characters."""
+    return {name: redacted(printable(str(value))) for name, value in tags.items()}
 
 
 def forget_rounds(path: Path, played: int) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param, Run
 
+from cpgan_ray.common.text import printable
 from cpgan_ray.config import Config
+from cpgan_ray.credentials import redacted, redacted_values
 from cpgan_ray.messages import Metrics
 from cpgan_ray.tracking.store import all_runs, open_store
+from cpgan_ray.tracking.uri import ensure_same_host
 
 
 class SearchRun:
@@ -41,9 +44,11 @@ class SearchRun:
             if run_id is None:
                 role = {"search.role": "parent", "mlflow.source.name": source}
                 run_id = self.client.create_run(self.experiment_id, run_name=name, tags=role).info.run_id
-                for key, value in params.items():
+                for key, value in redacted_values(params).items():
                     self.client.log_param(run_id, key, value)
             else:
+                known = self.client.get_run(run_id).info
+                ensure_same_host(known.artifact_uri, mlflow.get_tracking_uri(), of=f"MLflow run {run_id}")
                 self.client.update_run(run_id, status="RUNNING")
             for key, value in (tags or {}).items():
                 self.client.set_tag(run_id, key, value)
@@ -60,9 +65,13 @@ class SearchRun:
     def add_child(self, name: str, *, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """A run below this one, of work whose own process logs nothing: all of it at once, ended."""
         now = int(time.time() * 1000)
-        below = {"mlflow.parentRunId": self.run_id, "search.trial": name, **tags}
+        below = {
+            "mlflow.parentRunId": self.run_id,
+            "search.trial": name,
+            **{key: redacted(printable(value)) for key, value in tags.items()},
+        }
         run_id = self.client.create_run(self.experiment_id, run_name=name, tags=below).info.run_id
-        told = [Param(key, str(value)) for key, value in params.items()]
+        told = [Param(key, redacted(str(value))) for key, value in params.items()]
         self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()], params=told)
         self.client.set_terminated(run_id, "FAILED" if "failed" in tags else "FINISHED")
 

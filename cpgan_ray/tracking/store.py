@@ -12,8 +12,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from cpgan_ray.config import TrackingConfig
-from cpgan_ray.credentials import taken
+from cpgan_ray.credentials import redacted, remember, taken
 from cpgan_ray.errors import InputError
+from cpgan_ray.tracking.uri import bypass_proxy, database_file, ensure_same_host, ensure_store, option_of, short
 
 STORE = "mlflow.db"
 """SQLite file of the default tracking store, beside the output folders."""
@@ -28,18 +29,35 @@ def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.Mlflow
     uri = tracking_uri(tracking, output)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before it says anything
+    bypass_proxy(uri)
     try:
         if uri.startswith("sqlite:"):
-            output.parent.mkdir(parents=True, exist_ok=True)
+            database_file(uri).parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         if mlflow.get_experiment_by_name(tracking.experiment) is None:
-            artifacts = (output.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+            artifacts = artifacts_of(uri) if uri.startswith("sqlite:") else None
             create_experiment(tracking.experiment, artifacts)
-        mlflow.set_experiment(tracking.experiment)
+        experiment = mlflow.set_experiment(tracking.experiment)
+        ensure_same_host(experiment.artifact_location, uri, of=f"MLflow experiment {tracking.experiment!r}")
         yield mlflow.MlflowClient()
+    except InputError:
+        raise
     except Exception as e:  # each kind of store has errors of its own
-        reason = str(e).partition("\n")[0]
-        raise InputError(f"MLflow cannot track at {uri} ({reason}): start it there, or give another --tracking.uri") from e
+        where = redacted(uri, whole=True)
+        raise InputError(f"MLflow cannot track at {where} ({short(e)}): start it there, or give another --tracking.uri") from e
+
+
+def ensure_trackable(tracking: TrackingConfig, output: Path) -> None:
+    """A wrong or unreachable tracking store is refused before anything else starts.
+
+    Raises: InputError that names the store, what is wrong with it and the remedy.
+    """
+    ensure_store(tracking_uri(tracking, output), option=option_of(tracking))
+
+
+def artifacts_of(uri: str) -> str:
+    """Where the artifacts of an SQLite store go: beside its file."""
+    return (database_file(uri).parent / "mlartifacts").as_uri()
 
 
 def create_experiment(name: str, artifacts: str | None) -> None:
@@ -53,7 +71,9 @@ def create_experiment(name: str, artifacts: str | None) -> None:
 
 def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
     """Where a run is tracked that is not told."""
-    return taken(tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}")
+    uri = taken(tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}")
+    remember(uri)
+    return uri
 
 
 def all_runs(client: mlflow.MlflowClient, experiment_id: str, where: str = "", *, page_size: int = 1000) -> list[Run]:

@@ -121,7 +121,9 @@ def test_the_page_loads_nothing_and_runs_nothing():
     html = card(REPORT, panels=PANELS, curves=CURVES)
     shown = Page(html)
     assert shown.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
-    assert "http-equiv" not in {name for name, _ in shown.attributes}
+    assert [value for name, value in shown.attributes if name == "http-equiv"] == ["Content-Security-Policy"]
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    assert ("content", policy) in shown.attributes
     loads = [
         value for name, value in shown.attributes if name in ("src", "srcset", "href", "xlink:href", "data", "poster", "action")
     ]

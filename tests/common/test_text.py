@@ -1,0 +1,49 @@
+"""Text from elsewhere is shown without acting on the terminal; JSON from elsewhere is read within limits."""
+
+import json
+import os
+
+import pytest
+
+from cpgan_ray.common.json_files import parse_json, read_json
+from cpgan_ray.common.text import printable, printable_values
+from cpgan_ray.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain \u00e9 \u4e2d\u6587 text\twith\nlines", "plain \u00e9 \u4e2d\u6587 text\twith\nlines"),
+        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("a\rb\x07", "a\\rb\\x07"),
+        ("photo\u202egpj.exe", "photo\\u202egpj.exe"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_printable_escapes_what_acts_on_a_terminal(text, shown):
+    assert printable(text) == shown
+    assert printable(shown) == shown
+    assert printable_values({text: [text, 1, None]}) == {shown: [shown, 1, None]}
+    assert str(InputError(text)) == shown
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("[" * 200_000, "nested too deeply"), ("{", "Expecting"), (b"\xff\xfe\x00", "utf|Expecting"), ("9" * 5000, "digits|limit")],
+)
+def test_a_hostile_json_file_is_a_value_error_of_few_words(content, said, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=said):
+        read_json(path)
+
+
+def test_a_json_file_is_regular_and_of_limited_size(tmp_path):
+    path, pipe = tmp_path / "x.json", tmp_path / "pipe"
+    path.write_text(json.dumps([1] * 100))
+    assert read_json(path) == parse_json(path.read_text()) == [1] * 100
+    with pytest.raises(ValueError, match="more than 99 bytes"):
+        read_json(path, max_bytes=99)
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="no regular file"):
+        read_json(pipe)
