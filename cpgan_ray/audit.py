@@ -128,6 +128,7 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
         output=output,
         seed=job.seed,
         skip_corrupt=job.skip_corrupt,
+        trust=job.trust,
         attacks=attacks,
         runtime=job.runtime,
         tracking=tracking,

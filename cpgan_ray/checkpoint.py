@@ -1,13 +1,13 @@
 """The whole game as bytes: snapshots that a host keeps in memory, checkpoints that outlive every process.
 
-A checkpoint is one file: the SHA-256 of what follows, then tensors and plain values as torch saves them. It is written beside and
-renamed, so that a half-written one is never found under its name, and read with `weights_only`: nothing in it is executed.
+A checkpoint is one file: the SHA-256 of what follows, then tensors and plain values as torch saves them. It is written under
+another name and renamed, so that a half-written one is never found under its name, and read with `weights_only`: nothing in it is
+executed.
 """
 
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pyarrow import fs
 
+from cpgan_ray.common.atomic_io import write_bytes
 from cpgan_ray.credentials import redacted
 from cpgan_ray.errors import InputError
 
@@ -131,23 +132,14 @@ class Checkpoints:
         """
         val = "" if snapshot.val_accuracy is None else f"-val-{snapshot.val_accuracy:.6f}"
         name = f"round-{snapshot.round:08d}{val}.ckpt"
-        self.system.create_dir(self.root, recursive=True)
-        beside, path = f"{self.root}/{name}.part", f"{self.root}/{name}"
         content = encode(snapshot, self.settings)
-        try:
-            if isinstance(self.system, fs.LocalFileSystem):
-                with Path(beside).open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(beside).replace(path)
-            else:  # an object store shows an object when it is whole
-                with self.system.open_output_stream(path) as stream:
-                    stream.write(content)
-        except OSError:
-            if isinstance(self.system, fs.LocalFileSystem):
-                Path(beside).unlink(missing_ok=True)
-            raise
+        if isinstance(self.system, fs.LocalFileSystem):
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            write_bytes(Path(self.root, name), content)
+        else:  # an object store shows an object when it is whole
+            self.system.create_dir(self.root, recursive=True)
+            with self.system.open_output_stream(f"{self.root}/{name}") as stream:
+                stream.write(content)
         self.forget()
         return name
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cpgan_ray import theory
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.gaussian import mixture
@@ -70,7 +71,8 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
     """
     started = time.perf_counter()
     set_up_process(threads=config.runtime.threads or 1)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(make_folder(folder.parent) / folder.name)
     mechanism = MECHANISMS[cell.mechanism]
     dataset = load(config, progress=False)
     seeded = dataclasses.replace(config, seed=cell.seed)
@@ -91,16 +93,16 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
         values["theory"] = held_to_theory(released, dataset, values, seed=config.data.mixture_seed)
     values |= {"seconds": round(time.perf_counter() - started, 1)}
     for name, picture in verdict_panels(verdict, material, undefended=None).items():
-        picture.save(folder / f"{name}.png")
+        with atomic_path(folder / f"{name}.png") as temporary:
+            picture.save(temporary, "PNG")
     rows = verdict.strongest.errors
-    np.savez_compressed(folder / "errors.npz", errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
+    with atomic_path(folder / "errors.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
     write(folder, values)
 
 
 def write(folder: Path, values: Mapping[str, Any]) -> None:
-    beside = folder / f"{CELL}.part"
-    beside.write_text(json.dumps(values, indent=1) + "\n")
-    beside.replace(folder / CELL)
+    write_text(folder / CELL, json.dumps(values, indent=1) + "\n")
 
 
 def direct(released: Released, dataset: Dataset, verdict: Verdict, *, seed: int) -> dict[str, float] | None:

@@ -559,6 +559,9 @@ class Config:
     """Folder or URI where nodes share prepared stores: who lacks one takes it from there, who has made one puts it there."""
     output: Annotated[Path | None, LOCAL] = None
     """The run's folder (`config.json`, `metrics.jsonl`, exported models, report); none given: `outputs/<preset>-<time>`."""
+    trust: Annotated[bool, LOCAL] = False
+    """Use files that another user has written: prepared stores that came with the data folder; with --resume also the folder that is
+    read."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be decoded and report how many, instead of stopping at the first."""
     seed: int = 0
@@ -683,6 +686,8 @@ class AttackJob:
     """Where prepared stores are kept; see train_celeba."""
     shared_cache: Annotated[str | Path | None, LOCAL] = None
     """Folder or URI where nodes share prepared stores; see train_celeba."""
+    trust: Annotated[bool, LOCAL] = False
+    """Use files that another user has written: what the attacked folder says of places, prepared stores that came with the data."""
     output: Annotated[Path | None, LOCAL] = None
     """Where the report goes; none given: `<run>/attack-<time>`, or `outputs/attack-<time>`."""
     seed: int = 0

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.common.text import printable
 from cpgan_ray.config import AttackConfig, RuntimeConfig
@@ -62,6 +63,11 @@ HIDDEN = {
     False: "R2 weighs all values alike: a small detail that matters may hide in a small R2. See the worst {samples}.",
 }
 """Of data about people, and of other data."""
+ANONYMOUS = (
+    "The data do not say who is on a picture, so one person may be in several of the sets: an attack may have been fitted on "
+    "pictures of the very people that it is scored on, and intervals take each picture by itself."
+)
+"""Of pictures of people without identities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +81,15 @@ class Judged:
 
     def write(self, folder: Path) -> None:
         """`report.json`, `report.html`, the panels and `errors.npz`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n")
-        (folder / "report.html").write_text(self.page)
+        make_folder(folder)
+        write_text(folder / "report.json", json.dumps(self.report, indent=1) + "\n")
+        write_text(folder / "report.html", self.page)
         for name, panel in self.panels.items():
-            panel.save(folder / f"{name}.png")
+            with atomic_path(folder / f"{name}.png") as temporary:
+                panel.save(temporary, "PNG")
         rows = self.verdict.strongest.errors
-        np.savez_compressed(folder / ERRORS, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
+        with atomic_path(folder / ERRORS) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
 
 
 def on_ray(runtime: RuntimeConfig) -> bool:
@@ -229,7 +237,8 @@ def about_people(dataset: Dataset) -> bool:
 def limits(dataset: Dataset, *, stochastic: bool = False) -> list[str]:
     """What the number does not say. stochastic: whether the release is declared to draw random numbers."""
     lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
-    return [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
+    lines = [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
+    return [*lines, ANONYMOUS] if dataset.nature.anonymous else lines
 
 
 def threat_model(material: Material) -> dict[str, Any]:
@@ -248,7 +257,9 @@ def threat_model(material: Material) -> dict[str, Any]:
         sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})
     return {
         "attacker": ATTACKER.format(**called),
-        "not_covered": NOT_COVERED[about_people(dataset)].format(**called),
+        "not_covered": " ".join(
+            [NOT_COVERED[about_people(dataset)].format(**called), *([ANONYMOUS] if dataset.nature.anonymous else [])]
+        ),
         "sets": sets,
     }
 

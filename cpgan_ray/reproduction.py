@@ -15,7 +15,7 @@ from typing import Any
 from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.cli import REPRODUCTION, read_reproduction
-from cpgan_ray.common.atomic_io import write_text
+from cpgan_ray.common.atomic_io import atomic_path, no_link, write_bytes, write_text
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.common.registry import ensure_unchanged
@@ -76,15 +76,15 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
             with stop.allowed():
                 missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
                 played(missing, named(job.config, dataset), folder, run, of=len(todo))
-                shutil.rmtree(folder / FEATURES, ignore_errors=True)
+                shutil.rmtree(no_link(folder / FEATURES), ignore_errors=True)
                 values = all_played(folder)
                 summary = conclude(values, folder, run)
                 if theirs:
-                    (folder / PUBLISHED).write_bytes(side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
+                    write_bytes(folder / PUBLISHED, side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
                     run.log_files([folder / PUBLISHED])
                 if dataset_name == "gaussian":
                     drawn = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
-                    (folder / THEORY).write_bytes(drawn)
+                    write_bytes(folder / THEORY, drawn)
                     run.log_files([folder / THEORY])
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -253,11 +253,10 @@ def write_table(values: Sequence[Values], folder: Path) -> None:
     data's own unit)."""
     rows = [row(v) for v in finished(values)]
     names = list(dict.fromkeys(name for some in rows for name in some))
-    with (folder / f"{TABLE}.part").open("w", newline="") as file:
+    with atomic_path(folder / TABLE) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    (folder / f"{TABLE}.part").replace(folder / TABLE)
 
 
 def row(values: Values) -> dict[str, Any]:
@@ -292,9 +291,9 @@ def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str
         "results.md": "\n\n".join([settings_table(good, trials), volumes_table(told)]) + "\n",
     }
     for name, text in files.items():
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
     write_table(good, folder)
-    (folder / "attackers.png").write_bytes(attacker_lines(good, {name: known.knob for name, known in MECHANISMS.items()}))
+    write_bytes(folder / "attackers.png", attacker_lines(good, {name: known.knob for name, known in MECHANISMS.items()}))
     names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", TABLE, REPRODUCTION, *files)
     run.log_files(folder / name for name in names)
     ours = told["hypervolume"].get("cpgan", {}).get("value")

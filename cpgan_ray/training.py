@@ -14,6 +14,7 @@ import numpy as np
 
 from cpgan_ray.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.cli import ADJUSTABLE, REPRODUCTION, SEARCH, store_of
+from cpgan_ray.common.atomic_io import no_link
 from cpgan_ray.common.claims import claim_folder, claim_new_folder
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
@@ -141,7 +142,9 @@ def train(config: Config, context: Context | None = None, *, resume: str | None 
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
         kept = Checkpoints(
-            config.recovery.checkpoints or str(output / "checkpoints"), keep=config.recovery.keep, settings=decisive(config)
+            config.recovery.checkpoints or str(no_link(output / "checkpoints")),
+            keep=config.recovery.keep,
+            settings=decisive(config),
         )
         if config.recovery.checkpoint_every and (folder := kept.local_folder) and not folder.is_relative_to(output):
             claims.enter_context(claim_folder(folder, flag="--recovery.checkpoints"))
@@ -184,7 +187,7 @@ def train_in(output: Path, config: Config, context: Context, kept: Checkpoints, 
 
 def decisive(config: Config) -> dict[str, Any]:
     """The settings that decide how a game goes: none that a run may be resumed with another value of, nor where its data are."""
-    left = (*ADJUSTABLE, "data_dir", "cache_dir", "shared_cache")
+    left = (*ADJUSTABLE, "data_dir", "cache_dir", "shared_cache", "trust")
     return {name: value for name, value in flatten(config).items() if not name.startswith(left)}
 
 

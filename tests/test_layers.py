@@ -29,6 +29,7 @@ FLOORS = (
         "training",
         "audit",
         "bench",
+        "devtools",
         "chaos",
         "survey",
         "comparison",

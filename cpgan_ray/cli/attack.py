@@ -44,7 +44,7 @@ def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target,
         same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
         base = dataclasses.replace(base, **{name: getattr(c, name) for name in same})
         base = dataclasses.replace(base, tracking=dataclasses.replace(base.tracking, run_name=None))
-    job = absolute(read_flags(AttackJob, base, rest, usage=description))
+    job = absolute(read_flags(AttackJob, dataclasses.replace(base, trust=trust), rest, usage=description))
     if target is None:  # --help has ended the process
         raise InputError("nothing to attack")
     if target.folder is not None:

@@ -37,6 +37,7 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
     folder = take_resume(rest)
     if folder is not None:
         record, begun, _ = reproduction_record(folder, trust=(trust := take_trust(rest)))
+        begun = dataclasses.replace(begun, config=dataclasses.replace(begun.config, trust=trust))
         job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(begun)), rest, usage=description)))
         places = [name for name in local_names(ReproduceJob) if name != "config.output"]
         if changed := differing(flatten(job), flatten(begun), but=(*EXTENDABLE, *places)):

@@ -37,7 +37,8 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
-        record, begun, _ = search_record(folder, trust=take_trust(rest))
+        record, begun, _ = search_record(folder, trust=(trust := take_trust(rest)))
+        begun = dataclasses.replace(begun, config=dataclasses.replace(begun.config, trust=trust))
         job = read_job(begun, rest, description)
         job = dataclasses.replace(job, config=absolute(job.config))
         if changed := differing(flatten(job), flatten(begun), but=RESUMABLE):

@@ -37,7 +37,7 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
     folder = take_resume(rest)
     if folder is not None:
         begun, run_id, record = interrupted_run(folder, trust=(trust := take_trust(rest)))
-        config = absolute(read_flags(Config, begun, rest, usage=description))
+        config = absolute(read_flags(Config, dataclasses.replace(begun, trust=trust), rest, usage=description))
         if changed := differing(flatten(config), flatten(begun), but=(*ADJUSTABLE, *local_names(Config))):
             name, now, before = changed
             flag = "--" + name.replace("_", "-")

@@ -49,7 +49,8 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
         raise store.damaged(dataset.folder, f"it holds store {dataset.digest}")
     label_columns(dataset, config.data.labels)
     again = partial(load_elsewhere, named(config, dataset), passed())
-    return dataclasses.replace(dataset, again=again, shared=config.shared_cache)
+    own_only = dataset.folder.parent == node.beside_data(config) and not config.trust
+    return dataclasses.replace(dataset, again=again, shared=config.shared_cache, own_only=own_only)
 
 
 def load_elsewhere(config: Config, environment: Mapping[str, str]) -> Dataset:
@@ -117,7 +118,9 @@ DATASETS: dict[str, Recipe] = {
     "celeba": _CELEBA,
     "mnist": _small(Small(lambda source, data: mnist.files(source), lambda source, data: mnist.read(source))),
     "har": _small(Small(lambda source, data: har.files(source), lambda source, data: har.read(source))),
-    "genki4k": _small(Small(lambda source, data: genki4k.files(source), _genki4k, settings=("image_size",), mirrored=True)),
+    "genki4k": _small(
+        Small(lambda source, data: genki4k.files(source), _genki4k, settings=("image_size",), mirrored=True, anonymous=True)
+    ),
     "cifar10": _small(Small(lambda source, data: cifar10.files(source), lambda source, data: cifar10.read(source), mirrored=True)),
     "svhn": _small(
         Small(

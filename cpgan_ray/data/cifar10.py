@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from cpgan_ray.data.samples import Samples, checked, read_bytes, unreadable
+from cpgan_ray.data.samples import Samples, checked, most_unpacked, read_bytes, unreadable
 from cpgan_ray.errors import InputError
 
 PYTHON, BINARY = "cifar-10-batches-py", "cifar-10-batches-bin"
@@ -101,10 +101,11 @@ def _loose(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
 def _packed(path: Path) -> Iterator[tuple[str, bytes]]:
     """The six batches of an archive, which is unpacked in memory within limits: nothing is written anywhere."""
     try:
+        limit = min(MAX_ARCHIVE_BYTES, most_unpacked(path.stat().st_size))
         with gzip.open(path) as file:
-            content = file.read(MAX_ARCHIVE_BYTES + 1)
-        if len(content) > MAX_ARCHIVE_BYTES:
-            raise InputError(f"{path} has more than {MAX_ARCHIVE_BYTES} bytes unpacked: download it again")
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise InputError(f"{path} has more than {limit} bytes unpacked: download it again")
         kind = ARCHIVES[path.name]
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             members = {member.name: member for member in archive if member.isreg()}

@@ -11,11 +11,12 @@ chosen by a hash of their names. Who is on a picture is not known, so each row i
 
 import re
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from cpgan_ray.data.celeba import decode_block
+from cpgan_ray.data.decoding import Decoded, decode_block
 from cpgan_ray.data.samples import Samples, checked, read_bytes
 from cpgan_ray.errors import InputError
 
@@ -73,13 +74,15 @@ def read(source: Path, *, image_size: int = 64) -> Samples:
     for number in range(len(CLASSES)):
         members = np.flatnonzero((labels == number) & ~test)
         val[members[np.argsort(hashes[members], kind="stable")[: round(len(members) / 10)]]] = True
+    pictures = [_decoded(path, image_size) for path in paths]
     samples = Samples(
-        values=np.stack([_decoded(path, image_size) for path in paths]),
+        values=np.stack([picture.pixels for picture in pictures]),
         labels=labels,
         label_name="Smiling",
         classes=CLASSES,
         identity=np.arange(len(paths)),
         rows={"train": np.flatnonzero(~test & ~val), "val": np.flatnonzero(val), "test": np.flatnonzero(test)},
+        remarks=Counter(remark for picture in pictures for remark in picture.remarks),
     )
     return checked(samples, source)
 
@@ -104,7 +107,7 @@ def _smiles(path: Path) -> list[int]:
     return [int(line.split()[0]) for line in lines]
 
 
-def _decoded(path: Path, image_size: int) -> np.ndarray:
+def _decoded(path: Path, image_size: int) -> Decoded:
     [picture] = decode_block([path], image_size=image_size, crop=1.0)
     if isinstance(picture, str):
         raise InputError(f"{path} cannot be decoded ({picture}): get that picture again")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpgan_ray.data.samples import Samples, checked, find, unreadable
+from cpgan_ray.data.samples import Samples, checked, find, most_unpacked, unreadable
 from cpgan_ray.errors import InputError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -83,6 +83,8 @@ def read_idx(path: Path, *, shape: tuple[int, ...]) -> np.ndarray:
             if count > MAX_ROWS:
                 raise InputError(f"{path} promises {count} rows, at most {MAX_ROWS} are believed: download it again")
             promised = count * math.prod(shape)
+            if promised > most_unpacked(size := path.stat().st_size):
+                raise InputError(f"{path} promises {promised} bytes in a file of {size}, as no pictures pack: download it again")
             content = file.read(promised + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise InputError(f"{path} is no whole gzip file ({e}): download it again") from e

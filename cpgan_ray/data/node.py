@@ -2,15 +2,29 @@
 
 Each process of a node asks for itself. One of them fetches or prepares under the lock of what it makes, the others wait for it.
 Processes on several nodes need not agree but on the digest: the driver's, which it hands to the players (`Config.data.digest`).
+
+Whose stores are used: those in the user's cache folder, in `--cache-dir` and in `--shared-cache`, which the user has named. One
+in `<data-dir>/.cpgan` may have come with the data, and its digest is of the source's files, which its maker had: anybody can give
+it any pictures. It is used only if this user has signed its manifest (common/ownership.py), or with `--trust`; otherwise the
+store is prepared in the user's cache folder. Players decide as the driver did: the key travels with the job (CPGAN_OWNER_KEY), so
+that what one process of it has signed is every other's own. Without a key (no home folder, or one that cannot be written to)
+nothing in a data folder could ever be told from what came with it; then no process of the job, the driver included, keeps stores
+there, and all look in the user's cache folder, of which the place says whose it is. So a player finds what the driver has
+prepared on its node either way, and where it does not (a key of its own on a node that was not passed the driver's), it prepares
+the store once more; a store that cannot be made there either is one line that says so.
 """
 
+import contextlib
 import hashlib
 import os
 import socket
+import stat
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpgan_ray.common.ownership import is_own, owner_key
 from cpgan_ray.config import Config
 from cpgan_ray.data import store
 from cpgan_ray.data.places import Place, synchronise
@@ -56,14 +70,62 @@ def cache_folder(config: Config) -> Path:
                 "environment that Ray is started in there, or give another --cache-dir"
             )
         return Path(folder).absolute()
-    if isinstance(config.data_dir, Path) and config.data_dir.is_dir():
-        return config.data_dir.absolute() / ".cpgan"
+    if (folder := beside_data(config)) is not None and (config.trust or owner_key() is not None):
+        return folder
     return user_cache()
 
 
+def beside_data(config: Config) -> Path | None:
+    """The folder of stores in the data folder, which may have come with the data; None where there is none, or another is named.
+
+    Raises: InputError where it is a symbolic link.
+    """
+    if config.cache_dir is not None or not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
+        return None
+    folder = config.data_dir.absolute() / ".cpgan"
+    if folder.is_symlink():
+        raise InputError(
+            f"{folder} is a symbolic link to {folder.readlink()}: remove the link, or name the folder yourself with --cache-dir"
+        )
+    return folder
+
+
 def user_cache() -> Path:
-    """Where stores go whose data set has no folder of its own."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpgan_ray"
+    """Where stores go whose data set has no folder of its own.
+
+    Raises: InputError where the user has no home folder, and the one in its place is somebody else's.
+    """
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named).absolute() / "cpgan_ray"
+    try:
+        return Path.home() / ".cache" / "cpgan_ray"
+    except RuntimeError:
+        pass
+    folder = Path(tempfile.gettempdir()) / f"cpgan_ray-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise InputError(
+            f"{folder} is not a folder of yours alone: set HOME or XDG_CACHE_HOME, or give another folder with --cache-dir"
+        )
+    return folder
+
+
+def own_folder(cache: Path, digest: str, config: Config, *, progress: bool) -> Path:
+    """Where the store of that digest is, or is to be made: in `cache`, unless somebody else's lies there (see above)."""
+    folder = cache / digest
+    if cache != beside_data(config) or config.trust or not (folder.exists() or folder.is_symlink()):
+        return folder
+    if not folder.is_symlink() and is_own(folder / store.MANIFEST):
+        return folder
+    other = user_cache() / digest
+    if progress:
+        store.say(
+            f"the prepared store {folder} was not made by you and is not used; yours is {other} (--trust uses "
+            "what came with the data)"
+        )
+    return other
 
 
 def prepare(recipe: Recipe, config: Config, *, progress: bool) -> Path:
@@ -74,7 +136,7 @@ def prepare(recipe: Recipe, config: Config, *, progress: bool) -> Path:
     Raises: InputError where there is no way to it, or the source makes another store than the one that is named.
     """
     cache, shared = cache_folder(config), shared_cache(config)
-    named = cache / config.data.digest if config.data.digest else None
+    named = own_folder(cache, config.data.digest, config, progress=progress) if config.data.digest else None
     if named is not None and at_hand(named, shared, progress=progress):
         ensure_made_so(named, recipe.settings(config))
         return named
@@ -131,7 +193,7 @@ def own_checksums(digest: str) -> Callable[[Path], dict[str, str]]:
     """`store.checksums` of a folder, which must hold the store of that digest."""
 
     def checksums(folder: Path) -> dict[str, str]:
-        told = store.read_json(folder, store.MANIFEST, kind=store.Manifest).digest
+        told = store.read_manifest(folder).digest
         if told != digest:
             raise store.damaged(folder, f"{store.MANIFEST} is that of store {told!r:.40}")
         return store.checksums(folder)
@@ -142,7 +204,7 @@ def own_checksums(digest: str) -> Callable[[Path], dict[str, str]]:
 def made(draft: Draft, config: Config, cache: Path, shared: SharedCache | None, *, progress: bool) -> Path:
     """The store of a draft, taken from the shared cache, or made and put there, unless it is there."""
     ensure_same(draft.digest, config)
-    folder = cache / draft.digest
+    folder = own_folder(cache, draft.digest, config, progress=progress)
     built = False
     if not folder.is_dir():
         with store.locked(folder):
@@ -156,7 +218,7 @@ def made(draft: Draft, config: Config, cache: Path, shared: SharedCache | None, 
 
 def ensure_made_so(folder: Path, settings: Mapping[str, object]) -> None:
     """Raises: InputError where a store that was named was made with other settings than the run's; one that is not told is off."""
-    told = store.read_json(folder, store.MANIFEST, kind=store.Manifest).source
+    told = store.read_manifest(folder).source
     for name in [name for name in {**settings, **told} if name != "path"]:
         was, value = told.get(name, False), settings.get(name, False)
         if was != value:

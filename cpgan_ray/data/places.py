@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
+from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.credentials import redacted, taken
 from cpgan_ray.data import store
 from cpgan_ray.errors import InputError
@@ -109,16 +110,15 @@ class Place:
         Raises: InputError where the place does not answer, or the file has another size; OSError where it cannot be written here.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
         with self.answering():
             stream = self.system.open_input_stream(self.path(name), compression=None)  # else .gz would be unpacked
-        with stream, beside.open("wb") as file:
-            while chunk := self._next(stream):
-                file.write(chunk)
-                advance(len(chunk))
-        if (got := beside.stat().st_size) != size:
-            raise InputError(f"{self.where}/{name} has {got} bytes instead of {size}: it has changed meanwhile; try again")
-        beside.replace(path)
+        with stream, atomic_path(path, durable=False) as beside:
+            with beside.open("wb") as file:
+                while chunk := self._next(stream):
+                    file.write(chunk)
+                    advance(len(chunk))
+            if (got := beside.stat().st_size) != size:
+                raise InputError(f"{self.where}/{name} has {got} bytes instead of {size}: it has changed meanwhile; try again")
 
     def _next(self, stream: pa.NativeFile) -> bytes:
         with self.answering():

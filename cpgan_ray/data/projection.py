@@ -19,9 +19,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, no_link, write_text
+from cpgan_ray.common.ownership import is_own, sign
 from cpgan_ray.data.base import Batch, pictures
 from cpgan_ray.data.shared import SharedCache
-from cpgan_ray.data.store import SPLITS, Dataset, Split, checksum, checksums, damaged, locked, progress_bar, read_json, verify
+from cpgan_ray.data.store import (
+    SPLITS,
+    Dataset,
+    Split,
+    checksum,
+    checksums,
+    damaged,
+    locked,
+    progress_bar,
+    read_json,
+    say,
+    verify,
+)
 from cpgan_ray.errors import InputError
 from cpgan_ray.streams import torch_seed
 
@@ -101,23 +115,27 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
     """The projection on `components` leading components, or on as many as there are rows or pixels if those are fewer.
 
     Computed once, by seeded subspace iteration over blocks of pictures, and kept in `<store>/projection-<components>/`; or taken
-    from where nodes share theirs, and put there. Two nodes' own may differ in the last bits, as their processors do.
+    from where nodes share theirs, and put there. Two nodes' own may differ in the last bits, as their processors do. In a store
+    next to the data, one that this user has not signed may have come with them, and is made again in its place.
 
     Raises:
         InputError: the store's folder cannot be written to, what is kept there is damaged, or the pictures are all the same one.
     """
     folder = dataset.folder / f"projection-{components}"
-    if not folder.is_dir():
+    if not folder.is_dir() or foreign(dataset, folder):
         shared = None if dataset.shared is None else SharedCache(dataset.shared)
         name = f"{dataset.digest}/{folder.name}-{checksums(dataset.folder)['train.arrow']}"
         files: dict[str, Any] = {"manifest": SUMMARY, "checksums": _checksums, "progress": progress}
         computed = False
         ensure_varied(dataset)
         with locked(folder):
+            if foreign(dataset, folder):
+                say(f"{folder} was not made by you: it is made again (--trust uses what came with the data)")
+                shutil.rmtree(folder)
             if not (folder.is_dir() or (shared is not None and shared.take(name, folder, **files))):
                 beside = folder.with_name(folder.name + ".partial")
                 shutil.rmtree(beside, ignore_errors=True)
-                beside.mkdir()
+                make_folder(beside)
                 number = min(components, len(dataset.train), int(np.prod(dataset.image_shape)))
                 _compute(beside, dataset.train, number, mirrored=dataset.nature.mirrored, progress=progress)
                 beside.rename(folder)
@@ -132,6 +150,14 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
         return Projection(**arrays, total_variance=summary.total_variance)
     except (OSError, TypeError, ValueError) as e:
         raise damaged(folder, f"it is not complete ({' '.join(str(e).split())[:200]})") from e
+
+
+def foreign(dataset: Dataset, folder: Path) -> bool:
+    """Whether something is there that may not be used.
+
+    Raises: InputError where it is a symbolic link.
+    """
+    return dataset.own_only and no_link(folder).is_dir() and not is_own(folder / SUMMARY)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -169,9 +195,11 @@ def _compute(folder: Path, split: Split, num_components: int, *, mirrored: bool,
             total += float(residual[here].sum(dtype=np.float64) + np.square(coordinates[here], dtype=np.float64).sum())
     coordinates.flush()
     for name, array in (("mean", mean), ("components", components), ("parity", parity), ("residual", residual)):
-        np.save(folder / f"{name}.npy", array)
+        with atomic_path(folder / f"{name}.npy") as beside, beside.open("wb") as file:
+            np.save(file, array)
     checksums = {path.stem: checksum(path) for path in folder.glob("*.npy")}
-    (folder / SUMMARY).write_text(json.dumps({"total_variance": total / len(split), "sha256": checksums}))
+    write_text(folder / SUMMARY, json.dumps({"total_variance": total / len(split), "sha256": checksums}))
+    sign(folder / SUMMARY)
 
 
 def _coordinates(projection: Projection, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -226,10 +254,10 @@ def _principal(
                 product.addmm_(part.T, part @ q)
         if iteration < ITERATIONS:
             halves = [torch.linalg.qr(y).Q if y.numel() else y for y in products]
-    for sign, q, y in zip((1, -1), halves, products, strict=True):
+    for side, q, y in zip((1, -1), halves, products, strict=True):
         if q.numel():
             variances, rotation = torch.linalg.eigh((q.T @ y).double())
-            found += [(float(v), sign, c) for v, c in zip(variances, (q @ rotation.float()).T, strict=True)]
+            found += [(float(v), side, c) for v, c in zip(variances, (q @ rotation.float()).T, strict=True)]
     found = sorted(found, key=lambda one: -one[0])[:num_components]
     components = torch.cat([unfold(c[None], sign) for _, sign, c in found])
     return mean.flatten().numpy(), components.numpy(), np.array([sign for _, sign, _ in found], np.float32)

@@ -4,7 +4,7 @@ A reader is a module with `files(source)`, all files that it reads, in order, an
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -63,6 +63,8 @@ class Samples:
     """Of float32 values: raw value = stored value * scale + offset[channel]."""
     offset: tuple[float, ...] = ()
     """(C,), raw units; empty for pictures."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """Of decoded picture files: keys of `decoding.REMARKS` to numbers of pictures."""
 
 
 def checked(samples: Samples, source: Path | str) -> Samples:
@@ -99,6 +101,15 @@ def find(source: Path, places: Sequence[str], *, remedy: str) -> Path:
             return source / place
     others = f" (nor is there {' or '.join(places[1:])})" if places[1:] else ""
     raise InputError(f"{source / places[0]} is missing{others}: {remedy}")
+
+
+PACKED, UNPACKED_FREELY = 20, 64 << 20
+"""Pictures do not pack so many times (the official files: less than 5); but as many bytes may come of anything."""
+
+
+def most_unpacked(size: int) -> int:
+    """Bytes that a file of pictures of `size` bytes may unpack to; what unpacks to more is a bomb."""
+    return UNPACKED_FREELY + PACKED * size
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpgan_ray.common.atomic_io import make_folder, write_bytes
+from cpgan_ray.common.ownership import sign
 from cpgan_ray.config import Config
 from cpgan_ray.data import store
 from cpgan_ray.data.places import File, Place, fetch_all
@@ -45,8 +47,9 @@ class SharedCache:
         beside, content = folder.with_name(folder.name + ".fetched"), self.place.read(f"{name}/{manifest}")
         if beside.is_dir() and not ((beside / manifest).is_file() and (beside / manifest).read_bytes() == content):
             shutil.rmtree(beside)  # of another one
-        beside.mkdir(parents=True, exist_ok=True)
-        (beside / manifest).write_bytes(content)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(beside)
+        write_bytes(beside / manifest, content)
         try:
             expected = checksums(beside)
             missing: dict[File, Path] = {}
@@ -61,6 +64,7 @@ class SharedCache:
         except store.Damaged as e:
             shutil.rmtree(beside)
             raise InputError(f"shared store {self.place.where}/{name}: {e.what}: delete this folder, it is put there again") from e
+        sign(beside / manifest)
         beside.rename(folder)
         if progress:
             store.say(f"fetched {name} from {self.place.where}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.credentials import redacted
 from cpgan_ray.data import balance, store
+from cpgan_ray.data.decoding import sentences
 from cpgan_ray.data.node import Draft
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.errors import InputError
@@ -30,6 +32,8 @@ class Small:
     """The same, of those that change nothing where they are off: the digest has them where they are on."""
     mirrored: bool = False
     """Whether a mirror image is a sample of the same kind."""
+    anonymous: bool = False
+    """See `Nature.anonymous`."""
 
 
 def source(small: Small, config: Config, cache: Path) -> Path:
@@ -72,13 +76,13 @@ def draft(small: Small, source: Path, config: Config, *, progress: bool) -> Draf
 
     def build(folder: Path) -> None:
         samples = small.read(source, config.data)
-        plan = plan_of(samples, digest=digest, source=where | made_of, mirrored=small.mirrored, data=config.data)
-        store.build(folder, plan, progress=progress)
+        plan = plan_of(samples, small, digest=digest, source=where | made_of, data=config.data)
+        store.build(folder, plan, progress=progress, describe=sentences)
 
     return Draft(digest, build)
 
 
-def plan_of(samples: Samples, *, digest: str, source: dict[str, object], mirrored: bool, data: DataConfig) -> store.Plan:
+def plan_of(samples: Samples, small: Small, *, digest: str, source: dict[str, object], data: DataConfig) -> store.Plan:
     """What the store is made of. A label of two classes is 0/1 like an attribute. Rows are balanced after they are thinned.
 
     Raises: InputError where they cannot be balanced.
@@ -100,7 +104,13 @@ def plan_of(samples: Samples, *, digest: str, source: dict[str, object], mirrore
         rows=rows,
         fetch=lambda rows: (samples.values[rows], np.ones(len(rows), bool)),
         dtype=samples.values.dtype,
-        nature=store.Nature(classes=several, mirrored=mirrored, unit=127.5 if pictures else samples.scale),
+        nature=store.Nature(
+            classes=several,
+            mirrored=small.mirrored,
+            unit=127.5 if pictures else samples.scale,
+            anonymous=small.anonymous,
+        ),
+        remarks=Counter(samples.remarks),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
+from cpgan_ray.common.atomic_io import write_bytes
 from cpgan_ray.frontier.choice import Recommendation, nearest, recommend, short
 from cpgan_ray.frontier.fronts import Reference, front, hypervolume, hypervolume_history, reference_point
 from cpgan_ray.frontier.knobs import rank_correlations
@@ -46,9 +47,7 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        beside = folder / f"{name}.part"
-        beside.write_bytes(content)
-        beside.replace(folder / name)
+        write_bytes(folder / name, content)
     return values
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
+from cpgan_ray.common.atomic_io import atomic_path, make_folder
+from cpgan_ray.common.locks import file_lock
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
 from cpgan_ray.game import play_in_process
@@ -61,8 +62,9 @@ def features(config: Config, dataset: Dataset) -> Released:
     if config.output is None:
         return played(feature_config(config, dataset))
     kept = config.output / FEATURES / f"{config.seed}.npz"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(kept.with_suffix(".lock")):
+    kept.parent.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(kept.parent)
+    with file_lock(kept.with_suffix(".lock")):
         if not kept.is_file():
             keep(played(feature_config(config, dataset)), kept)
     with np.load(kept) as arrays:
@@ -75,10 +77,8 @@ def features(config: Config, dataset: Dataset) -> Released:
 
 def keep(released: Released, path: Path) -> None:
     parts = {"codes": released.codes, "logits": released.logits}
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **{f"{part} {split}": z for part, of in parts.items() for split, z in of.items()})  # pyright: ignore
-    beside.replace(path)
 
 
 def feature_config(config: Config, dataset: Dataset) -> Config:

@@ -16,6 +16,7 @@ from ray import tune
 from cpgan_ray.actors.cluster import connect
 from cpgan_ray.actors.places import Bundle, ensure_room, shares
 from cpgan_ray.cli import SEARCH, command_for, read_search
+from cpgan_ray.common.atomic_io import no_link
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
@@ -198,6 +199,7 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
     params |= {"seeds": job.seeds, "scheduler": job.scheduler, "attacks": " ".join(c.attacks.names)}
     run = SearchRun(c, folder, name=name, params=params)
     folder.mkdir(parents=True, exist_ok=True)
+    no_link(folder / TUNE)
     write_json(folder / SEARCH, redacted_values({"run_id": run.run_id, "job": to_json(job)}))
     sign(folder / SEARCH)
     return run
@@ -205,7 +207,7 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
 
 def restored(folder: Path, trainable: Any) -> tune.Tuner | None:
     """Tune's own state of an interrupted search; None where it ended before Tune had written any."""
-    path = str(folder / TUNE)
+    path = str(no_link(folder / TUNE))
     if not tune.Tuner.can_restore(path):
         return None
     return tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)

@@ -12,6 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from cpgan_ray.common.atomic_io import write_bytes
 from cpgan_ray.config import SearchJob
 from cpgan_ray.space import Dimension, Setting, combinations
 from cpgan_ray.streams import stream, torch_seed
@@ -80,7 +81,7 @@ class Proposals(Searcher):
         self.sampler.on_trial_complete(key, result=mean, error=mean is None and error)
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).write_bytes(pickle.dumps(vars(self)))
+        write_bytes(Path(checkpoint_path), pickle.dumps(vars(self)))
 
     def restore(self, checkpoint_path: str) -> None:
         vars(self).update(pickle.loads(Path(checkpoint_path).read_bytes()))

@@ -17,6 +17,7 @@ from ray import tune
 from cpgan_ray.actors.places import Bundle
 from cpgan_ray.actors.players import host_here
 from cpgan_ray.checkpoint import Snapshot
+from cpgan_ray.common.atomic_io import no_link, write_text
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.errors import InputError
@@ -51,7 +52,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     os.environ.update(shared.environment)
     job, name = shared.job, trial_name(spec)
     assert job.config.output is not None
-    output = job.config.output / "trials" / folder_name(name)
+    output = no_link(no_link(job.config.output / "trials") / folder_name(name))
     if (output / RESULT).is_file():
         tune.report(read_result(output / RESULT))
         return
@@ -150,6 +151,4 @@ def trial_host(config: Config, snapshot: Snapshot | None, *, sizes: Sequence[Bun
 
 def write_json(path: Path, values: Any) -> None:
     """Whole or not at all."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(values, indent=1) + "\n")
-    beside.replace(path)
+    write_text(path, json.dumps(values, indent=1) + "\n")

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
-from cpgan_ray.common.atomic_io import write_bytes, write_text
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, no_link, open_to_append, write_bytes, write_text
 from cpgan_ray.common.ownership import SUFFIX, sign
 from cpgan_ray.common.signals import requested
 from cpgan_ray.common.text import printable
@@ -150,6 +150,9 @@ class Tracker:
 
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
+        no_link(output / "report")
+        if not resume:  # else it is read, and replaced
+            no_link(output / "metrics.jsonl")
         self.config, self.output = config, output
         self.missed: list[tuple[str, Callable[[], object]]] = []
         with open_store(config.tracking, output) as self.client:
@@ -171,7 +174,7 @@ class Tracker:
             output.mkdir(parents=True, exist_ok=True)
             if resume:
                 forget_rounds(output / "metrics.jsonl", played)
-            self.jsonl = (output / "metrics.jsonl").open("a")
+            self.jsonl = open_to_append(output / "metrics.jsonl")
             if not resume:
                 self.describe(dataset, params or {})
         except BaseException:
@@ -204,7 +207,7 @@ class Tracker:
         }
         mlflow.log_params(redacted_values(params | dict(more)))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}
-        local = ("output", "data_dir", "cache_dir", "shared_cache", "data.digest", "runtime.", "recovery.", "tracking.")
+        local = ("output", "data_dir", "cache_dir", "shared_cache", "trust", "data.digest", "runtime.", "recovery.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
         mlflow.set_tags({f"changed.{name}": redacted(str(value)) for name, value in changed.items()})
         with warnings.catch_warnings():
@@ -251,7 +254,7 @@ class Tracker:
     def log_events(self, events: Sequence[Event]) -> None:
         """Losses that the game survived: a line each on standard error and in `events.jsonl`, and two metrics."""
         for event in events:
-            with (self.output / EVENTS).open("a") as file:
+            with open_to_append(self.output / EVENTS) as file:
                 file.write(json.dumps(redacted_values(asdict(event))) + "\n")
             self.log({"fault/replayed_rounds": event.replayed, "fault/recovery_s": event.seconds}, step=event.round)
             self.attempt(EVENTS, lambda: mlflow.log_artifact(str(self.output / EVENTS)))
@@ -265,8 +268,9 @@ class Tracker:
     def log_panel(self, panel: Image.Image, *, step: int) -> None:
         """A picture of reconstructions: in the run's images by step, and beside the report."""
         self.attempt("a panel", lambda: mlflow.log_image(panel, key="reconstructions", step=step))
-        (self.output / "report").mkdir(exist_ok=True)
-        panel.save(self.output / "report" / f"reconstructions-{step:06d}.png")
+        report = make_folder(self.output / "report")
+        with atomic_path(report / f"reconstructions-{step:06d}.png") as temporary:
+            panel.save(temporary, "PNG")
 
     def log_folder(self, folder: Path, name: str) -> None:
         """All files of a folder as artifacts; a report's panels also among the run's images."""
@@ -327,9 +331,7 @@ def forget_rounds(path: Path, played: int) -> None:
     """Leave the lines of the first `played` rounds in a `metrics.jsonl`."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] < played]
-    beside = path.with_name(path.name + ".part")
-    beside.write_text("".join(kept))
-    beside.replace(path)
+    write_text(path, "".join(kept))
 
 
 def log_model(name: str, program: Path, example: np.ndarray) -> None:

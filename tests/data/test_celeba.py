@@ -415,7 +415,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
     )
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + HANG_S
-    while len(shards := sorted((layout / ".cpgan").glob("*.partial/train-*.arrow"))) < 2:
+    while len(shards := sorted((layout / ".cpgan").glob("*.partial/train-*.arrow.owner"))) < 2:
         assert child.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -430,6 +430,42 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
     assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [40, 12, 8]
     assert np.abs(dataset.train.take(np.array([0]))[0].astype(int) - expected).mean() < 2
     assert [p for p in (layout / ".cpgan").iterdir() if p.suffix == ".partial"] == []
+
+
+def test_processes_that_prepare_one_store_survive_the_death_of_the_one_at_work(layout, tmp_path):
+    code = (
+        "import os, time; from pathlib import Path; from cpgan_ray import data; from cpgan_ray.config import *;"
+        "from cpgan_ray.data import celeba, store; store.writing.SHARD_ROWS = 4; original = celeba.decode_block;"
+        f"working = lambda: [Path({str(tmp_path / 'working')!r}).write_text(str(os.getpid())), time.sleep(0.1)];"
+        "celeba.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
+        f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=DataConfig(dataset='celeba', image_size=16)), progress=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    workers = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    deadline = time.monotonic() + HANG_S
+    while len(list((layout / ".cpgan").glob("*.partial/train-*.arrow.owner"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    [partial] = (layout / ".cpgan").glob("*.partial")
+    holder = next(worker for worker in workers if str(worker.pid) == (tmp_path / "working").read_text())
+    holder.kill()
+    said = [worker.communicate(timeout=HANG_S)[1] for worker in workers]
+    assert [worker.returncode for worker in workers if worker is not holder] == [0, 0], said
+    assert sorted(p.name for p in (layout / ".cpgan").iterdir()) == [partial.stem, partial.stem + ".lock"]
+    dataset = _with_shards_of(4, lambda: load(layout))
+    np.testing.assert_array_equal(dataset.train.labels, np.random.default_rng(0).choice([-1, 1], (60, 4))[:40] > 0)
+    assert {path.suffix for path in dataset.folder.iterdir()} == {".arrow", ".json", ".owner"}
+
+
+def test_a_store_that_is_replaced_while_in_use_is_read_to_its_end_and_not_mistaken_later(layout):
+    dataset = load(layout)
+    expected, pickled = everything(dataset), pickle.dumps(dataset)
+    other = load(layout, image_size=12)
+    dataset.folder.rename(layout / "away")
+    shutil.copytree(other.folder, dataset.folder)
+    np.testing.assert_array_equal(everything(dataset), expected)
+    with pytest.raises(InputError, match=f"it holds store '{other.digest}' instead of {dataset.digest}"):
+        pickle.loads(pickled)
 
 
 def _with_shards_of(rows: int, call: Callable[[], data.Dataset]) -> data.Dataset:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cpgan_ray.data import genki4k
+from cpgan_ray.data.decoding import Decoded
 from cpgan_ray.errors import InputError
 
 REAL = Path(os.environ.get("CPGAN_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "genki4k" / "genki4k_64.parquet"
@@ -101,7 +102,7 @@ def test_the_original_split_of_4000_is_the_one_of_the_crops(tmp_path, monkeypatc
     for i in range(4000):
         (tmp_path / "files" / f"file{i + 1:04d}.jpg").touch()
     (tmp_path / "labels.txt").write_text("1 0 0 0\n" * 2162 + "0 0 0 0\n" * 1838)
-    monkeypatch.setattr(genki4k, "_decoded", lambda path, image_size: np.zeros((1, 1, 3), np.uint8))
+    monkeypatch.setattr(genki4k, "_decoded", lambda path, image_size: Decoded(np.zeros((1, 1, 3), np.uint8)))
     rows = genki4k.read(tmp_path).rows
     assert rows["test"].tolist() == [*range(1562, 2162), *range(3400, 4000)]
     assert {name: len(part) for name, part in rows.items()} == {"train": 2520, "val": 280, "test": 1200}

@@ -166,3 +166,10 @@ def test_the_real_files_have_the_official_sizes_and_the_known_mean_error(tmp_pat
     mean = samples.values[samples.rows["train"], ..., 0].mean(axis=0)
     assert np.square(test).mean() == pytest.approx(7418, rel=2e-3)  # of an all black guess
     assert np.square(test - mean).mean() == pytest.approx(4387, rel=1e-3)
+
+
+def test_file_that_unpacks_as_no_pictures_do_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 1 << 20, 28, 28) + bytes(10_000)))
+    with pytest.raises(InputError, match=r"promises 822083584 bytes in a file of \d+, as no pictures pack"):
+        mnist.read_idx(path, shape=(28, 28))

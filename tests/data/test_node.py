@@ -138,7 +138,7 @@ def test_an_interrupted_fetch_goes_on_with_the_files_that_are_not_there(s3, tmp_
     data.load(config, progress=False)
     again = [name for name, count in (s3.reads - before).items() if before[name] and count and name.split("/")[-1] in str(there)]
     assert again == []
-    assert not [name for name in below(tmp_path / "cache") if name.endswith(".part")]
+    assert not [name for name in below(tmp_path / "cache") if name.endswith((".part", ".tmp"))]
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_not_kept(tmp_path, layout):
@@ -273,7 +273,7 @@ def test_a_node_that_has_never_seen_a_uri_learns_which_store_it_makes(layout, s3
     assert files(second.folder) == files(first.folder)
     assert {name.partition("/")[0] for name in s3.reads} == {"stores"}, "nothing of the source is read"
     assert below(tmp_path / "two") == [
-        f"{first.digest}/{name}" for name in sorted([*files(first.folder), "manifest.json", store.VERIFIED])
+        f"{first.digest}/{name}" for name in sorted([*files(first.folder), "manifest.json", "manifest.json.owner", store.VERIFIED])
     ]
     other = data.load(configure(tmp_path / "two", uri, shared, image_size=12), progress=False)
     assert other.image_shape == (12, 12, 3)
@@ -321,8 +321,10 @@ def flip(path: Path, at: int = 500) -> None:
     path.write_bytes(content)
 
 
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def reseal(path: Path, **changes: Any) -> None:
+    values = json.loads(path.read_text()) | changes
+    del values["checksum"]
+    path.write_text(store.sealed(values))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -331,7 +333,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no file": (lambda f: next(f.glob("*-test.arrow")).unlink(), "test.arrow is missing"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
     "another store's manifest": (
-        lambda f: edit(f / "manifest.json", digest="0" * 16),
+        lambda f: reseal(f / "manifest.json", digest="0" * 16),
         f"manifest.json is that of store '{'0' * 16}'",
     ),
 }

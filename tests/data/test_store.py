@@ -34,7 +34,7 @@ def test_what_is_written_is_read(tmp_path, make_store):
     assert dataset.digest == "d1"
     assert dataset.image_shape == (8, 6, 3)
     files = sorted(p.name for p in (tmp_path / "store").iterdir())
-    assert files == ["manifest.json", "test.arrow", "train.arrow", "val.arrow", "verified.json"]
+    assert files == ["manifest.json", "manifest.json.owner", "test.arrow", "train.arrow", "val.arrow", "verified.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
@@ -135,7 +135,7 @@ def test_a_build_interrupted_between_splits_keeps_the_finished_ones(tmp_path, ma
 
     with pytest.raises(KeyboardInterrupt):
         store.build(tmp_path / "store", _with(plan, fetch=train_only), progress=False)
-    assert [p.name for p in (tmp_path / "store.partial").iterdir()] == ["train.arrow"]
+    assert sorted(p.name for p in (tmp_path / "store.partial").iterdir()) == ["train.arrow", "train.json", "train.json.owner"]
     store.build(tmp_path / "store", _with(plan, fetch=rest_only), progress=False)
     np.testing.assert_array_equal(store.open_store(tmp_path / "store").train.take(np.arange(35)), images[:35])
 
@@ -181,13 +181,13 @@ DAMAGE = {
     "empty manifest": (lambda f: (f / "manifest.json").write_text(""), "manifest.json cannot be read"),
     "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json cannot be read"),
     "other manifest": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
-    "old format": (lambda f: _edit(f, format=0), "has format 0, this version reads 2"),
+    "old format": (lambda f: _edit(f, format=0), "has format 0, this version reads 3"),
     "no file": (lambda f: (f / "val.arrow").unlink(), "val.arrow is missing"),
     "cut file": (lambda f: (f / "train.arrow").write_bytes((f / "train.arrow").read_bytes()[:-1]), "train.arrow has"),
     "bad end": (lambda f: _overwrite(f / "test.arrow", at=-400, blob=b"x" * 400), "test.arrow is damaged"),
     "bad footer": (lambda f: _overwrite(f / "test.arrow", at=-400, blob=b"\xff" * 380), "test.arrow is damaged"),
-    "other labels": (lambda f: _edit(f, label_names=["A", "B", "C"]), "train.arrow does not hold"),
-    "other shape": (lambda f: _edit(f, image_shape=[6, 8, 3]), "train.arrow does not hold"),
+    "other labels": (lambda f: _edit(f, label_names=["A", "B", "C"]), "manifest.json is damaged, its checksum"),
+    "other shape": (lambda f: _edit(f, image_shape=[6, 8, 3]), "manifest.json is damaged, its checksum"),
 }
 
 

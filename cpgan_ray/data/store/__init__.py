@@ -1,25 +1,17 @@
 """The prepared store: one Arrow IPC file per split, memory-mapped, so that all processes of a node share one copy.
 
 Columns: `image` (fixed-shape tensor, H x W x C: uint8 pictures or float32 signals), `identity` (int64), then one int8 column per
-label: 0/1, or the number of a class. A `manifest.json` beside the files says what they hold, with their SHA-256: what is opened is,
-byte for byte, what was written (`verify`). `build` writes a store shard by shard: an interrupted build goes on where it stopped,
-and nothing has the final name before it is complete.
+label: 0/1, or the number of a class. A `manifest.json` next to the files says what they hold, where in the file each column is,
+and their SHA-256: what is opened is, byte for byte, what was written (`verify`), and lies inside the file (`map_split`). `build`
+writes a store shard by shard: an interrupted build goes on where it stopped, and nothing has the final name before it is
+complete.
 """
 
-from cpgan_ray.data.store.dataset import SPLITS, Dataset, Nature, Split
+from cpgan_ray.data.store.dataset import SPLITS, Dataset, Split
 from cpgan_ray.data.store.files import checksum, locked, progress_bar, say
-from cpgan_ray.data.store.reading import (
-    FORMAT,
-    MANIFEST,
-    VERIFIED,
-    Damaged,
-    Manifest,
-    checksums,
-    damaged,
-    open_store,
-    read_json,
-    verify,
-)
+from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, Damaged, Manifest, damaged, read_json, read_manifest, sealed
+from cpgan_ray.data.store.nature import Nature
+from cpgan_ray.data.store.reading import VERIFIED, checksums, open_store, verify
 from cpgan_ray.data.store.writing import Plan, build
 
 __all__ = [
@@ -41,6 +33,8 @@ __all__ = [
     "open_store",
     "progress_bar",
     "read_json",
+    "read_manifest",
     "say",
+    "sealed",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, one process at a time, and what is said meanwhile."""
+"""One process at a time, checksums, and what is said meanwhile."""
 
 import contextlib
 import errno
@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm import tqdm
 
+from cpgan_ray.common.locks import file_lock
 from cpgan_ray.errors import InputError
 
 UNWRITABLE = (
@@ -19,23 +20,6 @@ UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR),  # no place for a folder
 )
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; synced and renamed to `path` when the block ends well."""
-    beside = path.with_name(f".{path.name}.tmp")
-    yield beside
-    sync(beside)
-    beside.replace(path)
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def checksum(path: Path) -> str:
@@ -48,11 +32,11 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock that goes with `folder` (`<folder>.lock`), so that one process of the node makes it and the others wait.
 
     Raises:
-        InputError: the place cannot be written to, then or in the block, or is full.
+        InputError: the place cannot be written to, then or in the block, or is full; something else lies where the lock is kept.
     """
     with writable(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        lock = file_lock(folder.with_name(folder.name + ".lock"))
         try:
             lock.acquire(timeout=0.2)
         except Timeout:

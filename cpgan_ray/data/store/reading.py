@@ -4,45 +4,15 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from cpgan_ray.common.atomic_io import write_text
+from cpgan_ray.data.store.dataset import SPLITS, Dataset, map_split
+from cpgan_ray.data.store.files import checksum, locked
+from cpgan_ray.data.store.manifest import damaged, read_manifest
 
-from cpgan_ray.data.store.dataset import SPLITS, Dataset, Nature, open_split
-from cpgan_ray.data.store.files import checksum, locked, replacing
-from cpgan_ray.errors import InputError
-
-MANIFEST = "manifest.json"
-FORMAT = 2
-"""Version of the files; part of every digest, so that a new version never reads old files."""
 VERIFIED = "verified.json"
 """What `verify` remembers: the state of each file when its checksum was right."""
-K = TypeVar("K")
-
-
-@dataclass(frozen=True)
-class SplitFile:
-    """What a manifest says of one file."""
-
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The fields of `manifest.json` that are read."""
-
-    format: Literal[FORMAT]  # pyright: ignore[reportInvalidTypeForm]
-    digest: str
-    source: dict[str, Any]
-    label_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    nature: Nature
-    splits: dict[Literal["train", "val", "test"], SplitFile]
-    skipped: tuple[str, ...]
 
 
 def open_store(folder: Path) -> Dataset:
@@ -52,25 +22,15 @@ def open_store(folder: Path) -> Dataset:
         InputError: the store or one of its files is missing, truncated or damaged.
     """
     folder = folder.absolute()
-    manifest = read_json(folder, MANIFEST, kind=Manifest)
+    manifest = read_manifest(folder)
     for name in SPLITS:
         path, told = folder / f"{name}.arrow", manifest.splits.get(name)
         if told is None or not path.is_file():
             raise damaged(folder, f"{path.name} is missing")
         if path.stat().st_size != told.bytes:
             raise damaged(folder, f"{path.name} has {path.stat().st_size} bytes instead of {told.bytes}")
-    verify(folder, checksums(folder))
-    splits = {}
-    for name in SPLITS:
-        path = folder / f"{name}.arrow"
-        try:
-            split = open_split(path)
-        except Exception as e:  # whatever its content leads to
-            raise damaged(folder, f"{path.name} cannot be read ({' '.join(str(e).split())[:200]})") from e
-        told = (manifest.splits[name].rows, manifest.label_names, manifest.image_shape)
-        if (len(split), split.label_names, split.image_shape) != told:
-            raise damaged(folder, f"{path.name} does not hold what manifest.json says")
-        splits[name] = split
+    verify(folder, {f"{name}.arrow": told.sha256 for name, told in manifest.splits.items()})
+    train, val, test = (map_split(folder / f"{name}.arrow", manifest) for name in SPLITS)
     return Dataset(
         folder=folder,
         digest=manifest.digest,
@@ -78,7 +38,9 @@ def open_store(folder: Path) -> Dataset:
         image_shape=manifest.image_shape,
         nature=manifest.nature,
         skipped=manifest.skipped,
-        **splits,
+        train=train,
+        val=val,
+        test=test,
     )
 
 
@@ -87,38 +49,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
     Raises: InputError where the manifest is missing or damaged.
     """
-    return {f"{name}.arrow": told.sha256 for name, told in read_json(folder, MANIFEST, kind=Manifest).splits.items()}
-
-
-def read_json(folder: Path, name: str, *, kind: type[K]) -> K:
-    """A JSON file of a prepared folder, whose values must be of the types that `kind` says.
-
-    Raises: InputError where the file is missing, or holds something else.
-    """
-    try:
-        if not (folder / name).is_file():
-            raise damaged(folder, f"{name} is missing")
-        return TypeAdapter(kind).validate_json((folder / name).read_bytes(), strict=True)
-    except OSError as e:
-        raise damaged(folder, f"{name} cannot be read ({e.strerror})") from e
-    except ValidationError as e:
-        first = e.errors()[0]
-        if first["loc"] == ("format",) and first["type"] == "literal_error":
-            raise damaged(folder, f"{name} has format {first['input']!r:.40}, this version reads {FORMAT}") from e
-        where = " ".join(repr(part)[:40] for part in first["loc"])
-        raise damaged(folder, f"{name} cannot be read ({where}{': ' if where else ''}{first['msg']})") from e
-
-
-class Damaged(InputError):
-    """A prepared folder is not what was written."""
-
-    what: str = ""
-
-
-def damaged(folder: Path, what: str) -> Damaged:
-    error = Damaged(f"prepared store {folder}: {what}: delete this folder, it is prepared again")
-    error.what = what
-    return error
+    return {f"{name}.arrow": told.sha256 for name, told in read_manifest(folder).splits.items()}
 
 
 def verify(folder: Path, expected: Mapping[str, str]) -> None:
@@ -126,8 +57,7 @@ def verify(folder: Path, expected: Mapping[str, str]) -> None:
 
     Each node does that once: hashing 7.5 GB (200,000 pictures of 112 x 112) takes 7 s of a core, too much for every actor. What was
     found right is remembered beside the files with their size, inode and times of change, of which whatever writes to a file
-    alters one; for the next one that opens them that is 0.1 ms. Where nothing can be written, each process hashes. Nobody parses a
-    file before: Arrow ends the process over some damaged ones.
+    alters one; for the next one that opens them that is 0.1 ms. Where nothing can be written, each process hashes.
 
     Raises: InputError naming the file that is another one.
     """
@@ -161,5 +91,4 @@ def is_verified(folder: Path, checksums: Mapping[str, str]) -> bool:
 
 
 def remember(folder: Path, states: Sequence[object]) -> None:
-    with replacing(folder / VERIFIED) as beside:
-        beside.write_text(json.dumps(states))
+    write_text(folder / VERIFIED, json.dumps(states))
