@@ -560,8 +560,7 @@ class Config:
     output: Annotated[Path | None, LOCAL] = None
     """The run's folder (`config.json`, `metrics.jsonl`, exported models, report); none given: `outputs/<preset>-<time>`."""
     trust: Annotated[bool, LOCAL] = False
-    """Use files that another user has written: prepared stores that came with the data folder; with --resume also the folder that is
-    read."""
+    """Use files that another user has written: prepared stores that came with the data folder, and with --resume that folder."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be decoded and report how many, instead of stopping at the first."""
     seed: int = 0

@@ -1,6 +1,6 @@
 """Call each tensor operation that programs may be made of with random hostile arguments; print those that end the process.
 
-    python tools/fuzz_operations.py [--tries 300] [--only NAME.OVERLOAD ...]
+    python -m cpgan_ray.devtools.fuzz_operations [--tries 300] [--only NAME.OVERLOAD ...]
 
 Each operation has a process of its own, with limits on memory and time. Arguments follow the operation's schema: tensors of few
 elements and of types and shapes that rarely fit, indices and sizes that are huge, negative or zero.

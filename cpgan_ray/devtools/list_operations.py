@@ -1,6 +1,6 @@
 """Print the ATen operations that exported encoders of pictures are made of, one `name.overload` a line.
 
-    python tools/list_operations.py [--only PREFIX] [--no-decomposition] > measured.txt
+    python -m cpgan_ray.devtools.list_operations [--only PREFIX] [--no-decomposition] > measured.txt
 
 Needs timm and torchvision next to torch, in an environment of its own. Networks are built without weights. One small network of
 most families of timm and torchvision is exported with a dynamic batch and uint8 pictures, and once more
@@ -63,13 +63,13 @@ def operations(program: torch.export.ExportedProgram) -> set[str]:
 def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, int, int]]]:
     """Name, how to build it, size of its pictures."""
     with contextlib.suppress(ImportError):
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]
 
         for name in TORCHVISION.split():
             side = 299 if name == "inception_v3" else 224
             yield f"torchvision.{name}", lambda name=name: torchvision.models.get_model(name, weights=None), (3, side, side)
     with contextlib.suppress(ImportError):
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
 
         for name in TIMM.split():
             config = timm.get_pretrained_cfg(name, allow_unregistered=True)

@@ -6,12 +6,12 @@ Three lists of `name.overload` in torch.ops.aten:
   size of a tensor, or have outputs whose size depends on the data;
 * MEASURED: what else exports of networks of torchvision 0.28.0 (21 families, as exported and decomposed) and timm 1.0.31 (vit,
   swin, beit, convnext, convnextv2, efficientnet_lite, mobilenetv3, mobilevit, resnet-t, regnet, repvgg, ghostnet, edgenext,
-  halonet, gernet, as exported) contain: `tools/list_operations.py` prints it, and knows more families;
+  halonet, gernet, as exported) contain: `devtools/list_operations.py` prints it, and knows more families;
 * COMMON: what else a network's `forward` is usually written with, on dense tensors.
 
 Left out on purpose: sparse, quantised, nested and foreign tensors, everything named unsafe or internal that no export contains,
-files, printing, `set_`, `resize_`, and `empty` and the like, which show what was in memory before. `tools/fuzz_operations.py` calls
-operations with random hostile arguments; those whose kernels crash (`_fft_r2c`, `_fft_c2r`, `native_group_norm`) are not on the
+files, printing, `set_`, `resize_`, and `empty` and the like, which show what was in memory before. `devtools/fuzz_operations.py`
+calls operations with random hostile arguments; those whose kernels crash (`_fft_r2c`, `_fft_c2r`, `native_group_norm`) are not on the
 lists, while their checked forms, which exports contain before decomposition (`fft_rfft`, `group_norm`), are.
 """
 
