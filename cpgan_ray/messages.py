@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Metrics = dict[str, float]
-"""Metric name (a path, defined in the README's dictionary) -> value."""
+"""Metric name (a path, defined in metrics.py, explained in docs/outputs.md) -> value."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

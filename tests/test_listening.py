@@ -1,5 +1,5 @@
-"""What the project starts, and a head started as the README says, is reached from this machine alone; a head asks for a token;
-`ray job stop` is polite."""
+"""What the project starts, and a head started as docs/getting-started.md has it, is reached from this machine only; a head asks for
+a token; `ray job stop` leaves time for a checkpoint."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def test_a_job_on_a_local_cluster_listens_on_loopback_alone_has_a_token_and_repo
 
 @dataclass(frozen=True)
 class Head:
-    """A cluster of one node that was started as the README says."""
+    """A cluster of one node that was started as in docs/getting-started.md."""
 
     process: subprocess.Popen[str]
     url: str

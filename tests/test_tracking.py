@@ -28,8 +28,6 @@ from cpgan_ray.tracking import Console, Tracker, ensure_trackable, read_trials
 from cpgan_ray.tracking.run import BATCH_LIMIT, log_dataset
 from cpgan_ray.tracking.store import open_store
 
-README = Path(__file__).parents[1] / "README.md"
-
 
 @pytest.fixture
 def dataset(tiny: Callable[..., Config]) -> Dataset:
@@ -344,11 +342,6 @@ def test_every_metric_that_the_game_returns_is_in_the_dictionary(tiny, schedule)
     names = {name for metrics in played for name in metrics} - {"round"}
     unknown = {name for name in names if not any(re.fullmatch(pattern(known), name) for known in DICTIONARY)}
     assert unknown == set()
-
-
-def test_the_readme_explains_every_metric():
-    text = README.read_text()
-    assert [name for name in DICTIONARY if f"`{name}`" not in text] == [], "these are missing in the README's dictionary of metrics"
 
 
 # ------------------------------------------------------------------------------------------- a store that goes away

@@ -29,7 +29,7 @@ CHECKS: dict[str, Callable[[Path], list[str]]] = {
 def copy(tmp_path: Path) -> Path:
     """The part of the repository that the checks look at, with secrets."""
     for name in ("cluster", "jobs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "figures", ".env"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".env"))
     locks = sorted(path.name for path in ROOT.glob("requirements*.lock"))
     for name in ("pyproject.toml", "Makefile", *locks, "README.md", "LICENSE", "cpgan_ray/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
