@@ -25,7 +25,7 @@ from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.judging import degenerate, judge_codes, on_ray, read_errors
 from cpgan_ray.process import available_cpus, set_up_process
 from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
-from cpgan_ray.training import about, check_undefended, headline, output_folder
+from cpgan_ray.training import about, check_undefended, ensure_unused, headline, output_folder
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,17 @@ def attack(target: Target, job: AttackJob) -> Gate:
 
     Raises: InputError for anything the user can mend, before anything is written to the output folder.
     """
-    with output_folder(job.output, "attack", parent=target.folder if target.kept else None) as output:
-        return attack_into(output, target, job)
-
-
-def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
-    """The same with its output in a folder that is this attack's."""
     started = time.perf_counter()
     if on_ray(job.runtime):
         ensure_unchanged()
     set_up_process(threads=job.runtime.threads or available_cpus())
+    beside = target.folder if target.kept else None
+    place = job.output or (beside or Path("outputs").resolve()) / "attack"
+    if job.output is not None:
+        ensure_unused(job.output, resume=False)  # now, not after the codes of a whole data set
     encoder = open_encoder(target.program, job.encoder)
-    config = attacked_config(target, job, encoder, output)
-    ensure_trackable(config.tracking, output)
+    config = attacked_config(target, job, encoder, place)
+    ensure_trackable(config.tracking, place)
     check_undefended(config)
     other = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
@@ -72,32 +70,41 @@ def attack_into(output: Path, target: Target, job: AttackJob) -> Gate:
         connect(config.runtime)
     tags = {"attacked": target.run_id or str(target.program)}
     tracked = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
-    with defer_signals() as stop, tracked(config, output) as tracker, stop.allowed():
-        judged = judge_codes(
-            Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels),
-            runtime=config.runtime,
-            logits=logits,
-            about=(about(config) if target.config else about_encoder(config, encoder)) | {"attacked": encoder.about()},
-            curves=curves,
-            undefended=config.tracking.undefended,
-            against=job.against,
-        )
-        told = {f"utility/{name}": value for name, value in judged.report["utility"].items()}
-        found = metrics(judged.verdict) | told
-        tracker.log(found | {"time/total_s": time.perf_counter() - started}, step=0)
-        tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
-        judged.write(output / "report")
-        tracker.log_folder(output / "report", "report")
-        if why := degenerate(judged.report):
-            tracker.tag("code.degenerate", why[0])
-        stop.complete()
-    failures: list[str] = []
-    if job.fail_above is not None:
-        r2 = judged.verdict.strongest.score.r2
-        failures = degenerate(judged.report) + ([f"strongest R2 {r2:.4f} is above {job.fail_above}"] if r2 > job.fail_above else [])
+    material = Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
+    told_about = (about(config) if target.config else about_encoder(config, encoder)) | {"attacked": encoder.about()}
+    with output_folder(job.output, "attack", parent=beside) as output:
+        config = dataclasses.replace(config, output=output)
+        with defer_signals() as stop, tracked(config, output) as tracker, stop.allowed():
+            judged = judge_codes(
+                material,
+                runtime=config.runtime,
+                logits=logits,
+                about=told_about,
+                curves=curves,
+                undefended=config.tracking.undefended,
+                against=job.against,
+            )
+            utility = {f"utility/{name}": value for name, value in judged.report["utility"].items()}
+            seconds = {"time/total_s": time.perf_counter() - started}
+            tracker.log(metrics(judged.verdict) | utility | seconds, step=0)
+            tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
+            judged.write(output / "report")
+            tracker.log_folder(output / "report", "report")
+            if why := degenerate(judged.report):
+                tracker.tag("code.degenerate", why[0])
+            stop.complete()
+    failures = gate_failures(judged.report, job.fail_above)
     summary = {"run_id": tracker.run_id, "output": str(output), **headline(judged.report)}
     summary |= {"passed": not failures, "seconds": round(time.perf_counter() - started, 1)}
-    return Gate(summary, tuple(failures))
+    return Gate(summary, failures)
+
+
+def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str, ...]:
+    """Why a report does not pass the gate at this R2; nothing without a gate."""
+    if fail_above is None:
+        return ()
+    r2 = report["privacy"]["strongest"]["r2"]
+    return (*degenerate(report), *([f"strongest R2 {r2:.4f} is above {fail_above}"] if r2 > fail_above else []))
 
 
 def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Path) -> Config:

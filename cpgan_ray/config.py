@@ -649,7 +649,7 @@ class EncoderConfig:
 
     __pydantic_config__ = STRICT
 
-    outputs: tuple[str, ...] = ()
+    outputs: Annotated[tuple[str, ...], PORTABLE] = ()
     """Outputs that are attacked, by name; none given: all together."""
     stochastic: bool = False
     """Declare a stochastic release: the encoder may draw random numbers, and is tested for differing by independent noise only."""

@@ -99,7 +99,9 @@ def test_a_run_ends_with_status_0_and_a_line_of_json_that_sums_it_up(finished):
 
 
 def test_a_run_says_on_standard_error_how_it_gets_on_and_nothing_else(finished):
-    known = re.compile(r"round \d+/5, |attack \d+/\d+: \w+ \((leaked|fresh|labels)( \d+ %)?\), tuning R2 -?\d\.\d+, \d+ s$")
+    attacked = r"attack \d+/\d+: \w+ \((leaked|fresh|labels)( \d+ %)?\), tuning R2 -?\d\.\d+, \d+ s$"
+    accuracies = r"accuracy \d\.\d+, majority accuracy \d\.\d+, balanced accuracy \d\.\d+$"
+    known = re.compile(rf"round \d+/5, |{attacked}|{accuracies}|warning: ")
     assert [line for line in finished.ran.stderr.splitlines() if not known.match(line)] == []
 
 

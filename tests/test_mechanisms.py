@@ -11,7 +11,7 @@ from cpgan_ray import theory
 from cpgan_ray.comparison import held_to_theory, linear_code
 from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
 from cpgan_ray.data import Dataset, load
-from cpgan_ray.data.base import pictures, training_batch
+from cpgan_ray.data.base import pictures, representative_rows, training_batch
 from cpgan_ray.data.gaussian import mixture
 from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms import MECHANISMS, games
@@ -19,6 +19,7 @@ from cpgan_ray.mechanisms.base import samples, taught
 from cpgan_ray.mechanisms.games import feature_length
 from cpgan_ray.mechanisms.noise import drawn
 from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.nets.statistics import refresh_statistics
 from cpgan_ray.objectives import accuracy, utility_loss
 from cpgan_ray.presets import for_comparison, preset
 from cpgan_ray.privatizer import fit_input, to_input
@@ -242,7 +243,11 @@ def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
             moved(decoding, nn.functional.mse_loss(decoder(encoder(x)), target))
         z = encoder(x)
         moved(against, alpha * utility_loss(head(z), y) - (1 - alpha) * nn.functional.mse_loss(decoder(z), target))
-    head.eval()
+    shown = [
+        to_input(dataset.train.take(rows), torch.device("cpu"))
+        for rows in representative_rows(len(dataset.train), plain.batch_size)
+    ]
+    refresh_statistics(head, [encoder(x).detach() for x in shown])
     found = MECHANISMS["ran"].release(plain, alpha, dataset)
     with torch.no_grad():
         codes = encoder(to_input(np.concatenate(list(dataset.test.iter_batches(500))), torch.device("cpu")))

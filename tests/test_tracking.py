@@ -323,12 +323,14 @@ def test_a_tracking_store_that_cannot_be_used_stops_the_run_in_one_line_that_nam
 
 def test_the_console_says_in_one_line_on_standard_error_how_the_game_stands(capsys):
     console = Console(total_rounds=4, rounds_per_epoch=2, names=["ridge"])
-    metrics = {"utility/batch_accuracy": 0.75, "utility/val_accuracy": 0.7, "adversary/ridge/r2": 0.125}
+    validation = {"utility/val_accuracy": 0.7, "utility/val_majority_accuracy": 0.6, "utility/val_balanced_accuracy": 0.65}
+    metrics = {"utility/batch_accuracy": 0.75, **validation, "adversary/ridge/r2": 0.125}
     console.show([{"round": 2.0, **metrics}, {"round": 3.0, **metrics}])
     console.close()
     said = capsys.readouterr()
     assert said.out == ""
-    assert re.fullmatch(r"round 4/4, \d+\.\d rounds/s, epoch 2, accuracy 0\.750, validation 0\.700, ridge R2 0\.125\n", said.err)
+    validated = r"validation 0\.700 \(majority guess 0\.600, balanced 0\.650\)"
+    assert re.fullmatch(rf"round 4/4, \d+\.\d rounds/s, epoch 2, accuracy 0\.750, {validated}, ridge R2 0\.125\n", said.err)
 
 
 def pattern(name: str) -> str:

@@ -62,9 +62,10 @@ def draw_plane(one: Axes, trials: Sequence[Trial], *, reference: Reference | Non
         best, colour = front(some), colours[method]
         name = f"front of {figures.plain(shorten(method))}\n" if many else "front "
         told = name.strip() if reference is None else f"{name}(hypervolume {hypervolume(some, reference):.4f})"
-        # from below up to the most private point, and from the most accurate one on to the right
-        x, y = [best[0].strongest_r2, *(p.strongest_r2 for p in best), FAR], [-FAR, *(p.accuracy for p in best), best[-1].accuracy]
-        one.plot(x, y, drawstyle="steps-post", color=colour if many else "black", linewidth=1.4, label=told, zorder=2)
+        if best:  # from below up to the most private point, and from the most accurate one on to the right
+            x = [best[0].strongest_r2, *(p.strongest_r2 for p in best), FAR]
+            y = [-FAR, *(p.accuracy for p in best), best[-1].accuracy]
+            one.plot(x, y, drawstyle="steps-post", color=colour if many else "black", linewidth=1.4, label=told, zorder=2)
         for p, shade in zip(some, [colour] * len(some) if many else weight_colours(one, some), strict=True):
             size = area(p, ks)
             draw_point(
