@@ -55,6 +55,8 @@ JOB = Path(__file__).parents[1] / "jobs" / "attack.py"
 SIDE = 16
 DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2)
 """Those of the small configuration in conftest.py, which the cache has."""
+ONE_LABEL = dataclasses.replace(DATA, labels=("Male",))
+"""A task that a small network learns in seconds: a code that answers nothing passes no gate."""
 ATTACKS = AttackConfig(
     names=("ridge", "nearest"), mlp_widths=(16,), kernel_features=16, epochs=1, doublings=0, restarts=1, shares=(0.25,)
 )
@@ -93,7 +95,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_te
         privacy_weight=0.01,
         output=folder / "run",
         cache_dir=cache_dir,
-        data=dataclasses.replace(DATA, labels=("Male",)),
+        data=ONE_LABEL,
         privatizer=PrivatizerConfig(family="linear", learning_rate=1e-2),
         utility=UtilityConfig(hidden=16, learning_rate=1e-2),
         adversaries={"ridge": RidgeConfig(bank=1, components=8)},
@@ -247,7 +249,9 @@ def test_a_gate_that_passes_one_variant_alone_and_a_comparison_with_itself(train
     assert {row["variant"] for row in rows} == {"leaked"}
     assert len(report["attacks"]) == len(ATTACKS.names)
     comparison = report["comparison"]
-    assert comparison == {"other": str(trained.output), "r2": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert comparison["other"] == str(trained.output)
+    for name in ("r2", "low", "high"):  # codes are computed in other batches, so that they may differ in the last digit
+        assert comparison[name] == pytest.approx(0, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoders alone
@@ -420,7 +424,7 @@ def test_flags_that_are_not_given_are_the_runs_own(trained):
     assert (target.program, target.run_id) == (trained.output / "privatizer.pt2", trained.summary["run_id"])
     assert target.config is not None
     assert (target.config.k, target.config.output) == (6, trained.output)
-    assert (job.data, job.runtime, job.seed, job.cache_dir) == (DATA, target.config.runtime, 0, target.config.cache_dir)
+    assert (job.data, job.runtime, job.seed, job.cache_dir) == (ONE_LABEL, target.config.runtime, 0, target.config.cache_dir)
     assert (job.attacks.epochs, job.attacks.names, job.attacks.shares) == (7, ATTACKS.names, ATTACKS.shares)
 
 
@@ -444,8 +448,7 @@ def test_the_utility_is_that_of_the_runs_head_where_the_data_have_its_labels(tra
     logits = head_logits(target, codes, dataset, target.config)
     found = utility_of(logits, dataset, target.config.data.labels, seed=target.config.seed)
     assert found == pytest.approx(trained.report["utility"], abs=2e-3)
-    fewer = dataclasses.replace(dataset, label_names=dataset.label_names[1:])
-    assert head_logits(target, codes, fewer, target.config) == {}
+    assert head_logits(target, codes, dataset, dataclasses.replace(target.config, data=DATA)) == {}, "DATA has more labels"
 
 
 def test_curves_are_the_r2_of_each_training_adversary_by_round(trained, tmp_path):
@@ -457,7 +460,7 @@ def test_curves_are_the_r2_of_each_training_adversary_by_round(trained, tmp_path
     assert read_curves(tmp_path / "metrics.jsonl") == {"rbf": ([0, 2], [0.25, -0.125]), "mlp": ([1], [0.5])}
     assert read_curves(tmp_path / "nowhere.jsonl") == {}
     (rounds, r2) = read_curves(trained.output / "metrics.jsonl")["ridge"]
-    assert rounds == [0, 1, 2, 3]
+    assert rounds == list(range(16))
     assert all(-1 < value < 1 for value in r2)
 
 
@@ -610,7 +613,7 @@ FAILURES = {
     "run of no name": Failure(
         lambda f: [written(f / "run/config.json", '{"run_id": ["a"]}').parent], r"\S+ is damaged \(run_id is"
     ),
-    "torn metrics": Failure(lambda f: [cut(f / "run/metrics.jsonl").parent], r"\S+/metrics\.jsonl, line \d is damaged"),
+    "torn metrics": Failure(lambda f: [cut(f / "run/metrics.jsonl").parent], r"\S+/metrics\.jsonl, line \d+ is damaged"),
     "objects for errors": Failure(
         lambda f: [f / "run", "--against", marked_errors(f / "other")], r"\S+/other/errors\.npz is damaged \(ValueError\)"
     ),
@@ -758,7 +761,7 @@ def test_a_strangers_run_sends_nothing_to_where_it_says(trained, cache_dir, job,
         r"--trust to use what it says",
         first,
     )
-    assert all(re.match(r"attack \d", line) for line in rest)
+    assert all(re.match(r"attack \d|accuracy 0|warning: Male = ", line) for line in rest)
     assert listener.heard == []
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert listener.address not in json.dumps(written)
