@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from cpgan_ray.actors.tasks import fit_on_ray
-from cpgan_ray.config import AttackConfig, Config, DataConfig, RuntimeConfig
-from cpgan_ray.data import load
+from cpgan_ray.config import AttackConfig, Config, DataConfig, EncoderConfig, RuntimeConfig
+from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders import Encoder, encode_all
 from cpgan_ray.evaluation.fitting import Entry, Made, Material, entries, in_process, make, trained_against
+from cpgan_ray.evaluation.runners import Runner
 from cpgan_ray.evaluation.tournament import Verdict, as_json, judge, linear_code_r2, metrics
 from cpgan_ray.judging import limits, references, threat_model
 from cpgan_ray.metrics import DICTIONARY
@@ -32,10 +34,16 @@ def half_size(pictures: np.ndarray) -> np.ndarray:
     return pictures.reshape(b, c, h // 4, 4, w // 4, 4).mean(axis=(3, 5)).reshape(b, -1).astype(np.float32)
 
 
+def plain_encoder(dataset: Dataset, encode: Callable[[np.ndarray], np.ndarray]) -> Encoder:
+    """A function of stored pictures (B, C, H, W) as an encoder."""
+    runner = Runner((), lambda x: {"z": encode(x)})
+    return Encoder(dataset.folder, runner, dataset.image_shape, raw=True, settings=EncoderConfig())
+
+
 @pytest.fixture(scope="module")
 def material(tiny_config: Config) -> Material:
     dataset = load(tiny_config, progress=False)
-    encoder = Encoder(dataset.folder, dataset.image_shape, half_size)
+    encoder = plain_encoder(dataset, half_size)
     return Material(dataset, encode_all(encoder, dataset), SMALL, seed=0, task=("Male",))
 
 
@@ -67,7 +75,7 @@ def test_of_signals_the_decoders_are_made_along_time(tmp_path):
     lay_out(tmp_path)
     data = DataConfig(dataset="har")
     dataset = load(Config(data=data, data_dir=tmp_path, cache_dir=tmp_path / "cache"), progress=False)
-    first = Encoder(dataset.folder, dataset.image_shape, lambda x: x[:, :, :3, 0].reshape(len(x), -1))
+    first = plain_encoder(dataset, lambda x: x[:, :, :3, 0].reshape(len(x), -1))
     small = replace(SMALL, decoder_width=2)
     material = Material(dataset, encode_all(first, dataset), small, seed=0, trained_against=("paper",))
     assert {"decoder", "resnet_decoder"} < {e.name for e in entries(AttackConfig(), dataset) if e.counts}
