@@ -37,7 +37,7 @@ def half_size(pictures: np.ndarray) -> np.ndarray:
 def plain_encoder(dataset: Dataset, encode: Callable[[np.ndarray], np.ndarray]) -> Encoder:
     """A function of stored pictures (B, C, H, W) as an encoder."""
     runner = Runner((), lambda x: {"z": encode(x)})
-    return Encoder(dataset.folder, runner, dataset.image_shape, raw=True, settings=EncoderConfig())
+    return Encoder(dataset.folder / "manifest.json", runner, dataset.image_shape, raw=True, settings=EncoderConfig())
 
 
 @pytest.fixture(scope="module")
