@@ -270,11 +270,11 @@ def searched(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, mlfl
     folder = tmp_path_factory.mktemp("search")
     shutil.copy(mlflow_template, folder / "mlflow.db")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    changes = {"runtime.backend": "ray", "epochs": 4, "tracking.uri": uri, "output": str(folder / "out")}
-    learnable = {"data.labels": ["Male"], "privacy_weight": 0.01, "privatizer.family": "linear", "utility.learning_rate": 1e-2}
+    changes = {"runtime.backend": "ray", "epochs": 8, "tracking.uri": uri, "output": str(folder / "out")}
+    learnable = {"data.labels": ["Male"], "privacy_weight": 0.01, "privatizer.width": 16, "utility.learning_rate": 5e-3}
     config = override(tiny_config, changes | learnable)
     config = Config(**{**vars(config), "adversaries": {"rbf": config.adversaries["rbf"]}})
-    over = ("privatizer.learning_rate=1e-2,1e30", "k=4")
+    over = ("privatizer.learning_rate=5e-3,1e30", "k=4")
     job = SearchJob(over=over, searcher="grid", seeds=2, max_r2=0.9, config=config)
     found = search(job)
     return Searched(folder / "out", uri, job, found.summary, found.text)
@@ -359,7 +359,7 @@ def test_the_recommendation_is_the_exact_command_that_trains_it(searched):
     best = searched.summary["recommended"]
     assert best == searched.frontier["recommended"]
     assert best["command"].startswith("python jobs/train_celeba.py tiny ")
-    assert {"--k 4", "--privatizer.learning-rate 0.01"} <= set(re.findall(r"--\S+ [^-]\S*", best["command"]))
+    assert {"--k 4", "--privatizer.learning-rate 0.005"} <= set(re.findall(r"--\S+ [^-]\S*", best["command"]))
     assert best["command"] in searched.text
 
 
