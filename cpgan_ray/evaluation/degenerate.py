@@ -19,7 +19,7 @@ from cpgan_ray.objectives import mean_balanced_accuracy, of_classes, right_answe
 
 Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "rare_class"]
 NO_VARIATION = 1e-6
-"""Spread of a code, relative to its size, that is rounding of float32."""
+"""Range of a coordinate, relative to its size, that is rounding of float32."""
 UNEVEN = 4.0
 """Largest ratio of the spreads of two splits: their samples come from one distribution, and so must their codes."""
 LEAST_GAIN = 0.01
@@ -72,8 +72,8 @@ def constant_code(codes: Codes) -> ReportWarning | None:
 
 
 def is_constant(z: np.ndarray) -> bool:
-    """Whether no coordinate of z (N, k) varies by more than float32 rounds."""
-    return float(np.ptp(z, axis=0).max(initial=0.0)) <= NO_VARIATION * float(np.abs(z).max(initial=0.0))
+    """Whether no coordinate of z (N, k) varies by more than float32 rounds at the size of that coordinate."""
+    return bool(np.all(np.ptp(z, axis=0) <= NO_VARIATION * np.abs(z).max(axis=0)))
 
 
 def too_few_codes(z: np.ndarray, dataset: Dataset, task: tuple[str, ...]) -> ReportWarning | None:

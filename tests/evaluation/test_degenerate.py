@@ -126,6 +126,9 @@ def test_is_constant_sees_variation_of_any_coordinate():
     assert is_constant(z) and is_constant(np.zeros((3, 2), np.float32)) and is_constant(z[:1])
     z[7, 2] += 1e-4
     assert not is_constant(z)
+    z = np.tile(np.float32([1e7, 0.0]), (50, 1))
+    z[7, 1] = 1.0
+    assert not is_constant(z), "a large coordinate hides no small one"
 
 
 def test_brief_tournament_on_a_constant_code_has_r2_of_zero(faces, tiny_config):
