@@ -71,7 +71,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
     tags = {"attacked": target.run_id or str(target.program)}
     tracked = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
     material = Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
-    told_about = (about(config) if target.config else about_encoder(config, encoder)) | {"attacked": encoder.about()}
+    description = (about(config) if target.config else about_encoder(config, encoder)) | {"attacked": encoder.about()}
     with output_folder(job.output, "attack", parent=beside) as output:
         config = dataclasses.replace(config, output=output)
         with defer_signals() as stop, tracked(config, output) as tracker, stop.allowed():
@@ -79,7 +79,7 @@ def attack(target: Target, job: AttackJob) -> Gate:
                 material,
                 runtime=config.runtime,
                 logits=logits,
-                about=told_about,
+                about=description,
                 curves=curves,
                 undefended=config.tracking.undefended,
                 against=job.against,

@@ -91,9 +91,9 @@ def too_few_codes(z: np.ndarray, dataset: Dataset, task: tuple[str, ...]) -> Rep
     majority = float(majority_right(dataset, task).mean())
     if best - majority > LEAST_GAIN * (1 - majority):
         return None
-    told = f"the test split has only {count} distinct code{'s' if count > 1 else ''}, from which no classifier could answer"
+    message = f"the test split has only {count} distinct code{'s' if count > 1 else ''}, from which no classifier could answer"
     return ReportWarning(
-        "too_few_codes", f"{told} the task with more than accuracy {best:.4f} (majority guess {majority:.4f})", True
+        "too_few_codes", f"{message} the task with more than accuracy {best:.4f} (majority guess {majority:.4f})", True
     )
 
 
@@ -112,8 +112,8 @@ def uneven_code(codes: Codes) -> ReportWarning | None:
     if spread[most] <= UNEVEN * spread[least]:
         return None
     times = f"{spread[most] / spread[least]:.1f} times" if spread[least] else "infinitely"
-    told = f"codes of {most} vary {times} as much as those of {least}, though both are of the same kind of pictures"
-    return ReportWarning("uneven_code", f"{told}: an attack that is fitted on the one says nothing about the other", True)
+    message = f"codes of {most} vary {times} as much as those of {least}, though both are of the same kind of pictures"
+    return ReportWarning("uneven_code", f"{message}: an attack that is fitted on the one says nothing about the other", True)
 
 
 def useless_code(
@@ -134,10 +134,10 @@ def useless_code(
     if mean_interval(gain, identity, seed=seed)[0] > 0 or low > 1 / classes + LEAST_BALANCED_GAIN * (1 - 1 / classes):
         return None
     by = "the utility head answers" if "test" in logits else "the best of a linear and a nearest-neighbour classifier of z answers"
-    told = f"{by} the task with accuracy {right.mean():.4f}, majority guess {right.mean() - gain.mean():.4f}"
+    message = f"{by} the task with accuracy {right.mean():.4f}, majority guess {right.mean() - gain.mean():.4f}"
     return ReportWarning(
         "useless_code",
-        f"{told}, balanced accuracy {mean_balanced_accuracy(answered, y):.4f}: it is no better for the task than a guess",
+        f"{message}, balanced accuracy {mean_balanced_accuracy(answered, y):.4f}: it is no better for the task than a guess",
         True,
     )
 
