@@ -18,6 +18,7 @@ test-all: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/basedpyright
 
 # Checks what this project does on a GPU, on this machine's; fails where there is none.

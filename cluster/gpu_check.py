@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, override
-from cpgan_ray.game import opponents, play_in_process
-from cpgan_ray.messages import Metrics
-from cpgan_ray.nets.privatizers import build_privatizer
-from cpgan_ray.presets import preset
+from cpgan_ray.config.presets import preset
+from cpgan_ray.models.privatizers import build_privatizer
+from cpgan_ray.training.game import opponents, play_in_process
 
 ROUNDS = 3
 TOLERANCE = 0.02
@@ -56,7 +56,7 @@ def check_actors(device: str, **fields: Any) -> str:
     """Players as Ray actors, each with a fraction of one GPU, play the same game."""
     import ray
 
-    from cpgan_ray.actors.driver import RayGame
+    from cpgan_ray.distributed.driver import RayGame
 
     config = game(device, **fields)
     share = round(1 / (len(opponents(config)) + 1) - 0.001, 3) if device == "cuda" else 0.0

@@ -18,13 +18,20 @@ passed, seconds.
 
 import json
 import sys
+from pathlib import Path
 
 from cpgan_ray import cli
 
 
+def fetch(run_id: str) -> Path:
+    from cpgan_ray.tracking import fetch_run
+
+    return fetch_run(run_id)
+
+
 def main() -> None:
-    target, job = cli.parse_attack(sys.argv[1:], description=__doc__ or "")
-    from cpgan_ray.audit import attack
+    target, job = cli.parse_attack(sys.argv[1:], description=__doc__ or "", fetch=fetch)
+    from cpgan_ray.pipelines.attack import attack
 
     gate = attack(target, job)
     print(json.dumps(gate.summary))

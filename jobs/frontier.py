@@ -19,7 +19,7 @@ from cpgan_ray import cli
 
 def main() -> None:
     job = cli.parse_frontier(sys.argv[1:], description=__doc__ or "")
-    from cpgan_ray.survey import survey
+    from cpgan_ray.pipelines.frontier import survey
 
     text, summary = survey(job)
     print(text)

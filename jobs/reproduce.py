@@ -31,7 +31,7 @@ def main() -> None:
         for line in theory_lines(job.lambdas, seed=job.config.data.mixture_seed):
             print(json.dumps(line))
         return
-    from cpgan_ray.reproduction import reproduce
+    from cpgan_ray.pipelines.reproduce.job import reproduce
 
     text, summary = reproduce(job, resume=resume)
     print(text)

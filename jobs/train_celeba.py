@@ -21,7 +21,7 @@ from cpgan_ray import cli
 
 def main() -> None:
     config, resume = cli.parse_train(sys.argv[1:], default="faces", description=__doc__ or "")
-    from cpgan_ray.training import train
+    from cpgan_ray.pipelines.train import train
 
     print(json.dumps(train(config, resume=resume)))
 

@@ -21,7 +21,7 @@ from cpgan_ray import cli
 
 def main() -> None:
     job, resume = cli.parse_search(sys.argv[1:], description=__doc__ or "")
-    from cpgan_ray.search.job import search
+    from cpgan_ray.pipelines.tune.job import search
 
     found = search(job, resume=resume)
     print(found.text)

@@ -31,9 +31,9 @@ from cpgan_ray.config import (
     UtilityConfig,
     override,
 )
+from cpgan_ray.config.presets import preset
 from cpgan_ray.data import load
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
-from cpgan_ray.presets import preset
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
@@ -274,7 +274,7 @@ def ray_session() -> Iterator[None]:
     """A Ray cluster of two CPUs, whatever the machine has; each module has its own, so that none outlives what it is for."""
     import ray
 
-    from cpgan_ray.actors.cluster import on_loopback
+    from cpgan_ray.distributed.cluster import on_loopback
 
     before = os.environ.copy()
     with on_loopback():

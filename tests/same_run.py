@@ -18,7 +18,11 @@ TIMES = ("time/", "system/")
 def metrics(folder: Path, renamed: Mapping[str, str]) -> list[dict[str, float]]:
     """The lines of a run's `metrics.jsonl` without times, under their new names."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{renamed.get(name, name): v for name, v in row.items() if not name.startswith(TIMES)} for row in rows]
+    kept = [
+        {renamed.get(name, name): v for name, v in row.items() if not (name.startswith(TIMES) or name.endswith("/seconds"))}
+        for row in rows
+    ]
+    return [row for row in kept if row.keys() - {"round"}]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -42,7 +42,7 @@ FLAGS = {
 PAIR = """
 import runpy, sys
 from dataclasses import replace
-from cpgan_ray.presets import PRESETS, smoke
+from cpgan_ray.config.presets import PRESETS, smoke
 two = {name: player for name, player in smoke().adversaries.items() if name in ("ridge", "mlp")}
 PRESETS["pair"] = lambda: replace(smoke(), preset="pair", adversaries=two)
 sys.argv = sys.argv[1:]

@@ -1,13 +1,25 @@
 """From a command line to a configuration, and from an error to one line and an exit status. Imports neither torch nor Ray."""
 
-from cpgan_ray.cli.attack import Target, find_target, parse_attack
+from cpgan_ray.cli.attack import find_target, parse_attack
 from cpgan_ray.cli.ending import FAILED, run
 from cpgan_ray.cli.flags import read_flags
-from cpgan_ray.cli.frontier import FrontierJob, parse_frontier
-from cpgan_ray.cli.reproduce import REPRODUCTION, parse_reproduce, read_reproduction
-from cpgan_ray.cli.search import SEARCH, parse_search, read_search
-from cpgan_ray.cli.train import ADJUSTABLE, command_for, parse, parse_train, read_run, store_of
+from cpgan_ray.cli.frontier import parse_frontier
+from cpgan_ray.cli.reproduce import parse_reproduce
+from cpgan_ray.cli.search import parse_search
+from cpgan_ray.cli.train import parse, parse_train
 from cpgan_ray.common.environment import complete_environment
+from cpgan_ray.config import FrontierJob
+from cpgan_ray.config.folders import (
+    ADJUSTABLE,
+    REPRODUCTION,
+    SEARCH,
+    Target,
+    command_for,
+    read_reproduction,
+    read_run,
+    read_search,
+    store_of,
+)
 
 complete_environment()  # before any library looks for what may be missing
 

@@ -2,32 +2,20 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, read_flags, take_trust
-from cpgan_ray.cli.folders import ensure_complete, own_store, read_record
-from cpgan_ray.cli.train import CONFIG, read_run_record
 from cpgan_ray.common.environment import ensure_here
-from cpgan_ray.config import AttackJob, Config
+from cpgan_ray.config import AttackJob
+from cpgan_ray.config.folders import CONFIG, Target, ensure_complete, own_store, read_record, run_target
 from cpgan_ray.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What `jobs/attack.py` attacks: a run, or an encoder's file alone."""
+def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[[str], Path]) -> tuple[Target, AttackJob]:
+    """`TARGET [--flag VALUE ...]`; if the target is a run, flags default to its values.
 
-    name: str
-    program: Path  # the encoder's file
-    folder: Path | None = None  # the run's output folder, or what MLflow has of it
-    config: Config | None = None  # the run's
-    run_id: str | None = None
-    own: bool = True  # whether this user's own run has written the folder, or he trusts it
-    kept: bool = False  # whether `folder` stays: what MLflow has is downloaded to a temporary one
-
-
-def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target, AttackJob]:
-    """`TARGET [--flag VALUE ...]`; the flags' values are the run's where the target is one.
+    fetch: downloads what MLflow has of a run, by its id, into a folder (see `tracking.fetch_run`); called only for a run id.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -38,7 +26,7 @@ def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target,
     trust = take_trust(rest)
     if not rest:
         raise InputError("nothing to attack: give a run's output folder, an MLflow run id, or an encoder file (.pt2, .onnx)")
-    target = None if rest[0].startswith("-") else find_target(rest.pop(0), trust=trust)
+    target = None if rest[0].startswith("-") else find_target(rest.pop(0), trust=trust, fetch=fetch)
     base = AttackJob()
     if target is not None and (c := target.config) is not None:
         same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
@@ -56,8 +44,8 @@ def parse_attack(arguments: Sequence[str], *, description: str) -> tuple[Target,
     return target, job
 
 
-def find_target(name: str, *, trust: bool = False) -> Target:
-    """trust: the user says that a folder's files, or an MLflow run's, are his own, whoever has written them.
+def find_target(name: str, *, fetch: Callable[[str], Path], trust: bool = False) -> Target:
+    """fetch: see `parse_attack`; trust: use a folder or an MLflow run that another user has written.
 
     Raises: InputError where it is no finished run's folder, no MLflow run and no file.
     """
@@ -67,15 +55,5 @@ def find_target(name: str, *, trust: bool = False) -> Target:
     if path.is_file():
         return Target(path.name, path)
     if re.fullmatch(r"[0-9a-f]{32}", name):
-        from cpgan_ray.tracking import fetch_run
-
-        return run_target(fetch_run(name), name=name, trust=trust)
+        return run_target(fetch(name), name=name, trust=trust)
     raise InputError(f"{name} is no folder, no file and no MLflow run id: give a run's output folder or an encoder (.pt2, .onnx)")
-
-
-def run_target(folder: Path, *, name: str, trust: bool) -> Target:
-    """Raises: InputError where the folder is not a finished run's."""
-    config, run_id, record = read_run_record(folder, trust=trust)
-    if not (folder / "privatizer.pt2").is_file():
-        raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")
-    return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=record.own or trust)

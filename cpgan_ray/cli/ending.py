@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cpgan_ray.common import signals
+from cpgan_ray.common.credentials import redacted, taken
 from cpgan_ray.common.signals import SHUTDOWN_GRACE_S
-from cpgan_ray.credentials import redacted, taken
 from cpgan_ray.errors import InputError
 
 BAD_INPUT, FAILED = 2, 1

@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from cpgan_ray.common.credentials import taken
 from cpgan_ray.config import AttackJob, Config, flatten
-from cpgan_ray.credentials import taken
 from cpgan_ray.errors import InputError
 
 T = TypeVar("T")

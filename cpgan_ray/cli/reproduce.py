@@ -2,22 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.cli.folders import Record, defaults_for, ensure_complete, own_store, read_record, run_id_in, usable
 from cpgan_ray.common.environment import ensure_here
-from cpgan_ray.config import Config, ReproduceJob, flatten, from_json, local_names
+from cpgan_ray.config import Config, ReproduceJob, flatten, local_names
+from cpgan_ray.config.folders import (
+    EXTENDABLE,
+    ensure_complete,
+    own_store,
+    reproduction_record,
+)
+from cpgan_ray.config.presets import PRESETS, for_comparison, preset
 from cpgan_ray.errors import InputError
-from cpgan_ray.presets import PRESETS, for_comparison, preset
-
-REPRODUCTION = "reproduction.json"
-"""What a comparison's folder holds from its start on: its job, and its MLflow run."""
-EXTENDABLE = ("mechanisms", "settings", "seeds", "weights", "published", "config.runtime.")
-"""Fields that a comparison may be resumed with another value of: which cells there are, not what a cell is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,29 +65,3 @@ def settled_paths(job: ReproduceJob) -> ReproduceJob:
     """Its paths absolute."""
     published = job.published.expanduser().absolute() if job.published else None
     return dataclasses.replace(job, published=published, config=absolute(job.config))
-
-
-def read_reproduction(folder: Path) -> tuple[ReproduceJob, str]:
-    """The job of a comparison's folder, and the id of its MLflow run.
-
-    Raises: InputError where the folder is not a comparison's, or has been moved.
-    """
-    return reproduction_record(folder, trust=True)[1:]
-
-
-def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, ReproduceJob, str]:
-    """The same, and the file that says so. If another user has written it, LOCAL fields are those of the preset, unless the user
-    trusts it."""
-    path = folder / REPRODUCTION
-    if not path.is_file():
-        raise InputError(f"{folder} has no {REPRODUCTION}: give the output folder of a comparison")
-    try:
-        record = read_record(path)
-        job, run_id = from_json(record.values["job"], kind=ReproduceJob), run_id_in(record)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
-    mine = dataclasses.replace(defaults_for(job.config), output=folder)
-    job = usable(job, ReproduceJob(config=mine), record, trust=trust)
-    if job.config.output != folder:
-        raise InputError(f"the comparison in {folder} was begun in {job.config.output}: move it back there to go on with it")
-    return record, job, run_id

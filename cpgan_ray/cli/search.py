@@ -2,23 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.cli.folders import Record, ensure_complete, read_record, run_id_in
 from cpgan_ray.common.environment import ensure_here
-from cpgan_ray.config import Config, SearchJob, flatten, from_json
+from cpgan_ray.config import Config, SearchJob, flatten
+from cpgan_ray.config.folders import RESUMABLE, ensure_complete, search_record
+from cpgan_ray.config.presets import PRESETS, for_search, preset
 from cpgan_ray.errors import InputError
-from cpgan_ray.presets import PRESETS, for_search, preset
-
-SEARCH = "search.json"
-"""What a search's folder holds from its start on: its job, and its MLflow run."""
-PLACES = ("config.data_dir", "config.cache_dir", "config.shared_cache", "config.tracking.uri", "config.runtime.address")
-RESUMABLE = ("max_r2", "min_accuracy", "max_failures", *PLACES)
-"""Flags that may differ from those a search was begun with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,35 +48,3 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
 
 def read_job(base: SearchJob, rest: Sequence[str], usage: str) -> SearchJob:
     return SearchJob(**vars(read_flags(SearchFlags, SearchFlags(**vars(base)), rest, usage=usage)))
-
-
-def read_search(folder: Path) -> tuple[SearchJob, str]:
-    """The job of a search's folder that is under way or that the user trusts, and the id of its MLflow run.
-
-    Raises: InputError where the folder is not a search's, or has been moved.
-    """
-    return search_record(folder, trust=True)[1:]
-
-
-def search_record(folder: Path, *, trust: bool) -> tuple[Record, SearchJob, str]:
-    """The same, and the file that says so.
-
-    Raises: InputError also if another user has written it: Ray Tune restores its state with pickle, which can run any code.
-    """
-    path = folder / SEARCH
-    if not path.is_file():
-        raise InputError(f"{folder} has no {SEARCH}: give the output folder of a search")
-    try:
-        record = read_record(path)
-        run_id = run_id_in(record)
-        job = from_json(record.values["job"], kind=SearchJob)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{path} is damaged ({e}): start the search again in another folder") from e
-    if not (record.own or trust):
-        raise InputError(
-            f"{path} was not written by this user, and to resume a search is to run what its pickled state says: add --trust if "
-            "the folder is your own"
-        )
-    if job.config.output != folder:
-        raise InputError(f"the search in {folder} was begun in {job.config.output}: move it back there to go on with it")
-    return record, job, run_id

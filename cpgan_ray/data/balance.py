@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cpgan_ray.common.rng import stream
 from cpgan_ray.config import DataConfig
 from cpgan_ray.errors import InputError
-from cpgan_ray.streams import stream
 
 
 def settings(data: DataConfig) -> dict[str, object]:

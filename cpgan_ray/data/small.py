@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.credentials import redacted
 from cpgan_ray.data import balance, store
 from cpgan_ray.data.decoding import sentences
-from cpgan_ray.data.node import Draft
 from cpgan_ray.data.samples import Samples
+from cpgan_ray.data.sync.node import Draft
 from cpgan_ray.errors import InputError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cpgan_ray.data.annotations import columns_of
+from cpgan_ray.data.datasets.celeba_tables import columns_of
 from cpgan_ray.data.store import Dataset
 from cpgan_ray.errors import InputError
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cpgan_ray.evaluation.operations import ALLOWED, RANDOM
+from cpgan_ray.evaluation.encoders.operations import ALLOWED, RANDOM
 
 WHOLE = (0, 1, 2, 3, 4, 7, -1, -2, 63, 1000, 10**6, 2**31 - 1, 2**31, -(2**31), 10**9, 2**62, -(2**62))
 REAL = (0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, float("inf"), float("nan"))

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpgan_ray.common.process import torch_stream
+from cpgan_ray.common.rng import stream
 from cpgan_ray.config import NeuralConfig
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, predict
-from cpgan_ray.nets.reconstructors import mlp
-from cpgan_ray.objectives import balanced_accuracy, utility_loss
-from cpgan_ray.process import torch_stream
-from cpgan_ray.streams import stream
+from cpgan_ray.models.decoders import mlp
+from cpgan_ray.training.losses import balanced_accuracy, utility_loss
 
 EPOCHS, PATIENCE, BATCH, WIDTH = 30, 4, 256, 256
 

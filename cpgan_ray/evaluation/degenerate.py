@@ -15,7 +15,7 @@ from cpgan_ray.data import Dataset, answers, label_columns, majority_logits
 from cpgan_ray.data.task import class_names
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval, mean_interval
-from cpgan_ray.objectives import mean_balanced_accuracy, of_classes, right_answers
+from cpgan_ray.training.losses import mean_balanced_accuracy, of_classes, right_answers
 
 Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "rare_class"]
 NO_VARIATION = 1e-6

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cpgan_ray.common.process import give_back
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
 from cpgan_ray.data import Dataset, answers
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, Projection, projection
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.protocol import LEAST_ROWS, VARIANTS, Codes, attack_data, people_apart
-from cpgan_ray.process import give_back
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 """The slow ones, which are begun first."""

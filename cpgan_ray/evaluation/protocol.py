@@ -17,15 +17,15 @@ components are those of `train` in both variants: an attacker who has them is no
 import numpy as np
 import torch
 
-from cpgan_ray.adversaries.base import Target
+from cpgan_ray.common.rng import stream
+from cpgan_ray.common.types import Batch
 from cpgan_ray.data import Dataset
-from cpgan_ray.data.base import consecutive
-from cpgan_ray.data.projection import Projection, targets
+from cpgan_ray.data.batching import consecutive
+from cpgan_ray.data.pca import Projection, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks.base import BLOCK_VALUES, AttackData, Pairs, StoredPixels
-from cpgan_ray.messages import Batch
-from cpgan_ray.streams import stream
+from cpgan_ray.training.adversaries.base import Target
 
 VARIANTS = ("leaked", "fresh")
 TUNING_SHARE = 0.25

@@ -11,7 +11,7 @@ import torch
 
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.data import Dataset
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.evaluation.attacks import kernel_attack
 from cpgan_ray.evaluation.attacks.base import AttackData
 from cpgan_ray.evaluation.attacks.closed_form import best_affine

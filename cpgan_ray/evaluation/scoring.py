@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from cpgan_ray.common.process import give_back
+from cpgan_ray.common.rng import stream
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.similarity import as_unit, legacy_mse, similarity
-from cpgan_ray.process import give_back
-from cpgan_ray.streams import stream
 
 RESAMPLES = 1000
 BLOCK_VALUES = 1 << 20

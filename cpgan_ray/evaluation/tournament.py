@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cpgan_ray.common.types import Metrics
 from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import Inferred, attribute_map
 from cpgan_ray.evaluation.fitting import FLOOR, Entry, Made, Material
-from cpgan_ray.evaluation.identity import Linkage, Verifier, linkage
+from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
 from cpgan_ray.evaluation.scoring import RowErrors, Score, score
-from cpgan_ray.messages import Metrics
 
 
 @dataclass(frozen=True, eq=False)

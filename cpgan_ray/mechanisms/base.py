@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.process import pick_device, torch_stream
+from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import representative_rows, rounds_per_epoch, training_batch, unvaried
-from cpgan_ray.data.projection import scale
+from cpgan_ray.data.batching import representative_rows, rounds_per_epoch, training_batch, unvaried
+from cpgan_ray.data.pca import scale
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.messages import Batch
-from cpgan_ray.nets.statistics import refresh_statistics
-from cpgan_ray.objectives import utility_loss
-from cpgan_ray.process import pick_device, torch_stream
+from cpgan_ray.models.statistics import refresh_statistics
+from cpgan_ray.training.losses import utility_loss
 
 SPLITS = ("train", "val", "test")
 BLOCK = 500

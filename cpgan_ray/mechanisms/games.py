@@ -10,9 +10,9 @@ from cpgan_ray.common.atomic_io import atomic_path, make_folder
 from cpgan_ray.common.locks import file_lock
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
-from cpgan_ray.game import play_in_process
 from cpgan_ray.mechanisms.base import Released, shared_k
-from cpgan_ray.nets import build_privatizer
+from cpgan_ray.models import build_privatizer
+from cpgan_ray.training.game import play_in_process
 
 FEATURES = "features"
 """Folder of a comparison's output in which it keeps undefended features, of a seed each, while it lasts."""

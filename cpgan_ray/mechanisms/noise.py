@@ -10,18 +10,18 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from cpgan_ray.common.process import torch_stream
+from cpgan_ray.common.rng import stream
+from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, shares
-from cpgan_ray.data.base import vary
-from cpgan_ray.data.projection import Projection, projection
+from cpgan_ray.data.batching import vary
+from cpgan_ray.data.pca import Projection, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, samples, taught
 from cpgan_ray.mechanisms.games import features
 from cpgan_ray.mechanisms.projections import classified, mirrored, standardised
-from cpgan_ray.messages import Batch
-from cpgan_ray.nets import build_head, build_privatizer
-from cpgan_ray.privatizer import fit_input
-from cpgan_ray.process import torch_stream
-from cpgan_ray.streams import stream
+from cpgan_ray.models import build_head, build_privatizer
+from cpgan_ray.training.defender import fit_input
 
 LONGEST_CODE = 1024
 """Noisy samples of more values are attacked in their leading principal components: what noise leaves of the rest is less."""

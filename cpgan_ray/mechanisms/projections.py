@@ -5,15 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
+from cpgan_ray.common.process import torch_stream
+from cpgan_ray.common.rng import stream
+from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import pictures
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, scale
+from cpgan_ray.data.batching import pictures
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms.base import SPLITS, Released, samples, shared_k, taught
-from cpgan_ray.messages import Batch
-from cpgan_ray.nets import build_head
-from cpgan_ray.process import torch_stream
-from cpgan_ray.streams import stream
+from cpgan_ray.models import build_head
 
 RIDGE = 1e-3
 """Of discriminant components: share of the mean variance that is added to the scatter's diagonal."""

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.base import pictures, representative_rows, rounds_per_epoch, training_batch
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, applied
 from cpgan_ray.mechanisms.games import neural
-from cpgan_ray.nets import build_head, build_privatizer, build_reconstructor
-from cpgan_ray.nets.statistics import refresh_statistics
-from cpgan_ray.objectives import utility_loss
-from cpgan_ray.privatizer import fit_input, hampered, to_input
-from cpgan_ray.process import pick_device, torch_stream
+from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.models.statistics import refresh_statistics
+from cpgan_ray.training.defender import fit_input, hampered, to_input
+from cpgan_ray.training.losses import utility_loss
 
 UTILITY_STEPS = 3
 """Steps for the task, and of the decoder, before each adversarial step."""

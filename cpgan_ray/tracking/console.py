@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from cpgan_ray.messages import Metrics
+from cpgan_ray.common.types import Metrics
 
 PLAIN_LINE_S = 10.0
 """How often a line is printed where the output is no terminal, in seconds."""

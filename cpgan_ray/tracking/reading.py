@@ -17,14 +17,13 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from cpgan_ray.analysis.fronts import State, Trial
+from cpgan_ray.common.credentials import redacted, remember, taken
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import SUFFIX
-from cpgan_ray.common.text import printable
 from cpgan_ray.config import flatten
-from cpgan_ray.credentials import redacted, remember, taken
-from cpgan_ray.errors import InputError
-from cpgan_ray.frontier import State, Trial
-from cpgan_ray.presets import PRESETS
+from cpgan_ray.config.presets import PRESETS
+from cpgan_ray.errors import InputError, printable
 from cpgan_ray.tracking.store import STORE, all_runs
 from cpgan_ray.tracking.uri import database_file, ensure_same_host, ensure_store, short
 

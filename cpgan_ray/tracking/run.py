@@ -27,14 +27,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
 from cpgan_ray.common.atomic_io import atomic_path, make_folder, no_link, open_to_append, write_bytes, write_text
+from cpgan_ray.common.credentials import redacted, redacted_values
 from cpgan_ray.common.ownership import SUFFIX, sign
 from cpgan_ray.common.signals import requested
-from cpgan_ray.common.text import printable
+from cpgan_ray.common.types import Event, Metrics
 from cpgan_ray.config import Config, flatten, to_json
-from cpgan_ray.credentials import redacted, redacted_values
+from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.data import Dataset
-from cpgan_ray.messages import Event, Metrics
-from cpgan_ray.presets import PRESETS
+from cpgan_ray.errors import printable
 from cpgan_ray.tracking.store import open_store
 from cpgan_ray.tracking.uri import ensure_same_host
 

@@ -8,10 +8,10 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param, Run
 
-from cpgan_ray.common.text import printable
+from cpgan_ray.common.credentials import redacted, redacted_values
+from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config
-from cpgan_ray.credentials import redacted, redacted_values
-from cpgan_ray.messages import Metrics
+from cpgan_ray.errors import printable
 from cpgan_ray.tracking.store import all_runs, open_store
 from cpgan_ray.tracking.uri import ensure_same_host
 

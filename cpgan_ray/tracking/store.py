@@ -11,8 +11,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
+from cpgan_ray.common.credentials import redacted, remember, taken
 from cpgan_ray.config import TrackingConfig
-from cpgan_ray.credentials import redacted, remember, taken
 from cpgan_ray.errors import InputError
 from cpgan_ray.tracking.uri import bypass_proxy, database_file, ensure_same_host, ensure_store, option_of, short
 

@@ -21,8 +21,8 @@ from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
+from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config import TrackingConfig
-from cpgan_ray.credentials import redacted
 from cpgan_ray.errors import InputError
 
 CONNECT_S = 2.5

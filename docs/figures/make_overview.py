@@ -25,10 +25,10 @@ from cpgan_ray import cli
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, load
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.encoders.programs import load_program
 from cpgan_ray.evaluation.fitting import Entry, Material, make, trained_against
-from cpgan_ray.evaluation.panels import reconstructed
-from cpgan_ray.evaluation.programs import load_program
-from cpgan_ray.judging import twin_codes
+from cpgan_ray.evaluation.report.panels import reconstructed
+from cpgan_ray.evaluation.report.report import twin_codes
 
 PEOPLE = 6
 SHOWN_ANSWERS = 3

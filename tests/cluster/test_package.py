@@ -22,7 +22,9 @@ def test_the_package_that_ray_uploads_is_the_code_alone_and_small(tmp_path):
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True, excludes=[".git", ".venv", "venv", "__pycache__"])
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
         names = package.namelist()
-    assert {"jobs/train_celeba.py", "cpgan_ray/training.py", "cluster/gpu_check.py", "cluster/train_or_resume.sh"} <= set(names)
+    assert {"jobs/train_celeba.py", "cpgan_ray/pipelines/train.py", "cluster/gpu_check.py", "cluster/train_or_resume.sh"} <= set(
+        names
+    )
     assert [name for name in names if name.endswith((".env", ".db", ".arrow", ".png")) and not name.endswith("mlflow.env")] == []
     assert (tmp_path / "package.zip").stat().st_size < LIMIT_MB * 2**20
 

@@ -13,10 +13,10 @@ from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.config import override
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
-from cpgan_ray.nets import privatizers
-from cpgan_ray.nets.privatizers import FAMILIES
+from cpgan_ray.models import privatizers
+from cpgan_ray.models.privatizers import FAMILIES
 
-PER_DRIVER = {"cpgan_ray.presets PRESETS"}
+PER_DRIVER = {"cpgan_ray.config.presets PRESETS"}
 """A preset is a whole configuration by the time that it leaves the driver."""
 
 
@@ -55,7 +55,7 @@ def named(ids: set[int]) -> list[str]:
     [
         (
             lambda patch: patch.setitem(FAMILIES, "conv", FAMILIES["lenet"]),
-            r"FAMILIES\['conv'\] of cpgan_ray\.nets\.privatizers was repl",
+            r"FAMILIES\['conv'\] of cpgan_ray\.models\.privatizers was repl",
         ),
         (
             lambda patch: patch.setitem(ATTACKS, "mine", ATTACKS["ridge"]),
@@ -76,13 +76,13 @@ def test_changed_registry_is_refused_with_the_entry(change: Callable, said, monk
 @pytest.mark.usefixtures("process_left_as_it_was")
 def test_own_network_is_refused_on_ray_before_the_folder_and_played_in_process(tiny, monkeypatch, tmp_path):
     """Through every way onto Ray; in one process it plays."""
-    from cpgan_ray.actors.driver import RayGame
-    from cpgan_ray.actors.tasks import fit_on_ray
     from cpgan_ray.config import ReproduceJob, SearchJob
-    from cpgan_ray.game import play_in_process
-    from cpgan_ray.reproduction import reproduce
-    from cpgan_ray.search.job import search
-    from cpgan_ray.training import train
+    from cpgan_ray.distributed.driver import RayGame
+    from cpgan_ray.distributed.tasks import fit_on_ray
+    from cpgan_ray.pipelines.reproduce.job import reproduce
+    from cpgan_ray.pipelines.train import train
+    from cpgan_ray.pipelines.tune.job import search
+    from cpgan_ray.training.game import play_in_process
 
     used = []
 

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from cpgan_ray.common.json_files import parse_json, read_json
-from cpgan_ray.common.text import printable, printable_values
-from cpgan_ray.errors import InputError
+from cpgan_ray.common.text import printable_values
+from cpgan_ray.errors import InputError, printable
 
 
 @pytest.mark.parametrize(

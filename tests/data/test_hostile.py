@@ -27,13 +27,14 @@ from PIL import Image
 
 from cpgan_ray import data
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import celeba, store
-from cpgan_ray.data.projection import projection
+from cpgan_ray.data import store
+from cpgan_ray.data.datasets import celeba, celeba_pictures
+from cpgan_ray.data.pca import projection
 from cpgan_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 ATTR, IDENT, PART = celeba.ATTRIBUTES, celeba.IDENTITIES, celeba.PARTITION
-PICTURES = celeba.PICTURES
+PICTURES = celeba_pictures.PICTURES
 
 
 def told(error: pytest.ExceptionInfo[InputError], *, names: Sequence[str]) -> str:
@@ -353,7 +354,7 @@ def peak():  # MB of its own memory so far; those of getrusage begin with the pa
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 """
 MEASURED = """
-from cpgan_ray.data.celeba import decode_block
+from cpgan_ray.data.datasets.celeba import decode_block
 small, *bombs = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
 decode_block([small], image_size=16, crop=1.0)
 before, started = peak(), time.process_time()

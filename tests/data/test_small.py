@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import answers, gaussian, label_columns, load, majority_logits, shares
-from cpgan_ray.data.base import Batch, pictures
-from cpgan_ray.data.projection import projection, scale, targets
+from cpgan_ray.data import answers, label_columns, load, majority_logits, shares
+from cpgan_ray.data.batching import Batch, pictures
+from cpgan_ray.data.datasets import gaussian
+from cpgan_ray.data.pca import projection, scale, targets
 from cpgan_ray.errors import InputError
-from cpgan_ray.objectives import accuracy
+from cpgan_ray.training.losses import accuracy
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cpgan_ray.adversaries.base import Target
 from cpgan_ray.evaluation.attacks.base import AttackData, Pairs
+from cpgan_ray.training.adversaries.base import Target
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from cpgan_ray.adversaries.base import Target
 from cpgan_ray.config import AttackConfig, NeuralConfig
 from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Pairs, predict, recovered, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import RIDGE_PENALTIES
 from cpgan_ray.evaluation.attacks.neural import Candidate, train_candidates
+from cpgan_ray.training.adversaries.base import Target
 
 torch.set_num_threads(1)
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from cpgan_ray.adversaries.base import Target
 from cpgan_ray.evaluation.attacks.base import AttackData, Pairs
 from cpgan_ray.evaluation.attributes import Inferred, attribute_map, taught
+from cpgan_ray.training.adversaries.base import Target
 
 torch.set_num_threads(1)
 

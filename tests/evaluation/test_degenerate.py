@@ -12,7 +12,7 @@ from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, says_not
 from cpgan_ray.evaluation.fitting import Material, entries, in_process
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
 from cpgan_ray.evaluation.tournament import judge
-from cpgan_ray.objectives import right_answers
+from cpgan_ray.training.losses import right_answers
 
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "val", "test")

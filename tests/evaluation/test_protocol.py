@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from cpgan_ray.config.presets import preset
 from cpgan_ray.data import Dataset, load
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
 from cpgan_ray.evaluation.protocol import VARIANTS, attack_data, people_apart
 from cpgan_ray.evaluation.scoring import score
-from cpgan_ray.presets import preset
 
 torch.set_num_threads(1)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cpgan_ray.data import load
-from cpgan_ray.data.base import consecutive
-from cpgan_ray.data.projection import DEFAULT_COMPONENTS, projection, targets
+from cpgan_ray.data.batching import consecutive
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, targets
 from cpgan_ray.evaluation.quick import quick_r2
 
 

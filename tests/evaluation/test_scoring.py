@@ -9,10 +9,10 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
-from cpgan_ray.adversaries.base import Target
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, Pairs
 from cpgan_ray.evaluation.scoring import RESAMPLES, RowErrors, accuracy_intervals, interval, mean_interval, paired_difference, score
 from cpgan_ray.evaluation.similarity import legacy_mse, similarity
+from cpgan_ray.training.adversaries.base import Target
 
 torch.set_num_threads(1)
 

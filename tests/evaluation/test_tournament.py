@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from cpgan_ray.actors.tasks import fit_on_ray
+from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.config import AttackConfig, Config, DataConfig, EncoderConfig, RuntimeConfig
 from cpgan_ray.data import Dataset, load
+from cpgan_ray.distributed.tasks import fit_on_ray
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.encoders import Encoder, encode_all
+from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all
+from cpgan_ray.evaluation.encoders.runners import Runner
 from cpgan_ray.evaluation.fitting import Entry, Made, Material, entries, in_process, make, trained_against
-from cpgan_ray.evaluation.runners import Runner
+from cpgan_ray.evaluation.report.report import references
+from cpgan_ray.evaluation.report.threat_model import limits, threat_model
 from cpgan_ray.evaluation.tournament import Verdict, as_json, judge, linear_code_r2, metrics
-from cpgan_ray.judging import limits, references, threat_model
-from cpgan_ray.metrics import DICTIONARY
-from tests.data.test_har import lay_out
+from tests.data.datasets.test_har import lay_out
 
 torch.set_num_threads(1)
 

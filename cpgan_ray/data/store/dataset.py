@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cpgan_ray.data.store.info import Nature
 from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged, read_manifest
-from cpgan_ray.data.store.nature import Nature
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 

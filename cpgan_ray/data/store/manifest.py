@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from cpgan_ray.data.store.nature import Nature
+from cpgan_ray.data.store.info import Nature
 from cpgan_ray.errors import InputError
 
 MANIFEST, CHECKSUM = "manifest.json", "checksum"

@@ -16,8 +16,8 @@ from cpgan_ray.common.atomic_io import atomic_path, make_folder, sync, write_tex
 from cpgan_ray.common.ownership import SUFFIX, is_own, sign
 from cpgan_ray.data.store.dataset import SPLITS
 from cpgan_ray.data.store.files import checksum, progress_bar, say
+from cpgan_ray.data.store.info import Nature
 from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, SplitFile, read_json, sealed
-from cpgan_ray.data.store.nature import Nature
 from cpgan_ray.data.store.reading import VERIFIED, remember, states
 from cpgan_ray.errors import InputError
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpgan_ray.adversaries.base import Target, code_map
-from cpgan_ray.data.base import pictures
-from cpgan_ray.data.projection import scale
+from cpgan_ray.common.types import Batch
+from cpgan_ray.data.batching import pictures
+from cpgan_ray.data.pca import scale
 from cpgan_ray.data.store import Split
-from cpgan_ray.messages import Batch
+from cpgan_ray.training.adversaries.base import Target, code_map
 
 BLOCK = 2048
 BLOCK_VALUES = 1 << 22

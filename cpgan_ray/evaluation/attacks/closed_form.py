@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cpgan_ray.adversaries.kernel import FourierFeatures, median_distance
-from cpgan_ray.adversaries.linear import LinearMap, NormalEquations
+from cpgan_ray.common.rng import stream
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
-from cpgan_ray.streams import stream
+from cpgan_ray.training.adversaries.kernel import FourierFeatures, median_distance
+from cpgan_ray.training.adversaries.linear import LinearMap, NormalEquations
 
 RIDGE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 KERNEL_BANDWIDTHS = (0.5, 1.0, 2.0, 4.0)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cpgan_ray.common.process import torch_stream
+from cpgan_ray.common.rng import stream
 from cpgan_ray.config import AttackConfig, NeuralConfig
 from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
 from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine
-from cpgan_ray.nets.reconstructors import Decoder, mlp
-from cpgan_ray.process import torch_stream
-from cpgan_ray.streams import stream
+from cpgan_ray.models.decoders import Decoder, mlp
 
 LEAST_STEPS = 16
 """An epoch of an attack on few pictures has at least so many steps."""

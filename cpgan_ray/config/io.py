@@ -1,0 +1,107 @@
+"""Configurations to and from JSON, by dotted field names, and with another user's values left out."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from cpgan_ray.config.schema import LOCAL, Config
+from cpgan_ray.errors import InputError
+
+
+@cache
+def adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Of a kind of configuration; made once, for it takes fifty times as long as what it is then used for."""
+    return TypeAdapter(kind)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as JSON-ready values; `from_json` reads a Config back."""
+    return adapter(type(config)).dump_python(config, mode="json")
+
+
+T = TypeVar("T")
+
+
+def from_json(values: dict[str, Any], *, kind: type[T] = Config) -> T:
+    """The configuration of a `config.json`.
+
+    Raises: InputError naming the first field that does not fit.
+    """
+    try:
+        return adapter(kind).validate_python(values)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where, got = ".".join(str(part) for part in first["loc"]), repr(first["input"])
+        if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
+            raise InputError(f"config field {where}: {cause}" if where else str(cause)) from e
+        raise InputError(f"config field {where}: {first['msg']}, got {got[:60]}") from e
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted field name -> JSON-ready value, down to the settings of each adversary."""
+
+    def walk(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            flat |= walk(f"{prefix}{name}.", value) if isinstance(value, dict) else {prefix + name: value}
+        return flat
+
+    return walk("", to_json(config))
+
+
+def with_local(config: T, mine: T) -> tuple[T, list[str]]:
+    """A configuration with the LOCAL fields of another one; and the dotted names of those in which the two differ."""
+    changes: dict[str, Any] = {}
+    ignored: list[str] = []
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        if name.startswith("__"):
+            continue
+        value, own = getattr(config, name), getattr(mine, name)
+        if LOCAL in getattr(hint, "__metadata__", ()):
+            changes[name] = own
+            ignored += _differences(name, value, own)
+        elif is_dataclass(value):
+            changes[name], inner = with_local(value, own)
+            ignored += [f"{name}.{field}" for field in inner]
+    return replace(config, **changes), ignored  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@cache
+def local_names(kind: type[Any]) -> tuple[str, ...]:
+    """Dotted names of the LOCAL fields of a kind of configuration."""
+    found: list[str] = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if LOCAL in getattr(hint, "__metadata__", ()):
+            found.append(name)
+        elif is_dataclass(hint) and isinstance(hint, type):
+            found += [f"{name}.{inner}" for inner in local_names(hint)]
+    return tuple(found)
+
+
+def _differences(name: str, value: Any, own: Any) -> list[str]:
+    if is_dataclass(value):
+        return [f"{name}.{f.name}" for f in fields(value) if getattr(value, f.name) != getattr(own, f.name)]
+    return [name] if value != own else []
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with fields replaced by dotted name: `override(config, {"adversaries.rbf.penalties": (1e-2,)})`.
+
+    Raises: InputError for a name that does not exist, with the nearest ones, or a value that does not fit.
+    """
+    values = to_json(config)
+    known = flatten(config)
+    for name, value in changes.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise InputError(f"config has no field {name!r}; nearest: {', '.join(near)}")
+        *path, last = name.split(".")
+        inner = values
+        for part in path:
+            inner = inner[part]
+        inner[last] = value
+    return from_json(values)

@@ -1,0 +1,1 @@
+"""How a node gets the prepared store: prepared here, taken from a shared cache, or fetched from remote files."""

@@ -1,0 +1,48 @@
+"""Measures what the flags ask for, and prints it."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cpgan_ray import cli
+from cpgan_ray.devtools import bench
+from cpgan_ray.devtools.bench.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=bench.__doc__ or "")
+    with tempfile.TemporaryDirectory(prefix="cpgan-bench-") as folder:
+        result = rounded(chosen(s)(s, Path(folder) / "data"))
+    if s.json or s.memory:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{name:28} {value}" for name, value in result.items()))
+    sys.stdout.flush()
+
+
+def chosen(s: Settings) -> Callable[[Settings, Path], dict[str, Any]]:
+    """What is measured; only that is imported."""
+    if s.nodes:
+        from cpgan_ray.devtools.bench.sleepers import measure_orchestration as measure
+    elif s.layers:
+        from cpgan_ray.devtools.bench.layers import measure_layers as measure
+    elif s.memory:
+        from cpgan_ray.devtools.bench.memory import measure_memory as measure
+    elif s.checkpoints:
+        from cpgan_ray.devtools.bench.checkpoints import measure_checkpoints as measure
+    else:
+        from cpgan_ray.devtools.bench.rounds import measure_speed as measure
+    return measure
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    cli.run(main)

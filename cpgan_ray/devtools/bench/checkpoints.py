@@ -1,0 +1,73 @@
+"""What a checkpoint costs a game of CelebA's size."""
+
+import os
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpgan_ray.config import override
+from cpgan_ray.config.presets import preset
+from cpgan_ray.devtools.bench.material import synthetic, timed
+from cpgan_ray.devtools.bench.settings import Settings
+
+if TYPE_CHECKING:
+    from cpgan_ray.pipelines.session import Running
+    from cpgan_ray.training.checkpoint import Checkpoints
+
+FACES, EVERY = 4_000, 50
+"""Pictures, and rounds from one checkpoint to the next."""
+
+
+def measure_checkpoints(s: Settings, folder: Path) -> dict[str, Any]:
+    """What a snapshot of the whole game and its checkpoint on disk cost: the seconds that they take, and how much longer a turn
+    with them is than one without, as shares of the time of `EVERY` rounds.
+
+    Nothing is played meanwhile, which a run's driver does while it writes: this is the most that it may cost.
+    """
+    import ray
+
+    from cpgan_ray.common.process import available_cpus, set_up_process
+    from cpgan_ray.pipelines.session import running
+    from cpgan_ray.training.checkpoint import Checkpoints
+
+    synthetic(folder, rows=FACES, image_size=s.image_size)
+    changes = {"runtime.privatizer_cpus": 0.1, "runtime.adversary_cpus": 0.1, "recovery.snapshot_every": 10**9, "epochs": 10**6}
+    config = override(preset("celeba"), {"data_dir": str(folder), "data.image_size": s.image_size, "k": s.k, **changes})
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    set_up_process(threads=available_cpus())
+    result: dict[str, Any] = {}
+    for backend in ("local", "ray"):
+        kept = Checkpoints(str(folder / f"checkpoints-{backend}"), keep=2)
+        one = override(config, {"runtime.backend": backend})
+        plain, watched, saving = [], [], []
+        with running(one, None) as game, running(one, None) as saved:
+            play_for(game, s.warmup)
+            play_for(saved, s.warmup)
+            for turn in range(s.repeats):
+                for with_it in (True, False) if turn % 2 else (False, True):
+                    seconds = timed(play_for, saved if with_it else game, s.rounds)[1]
+                    if with_it:
+                        saving.append(timed(save, saved, kept)[1])
+                    (watched if with_it else plain).append(seconds)
+        rounds_s = [EVERY / s.rounds * seconds for seconds in plain]
+        longer = [a + b - c for a, b, c in zip(watched, saving, plain, strict=True)]
+        result |= {
+            f"round_ms_{backend}": 1000 * statistics.median(plain) / s.rounds,
+            f"checkpoint_ms_{backend}": 1000 * statistics.median(saving),
+            f"checkpoint_share_{backend}": statistics.median(a / b for a, b in zip(saving, rounds_s, strict=True)),
+            f"longer_share_{backend}": statistics.median(a / b for a, b in zip(longer, rounds_s, strict=True)),
+            f"checkpoint_mb_{backend}": max(path.stat().st_size for path in Path(kept.root).iterdir()) / 1e6,
+        }
+    ray.shutdown()
+    return result | {"every": EVERY, "rounds": s.rounds, "repeats": s.repeats}
+
+
+def play_for(game: "Running", rounds: int) -> None:
+    """So many rounds, over ends of epochs."""
+    done = 0
+    while done < rounds:
+        done += len(game.get(game.play(rounds - done)))
+
+
+def save(game: "Running", checkpoints: "Checkpoints") -> None:
+    checkpoints.write(game.snapshot())

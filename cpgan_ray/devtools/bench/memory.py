@@ -1,0 +1,84 @@
+"""Peak memory of each process of a run's own."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cpgan_ray.config import (
+    AttackConfig,
+    Config,
+    DataConfig,
+    KernelConfig,
+    NeuralConfig,
+    PrivatizerConfig,
+    RidgeConfig,
+    TrackingConfig,
+)
+from cpgan_ray.devtools.bench.material import synthetic, timed
+from cpgan_ray.devtools.bench.settings import Settings
+
+SAMPLE_S = 0.5
+
+
+def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
+    """Peak of own memory by role over preparing, one epoch against one adversary of each kind, and the attacks."""
+    from cpgan_ray.data import prepare
+    from cpgan_ray.pipelines.train import train
+
+    synthetic(folder, rows=s.memory, image_size=112)
+    config = Config(
+        preset="bench",
+        data_dir=folder,
+        output=folder / "output",
+        epochs=1,
+        data=DataConfig(dataset="celeba", image_size=112),
+        privatizer=PrivatizerConfig(width=4, depth=4),
+        adversaries={
+            "ridge": RidgeConfig(),
+            "ridge_epoch": RidgeConfig(fit="epoch"),
+            "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,)),
+            "decoder": NeuralConfig(architecture="conv", width=4),
+        },
+        attacks=AttackConfig(
+            max_rows=20_000, mlp_widths=(256,), epochs=1, doublings=0, restarts=1, kernel_features=1024, decoder_width=4, shares=()
+        ),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+    )
+    peaks: dict[str, float] = {}
+    done = threading.Event()
+    sampler = threading.Thread(target=sample, args=(peaks, done))
+    sampler.start()
+    try:
+        _, prepare_s = timed(prepare, config)
+        _, train_s = timed(train, config)
+    finally:
+        done.set()
+        sampler.join()
+    return {"rows": s.memory, "peak_own_mb": peaks, "prepare_s": prepare_s, "train_s": train_s}
+
+
+def sample(peaks: dict[str, float], done: threading.Event) -> None:
+    """Note every process of this one's tree until done."""
+    me = psutil.Process()
+    while not done.wait(SAMPLE_S):
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                name, mb = role(process), own_mb(process.pid)
+            except (psutil.Error, OSError, IndexError):
+                continue  # it has ended
+            peaks[name] = max(peaks.get(name, 0.0), mb)
+
+
+def role(process: psutil.Process) -> str:
+    """What a process of the run is: the actor's class for Ray's workers, else the program's name."""
+    title = process.cmdline()[0] if process.pid != os.getpid() and process.cmdline() else "driver"
+    return title.removeprefix("ray::").split(".")[0].split()[0] if title.startswith("ray::") else Path(title).name
+
+
+def own_mb(pid: int) -> float:
+    """Resident memory of a process that is no file's and no shared memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024

@@ -1,0 +1,62 @@
+"""The command line of the fault test."""
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cpgan_ray import cli
+from cpgan_ray.config import override
+from cpgan_ray.devtools import chaos
+from cpgan_ray.devtools.chaos.kills import crash_nodes, kill_drivers, kill_players, unbroken
+from cpgan_ray.devtools.chaos.settings import GAME, JOB, RECOVERY, TRACKING, Settings, Tally
+from cpgan_ray.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=chaos.__doc__ or "")
+    with tempfile.TemporaryDirectory(prefix="cpgan-chaos-") as folder:
+        result = play_havoc(s, Path(folder))
+    if s.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{name:20} {value}" for name, value in result.items()))
+    sys.stdout.flush()
+    if not result["identical"] or result["lost_checkpoints"] or result["running_left"]:
+        sys.exit(cli.FAILED)
+
+
+def play_havoc(s: Settings, folder: Path) -> dict[str, Any]:
+    """All kills, and what came of them."""
+    if s.drivers and not JOB.is_file():
+        raise InputError(f"{JOB} is missing: drivers are killed in a checkout of the project; give --drivers 0")
+    flags = [*GAME.split(), *RECOVERY.split(), *TRACKING.split(), "--cache-dir", str(folder / "cache")]
+    config = override(cli.parse(flags, default="smoke", description=""), {"recovery.spares": s.spares})
+    expected = unbroken(config)
+    tally = Tally()
+    kill_players(config, expected, s, tally)
+    kill_drivers(flags, expected, s, tally, folder)
+    crash_nodes(config, expected, s, tally)
+    seconds = {kind: [event.seconds for event in events] for kind, events in tally.events.items()}
+    return {
+        "kills": sum(tally.struck.values()),
+        "identical": tally.different == 0,
+        "lost_checkpoints": tally.lost_checkpoints,
+        "running_left": tally.running_left,
+        "recovery_s": spread(seconds["players"]),
+        "node_recovery_s": spread(seconds["nodes"]),
+        "struck": tally.struck,
+        "games": tally.games,
+        "spares": s.spares,
+    }
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float] | None:
+    return {"median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)} if seconds else None
+
+
+if __name__ == "__main__":
+    cli.run(main)

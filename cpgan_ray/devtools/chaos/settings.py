@@ -1,0 +1,54 @@
+"""What the fault test is set to, and what it counts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cpgan_ray.common.types import Event
+from cpgan_ray.errors import InputError
+
+JOB = Path(__file__).parents[3] / "jobs" / "train_celeba.py"
+PLAYERS = ("ray::AdversaryActor", "ray::GameHost")
+GAME = "smoke --epochs 24 --data.image-size 16 --batch-size 80 --privatizer.depth 2 --attacks.names ridge --runtime.backend ray"
+RECOVERY = "--recovery.snapshot-every 7 --recovery.checkpoint-every 11 --recovery.max-failures 1000 --recovery.backoff-s 0.1"
+TRACKING = "--tracking.no-log-models --tracking.no-system-metrics"
+KILLS_PER_GAME = 5
+FAST_HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+"""Ray's own settings by which a node is given up after three seconds instead of fifteen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    kills: int = 50
+    """Kills of random players at random moments."""
+    drivers: int = 10
+    """Kills of the driver, each followed by --resume."""
+    nodes: int = 5
+    """Crashes of a node of a local cluster."""
+    spares: int = 0
+    """Warm spares among the adversaries."""
+    seed: int = 0
+    """Of the moments and the victims."""
+    json: bool = False
+    """End with one line of JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name in ("kills", "drivers", "nodes", "spares"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
+@dataclass
+class Tally:
+    """What has happened so far."""
+
+    struck: dict[str, int] = field(default_factory=lambda: {"players": 0, "drivers": 0, "nodes": 0})
+    games: int = 0
+    different: int = 0  # games that did not end like the unbroken one
+    lost_checkpoints: int = 0
+    running_left: int = 0
+    events: dict[str, list[Event]] = field(default_factory=lambda: {"players": [], "nodes": []})

@@ -1,0 +1,173 @@
+"""The adversaries as Ray actors: the actor, its handle, and the pool that starts and replaces them."""
+
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup
+
+from cpgan_ray.common.credentials import passed, received
+from cpgan_ray.common.types import Event, Release
+from cpgan_ray.config import Config
+from cpgan_ray.data import prepare
+from cpgan_ray.distributed.resources import Bundle, Room, attend, in_bundle, means, start
+from cpgan_ray.distributed.rpc import LOSSES, gather, one_line
+from cpgan_ray.errors import InputError, LostError
+from cpgan_ray.training.game import opponents
+from cpgan_ray.training.players import AdversaryWorker
+
+PING_S = 10.0
+"""How long an actor may take to say that it is there, in seconds."""
+OPEN_S = 300.0
+"""How long the players may take to be built, in seconds."""
+SUPPLY_S = 6 * 3600.0
+"""How long a node may take to fetch or to prepare the data, in seconds; one that goes meanwhile is noticed at once."""
+
+
+class RaySeat:
+    """An adversary's actor as the game's seat: each call returns an object reference at once."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def respond(self, release: Release) -> Any:
+        return self.actor.respond.remote(release)
+
+    def learn(self, release: Release) -> Any:
+        return self.actor.learn.remote(release)
+
+    def oppose(self, release: Release) -> Any:
+        return self.actor.oppose.remote(release)
+
+    def accumulate(self, release: Release) -> Any:
+        return self.actor.accumulate.remote(release)
+
+    def solve(self) -> Any:
+        return self.actor.solve.remote()
+
+    def score(self, release: Release) -> Any:
+        return self.actor.score.remote(release)
+
+    def weights(self) -> Any:
+        return self.actor.weights.remote()
+
+    def snapshot(self) -> Any:
+        return self.actor.snapshot.remote()
+
+    def restore(self, snapshot: bytes) -> Any:
+        return self.actor.restore.remote(snapshot)
+
+
+class AdversaryActor(AdversaryWorker):
+    """An adversary that is built by `open`: what a constructor raises would reach the driver without its type."""
+
+    def __init__(self) -> None:
+        pass
+
+    def supply(self, config: Config, environment: Mapping[str, str]) -> None:
+        supply(config, environment)
+
+    def open(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def ping(self) -> None:
+        pass
+
+
+def supply(config: Config, environment: Mapping[str, str]) -> None:
+    """Have the players' data on this node, whoever asks first; environment: what may be needed to reach it (`credentials.passed`).
+
+    Raises: InputError that names the node.
+    """
+    received(environment)
+    try:
+        prepare(config)
+    except InputError as e:
+        raise InputError(f"on node {socket.gethostname()}: {e}") from e
+
+
+class Crew:
+    """The adversaries' actors: who sits where, and who takes the place of one that is lost."""
+
+    def __init__(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None) -> None:
+        """sizes: of the privatizer, of each adversary, of each spare; group: whose bundles these are, or none: see `in_bundle`."""
+        self.config, self.sizes, self.group = config, sizes, group
+        self.names = opponents(config)
+        self.bundles = {name: bundle for bundle, name in enumerate(self.names, start=1)}
+        self.seats = {name: RaySeat(self.start(bundle)) for name, bundle in self.bundles.items()}
+        self.spares = {bundle: self.start(bundle) for bundle in range(len(self.names) + 1, len(sizes))}
+        self.failures = self.in_a_row = 0
+        self.events: list[Event] = []
+
+    def start(self, bundle: int) -> Any:
+        return start(AdversaryActor, self.sizes[bundle], place=in_bundle(self.group, bundle))
+
+    def supply(self, names: Sequence[str]) -> list[Any]:
+        """Have the data on the nodes of adversaries; the references are for `gather`."""
+        return [self.seats[name].actor.supply.remote(self.config, passed()) for name in names]
+
+    def open(self, names: Sequence[str]) -> list[Any]:
+        """Build adversaries in their actors; the references are for `gather`."""
+        each = [(self.seats[name].actor, name, self.sizes[self.bundles[name]]) for name in names]
+        return [actor.open.remote(name, self.config, overlap=True, **means(self.config, size)) for actor, name, size in each]
+
+    def lost(self) -> dict[str, str]:
+        """Who does not answer, and why: name -> cause."""
+        pings = {name: seat.actor.ping.remote() for name, seat in self.seats.items()}
+        patience_s = min(PING_S, self.config.runtime.deadline_s)
+        ray.wait(list(pings.values()), num_returns=len(pings), timeout=patience_s)
+        found = {}
+        for name, ping in pings.items():
+            try:
+                ray.get(ping, timeout=0)
+            except (GetTimeoutError, *LOSSES) as e:
+                found[name] = f"no answer for {patience_s:g} s" if isinstance(e, GetTimeoutError) else one_line(e)
+        return found
+
+    def mend(self, cause: LostError, *, round: int, kept: int) -> None:
+        """New actors in the seats of those that do not answer. `round`: where the game stood; `kept`: to where it goes back.
+
+        Raises: RuntimeError that names them where too many have been lost; InputError where the cluster has no place for one in
+        time; LostError where a replacement is lost at once.
+        """
+        recovery, started = self.config.recovery, time.perf_counter()
+        gone = self.lost()
+        self.failures, self.in_a_row = self.failures + 1, self.in_a_row + 1
+        told = "; ".join(f"adversary {name!r}: {why}" for name, why in gone.items()) or str(cause)
+        if self.failures > recovery.max_failures:
+            raise RuntimeError(
+                f"lost in round {round}: {told}; that is more than recovery.max_failures = {recovery.max_failures}"
+            ) from cause
+        if self.in_a_row > 1:
+            time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
+        for name in gone:
+            self.replace(name)
+        room = Room(self.sizes, option="recovery.wait_s", patience_s=recovery.wait_s)
+        supplied = self.supply(list(gone))
+        attend(supplied, self.group, room, deadline_s=SUPPLY_S)
+        gather(supplied, deadline_s=PING_S)
+        opened = self.open(list(gone))
+        attend(opened, self.group, room, deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
+        gather(opened, deadline_s=PING_S)
+        seconds = time.perf_counter() - started
+        self.events.append(Event(round=round, replayed=round - kept, players=tuple(gone), cause=told, seconds=seconds))
+
+    def replace(self, name: str) -> None:
+        """A spare, if there is one, and a new spare in the place that becomes free; else a new actor in the same place."""
+        seat, bundle = self.seats[name], self.bundles[name]
+        ray.kill(seat.actor)
+        fitting = [
+            b for b in self.spares if all(self.sizes[b].get(kind, 0) >= amount for kind, amount in self.sizes[bundle].items())
+        ]
+        if fitting:
+            seat.actor, self.bundles[name] = self.spares.pop(fitting[0]), fitting[0]
+            self.spares[bundle] = self.start(bundle)
+        else:
+            seat.actor = self.start(bundle)
+
+    def close(self) -> None:
+        for actor in (*(seat.actor for seat in self.seats.values()), *self.spares.values()):
+            ray.kill(actor)

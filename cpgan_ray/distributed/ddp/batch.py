@@ -1,0 +1,163 @@
+"""A batch in several hands: whose rows are whose, and batch statistics and dropout that are those of the whole batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ray.train.torch import prepare_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cpgan_ray.common.process import pick_device
+from cpgan_ray.config import Config
+
+
+class Group:
+    """The workers that share a batch, as privatizer.Peers: torch.distributed's default process group."""
+
+    def __init__(self, config: Config) -> None:
+        self.count, self.rank = dist.get_world_size(), dist.get_rank()
+        self.device, self.batch_size = pick_device(config.runtime.device), config.batch_size
+
+    def own(self, num_rows: int) -> slice:
+        """As even as can be; all rows where there are fewer of them than workers."""
+        if num_rows < self.count:
+            return slice(0, num_rows)
+        return slice(num_rows * self.rank // self.count, num_rows * (self.rank + 1) // self.count)
+
+    def gather(self, part: Tensor, num_rows: int) -> Tensor:
+        """Shares need not be of one size, which rules all_gather out: the sum of what is zero outside each one's rows."""
+        if num_rows < self.count:
+            return part
+        whole = part.new_zeros(num_rows, *part.shape[1:])
+        whole[self.own(num_rows)] = part.detach()
+        dist.all_reduce(whole)
+        return whole
+
+    def total(self, value: Tensor) -> Tensor:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        return value
+
+    def average(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """For the copies of `stale1`: DistributedDataParallel knows a module's own parameters alone."""
+        if not values:
+            return []
+        flat = self.total(torch.cat([value.flatten() for value in values])) / self.count
+        parts = flat.split([value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+    def joined(self, network: nn.Module) -> nn.Module:
+        make_whole(network, rows=self.own(self.batch_size), num_rows=self.batch_size)
+        # batch statistics are the same everywhere already
+        return prepare_model(network, move_to_device=self.device, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    def tell(self, value: Any) -> Any:
+        """What the first worker has, everywhere."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+
+def make_whole(network: nn.Module, *, rows: slice, num_rows: int) -> None:
+    """Batch norms of the whole batch and the dropout that these rows have in it, in the place of a network's own; parameters,
+    buffers and their names are the same."""
+    for name, part in network.named_children():
+        if isinstance(part, _BatchNorm):
+            setattr(network, name, whole_norm(part))
+        elif isinstance(part, nn.Dropout) and part.p > 0:
+            setattr(network, name, WholeDropout(part.p, rows=rows, num_rows=num_rows))
+        else:
+            make_whole(part, rows=rows, num_rows=num_rows)
+
+
+def whole_norm(norm: _BatchNorm) -> _BatchNorm:
+    """torch's SyncBatchNorm takes tensors on a GPU alone."""
+    if norm.running_mean is not None and norm.running_mean.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # pyright: ignore[reportReturnType]
+    whole = WholeBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)
+    for name, value in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(whole, name, value)
+    return whole
+
+
+class WholeBatchNorm(_BatchNorm):
+    """Batch norm with the statistics of all workers' rows (B, C, ...) in training; in use the usual one."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        mean, variance, count = whole_statistics(input.detach())
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            for running, found in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
+                running.mul_(1 - self.momentum).add_(self.momentum * found)
+        return Normalised.apply(input, mean, variance, count, self.weight, self.bias, self.eps)  # pyright: ignore
+
+
+def whole_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean and (biased) variance (C,) over all workers' x (B, C, ...), and over how many values: theirs, combined in float64."""
+    variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+    found = x.new_zeros(dist.get_world_size(), 2 * len(mean) + 1, dtype=torch.float64)
+    found[dist.get_rank()] = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
+    dist.all_reduce(found)
+    counts, (means, variances) = found[:, -1:], found[:, :-1].chunk(2, dim=1)
+    count = counts.sum()
+    center = (counts * means).sum(0) / count
+    spread = (counts * (variances + (means - center) ** 2)).sum(0) / count
+    return center.to(x.dtype), spread.to(x.dtype), float(count)
+
+
+class Normalised(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps), scaled and moved, for x (B, C, ...) with statistics (C,) of all workers' x.
+
+    With x^ the normalised x and N the values over all workers, dx = scale (dy - sum dy / N - x^ sum(dy x^) / N) / sqrt(variance +
+    eps), the sums over all workers; the gradients of scale and shift are those of the own rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, count: float, scale: Tensor | None, shift: Tensor | None, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, mean, variance, scale)
+        ctx.count, ctx.eps = count, eps
+        return F.batch_norm(x, mean, variance, scale, shift, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, mean, variance, scale = ctx.saved_tensors
+        (dy,) = grads
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        over = [0, *range(2, x.ndim)]
+        normalised = (x - mean.view(shape)) * (variance + ctx.eps).rsqrt().view(shape)
+        shifts, scales = dy.sum(over), (dy * normalised).sum(over)
+        sums = torch.stack([shifts, scales])
+        dist.all_reduce(sums)
+        of_shift, of_scale = (s.view(shape) for s in sums / ctx.count)
+        slope = (variance + ctx.eps).rsqrt() if scale is None else scale * (variance + ctx.eps).rsqrt()
+        dx = slope.view(shape) * (dy - of_shift - normalised * of_scale)
+        affine = scale is not None
+        return dx, None, None, None, scales if affine else None, shifts if affine else None, None
+
+
+class WholeDropout(nn.Module):
+    """Dropout with the mask that these rows have in that of a whole batch."""
+
+    def __init__(self, p: float, *, rows: slice, num_rows: int) -> None:
+        super().__init__()
+        self.p, self.rows, self.num_rows = p, rows, num_rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        whole = torch.ones(self.num_rows, *x.shape[1:], dtype=x.dtype, device=x.device)
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            whole = whole.to(memory_format=torch.channels_last)  # draws are in the order of memory
+        return x * F.dropout(whole, self.p, training=True)[self.rows]

@@ -1,0 +1,99 @@
+"""Work that needs nothing of its like, as Ray tasks: the attacks of a tournament, the cells of a comparison."""
+
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from cpgan_ray.common.credentials import passed, received
+from cpgan_ray.common.process import pick_device, set_up_process
+from cpgan_ray.config import RuntimeConfig
+from cpgan_ray.distributed.cluster import connect
+from cpgan_ray.distributed.resources import Bundle, Room, ensure_room
+from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.fitting import Entry, Made, Material, make
+
+
+def attack_task(entry: Entry, material: Material, *, runtime: RuntimeConfig) -> Made:
+    """One attack in a Ray worker of its own; what it fitted comes back on the CPU."""
+    cpus, gpus = material.config.cpus, material.config.gpus
+    set_up_process(threads=runtime.threads or max(1, int(cpus)), gpu_share=gpus)
+    device = pick_device(runtime.device)
+    made = make(entry, material, device=device)
+    if device.type == "cpu":
+        return made
+    torch.save(made, buffer := io.BytesIO())
+    buffer.seek(0)
+    return torch.load(buffer, map_location="cpu", weights_only=False)  # our own bytes of a moment ago
+
+
+def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeConfig, done: Callable[[Made], None]) -> list[Made]:
+    """All attacks as Ray tasks, each with its own resources, as many at once as the cluster has room for; in the order of `todo`.
+
+    Raises: InputError with the numbers where the cluster has no room for one; what an attack raised, without Ray's wrapping.
+    """
+    connect(runtime)
+    config = material.config
+    size: Bundle = {"CPU": config.cpus, "GPU": config.gpus}
+    room = Room([size], option="runtime.wait_s", patience_s=runtime.wait_s)
+    while lacking := [kind for kind, wanted in size.items() if wanted > ray.cluster_resources().get(kind, 0.0)]:
+        if runtime.wait_s == 0:
+            there, flag = ray.cluster_resources().get(lacking[0], 0.0), f"--attacks.{lacking[0].lower()}s"
+            raise InputError(f"an attack needs {size[lacking[0]]:g} {lacking[0]}s, the cluster has {there:g}: lower {flag}")
+        room.lacks()
+        time.sleep(1)
+    shared = ray.put(material)
+    task: Any = ray.remote(attack_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=2)  # pyright: ignore
+    references = [task.remote(entry, shared, runtime=runtime) for entry in todo]
+    waiting, made = list(references), {}
+    try:
+        while waiting:
+            (ready, *_), waiting = ray.wait(waiting, num_returns=1)
+            made[ready] = ray.get(ready)
+            done(made[ready])
+        return [made[reference] for reference in references]
+    except RayTaskError as e:
+        raise e.cause from e
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+
+
+def equipped(environment: Mapping[str, str], work: Callable[..., None], arguments: Sequence[Any]) -> None:
+    """`work(*arguments)`, with what may be needed to reach the data."""
+    received(environment)
+    work(*arguments)
+
+
+def in_tasks(
+    work: Callable[..., None],
+    todo: Sequence[Sequence[Any]],
+    *,
+    runtime: RuntimeConfig,
+    cpus: float,
+    gpus: float,
+    done: Callable[[int], None],
+) -> None:
+    """`work(*arguments)` for each of `todo` as Ray tasks, as many at once as the cluster has room for. `done` hears the number of
+    each that has ended; one whose process dies is done again.
+
+    Raises: InputError with the numbers where the cluster has no room for one; what a task raised, without Ray's wrapping.
+    """
+    ensure_room([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
+    task: Any = ray.remote(equipped).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
+    numbers = {task.remote(passed(), work, arguments): i for i, arguments in enumerate(todo)}
+    waiting = list(numbers)
+    try:
+        while waiting:
+            (ready, *_), waiting = ray.wait(waiting, num_returns=1)
+            ray.get(ready)
+            done(numbers[ready])
+    except RayTaskError as e:
+        raise e.cause from e
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)

@@ -1,0 +1,135 @@
+"""Programs by their file, opened in this process: what they take, and a function from an array to named arrays.
+
+Other people's programs are opened by `guest.py`, in a process of its own.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils import _pytree
+
+from cpgan_ray.evaluation.encoders.programs import Unsafe, load_program
+from cpgan_ray.evaluation.encoders.sandbox import DTYPES, Arrays, ProgramError, RefusedError, SandboxError
+
+KINDS = {".pt2": "a torch.export program", ".onnx": "an ONNX model"}
+LONE = "z"
+"""Name of an output that is the only one and has no name of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """A program, open."""
+
+    inputs: tuple[tuple[tuple[Any, ...], str], ...]  # shape and type of each; a free size is no integer
+    run: Callable[[np.ndarray], Arrays]  # the only input -> outputs by name
+    close: Callable[[], None] = lambda: None  # where it has a process of its own
+
+
+def open_runner(path: str | Path, *, stochastic: bool = False, trusted: bool = False) -> Runner:
+    """The program of a file. stochastic: whether it may draw random numbers; trusted: whether any tensor operation may be in it.
+
+    Raises: RefusedError, ProgramError, SandboxError as `run` does.
+    """
+    path = Path(path)
+    opener = _open_onnx if path.suffix == ".onnx" else _open_program
+    opened = _named_errors(lambda: opener(path, stochastic, trusted))
+    return Runner(opened.inputs, lambda x: _named_errors(lambda: opened.run(x)))
+
+
+T = TypeVar("T")
+
+
+def _named_errors(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except (RefusedError, SandboxError):
+        raise
+    except Unsafe as e:
+        raise RefusedError(str(e)) from e
+    except Exception as e:  # torch and onnxruntime raise whatever the damaged part leads to
+        if isinstance(e, MemoryError) or re.search("allocat|bad_alloc", str(e), re.IGNORECASE):
+            raise SandboxError("it needs more memory than there is") from e
+        raise ProgramError(type(e).__name__) from e
+
+
+def _open_program(path: Path, stochastic: bool, trusted: bool) -> Runner:
+    program = load_program(path, stochastic=stochastic, any_operation=trusted)
+    positional, named = program.example_inputs or ((), {})
+    inputs = [_described(value) for value in _pytree.tree_leaves((positional, named))]
+    module = program.module(check_guards=False)
+    state = [t for t in (*program.state_dict.values(), *program.constants.values()) if isinstance(t, torch.Tensor)]
+    versions = [t._version for t in state]
+    if stochastic:
+        torch.seed()  # an output known beforehand would say how many random numbers were drawn, which is a state
+
+    def run(x: np.ndarray) -> Arrays:
+        with torch.no_grad():
+            outputs = _named_outputs(module(torch.from_numpy(np.require(x, requirements=["C", "W"]))))
+        if [t._version for t in state] != versions:
+            raise RefusedError("it changes its own weights or buffers when it is called; export it without state")
+        return outputs
+
+    return Runner(tuple(inputs), run)
+
+
+def _described(value: Any) -> tuple[tuple[Any, ...], str]:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), str(value.dtype).removeprefix("torch.")
+    return (), type(value).__name__
+
+
+def _named_outputs(outputs: Any) -> Arrays:
+    """Nested tuples and dicts as one dict: of `{"a": (x, y)}` the names are `a.0` and `a.1`. None is left out."""
+    leaves, _ = _pytree.tree_flatten_with_path(outputs)
+    named: Arrays = {}
+    for path, value in leaves:
+        name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or LONE
+        if value is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise RefusedError(f"its output {name!r} is a {type(value).__name__}, not a tensor: export it without that output")
+        if name in named:
+            raise RefusedError(f"two of its outputs are called {name!r}: rename one")
+        named[name] = _plain(name, value)
+    return named
+
+
+def _plain(name: str, value: torch.Tensor) -> np.ndarray:
+    if value.dtype == torch.bfloat16:
+        value = value.float()
+    kind = str(value.dtype).removeprefix("torch.")
+    if kind not in DTYPES or value.layout != torch.strided:
+        raise RefusedError(f"its output {name!r} is made of {kind}: convert it to float32 before it leaves the encoder")
+    return value.detach().resolve_conj().resolve_neg().contiguous().numpy()
+
+
+def _open_onnx(path: Path, stochastic: bool, trusted: bool) -> Runner:
+    import onnxruntime
+
+    from cpgan_ray.evaluation.encoders.onnx_models import check_model
+
+    content = path.read_bytes()
+    check_model(content, stochastic=stochastic)
+    onnxruntime.set_default_logger_severity(4)  # an error is raised as well; its warnings are dozens of lines
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    inputs = session.get_inputs()
+
+    def run(x: np.ndarray) -> Arrays:
+        outputs: dict[str, Any] = dict(zip(names, session.run(None, {inputs[0].name: x}), strict=True))
+        for name, value in outputs.items():
+            if not isinstance(value, np.ndarray) or value.dtype.name not in DTYPES:
+                kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+                raise RefusedError(f"its output {name!r} is made of {kind}: convert it to float32 before it leaves the encoder")
+        return outputs
+
+    kinds = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+    return Runner(tuple((tuple(i.shape or ()), kinds.get(str(i.type), str(i.type))) for i in inputs), run)

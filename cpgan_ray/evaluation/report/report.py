@@ -1,0 +1,111 @@
+"""From codes to a report card: the tournament on Ray or in this process, `report.json`, `report.html` and the panels."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
+from cpgan_ray.common.json_files import read_json
+from cpgan_ray.config import AttackConfig
+from cpgan_ray.data import Dataset
+from cpgan_ray.errors import InputError, printable
+from cpgan_ray.evaluation.degenerate import ReportWarning
+from cpgan_ray.evaluation.protocol import Codes
+from cpgan_ray.evaluation.report.paired import ERRORS
+from cpgan_ray.evaluation.tournament import Verdict
+
+LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A verdict with everything that is written about it."""
+
+    verdict: Verdict
+    report: dict[str, Any]
+    panels: dict[str, Image]
+    page: str
+
+    def write(self, folder: Path) -> None:
+        """`report.json`, `report.html`, the panels and `errors.npz`."""
+        make_folder(folder)
+        write_text(folder / "report.json", json.dumps(self.report, indent=1) + "\n")
+        write_text(folder / "report.html", self.page)
+        for name, panel in self.panels.items():
+            with atomic_path(folder / f"{name}.png") as temporary:
+                panel.save(temporary, "PNG")
+        rows = self.verdict.strongest.errors
+        with atomic_path(folder / ERRORS) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
+
+
+def console_lines(utility: Mapping[str, float], warnings: Sequence[ReportWarning]) -> list[str]:
+    """The utility next to what a guess would have, and every warning."""
+    accuracies = ("accuracy", "majority_accuracy", "balanced_accuracy")
+    numbers = [f"{name.replace('_', ' ')} {utility[name]:.4f}" for name in accuracies if name in utility]
+    return ([", ".join(numbers)] if numbers else []) + [f"warning: {warning.message}" for warning in warnings]
+
+
+def degenerate(report: Mapping[str, Any]) -> list[str]:
+    """Why the code of a report passes no gate, if it is degenerate."""
+    return [warning["message"] for warning in report.get("warnings", ()) if warning["fails_gates"]]
+
+
+def references(verdict: Verdict, undefended: Path | None) -> list[dict[str, Any]]:
+    """What the attacks are held against, from nothing to everything."""
+    best, floor = verdict.strongest.score, verdict.floor.score
+    unit = "mse_raw" if best.mse_255 is None else "mse_255"
+    mean = getattr(floor, unit) / (1 - floor.r2) if floor.r2 < 1 else 0.0
+    rows: list[dict[str, Any]] = [
+        {"name": "mean picture", "r2": 0.0, unit: mean},
+        {
+            "name": f"label floor ({verdict.floor.entry.name} from the true labels)",
+            **{key: getattr(floor, key) for key in ("r2", "low", "high", unit)},
+        },
+        {
+            "name": "best linear code of as many numbers",
+            "r2": verdict.linear_code_r2,
+            unit: mean * (1 - verdict.linear_code_r2),
+        },
+    ]
+    if undefended is not None and (twin := strongest_of(undefended)) is not None:
+        rows.append(
+            {"name": f"undefended twin ({twin['attack']})", **{key: twin[key] for key in ("r2", "low", "high")}}
+            | {unit: mean * (1 - twin["r2"])}
+        )
+    return [*rows, {"name": "identity (z = x)", "r2": 1.0, unit: 0.0}]
+
+
+def strongest_of(folder: Path) -> dict[str, Any] | None:
+    """Name, R2 and interval of the strongest attack on a run, by its report; None where it has none.
+
+    Raises: InputError where the report is damaged.
+    """
+    path = folder / "report" / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path)["privacy"]["strongest"]
+        numbers = {key: float(found[key]) for key in ("r2", "low", "high")}
+        if not all(-1e6 < number <= 1 for number in numbers.values()):
+            raise ValueError("numbers")
+        return {"attack": printable(str(found["attack"]))[:60], **numbers}
+    except Exception as e:  # whatever its values lead to
+        raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
+
+
+def twin_codes(program: Path, dataset: Dataset) -> Codes:
+    """Codes of all splits by an exported privatizer."""
+    from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
+
+    return encode_all(open_encoder(program), dataset)
+
+
+def report_settings(attacks: AttackConfig, **more: Any) -> dict[str, Any]:
+    """What the card shows of the settings."""
+    return {"attacks": asdict(attacks)} | more

@@ -1,0 +1,164 @@
+"""Privatizers: what Alice runs. float32 pictures (B, C, H, W) in [-1, 1], or signals -> codes z (B, k).
+
+z leaves normalised (batch statistics, no affine part) unless told otherwise, so that a privatizer gains nothing by rescaling it.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cpgan_ray.common.registry import remember
+from cpgan_ray.config import PrivatizerConfig
+from cpgan_ray.errors import InputError
+from cpgan_ray.models.paper.celeba import SubNets, halves_map, leaky_stages
+from cpgan_ray.models.paper.lenet import lenet_stages
+from cpgan_ray.models.paper.linear import linear_stages
+from cpgan_ray.models.paper.picture import generator_conv, picture_conv, residual_g
+from cpgan_ray.models.pointwise import StridedPointwise
+
+
+def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
+    """`depth` strided 3x3 convolutions, each with batch norm and leaky ReLU 0.2, as the original's for one attribute of
+    CelebA."""
+    stages: list[nn.Module] = []
+    for stage in range(depth):
+        out = width * 2**stage
+        stages += [nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
+        channels = out
+    return nn.Sequential(*stages)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block with stride: batch norm - ReLU - conv, twice, beside a strided 1x1 convolution."""
+
+    def __init__(self, channels: int, out: int, *, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+        )
+        same = stride == 1 and channels == out
+        self.skip = nn.Identity() if same else StridedPointwise(channels, out, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.skip(x)
+
+
+def residual_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
+    """A strided stem and `depth - 1` strided residual blocks."""
+    stages: list[nn.Module] = [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)]
+    for stage in range(1, depth):
+        stages.append(ResidualBlock(width * 2 ** (stage - 1), width * 2**stage, stride=2))
+    last = width * 2 ** (depth - 1)
+    return nn.Sequential(*stages, nn.BatchNorm2d(last), nn.ReLU())
+
+
+class Whitened(nn.Module):
+    """Samples (B, C, H, W) in their principal components, each of unit variance (B, p): an input on which plain gradient steps do
+    not favour the directions of large variance. Identity until `fit` has seen a basis."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        size = math.prod(image_shape)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("matrix", torch.eye(size))
+
+    def fit(self, mean: np.ndarray, components: np.ndarray, coordinates: np.ndarray) -> None:
+        """mean (D,), components (D, D) and the training samples' coordinates (N, D), all in the order H, W, C."""
+        self.mean.copy_(torch.from_numpy(np.array(mean)))
+        self.matrix.copy_(torch.from_numpy(components.T / coordinates.std(axis=0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.permute(0, 2, 3, 1).flatten(1) - self.mean) @ self.matrix
+
+
+def strided(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]:
+    """Stages that halve the picture `depth` times."""
+
+    def build(config: PrivatizerConfig, image_shape: tuple[int, int, int]) -> nn.Module:
+        height, width, channels = image_shape
+        side = 2**config.depth
+        if min(height, width) < side:
+            raise InputError(
+                f"privatizer.depth is {config.depth}, which needs pictures of {side} pixels; the store has {height}x{width}"
+            )
+        return stages(channels, width=config.width, depth=config.depth)
+
+    return build
+
+
+FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]] = {
+    "conv": strided(conv_stages),
+    "residual": strided(residual_stages),
+    "lenet": lambda config, image_shape: lenet_stages(image_shape),
+    "generator": lambda config, image_shape: generator_conv(image_shape[2]),
+    "picture": lambda config, image_shape: residual_g(image_shape[2], momentum=config.norm_momentum),
+    "picture_conv": lambda config, image_shape: picture_conv(image_shape[2]),
+    "celeba_single": lambda config, image_shape: leaky_stages(image_shape[2]),
+    "celeba_multi": lambda config, image_shape: SubNets(image_shape[2]),
+    "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
+    "whitened": lambda config, image_shape: Whitened(image_shape),
+}
+CODES: dict[str, Callable[[int], nn.Module]] = {
+    "normalised": lambda k: nn.BatchNorm1d(k, affine=False),
+    "relu": lambda k: nn.ReLU(),
+    "raw": lambda k: nn.Identity(),
+}
+remember(__name__, "FAMILIES", "CODES")
+
+
+class Privatizer(nn.Module):
+    """Stages, a linear map to k numbers, and what is done to these."""
+
+    def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        height, width, channels = image_shape
+        self.symmetric, self.step = config.symmetric, config.step
+        self.stages = FAMILIES[config.family](config, image_shape)
+        try:
+            with torch.no_grad():
+                flat = self.stages.eval()(torch.zeros(1, channels, height, width)).numel()
+        except RuntimeError as e:
+            size = f"{height}x{width}x{channels}"
+            raise InputError(f"privatizer.family {config.family!r} is not for samples of {size}: take another one") from e
+        self.stages.train()
+        if not config.bottleneck and k != flat:
+            raise InputError(f"k is {k}, but without a bottleneck the code is the {flat} features: set k to {flat}")
+        to_code = halves_map if config.family == "celeba_multi" else nn.Linear
+        self.code = to_code(flat, k) if config.bottleneck else nn.Identity()
+        self.normalise = CODES[config.code](k)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.code(self.stages(x).flatten(1)).float()  # codes are float32 in mixed precision too
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.symmetric:
+            both = self.encode(torch.cat([x, x.flip(3)]))
+            plain, mirrored = both.view(2, x.shape[0], -1).unbind(0)  # `chunk` would fix the batch size of an exported program
+            z = self.normalise((plain + mirrored) / 2)
+        else:
+            z = self.normalise(self.encode(x))
+        return round_to(z, self.step) if self.step else z
+
+
+def round_to(z: Tensor, step: float) -> Tensor:
+    """z rounded to multiples of `step`; the gradient passes as if it were not (straight-through)."""
+    return z + (torch.round(z / step) * step - z).detach()
+
+
+def build_privatizer(config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The privatizer that the configuration names, for pictures of `image_shape` (H, W, C).
+
+    Raises: InputError where the pictures are too small for the depth or the family, or the code's length is not one it can have.
+    """
+    return Privatizer(config, k=k, image_shape=image_shape)

@@ -1,0 +1,52 @@
+"""Utility heads: the classifier that Bob runs on z."""
+
+from torch import nn
+
+from cpgan_ray.config import UtilityConfig
+from cpgan_ray.errors import InputError
+from cpgan_ray.models.paper.celeba import GroupedHead, leaky_head
+from cpgan_ray.models.paper.lenet import lenet_head
+from cpgan_ray.models.paper.shake_shake import ShakeShake
+from cpgan_ray.models.paper.wide_resnet import WideResNet
+
+
+def build_head(config: UtilityConfig, *, k: int, num_labels: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Classifier on z: (B, k) -> (B, num_labels) logits.
+
+    Raises: InputError where a head for pictures gets a code that is none, or one for certain attributes others.
+    """
+    match config.family:
+        case "lenet":
+            return lenet_head(k, outputs=num_labels)
+        case "shake":
+            size = {"depth": config.depth or 26, "width": config.width or 32}
+            return ShakeShake(k, outputs=num_labels, image_shape=image_shape, **size)
+        case "wide":
+            size = {"depth": config.depth or 16, "widen": config.width or 8}
+            return WideResNet(k, outputs=num_labels, image_shape=image_shape, dropout=config.dropout, **size)
+        case "celeba_single":
+            return leaky_head(k, outputs=num_labels, dropout=config.dropout)
+        case "celeba_multi":
+            head = GroupedHead(k, dropout=config.dropout)
+            if num_labels != head.outputs:
+                raise InputError(
+                    f"utility.family 'celeba_multi' is for {head.outputs} attributes; the task has {num_labels}: use 'mlp'"
+                )
+            return head
+        case "mlp":
+            return mlp_head(config, k=k, num_labels=num_labels)
+
+
+def mlp_head(config: UtilityConfig, *, k: int, num_labels: int) -> nn.Module:
+    """Two hidden layers with batch norm and dropout, or none."""
+    if config.hidden == 0:
+        return nn.Linear(k, num_labels)
+    layers: list[nn.Module] = []
+    for width_in in (k, config.hidden):
+        layers += [
+            nn.Linear(width_in, config.hidden),
+            nn.BatchNorm1d(config.hidden),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(config.dropout),
+        ]
+    return nn.Sequential(*layers, nn.Linear(config.hidden, num_labels))

@@ -1,0 +1,119 @@
+"""What is told of a search under way: `trials.json`, a line on standard error, the hypervolume in MLflow."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray.tune.callback import Callback
+from ray.tune.experiment import Trial as TuneTrial
+
+from cpgan_ray.analysis.fronts import Trial, hypervolume, points, reference_point
+from cpgan_ray.common.json_files import read_json
+from cpgan_ray.config.folders import read_search
+from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.tune.trial import trial_name, write_json
+from cpgan_ray.tracking import SearchRun
+
+TRIALS = "trials.json"
+
+
+class Progress(Callback):
+    """After each trial: `trials.json`, a line on standard error, the parent run's hypervolume.
+
+    Tune pickles it: it holds a path alone.
+    """
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder, self.total = folder, total
+        self.run: SearchRun | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"run": None}
+
+    def setup(self, **info: Any) -> None:
+        job, parent = read_search(self.folder)  # written before the first trial
+        self.run = SearchRun(job.config, self.folder, name="", params={}, run_id=parent)
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self.note(trials, trial, TuneTrial.TERMINATED)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self.note(trials, trial, TuneTrial.ERROR)
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        say(f"{trial_name(trial.config)} failed and is tried again: {cause(trial)}")
+
+    def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
+        write_json(self.folder / TRIALS, [asdict(row(t, t.status)) for t in in_order(trials)])
+
+    def note(self, trials: list[TuneTrial], trial: TuneTrial, status: str) -> None:
+        """status: the trial's own; Tune calls before it has set it."""
+        assert self.run is not None
+        one = row(trial, status)
+        rows = [one if t is trial else row(t, t.status) for t in in_order(trials)]
+        write_json(self.folder / TRIALS, [asdict(r) for r in rows])
+        self.run.end_children("FAILED" if one.state == "failed" else "FINISHED", names={one.name})
+        ended = [r for r in rows if r.state in ("finished", "stopped", "failed")]
+        finished = [r for r in ended if r.state == "finished"]
+        reference = reference_point(finished)
+        volume = hypervolume(points(finished), reference) if reference else 0.0
+        self.run.log({"search/trials": len(ended), "search/hypervolume": volume}, step=len(ended))
+        say(f"trial {len(ended)}/{self.total}: {described(one)}; hypervolume {volume:.4f}")
+
+
+def described(trial: Trial) -> str:
+    """A trial's outcome in a line."""
+    if trial.state == "failed":
+        return f"{trial.name} failed: {trial.cause}"
+    if trial.state != "finished":
+        return f"{trial.name} was stopped early"
+    low, high = trial.strongest_r2_low, trial.strongest_r2_high
+    r2 = f"strongest R2 {trial.strongest_r2:.3f} [{low:.3f}, {high:.3f}] ({trial.attack})"
+    return f"{trial.name}: accuracy {trial.accuracy:.4f}, {r2}, {trial.seconds:.0f} s"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def in_order(trials: Sequence[TuneTrial]) -> list[TuneTrial]:
+    """By the time of their last report."""
+    return sorted(trials, key=lambda t: (t.last_result or {}).get("timestamp", float("inf")))
+
+
+def row(trial: TuneTrial, status: str) -> Trial:
+    """What Tune knows of a trial in that status."""
+    spec, result = trial.config, trial.last_result or {}
+    finished = status == TuneTrial.TERMINATED and "accuracy" in result
+    states = {TuneTrial.TERMINATED: "finished" if finished else "stopped", TuneTrial.ERROR: "failed"}
+    found = {f.name: result[f.name] for f in dataclasses.fields(Trial) if finished and f.name in result}
+    state: Any = states.get(status, "running")
+    return Trial(
+        name=trial_name(spec),
+        setting=spec["setting"],
+        seed=spec["seed"],
+        control=spec["control"],
+        state=state,
+        cause=cause(trial) if state == "failed" else None,
+        **found,
+    )
+
+
+def cause(trial: TuneTrial) -> str:
+    """The last line that a failed trial's process said."""
+    file = trial.error_file
+    lines = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()] if file else []
+    return lines[-1] if lines else "its process ended without a word (killed, or out of memory)"
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    path = folder / TRIALS
+    if not path.is_file():
+        return []
+    try:
+        return [Trial(**values) for values in read_json(path)]
+    except (OSError, ValueError, TypeError) as e:
+        raise InputError(f"{path} is damaged ({type(e).__name__}): remove it, and resume the search") from e

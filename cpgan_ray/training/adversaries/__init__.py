@@ -1,0 +1,52 @@
+"""Adversary reconstructors: what the privatizer trains against. Each improves on the codes it is shown and says, with a gradient,
+how much of the picture it recovers.
+
+`ridge` and `kernel` are solved in closed form: with `fit="holdout"` they are at their optimum in every round. `neural` covers MLPs
+and convolutional decoders. To add one: a config dataclass in config.py, a file with a class of the `Adversary` protocol (base.py),
+and a case in `build_adversary`.
+"""
+
+import numpy as np
+import torch
+
+from cpgan_ray.common.process import Precision, compile_networks
+from cpgan_ray.config import AdversaryConfig, KernelConfig, NeuralConfig, RidgeConfig
+from cpgan_ray.models import build_reconstructor
+from cpgan_ray.training.adversaries.base import Adversary, Target
+from cpgan_ray.training.adversaries.kernel import KernelAdversary
+from cpgan_ray.training.adversaries.neural import NeuralAdversary
+from cpgan_ray.training.adversaries.ridge import RidgeAdversary
+from cpgan_ray.training.adversaries.streamed import StreamedAdversary
+
+__all__ = ["Adversary", "Target", "build_adversary"]
+
+
+def build_adversary(
+    config: AdversaryConfig,
+    *,
+    k: int,
+    target: int,
+    image_shape: tuple[int, int, int],
+    scored_share: float,
+    rng: np.random.Generator,
+    device: torch.device,
+    precision: Precision = "float32",
+    compiled: bool = False,
+) -> Adversary:
+    """The adversary that a configuration names, for codes of k numbers and targets of `target` numbers.
+
+    `precision` is that of networks in training, `compiled` whether they are; the closed forms know neither.
+    Network weights come from torch's global stream: call it inside `streams.torch_stream`.
+    """
+    match config:
+        case RidgeConfig(fit="epoch") | KernelConfig(fit="epoch"):
+            return StreamedAdversary(config, k=k, rng=rng, device=device)
+        case RidgeConfig():
+            return RidgeAdversary(config, scored_share=scored_share)
+        case KernelConfig():
+            return KernelAdversary(config, scored_share=scored_share, k=k, rng=rng, device=device)
+        case NeuralConfig():
+            network = build_reconstructor(config, k=k, image_shape=image_shape, target=target).to(device)
+            if compiled:
+                compile_networks(network)
+            return NeuralAdversary(config, network, rng=rng, precision=precision)

@@ -1,0 +1,129 @@
+"""The RBF kernel adversary (KRR): exact on the batch and the bank, or by random Fourier features.
+
+k(z, z') = exp(-|z - z'|^2 / (2 width^2)), gamma = 1 / (2 width^2) in scikit-learn's words. Source of the features:
+Rahimi and Recht, Random features for large-scale kernel machines, NIPS 2007.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpgan_ray.config import KernelConfig
+from cpgan_ray.training.adversaries.base import Bank, Target, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.linear import ridge
+
+
+class SolvePositiveDefinite(torch.autograd.Function):
+    """A^-1 B for symmetric positive definite A by one Cholesky factor, used again in the backward pass.
+
+    With X = A^-1 B: dB = A^-1 dX, dA = -dB X'. (Autograd through `cholesky` would cost several more factorisations.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        factor = torch.linalg.cholesky(a)
+        x = torch.cholesky_solve(b, factor)
+        ctx.save_for_backward(factor, x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        factor, x = ctx.saved_tensors
+        db = torch.cholesky_solve(grads[0], factor)
+        return -db @ x.T, db
+
+
+def solve_positive_definite(a: Tensor, b: Tensor) -> Tensor:
+    """A^-1 B, differentiable in both; A: (n, n) symmetric positive definite, B: (n, p)."""
+    return SolvePositiveDefinite.apply(a, b)  # pyright: ignore[reportReturnType]
+
+
+def median_distance(z: Tensor, *, most: int = 512) -> float:
+    """Median distance between (at most `most`) codes; the usual unit for a kernel's width."""
+    with torch.no_grad():
+        return float(torch.pdist(z[-most:]).median().clamp(min=1e-6))
+
+
+def rbf(a: Tensor, b: Tensor, *, width: float) -> Tensor:
+    """Kernel matrix (n, m) of codes a (n, k) and b (m, k)."""
+    squared = (a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2 * a @ b.T
+    return torch.exp(squared.clamp(min=0) / (-2 * width**2))
+
+
+def kernel_ridge(z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty: float) -> Tensor:
+    """Predictions (s, p) for codes `scored` of kernel ridge fitted on z (n, k), x (n, p); the mean of x is added back.
+
+    alpha = (K + n penalty I)^-1 (x - mean(x)); differentiable in z and `scored`.
+    """
+    x_mean = x.mean(0)
+    gram = rbf(z, z, width=width) + len(z) * penalty * torch.eye(len(z), dtype=z.dtype, device=z.device)
+    return x_mean + rbf(scored, z, width=width) @ solve_positive_definite(gram, x - x_mean)
+
+
+class FourierFeatures:
+    """phi(z) = sqrt(2 / D) cos(z Omega / width + b), Omega ~ N(0, 1), b ~ U[0, 2 pi): phi(z) . phi(z') ~ k(z, z')."""
+
+    def __init__(self, k: int, features: int, *, rng: np.random.Generator, device: torch.device) -> None:
+        self.omega = torch.from_numpy(rng.standard_normal((k, features)).astype(np.float32)).to(device)
+        self.phase = torch.from_numpy(rng.uniform(0, 2 * math.pi, features).astype(np.float32)).to(device)
+
+    def __call__(self, z: Tensor, *, width: float) -> Tensor:
+        return math.sqrt(2 / len(self.phase)) * torch.cos(
+            z @ (self.omega[: z.shape[1]] / width).to(z.dtype) + self.phase.to(z.dtype)
+        )
+
+
+class KernelAdversary:
+    """Fitted anew in every round on a part of the batch and the bank, scored on the rest; the gradient flows through the solve.
+
+    Bandwidth and penalty are chosen again on the held-out rows every `tune_every` rounds.
+    """
+
+    def __init__(
+        self, config: KernelConfig, *, scored_share: float, k: int, rng: np.random.Generator, device: torch.device
+    ) -> None:
+        self.config, self.scored_share = config, scored_share
+        self.bank = Bank(config.bank)
+        self.features = FourierFeatures(k, config.features, rng=rng, device=device) if config.features else None
+        self.chosen: tuple[float, float] | None = None
+        self.rounds = 0
+
+    def predict(self, z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty: float) -> Tensor:
+        if self.features is None:
+            return kernel_ridge(z, x, scored, width=width, penalty=penalty)
+        return ridge(self.features(z, width=width), x, penalty=penalty)(self.features(scored, width=width))
+
+    def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
+        cut = split_rows(len(z), scored_share=self.scored_share)
+        scored = slice(cut, len(z))
+        z_fit, x_fit = self.bank.joined(z[:cut], target.values[:cut])
+        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.codes)
+        held_out = target[scored]
+        unit = median_distance(z_fit.detach())
+        if self.chosen is None or self.rounds % self.config.tune_every == 0:
+            self.chosen = self.tune(z_fit.detach(), x_fit, z_scored.detach(), held_out, unit=unit)
+        bandwidth, penalty = self.chosen
+        return held_out.errors(self.predict(z_fit, x_fit, z_scored, width=bandwidth * unit, penalty=penalty)), scored
+
+    def tune(self, z: Tensor, x: Tensor, scored: Tensor, held_out: Target, *, unit: float) -> tuple[float, float]:
+        """The pair of candidates with the smallest error on the held-out rows."""
+        grid = [(b, p) for b in self.config.bandwidths for p in self.config.penalties]
+        if len(grid) == 1:
+            return grid[0]
+        with torch.no_grad():
+            totals = [float(held_out.errors(self.predict(z, x, scored, width=b * unit, penalty=p)).sum()) for b, p in grid]
+        return grid[min(range(len(grid)), key=totals.__getitem__)]
+
+    def improve(self, z: Tensor, target: Target) -> None:
+        self.bank.push(z, target)
+        self.rounds += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bank": self.bank.state_dict(), "chosen": self.chosen, "rounds": self.rounds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bank.load_state_dict(state["bank"])
+        self.chosen, self.rounds = state["chosen"] and tuple(state["chosen"]), state["rounds"]

@@ -1,0 +1,72 @@
+"""Neural adversaries: trained by a few gradient steps per round on the release and, if wanted, a bank of past ones."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cpgan_ray.common.process import Precision, autocast
+from cpgan_ray.config import NeuralConfig
+from cpgan_ray.training.adversaries.base import Bank, Target
+
+BLOCK_VALUES = 1 << 23
+"""A step on more values than these (682 pictures of 64 x 64, 222 of 112 x 112) is made in parts, to bound its memory."""
+
+
+def rows_at_once(values: Tensor) -> int:
+    return max(1, BLOCK_VALUES // values.shape[1])
+
+
+class NeuralAdversary:
+    """Scores and differentiates on a release *before* it learns from it, so every row is one that it was not fitted on."""
+
+    def __init__(
+        self, config: NeuralConfig, network: nn.Module, *, rng: np.random.Generator, precision: Precision = "float32"
+    ) -> None:
+        self.config, self.network, self.rng = config, network, rng
+        self.precision: Precision = precision
+        self.bank = Bank(config.bank)
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """float32 reconstructions (B, target) of codes (B, k)."""
+        with autocast(z.device, self.precision):
+            return self.network(z).float()
+
+    def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
+        self.network.eval()
+        chunks = rows_at_once(target.values)
+        if chunks >= len(z):
+            return target.errors(self.reconstruct(z)), slice(0, len(z))
+        errors = lambda z, values, residual: Target(values, residual, target.dimension).errors(self.reconstruct(z))  # noqa: E731
+        parts = zip(z.split(chunks), target.values.split(chunks), target.residual.split(chunks), strict=True)
+        return torch.cat([checkpoint(errors, *part, use_reentrant=False) for part in parts]), slice(0, len(z))
+
+    def improve(self, z: Tensor, target: Target) -> None:
+        """`steps` steps of Adam on the mean squared error, each on as many rows as the release has."""
+        self.network.train()
+        codes, values = self.bank.joined(z, target.values)
+        for _ in range(self.config.steps):
+            rows = slice(None)
+            if len(codes) > len(z):
+                rows = torch.from_numpy(self.rng.choice(len(codes), len(z), replace=False)).to(codes.device)
+            self.optimiser.zero_grad(set_to_none=True)
+            shown, aims = codes[rows], values[rows]
+            chunks = rows_at_once(aims)
+            for part, aim in zip(shown.split(chunks), aims.split(chunks), strict=True):
+                loss = nn.functional.mse_loss(self.reconstruct(part), aim) * (len(part) / len(shown))
+                loss.backward()
+            self.optimiser.step()
+        self.bank.push(z, target)
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"network": self.network, "optimiser": self.optimiser, "bank": self.bank}
+        return {name: part.state_dict() for name, part in parts.items()} | {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.bank.load_state_dict(state["bank"])
+        self.rng.bit_generator.state = state["rng"]

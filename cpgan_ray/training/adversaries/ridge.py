@@ -1,0 +1,41 @@
+"""The linear adversary (LRR): the best affine reconstruction of the picture from z."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpgan_ray.config import RidgeConfig
+from cpgan_ray.training.adversaries.base import Bank, Target, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.linear import ridge
+
+
+class RidgeAdversary:
+    """Fitted anew in every round on a part of the batch and the bank, scored on the rest; the gradient flows through the solve.
+
+    It is at its optimum in every round: there is no lag to exploit.
+    """
+
+    def __init__(self, config: RidgeConfig, *, scored_share: float) -> None:
+        self.config, self.scored_share = config, scored_share
+        self.bank = Bank(config.bank)
+
+    def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
+        cut = split_rows(len(z), scored_share=self.scored_share)
+        scored = slice(cut, len(z))
+        z_fit, x_fit = self.bank.joined(z[:cut], target.values[:cut])
+        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.codes)
+        held_out = target[scored]
+        with torch.no_grad():
+            totals = [float(held_out.errors(ridge(z_fit, x_fit, penalty=p)(z_scored)).sum()) for p in self.config.penalties]
+        best = self.config.penalties[min(range(len(totals)), key=totals.__getitem__)]
+        return held_out.errors(ridge(z_fit, x_fit, penalty=best)(z_scored)), scored
+
+    def improve(self, z: Tensor, target: Target) -> None:
+        self.bank.push(z, target)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bank": self.bank.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bank.load_state_dict(state["bank"])

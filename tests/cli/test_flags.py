@@ -1,0 +1,264 @@
+"""From command lines to jobs, and back."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpgan_ray.cli import (
+    REPRODUCTION,
+    SEARCH,
+    command_for,
+    parse,
+    parse_reproduce,
+    parse_search,
+    parse_train,
+    read_run,
+)
+from cpgan_ray.common.ownership import SUFFIX, sign
+from cpgan_ray.config import (
+    AttackJob,
+    Config,
+    Origin,
+    ReproduceJob,
+    RuntimeConfig,
+    SearchJob,
+    flatten,
+    local_names,
+    override,
+    to_json,
+)
+from cpgan_ray.config.presets import PRESETS, preset
+from cpgan_ray.errors import InputError
+from tests.process import HANG_S
+
+ROOT = Path(__file__).parents[2]
+CHANGES = {
+    "k": 48,
+    "seed": 3,
+    "privacy_weight": 0.37,
+    "data.mirror": False,
+    "data.labels": ["Smiling", "Male"],
+    "privatizer.symmetric": True,
+    "adversaries.ridge.penalties": [1e-3, 0.5],
+    "skip_corrupt": True,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_command_for_a_run_makes_that_run_again(name):
+    known = flatten(preset(name))
+    config = override(preset(name), {field: value for field, value in CHANGES.items() if field in known})
+    again = parse(shlex.split(command_for(config)), default="faces", description="")
+    assert flatten(again) == flatten(config)
+    assert command_for(preset(name)) == name
+
+
+def test_a_searchs_command_leaves_attacks_and_tracking_to_the_preset():
+    job, _ = parse_search(["celeba", "--data-dir", "/data", "--attacks.epochs", "9", "--k", "32"], description="")
+    assert command_for(job.config) == "celeba --data-dir /data --k 32"
+
+
+def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
+    job, resume = parse_search(
+        ["smoke", "--num-samples", "4", "--k", "8", "--privatizer.width", "4", "--seeds", "2"], description=""
+    )
+    assert not resume
+    assert (job.num_samples, job.seeds, job.config.k, job.config.privatizer.width) == (4, 2, 8, 4)
+    assert job.config.attacks.names == ("ridge", "kernel", "mlp")
+    assert job.config.attacks.kernel_features == preset("smoke").attacks.kernel_features
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["smoke", "--num-samples", "0"], "num_samples is 0; it must be at least 1"),
+        (["smoke", "--num-smaples", "3"], "'--num-smaples': did you mean --num-samples"),
+        (["smoke", "--privacy-wieght", "3"], "'--privacy-wieght': did you mean --privacy-weight"),
+        (["smoke", "--searcher", "bayes"], "--searcher is 'bayes'; choose from 'tpe', 'nsga2', 'random', 'grid'$"),
+        (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be between 0 and 1"),
+        (["smok"], "no preset 'smok'"),
+        (["--resume"], "--resume needs a folder"),
+        (["--resume", "nowhere"], "nowhere has no search.json"),
+    ],
+)
+def test_bad_flags_of_a_search_are_named(arguments, said):
+    with pytest.raises(InputError, match=said):
+        parse_search(arguments, description="")
+
+
+@pytest.fixture
+def begun(tmp_path):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    job, _ = parse_search(["smoke", "--k", "8", "--output", str(folder)], description="")
+    (folder / SEARCH).write_text(json.dumps({"run_id": "abc", "job": to_json(job)}))
+    sign(folder / SEARCH)
+    return folder
+
+
+def test_a_search_is_resumed_with_its_own_settings(begun):
+    job, resume = parse_search([f"--resume={begun}", "--max-r2", "0.1"], description="")
+    assert resume
+    assert (job.config.k, job.max_r2, job.config.output) == (8, 0.1, begun)
+
+
+def test_a_search_is_not_resumed_with_other_settings(begun):
+    with pytest.raises(InputError, match=r"--k is 9, the search in .* was begun with 8: leave it out"):
+        parse_search(["--resume", str(begun), "--k", "9"], description="")
+    with pytest.raises(InputError, match=r"--seeds is 2"):
+        parse_search(["--resume", str(begun), "--seeds", "2"], description="")
+
+
+def test_a_strangers_search_is_not_unpickled_unless_it_is_trusted(begun):
+    (begun / f"{SEARCH}{SUFFIX}").unlink()
+    with pytest.raises(InputError, match=r"search\.json was not written by this user, .* pickled state .*: add --trust"):
+        parse_search(["--resume", str(begun)], description="")
+    job, resume = parse_search(["--resume", str(begun), "--trust"], description="")
+    assert (job.config.k, resume) == (8, True)
+
+
+def test_a_file_written_without_a_secret_asks_for_its_flag_again(begun):
+    values = json.loads((begun / SEARCH).read_text())
+    values["job"]["config"]["data_dir"] = "abfs://x/y?client_secret=***"
+    (begun / SEARCH).write_text(json.dumps(values))
+    sign(begun / SEARCH)
+    with pytest.raises(InputError, match=r"without the secret in --data-dir abfs://x/y\?client_secret=\*+: give --data-dir again"):
+        parse_search(["--resume", str(begun)], description="")
+    job, _ = parse_search(["--resume", str(begun), "--data-dir", "/data"], description="")
+    assert job.config.data_dir == Path("/data")
+
+
+def test_a_strangers_comparison_brings_no_places(tmp_path, capsys):
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    flags = ["--tracking.uri", "http://elsewhere", "--published", "/p", "--output", str(folder), "--seeds", "2", "--k", "9"]
+    job, _ = parse_reproduce(["digits", *flags], description="")
+    (folder / REPRODUCTION).write_text(json.dumps({"run_id": "abc", "job": to_json(job)}))
+    again, _ = parse_reproduce(["--resume", str(folder)], description="")
+    assert (again.config.tracking.uri, again.published) == (f"sqlite:///{Path('outputs/mlflow.db').resolve()}", None)
+    assert (again.seeds, again.config.k, again.config.output) == (2, 9, folder)
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"\S+ was not written by this user: published, .*tracking\.uri.* add --trust to use what it says\n", told)
+    trusted, _ = parse_reproduce(["--resume", str(folder), "--trust"], description="")
+    assert (trusted.config.tracking.uri, trusted.published) == ("http://elsewhere", Path("/p"))
+    sign(folder / REPRODUCTION)
+    own, _ = parse_reproduce(["--resume", str(folder)], description="")
+    assert own == dataclasses.replace(trusted, config=dataclasses.replace(trusted.config, trust=False))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "parse_resumed"),
+    [("config.json", parse_train), (SEARCH, parse_search), (REPRODUCTION, parse_reproduce)],
+)
+def test_json_of_many_brackets_is_damaged_in_one_line(name, parse_resumed, tmp_path):
+    (tmp_path / name).write_text("[" * 200_000)
+    more = {"default": "smoke"} if parse_resumed is parse_train else {}
+    with pytest.raises(InputError, match=rf"{name} is damaged \(it is nested too deeply\)"):
+        parse_resumed(["--resume", str(tmp_path)], description="", **more)
+
+
+def parts(hint):
+    """The types that a type hint is made of; the names in a dictionary are checked by Config."""
+    if hasattr(hint, "__metadata__"):
+        yield from parts(hint.__origin__)
+    elif get_origin(hint) is dict:
+        yield from parts(get_args(hint)[1])
+    elif get_origin(hint) is Literal:
+        yield Literal
+    elif inner := get_args(hint):
+        for one in inner:
+            yield from parts(one)
+    else:
+        yield hint
+
+
+def texts(kind, path=""):
+    """Dotted names of the fields that may hold any text or path, and their marks; what a LOCAL field holds is LOCAL too."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        marks = {mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Origin)}
+        if name.startswith("__"):
+            continue
+        if marks or {*parts(hint)} & {str, Path, Any, object}:
+            yield path + name, marks
+        for part in parts(hint) if Origin.LOCAL not in marks else ():
+            if dataclasses.is_dataclass(part):
+                yield from texts(part, f"{path}{name}.")
+
+
+@pytest.mark.parametrize("kind", [Config, AttackJob, SearchJob, ReproduceJob])
+def test_every_field_of_free_text_or_paths_says_whether_it_may_come_from_a_stranger(kind):
+    found = dict(texts(kind))
+    assert {"data_dir", "config.data_dir"} & found.keys()
+    assert [name for name, marks in found.items() if len(marks) != 1] == []
+    assert all(dict(texts(RuntimeConfig)).values()), "what is in a LOCAL field is marked for those who read it"
+    named = ("dir", "uri", "output", "checkpoints", "address", "published", "against", "undefended", "cache")
+    places = [name for name in found if name.rpartition(".")[2].endswith(named)]
+    assert [name for name in places if found[name] != {Origin.LOCAL}] == []
+    assert set(local_names(kind)) == {name for name, marks in found.items() if marks == {Origin.LOCAL}}
+
+
+def test_a_search_that_was_moved_or_damaged_is_not_resumed(begun, tmp_path):
+    moved = begun.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"begun in .*search: move it back"):
+        parse_search(["--resume", str(moved)], description="")
+    (moved / SEARCH).write_text('{"run_id": "abc"')
+    with pytest.raises(InputError, match=r"search\.json is damaged"):
+        parse_search(["--resume", str(moved)], description="")
+
+
+VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flushed to zero in this process
+    st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=5) | st.just("9" * 5000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.data(), st.sampled_from([*PRESETS]))
+def test_a_config_file_with_other_values_or_bytes_is_refused_in_one_line_or_makes_a_run(tmp_path_factory, drawn, name):
+    folder = tmp_path_factory.getbasetemp()
+    values = to_json(preset(name)) | {"run_id": "0" * 32, "store": "/nowhere"}
+    if drawn.draw(st.booleans()):
+        inner = values
+        while (
+            isinstance(inner[key := drawn.draw(st.sampled_from(sorted(inner)))], dict) and inner[key] and drawn.draw(st.booleans())
+        ):
+            inner = inner[key]
+        inner[key] = drawn.draw(VALUES)
+        content = json.dumps(values).encode()
+    else:
+        content = json.dumps(values).encode()
+        at = drawn.draw(st.integers(0, len(content)))
+        content = content[:at] + drawn.draw(st.binary(max_size=3)) + content[at + drawn.draw(st.integers(0, 3)) :]
+    (folder / "config.json").write_bytes(content)
+    message = ""
+    try:
+        config, run_id = read_run(folder)
+        assert parse(shlex.split(command_for(config)), default="faces", description="").k == config.k
+        assert run_id is None or isinstance(run_id, str)
+    except InputError as e:
+        message = str(e)
+    assert "\n" not in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("job", ["frontier.py", "train_celeba.py"])
+def test_who_reads_no_further_ends_a_job_without_a_traceback(job):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "jobs" / job), "--help"]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=HANG_S, check=False)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, "")

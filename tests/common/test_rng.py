@@ -1,0 +1,93 @@
+"""Random streams: repeatable everywhere, different for every role."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cpgan_ray.common.process import torch_stream
+from cpgan_ray.common.rng import stream, torch_seed
+
+PATHS: list[tuple[int, tuple[str | int, ...]]] = [
+    (0, ()),
+    (1, ()),
+    (0, ("adversary",)),
+    (0, ("privatizer",)),
+    (0, ("adversary", "rbf")),
+    (0, ("rbf", "adversary")),
+    (0, ("adversary", "rbf", 0)),
+    (0, ("adversary", "rbf", 1)),
+    (0, ("adversary", "rbf", 2**31)),
+    (1, ("adversary", "rbf", 0)),
+    (0, ("adversary", "ridge", 0)),
+    (0, ("adversary", "ünïcode", 0)),
+    (0, ("1",)),
+    (0, (1,)),
+    (0, (0,)),
+    (0, (0, 0)),
+]
+
+
+@pytest.mark.parametrize(("seed", "path"), PATHS)
+def test_the_same_path_gives_the_same_draws(seed, path):
+    assert stream(seed, *path).random(8).tolist() == stream(seed, *path).random(8).tolist()
+    assert torch_seed(seed, *path) == torch_seed(seed, *path)
+
+
+def test_different_paths_give_different_and_uncorrelated_draws():
+    """Equal streams would correlate by 1; independent ones, 4000 draws each, by less than 5 / sqrt(4000) in all 120 pairs."""
+    draws = np.stack([stream(seed, *path).standard_normal(4000) for seed, path in PATHS])
+    correlations = np.corrcoef(draws) - np.eye(len(PATHS))
+    assert np.abs(correlations).max() < 5 / np.sqrt(4000)
+
+
+def test_torch_seeds_differ_and_fit_a_generator():
+    seeds = [torch_seed(seed, *path) for seed, path in PATHS]
+    assert len(set(seeds)) == len(PATHS)
+    assert all(0 <= s < 2**63 for s in seeds)
+    draws = [torch.rand(4, generator=torch.Generator().manual_seed(s)).tolist() for s in seeds]
+    assert all(a != b for a, b in itertools.combinations(draws, 2))
+
+
+def test_a_numpy_round_number_is_as_good_as_a_python_one():
+    assert stream(3, "augment", np.int64(7)).random() == stream(3, "augment", 7).random()
+
+
+def test_another_process_with_another_hash_seed_draws_the_same():
+    code = "from cpgan_ray.common.rng import stream; print(stream(5, 'adversary', 'rbf', 3).integers(2**63))"
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(ran.stdout) == stream(5, "adversary", "rbf", 3).integers(2**63)
+
+
+def test_a_torch_stream_is_repeatable_inside_and_leaves_the_outside_alone():
+    torch.manual_seed(11)
+    undisturbed = torch.rand(3).tolist()
+    torch.manual_seed(11)
+    with torch_stream(0, "head", 1):
+        first = torch.rand(3).tolist()
+    assert torch.rand(3).tolist() == undisturbed
+    with torch_stream(0, "head", 1):
+        again = torch.rand(3).tolist()
+    with torch_stream(0, "head", 2):
+        other = torch.rand(3).tolist()
+    assert first == again
+    assert first != other
+
+
+def test_a_torch_stream_gives_back_the_outer_stream_after_an_error():
+    torch.manual_seed(11)
+    undisturbed = torch.rand(3).tolist()
+    torch.manual_seed(11)
+
+    def draw_and_fail() -> None:
+        with torch_stream(0, "head", 1):
+            raise FloatingPointError(f"after drawing {float(torch.rand(1))}")
+
+    with pytest.raises(FloatingPointError, match="after drawing"):
+        draw_and_fail()
+    assert torch.rand(3).tolist() == undisturbed

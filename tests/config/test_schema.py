@@ -1,0 +1,262 @@
+"""What a run is told is checked when it is said: every bad value is named, with its field."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from cpgan_ray.config import (
+    AttackConfig,
+    AttackJob,
+    Config,
+    DataConfig,
+    GameConfig,
+    KernelConfig,
+    NeuralConfig,
+    PrivatizerConfig,
+    RidgeConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    UtilityConfig,
+    flatten,
+    from_json,
+    override,
+    schema,
+    to_json,
+)
+from cpgan_ray.config import jobs as module
+from cpgan_ray.errors import InputError
+
+NAN = math.nan
+SECTIONS = [
+    c
+    for c in {**vars(schema), **vars(module)}.values()
+    if dataclasses.is_dataclass(c) and isinstance(c, type) and c not in (schema.Range, schema.Choices)
+]
+ADVERSARIES = [RidgeConfig, KernelConfig, NeuralConfig]
+
+BAD: list[tuple[type, str, Any]] = [
+    (module.SearchJob, "over", ()),
+    (module.SearchJob, "num_samples", 0),
+    (module.SearchJob, "seeds", 0),
+    (module.SearchJob, "max_failures", -1),
+    (module.SearchJob, "max_concurrent", -1),
+    (module.SearchJob, "max_r2", 1.1),
+    (module.SearchJob, "min_accuracy", -0.1),
+    (DataConfig, "image_size", 7),
+    (DataConfig, "image_size", 1025),
+    (DataConfig, "crop", 0.0),
+    (DataConfig, "crop", 1.01),
+    (DataConfig, "crop", NAN),
+    (DataConfig, "shift", -1),
+    (DataConfig, "shift", 32),
+    (DataConfig, "num_identities", 9),
+    (DataConfig, "pictures_per_identity", 0),
+    (PrivatizerConfig, "width", 0),
+    (PrivatizerConfig, "depth", 0),
+    (PrivatizerConfig, "depth", 9),
+    (PrivatizerConfig, "learning_rate", 0.0),
+    (PrivatizerConfig, "learning_rate", NAN),
+    (PrivatizerConfig, "weight_decay", -0.1),
+    (PrivatizerConfig, "average", 1.0),
+    (PrivatizerConfig, "average", -0.5),
+    (PrivatizerConfig, "step", -0.5),
+    (UtilityConfig, "hidden", -1),
+    (UtilityConfig, "dropout", 1.0),
+    (UtilityConfig, "dropout", -0.1),
+    (UtilityConfig, "learning_rate", 0.0),
+    (GameConfig, "temperature", 0.0),
+    (GameConfig, "warmup_epochs", -1.0),
+    (GameConfig, "scored_share", 0.0),
+    (GameConfig, "scored_share", 1.0),
+    *((c, "penalties", v) for c in (RidgeConfig, KernelConfig) for v in ((), (0.0,), (1e-3, -1.0))),
+    *((c, "bank", -1) for c in ADVERSARIES),
+    *((c, "components", -1) for c in (RidgeConfig, KernelConfig)),
+    (KernelConfig, "features", -1),
+    (KernelConfig, "bandwidths", ()),
+    (KernelConfig, "bandwidths", (1.0, 0.0)),
+    (KernelConfig, "tune_every", 0),
+    *((NeuralConfig, name, 0) for name in ("width", "depth", "steps")),
+    (NeuralConfig, "dropout", 1.0),
+    (NeuralConfig, "learning_rate", -1e-3),
+    (NeuralConfig, "learning_rate", NAN),
+    *(
+        (RuntimeConfig, name, -1)
+        for name in ("threads", "privatizer_cpus", "privatizer_gpus", "adversary_cpus", "adversary_gpus", "wait_s")
+    ),
+    (RuntimeConfig, "deadline_s", 0.0),
+    (AttackConfig, "names", ()),
+    (AttackConfig, "max_rows", -1),
+    (AttackConfig, "mlp_widths", ()),
+    (AttackConfig, "mlp_widths", (64, 0)),
+    (AttackConfig, "variants", ()),
+    (AttackConfig, "shares", (0.1, 1.0)),
+    *((AttackConfig, name, 0) for name in ("restarts", "epochs", "decoder_width", "cpus")),
+    (AttackConfig, "doublings", -1),
+    (AttackConfig, "gpus", -0.5),
+    (AttackJob, "fail_above", 1.5),
+    (AttackJob, "seed", -1),
+    (AttackConfig, "kernel_features", 0),
+    (TrackingConfig, "panel_every", -1),
+    (Config, "k", 0),
+    (Config, "privacy_weight", -0.5),
+    (Config, "privacy_weight", NAN),
+    (Config, "epochs", 0),
+    (Config, "batch_size", 3),
+    (Config, "seed", -1),
+]
+
+
+@pytest.mark.parametrize(("section", "name", "value"), BAD)
+def test_a_bad_value_is_refused_and_named_with_its_field(section, name, value):
+    with pytest.raises(InputError) as raised:
+        section(**{name: value})
+    assert name in str(raised.value)
+    assert repr(value) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", -1.0), ("weight", NAN), ("cpus", -1.0), ("gpus", -0.5)])
+@pytest.mark.parametrize("section", ADVERSARIES)
+def test_a_bad_value_of_a_field_that_all_adversaries_have_is_refused_and_named(section, name, value):
+    with pytest.raises(InputError, match=rf"{name}.*{value!r}"):
+        section(**{name: value})
+
+
+def test_a_multilayer_perceptron_refuses_a_negative_number_of_components():
+    with pytest.raises(InputError, match=r"components.*-1"):
+        NeuralConfig(architecture="mlp", components=-1)
+
+
+@pytest.mark.parametrize("section", [RidgeConfig, KernelConfig])
+def test_a_penalty_that_is_not_a_number_is_refused_wherever_it_stands(section):
+    for penalties in ((NAN,), (NAN, 1.0), (1.0, NAN)):
+        with pytest.raises(InputError, match="penalties"):
+            section(penalties=penalties)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "named"),
+    [
+        (KernelConfig, {"fit": "epoch"}, ["fit", "'epoch'", "features=0"]),
+        (NeuralConfig, {"architecture": "conv", "components": 8}, ["components=8", "'conv'", "mlp"]),
+        (NeuralConfig, {"architecture": "conv", "stack": "picture"}, ["stack='picture'", "'conv'", "'paper'"]),
+        (PrivatizerConfig, {"norm_momentum": 0.01}, ["privatizer.norm_momentum", "0.01", "'picture'", "'conv'"]),
+        (DataConfig, {"image_size": 16, "shift": 8}, ["shift", "8", "image_size"]),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_and_named(section, settings, named):
+    with pytest.raises(InputError) as raised:
+        section(**settings)
+    assert [word for word in named if word not in str(raised.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        (DataConfig, {"image_size": 8, "shift": 3, "crop": 1.0, "num_identities": 10, "pictures_per_identity": 1}),
+        (DataConfig, {"image_size": 1024}),
+        (PrivatizerConfig, {"width": 1, "depth": 8, "weight_decay": 0.0, "average": 0.0}),
+        (UtilityConfig, {"hidden": 0, "dropout": 0.0}),
+        (RidgeConfig, {"bank": 0, "components": 0, "penalties": (1e-9,)}),
+        (KernelConfig, {"bank": 0, "tune_every": 1, "bandwidths": (1e-3,)}),
+        (KernelConfig, {"fit": "epoch", "features": 1}),
+        (NeuralConfig, {"width": 1, "depth": 1, "steps": 1, "bank": 0}),
+        (NeuralConfig, {"architecture": "mlp", "components": 8}),
+        (RuntimeConfig, {"privatizer_cpus": 0, "adversary_cpus": None, "threads": 0, "wait_s": 0}),
+        (AttackConfig, {"names": ("mlp",), "epochs": 1, "doublings": 0, "kernel_features": 1, "max_rows": 0, "shares": ()}),
+        (Config, {"k": 1, "privacy_weight": 0, "epochs": 1, "batch_size": 4, "seed": 0}),
+    ],
+)
+def test_values_on_the_edge_are_taken(section, settings):
+    made = section(**settings)
+    assert {name: getattr(made, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_configuration_is_frozen_and_keyword_only(section):
+    made, name = section(), dataclasses.fields(section)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, name, getattr(made, name))
+    with pytest.raises(TypeError):
+        section(getattr(made, name))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_configuration_says_what_it_is_in_json_and_refuses_fields_that_it_has_not(section):
+    adapter = TypeAdapter(section)
+    assert adapter.validate_json(adapter.dump_json(section())) == section()
+    with pytest.raises(ValidationError, match="no_such_field"):
+        adapter.validate_python({"no_such_field": 1})
+
+
+@pytest.fixture
+def config() -> Config:
+    return Config(
+        output=Path("there"),
+        data=DataConfig(labels=("Smiling", "Male")),
+        adversaries={"rbf": KernelConfig(features=8, weight=2), "line": RidgeConfig(bank=1), "net": NeuralConfig(steps=4)},
+    )
+
+
+def test_a_configuration_comes_back_from_its_json_file_as_it_was(config):
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_flattening_names_every_field_down_to_the_settings_of_each_adversary(config):
+    flat = flatten(config)
+    assert flat["adversaries.rbf.features"] == 8
+    assert flat["adversaries.net.kind"] == "neural"
+    assert flat["data.labels"] == ["Smiling", "Male"]
+    of_sections = sum(
+        len(dataclasses.fields(getattr(config, name))) for name in ("data", "privatizer", "utility", "game", "runtime", "recovery")
+    )
+    of_sections += len(dataclasses.fields(AttackConfig)) + len(dataclasses.fields(TrackingConfig))
+    of_adversaries = sum(len(dataclasses.fields(c)) for c in ADVERSARIES)
+    assert len(flat) == len(dataclasses.fields(Config)) - 9 + of_sections + of_adversaries
+
+
+def test_an_override_changes_the_named_fields_alone(config):
+    changed = override(config, {"k": 3, "adversaries.rbf.penalties": (0.5,), "game.temperature": 0.1, "data_dir": Path("x")})
+    rbf = dataclasses.replace(config.adversaries["rbf"], penalties=(0.5,))
+    game = dataclasses.replace(config.game, temperature=0.1)
+    expected = dataclasses.replace(config, k=3, adversaries={**config.adversaries, "rbf": rbf}, game=game, data_dir=Path("x"))
+    assert changed == expected
+    assert config.k == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"privatizer.widht": 3}, ["'privatizer.widht'", "privatizer.width"]),
+        ({"adversaries.rbf.penalty": 1}, ["'adversaries.rbf.penalty'", "adversaries.rbf.penalties"]),
+        ({"adversaries.nobody.bank": 1}, ["'adversaries.nobody.bank'"]),
+        ({"game.privacy": "raw"}, ["game.privacy", "'raw'", "'recovered'", "'negated_mse'"]),
+        ({"k": 2.5}, ["k", "2.5", "integer"]),
+        ({"game.gradient_norms": True, "runtime.compile": True}, ["game.gradient_norms", "runtime.compile"]),
+        ({"k": 0}, ["k is 0"]),
+        ({"data.crop": 2.0}, ["data.crop is 2.0"]),
+        ({"adversaries.line.bank": -1}, ["line", "bank is -1"]),
+        ({"adversaries.rbf.tune_every": 0}, ["rbf", "tune_every is 0"]),
+        ({"adversaries.net.steps": 0}, ["net", "steps is 0"]),
+        ({"adversaries.net.steps": "many"}, ["net", "steps", "'many'"]),
+    ],
+)
+def test_a_bad_override_is_refused_in_one_short_line_that_names_the_field_and_the_value(config, changes, words):
+    with pytest.raises(InputError) as raised:
+        override(config, changes)
+    assert [word for word in words if word not in str(raised.value)] == []
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 250
+
+
+def test_importing_the_configuration_imports_neither_torch_nor_ray():
+    code = "import sys; sys.path[:0] = eval(sys.argv[1]); import cpgan_ray.config; print({'torch', 'ray'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code, repr(sys.path)], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"

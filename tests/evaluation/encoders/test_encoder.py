@@ -1,0 +1,365 @@
+"""Encoders as files: what they are given, what comes back, and which files are turned away, each with its reason."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from cpgan_ray.config import Config, EncoderConfig
+from cpgan_ray.data import Dataset, Split, load
+from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.encoders.encoder import BLOCK, encode_all, open_encoder
+
+K = 5
+SIDE = 16
+WEIGHT = np.random.default_rng(0).normal(size=(3 * SIDE * SIDE, K)).astype(np.float32)
+
+
+class Linear(nn.Module):
+    """Pictures (B, 3, H, W) -> the product of their flattened values with WEIGHT."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().flatten(1) @ torch.from_numpy(WEIGHT[: x[0].numel()])
+
+
+class Through(nn.Module):
+    """Any function of one tensor, or of more."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *x: Tensor) -> Any:
+        return self.function(*x)
+
+
+def export(
+    path: Path, module: nn.Module, *shape: int, dtype: torch.dtype = torch.float32, inputs: int = 1, dynamic: bool = True
+) -> Path:
+    """A torch.export program; `shape` is that of a picture."""
+    examples = tuple(torch.zeros(2, *shape, dtype=dtype) for _ in range(inputs))
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    sizes = ((batch * inputs,) if isinstance(module, Through) else batch * inputs) if dynamic else None
+    torch.export.save(torch.export.export(module, examples, dynamic_shapes=sizes), path)
+    return path
+
+
+def write_onnx(
+    path: Path, *shape: int | str, kind: int = TensorProto.FLOAT, batch: int | str = "batch", inputs: tuple[str, ...] = ("x",)
+) -> Path:
+    """An ONNX model: Linear, as Cast, Flatten and Gemm."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight"], ["z"]),
+    ]
+    taken = [helper.make_tensor_value_info(name, kind, [batch, *shape]) for name in inputs]
+    given = [helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, K])]
+    graph = helper.make_graph(nodes, "encoder", taken, given, [numpy_helper.from_array(WEIGHT, "weight")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "float32 program": lambda folder: export(folder / "e.pt2", Linear(), 3, SIDE, SIDE),
+    "uint8 program": lambda folder: export(folder / "e.pt2", Linear(), 3, SIDE, SIDE, dtype=torch.uint8),
+    "float32 onnx": lambda folder: write_onnx(folder / "e.onnx", 3, SIDE, SIDE),
+    "uint8 onnx": lambda folder: write_onnx(folder / "e.onnx", 3, SIDE, SIDE, kind=TensorProto.UINT8),
+}
+
+
+@pytest.fixture
+def dataset(tiny: Callable[..., Config]) -> Dataset:
+    return load(tiny())
+
+
+def by_hand(split: Split, *, raw: bool, mirrored: bool = False) -> np.ndarray:
+    """Linear's codes of a split, in numpy."""
+    pictures = split.take(np.arange(len(split))).astype(np.float64)
+    pictures = pictures[:, :, ::-1] if mirrored else pictures
+    values = pictures if raw else pictures / 127.5 - 1
+    return values.transpose(0, 3, 1, 2).reshape(len(values), -1) @ WEIGHT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_are_those_of_the_stored_pictures_as_bytes_or_scaled_as_the_encoder_takes_them(kind, dataset, tmp_path):
+    encoder = open_encoder(KINDS[kind](tmp_path))
+    assert encoder.image_shape == (SIDE, SIDE, 3)
+    assert len(dataset.train) > BLOCK, "more than one block"
+    codes = encode_all(encoder, dataset)
+    assert codes.keys() == {"train", "train_mirrored", "val", "val_mirrored", "test"}
+    for name, z in codes.items():
+        split, mirrored = name.removesuffix("_mirrored"), name.endswith("_mirrored")
+        expected = by_hand(getattr(dataset, split), raw="uint8" in kind, mirrored=mirrored)
+        assert z.dtype == np.float32
+        assert z.shape == expected.shape == (len(getattr(dataset, split)), K)
+        assert np.abs(z - expected).max() < 1e-5 * np.abs(expected).max(), name
+
+
+def test_codes_with_more_than_one_axis_are_flattened(dataset, tmp_path):
+    pool = Through(lambda x: nn.functional.avg_pool2d(x, 8))
+    codes = encode_all(open_encoder(export(tmp_path / "e.pt2", pool, 3, SIDE, SIDE)), dataset)["test"]
+    pictures = dataset.test.take(np.arange(len(dataset.test))).astype(np.float64) / 127.5 - 1
+    pooled = pictures.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2)
+    assert codes == pytest.approx(pooled.reshape(len(pooled), 12), abs=1e-5)
+
+
+def text(path: Path) -> Path:
+    path.write_text("this is no model " * 50)
+    return path
+
+
+def torn(path: Path) -> Path:
+    whole = KINDS["float32 onnx" if path.suffix == ".onnx" else "float32 program"](path.parent).rename(path)
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    return path
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda folder: folder / "e.pt2", "is no file"),
+    "a folder": (lambda folder: folder, "is no file"),
+    "another suffix": (lambda folder: text(folder / "e.pth"), r"ends in '\.pth'"),
+    "no suffix": (lambda folder: text(folder / "e"), "ends in ''"),
+    "torn program": (lambda folder: torn(folder / "e.pt2"), "cannot be read as a torch.export program"),
+    "text for a program": (lambda folder: text(folder / "e.pt2"), "cannot be read as a torch.export program"),
+    "torn onnx": (lambda folder: torn(folder / "e.onnx"), "cannot be read as an ONNX model"),
+    "text for onnx": (lambda folder: text(folder / "e.onnx"), "cannot be read as an ONNX model"),
+    "two inputs": (
+        lambda folder: export(folder / "e.pt2", Through(lambda a, b: (a + b).flatten(1)), 3, SIDE, SIDE, inputs=2),
+        "takes 2 inputs",
+    ),
+    "two inputs of onnx": (lambda folder: write_onnx(folder / "e.onnx", 3, SIDE, SIDE, inputs=("x", "y")), "takes 2 inputs"),
+    "flat pictures": (lambda folder: export(folder / "e.pt2", Linear(), 3 * SIDE * SIDE), r"shape \[2, 768\]"),
+    "any size": (lambda folder: write_onnx(folder / "e.onnx", 3, "height", "width"), "with fixed C, H and W"),
+    "whole numbers": (lambda folder: export(folder / "e.pt2", Linear(), 3, SIDE, SIDE, dtype=torch.int64), "takes int64"),
+    "double onnx": (lambda folder: write_onnx(folder / "e.onnx", 3, SIDE, SIDE, kind=TensorProto.DOUBLE), r"takes .*double"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_file_that_is_no_encoder_of_pictures_is_turned_away_with_the_reason(case, tmp_path, caplog):
+    make, said = UNREADABLE[case]
+    path = make(tmp_path)
+    caplog.clear()
+    with pytest.raises(InputError) as raised:
+        open_encoder(path)
+    assert re.fullmatch(rf"encoder {re.escape(str(path))} .*{said}.*", str(raised.value))
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == [], (
+        "torch tells its own story before it raises; one line is enough"
+    )
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "static program": (
+        lambda folder: export(folder / "e.pt2", Linear(), 3, SIDE, SIDE, dynamic=False),
+        "fails on 250 pictures .*export a dynamic batch",
+    ),
+    "static onnx": (
+        lambda folder: write_onnx(folder / "e.onnx", 3, SIDE, SIDE, batch=1),
+        "fails on 250 pictures .*export a dynamic batch",
+    ),
+    "no numbers": (
+        lambda folder: export(folder / "e.pt2", Through(lambda x: x.flatten(1)[:, :0]), 3, SIDE, SIDE),
+        r"answers with no numbers: it must return codes \(B, k\)",
+    ),
+    "one code for all": (
+        lambda folder: export(folder / "e.pt2", Through(lambda x: x.flatten(1).mean(0, keepdim=True)), 3, SIDE, SIDE),
+        r"answers 250 pictures with shape \(1, 768\) in output 'z': it must be \(B, k\)",
+    ),
+    "not a number": (
+        lambda folder: export(folder / "e.pt2", Through(lambda x: (x.flatten(1) - 2).log()), 3, SIDE, SIDE),
+        "answers codes that are not finite",
+    ),
+    "endless": (
+        lambda folder: export(folder / "e.pt2", Through(lambda x: x.flatten(1) / 0), 3, SIDE, SIDE),
+        "answers codes that are not finite",
+    ),
+    "another size": (
+        lambda folder: export(folder / "e.pt2", Linear(), 3, 8, 8),
+        r"takes pictures of \(8, 8, 3\), the store has \(16, 16, 3\): set --data.image-size 8",
+    ),
+    "one channel": (
+        lambda folder: export(folder / "e.pt2", Linear(), 1, SIDE, SIDE),
+        r"takes pictures of \(16, 16, 1\), the store has \(16, 16, 3\)",
+    ),
+    "channels last": (
+        lambda folder: write_onnx(folder / "e.onnx", SIDE, SIDE, 3),
+        r"takes pictures of \(16, 3, 16\), the store has \(16, 16, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_encoder_that_fails_on_the_pictures_is_turned_away_with_the_reason(case, dataset, tmp_path):
+    make, said = UNUSABLE[case]
+    encoder = open_encoder(make(tmp_path))
+    with pytest.raises(InputError, match=rf"encoder {re.escape(str(encoder.path))} {said}"):
+        encode_all(encoder, dataset)
+
+
+# -------------------------------------------------------------------------------------------------------------- several outputs
+
+
+class Outputs(nn.Module):
+    """The left half of a picture's values, the right half in float64, their mean as one number."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        flat = x.float().flatten(1)
+        return {"left": flat[:, :384], "rest": (flat[:, 384:].double(), x.float().mean((1, 2, 3)))}
+
+
+def saved_onnx(path: Path, graph: onnx.GraphProto, **more: Any) -> Path:
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9, **more), path)
+    return path
+
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (7, 3, SIDE, SIDE)).astype(np.uint8)
+
+
+def scaled(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(len(pixels), -1) / 127.5 - 1
+
+
+def test_all_outputs_of_a_program_are_attacked_together_unless_some_are_chosen(tmp_path):
+    path = export(tmp_path / "e.pt2", Outputs(), 3, SIDE, SIDE)
+    encoder = open_encoder(path)
+    codes = encoder.encode(PIXELS)
+    assert encoder.outputs == [("left", 384), ("rest.0", 384), ("rest.1", 1)]
+    np.testing.assert_allclose(codes[:, :768], scaled(PIXELS), atol=1e-6)
+    np.testing.assert_allclose(codes[:, 768], scaled(PIXELS).mean(axis=1), atol=1e-5)
+    assert codes.dtype == np.float32
+    chosen = open_encoder(path, EncoderConfig(outputs=("rest.1", "left")))
+    np.testing.assert_array_equal(chosen.encode(PIXELS), np.concatenate([codes[:, 768:], codes[:, :384]], axis=1))
+    about = chosen.about()
+    assert about["outputs"] == [{"name": "rest.1", "size": 1}, {"name": "left", "size": 384}]
+    assert about["left_out"] == ["rest.0"]
+
+
+def test_all_outputs_of_an_onnx_model_are_attacked_whatever_their_names(tmp_path):
+    path = tmp_path / "e.onnx"
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["lambda"]),
+        helper.make_node("ReduceMean", ["x"], ["a b"], axes=[1, 2, 3], keepdims=0),
+    ]
+    nodes += [helper.make_node("Cast", ["lambda"], ["half"], to=TensorProto.FLOAT16)]
+    given = [
+        helper.make_tensor_value_info("lambda", TensorProto.FLOAT, ["batch", 768]),
+        helper.make_tensor_value_info("a b", TensorProto.FLOAT, ["batch"]),
+        helper.make_tensor_value_info("half", TensorProto.FLOAT16, ["batch", 768]),
+    ]
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
+    saved_onnx(path, helper.make_graph(nodes, "g", [taken], given))
+    encoder = open_encoder(path)
+    codes = encoder.encode(PIXELS)
+    assert encoder.outputs == [("lambda", 768), ("a b", 1), ("half", 768)]
+    np.testing.assert_allclose(codes[:, :768], scaled(PIXELS), atol=1e-6)
+    np.testing.assert_allclose(codes[:, 769:], scaled(PIXELS), atol=1e-3)
+    with pytest.raises(InputError, match=r"has no output 'logits': choose --encoder.outputs from lambda, a b, half"):
+        open_encoder(path, EncoderConfig(outputs=("logits",))).encode(PIXELS)
+
+
+ODD_OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "sum over the batch": (lambda x: (x.flatten(1), x.sum(0)), r"with shape \(3, 16, 16\) in output '1': it must be \(B, k\)"),
+    "one number": (lambda x: (x.flatten(1), x.sum()), r"with shape \(\) in output '1': it must be \(B, k\)"),
+    "large whole numbers": (lambda x: x.flatten(1).long() + 2**40, r"output 'z' holds whole numbers above 2\^24"),
+    "float64 in its last digits": (lambda x: x.flatten(1).double() * 1e-9 + 1, "float64 values that differ by less than float32"),
+    "float64 too large": (lambda x: x.flatten(1).double() * 1e300, "codes that are not finite"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_OUTPUTS)
+def test_outputs_that_are_no_codes_are_named(case, tmp_path):
+    function, said = ODD_OUTPUTS[case]
+    encoder = open_encoder(export(tmp_path / "e.pt2", Through(function), 3, SIDE, SIDE))
+    with pytest.raises(InputError, match=said):
+        encoder.encode(PIXELS)
+
+
+# ------------------------------------------------------------------------------------------------------ limits, and hostile files
+
+
+def with_node(path: Path, kind: str, *, inputs: Sequence[str] = ("flat",), domain: str = "", **attributes: Any) -> Path:
+    """A model with this operator between the pictures and the codes."""
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node(kind, list(inputs), ["z"], domain=domain, **attributes)]
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
+    constants = [numpy_helper.from_array(np.array(True), "on"), numpy_helper.from_array(np.float32(0.5), "ratio")]
+    constants += [numpy_helper.from_array(np.array([10**6, 10**6], np.int64), "large")]
+    given = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    return saved_onnx(path, helper.make_graph(nodes, "g", [taken], [given], constants))
+
+
+def external(path: Path) -> Path:
+    write_onnx(path, 3, SIDE, SIDE)
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def claiming(path: Path) -> Path:
+    write_onnx(path, 3, SIDE, SIDE)
+    model = onnx.load(path)
+    model.graph.initializer[0].dims[:] = [10**6, 10**6]
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def subgraph(kind: str) -> onnx.GraphProto:
+    return helper.make_graph([helper.make_node(kind, ["flat"], ["y"])], "s", [], [helper.make_tensor_value_info("y", 1, None)])
+
+
+ONNX_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "random numbers": (
+        lambda p: with_node(p, "RandomNormalLike"),
+        "'RandomNormalLike' draws random numbers: .*--encoder.stochastic",
+    ),
+    "dropout in training": (lambda p: with_node(p, "Dropout", inputs=("flat", "ratio", "on")), "'Dropout' is in training mode"),
+    "sequence": (lambda p: with_node(p, "SequenceConstruct"), "'SequenceConstruct' can carry a state"),
+    "control flow": (
+        lambda p: with_node(p, "If", inputs=("on",), then_branch=subgraph("Relu"), else_branch=subgraph("Neg")),
+        "'If' can carry a state",
+    ),
+    "other domain": (
+        lambda p: with_node(p, "Gelu", domain="com.microsoft"),
+        "'Gelu' of the domain 'com.microsoft' is none of the standard",
+    ),
+    "external data": (external, "'weight' lies in another file, '../../etc/passwd': save the model as one file"),
+    "claimed elements": (claiming, "'weight' claims 1000000000000 elements"),
+}
+
+
+@pytest.mark.parametrize("case", ONNX_FILES)
+def test_an_onnx_model_with_state_or_of_several_files_is_refused_by_name(case, tmp_path):
+    make, said = ONNX_FILES[case]
+    with pytest.raises(InputError, match=f"encoder .* is not loaded: its .*{said}"):
+        open_encoder(make(tmp_path / "e.onnx"))
+
+
+def test_an_onnx_model_that_asks_for_too_much_memory_is_one_line(tmp_path):
+    path = with_node(tmp_path / "e.onnx", "ConstantOfShape", inputs=("large",))
+    with pytest.raises(InputError, match="encoder .*e.onnx .*needs more than 1 GB of memory: raise --encoder.memory-gb"):
+        open_encoder(path, EncoderConfig(memory_gb=1)).encode(PIXELS)
+
+
+def test_a_program_that_takes_too_long_is_ended(tmp_path):
+    def products(x: Tensor) -> Tensor:
+        square = torch.ones(3000, 3000)
+        for _ in range(100):
+            square = square @ square / 3000
+        return x.flatten(1) + square.sum()
+
+    slow = Through(products)
+    with pytest.raises(InputError, match="it took longer than 2 s: raise --encoder.timeout-s"):
+        open_encoder(export(tmp_path / "e.pt2", slow, 3, SIDE, SIDE), EncoderConfig(timeout_s=2)).encode(PIXELS)

@@ -1,0 +1,120 @@
+"""Encoders that give a picture another code when they are asked again: each way to pass a gate by it, and honest ones that stay."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.encoders.repeats import check_repeats
+
+SETS = {"train": 900, "val": 300, "test": 300}
+K = 4
+Answer = Callable[[np.ndarray], np.ndarray]
+RNG = np.random.default_rng(3)
+MAP = RNG.normal(size=(6, K))
+PICTURES = {name: RNG.normal(size=(n, 6)) for name, n in SETS.items()}
+
+
+def honest(x: np.ndarray) -> np.ndarray:
+    return x @ MAP
+
+
+class Counting:
+    """Zeros until it has seen enough pictures: the gate's test set is real, the attacker's sets are not."""
+
+    def __init__(self, quiet: int) -> None:
+        self.seen, self.quiet = 0, quiet
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self.seen += len(x)
+        return honest(x) * (self.seen > self.quiet)
+
+
+class Noisy:
+    """Independent noise, as a declared stochastic release has; `change` makes it something else."""
+
+    def __init__(self, change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray] | None = None) -> None:
+        self.rng, self.change = np.random.default_rng(5), change
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        z = honest(x)
+        return self.change(x, z, self.rng) if self.change else z + self.rng.laplace(size=z.shape) * (1 + np.abs(z))
+
+
+def one_column(x: np.ndarray) -> np.ndarray:
+    """One of many columns carries what depends on the batch."""
+    return np.concatenate([np.repeat(honest(x), 50, axis=1), x[:, :1] * (len(x) == 50)], axis=1)
+
+
+def judged(encode: Answer, *, stochastic: bool = False) -> dict:
+    def as_float32(x: np.ndarray) -> np.ndarray:
+        return encode(x).astype(np.float32)
+
+    codes = {}
+    for name, x in PICTURES.items():
+        codes[name] = np.concatenate([as_float32(x[start : start + 50]) for start in range(0, len(x), 50)])
+    rng = np.random.default_rng(0)
+    return check_repeats(
+        codes, lambda name, rows: PICTURES[name][rows], as_float32, what="encoder e", stochastic=stochastic, rng=rng
+    )
+
+
+DEPENDENT: dict[str, Callable[[], Answer]] = {
+    "number of pictures seen": lambda: Counting(1200),
+    "mean of the batch": lambda: lambda x: honest(x) - honest(x).mean(axis=0),
+    "size of the batch": lambda: lambda x: honest(x) * (len(x) == 50),
+    "place in the batch": lambda: lambda x: honest(x) + np.arange(len(x))[:, None],
+    "neighbour": lambda: lambda x: honest(x) + honest(np.roll(x, 1, axis=0)),
+    "one column of many": lambda: one_column,
+    "random numbers": lambda: Noisy(),
+}
+
+
+@pytest.mark.parametrize("case", DEPENDENT)
+def test_codes_that_depend_on_more_than_the_picture_are_refused(case):
+    with pytest.raises(InputError, match="encoder e gives .* another code when .* eval mode and without state, or declare"):
+        judged(DEPENDENT[case]())
+
+
+DECLARED: dict[str, Callable[[], Answer]] = {name: make for name, make in DEPENDENT.items() if name != "random numbers"} | {
+    "one draw for the batch": lambda: Noisy(lambda x, z, rng: z + rng.normal(size=(1, K))),
+    "coin for the batch": lambda: Noisy(lambda x, z, rng: z + rng.normal(size=z.shape) * (rng.random() < 0.5)),
+    "less noise by itself": lambda: Noisy(lambda x, z, rng: z + rng.normal(size=z.shape) * (0.2 if len(x) == 1 else 1)),
+}
+
+
+@pytest.mark.parametrize("case", DECLARED)
+def test_a_declared_stochastic_release_that_differs_by_more_than_noise_is_refused(case):
+    with pytest.raises(
+        InputError, match="declared as stochastic, but its answers differ by more than noise: .*; export it without"
+    ):
+        judged(DECLARED[case](), stochastic=True)
+
+
+def test_less_noise_in_one_set_is_refused():
+    def quiet(x: np.ndarray, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        known = np.isin(x[:, 0], PICTURES["test"][:, 0])[:, None]
+        return z + rng.normal(size=z.shape) * np.where(known, 0.3, 1)
+
+    with pytest.raises(InputError, match="one of the sets gets another noise"):
+        judged(Noisy(quiet), stochastic=True)
+
+
+def test_a_stochastic_release_with_independent_noise_passes():
+    assert judged(Noisy(), stochastic=True)["noise_std"] == pytest.approx(
+        np.sqrt(2) * np.sqrt(((1 + np.abs(honest(PICTURES["train"]))) ** 2).mean()), rel=0.15
+    )
+    assert judged(honest, stochastic=True) == {"pictures": 600, "noise_std": 0.0}
+
+
+def test_float_noise_and_rounded_codes_on_an_edge_pass():
+    rng = np.random.default_rng(7)
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return np.round((honest(x) + 1e-5 * rng.normal(size=(len(x), K))) / 0.5) * 0.5
+
+    assert judged(lambda x: honest(x) * (1 + 1e-5 * rng.normal(size=(len(x), K)))) == {"pictures": 600, "differing": 0.0}
+    assert judged(rounded)["differing"] < 0.01
+    constant = judged(lambda x: np.ones((len(x), K)) + 1e-7 * rng.normal(size=(len(x), K)))
+    assert constant["differing"] == 0.0

@@ -1,0 +1,305 @@
+"""The report card: one page that holds all it shows, says what the report says, and trusts no name in it."""
+
+import copy
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cpgan_ray.evaluation.report import figures
+from cpgan_ray.evaluation.report.card import card, words
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+PANELS = {"pictures": Image.new("RGB", (4, 3), "red"), "worst": Image.new("RGB", (5, 2), "blue")}
+CURVES = {"rbf": ([0, 1, 2], [0.1, 0.3, 0.2]), "conv": ([0, 2], [0.05, 0.15])}
+
+
+def attack(name: str, variant: str, r2: float, **more: Any) -> dict[str, Any]:
+    scores = {"r2": r2, "low": r2 - 0.01, "high": r2 + 0.01, "mse_255": 1000 * (1 - r2), "psnr": 18.21, "ssim": 0.456}
+    budget = {"share": 1.0, "saturated": True, "seconds": 3.2, "rows": 640, "curve": []}
+    return {"name": name, "variant": variant, **scores} | budget | more
+
+
+REPORT: dict[str, Any] = {
+    "name": "mine",
+    "k": 6,
+    "privacy_weight": 0.5,
+    "seed": 3,
+    "made": "2026-01-01 12:00 UTC",
+    "settings": {"batch_size": 80, "note": "plain"},
+    "versions": {"torch": "9.9"},
+    "warnings": [
+        {"kind": "useless_code", "message": "the code says <nothing>", "fails_gates": True},
+        {"kind": "rare_class", "message": "Bald = 1 has only 3 samples", "fails_gates": False},
+    ],
+    "utility": {"accuracy": 0.8126, "balanced_accuracy": 0.7714, "majority_accuracy": 0.6334},
+    "privacy": {
+        "strongest": {"attack": "kernel", "variant": "leaked", "r2": 0.2347, "low": 0.2211, "high": 0.2488},
+        "label_floor_r2": 0.1113,
+        "excess_r2": 0.1232,
+        "linear_code_r2": 0.8,
+    },
+    "attacks": [
+        attack("kernel", "leaked", 0.2347),
+        attack("mlp", "fresh", 0.1987, saturated=False, rows=1234, curve=[0.05, 0.15, 0.19]),
+        attack("ridge", "leaked", 0.1501, mse_255=4321.0),
+    ],
+    "sweep": [attack("kernel", "leaked", 0.12, share=0.1), attack("ridge", "leaked", 0.07, share=0.1)],
+    "references": [
+        {"name": "mean picture", "r2": 0.0, "mse_255": 1000.0},
+        {"name": "undefended", "r2": 0.9, "low": 0.8, "high": 0.95},
+    ],
+    "identity_linkage": {"code and code": {"pairs": 40, "auc": 0.712, "low": 0.613, "high": 0.811, "tar_at_1_far": 0.0712}},
+    "attributes": [
+        {"name": "Smiling", "task": True, "balanced_accuracy": 0.9, "positive_share": 0.5},
+        {"name": "Male", "task": False, "balanced_accuracy": 0.4, "positive_share": 0.5},
+    ],
+    "threat_model": {
+        "attacker": "Eve.",
+        "not_covered": "More.",
+        "sets": [{"name": "train", "pictures": 320, "people": 160, "use": "fitting"}],
+    },
+    "labels": [
+        {"name": "Smiling", "accuracy": 0.9012, "accuracy_low": 0.8814, "accuracy_high": 0.9216}
+        | {
+            "balanced_accuracy": 0.8821,
+            "balanced_accuracy_low": 0.8613,
+            "balanced_accuracy_high": 0.9018,
+            "majority_accuracy": 0.5,
+        },
+        {"name": "Bald", "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 1.0, "majority_accuracy": 0.97}
+        | dict.fromkeys(("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high")),
+    ],
+    "limits": ["A limit."],
+}
+BARE = (
+    REPORT
+    | {"attacks": [a | {"curve": []} for a in REPORT["attacks"]]}
+    | {"warnings": [], "utility": {}, "labels": [], "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
+)
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its elements with their attributes, its text, its table rows."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self.pre: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "pre":
+            self.pre.append("")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.lasttag in ("td", "th"):
+            self.rows[-1][-1] += data.strip()
+        if self.lasttag == "pre":
+            self.pre[-1] += data
+
+
+def page(report: dict[str, Any] = REPORT, *, curves: Any = CURVES) -> Page:
+    return Page(card(report, panels=PANELS, curves=curves))
+
+
+def test_the_page_loads_nothing_and_runs_nothing():
+    html = card(REPORT, panels=PANELS, curves=CURVES)
+    shown = Page(html)
+    assert shown.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
+    assert [value for name, value in shown.attributes if name == "http-equiv"] == ["Content-Security-Policy"]
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    assert ("content", policy) in shown.attributes
+    loads = [
+        value for name, value in shown.attributes if name in ("src", "srcset", "href", "xlink:href", "data", "poster", "action")
+    ]
+    assert [value[:40] for value in loads if not value.startswith(("data:image/png;base64,", "#"))] == []
+    assert sum(value.startswith("data:") for value in loads) == len(PANELS)
+    assert re.findall(r"url\(\s*['\"]?(?!#)|@import", html) == []
+    assert not any(name.startswith("on") for name, _ in shown.attributes), "no event handlers"
+
+
+def test_the_headline_is_the_reports():
+    shown = page()
+    text = " ".join(shown.text.split())
+    for number in ("0.235", "0.221 to 0.249", "+0.123", "floor 0.111", "0.813", "balanced 0.771", "majority guess 0.633"):
+        assert number in text, number
+    assert "kernel (leaked)" in text
+    assert "mine, k = 6, privacy weight 0.5, seed 3" in text
+    assert "The strongest of 3 fresh attacks recovers 23.5 % of the variance" in text
+
+
+def test_each_warning_is_shown_escaped_and_says_what_fails_gates():
+    text = " ".join(page().text.split())
+    assert "the code says <nothing>. This code passes no gate." in text
+    assert "Bald = 1 has only 3 samples." in text and text.count("This code passes no gate") == 1
+
+
+def test_each_attack_and_each_reference_has_a_row():
+    rows = {tuple(row[:2]): row for row in page().rows if len(row) > 2}
+    assert rows["kernel", "leaked"][2:] == ["0.2347", "0.2247 to 0.2447", "765", "18.21", "0.456", "yes", "640", "3"]
+    assert rows["mlp", "fresh"][2:] == ["0.1987", "0.1887 to 0.2087", "801", "18.21", "0.456", "no", "1234", "3"]
+    assert rows["ridge", "leaked"][4] == "4321"
+    assert rows["mean picture", "reference"][2:5] == ["0.0000", "", "1000"]
+    assert rows["undefended", "reference"][2:5] == ["0.9000", "0.8000 to 0.9500", ""]
+    assert {len(row) for row in rows.values() if row[1] in ("variant", "leaked", "fresh", "reference")} == {10}
+
+
+def test_similarities_that_were_measured_have_columns_of_their_own():
+    attacks = [a | {"ms_ssim": 0.321, "legacy_mse": 77.7} for a in REPORT["attacks"]]
+    rows = page(REPORT | {"attacks": attacks}).rows
+    assert {"MS-SSIM", "wrapped MSE"} <= set(next(row for row in rows if row[0] == "attack"))
+    assert {"0.321", "77.7"} <= set(next(row for row in rows if row[:2] == ["mlp", "fresh"]))
+
+
+def test_linkage_and_a_comparison_are_shown_where_there_are_any():
+    compared = REPORT | {"comparison": {"other": "runs/b", "r2": -0.0123, "low": -0.02, "high": 0.0044, "p": 0.0512}}
+    shown = page(compared)
+    assert ["code and code", "0.712", "0.613 to 0.811", "0.071", "40"] in shown.rows
+    assert "Against runs/b" in shown.text and "-0.0123" in shown.text and "-0.0200 to +0.0044, p = 0.0512" in shown.text
+    assert "Against runs/b" not in page().text
+
+
+def test_each_label_of_the_task_has_a_row_and_what_cannot_be_balanced_an_empty_place():
+    rows = {tuple(row[:1]): row[1:] for row in page().rows if len(row) == 6}
+    assert rows["label",] == ["accuracy", "95 % interval", "balanced accuracy", "95 % interval", "majority guess"]
+    assert rows["Smiling",] == ["0.901", "0.881 to 0.922", "0.882", "0.861 to 0.902", "0.500"]
+    assert rows["Bald",] == ["0.900", "0.800 to 1.000", "", "", "0.970"]
+
+
+def test_a_report_with_nothing_but_attacks_makes_a_page_without_the_other_parts():
+    shown = page(BARE, curves={})
+    assert "svg" not in shown.tags
+    for heading in (
+        "Training adversaries",
+        "What the utility head answers",
+        "How many pictures",
+        "Identity linkage",
+        "What else z tells",
+        "accuracy of the task",
+    ):
+        assert heading not in shown.text
+        assert heading in page().text
+    assert "mine, k = 6. 2026" in shown.text
+    assert ["mlp", "fresh", "0.1987"] in [row[:3] for row in shown.rows]
+
+
+def poisoned() -> dict[str, Any]:
+    """A report with a hostile name wherever there is a name."""
+    report = copy.deepcopy(REPORT)
+    report |= {
+        "name": HOSTILE,
+        "made": HOSTILE,
+        "settings": {HOSTILE: [HOSTILE]},
+        "limits": [HOSTILE],
+        "versions": {HOSTILE: HOSTILE},
+    }
+    report["privacy"]["strongest"]["attack"] = HOSTILE
+    for row in (
+        *report["attacks"],
+        *report["sweep"],
+        *report["references"],
+        *report["attributes"],
+        *report["labels"],
+        *report["threat_model"]["sets"],
+    ):
+        row["name"] = HOSTILE
+    report["attacks"][1]["variant"] = HOSTILE
+    report["identity_linkage"] = {HOSTILE: report["identity_linkage"]["code and code"]}
+    report["comparison"] = {"other": HOSTILE, "r2": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    return report
+
+
+def test_of_data_without_people_the_page_speaks_of_none_and_of_signals_as_samples():
+    sets = [{"name": "train", "pictures": 320, "people": 320, "use": "fitting"}]
+    signals = [{key: value for key, value in a.items() if key != "mse_255"} | {"mse_raw": 0.5} for a in BARE["attacks"]]
+    references = [{key: value for key, value in a.items() if key != "mse_255"} | {"mse_raw": 0.5} for a in BARE["references"]]
+    told = BARE["threat_model"] | {"sets": sets}
+    text = page(BARE | {"threat_model": told, "attacks": signals, "references": references}, curves={}).text
+    assert "of the variance of samples it has never seen" in text
+    assert "bootstrap intervals over samples" in text
+    assert re.search("person|people|picture", text.replace("mean picture", "", 1)) is None
+    assert "of the variance of pictures of people it has never seen" in page().text
+
+
+def test_settings_and_versions_are_shown_as_they_are():
+    assert [json.loads(part) for part in page().pre] == [REPORT["settings"]]
+    assert "torch 9.9" in page().text
+
+
+def test_hostile_names_are_shown_and_not_obeyed():
+    shown = page(poisoned(), curves={HOSTILE: ([0, 1], [0.1, 0.2])})
+    assert shown.tags == page().tags
+    cells = [row[0] for row in shown.rows]
+    assert cells.count(HOSTILE) == len([*REPORT["attacks"], *REPORT["references"], *REPORT["labels"], "a set", "linkage"])
+    assert f"Against {HOSTILE}" in shown.text
+    assert json.loads(shown.pre[0]) == {HOSTILE: [HOSTILE]}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excess", "said"),
+    [
+        (0.15, 0.25, 0.1, "10.0 points more than it has to"),
+        (0.02, 0.05, -0.065, "6.5 points less than a full answer would"),
+        (0.05, 0.15, 0.01, "within the interval"),
+    ],
+)
+def test_the_words_say_whether_the_code_gives_away_more_than_the_labels(low, high, excess, said):
+    privacy = {"strongest": {"r2": 0.2, "low": low, "high": high}, "label_floor_r2": 0.1, "excess_r2": excess}
+    assert said in words(REPORT | {"privacy": privacy})["beside"]
+
+
+def test_the_words_name_the_attacks_that_had_not_come_to_their_end():
+    assert words(REPORT)["saturation"].endswith("a lower bound: mlp (fresh).")
+    done = REPORT | {"attacks": [a | {"saturated": True} for a in REPORT["attacks"]]}
+    assert "lower bound" not in words(done)["saturation"]
+
+
+FIGURES = {
+    "curves": lambda: figures.learning_curves(CURVES, REPORT),
+    "many curves": lambda: figures.learning_curves({f"a{i}": ([0, 1], [0.1, i / 10]) for i in range(8)}, REPORT),
+    "attacks": lambda: figures.attack_curves(REPORT),
+    "sizes": lambda: figures.attack_sizes(REPORT),
+    "attributes": lambda: figures.attributes(REPORT["attributes"]),
+}
+LABELS = {
+    "curves": {"training: rbf", "training: conv", "fresh: kernel (95 % interval)", "label floor"},
+    "many curves": {f"training: a{i}" for i in range(8)},
+    "attacks": {"mlp (fresh)", "label floor"},
+    "sizes": {"kernel", "ridge", "label floor"},
+    "attributes": {"Smiling", "Male"},
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_one_svg_element_that_names_all_it_shows_and_is_the_same_each_time(name):
+    drawn = FIGURES[name]()
+    assert ET.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg"
+    written = {comment.strip() for comment in re.findall(r"<!--(.*?)-->", drawn, flags=re.DOTALL)}
+    assert LABELS[name] <= written, written
+    assert FIGURES[name]() == drawn
+
+
+def test_a_figure_follows_the_numbers():
+    shifted = {"rbf": ([0, 1, 2], [0.1, 0.3, 0.1]), "conv": CURVES["conv"]}
+    assert figures.learning_curves(shifted, REPORT) != FIGURES["curves"]()
+    assert figures.attack_sizes(REPORT | {"attacks": [attack("kernel", "leaked", 0.3)]}) != FIGURES["sizes"]()
+    assert figures.attributes([row | {"task": True} for row in REPORT["attributes"]]) != FIGURES["attributes"]()
+    longer = [a | {"curve": [*a["curve"], 0.2]} for a in REPORT["attacks"]]
+    assert figures.attack_curves(REPORT | {"attacks": longer}) != FIGURES["attacks"]()
+    elsewhere = [*REPORT["attacks"], attack("kernel", "fresh", 0.3)]
+    assert figures.attack_sizes(REPORT | {"attacks": elsewhere}) == FIGURES["sizes"](), "the sweep is of one variant"

@@ -1,0 +1,303 @@
+"""`jobs/frontier.py` as a user runs it, on a real tracking store: what it reads there, draws, prints and turns away."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Dataset as UsedData
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
+from PIL import Image
+
+from cpgan_ray.cli import parse_frontier
+from cpgan_ray.config import override
+from cpgan_ray.data import load
+from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.frontier import survey
+from cpgan_ray.tracking import Tracker, read_trials
+from cpgan_ray.tracking.store import all_runs
+from tests.process import environment
+
+JOB = Path(__file__).parents[2] / "jobs" / "frontier.py"
+METRICS = {
+    "utility/accuracy": 0.86,
+    "utility/majority_accuracy": 0.806,
+    "utility/val_accuracy": 0.855,
+    "privacy/strongest_r2": 0.1,
+    "privacy/strongest_r2_low": 0.09,
+    "privacy/strongest_r2_high": 0.11,
+    "privacy/label_floor_r2": 0.075,
+    "time/total_s": 300.0,
+}
+NUMBERS = {
+    "accuracy": "utility/accuracy",
+    "r2": "privacy/strongest_r2",
+    "val_r2": "privacy/val_r2",
+    "val_accuracy": "utility/val_accuracy",
+}
+
+
+@pytest.fixture
+def client(mlflow_uri) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(mlflow_uri)
+
+
+@pytest.fixture
+def record(client, tmp_path) -> Callable[..., str]:
+    """Record a run like those of a training: experiment, k, privacy weight, and what else differs. Returns its id."""
+    at = int(time.time() * 1000)
+
+    def make(
+        experiment: str,
+        k: int = 64,
+        weight: float = 1.0,
+        *,
+        seed: int = 0,
+        status: str = "FINISHED",
+        tags: dict[str, str] | None = None,
+        digest: str = "beef",
+        preset: str = "celeba",
+        bare: bool = False,
+        **numbers: float,
+    ) -> str:
+        nonlocal at
+        at += 1000
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
+        run_id = client.create_run(experiment_id, start_time=at, run_name=f"{preset} k={k} w={weight:g}").info.run_id
+        metrics = {} if bare else METRICS | {NUMBERS[name]: value for name, value in numbers.items()}
+        client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, at, 0) for name, value in metrics.items()],
+            params=[Param(n, str(v)) for n, v in {"preset": preset, "k": k, "privacy_weight": weight, "seed": seed}.items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+        if not bare:
+            client.log_inputs(run_id, [DatasetInput(UsedData("celeba", digest, "local", "{}"))])
+        if status != "RUNNING":
+            client.set_terminated(run_id, status, end_time=at + 500)
+        return run_id
+
+    return make
+
+
+@pytest.fixture
+def searched(record) -> str:
+    """A search: its parent run, six trials and a control, one trial stopped, one that failed once, one that failed for good."""
+    parent = record("hunt", tags={"search.role": "parent"}, bare=True)
+
+    def child(k: int, weight: float, *, control: bool = False, state: str = "finished", **more: Any) -> str:
+        setting = {"privacy_weight": 0.0} if control else {"k": k, "privacy_weight": weight}
+        tags = {
+            "mlflow.parentRunId": parent,
+            "search.role": "trial",
+            "search.trial": f"k={k} privacy_weight={weight:g}",
+            "search.setting": json.dumps(setting),
+            "search.control": str(control).lower(),
+            "search.state": state,
+            "changed.k": str(k),
+            "changed.attacks.quick_every": "0" if control else "2",
+        }
+        return record("hunt", k, weight, tags=tags, **more)
+
+    child(16, 1.0, accuracy=0.85, r2=0.04, val_r2=0.05)
+    child(64, 0.3, state="failed", status="FAILED", bare=True)
+    child(64, 0.3, accuracy=0.875, r2=0.09, val_r2=0.08, val_accuracy=0.872)
+    child(256, 0.1, accuracy=0.88, r2=0.2, val_r2=0.21)
+    child(16, 0.3, accuracy=0.84, r2=0.08, val_r2=0.08)
+    child(8, 9.0, state="stopped", bare=True)
+    child(8, 8.0, state="failed", status="FAILED", bare=True)
+    attacked = child(128, 0.0, control=True, accuracy=0.886, r2=0.41)
+    record("hunt", 128, 0.0, tags={"attacked": attacked, "mlflow.parentRunId": attacked}, r2=0.5)
+    return parent
+
+
+@pytest.fixture
+def draw(mlflow_uri, tmp_path, capsys) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Run the job's body in this process; its folder is `<tmp_path>/drawn`."""
+
+    def make(*arguments: str) -> dict[str, Any]:
+        told = [*arguments, "--tracking-uri", mlflow_uri, "--output", str(tmp_path / "drawn")]
+        return survey(parse_frontier(told, description=""))[1]
+
+    yield make
+    mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
+
+
+def run_job(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(JOB), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(**variables))
+
+
+def test_a_search_is_read_trial_by_trial_with_its_states_and_its_last_attempts(searched, mlflow_uri):
+    trials = read_trials(mlflow_uri, "hunt")
+    assert [(t.name, t.state, t.control) for t in trials] == [
+        ("k=16 privacy_weight=1", "finished", False),
+        ("k=64 privacy_weight=0.3", "finished", False),
+        ("k=256 privacy_weight=0.1", "finished", False),
+        ("k=16 privacy_weight=0.3", "finished", False),
+        ("k=8 privacy_weight=9", "stopped", False),
+        ("k=8 privacy_weight=8", "failed", False),
+        ("k=128 privacy_weight=0", "finished", True),
+    ]
+    assert trials[1].setting == {"k": 64, "privacy_weight": 0.3}
+    assert trials[-1].setting == {"privacy_weight": 0.0}
+    told = {"accuracy": 0.875, "strongest_r2": 0.09, "strongest_r2_low": 0.09, "val_accuracy": 0.872, "val_r2": 0.08}
+    told |= {"majority_accuracy": 0.806, "label_floor_r2": 0.075, "seconds": 300.0, "data": "beef", "accuracy_low": None}
+    assert {name: getattr(trials[1], name) for name in told} == told
+    assert read_trials(mlflow_uri, searched) == trials
+
+
+def test_plain_trainings_are_trials_and_other_runs_are_not(record, mlflow_uri):
+    record("plain", 64, 0.5, seed=3)
+    record("plain", 64, 0.0)
+    record("plain", 64, 0.5, status="FAILED")
+    record("plain", 64, 0.5, status="RUNNING")
+    record("plain", 64, 0.5, status="KILLED")
+    record("plain", bare=True)
+    trials = read_trials(mlflow_uri, "plain", method="here")
+    found = [(t.setting, t.seed, t.state, t.control) for t in trials]
+    setting = {"k": 64, "privacy_weight": 0.5}
+    assert found == [
+        (setting, 3, "finished", False),
+        (setting | {"privacy_weight": 0.0}, 0, "finished", True),
+        (setting, 0, "failed", False),
+        (setting, 0, "killed", False),
+        (setting, 0, "running", False),
+    ]
+    assert trials[0].name == "celeba k=64 w=0.5"
+    assert trials[0].val_r2 == trials[0].strongest_r2
+    assert {t.method for t in trials} == {"here"}
+
+
+def test_runs_that_differ_in_another_field_are_no_repetitions(record, mlflow_uri):
+    record("plain")
+    record("plain", seed=1, tags={"changed.seed": "1", "changed.attacks.quick_every": "3"})
+    record("plain", tags={"changed.privatizer.step": "0.5", "changed.privatizer.family": "residual"})
+    record("plain", preset="celeba_paper")
+    one, other, changed, paper = (t.setting for t in read_trials(mlflow_uri, "plain"))
+    assert one == other
+    assert (changed["privatizer.step"], changed["privatizer.family"]) == (0.5, "residual")
+    assert (one["privatizer.family"], one["preset"], paper["preset"]) == ("conv", "celeba", "celeba_paper")
+    assert isinstance(one["privatizer.step"], float)
+    assert "seed" not in one
+    assert "attacks.quick_every" not in one
+
+
+def test_all_pages_are_read(record, client):
+    ids = {record("plain", 8 + i) for i in range(5)}
+    experiment = client.get_experiment_by_name("plain").experiment_id
+    assert {run.info.run_id for run in all_runs(client, experiment, page_size=2)} == ids
+
+
+def test_what_a_tracker_leaves_is_read_back(tiny, mlflow_uri, tmp_path):
+    config = override(tiny(seed=2, k=5, privacy_weight=0.25), {"tracking.uri": mlflow_uri})
+    dataset = load(config)
+    tracker = Tracker(config, tmp_path / "run", dataset=dataset)
+    tracker.log(METRICS | {"utility/val_accuracy": 0.7}, step=0)
+    tracker.log({"utility/val_accuracy": 0.8}, step=1)
+    tracker.close("FINISHED")
+    mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
+    (trial,) = read_trials(mlflow_uri, config.tracking.experiment)
+    assert (trial.setting, trial.seed, trial.state) == ({"k": 5, "privacy_weight": 0.25}, 2, "finished")
+    assert (trial.val_accuracy, trial.strongest_r2, trial.run_id) == (0.8, 0.1, tracker.run_id)
+    assert trial.data == dataset.digest[:36]
+
+
+def test_the_job_draws_the_front_of_a_search_and_recommends(searched, mlflow_uri, tmp_path):
+    ran = run_job("hunt", "--max-r2", "0.1", "--tracking-uri", mlflow_uri, "--output", "drawn", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    *text, last = ran.stdout.splitlines()
+    assert json.loads(last) == {
+        "output": str(tmp_path / "drawn"),
+        "experiments": {"hunt": {"trials": 4, "front": 3, "hypervolume": pytest.approx(0.044 * 0.96 + 0.025 * 0.91 + 0.005 * 0.8)}},
+        "recommended": {
+            "setting": {"k": 64, "privacy_weight": 0.3},
+            "seeds": [0],
+            "accuracy": 0.875,
+            "strongest_r2": 0.09,
+            "rule": "largest validation accuracy among settings with strongest R2 <= 0.1",
+        },
+    }
+    assert text[0].split()[1::2][:3] == ["k", "privacy_weight", "seeds"]
+    assert len(text) == 2 + 4
+    values = json.loads((tmp_path / "drawn" / "frontier.json").read_text())
+    assert [p["k"] for p in values["front"]] == [16, 64, 256]
+    rows = list(csv.DictReader((tmp_path / "drawn" / "frontier.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows].count("stopped") == 1
+    with Image.open(tmp_path / "drawn" / "frontier.png") as picture:
+        assert picture.size == (1800, 1040)
+
+
+def test_the_store_and_the_folder_are_found_by_themselves(record, mlflow_uri, tmp_path):
+    record("plain")
+    ran = run_job("plain", cwd=tmp_path, MLFLOW_TRACKING_URI=mlflow_uri)
+    assert ran.returncode == 0, ran.stderr
+    output = Path(json.loads(ran.stdout.splitlines()[-1])["output"])
+    assert output.parent == tmp_path / "outputs"
+    assert output.name.startswith("frontier-")
+    (tmp_path / "mlflow.db").rename(tmp_path / "outputs" / "mlflow.db")
+    assert run_job("plain", "--output", "again", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "again" / "frontier.png").is_file()
+
+
+def test_two_experiments_have_a_front_each(searched, record, draw, tmp_path):
+    record("noise", 64, 0.3, accuracy=0.84, r2=0.15)
+    record("noise", 64, 1.0, accuracy=0.83, r2=0.02)
+    told = draw("hunt", "noise", "--min-accuracy", "0.83")
+    assert {name: (one["trials"], one["front"]) for name, one in told["experiments"].items()} == {"hunt": (4, 3), "noise": (2, 2)}
+    assert told["experiments"]["hunt"]["hypervolume"] > told["experiments"]["noise"]["hypervolume"]
+    assert told["recommended"]["method"] == "noise"
+    values = json.loads((tmp_path / "drawn" / "frontier.json").read_text())
+    assert values["methods"].keys() == {"hunt", "noise"}
+
+
+def test_where_nothing_can_be_recommended_the_reason_is_told(searched, draw):
+    told = draw(searched, "--max-r2", "0.01")
+    assert told["recommended"] is None
+    assert told["reason"] == "no setting has strongest R2 <= 0.01; the lowest is 0.0400 at k=16 privacy_weight=1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hunts"], "no experiment 'hunts'; nearest: hunt"),
+        (["f" * 32], f"no experiment '{'f' * 32}'; nearest: "),
+        (["empty"], "empty has no finished run with both utility/accuracy and privacy/strongest_r2"),
+        (["hunt", "other_data"], "data set digest beef in hunt/k=16 privacy_weight=1; feed in other_data/celeba k=64 w=1"),
+        (["hunt", "--output", "{file}"], "is a file: give a folder with --output"),
+        ([], "nothing to draw"),
+        (["hunt", "--max-r2", "1.5"], "max_r2 is 1.5; it must be between 0 and 1"),
+        (["hunt", "--min-acuracy", "0.5"], "did you mean --min-accuracy?"),
+        (["hunt", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], "there is no tracking store sqlite:////nowhere/mlflow.db"),
+        (["hunt", "--tracking-uri", "sqlite:///{file}"], "which is no SQLite database: name another file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_that_names_it_and_nothing_is_written(searched, record, mlflow_uri, tmp_path, arguments, said):
+    record("empty", bare=True)
+    record("empty", 64, 0.0)
+    record("other_data", digest="feed")
+    file = tmp_path / "text"
+    file.write_text("this is no database" * 100)
+    told = [argument.format(file=file) for argument in arguments]
+    defaults = {"--tracking-uri": mlflow_uri, "--output": str(tmp_path / "drawn")}
+    told += [word for flag, value in defaults.items() if flag not in told for word in (flag, value)]
+    with pytest.raises(InputError) as raised:
+        survey(parse_frontier(told, description=""))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_bad_input_ends_the_job_with_status_2(searched, mlflow_uri, tmp_path):
+    ran = run_job("hunts", "--output", "drawn", cwd=tmp_path, MLFLOW_TRACKING_URI=mlflow_uri)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "error: MLflow has no experiment 'hunts'; nearest: hunt\n"
+    assert not (tmp_path / "drawn").exists()

@@ -1,0 +1,179 @@
+"""Whole jobs on data that are in order but odd: attributes of one value, pictures of one colour, pictures that are all the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cpgan_ray.cli import parse_attack
+from cpgan_ray.config import (
+    AttackConfig,
+    Config,
+    DataConfig,
+    NeuralConfig,
+    PrivatizerConfig,
+    RidgeConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    UtilityConfig,
+)
+from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.attack import attack
+from cpgan_ray.pipelines.train import train
+
+PEOPLE, SIDE = 40, 16
+PARTS = np.repeat([0, 1, 2], [48, 20, 12])
+"""Two pictures of each person: 48 in train, 20 in val, 12 in test."""
+LABELS = ("Smiling", "Male", "Young", "Bald")
+
+pytestmark = pytest.mark.usefixtures("process_left_as_it_was")
+
+
+def values() -> np.ndarray:
+    """(80, 4): all vary everywhere."""
+    return np.random.default_rng(0).integers(0, 2, (2 * PEOPLE, len(LABELS)))
+
+
+def lay_out(folder: Path, *, images: np.ndarray, labels: np.ndarray) -> Path:
+    (folder / "img_align_celeba").mkdir(parents=True)
+    names = [f"{row + 1:06d}.jpg" for row in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image).save(folder / "img_align_celeba" / name, "PNG")
+    lines = [f"{name} {' '.join('1' if v else '-1' for v in row)}" for name, row in zip(names, labels, strict=True)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(len(names)), " ".join(LABELS), *lines]))
+    (folder / "identity_CelebA.txt").write_text("".join(f"{name} {row // 2}\n" for row, name in enumerate(names)))
+    (folder / "list_eval_partition.txt").write_text("".join(f"{n} {p}\n" for n, p in zip(names, PARTS, strict=True)))
+    return folder
+
+
+def pictures(*, coloured: bool = False) -> np.ndarray:
+    """Of random pixels, or of one colour each."""
+    shape = (2 * PEOPLE, 1, 1, 3) if coloured else (2 * PEOPLE, SIDE, SIDE, 3)
+    drawn = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(drawn, (2 * PEOPLE, SIDE, SIDE, 3)))
+
+
+ATTACKS = AttackConfig(
+    names=("ridge", "nearest"), mlp_widths=(16,), kernel_features=16, epochs=1, doublings=0, restarts=1, shares=(), quick_every=1
+)
+
+
+@pytest.fixture
+def job(tmp_path: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Train and attack on a layout, in this process; the report, in which all numbers are finite. Warnings are errors here."""
+
+    def run(data: Path, *labels: str) -> dict[str, Any]:
+        config = Config(
+            preset="tiny",
+            k=4,
+            epochs=1,
+            batch_size=24,
+            output=tmp_path / "out",
+            data_dir=data,
+            data=DataConfig(dataset="celeba", image_size=SIDE, labels=labels),
+            privatizer=PrivatizerConfig(width=4, depth=2),
+            utility=UtilityConfig(hidden=8, balanced=True),
+            adversaries={
+                "ridge": RidgeConfig(bank=1, components=4),
+                "mlp": NeuralConfig(architecture="mlp", width=8, components=4),
+            },
+            runtime=RuntimeConfig(backend="local", threads=1),
+            attacks=ATTACKS,
+            tracking=TrackingConfig(uri=mlflow_uri, log_models=False, system_metrics=False),
+        )
+        train(config)
+        assert "Warning" not in capfd.readouterr().err
+        return strict_json(tmp_path / "out" / "report" / "report.json")
+
+    return run
+
+
+def strict_json(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_a_label_that_has_one_value_in_training_is_refused_by_name_with_the_flag_that_helps(job, tmp_path):
+    labels = values()
+    labels[PARTS == 0, 1] = 1
+    data = lay_out(tmp_path / "celeba", images=pictures(), labels=labels)
+    for given, said in (
+        (LABELS, r"data\.labels: Male has one value in all 48 training pictures.* --data\.labels Smiling Young Bald$"),
+        ((), r"data\.labels: Male has one value in all 48 training pictures.* --data\.labels Smiling Young Bald$"),
+        (("Male",), r"data\.labels: Male has one value.*: give another label with --data\.labels$"),
+    ):
+        with pytest.raises(InputError, match=said):
+            job(data, *given)
+    assert not (tmp_path / "out").exists()
+    assert job(data, "Smiling")["utility"]["accuracy"] >= 0
+
+
+@pytest.mark.parametrize("task", [("Male",), ("Male", "Young", "Smiling")])
+def test_labels_that_have_one_value_in_validation_or_test_alone_leave_every_number_finite(job, tmp_path, task):
+    labels = values()
+    labels[PARTS == 2, 1] = 1
+    labels[PARTS == 1, 1] = 0
+    labels[PARTS == 1, 2] = 1
+    labels[:, 3] = 0
+    report = job(lay_out(tmp_path / "celeba", images=pictures(), labels=labels), *task)
+    utility = report["utility"]
+    assert all(0 <= value <= 1 for value in utility.values())
+    for row in report["labels"]:
+        balanced = [row[f"balanced_accuracy{end}"] for end in ("", "_low", "_high")]
+        assert [value is None for value in balanced] == [row["name"] == "Male"] * 3, "which has one value in the test split"
+    if task == ("Male",):
+        assert utility["balanced_accuracy"] == utility["accuracy"], "there is nothing to balance"
+    assert [a["name"] for a in report["attributes"]] == ["Smiling"], (
+        "the map has what varies wherever it is fitted, tuned and scored"
+    )
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert all(value is not None for row in metrics for value in row.values())
+
+
+def test_pictures_of_one_colour_each_are_trained_on_and_attacked(job, tmp_path):
+    report = job(lay_out(tmp_path / "celeba", images=pictures(coloured=True), labels=values()))
+    assert all(a["psnr"] > 0 and 0 <= a["ssim"] <= 1 for a in report["attacks"])
+
+
+def test_pictures_that_are_all_the_same_are_refused_before_anything_is_written(job, tmp_path):
+    data = lay_out(tmp_path / "celeba", images=pictures()[:1].repeat(2 * PEOPLE, axis=0), labels=values())
+    with pytest.raises(InputError, match=r"the 48 pictures of the train split are all the same, there is nothing to hide"):
+        job(data)
+    assert not (tmp_path / "out").exists()
+
+
+class Pooled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x.float(), 8).flatten(1)
+
+
+@pytest.mark.parametrize("case", ["labels of one value", "one picture"])
+def test_an_encoder_is_attacked_on_odd_labels_and_not_on_a_single_picture(tmp_path, mlflow_uri, case, capfd):
+    labels = values()
+    labels[PARTS == 0, 1], labels[PARTS == 2, 2], labels[:, 3] = 1, 0, 0
+    images = pictures()
+    data = lay_out(tmp_path / "celeba", images=images[:1].repeat(80, axis=0) if case == "one picture" else images, labels=labels)
+    example = (torch.zeros(2, 3, SIDE, SIDE),)
+    program = torch.export.export(Pooled(), example, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    torch.export.save(program, tmp_path / "e.pt2")
+    flags = f"""--data-dir {data} --output {tmp_path / "out"} --tracking.uri {mlflow_uri} --tracking.no-system-metrics
+        --runtime.backend local --runtime.threads 1 --attacks.names ridge --attacks.mlp-widths 16 --attacks.kernel-features 16
+        --attacks.epochs 1 --attacks.doublings 0 --attacks.restarts 1 --attacks.shares""".split()
+    target, job = parse_attack([str(tmp_path / "e.pt2"), *flags], description="", fetch=Path)
+    if case == "one picture":
+        with pytest.raises(InputError, match="are all the same"):
+            attack(target, job)
+        assert not (tmp_path / "out").exists()
+    else:
+        attack(target, job)
+        report = strict_json(tmp_path / "out" / "report" / "report.json")
+        assert [a["name"] for a in report["attributes"]] == ["Smiling"]
+        assert "Warning" not in capfd.readouterr().err

@@ -1,0 +1,284 @@
+"""`jobs/reproduce.py` as a user runs it, on scikit-learn's digits."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from cpgan_ray.analysis.cells import Cell, trial
+from cpgan_ray.analysis.comparison import findings, gap, paired, recommended, volumes
+from cpgan_ray.analysis.fronts import Reference
+from cpgan_ray.cli import parse_reproduce
+from cpgan_ray.common.ownership import sign
+from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.reproduce.job import open_run, reproduce
+from cpgan_ray.pipelines.reproduce.results import settings_table
+from tests.process import HANG_S
+
+JOB = Path(__file__).parents[2] / "jobs" / "reproduce.py"
+QUICK = "--epochs 2 --data.train-rows 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(JOB), *arguments], capture_output=True, text=True, timeout=HANG_S, check=False)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> tuple[Path, dict, str]:
+    """A small comparison: its folder, its last line, what it said."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    flags = [*QUICK.split(), "--cache-dir", str(folder / "cache"), "--output", str(folder / "out"), "--seeds", "2"]
+    done = run("digits", "--mechanisms", "cpgan", "bottleneck", "noise", "--settings", "2", *flags)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_every_cell_is_played_and_tracked_below_one_run(begun):
+    folder, summary, _ = begun
+    assert summary["cells"] == 12
+    assert summary["failed"] == 0
+    client = mlflow.MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
+    parent = client.get_run(summary["run_id"])
+    assert parent.info.status == "FINISHED"
+    below = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['run_id']}'")
+    assert sorted(r.data.tags["search.trial"] for r in below) == sorted(p.name for p in (folder / "cells").iterdir())
+    assert all(r.info.status == "FINISHED" and "privacy/strongest_r2" in r.data.metrics for r in below)
+
+
+def test_the_results_are_the_cells(begun):
+    folder, summary, printed = begun
+    text = (folder / "results.md").read_text()
+    assert text.strip() in printed
+    cells = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("cells/*/cell.json")}
+    with (folder / "frontier.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"]: float(row["accuracy"]) for row in rows} == {n: c["utility"]["accuracy"] for n, c in cells.items()}
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(cells)
+    for row in table:
+        cell = cells[f"{row['mechanism']}-{row['setting'].removesuffix('.0')}-{row['seed']}"]
+        assert float(row["accuracy"]) == cell["utility"]["accuracy"]
+        found = {a["name"]: (a["r2"], a["mse_255"]) for a in cell["attacks"]}
+        assert {name: (float(row[f"{name}_r2"]), float(row[f"{name}_mse"])) for name in found} == found
+        assert float(row["r2"]) >= max(r2 for r2, _ in found.values())
+    noise = [cells[f"noise-0.5-{seed}"]["utility"]["accuracy"] for seed in (0, 1)]
+    half = stats.t.ppf(0.975, 1) * np.std(noise, ddof=1) / 2**0.5
+    assert f"{np.mean(noise):.3f} [{np.mean(noise) - half:.3f}, {np.mean(noise) + half:.3f}]" in text
+    told = json.loads((folder / "results.json").read_text())
+    assert told["hypervolume"]["cpgan"]["value"] == pytest.approx(summary["hypervolume"])
+    assert sum(told["strongest_attacks"]["noise"].values()) == 4
+    for name in ("frontier.png", "attackers.png"):
+        with Image.open(folder / name) as figure:
+            assert figure.width > 600
+    with Image.open(folder / "cells" / "cpgan-0.1-0" / "pictures.png") as panel:
+        assert panel.height > 100
+
+
+def test_a_setting_whose_strongest_attack_still_gained_is_marked_as_a_lower_bound(begun):
+    folder, _, _ = begun
+    cells = [json.loads((folder / "cells" / f"cpgan-0.1-{seed}" / "cell.json").read_text()) for seed in (0, 1)]
+    for cell in cells:
+        best = max(a["r2"] for a in cell["attacks"])
+        for a in cell["attacks"]:
+            a["saturated"] = a["r2"] == best
+    trials = [trial(cell, folder) for cell in cells]
+    assert "*" not in settings_table(cells, trials)
+    for a in cells[1]["attacks"]:
+        a["saturated"] = not a["saturated"]
+    assert f"{trials[1].attack} *" in settings_table(cells, trials)
+    assert settings_table(cells, trials).endswith("a lower bound")
+
+
+def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
+    folder, _, _ = begun
+    kept, lost = folder / "cells" / "noise-4-1" / "cell.json", folder / "cells" / "noise-0.5-1" / "cell.json"
+    before, was = kept.stat().st_mtime_ns, json.loads(lost.read_text())
+    lost.unlink()
+    done = run("--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "1 of 12 cells to play" in done.stderr
+    assert kept.stat().st_mtime_ns == before
+    again = json.loads(lost.read_text())
+    assert again["utility"] == was["utility"]
+    assert again["privacy"] == was["privacy"], "the same seeds, the same numbers"
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(begun):
+    folder, _, _ = begun
+    blocked, aside = folder / "cells" / "noise-0.5-1", folder / "aside"
+    missing = [folder / "cells" / name / "cell.json" for name in ("noise-4-0", "noise-4-1")]
+    whole = {path: path.read_bytes() for path in (*missing, folder / "results.csv", folder / "reproduction.json")}
+    job, _ = parse_reproduce(["--resume", str(folder), "--runtime.backend", "local"], description="")
+    for path in (*missing, folder / "results.csv"):
+        path.unlink()
+    blocked.rename(aside)
+    blocked.touch()  # where the folder of the eleventh cell should come to be
+    try:
+        with pytest.raises(FileExistsError, match=blocked.name):
+            reproduce(job, resume=True)
+        with (folder / "results.csv").open() as file:
+            names = [f"{row['mechanism']}-{float(row['setting']):g}-{row['seed']}" for row in csv.DictReader(file)]
+    finally:
+        blocked.unlink()
+        aside.rename(blocked)
+        for path, content in whole.items():
+            path.write_bytes(content)
+        sign(folder / "reproduction.json")
+    assert sorted(names) == sorted({p.name for p in (folder / "cells").iterdir()} - {"noise-0.5-1", "noise-4-1"})
+    assert len(names) == 10
+
+
+def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_resumed_for(begun):
+    folder, _, _ = begun
+    kept = (folder / "reproduction.json").read_bytes()
+    done = run("--resume", str(folder), "--mechanisms", "pca", "--settings", "1", "--seeds", "1")
+    (folder / "reproduction.json").write_bytes(kept)
+    sign(folder / "reproduction.json")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 cells to play" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["cells"] == 13
+    with (folder / "results.csv").open() as file:
+        rows = [(row["mechanism"], float(row["setting"]), int(row["seed"])) for row in csv.DictReader(file)]
+    two = [
+        (name, setting)
+        for name, some in (("cpgan", (0.1, 10)), ("bottleneck", (1, 0.125)), ("noise", (0.5, 4)))
+        for setting in some
+    ]
+    assert rows == [(*one, seed) for one in two for seed in (0, 1)] + [("pca", 1.0, 0)]
+    assert json.loads((folder / "results.json").read_text())["ours_less"]["pca"]["value"] is not None
+
+
+def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
+    folder, _, _ = begun
+    job, resume = parse_reproduce(["--resume", str(folder), "--seeds", "3", "--settings", "1"], description="")
+    assert resume
+    assert (job.seeds, job.settings, job.mechanisms) == (3, 1, ("cpgan", "bottleneck", "noise"))
+    with pytest.raises(InputError, match=r"^--k is 8, the comparison in .* was begun with 16: leave it out"):
+        parse_reproduce(["--resume", str(folder), "--k", "8"], description="")
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_mlflow_says_how_far_a_resumed_comparison_goes_now(begun):
+    folder, _, _ = begun
+    kept = (folder / "reproduction.json").read_bytes()
+    job, _ = parse_reproduce(["--resume", str(folder), "--seeds", "5"], description="")
+    run = open_run(job, folder, resume=True)
+    run.close("FINISHED")
+    (folder / "reproduction.json").write_bytes(kept)
+    sign(folder / "reproduction.json")
+    told = run.client.get_run(run.run_id).data
+    assert (told.tags["seeds"], told.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
+    assert "seeds" not in told.params
+
+
+def test_the_originals_results_are_drawn_beside_ours(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "noise.csv").write_text("Noise,acc,mse\n0.1,0.98,0.16\n")
+    (theirs / "Final_theory.csv").write_text("Lambda,acc,acc_theory,mse,mse_theory\n2,0.8475,0.8515,14.29,14.16\n")
+    flags = ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--published", str(theirs)]
+    few = [*QUICK.split(), "--mechanisms", "pca", "--settings", "1", "--seeds", "1", "--k", "4"]
+    done = run("gaussian", *few, *flags, "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert done.returncode == 0, done.stderr
+    for name in ("published.png", "theory.png"):
+        with Image.open(tmp_path / "out" / name) as figure:
+            assert figure.width > 1000
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
+    folder, _, _ = begun
+    for arguments, said in (
+        (("digits", "--output", str(folder)), "holds a comparison already"),
+        (("mnist", "--output", str(tmp_path / "a")), "give it with --data-dir"),
+        (("nothing",), "there is no preset 'nothing'"),
+        ((), "nothing to reproduce"),
+        (("digits", "--theory"), "it is known of gaussian alone"),
+        (("digits", "--published", str(tmp_path), "--output", str(tmp_path / "a")), "the original has no files of 'digits'"),
+        (("--resume", str(tmp_path)), "has no reproduction.json"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_mechanism_is_refused_with_the_choices():
+    with pytest.raises(InputError, match="cpgan_one"):
+        parse_reproduce(["digits", "--mechanisms", "gan"], description="")
+
+
+def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float, floor: float = 0.1) -> dict:
+    attack = {"attack": "mlp", "variant": "leaked", "r2": r2, "low": r2, "high": r2}
+    utility = {"accuracy": accuracy, "accuracy_low": accuracy, "accuracy_high": accuracy}
+    utility |= {"val_accuracy": accuracy, "majority_accuracy": 0.1}
+    attacks = [{"name": "mlp", "r2": r2}, {"name": "ridge", "r2": r2 - 0.01 * (seed + 1)}]
+    return {
+        "cell": {"mechanism": mechanism, "setting": setting, "seed": seed},
+        "utility": utility,
+        "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "excess_r2": r2 - floor},
+        "attacks": attacks,
+        "direct": None,
+        "k": 8 * setting if mechanism == "bottleneck" else 8,
+        "seconds": 1.0,
+        "data": "x",
+    }
+
+
+def test_differences_are_taken_in_pairs_of_a_seed():
+    assert paired({0: 0.5, 1: 0.7, 2: 1.0}, {1: 0.6, 0: 0.4}).value == pytest.approx(0.1)
+    low, high = paired({0: 0.5, 1: 0.9}, {0: 0.4, 1: 0.6})[1:]
+    assert (low, high) == pytest.approx(tuple(0.2 + stats.t.ppf(0.975, 1) * 0.1 * sign for sign in (-1, 1)))
+
+
+def test_hypervolumes_are_of_settings_that_were_played_under_all_seeds():
+    cells = [values("cpgan", weight, s, 0.9, 0.2) for weight in (0.1, 1.0) for s in (0, 1)]
+    more = trial(values("cpgan", 2.0, 1, 0.95, 0.0), Path())
+    trials = [trial(v, Path()) for v in cells]
+    assert volumes([*trials, more], Reference(0.1)) == volumes(trials, Reference(0.1)) != {}
+    apart = [trials[0], more]
+    assert volumes(apart, Reference(0.1)) == {}, "of two settings under a seed each there is no hypervolume, least of all 0"
+
+
+def test_findings_are_what_the_numbers_say():
+    cells = [values("cpgan", 1.0, s, 0.90 + 0.01 * s, 0.15) for s in (0, 1)]
+    cells += [values("bottleneck", 1.0, s, 0.92 + 0.01 * s, 0.6) for s in (0, 1)]
+    trials = [trial(v, Path()) for v in cells]
+    told = findings(cells, trials, Reference(0.1))
+    assert told["hypervolume"]["cpgan"]["value"] == pytest.approx(np.mean([0.80, 0.81]) * 0.85)
+    assert told["ours_less"]["bottleneck"]["value"] == pytest.approx(np.mean([0.8 * 0.85 - 0.82 * 0.4, 0.81 * 0.85 - 0.83 * 0.4]))
+    assert told["neural_less_closed_form"]["cpgan"]["value"] == pytest.approx(0.015)
+    assert told["strongest_attacks"] == {"cpgan": {"mlp": 2}, "bottleneck": {"mlp": 2}}
+    found = gap(trials)
+    assert found is not None
+    assert found["utility_loss"]["value"] == pytest.approx(0.02)
+    assert found["excess_r2"]["value"] == pytest.approx(0.05)
+
+
+def test_the_recommended_setting_is_the_most_private_one_that_loses_at_most_a_point_on_the_validation_split():
+    def chosen(*ours: tuple[float, float, float]) -> float | None:
+        cells = [values("bottleneck", share, s, 0.9 - (1 - share), 0.6) for share in (1.0, 0.25) for s in (0, 1)]
+        cells += [values("cpgan", weight, s, accuracy, r2) for weight, accuracy, r2 in ours for s in (0, 1)]
+        found = recommended([trial(v, Path()) for v in cells])
+        return found and found.point.setting["privacy_weight"]
+
+    assert chosen((0.1, 0.9, 0.4), (1.0, 0.892, 0.2), (10.0, 0.7, 0.0)) == 1.0
+    assert chosen((1.0, 0.88, 0.2), (10.0, 0.7, 0.0)) == 1.0
+    assert recommended([trial(values("cpgan", 1.0, 0, 0.9, 0.1), Path())]) is None, "there is no twin"
+
+
+def test_a_code_that_is_a_sample_may_be_the_strongest_attack_itself():
+    one = values("noise", 0.5, 0, 0.9, 0.5)
+    itself = {"r2": 0.75, "low": 0.7, "high": 0.8}
+    assert (trial(one | {"direct": itself}, Path()).strongest_r2, trial(one, Path()).strongest_r2) == (0.75, 0.5)
+    assert trial(one | {"direct": itself}, Path()).attack == "itself"
+    assert Cell(mechanism="noise", setting=0.5, seed=0).name == "noise-0.5-0"

@@ -1,0 +1,389 @@
+"""`jobs/train_celeba.py` as a user runs it: what it leaves behind, how it fails, how it stops."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import psutil
+import pytest
+from PIL import Image
+
+from cpgan_ray.common.metric_names import DICTIONARY
+from cpgan_ray.config import from_json, override
+from cpgan_ray.config.presets import preset
+from cpgan_ray.data import prepare
+from cpgan_ray.data.datasets.faces.files import write_faces
+from tests.process import GONE_S, HANG_S, below, environment
+
+ROOT = Path(__file__).parents[2]
+JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
+LAST_PICTURE = "000060.jpg"
+
+
+def run(arguments: Sequence[str | Path], *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [*JOB, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=HANG_S)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of one module's tests live: a tracking store, and output folders beside it."""
+
+    folder: Path
+    uri: str
+    cache: Path
+
+    @property
+    def common(self) -> list[str]:
+        return ["--cache-dir", str(self.cache), "--tracking.uri", self.uri]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_template: Path) -> Place:
+    folder = tmp_path_factory.mktemp("job")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    return Place(folder, f"sqlite:///{folder / 'mlflow.db'}", cache_dir)
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty tiny pictures in CelebA's layout."""
+    folder = tmp_path_factory.mktemp("layout") / "celeba"
+    write_faces(folder, num_identities=20, pictures_per_identity=3, processes=1, size=(20, 24))
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------- a run that ends well
+
+
+@dataclass(frozen=True)
+class Finished:
+    ran: subprocess.CompletedProcess[str]
+    output: Path
+    place: Place
+
+    @property
+    def summary(self) -> dict:
+        return json.loads(self.ran.stdout.splitlines()[-1])
+
+    @property
+    def report(self) -> dict:
+        return json.loads((self.output / "report" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(place: Place) -> Finished:
+    """The smoke preset for one epoch in one process."""
+    output = place.folder / "smoke"
+    options = ["--epochs", "1", "--runtime.backend", "local", "--output", output, *place.common]
+    return Finished(run(["smoke", *options], cwd=place.folder), output, place)
+
+
+def test_a_run_ends_with_status_0_and_a_line_of_json_that_sums_it_up(finished):
+    assert finished.ran.returncode == 0, finished.ran.stderr
+    summary = finished.summary
+    assert {"run_id", "output", "accuracy", "strongest", "seconds"} <= summary.keys()
+    assert summary["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
+    assert summary["output"] == str(finished.output)
+    assert 0 <= summary["accuracy"] <= 1
+    assert summary["strongest"]["low"] <= summary["strongest"]["r2"] <= summary["strongest"]["high"] <= 1
+    assert summary["seconds"] > 0
+    assert len(finished.ran.stdout.splitlines()) == 1
+
+
+def test_a_run_says_on_standard_error_how_it_gets_on_and_nothing_else(finished):
+    attacked = r"attack \d+/\d+: \w+ \((leaked|fresh|labels)( \d+ %)?\), tuning R2 -?\d\.\d+, \d+ s$"
+    accuracies = r"accuracy \d\.\d+, majority accuracy \d\.\d+, balanced accuracy \d\.\d+$"
+    known = re.compile(rf"round \d+/5, |{attacked}|{accuracies}|warning: ")
+    assert [line for line in finished.ran.stderr.splitlines() if not known.match(line)] == []
+
+
+def test_a_run_leaves_its_configuration_metrics_models_and_report(finished):
+    files = {str(path.relative_to(finished.output)) for path in finished.output.rglob("*") if path.is_file()}
+    expected = {"config.json", "metrics.jsonl", "privatizer.pt2", "utility_head.pt2", "report/report.json", "report/report.html"}
+    assert files >= expected
+    panels = [finished.output / name for name in files if name.endswith(".png")]
+    assert panels
+    assert all(Path(panel).parent.name == "report" for panel in panels)
+    for panel in panels:
+        with Image.open(panel) as picture:
+            assert min(picture.size) > 100
+
+
+def test_the_configuration_left_behind_names_the_store_and_makes_the_same_run(finished):
+    values = json.loads((finished.output / "config.json").read_text())
+    store = Path(values.pop("store"))
+    assert values.pop("run_id") == finished.summary["run_id"]
+    assert sorted(path.name for path in store.glob("*.arrow")) == ["test.arrow", "train.arrow", "val.arrow"]
+    assert store.parent == finished.place.cache
+    config = from_json(values)
+    assert (config.preset, config.epochs, config.output) == ("smoke", 1, finished.output)
+
+
+def test_the_report_says_what_the_networks_cost_their_users(finished):
+    cost = finished.report["cost"]
+    assert cost["utility_head"]["multiply_adds"] < cost["privatizer"]["multiply_adds"]
+    page = (finished.output / "report" / "report.html").read_text()
+    assert f"costs the client {cost['privatizer']['multiply_adds']:,} multiply-adds" in page
+
+
+def test_the_report_says_what_the_last_line_says(finished):
+    report, summary = finished.report, finished.summary
+    strongest = report["privacy"]["strongest"]
+    assert strongest.keys() >= {"attack", "variant", "r2", "low", "high"}
+    assert strongest == {
+        name: value if isinstance(value, str) else pytest.approx(value, abs=1e-4) for name, value in summary["strongest"].items()
+    }
+    assert report["utility"]["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-4)
+    assert fmean(row["accuracy"] for row in report["labels"]) == pytest.approx(report["utility"]["accuracy"])
+    page = (finished.output / "report" / "report.html").read_text()
+    assert [row["name"] for row in report["labels"] if f"<td>{row['name']}</td>" not in page] == []
+    privacy = report["privacy"]
+    assert privacy["excess_r2"] == pytest.approx(strongest["r2"] - privacy["label_floor_r2"])
+    every = {"ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest"}
+    assert {(attack["name"], attack["variant"]) for attack in report["attacks"]} == {
+        (n, v) for n in every for v in ("leaked", "fresh")
+    }
+    assert strongest["r2"] == max(attack["r2"] for attack in report["attacks"])
+    assert all(attack["mse_255"] > 0 for attack in report["attacks"])
+
+
+def test_metrics_are_in_the_file_by_round_and_all_are_in_the_dictionary(finished):
+    lines = [json.loads(line) for line in (finished.output / "metrics.jsonl").read_text().splitlines()]
+    assert sorted({line["round"] for line in lines}) == [0, 1, 2, 3, 4]
+    names = {name for line in lines for name in line} - {"round"}
+    assert undocumented(names) == set()
+    assert {"utility/accuracy", "privacy/strongest_r2", "attack/ridge/r2", "time/total_s", "adversary/decoder/r2"} <= names
+
+
+def undocumented(names: set[str]) -> set[str]:
+    patterns = [re.sub("<name>", "[^/]+", known) for known in DICTIONARY]
+    return {name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)}
+
+
+STRANGER = """
+import json, sys
+import numpy as np, pyarrow as pa, torch
+output, store = sys.argv[1:]
+privatizer, head = (torch.export.load(f"{output}/{name}.pt2").module() for name in ("privatizer", "utility_head"))
+with pa.memory_map(f"{store}/test.arrow") as file:
+    table = pa.ipc.open_file(file).read_all()
+pictures = np.ascontiguousarray(table["image"].combine_chunks().to_numpy_ndarray().transpose(0, 3, 1, 2))
+labels = np.stack([table[name].to_numpy() for name in table.schema.names[2:]], axis=1)
+shapes = {}
+with torch.no_grad():
+    for size in (1, 3, len(pictures)):
+        x = torch.from_numpy(pictures[:size].copy())
+        z = privatizer(x)
+        logits = head(z)
+        shapes[size] = [str(x.dtype), list(z.shape), str(z.dtype), list(logits.shape)]
+    one_by_one = torch.cat([privatizer(x[i : i + 1]) for i in range(3)])
+print(json.dumps({
+    "shapes": shapes,
+    "apart": float((one_by_one - z[:3]).abs().max()),
+    "accuracy": float(((logits.numpy() > 0) == (labels > 0)).mean()),
+    "ours": [name for name in sys.modules if name.startswith("cpgan_ray")],
+}))
+"""
+
+
+def test_anybody_can_use_the_exported_models_without_this_package_and_finds_the_accuracy_reported(finished, tmp_path):
+    store = json.loads((finished.output / "config.json").read_text())["store"]
+    command = [sys.executable, "-W", "ignore", "-c", STRANGER, str(finished.output), store]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["ours"] == []
+    num_labels = len(found["shapes"]["1"][3]) and found["shapes"]["1"][3][1]
+    sizes = [int(size) for size in found["shapes"]]
+    assert found["shapes"] == {str(n): ["torch.uint8", [n, 16], "torch.float32", [n, num_labels]] for n in sizes}
+    assert found["apart"] < 1e-4, "a picture's code must not depend on its company"
+    assert found["accuracy"] == pytest.approx(finished.report["utility"]["accuracy"], abs=2e-3)
+
+
+def test_mlflow_has_the_run_with_its_numbers_its_data_and_its_models(finished):
+    import mlflow
+
+    client = mlflow.MlflowClient(finished.place.uri)
+    run = client.get_run(finished.summary["run_id"])
+    assert run.info.status == "FINISHED"
+    assert 5 < len(run.data.params) < 20
+    assert {"k": "16", "privacy_weight": "1.0", "preset": "smoke"}.items() <= run.data.params.items()
+    ours = {name for name in run.data.metrics if not name.startswith("system/")}
+    assert undocumented(ours) == set()
+    assert run.data.metrics["privacy/strongest_r2"] == pytest.approx(finished.report["privacy"]["strongest"]["r2"])
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "utility/loss")] == [0, 1, 2, 3, 4]
+    assert {name: value for name, value in run.data.tags.items() if name.startswith("changed.")} == {"changed.epochs": "1"}
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.digest == Path(json.loads((finished.output / "config.json").read_text())["store"]).name
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "report", "images"} <= artifacts
+    assert any(artifact.path.endswith(".png") for artifact in client.list_artifacts(run.info.run_id, "images"))
+    models = client.search_logged_models([run.info.experiment_id])
+    mine = {model.name: model for model in models if model.source_run_id == run.info.run_id}
+    assert mine.keys() == {"privatizer", "utility_head"}
+    mlflow.set_tracking_uri(finished.place.uri)
+    try:
+        signatures = {name: mlflow.models.get_model_info(model.model_uri).signature for name, model in mine.items()}
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert [(str(i.type), i.shape) for i in signatures["privatizer"].inputs] == [("uint8", (-1, 3, 32, 32))]
+    assert [(str(o.type), o.shape) for o in signatures["privatizer"].outputs] == [("float32", (-1, 16))]
+    assert [(str(i.type), i.shape) for i in signatures["utility_head"].inputs] == [("float32", (-1, 16))]
+
+
+def test_an_output_folder_that_holds_a_run_is_left_as_it_is(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
+    ran = run(["smoke", "--output", finished.output, *finished.place.common], cwd=finished.place.folder)
+    assert ran.returncode == 2
+    assert re.fullmatch(rf"error: output folder {re.escape(str(finished.output))} holds a run already.*\n", ran.stderr)
+    assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")} == before
+
+
+def test_pictures_that_cannot_be_decoded_are_left_out_on_demand_and_counted(place, layout, tmp_path):
+    spoilt = shutil.copytree(layout, tmp_path / "celeba")
+    truncate(spoilt)
+    options = ["--batch-size", "16", "--epochs", "1", "--attacks.names", "ridge", "--tracking.no-log-models"]
+    options += ["--data.image-size", "16", "--privacy-weight", "0", "--tracking.uri", place.uri, "--data.labels", "Smiling", "Male"]
+    ran = run(["smoke", "--data-dir", spoilt, "--skip-corrupt", "--output", tmp_path / "out", *options], cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(rf"^1 of 60 pictures left out.*{LAST_PICTURE}", ran.stderr, flags=re.MULTILINE)
+    assert json.loads(ran.stdout)["strongest"]["attack"] == "ridge"
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "img_align_celeba" / LAST_PICTURE
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def tear(folder: Path) -> None:
+    """Put the second picture of the first person into the test split."""
+    path = folder / "list_eval_partition.txt"
+    path.write_text(path.read_text().replace("000002.jpg 0", "000002.jpg 2"))
+
+
+def damage_store(folder: Path) -> None:
+    """Prepare the store that the run will find, and alter a byte among its pictures."""
+    config = override(preset("smoke"), {"data_dir": str(folder), "data.dataset": "celeba"})
+    store = prepare(config, progress=False)
+    content = bytearray((store / "train.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (store / "train.arrow").write_bytes(content)
+
+
+@dataclass(frozen=True)
+class Failure:
+    arguments: Sequence[str]
+    """`{data}` is a fresh copy of the layout."""
+    said: str
+    spoil: Callable[[Path], object] = lambda folder: None
+
+
+ON_DATA = ("smoke", "--data-dir", "{data}", "--batch-size", "16")
+FAILURES = {
+    "missing folder": Failure(("celeba", "--data-dir", "{data}/nowhere"), r"\S+/nowhere does not exist"),
+    "no folder": Failure(("celeba",), r"data_dir.*--data-dir"),
+    "missing attributes": Failure(
+        ON_DATA, r"list_attr_celeba\.txt is missing", lambda folder: (folder / "list_attr_celeba.txt").unlink()
+    ),
+    "truncated picture": Failure(ON_DATA, rf"img_align_celeba/{LAST_PICTURE} cannot be decoded.*--skip-corrupt", truncate),
+    "damaged store": Failure(ON_DATA, r"store \S+: train\.arrow is damaged, .*delete this folder", damage_store),
+    "label of one value": Failure(ON_DATA, r"data\.labels: Pale_Skin has one value in all 48 .*--data\.labels Bald Bangs "),
+    "unknown label": Failure((*ON_DATA, "--data.labels", "Smilling"), r"'Smilling': did you mean Smiling\?"),
+    "people in two splits": Failure(ON_DATA, r"list_eval_partition\.txt.*identity 1 .*--data\.split identity", tear),
+    "batch too large": Failure((*ON_DATA[:3], "--batch-size", "49"), r"batch_size is 49.*48 pictures"),
+    "bad value": Failure(("smoke", "--k", "0"), r"k is 0; it must be at least 1"),
+    "bad nested value": Failure(("smoke", "--adversaries.mlp.dropout", "1"), r"dropout is 1\.0"),
+    "no number": Failure(("smoke", "--epochs", "many"), r"--epochs.*many|many.*--epochs"),
+    "unknown flag": Failure(("smoke", "--privacy-wieght", "1"), r"'--privacy-wieght'.*did you mean --privacy-weight"),
+    "unknown nested flag": Failure(
+        ("smoke", "--adversaries.mlp.widht", "1"), r"'--adversaries\.mlp\.widht'.*--adversaries\.mlp\.width"
+    ),
+    "unknown preset": Failure(("fases",), r"'fases'.*smoke, faces, celeba"),
+    "too few CPUs": Failure(
+        ("smoke", "--runtime.backend", "ray", "--runtime.adversary-cpus", "64"), r"7 actors need 38\d.*CPUs, the cluster has \d"
+    ),
+    "no such cluster": Failure(("smoke", "--runtime.backend", "ray", "--runtime.address", "127.0.0.1:9"), r"'127\.0\.0\.1:9'"),
+    "no address": Failure(("smoke", "--runtime.backend", "ray", "--runtime.address", "nonsense"), r"'nonsense'"),
+    "no GPU": Failure(("smoke", "--runtime.backend", "local", "--runtime.device", "cuda"), r"runtime\.device is 'cuda'"),
+    "pictures too small for the actor": Failure(
+        ("smoke", "--runtime.backend", "ray", "--privacy-weight", "0", "--privatizer.depth", "7"), r"privatizer\.depth is 7"
+    ),
+    "pictures too small": Failure(("smoke", "--runtime.backend", "local", "--privatizer.depth", "7"), r"privatizer\.depth is 7"),
+    "no tracking store": Failure(
+        ("smoke", "--runtime.backend", "local", "--tracking.uri", "http://127.0.0.1:9"), r"http://127\.0\.0\.1:9.*--tracking\.uri"
+    ),
+    "no undefended twin": Failure(("smoke", "--tracking.undefended", "{data}"), r"tracking\.undefended is \S+.*privatizer\.pt2"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_bad_input_ends_with_status_2_and_one_line_that_names_it_and_leaves_no_folder(case, place, layout, tmp_path, in_process):
+    failure = FAILURES[case]
+    data = shutil.copytree(layout, tmp_path / "celeba")
+    failure.spoil(data)
+    arguments = [argument.format(data=data) for argument in failure.arguments]
+    common = ["--output", str(tmp_path / "out")]
+    if "--data-dir" not in arguments:
+        common += ["--cache-dir", str(place.cache)]
+    if "--tracking.uri" not in arguments:
+        common += ["--tracking.uri", place.uri]
+    if {"ray", "missing folder"} & {case, *arguments}:  # Ray is started; and once to see that nothing else is said
+        ran = run([*arguments, *common], cwd=tmp_path)
+        slow = "waiting for nodes that fetch or prepare the data\n"  # said on a machine where an actor takes half a minute to start
+        status, out, err = ran.returncode, ran.stdout, ran.stderr.replace(slow, "")
+    else:
+        status, out, err = in_process(Path(JOB[-1]), *arguments, *common)
+    assert status == 2, err
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(failure.said, err), err
+    assert len(err) < 1000
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- stopped
+
+
+@pytest.fixture
+def started(begin: Callable[..., subprocess.Popen[str]], place: Place, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a job of very many epochs and wait until it plays."""
+    metrics = tmp_path / "out" / "metrics.jsonl"
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [*JOB, "smoke", "--epochs", "10000", "--output", str(tmp_path / "out"), *place.common, *arguments]
+        return begin(command, lambda: metrics.exists() and metrics.stat().st_size, "the job does not play")
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("backend", "sent", "status"), [("local", signal.SIGTERM, 143), ("local", signal.SIGINT, 130), ("ray", signal.SIGTERM, 143)]
+)
+def test_a_job_that_is_stopped_says_so_by_its_status_and_marks_its_run_as_killed(started, place, backend, sent, status):
+    import mlflow
+
+    job = started("--runtime.backend", backend, "--privacy-weight", "0", "--tracking.run-name", f"{backend} {status}")
+    processes = below(job.pid)
+    job.send_signal(sent)
+    stdout, stderr = job.communicate(timeout=HANG_S)
+    assert job.returncode == status, stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    client = mlflow.MlflowClient(place.uri)
+    experiment = client.get_experiment_by_name("cpgan")
+    (stopped,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{backend} {status}'")
+    assert stopped.info.status == "KILLED"
+    assert "utility/loss" in stopped.data.metrics, "what was measured before is kept"
+    _, alive = psutil.wait_procs(processes, timeout=GONE_S)
+    assert alive == []

@@ -1,0 +1,582 @@
+"""Searches: what is proposed, what a search leaves behind, and that nothing finished is lost when it ends early."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import numpy as np
+import optuna
+import psutil
+import pytest
+import ray
+from mlflow.entities import Run
+from PIL import Image
+from ray import tune
+from ray.tune.search import Searcher
+
+from cpgan_ray.cli import SEARCH
+from cpgan_ray.common.metric_names import DICTIONARY
+from cpgan_ray.common.types import Metrics
+from cpgan_ray.config import Config, SearchJob, override
+from cpgan_ray.config.presets import preset
+from cpgan_ray.config.search_space import dimensions
+from cpgan_ray.data import load
+from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.train import Context, train
+from cpgan_ray.pipelines.tune.job import concurrency, search, trial_sizes
+from cpgan_ray.pipelines.tune.networks import build, ensure_buildable
+from cpgan_ray.pipelines.tune.proposals import Proposals, optuna_sampler, proposals
+from cpgan_ray.pipelines.tune.trial import trial_config, trial_name
+from cpgan_ray.tracking import read_trials
+from tests.process import GONE_S, HANG_S, below, environment, kill_alone
+
+ROOT = Path(__file__).parents[2]
+JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
+
+
+# ------------------------------------------------------------------------------------------------------------- proposals
+
+
+def job_over(*over: str, config: Config | None = None, **fields: Any) -> SearchJob:
+    return SearchJob(over=over, config=config or Config(), **fields)
+
+
+def asked(proposed: Proposals) -> list[dict[str, Any]]:
+    """All specs, when nobody answers."""
+    specs = []
+    while (spec := proposed.suggest(f"trial {len(specs)}")) != Searcher.FINISHED:
+        specs.append(spec)
+    return specs
+
+
+def made(job: SearchJob) -> tuple[Proposals, int]:
+    return proposals(job, dimensions(job.over, job.config, grid=job.searcher == "grid"))
+
+
+@pytest.mark.parametrize("searcher", ["grid", "random", "tpe", "nsga2"])
+def test_every_setting_is_proposed_under_every_seed_the_control_first(searcher):
+    job = job_over("k=8,16", "privacy_weight=1,2", searcher=searcher, num_samples=4, seeds=3, config=Config(seed=5))
+    proposed, total = made(job)
+    specs = asked(proposed)
+    assert len(specs) == total == 15
+    assert [s["control"] for s in specs] == [True] * 3 + [False] * 12
+    assert all(s["setting"] == {"privacy_weight": 0.0} for s in specs[:3])
+    for start in range(0, 15, 3):
+        some = specs[start : start + 3]
+        assert [s["seed"] % 3 for s in some] == [2, 0, 1]
+        assert len({json.dumps(s["setting"]) for s in some}) == 1
+    assert len({json.dumps([s["setting"], s["seed"]]) for s in specs}) == 15, "no training is made twice"
+    settings = [s["setting"] for s in specs[3::3]]
+    assert all(s["k"] in (8, 16) and s["privacy_weight"] in (1, 2) for s in settings)
+    if searcher == "grid":
+        assert settings == [{"k": k, "privacy_weight": w} for k in (8, 16) for w in (1, 2)]
+
+
+def test_a_setting_that_is_proposed_again_gets_other_seeds():
+    job = job_over("k=8,8,16", searcher="grid", seeds=2, control=False)
+    specs = [(s["setting"]["k"], s["seed"]) for s in asked(made(job)[0])]
+    assert specs == [(8, 0), (8, 1), (8, 2), (8, 3), (16, 0), (16, 1)]
+
+
+def test_the_seed_decides_what_chance_proposes():
+    def settings(seed: int) -> list[dict[str, Any]]:
+        return asked(made(job_over("k", "privacy_weight", searcher="random", num_samples=5, config=Config(seed=seed)))[0])
+
+    assert settings(0) == settings(0)
+    assert [s["setting"] for s in settings(0)] != [s["setting"] for s in settings(1)]
+
+
+def test_optuna_hears_the_mean_over_the_seeds_and_that_a_setting_failed_or_was_stopped():
+    job = job_over("k", "privacy_weight", num_samples=3, seeds=2, control=False)
+    proposed, _ = made(job)
+    assert proposed.sampler is not None
+    for i in range(6):
+        assert proposed.suggest(f"trial {i}") != Searcher.FINISHED
+    proposed.on_trial_complete("trial 0", {"val_accuracy": 0.8, "val_r2": 0.2})
+    study: optuna.Study = proposed.sampler._ot_study
+    assert [t.state.name for t in study.trials] == ["RUNNING"] * 3
+    proposed.on_trial_complete("trial 1", {"val_accuracy": 0.9, "val_r2": 0.4})
+    proposed.on_trial_complete("trial 2", {"epoch": 1, "score": 0.1})
+    proposed.on_trial_complete("trial 3", {"epoch": 1, "score": 0.1})
+    proposed.on_trial_complete("trial 4", None, error=True)
+    proposed.on_trial_complete("trial 5", None, error=True)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert study.trials[0].values == pytest.approx([0.85, 0.3])
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_one_seed_that_ended_well_speaks_for_its_setting():
+    proposed, _ = made(job_over("k", num_samples=1, seeds=2, control=False))
+    for i in range(2):
+        proposed.suggest(f"trial {i}")
+    proposed.on_trial_complete("trial 0", None, error=True)
+    proposed.on_trial_complete("trial 1", {"val_accuracy": 0.9, "val_r2": 0.4})
+    assert proposed.sampler is not None
+    assert proposed.sampler._ot_study.trials[0].values == [0.9, 0.4]
+
+
+@pytest.mark.parametrize("searcher", ["grid", "tpe"])
+def test_proposals_go_on_where_they_were_saved(searcher, tmp_path):
+    job = job_over("k=8,16,32", searcher=searcher, num_samples=3, seeds=2)
+    proposed, _ = made(job)
+    first = [proposed.suggest(f"trial {i}") for i in range(3)]
+    proposed.save(str(tmp_path / "state"))
+    rest = [proposed.suggest(f"trial {i}") for i in range(3, 9)]
+    again, _ = made(job)
+    again.restore(str(tmp_path / "state"))
+    assert [again.suggest(f"trial {i}") for i in range(3, 9)] == rest
+    assert first[0] != rest[0]
+
+
+def test_tpe_moves_towards_what_is_better_on_both_objectives():
+    job = job_over("privacy_weight", num_samples=40, control=False)
+    found = dimensions(job.over, job.config, grid=False)
+    sampler = optuna_sampler(job, found)
+    weights = []
+    for i in range(40):
+        weight = sampler.suggest(f"{i}")["privacy_weight"]  # pyright: ignore[reportOptionalSubscript]
+        weights.append(weight)
+        off = abs(np.log10(weight) - 0.5)  # both objectives are best at the same weight
+        sampler.on_trial_complete(f"{i}", {"val_accuracy": 0.9 - off, "val_r2": 0.1 + off})
+    assert np.median(np.abs(np.log10(weights[25:]) - 0.5)) < np.median(np.abs(np.log10(weights[:10]) - 0.5)) / 2
+
+
+# -------------------------------------------------------------------------------------------------------------- resources
+
+
+def test_trials_share_the_cores_that_a_cluster_has(tiny):
+    job = job_over("k", config=tiny("ridge", "rbf"))
+    players = override(job.config, {"runtime.backend": "ray"})
+    job = job_over("k", config=players)
+    few = trial_sizes(job, {"CPU": 2.0}, total=9)
+    assert [sum(s["CPU"] for s in few[kind]) for kind in ("defended", "control")] == pytest.approx([1, 1])
+    assert [len(few[kind]) for kind in ("defended", "control")] == [3, 1]
+    assert concurrency(job, few["defended"], {"CPU": 2.0}) == 2
+    alone = trial_sizes(job, {"CPU": 2.0}, total=1)
+    assert sum(s["CPU"] for s in alone["defended"]) == pytest.approx(2)
+    assert concurrency(job, alone["defended"], {"CPU": 2.0}) == 1
+    many = trial_sizes(job, {"CPU": 16.0}, total=9)
+    assert many["defended"] == [{"CPU": 1.0}] * 3
+    assert concurrency(job, many["defended"], {"CPU": 16.0}) == 5
+    assert concurrency(job_over("k", config=players, max_concurrent=3), many["defended"], {"CPU": 16.0}) == 3
+
+
+def test_gpus_limit_how_many_trials_run_at_once(tiny):
+    config = override(
+        tiny("ridge", "rbf"), {"runtime.backend": "ray", "runtime.privatizer_gpus": 0.5, "runtime.adversary_gpus": 0.25}
+    )
+    job, cluster = job_over("k", config=config), {"CPU": 64.0, "GPU": 4.0}
+    sizes = trial_sizes(job, cluster, total=9)
+    assert sizes["defended"] == [{"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0, "GPU": 0.25}, {"CPU": 1.0, "GPU": 0.25}]
+    assert concurrency(job, sizes["defended"], cluster) == 4
+
+
+def test_a_trial_that_cannot_fit_is_refused_with_the_numbers(tiny):
+    config = override(tiny("ridge", "rbf"), {"runtime.backend": "ray", "runtime.adversary_cpus": 4.0})
+    with pytest.raises(InputError, match=r"3 actors need 8\.\d* CPUs, the cluster has 2|3 actors need 9 CPUs"):
+        trial_sizes(job_over("k", config=config), {"CPU": 2.0}, total=9)
+
+
+def test_attacks_are_tasks_only_where_a_bundle_has_room_for_them(tiny, tmp_path):
+    job = job_over("k", config=tiny("ridge"))
+    spec = {"setting": {"k": 5}, "seed": 3, "control": False}
+    small = trial_config(job, spec, tmp_path, [{"CPU": 0.5}, {"CPU": 0.5}])
+    large = trial_config(job, spec, tmp_path, [{"CPU": 2.0}, {"CPU": 1.0}])
+    alone = trial_config(job, spec, tmp_path, [{"CPU": 0.75}, {"CPU": 0.75}])
+    assert (small.runtime.backend, large.runtime.backend, alone.runtime.backend) == ("local", "ray", "ray")
+    assert (large.attacks.cpus, alone.attacks.cpus) == (1.0, 0.75)
+    assert (small.runtime.threads, small.k, small.seed, small.output) == (1, 5, 3, tmp_path)
+    assert trial_name(spec) == "k=5 seed=3"
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        (("privatizer.family=conv,celeba_multi", "k=8..256"), "over privatizer.family=celeba_multi k=9: k is 9; the two sub-nets"),
+        (("privatizer.bottleneck",), "over privatizer.bottleneck=False: k is .*, but without a bottleneck the code is the"),
+        (("privatizer.depth", "k"), "over privatizer.depth=5 k=8: privatizer.depth is 5, which needs pictures of 32 pixels"),
+        (("utility.family=mlp,wide",), "over utility.family=wide: k is .*; the wide network reads a code that is itself a picture"),
+        (("privatizer.family=whitened",), "'whitened' needs as many training samples as each has values, 768; there are"),
+    ],
+)
+def test_networks_that_do_not_go_with_the_data_are_refused_before_a_search_begins(over, said, tiny):
+    config = tiny("rbf", "decoder")
+    job = job_over(*over, config=config)
+    with pytest.raises(InputError, match=said):
+        ensure_buildable(job, dimensions(job.over, config, grid=False), load(config))
+
+
+def test_an_adversary_that_is_not_for_such_codes_is_refused_and_none_plays_against_the_control():
+    series: Any = SimpleNamespace(image_shape=(128, 1, 9), train=range(100))
+    config = override(preset("har"), {"k": 6})
+    with pytest.raises(InputError, match="k is 6 and the input 128x1x9; the series network folds"):
+        build(config, series, outputs=6)
+    build(override(config, {"privacy_weight": 0.0}), series, outputs=6)
+    with pytest.raises(InputError, match="privatizer.family 'celeba_multi' is not for samples of 128x1x9: take another one"):
+        build(override(config, {"privacy_weight": 0.0, "privatizer.family": "celeba_multi"}), series, outputs=6)
+
+
+def test_what_is_searched_by_its_name_alone_can_be_built(tiny):
+    config = tiny("rbf", "decoder")
+    job = job_over("privatizer.family", "utility.family", "adversaries.decoder.architecture", "k=5,8", config=config)
+    ensure_buildable(job, dimensions(job.over, config, grid=False), load(config))
+
+
+def test_a_control_that_cannot_be_built_is_refused_where_there_is_one(tiny):
+    config = tiny("rbf", changes={"privatizer.family": "celeba_multi", "k": 5})
+    found = dimensions(("k=4,6",), config, grid=False)
+    ensure_buildable(job_over("k=4,6", config=config, control=False), found, load(config))
+    with pytest.raises(InputError, match="^k is 5; the two sub-nets"):
+        ensure_buildable(job_over("k=4,6", config=config), found, load(config))
+
+
+# --------------------------------------------------------------------------------------------------------- a whole search
+
+
+@dataclass(frozen=True)
+class Searched:
+    folder: Path
+    uri: str
+    job: SearchJob
+    summary: dict[str, Any]
+    text: str
+
+    @property
+    def frontier(self) -> dict[str, Any]:
+        return json.loads((self.folder / "frontier.json").read_text())
+
+    @property
+    def children(self) -> list[Run]:
+        return runs_below(self.uri, self.summary["run_id"])
+
+
+def runs_below(uri: str, parent: str) -> list[Run]:
+    client = mlflow.MlflowClient(uri)
+    return client.search_runs([client.get_run(parent).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, mlflow_template: Path, ray_session: None) -> Searched:
+    """A grid with a setting that fails, two seeds, every trial a distributed game."""
+    folder = tmp_path_factory.mktemp("search")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    changes = {"runtime.backend": "ray", "epochs": 8, "tracking.uri": uri, "output": str(folder / "out")}
+    learnable = {"data.labels": ["Male"], "privacy_weight": 0.01, "privatizer.width": 16, "utility.learning_rate": 5e-3}
+    config = override(tiny_config, changes | learnable)
+    config = Config(**{**vars(config), "adversaries": {"rbf": config.adversaries["rbf"]}})
+    over = ("privatizer.learning_rate=5e-3,1e30", "k=4")
+    job = SearchJob(over=over, searcher="grid", seeds=2, max_r2=0.9, config=config)
+    found = search(job)
+    return Searched(folder / "out", uri, job, found.summary, found.text)
+
+
+def test_a_search_says_how_its_trials_ended(searched):
+    assert searched.summary["trials"] == {"finished": 4, "stopped": 0, "failed": 2}
+    assert searched.summary["output"] == str(searched.folder)
+    failed = [t for t in searched.frontier["trials"] if t["state"] == "failed"]
+    assert [t["privatizer.learning_rate"] for t in failed] == [1e30, 1e30]
+    for trial in failed:
+        assert "FloatingPointError: the privatizer's codes are not finite in round" in trial["cause"]
+        assert trial["accuracy"] is None
+    assert "failed: privatizer.learning_rate=1e+30 k=4 seed=0: FloatingPointError" in searched.text
+
+
+def test_failed_trials_were_tried_again(searched):
+    attempts = [run for run in searched.children if run.info.status == "FAILED"]
+    names = sorted(run.data.tags["search.trial"] for run in attempts)
+    assert names == [f"privatizer.learning_rate=1e+30 k=4 seed={seed}" for seed in (0, 0, 1, 1)]
+
+
+def test_the_front_has_the_mean_over_the_seeds_with_its_interval(searched):
+    finished = [t for t in searched.frontier["trials"] if t["state"] == "finished"]
+    assert len(finished) == 2
+    (point,) = searched.frontier["front"]
+    assert point["seeds"] == [0, 1]
+    assert point["accuracy"] == pytest.approx(np.mean([t["accuracy"] for t in finished]))
+    assert point["strongest_r2"] == pytest.approx(np.mean([t["strongest_r2"] for t in finished]))
+    assert point["accuracy_low"] < point["accuracy"] < point["accuracy_high"]
+    assert all(t["on_front"] for t in finished)
+
+
+def test_the_control_stands_beside_the_front_and_played_against_nobody(searched):
+    controls = searched.frontier["control"]
+    assert [c["state"] for c in controls] == ["finished", "finished"]
+    rows = (Path(controls[0]["output"]) / "metrics.jsonl").read_text().splitlines()
+    assert not any("adversary/" in line for line in rows)
+    assert not {c["name"] for c in controls} & {t["name"] for t in searched.frontier["trials"]}
+
+
+def test_every_trial_leaves_a_runs_folder_whose_numbers_are_those_of_the_front(searched):
+    for trial in searched.frontier["trials"] + searched.frontier["control"]:
+        if trial["state"] == "finished":
+            report = json.loads((Path(trial["output"]) / "report" / "report.json").read_text())
+            assert trial["accuracy"] == report["utility"]["accuracy"]
+            assert trial["strongest_r2"] == report["privacy"]["strongest"]["r2"]
+            assert trial["val_r2"] == report["privacy"]["val_r2"] == max(a["tune_r2"] for a in report["attacks"])
+            assert trial["val_accuracy"] == report["utility"]["val_accuracy"]
+            assert (Path(trial["output"]) / "privatizer.pt2").is_file()
+
+
+def test_mlflow_has_a_flat_child_per_trial_with_few_comparable_parameters(searched):
+    client = mlflow.MlflowClient(searched.uri)
+    parent = client.get_run(searched.summary["run_id"])
+    assert parent.info.status == "FINISHED"
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"frontier.json", "frontier.csv", "frontier.png"}
+    steps = client.get_metric_history(parent.info.run_id, "search/hypervolume")
+    assert [m.step for m in steps] == list(range(1, 7))
+    assert steps[-1].value == pytest.approx(searched.frontier["hypervolume"])
+    assert set(parent.data.metrics) <= set(DICTIONARY)
+    finished = [run for run in searched.children if run.info.status == "FINISHED"]
+    assert len(finished) == 4
+    for run in finished:
+        control = run.data.tags["search.control"] == "true"
+        assert run.data.params["k"] == ("6" if control else "4")
+        assert ("privatizer.learning_rate" in run.data.params) != control
+        assert len(run.data.params) < 16
+        assert {
+            "utility/accuracy",
+            "privacy/strongest_r2",
+            "privacy/val_r2",
+            "best/utility/val_accuracy",
+        } <= run.data.metrics.keys()
+        assert run.data.tags["search.state"] == "finished"
+        assert run.data.tags["search.front"] == ("false" if control else "true")
+        assert not any(tag == "mlflow.parentRunId" and value == run.info.run_id for tag, value in run.data.tags.items())
+    assert {run.info.status for run in searched.children} == {"FINISHED", "FAILED"}
+
+
+def test_the_recommendation_is_the_exact_command_that_trains_it(searched):
+    best = searched.summary["recommended"]
+    assert best == searched.frontier["recommended"]
+    assert best["command"].startswith("python jobs/train_celeba.py tiny ")
+    assert {"--k 4", "--privatizer.learning-rate 0.005"} <= set(re.findall(r"--\S+ [^-]\S*", best["command"]))
+    assert best["command"] in searched.text
+
+
+def test_the_figure_and_the_table_of_a_search_can_be_looked_at(searched):
+    with Image.open(searched.folder / "frontier.png") as picture:
+        assert min(picture.size) > 400
+    assert len((searched.folder / "frontier.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_a_folder_that_holds_a_search_is_left_as_it_is(searched):
+    before = (searched.folder / SEARCH).read_bytes()
+    with pytest.raises(InputError, match="holds a search already: go on with it by --resume"):
+        search(searched.job)
+    assert (searched.folder / SEARCH).read_bytes() == before
+
+
+def test_a_trials_training_is_the_same_training_started_directly(searched, tiny_config, differing):
+    """The weights that a trial hands out are those of the game in one process."""
+    import torch
+
+    from cpgan_ray.training.game import play_in_process
+
+    (finished, *_) = [t for t in searched.frontier["trials"] if t["state"] == "finished"]
+    values = json.loads((Path(finished["output"]) / "config.json").read_text())
+    del values["store"], values["run_id"]
+    from cpgan_ray.config import from_json
+
+    game = play_in_process(from_json(values), threads=1)
+    while game.round < game.total_rounds:
+        game.play(10)
+    program = torch.export.load(Path(finished["output"]) / "privatizer.pt2")
+    handed = {name.removeprefix("privatizer."): value for name, value in program.state_dict.items()}
+    released = game.privatizer.defender.released["privatizer"].state_dict()
+    shared = handed.keys() & released.keys()
+    assert len(shared) > 3
+    assert all(torch.equal(handed[name], released[name]) for name in shared)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, mlflow_uri, tmp_path):
+    changes = {"runtime.backend": "local", "epochs": 4, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
+    config = override(tiny_config, {**changes, "privatizer.rate": "constant", "privacy_weight": 0.01})
+    config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
+    rates = "utility.learning_rate=5e-3,4e-3,3e-3,2e-3,1e-9"
+    job = SearchJob(over=(rates,), searcher="grid", scheduler="asha", max_concurrent=1, control=False, config=config)
+    found = search(job)
+    assert found.summary["trials"] == {"finished": 4, "stopped": 1, "failed": 0}
+    frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    (stopped,) = [t for t in frontier["trials"] if t["state"] == "stopped"]
+    assert stopped["utility.learning_rate"] == 1e-9
+    runs = {run.data.tags["search.trial"]: run for run in runs_below(mlflow_uri, found.summary["run_id"])}
+    run = runs[stopped["name"]]
+    assert (run.data.tags["search.state"], run.data.tags["search.front"]) == ("stopped", "false")
+    assert "privacy/quick_r2" in run.data.metrics
+    assert "privacy/strongest_r2" not in run.data.metrics, "it was stopped before its attacks"
+    assert run.info.status in ("FINISHED", "KILLED"), "ended by the driver, or by its own process before"
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_who_listens_to_quick_attacks_finds_them_in_mlflow(tiny_config, mlflow_uri, tmp_path):
+    """The scheduler may end a trial's process right after it was told."""
+    changes = {"runtime.backend": "local", "epochs": 2, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
+    config = override(tiny_config, {**changes, "attacks.quick_every": 1, "privacy_weight": 0.0})
+    client, told = mlflow.MlflowClient(mlflow_uri), []
+
+    def listen(found: Metrics) -> None:
+        (run,) = client.search_runs([client.get_experiment_by_name("cpgan").experiment_id])
+        told.append((found["privacy/quick_r2"], run.data.metrics.get("privacy/quick_r2")))
+
+    train(config, Context(listen=listen))
+    assert told and all(logged == pytest.approx(found) for found, logged in told)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_tracked_by_a_server_has_its_front_and_its_childrens_reports_there(tiny_config, mlflow_server, tmp_path):
+    uri = mlflow_server.start()
+    changes = {"runtime.backend": "local", "epochs": 1, "tracking.uri": uri, "output": str(tmp_path / "out")}
+    config = override(tiny_config, changes)
+    config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
+    found = search(SearchJob(over=("k=4,5",), searcher="grid", config=config))
+    assert found.summary["trials"]["finished"] == 3
+    client = mlflow.MlflowClient(uri)
+    assert "frontier.json" in {a.path for a in client.list_artifacts(found.summary["run_id"])}
+    children = runs_below(uri, found.summary["run_id"])
+    assert [run.info.status for run in children] == ["FINISHED"] * 3
+    for run in children:
+        assert "report/report.json" in {a.path for a in client.list_artifacts(run.info.run_id, "report")}
+    trials = {t.name: t for t in read_trials(uri, found.summary["run_id"])}
+    for told in json.loads((tmp_path / "out" / "frontier.json").read_text())["trials"]:
+        mine = trials[told["name"]]
+        assert (mine.state, mine.control, mine.attack) == (told["state"], False, told["attack"])
+        assert (mine.accuracy, mine.strongest_r2) == pytest.approx((told["accuracy"], told["strongest_r2"]))
+
+
+# ------------------------------------------------------------------------------------------------------- ended early
+
+
+FLAGS = "smoke --searcher grid --over k=4,5,6 --no-control --epochs 1 --attacks.names ridge --runtime.backend local"
+FLAGS += " --data.image-size 16 --batch-size 80 --privatizer.depth 2 --privatizer.width 4"
+
+
+@pytest.fixture
+def under_way(
+    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, cache_dir: Path, mlflow_template: Path
+) -> Callable[..., subprocess.Popen[str]]:
+    """Start a search of three trials, one at a time, and wait until one is done and the next one plays."""
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    trials = tmp_path / "out" / "trials"
+    command = [*JOB, *FLAGS.split(), "--cache-dir", cache_dir, "--output", tmp_path / "out", "--max-concurrent", "1"]
+
+    def between() -> bool:
+        return any(trials.glob("k=4*/trial.json")) and any(trials.glob("k=5*/config.json"))
+
+    return lambda: begin(command, between, "the search does not get on")
+
+
+def statuses(folder: Path) -> dict[str, list[str]]:
+    """Of each trial, the statuses of its runs; of the search itself under ''."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    parent = json.loads((folder / "out" / SEARCH).read_text())["run_id"]
+    found: dict[str, list[str]] = {"": [mlflow.MlflowClient(uri).get_run(parent).info.status]}
+    for run in runs_below(uri, parent):
+        found.setdefault(run.data.tags["search.trial"], []).append(run.info.status)
+    return {name: sorted(values) for name, values in found.items()}
+
+
+def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(under_way, tmp_path):
+    job = under_way()
+    kill_alone(job)
+    first = tmp_path / "out" / "trials" / "k=4_seed=0"
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    ran = subprocess.run(
+        [*JOB, "--resume", str(tmp_path / "out")], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "what had finished was not played again"
+    frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    assert [t["name"] for t in sorted(frontier["trials"], key=lambda t: t["k"])] == [f"k={k} seed=0" for k in (4, 5, 6)]
+    assert {t["state"] for t in frontier["trials"]} == {"finished"}
+    found = statuses(tmp_path)
+    assert found.pop("") == ["FINISHED"]
+    assert found.pop("k=4 seed=0") == ["FINISHED"]
+    second = found.pop("k=5 seed=0")
+    assert second in (["FINISHED", "KILLED"], ["FINISHED"]), "its first attempt is marked, unless it came to its end all the same"
+    assert found == {"k=6 seed=0": ["FINISHED"]}
+
+
+@pytest.mark.parametrize(("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
+def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_running(under_way, tmp_path, sent, status):
+    job = under_way()
+    processes = below(job.pid)
+    job.send_signal(sent)
+    stdout, stderr = job.communicate(timeout=HANG_S)
+    assert job.returncode == status, stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    assert [(t["name"], t["state"]) for t in frontier["trials"] if t["state"] == "finished"] == [("k=4 seed=0", "finished")]
+    found = statuses(tmp_path)
+    assert found[""] == ["KILLED"]
+    assert found["k=4 seed=0"] == ["FINISHED"]
+    assert found["k=5 seed=0"] == ["KILLED"]
+    _, alive = psutil.wait_procs(processes, timeout=GONE_S)
+    assert alive == []
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_no_trial_marks_its_run_after_the_search_that_was_stopped(tiny_config, mlflow_uri, tmp_path, monkeypatch):
+    """In place of the trials there is one that ends as soon as its run is marked as killed."""
+    client, late = mlflow.MlflowClient(mlflow_uri), []
+
+    class Trial:
+        def ready(self, run_id: str) -> None:
+            self.client = mlflow.MlflowClient(mlflow_uri)
+            assert self.client.get_run(run_id).info.status == "RUNNING"
+
+        def end(self, run_id: str) -> None:
+            while self.client.get_run(run_id).info.status == "RUNNING":
+                pass
+            self.client.set_terminated(run_id, "FINISHED")
+
+    def fit(tuner: tune.Tuner) -> None:
+        parent = json.loads((tmp_path / "out" / SEARCH).read_text())["run_id"]
+        tags = {"mlflow.parentRunId": parent, "search.trial": "late"}
+        late.append(client.create_run(client.get_run(parent).info.experiment_id, tags=tags).info.run_id)
+        start: Any = ray.remote(num_cpus=0)(Trial)
+        trial = start.remote()
+        ray.get(trial.ready.remote(late[0]))
+        trial.end.remote(late[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune.Tuner, "fit", fit)
+    changes = {"runtime.backend": "local", "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
+    config = override(tiny_config, changes)
+    with pytest.raises(KeyboardInterrupt):
+        search(SearchJob(over=("k=4",), searcher="grid", control=False, config=config))
+    assert client.get_run(late[0]).info.status == "KILLED"
+
+
+BAD = {
+    "too many CPUs": ("smoke --runtime.adversary-cpus 64", r"7 actors need 38\d.*CPUs, the cluster has \d"),
+    "no field": ("smoke --over kk", r"over kk: no field.*nearest: k"),
+    "no store": ("smoke --tracking.uri http://127.0.0.1:9", r"http://127\.0\.0\.1:9.*--tracking\.uri"),
+    "no folder": ("celeba", r"data_dir.*--data-dir"),
+    "odd code": ("smoke --over privatizer.family=conv,celeba_multi k=16,17", r"over privatizer.family=celeba_multi k=17: k is 17"),
+    "batch too large": ("smoke --batch-size 4000", r"batch_size is 4000"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_of_a_search_ends_with_status_2_and_one_line_and_leaves_no_folder(case, tmp_path, cache_dir):
+    flags, said = BAD[case]
+    command = [*JOB, *flags.split(), "--output", str(tmp_path / "out")]
+    command += [] if "celeba" in flags else ["--cache-dir", str(cache_dir)]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
+    assert ran.returncode == 2, ran.stderr
+    assert re.fullmatch(r"error: [^\n]+\n", ran.stderr), ran.stderr
+    assert re.search(said, ran.stderr), ran.stderr
+    assert ran.stdout == ""
+    assert not (tmp_path / "out").exists()

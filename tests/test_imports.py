@@ -1,0 +1,56 @@
+"""What a process imports before it answers `--help` or computes. The order of imports is checked by import-linter (`make lint`)."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpgan_ray.data import load
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(p.relative_to(ROOT) for p in (ROOT / "jobs").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=str)
+def test_help_is_answered_at_once_without_torch_ray_or_mlflow(path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / path), "--help"], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ran.returncode == 0, ran.stderr
+    assert "usage:" in ran.stdout
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in ran.stderr.splitlines() if line.startswith("import time:")}
+    assert "tyro" in loaded
+    assert loaded & {"torch", "ray", "mlflow"} == set()
+    assert after.ru_utime - before.ru_utime < 4, "CPU seconds: the wall clock of a busy machine says little"
+
+
+def test_help_names_every_preset_and_shows_the_chosen_ones_values():
+    command = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
+    ran = subprocess.run([*command, "smoke", "--help"], capture_output=True, text=True, check=True)
+    assert "smoke, faces, celeba, celeba_single, celeba_paper" in " ".join(ran.stdout.split())
+    assert "Values shown are those of smoke" in " ".join(ran.stdout.split())
+    assert "--adversaries.decoder.width" in ran.stdout
+
+
+def test_a_player_and_an_attack_begin_without_what_they_have_no_use_for(tiny_config):
+    """Every actor and every attack on Ray is a process, and pays for what it imports before it computes."""
+    store = load(tiny_config).folder / "train.arrow"
+    code = f"""
+import sys
+from pathlib import Path
+from cpgan_ray.distributed import adversary_pool, host, tasks
+from cpgan_ray.data.store.dataset import open_split
+from cpgan_ray.common.process import set_up_process
+set_up_process(threads=1)
+assert len(open_split(Path({str(store)!r})))
+print(*sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = {*ran.stdout.split()}
+    assert {"torch", "ray", "pyarrow"} <= loaded
+    assert (
+        loaded & {"torch._dynamo", "torch._inductor", "pandas", "sklearn", "scipy.stats", "torchmetrics", "matplotlib", "mlflow"}
+        == set()
+    )
