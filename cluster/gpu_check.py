@@ -22,7 +22,7 @@ from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, override
 from cpgan_ray.config.presets import preset
 from cpgan_ray.models.privatizers import build_privatizer
-from cpgan_ray.training.game import opponents, play_in_process
+from cpgan_ray.training.game import active_adversaries, play_in_process
 
 ROUNDS = 3
 TOLERANCE = 0.02
@@ -59,7 +59,7 @@ def check_actors(device: str, **fields: Any) -> str:
     from cpgan_ray.distributed.driver import RayGame
 
     config = game(device, **fields)
-    share = round(1 / (len(opponents(config)) + 1) - 0.001, 3) if device == "cuda" else 0.0
+    share = round(1 / (len(active_adversaries(config)) + 1) - 0.001, 3) if device == "cuda" else 0.0
     config = override(config, {"runtime.privatizer_gpus": share, "runtime.adversary_gpus": share})
     with RayGame(config) as players:
         taken = ray.cluster_resources().get("GPU", 0.0) - ray.available_resources().get("GPU", 0.0)
@@ -69,7 +69,7 @@ def check_actors(device: str, **fields: Any) -> str:
     assert device != "cuda" or taken > 0, "the actors hold no GPU"
     found = apart(there, play_in_process(config, threads=1).play(ROUNDS))
     assert found <= 1, f"metrics are {found:.1f} times the tolerance apart"
-    return f"{len(opponents(config)) + 1} actors with {share} GPUs each, metrics within {found:.2f} of the tolerance"
+    return f"{len(active_adversaries(config)) + 1} actors with {share} GPUs each, metrics within {found:.2f} of the tolerance"
 
 
 def check_bfloat16(device: str) -> str:

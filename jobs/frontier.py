@@ -19,9 +19,9 @@ from cpgan_ray import cli
 
 def main() -> None:
     job = cli.parse_frontier(sys.argv[1:], description=__doc__ or "")
-    from cpgan_ray.pipelines.frontier import survey
+    from cpgan_ray.pipelines.frontier import draw_fronts
 
-    text, summary = survey(job)
+    text, summary = draw_fronts(job)
     print(text)
     print(json.dumps(summary))
 

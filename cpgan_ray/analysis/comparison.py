@@ -13,10 +13,10 @@ from cpgan_ray.analysis.fronts import (
     Recommendation,
     Reference,
     Trial,
-    across,
     finite,
     hypervolume,
     mean,
+    mean_with_ci,
     points,
     spearman,
 )
@@ -47,7 +47,7 @@ def volumes(trials: Sequence[Trial], reference: Reference) -> dict[str, dict[int
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
     """Mean difference over the seeds that both have, with Student's 95 % interval."""
     shared = sorted(one.keys() & other.keys())
-    return across([Estimate(one[seed] - other[seed]) for seed in shared]) if shared else Estimate(None)
+    return mean_with_ci([Estimate(one[seed] - other[seed]) for seed in shared]) if shared else Estimate(None)
 
 
 def findings(cells: Sequence[Mapping[str, Any]], trials: Sequence[Trial], reference: Reference) -> dict[str, Any]:
@@ -56,7 +56,9 @@ def findings(cells: Sequence[Mapping[str, Any]], trials: Sequence[Trial], refere
     by_method = volumes(trials, reference)
     ours = by_method.get(OURS, {})
     told: dict[str, Any] = {
-        "hypervolume": {method: across([Estimate(v) for v in seeds.values()])._asdict() for method, seeds in by_method.items()},
+        "hypervolume": {
+            method: mean_with_ci([Estimate(v) for v in seeds.values()])._asdict() for method, seeds in by_method.items()
+        },
         "ours_less": {method: paired(ours, seeds)._asdict() for method, seeds in by_method.items() if method != OURS},
         "gap": gap(trials),
         "strongest_attacks": winners(cells),
@@ -102,10 +104,10 @@ def gap(trials: Sequence[Trial]) -> dict[str, Any] | None:
     return {
         "setting": next(iter(chosen.point.setting.values())),
         "rule": chosen.rule,
-        "accuracy": across([Estimate(t.accuracy) for t in at.values()])._asdict(),
-        "strongest_r2": across([Estimate(t.strongest_r2) for t in at.values()])._asdict(),
-        "undefended_accuracy": across([Estimate(t.accuracy) for t in twins.values()])._asdict(),
-        "undefended_r2": across([Estimate(t.strongest_r2) for t in twins.values()])._asdict(),
+        "accuracy": mean_with_ci([Estimate(t.accuracy) for t in at.values()])._asdict(),
+        "strongest_r2": mean_with_ci([Estimate(t.strongest_r2) for t in at.values()])._asdict(),
+        "undefended_accuracy": mean_with_ci([Estimate(t.accuracy) for t in twins.values()])._asdict(),
+        "undefended_r2": mean_with_ci([Estimate(t.strongest_r2) for t in twins.values()])._asdict(),
         "utility_loss": paired(numbers(twins, "accuracy"), numbers(at, "accuracy"))._asdict(),
         "excess_r2": paired(numbers(at, "strongest_r2"), numbers(at, "label_floor_r2"))._asdict(),
     }
@@ -132,7 +134,7 @@ def neural_gain(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
         sides = [[v for n, v in r2.items() if (n in NEURAL) == side] for side in (True, False)]
         if all(sides):
             found.setdefault(values["cell"]["mechanism"], []).append(Estimate(max(sides[0]) - max(sides[1])))
-    return {method: across(gains)._asdict() for method, gains in found.items()}
+    return {method: mean_with_ci(gains)._asdict() for method, gains in found.items()}
 
 
 def knob_correlations(trials: Sequence[Trial]) -> dict[str, dict[str, float | None]]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from cpgan_ray import theory
 from cpgan_ray.analysis.comparison import OURS
-from cpgan_ray.analysis.fronts import Estimate, across
+from cpgan_ray.analysis.fronts import Estimate, mean_with_ci
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.evaluation.report import figures
 
@@ -69,8 +69,10 @@ def measured(cells: Sequence[Mapping[str, Any]]) -> list[Measured]:
     return [
         Measured(
             mechanism,
-            np.array(across([Estimate(*(v["utility"][n] for n in ("accuracy", "accuracy_low", "accuracy_high"))) for v in some])),
-            np.array(across([smallest_error(v["attacks"]) for v in some])),
+            np.array(
+                mean_with_ci([Estimate(*(v["utility"][n] for n in ("accuracy", "accuracy_low", "accuracy_high"))) for v in some])
+            ),
+            np.array(mean_with_ci([smallest_error(v["attacks"]) for v in some])),
             (float(np.mean([v["theory"]["mse"] for v in some])), float(np.mean([v["theory"]["accuracy"] for v in some]))),
         )
         for (mechanism, _), some in groups.items()

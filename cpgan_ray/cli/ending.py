@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cpgan_ray.common import signals
-from cpgan_ray.common.credentials import redacted, taken
+from cpgan_ray.common.credentials import move_to_env, redacted
 from cpgan_ray.common.signals import SHUTDOWN_GRACE_S
 from cpgan_ray.errors import InputError
 
@@ -28,7 +28,7 @@ def run(job: Callable[[], None]) -> None:
     signals.install()
     try:
         if "MLFLOW_TRACKING_URI" in os.environ:
-            os.environ["MLFLOW_TRACKING_URI"] = taken(os.environ["MLFLOW_TRACKING_URI"])
+            os.environ["MLFLOW_TRACKING_URI"] = move_to_env(os.environ["MLFLOW_TRACKING_URI"])
         ensure_folders()
         warn_of_hasty_end()
         job()

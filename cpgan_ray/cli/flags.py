@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from cpgan_ray.common.credentials import taken
+from cpgan_ray.common.credentials import move_to_env
 from cpgan_ray.config import AttackJob, Config, flatten
 from cpgan_ray.errors import InputError
 
@@ -24,7 +24,7 @@ def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    said, rest = io.StringIO(), [taken(argument) for argument in rest]
+    said, rest = io.StringIO(), [move_to_env(argument) for argument in rest]
     try:
         with contextlib.redirect_stderr(said):
             read, unknown = tyro.cli(  # pyright: ignore[reportCallIssue]

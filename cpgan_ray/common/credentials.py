@@ -1,9 +1,10 @@
 """Credentials in URIs, kept out of all that is written and printed.
 
-A user and a password in a URI would end up in `config.json`, in messages and in MLflow. Libraries take the same two from variables
-of the environment: `taken` moves them there as soon as they come in. What has to stay in a URI (the password of a database, the
-key of a signed address) is replaced by stars wherever the URI is written or printed: `redacted` finds URIs in any text,
-`redacted_values` in nested values. Secrets that were met once are replaced wherever else they turn up, as in a library's error.
+Without this module, a user and a password in a URI would end up in `config.json`, in messages and in MLflow. Libraries read the
+same two from environment variables: `move_to_env` moves them there as soon as a URI is read. What has to stay in a URI (the
+password of a database, the key of a signed address) is replaced by stars wherever the URI is written or printed: `redacted` finds
+URIs in any text, `redacted_values` in nested values. A secret that was seen once is replaced wherever else it appears, as in the
+error of a library.
 """
 
 import os
@@ -18,7 +19,7 @@ MLFLOW, S3 = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), ("AWS_ACC
 VARIABLES = {"http": MLFLOW, "https": MLFLOW, "s3": S3}
 """Scheme -> where its user and password belong."""
 PLACE = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
-PASSED = (*MLFLOW, *S3, *PLACE, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", KEY_VARIABLE)
+EXPORTED = (*MLFLOW, *S3, *PLACE, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", KEY_VARIABLE)
 """What a process on another machine needs to reach the same stores, and to know this user's files."""
 SECRET_VARIABLES = (MLFLOW[1], S3[1], "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", KEY_VARIABLE)
 """Variables whose whole value is a secret."""
@@ -45,7 +46,7 @@ _seen: set[str] = set()
 """Secrets that this process has met in URIs."""
 
 
-def taken(text: str) -> str:
+def move_to_env(text: str) -> str:
     """The text without the user and password of the URIs in it that have a known scheme; those are in the environment then.
 
     The text is one value, such as a setting or a command-line argument, and may hold blanks and quotation marks.
@@ -102,13 +103,13 @@ def has_stars(value: Any) -> bool:
     return STARS in str(value)
 
 
-def passed() -> dict[str, str]:
+def export_env() -> dict[str, str]:
     """The variables of this process by which another one reaches the same stores."""
-    return {name: os.environ[name] for name in PASSED if name in os.environ}
+    return {name: os.environ[name] for name in EXPORTED if name in os.environ}
 
 
-def received(environment: Mapping[str, str]) -> None:
-    """What another process has `passed`, where this one has none of its own."""
+def import_env(environment: Mapping[str, str]) -> None:
+    """What another process has `export_env`, where this one has none of its own."""
     os.environ.update({name: value for name, value in environment.items() if name not in os.environ})
 
 

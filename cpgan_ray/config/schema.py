@@ -234,7 +234,7 @@ class GameConfig:
     adversaries: an epoch of teaching them, then an epoch of the privatizer against the one with the smallest validation error."""
     warmup_epochs: Annotated[float, Range(0.0, 8.0, (0.0, 4.0, 8.0), log=False)] = 0.0
     """Over so many first epochs the privacy weight rises linearly from 0."""
-    scored_share: Annotated[float, Range(0.1, 0.5, (0.1, 0.25, 0.5), log=False)] = 0.25
+    holdout_fraction: Annotated[float, Range(0.1, 0.5, (0.1, 0.25, 0.5), log=False)] = 0.25
     """Share of a batch that the hold-out adversaries are scored on (they are fitted on the rest)."""
     gradient_norms: bool = False
     """Log in every round how strongly each side of the game pulls at the privatizer's weights (`utility/grad_norm`,
@@ -243,7 +243,7 @@ class GameConfig:
     def __post_init__(self) -> None:
         _require(self.temperature > 0, "game.temperature", self.temperature, "positive")
         _require(self.warmup_epochs >= 0, "game.warmup_epochs", self.warmup_epochs, "at least 0")
-        _require(0 < self.scored_share < 1, "game.scored_share", self.scored_share, "in (0, 1)")
+        _require(0 < self.holdout_fraction < 1, "game.holdout_fraction", self.holdout_fraction, "in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

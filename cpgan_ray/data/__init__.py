@@ -4,7 +4,7 @@
 prepared store, `sync/` how each node gets it, `batching` the rows of each round, `pca` the principal components of the pictures.
 """
 
-from cpgan_ray.data.registry import DATASETS, load, named, prepare
+from cpgan_ray.data.registry import DATASETS, load, pin_store, prepare
 from cpgan_ray.data.store import Dataset, Split, open_store
 from cpgan_ray.data.task import answers, ensure_learnable, label_columns, majority_logits, shares
 
@@ -17,7 +17,7 @@ __all__ = [
     "label_columns",
     "load",
     "majority_logits",
-    "named",
+    "pin_store",
     "open_store",
     "prepare",
     "shares",

@@ -71,7 +71,7 @@ def training_batch(round: int, dataset: Dataset, config: Config) -> Batch:
         seed=config.seed,
         num_rows=len(dataset.train),
         batch_size=config.batch_size,
-        mirror=config.data.mirror and dataset.nature.mirrored,
+        mirror=config.data.mirror and dataset.info.mirrored,
         shift=config.data.shift,
     )
 

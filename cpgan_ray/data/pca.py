@@ -137,7 +137,7 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
                 shutil.rmtree(beside, ignore_errors=True)
                 make_folder(beside)
                 number = min(components, len(dataset.train), int(np.prod(dataset.image_shape)))
-                _compute(beside, dataset.train, number, mirrored=dataset.nature.mirrored, progress=progress)
+                _compute(beside, dataset.train, number, mirrored=dataset.info.mirrored, progress=progress)
                 beside.rename(folder)
                 computed = True
         if shared is not None and computed:

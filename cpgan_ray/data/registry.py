@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from cpgan_ray.common.credentials import passed, received, redacted
+from cpgan_ray.common.credentials import export_env, import_env, redacted
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import small, store
@@ -35,18 +35,18 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
     if config.data.digest and dataset.digest != config.data.digest:
         raise store.damaged(dataset.folder, f"it holds store {dataset.digest}")
     label_columns(dataset, config.data.labels)
-    again = partial(load_elsewhere, named(config, dataset), passed())
+    again = partial(load_elsewhere, pin_store(config, dataset), export_env())
     own_only = dataset.folder.parent == node.beside_data(config) and not config.trust
     return dataclasses.replace(dataset, again=again, shared=config.shared_cache, own_only=own_only)
 
 
 def load_elsewhere(config: Config, environment: Mapping[str, str]) -> Dataset:
     """The same in a process on another node, which may need the environment to reach it."""
-    received(environment)
+    import_env(environment)
     return load(config)
 
 
-def named(config: Config, dataset: Dataset) -> Config:
+def pin_store(config: Config, dataset: Dataset) -> Config:
     """The same configuration for players on any node: with this store or none, and no look at the source where a node has it."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, digest=dataset.digest))
 

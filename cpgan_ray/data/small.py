@@ -104,7 +104,7 @@ def plan_of(samples: Samples, small: Small, *, digest: str, source: dict[str, ob
         rows=rows,
         fetch=lambda rows: (samples.values[rows], np.ones(len(rows), bool)),
         dtype=samples.values.dtype,
-        nature=store.Nature(
+        info=store.DatasetInfo(
             classes=several,
             mirrored=small.mirrored,
             unit=127.5 if pictures else samples.scale,

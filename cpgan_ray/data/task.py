@@ -17,7 +17,7 @@ def label_columns(dataset: Dataset, labels: Sequence[str]) -> np.ndarray:
     """
     columns = columns_of(dataset.label_names, labels)
     names = [dataset.label_names[column] for column in columns]
-    if len(names) > 1 and (several := [name for name in names if name in dataset.nature.classes]):
+    if len(names) > 1 and (several := [name for name in names if name in dataset.info.classes]):
         raise InputError(f"data.labels: {several[0]!r} has several classes and must be the only label: give it alone")
     return columns
 
@@ -38,7 +38,7 @@ def ensure_learnable(dataset: Dataset, labels: Sequence[str]) -> None:
 
 def class_names(dataset: Dataset, labels: Sequence[str]) -> Sequence[str] | None:
     """The names of the classes where the task is one label of several; None where its labels are 0/1."""
-    return dataset.nature.classes.get(dataset.label_names[label_columns(dataset, labels)[0]])
+    return dataset.info.classes.get(dataset.label_names[label_columns(dataset, labels)[0]])
 
 
 def shares(dataset: Dataset, labels: Sequence[str]) -> np.ndarray:

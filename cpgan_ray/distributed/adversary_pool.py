@@ -9,26 +9,26 @@ import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup
 
-from cpgan_ray.common.credentials import passed, received
+from cpgan_ray.common.credentials import export_env, import_env
 from cpgan_ray.common.types import Event, Release
 from cpgan_ray.config import Config
 from cpgan_ray.data import prepare
-from cpgan_ray.distributed.resources import Bundle, Room, attend, in_bundle, means, start
+from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, compute_kwargs, in_bundle, start, wait_for_replies
 from cpgan_ray.distributed.rpc import LOSSES, gather, one_line
 from cpgan_ray.errors import InputError, LostError
-from cpgan_ray.training.game import opponents
+from cpgan_ray.training.game import active_adversaries
 from cpgan_ray.training.players import AdversaryWorker
 
-PING_S = 10.0
+PING_TIMEOUT_S = 10.0
 """How long an actor may take to say that it is there, in seconds."""
-OPEN_S = 300.0
+BUILD_TIMEOUT_S = 300.0
 """How long the players may take to be built, in seconds."""
-SUPPLY_S = 6 * 3600.0
+PREPARE_TIMEOUT_S = 6 * 3600.0
 """How long a node may take to fetch or to prepare the data, in seconds; one that goes meanwhile is noticed at once."""
 
 
-class RaySeat:
-    """An adversary's actor as the game's seat: each call returns an object reference at once."""
+class RayAdversaryHandle:
+    """An adversary's actor as the game's handle: each call returns an object reference at once."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -39,8 +39,8 @@ class RaySeat:
     def learn(self, release: Release) -> Any:
         return self.actor.learn.remote(release)
 
-    def oppose(self, release: Release) -> Any:
-        return self.actor.oppose.remote(release)
+    def respond_without_learning(self, release: Release) -> Any:
+        return self.actor.respond_without_learning.remote(release)
 
     def accumulate(self, release: Release) -> Any:
         return self.actor.accumulate.remote(release)
@@ -67,37 +67,37 @@ class AdversaryActor(AdversaryWorker):
     def __init__(self) -> None:
         pass
 
-    def supply(self, config: Config, environment: Mapping[str, str]) -> None:
-        supply(config, environment)
+    def prepare_data(self, config: Config, environment: Mapping[str, str]) -> None:
+        prepare_data(config, environment)
 
-    def open(self, *args: Any, **kwargs: Any) -> None:
+    def build(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
     def ping(self) -> None:
         pass
 
 
-def supply(config: Config, environment: Mapping[str, str]) -> None:
+def prepare_data(config: Config, environment: Mapping[str, str]) -> None:
     """Have the players' data on this node, whoever asks first; environment: what may be needed to reach it (`credentials.passed`).
 
     Raises: InputError that names the node.
     """
-    received(environment)
+    import_env(environment)
     try:
         prepare(config)
     except InputError as e:
         raise InputError(f"on node {socket.gethostname()}: {e}") from e
 
 
-class Crew:
+class AdversaryPool:
     """The adversaries' actors: who sits where, and who takes the place of one that is lost."""
 
     def __init__(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None) -> None:
         """sizes: of the privatizer, of each adversary, of each spare; group: whose bundles these are, or none: see `in_bundle`."""
         self.config, self.sizes, self.group = config, sizes, group
-        self.names = opponents(config)
+        self.names = active_adversaries(config)
         self.bundles = {name: bundle for bundle, name in enumerate(self.names, start=1)}
-        self.seats = {name: RaySeat(self.start(bundle)) for name, bundle in self.bundles.items()}
+        self.handles = {name: RayAdversaryHandle(self.start(bundle)) for name, bundle in self.bundles.items()}
         self.spares = {bundle: self.start(bundle) for bundle in range(len(self.names) + 1, len(sizes))}
         self.failures = self.in_a_row = 0
         self.events: list[Event] = []
@@ -105,19 +105,21 @@ class Crew:
     def start(self, bundle: int) -> Any:
         return start(AdversaryActor, self.sizes[bundle], place=in_bundle(self.group, bundle))
 
-    def supply(self, names: Sequence[str]) -> list[Any]:
+    def prepare_data(self, names: Sequence[str]) -> list[Any]:
         """Have the data on the nodes of adversaries; the references are for `gather`."""
-        return [self.seats[name].actor.supply.remote(self.config, passed()) for name in names]
+        return [self.handles[name].actor.prepare_data.remote(self.config, export_env()) for name in names]
 
-    def open(self, names: Sequence[str]) -> list[Any]:
+    def build(self, names: Sequence[str]) -> list[Any]:
         """Build adversaries in their actors; the references are for `gather`."""
-        each = [(self.seats[name].actor, name, self.sizes[self.bundles[name]]) for name in names]
-        return [actor.open.remote(name, self.config, overlap=True, **means(self.config, size)) for actor, name, size in each]
+        each = [(self.handles[name].actor, name, self.sizes[self.bundles[name]]) for name in names]
+        return [
+            actor.build.remote(name, self.config, overlap=True, **compute_kwargs(self.config, size)) for actor, name, size in each
+        ]
 
     def lost(self) -> dict[str, str]:
         """Who does not answer, and why: name -> cause."""
-        pings = {name: seat.actor.ping.remote() for name, seat in self.seats.items()}
-        patience_s = min(PING_S, self.config.runtime.deadline_s)
+        pings = {name: handle.actor.ping.remote() for name, handle in self.handles.items()}
+        patience_s = min(PING_TIMEOUT_S, self.config.runtime.deadline_s)
         ray.wait(list(pings.values()), num_returns=len(pings), timeout=patience_s)
         found = {}
         for name, ping in pings.items():
@@ -127,8 +129,8 @@ class Crew:
                 found[name] = f"no answer for {patience_s:g} s" if isinstance(e, GetTimeoutError) else one_line(e)
         return found
 
-    def mend(self, cause: LostError, *, round: int, kept: int) -> None:
-        """New actors in the seats of those that do not answer. `round`: where the game stood; `kept`: to where it goes back.
+    def replace_failed(self, cause: LostError, *, round: int, kept: int) -> None:
+        """New actors in the handles of those that do not answer. `round`: where the game stood; `kept`: to where it goes back.
 
         Raises: RuntimeError that names them where too many have been lost; InputError where the cluster has no place for one in
         time; LostError where a replacement is lost at once.
@@ -145,29 +147,29 @@ class Crew:
             time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
         for name in gone:
             self.replace(name)
-        room = Room(self.sizes, option="recovery.wait_s", patience_s=recovery.wait_s)
-        supplied = self.supply(list(gone))
-        attend(supplied, self.group, room, deadline_s=SUPPLY_S)
-        gather(supplied, deadline_s=PING_S)
-        opened = self.open(list(gone))
-        attend(opened, self.group, room, deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
-        gather(opened, deadline_s=PING_S)
+        waiter = CapacityWaiter(self.sizes, option="recovery.wait_s", patience_s=recovery.wait_s)
+        preparing = self.prepare_data(list(gone))
+        wait_for_replies(preparing, self.group, waiter, deadline_s=PREPARE_TIMEOUT_S)
+        gather(preparing, deadline_s=PING_TIMEOUT_S)
+        building = self.build(list(gone))
+        wait_for_replies(building, self.group, waiter, deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
+        gather(building, deadline_s=PING_TIMEOUT_S)
         seconds = time.perf_counter() - started
         self.events.append(Event(round=round, replayed=round - kept, players=tuple(gone), cause=told, seconds=seconds))
 
     def replace(self, name: str) -> None:
         """A spare, if there is one, and a new spare in the place that becomes free; else a new actor in the same place."""
-        seat, bundle = self.seats[name], self.bundles[name]
-        ray.kill(seat.actor)
+        handle, bundle = self.handles[name], self.bundles[name]
+        ray.kill(handle.actor)
         fitting = [
             b for b in self.spares if all(self.sizes[b].get(kind, 0) >= amount for kind, amount in self.sizes[bundle].items())
         ]
         if fitting:
-            seat.actor, self.bundles[name] = self.spares.pop(fitting[0]), fitting[0]
+            handle.actor, self.bundles[name] = self.spares.pop(fitting[0]), fitting[0]
             self.spares[bundle] = self.start(bundle)
         else:
-            seat.actor = self.start(bundle)
+            handle.actor = self.start(bundle)
 
     def close(self) -> None:
-        for actor in (*(seat.actor for seat in self.seats.values()), *self.spares.values()):
+        for actor in (*(handle.actor for handle in self.handles.values()), *self.spares.values()):
             ray.kill(actor)

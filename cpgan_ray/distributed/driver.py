@@ -12,17 +12,17 @@ import ray
 from ray._private.state import state as ray_state
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from cpgan_ray.common.credentials import passed
+from cpgan_ray.common.credentials import export_env
 from cpgan_ray.common.types import Event, Metrics, Outcome, Played
 from cpgan_ray.config import Config
-from cpgan_ray.distributed.adversary_pool import OPEN_S, SUPPLY_S
+from cpgan_ray.distributed.adversary_pool import BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.host import GameHost
-from cpgan_ray.distributed.resources import DESK, Room, attend, bundles, in_bundle, reserve, start
-from cpgan_ray.distributed.rpc import answer
+from cpgan_ray.distributed.resources import HOST_ONLY_BUNDLE, CapacityWaiter, bundles, in_bundle, reserve, start, wait_for_replies
+from cpgan_ray.distributed.rpc import get_result
 from cpgan_ray.errors import LostError
 from cpgan_ray.training.checkpoint import Snapshot
-from cpgan_ray.training.game import opponents
+from cpgan_ray.training.game import active_adversaries
 
 WARNED_S = 10.0
 """How much may be lost with a node that is known to go, in seconds of play."""
@@ -45,39 +45,43 @@ class RayGame:
         self.going: set[str] = set()
         self.warned_at = -math.inf
         connect(config.runtime)
-        names = [*opponents(config), *["spare"] * config.recovery.spares]
+        names = [*active_adversaries(config), *["spare"] * config.recovery.spares]
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         self.sizes = bundles(config, names, cluster=ray.cluster_resources(), nodes=nodes)
         self.kind, workers = host_kind(config), config.privatizer.num_workers
         self.workers = self.sizes[:workers] if workers > 1 else []  # in places that Ray Train takes for them
-        self.places = [DESK, *self.sizes[workers:]] if self.workers else self.sizes
+        self.places = [HOST_ONLY_BUNDLE, *self.sizes[workers:]] if self.workers else self.sizes
         self.workers_group: PlacementGroup | None = None
         self.host: Any = None
         self.group = reserve(self.places, config.runtime)
         try:
-            self.open()
+            self.build()
         except BaseException:
             self.close()
             raise
 
-    def open(self) -> None:
+    def build(self) -> None:
         self.host = start(self.kind, self.places[0], place=in_bundle(self.group, 0), calls_at_once=self.kind.calls_at_once)
-        supplied = self.host.supply.remote(self.config, [self.sizes[0], *self.places[1:]], self.group, passed())
+        preparing = self.host.prepare_data.remote(self.config, [self.sizes[0], *self.places[1:]], self.group, export_env())
         told = "waiting for nodes that fetch or prepare the data"
-        attend([supplied], self.group, self.room(), deadline_s=self.config.recovery.wait_s + SUPPLY_S, told=told)
-        answer(supplied)
-        opened = self.host.open.remote(self.saved)
-        deadline_s = self.config.recovery.wait_s + OPEN_S
-        attend([opened], self.group, self.room(), deadline_s=deadline_s, workers=self.room_of_workers())
-        answer(opened)
-        self.total_rounds, self.rounds_per_epoch = answer(self.host.length.remote())
-        self.workers_group = answer(self.host.workers_group.remote())
+        wait_for_replies(
+            [preparing], self.group, self.waiter(), deadline_s=self.config.recovery.wait_s + PREPARE_TIMEOUT_S, told=told
+        )
+        get_result(preparing)
+        building = self.host.build.remote(self.saved)
+        deadline_s = self.config.recovery.wait_s + BUILD_TIMEOUT_S
+        wait_for_replies([building], self.group, self.waiter(), deadline_s=deadline_s, workers=self.workers_waiter())
+        get_result(building)
+        self.total_rounds, self.rounds_per_epoch = get_result(self.host.length.remote())
+        self.workers_group = get_result(self.host.workers_group.remote())
 
-    def room(self) -> Room:
-        return Room(self.places, option="recovery.wait_s", patience_s=self.config.recovery.wait_s)
+    def waiter(self) -> CapacityWaiter:
+        return CapacityWaiter(self.places, option="recovery.wait_s", patience_s=self.config.recovery.wait_s)
 
-    def room_of_workers(self) -> Room | None:
-        return Room(self.workers, option="recovery.wait_s", patience_s=self.config.recovery.wait_s) if self.workers else None
+    def workers_waiter(self) -> CapacityWaiter | None:
+        return (
+            CapacityWaiter(self.workers, option="recovery.wait_s", patience_s=self.config.recovery.wait_s) if self.workers else None
+        )
 
     def play(self, rounds: int) -> Any:
         """Start up to `rounds` more rounds; `get` waits for their metrics."""
@@ -89,11 +93,11 @@ class RayGame:
             host, reference, rounds = started
             try:
                 # where an adversary's place is missing the host gives up, if anybody
-                attend([reference], self.group, self.room(), for_ever=True, workers=self.room_of_workers())
-                played: Played = answer(reference)
+                wait_for_replies([reference], self.group, self.waiter(), for_ever=True, workers=self.workers_waiter())
+                played: Played = get_result(reference)
                 self.events += played.events
                 if played.events:
-                    self.workers_group = answer(host.workers_group.remote())
+                    self.workers_group = get_result(host.workers_group.remote())
                 fresh = [m for m in played.metrics if m["round"] >= self.known]
                 if fresh:
                     self.known = int(fresh[-1]["round"]) + 1
@@ -136,7 +140,7 @@ class RayGame:
             ray.kill(self.host)
             self.free_workers()
             try:
-                self.open()
+                self.build()
                 break
             except LostError as another:
                 lost = another
@@ -150,9 +154,9 @@ class RayGame:
         """What the host answers, once it has played what the driver knows; a new host where it is lost."""
         while True:
             try:
-                while (at := answer(self.host.round.remote())) < self.known:
-                    answer(self.host.play.remote(self.known - at))
-                return answer(question(self.host))
+                while (at := get_result(self.host.round.remote())) < self.known:
+                    get_result(self.host.play.remote(self.known - at))
+                return get_result(question(self.host))
             except LostError as lost:
                 self.reopen(lost)
 
@@ -180,7 +184,7 @@ class RayGame:
         """End the actors and free their places."""
         if self.workers and self.host is not None:
             with suppress(LostError):
-                answer(self.host.end.remote(), deadline_s=END_S)
+                get_result(self.host.end.remote(), deadline_s=END_S)
             self.free_workers()
         remove_placement_group(self.group)
 

@@ -1,4 +1,4 @@
-"""The players as actors: the host that has the privatizer and the loop, and the crew of adversaries, of whom some may be lost."""
+"""The players as actors: the host that has the privatizer and the loop, and the pool of adversaries, of whom some may be lost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from ray.util.placement_group import PlacementGroup
 
-from cpgan_ray.common.credentials import received
+from cpgan_ray.common.credentials import import_env
 from cpgan_ray.common.types import Outcome, Played
 from cpgan_ray.config import Config
-from cpgan_ray.distributed.adversary_pool import OPEN_S, SUPPLY_S, Crew, supply
-from cpgan_ray.distributed.resources import Bundle, means
+from cpgan_ray.distributed.adversary_pool import BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S, AdversaryPool, prepare_data
+from cpgan_ray.distributed.resources import Bundle, compute_kwargs
 from cpgan_ray.distributed.rpc import gather, share
 from cpgan_ray.errors import LostError
 from cpgan_ray.training.checkpoint import Snapshot
@@ -22,41 +22,43 @@ from cpgan_ray.training.players import PrivatizerWorker
 class GameHost:
     """The central actor: the privatizer, the loop, and the adversaries' actors, which end with it.
 
-    A plain class, built by `supply` and `open`.
+    A plain class, built by `prepare_data` and `open`.
     """
 
     calls_at_once = 1
 
-    def supply(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, environment: Mapping[str, str]) -> None:
+    def prepare_data(
+        self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, environment: Mapping[str, str]
+    ) -> None:
         """The actors of all players, with the data on each one's node.
 
-        group: whose bundles they have, this one the first; none: this process's own. environment: see `supply`.
+        group: whose bundles they have, this one the first; none: this process's own. environment: see `prepare_data`.
         """
-        received(environment)
-        self.crew = Crew(config, sizes, group)
-        supplied = self.crew.supply(self.crew.names)
-        supply(config, environment)
-        gather(supplied, deadline_s=SUPPLY_S)
+        import_env(environment)
+        self.pool = AdversaryPool(config, sizes, group)
+        preparing = self.pool.prepare_data(self.pool.names)
+        prepare_data(config, environment)
+        gather(preparing, deadline_s=PREPARE_TIMEOUT_S)
 
-    def open(self, snapshot: Snapshot | None = None) -> None:
+    def build(self, snapshot: Snapshot | None = None) -> None:
         """The players themselves; snapshot: go on from there."""
-        config, sizes = self.crew.config, self.crew.sizes
-        opened = self.crew.open(self.crew.names)
+        config, sizes = self.pool.config, self.pool.sizes
+        building = self.pool.build(self.pool.names)
         deadline_s = config.runtime.deadline_s
         self.game = Game(
-            PrivatizerWorker(config, **means(config, sizes[0])),
-            self.crew.seats,
+            PrivatizerWorker(config, **compute_kwargs(config, sizes[0])),
+            self.pool.handles,
             gather=lambda answers: gather(answers, deadline_s=deadline_s),
             share=share,
-            mend=self.mend,
+            replace_failed=self.replace_failed,
         )
-        gather(opened, deadline_s=max(deadline_s, OPEN_S))
+        gather(building, deadline_s=max(deadline_s, BUILD_TIMEOUT_S))
         if snapshot is not None:
             self.game.restore(snapshot)
 
-    def mend(self, cause: LostError) -> None:
-        assert self.game.kept is not None
-        self.crew.mend(cause, round=self.game.round, kept=self.game.kept.round)
+    def replace_failed(self, cause: LostError) -> None:
+        assert self.game.last_snapshot is not None
+        self.pool.replace_failed(cause, round=self.game.round, kept=self.game.last_snapshot.round)
 
     def length(self) -> tuple[int, int]:
         """Rounds of the run, and of an epoch."""
@@ -69,8 +71,8 @@ class GameHost:
     def play(self, rounds: int) -> Played:
         """Some more rounds, and what was lost and mended meanwhile."""
         metrics = self.game.play(rounds)
-        self.crew.in_a_row = 0
-        events, self.crew.events = self.crew.events, []
+        self.pool.in_a_row = 0
+        events, self.pool.events = self.pool.events, []
         return Played(metrics, tuple(events))
 
     def snapshot(self) -> Snapshot:
@@ -94,8 +96,8 @@ def host_here(config: Config, sizes: Sequence[Bundle]) -> Iterator[GameHost]:
     """The game's host in this process, and its adversaries as actors in this process's placement group; they end with the block."""
     host = GameHost()
     try:
-        host.supply(config, sizes, None, {})
-        host.open()
+        host.prepare_data(config, sizes, None, {})
+        host.build()
         yield host
     finally:
-        host.crew.close()
+        host.pool.close()

@@ -1,4 +1,4 @@
-"""Places of actors: how much each needs, one placement group for all, and waiting for room."""
+"""Places of actors: how much each needs, one placement group for all, and waiting for waiter."""
 
 import math
 import sys
@@ -15,22 +15,22 @@ from cpgan_ray.errors import InputError, LostError
 
 Bundle = dict[str, float]
 
-DESK: Bundle = {"memory": 1.0}
+HOST_ONLY_BUNDLE: Bundle = {"memory": 1.0}
 """Place of a host that computes nothing: one byte, so that the workers and adversaries can have all CPUs."""
 
-LEAST_CPU = 0.001
+MIN_CPU = 0.001
 """What an actor that asks for nothing gets: a place must not be empty."""
 
 PLACEMENT_S = 60.0
 """How long the actors' places may take on a cluster that has room for them, in seconds."""
 
 LACKING = ("NO_RESOURCES", "INFEASIBLE")
-"""What Ray says of a placement group for which there is no room, `scheduling_state` in its table; others are being placed."""
+"""What Ray says of a placement group for which there is no waiter, `scheduling_state` in its table; others are being placed."""
 
-LOOK_S = 3.0
+POLL_EVERY_S = 3.0
 """How long an answer may take before it is looked whether everybody has a place, in seconds."""
 
-SAY_S = 30.0
+LOG_EVERY_S = 30.0
 """How often it is said that a place is waited for, in seconds."""
 
 
@@ -64,7 +64,7 @@ def shares(config: Config, names: Sequence[str], *, cpus: float) -> list[Bundle]
     wanted = [(r.privatizer_cpus, r.privatizer_gpus)] * workers
     wanted += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in own]
     sizes = [{"CPU": fair if c is None else c, "GPU": g} for c, g in wanted]
-    return [{kind: amount for kind, amount in s.items() if amount} or {"CPU": LEAST_CPU} for s in sizes]
+    return [{kind: amount for kind, amount in s.items() if amount} or {"CPU": MIN_CPU} for s in sizes]
 
 
 def ensure_room(sizes: Sequence[Bundle], cluster: Mapping[str, float], runtime: RuntimeConfig) -> None:
@@ -84,10 +84,10 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
     Raises: InputError where the cluster has no room for it in time.
     """
     group = placement_group(sizes, strategy=runtime.placement)
-    room = Room(sizes, option="runtime.wait_s", patience_s=max(runtime.wait_s, PLACEMENT_S))
+    waiter = CapacityWaiter(sizes, option="runtime.wait_s", patience_s=max(runtime.wait_s, PLACEMENT_S))
     try:
         while not group.wait(1):
-            room.lacks(silently=placement_group_table(group)["stats"]["scheduling_state"] not in LACKING)
+            waiter.report_shortage(silently=placement_group_table(group)["stats"]["scheduling_state"] not in LACKING)
     except BaseException:
         remove_placement_group(group)
         raise
@@ -95,24 +95,24 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
 
 
 def in_bundle(group: PlacementGroup | None, bundle: int) -> Any:
-    """The place of a bundle; None: where this process's placement group has room."""
+    """The place of a bundle; None: where this process's placement group has waiter."""
     return None if group is None else PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
 
 def start(kind: type, size: Bundle, *, place: Any = None, calls_at_once: int = 1) -> Any:
-    """An actor of a plain class; `open` builds it. Without a place it goes where its creator's placement group has room."""
+    """An actor of a plain class; `open` builds it. Without a place it goes where its creator's placement group has waiter."""
     options: dict[str, Any] = {"num_cpus": size.get("CPU", 0), "num_gpus": size.get("GPU", 0), "max_restarts": 0}
     options |= {"max_concurrency": calls_at_once} if calls_at_once > 1 else {}
     return ray.remote(kind).options(**options, scheduling_strategy=place).remote()
 
 
-def means(config: Config, size: Bundle) -> dict[str, Any]:
+def compute_kwargs(config: Config, size: Bundle) -> dict[str, Any]:
     """How many torch threads an actor has, and how much of a GPU."""
     return {"threads": config.runtime.threads or max(1, int(size.get("CPU", 1))), "gpu_share": size.get("GPU", 0.0)}
 
 
-class Room:
-    """Waiting for a cluster to have room: a line on standard error at once and then every half minute, but not for ever."""
+class CapacityWaiter:
+    """Waiting for a cluster to have waiter: a line on standard error at once and then every half minute, but not for ever."""
 
     def __init__(self, sizes: Sequence[Bundle], *, option: str, patience_s: float) -> None:
         """option: the setting by which it waits so long."""
@@ -120,7 +120,7 @@ class Room:
         self.since: float | None = None
         self.said = -math.inf
 
-    def lacks(self, *, for_ever: bool = False, silently: bool = False) -> None:
+    def report_shortage(self, *, for_ever: bool = False, silently: bool = False) -> None:
         """There is none at the moment. silently: there is, but it is not ours yet.
 
         Raises: InputError with the numbers where there has been none for too long, unless somebody else takes care of that.
@@ -134,9 +134,9 @@ class Room:
                 f"no room for {self.patience_s:g} s: {self.shortage()}; add nodes, wait longer with {flag}, or ask for less "
                 "(--runtime.placement, --runtime.adversary-cpus); a run that has a checkpoint goes on with --resume"
             )
-        if now - self.said >= SAY_S and not silently:
+        if now - self.said >= LOG_EVERY_S and not silently:
             self.said = now
-            told = f"waiting for room: {self.shortage()}; for up to {max(0.0, left):.0f} s ({self.option})"
+            told = f"waiting for waiter: {self.shortage()}; for up to {max(0.0, left):.0f} s ({self.option})"
             print(told, file=sys.stderr, flush=True)
 
     def shortage(self) -> str:
@@ -154,15 +154,15 @@ def waiting(sizes: Sequence[Bundle]) -> bool:
     return any(list(g["bundles"].values()) == list(sizes) for g in found)
 
 
-def attend(
+def wait_for_replies(
     references: Sequence[Any],
     group: PlacementGroup | None,
-    room: Room,
+    waiter: CapacityWaiter,
     *,
     deadline_s: float = math.inf,
     for_ever: bool = False,
     told: str | None = None,
-    workers: Room | None = None,
+    workers: CapacityWaiter | None = None,
 ) -> None:
     """Wait until all answers are there. Where a bundle of the group has no place, that is told, and the deadline begins anew.
 
@@ -172,15 +172,15 @@ def attend(
     """
     said = time.monotonic()
     until = said + deadline_s
-    while references and len(ray.wait(list(references), num_returns=len(references), timeout=LOOK_S)[0]) < len(references):
+    while references and len(ray.wait(list(references), num_returns=len(references), timeout=POLL_EVERY_S)[0]) < len(references):
         if group is not None and placement_group_table(group)["state"] != "CREATED":
-            room.lacks(for_ever=for_ever)
+            waiter.report_shortage(for_ever=for_ever)
             until = time.monotonic() + deadline_s
         elif workers is not None and waiting(workers.sizes):
-            workers.lacks()
+            workers.report_shortage()
             until = time.monotonic() + deadline_s
         elif time.monotonic() > until:
             raise LostError(f"an actor did not answer within {deadline_s:g} s")
-        elif told is not None and time.monotonic() - said >= SAY_S:
+        elif told is not None and time.monotonic() - said >= LOG_EVERY_S:
             said = time.monotonic()
             print(told, file=sys.stderr, flush=True)

@@ -37,7 +37,7 @@ def gather(references: Sequence[Any], *, deadline_s: float) -> list[Any]:
         raise LostError(one_line(e)) from e
 
 
-def answer(started: Any, *, deadline_s: float | None = None) -> Any:
+def get_result(started: Any, *, deadline_s: float | None = None) -> Any:
     """What is behind a reference; errors come without Ray's wrapping.
 
     Raises: LostError where the actor is gone, or has not answered by the deadline.

@@ -9,21 +9,21 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from cpgan_ray.common.credentials import passed, received
+from cpgan_ray.common.credentials import export_env, import_env
 from cpgan_ray.common.process import pick_device, set_up_process
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.distributed.cluster import connect
-from cpgan_ray.distributed.resources import Bundle, Room, ensure_room
+from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, ensure_room
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.fitting import Entry, Made, Material, make
+from cpgan_ray.evaluation.fitting import AttackSpec, EvaluationContext, FittedAttack, fit_attack
 
 
-def attack_task(entry: Entry, material: Material, *, runtime: RuntimeConfig) -> Made:
+def attack_task(spec: AttackSpec, context: EvaluationContext, *, runtime: RuntimeConfig) -> FittedAttack:
     """One attack in a Ray worker of its own; what it fitted comes back on the CPU."""
-    cpus, gpus = material.config.cpus, material.config.gpus
+    cpus, gpus = context.config.cpus, context.config.gpus
     set_up_process(threads=runtime.threads or max(1, int(cpus)), gpu_share=gpus)
     device = pick_device(runtime.device)
-    made = make(entry, material, device=device)
+    made = fit_attack(spec, context, device=device)
     if device.type == "cpu":
         return made
     torch.save(made, buffer := io.BytesIO())
@@ -31,24 +31,26 @@ def attack_task(entry: Entry, material: Material, *, runtime: RuntimeConfig) -> 
     return torch.load(buffer, map_location="cpu", weights_only=False)  # our own bytes of a moment ago
 
 
-def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeConfig, done: Callable[[Made], None]) -> list[Made]:
+def fit_on_ray(
+    todo: Sequence[AttackSpec], context: EvaluationContext, *, runtime: RuntimeConfig, done: Callable[[FittedAttack], None]
+) -> list[FittedAttack]:
     """All attacks as Ray tasks, each with its own resources, as many at once as the cluster has room for; in the order of `todo`.
 
     Raises: InputError with the numbers where the cluster has no room for one; what an attack raised, without Ray's wrapping.
     """
     connect(runtime)
-    config = material.config
+    config = context.config
     size: Bundle = {"CPU": config.cpus, "GPU": config.gpus}
-    room = Room([size], option="runtime.wait_s", patience_s=runtime.wait_s)
+    waiter = CapacityWaiter([size], option="runtime.wait_s", patience_s=runtime.wait_s)
     while lacking := [kind for kind, wanted in size.items() if wanted > ray.cluster_resources().get(kind, 0.0)]:
         if runtime.wait_s == 0:
             there, flag = ray.cluster_resources().get(lacking[0], 0.0), f"--attacks.{lacking[0].lower()}s"
             raise InputError(f"an attack needs {size[lacking[0]]:g} {lacking[0]}s, the cluster has {there:g}: lower {flag}")
-        room.lacks()
+        waiter.report_shortage()
         time.sleep(1)
-    shared = ray.put(material)
+    shared = ray.put(context)
     task: Any = ray.remote(attack_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=2)  # pyright: ignore
-    references = [task.remote(entry, shared, runtime=runtime) for entry in todo]
+    references = [task.remote(spec, shared, runtime=runtime) for spec in todo]
     waiting, made = list(references), {}
     try:
         while waiting:
@@ -65,7 +67,7 @@ def fit_on_ray(todo: Sequence[Entry], material: Material, *, runtime: RuntimeCon
 
 def equipped(environment: Mapping[str, str], work: Callable[..., None], arguments: Sequence[Any]) -> None:
     """`work(*arguments)`, with what may be needed to reach the data."""
-    received(environment)
+    import_env(environment)
     work(*arguments)
 
 
@@ -85,7 +87,7 @@ def in_tasks(
     """
     ensure_room([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
     task: Any = ray.remote(equipped).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
-    numbers = {task.remote(passed(), work, arguments): i for i, arguments in enumerate(todo)}
+    numbers = {task.remote(export_env(), work, arguments): i for i, arguments in enumerate(todo)}
     waiting = list(numbers)
     try:
         while waiting:

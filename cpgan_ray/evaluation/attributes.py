@@ -47,7 +47,7 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, names: tup
         with torch_stream(data.seed, "attribute_map", depth):
             k, outputs = z["fit"].shape[1], len(names)
             network = nn.Linear(k, outputs) if depth == 0 else mlp(config, k=k, target=outputs)
-            found.append(taught(network.to(z["fit"].device), z, labels, share=share, seed=data.seed))
+            found.append(train_classifiers(network.to(z["fit"].device), z, labels, share=share, seed=data.seed))
     tuned = np.stack([balanced_accuracy(logits["tune"], labels["tune"]) for logits in found])
     scored = np.stack([balanced_accuracy(logits["score"], labels["score"]) for logits in found])
     return [
@@ -56,7 +56,7 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, names: tup
     ]
 
 
-def taught(
+def train_classifiers(
     network: nn.Module, z: dict[str, torch.Tensor], labels: dict[str, np.ndarray], *, share: torch.Tensor, seed: int
 ) -> dict[str, np.ndarray]:
     """Logits on the tuning and the score rows of the network at its best epoch by mean balanced accuracy on the tuning rows."""

@@ -22,11 +22,11 @@ NO_VARIATION = 1e-6
 """Range of a coordinate, relative to its size, that is rounding of float32."""
 UNEVEN = 4.0
 """Largest ratio of the spreads of two splits: their samples come from one distribution, and so must their codes."""
-LEAST_GAIN = 0.01
+MIN_GAIN = 0.01
 """Share of the way from the majority guess to no error that a code must make possible for any classifier."""
-LEAST_BALANCED_GAIN = 0.05
+MIN_BALANCED_GAIN = 0.05
 """Share of the way from chance to no error by which a balanced accuracy must be above chance to count as an answer."""
-LEAST_CLASS_ROWS = 10
+MIN_CLASS_ROWS = 10
 """Test samples of a class below which its recall is hardly more than an anecdote."""
 PROBE_ROWS = {"train": 5000, "val": 2000, "test": 2000}
 NEIGHBOURS = (5, 25)
@@ -89,7 +89,7 @@ def too_few_codes(z: np.ndarray, dataset: Dataset, task: tuple[str, ...]) -> Rep
     else:
         best = ones.max(axis=1).sum() / len(z)
     majority = float(majority_right(dataset, task).mean())
-    if best - majority > LEAST_GAIN * (1 - majority):
+    if best - majority > MIN_GAIN * (1 - majority):
         return None
     message = f"the test split has only {count} distinct code{'s' if count > 1 else ''}, from which no classifier could answer"
     return ReportWarning(
@@ -131,7 +131,7 @@ def useless_code(
     gain = right.mean(axis=1) - majority_right(dataset, task)[rows]
     classes = answered.shape[1] if of_classes(answered, y) else 2
     low, _ = balanced_accuracy_interval(right, y[:, :, None] == np.arange(classes), identity, seed=seed)
-    if mean_interval(gain, identity, seed=seed)[0] > 0 or low > 1 / classes + LEAST_BALANCED_GAIN * (1 - 1 / classes):
+    if mean_interval(gain, identity, seed=seed)[0] > 0 or low > 1 / classes + MIN_BALANCED_GAIN * (1 - 1 / classes):
         return None
     by = "the utility head answers" if "test" in logits else "the best of a linear and a nearest-neighbour classifier of z answers"
     message = f"{by} the task with accuracy {right.mean():.4f}, majority guess {right.mean() - gain.mean():.4f}"
@@ -177,7 +177,7 @@ def rare_classes(dataset: Dataset, task: tuple[str, ...]) -> list[ReportWarning]
     for column in columns:
         counts = np.bincount(dataset.test.labels[:, column].astype(np.int64), minlength=2 if names is None else len(names))
         for value, count in enumerate(counts):
-            if count < LEAST_CLASS_ROWS:
+            if count < MIN_CLASS_ROWS:
                 what = f"{dataset.label_names[column]} = {value if names is None else names[value]}"
                 samples = "1 sample" if count == 1 else f"{count} samples"
                 message = f"{what} has only {samples} in the test split: accuracies of it mean little"

@@ -1,7 +1,8 @@
 """What a tournament consists of, and the fitting of one of its attacks.
 
-`entries` lists what is to be made; `make` makes one, in whatever process it is called in. Who calls it, and where, is the caller's:
-in this process one after the other (`in_process`), or as Ray tasks (actors.fit_on_ray), whose processes import no more than this.
+`attack_specs` lists the attacks to be fitted; `fit_attack` fits one, in whatever process it is called. The caller decides where:
+one after the other in this process (`fit_in_process`), or as Ray tasks (distributed/tasks.py), whose processes import no more than
+this.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
-from cpgan_ray.evaluation.protocol import LEAST_ROWS, VARIANTS, Codes, attack_data, people_apart
+from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, split_by_identity
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 """The slow ones, which are begun first."""
-LEAST_SIDE = 8
+MIN_SIDE = 8
 """They are made on pictures of at least this side, in pixels, and on series of at least so many steps. These have width 1 and
 several channels; a vector, whose neighbouring numbers have nothing to do with each other, has one."""
 LABEL_ATTACKS = ("ridge", "kernel", "mlp")
@@ -32,7 +33,7 @@ FLOOR = "labels"
 
 
 @dataclass(frozen=True)
-class Entry:
+class AttackSpec:
     """One attack that is to be made."""
 
     name: str
@@ -46,7 +47,7 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class EvaluationContext:
     """What an attack is made of, in any process: the store pickles as its paths."""
 
     dataset: Dataset
@@ -56,7 +57,7 @@ class Material:
     trained_against: tuple[str, ...] = ()
     task: tuple[str, ...] = ()  # names of the task's labels; none: all
 
-    def basis(self) -> Projection:
+    def pca_basis(self) -> Projection:
         return projection(self.dataset, components=DEFAULT_COMPONENTS)
 
     def data(self, variant: str, *, share: float = 1.0, device: torch.device | None = None) -> AttackData:
@@ -68,7 +69,7 @@ class Material:
         return attack_data(
             self.dataset,
             codes,
-            basis=self.basis(),
+            basis=self.pca_basis(),
             variant="leaked" if variant == FLOOR else variant,
             share=share,
             max_rows=self.config.max_rows,
@@ -88,10 +89,10 @@ class Material:
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class FittedAttack:
     """A fitted attack, and how long it took."""
 
-    entry: Entry
+    spec: AttackSpec
     fitted: Fitted
     rows: int  # codes that it was fitted on, those of mirrored pictures included
     seconds: float
@@ -102,62 +103,64 @@ def trained_against(config: Config) -> tuple[str, ...]:
     return tuple(a.architecture for a in config.adversaries.values() if isinstance(a, NeuralConfig))
 
 
-def entries(config: AttackConfig, dataset: Dataset, *, brief: bool = False) -> list[Entry]:
+def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False) -> list[AttackSpec]:
     """All attacks of a tournament, the slowest first. The variant `fresh` is left out where `val` has too few people for it.
 
     brief: only what takes seconds, for a code in which there is nothing to find.
 
     Raises: InputError where no variant has enough pictures.
     """
-    mine, kept = people_apart(dataset.val.identity, seed=0)
+    mine, kept = split_by_identity(dataset.val.identity, seed=0)
     sizes = {"leaked": len(dataset.train), "fresh": len(mine)}
-    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or min(len(mine), len(kept)) >= LEAST_ROWS)]
-    if not variants or min(len(dataset.train), len(dataset.val)) < LEAST_ROWS:
+    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or min(len(mine), len(kept)) >= MIN_ROWS)]
+    if not variants or min(len(dataset.train), len(dataset.val)) < MIN_ROWS:
         raise InputError(
-            f"the attacks need {LEAST_ROWS} pictures to be fitted on and {LEAST_ROWS} to be tuned on: train has "
+            f"the attacks need {MIN_ROWS} pictures to be fitted on and {MIN_ROWS} to be tuned on: train has "
             f"{len(dataset.train)}, val {len(dataset.val)}, by people {len(mine)} and {len(kept)} for variant 'fresh'; "
             "give more pictures"
         )
     height, width, channels = dataset.image_shape
     series = width == 1 and channels > 1
-    convolve = height >= LEAST_SIDE and (series or width >= LEAST_SIDE)
+    convolve = height >= MIN_SIDE and (series or width >= MIN_SIDE)
     if brief:
-        return [Entry("ridge", variants[0]), Entry("ridge", FLOOR)]
+        return [AttackSpec("ridge", variants[0]), AttackSpec("ridge", FLOOR)]
     names = [name for name in config.names if convolve or name not in PIXEL_ATTACKS]
     if not names:
         raise InputError(
-            f"attacks.names has {', '.join(config.names)}, for pictures of {LEAST_SIDE} pixels and series of {LEAST_SIDE} steps at "
+            f"attacks.names has {', '.join(config.names)}, for pictures of {MIN_SIDE} pixels and series of {MIN_SIDE} steps at "
             f"least; these are {height}x{width}x{channels}: add mlp"
         )
-    found = [Entry(name, variant) for variant in variants for name in names]
+    found = [AttackSpec(name, variant) for variant in variants for name in names]
     found += [
-        Entry(name, variant, share)
+        AttackSpec(name, variant, share)
         for variant in variants[:1]
         for share in config.shares
         for name in names
-        if name not in PIXEL_ATTACKS and share * sizes[variant] >= LEAST_ROWS
+        if name not in PIXEL_ATTACKS and share * sizes[variant] >= MIN_ROWS
     ]
-    found += [Entry(name, FLOOR) for name in LABEL_ATTACKS]
+    found += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
     slow = (*PIXEL_ATTACKS, "mlp", "kernel")
     return sorted(found, key=lambda e: (e.share < 1, e.variant != "leaked", slow.index(e.name) if e.name in slow else len(slow)))
 
 
-def make(entry: Entry, material: Material, *, device: torch.device | None = None) -> Made:
+def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.device | None = None) -> FittedAttack:
     """Fit one attack."""
     give_back()
     started = time.perf_counter()
-    data = material.data(entry.variant, share=entry.share, device=device)
-    config = material.config
-    if not entry.counts:  # a lower floor is the stricter one, and a sweep shows how things grow
+    data = context.data(spec.variant, share=spec.share, device=device)
+    config = context.config
+    if not spec.counts:  # a lower floor is the stricter one, and a sweep shows how things grow
         config = dataclasses.replace(config, restarts=1, kernel_features=min(config.kernel_features, 1024))
-    fitted = ATTACKS[entry.name](data, config)
-    return Made(entry, fitted, len(data.fit), time.perf_counter() - started)
+    fitted = ATTACKS[spec.name](data, config)
+    return FittedAttack(spec, fitted, len(data.fit), time.perf_counter() - started)
 
 
-def in_process(todo: Sequence[Entry], material: Material, *, done: Callable[[Made], None]) -> list[Made]:
+def fit_in_process(
+    todo: Sequence[AttackSpec], context: EvaluationContext, *, done: Callable[[FittedAttack], None]
+) -> list[FittedAttack]:
     """All attacks, one after the other, in this process."""
     made = []
-    for entry in todo:
-        made.append(make(entry, material))
+    for spec in todo:
+        made.append(fit_attack(spec, context))
         done(made[-1])
     return made

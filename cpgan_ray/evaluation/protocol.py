@@ -30,7 +30,7 @@ from cpgan_ray.training.adversaries.base import Target
 VARIANTS = ("leaked", "fresh")
 TUNING_SHARE = 0.25
 """Of the people of `val`, how many an attacker with pictures of its own keeps for tuning."""
-LEAST_ROWS = 4
+MIN_ROWS = 4
 """Pictures that an attack is fitted on, and tuned on, at the least."""
 
 Codes = dict[str, np.ndarray]
@@ -57,16 +57,16 @@ def attack_data(
     if variant == "leaked":
         split, fitted, tuned = "train", np.arange(len(dataset.train)), ("val", np.arange(len(dataset.val)))
     else:
-        mine, kept = people_apart(dataset.val.identity, seed=seed)
+        mine, kept = split_by_identity(dataset.val.identity, seed=seed)
         split, fitted, tuned = "val", mine, ("val", kept)
     count = max(1, round(share * len(fitted)))
     count = min(count, max_rows) if max_rows else count
     if count < len(fitted):
         fitted = np.sort(stream(seed, "attack", "rows", variant, count).choice(fitted, count, replace=False))
-    if min(len(fitted), len(tuned[1])) < LEAST_ROWS:
+    if min(len(fitted), len(tuned[1])) < MIN_ROWS:
         raise InputError(
             f"attack variant {variant!r} would be fitted on {len(fitted)} pictures and tuned on {len(tuned[1])}; "
-            f"each must be at least {LEAST_ROWS}: leave the variant or the share {share:g} out, or give more pictures"
+            f"each must be at least {MIN_ROWS}: leave the variant or the share {share:g} out, or give more pictures"
         )
 
     def part(name: str, rows: np.ndarray, *, mirrored: bool = False) -> Pairs:
@@ -74,7 +74,7 @@ def attack_data(
         turned = codes[f"{name}_mirrored"][rows] if mirrored else None
         return pairs(chosen, rows, codes[name][rows], turned, basis=basis, device=device)
 
-    mirrored, pictures = dataset.nature.mirrored, dataset.train.dtype == np.uint8
+    mirrored, pictures = dataset.info.mirrored, dataset.train.dtype == np.uint8
     fit, tune = part(split, fitted, mirrored=mirrored), part(*tuned)
     least = torch.from_numpy(-1 - basis.mean).to(device)
     data = AttackData(
@@ -82,11 +82,11 @@ def attack_data(
         tune=tune,
         score=part("test", np.arange(len(dataset.test))),
         components=torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"])).to(device),
-        bounds=(least, least + 2) if pictures else reach(fit, tune),
+        bounds=(least, least + 2) if pictures else value_bounds(fit, tune),
         image_shape=dataset.image_shape,
         seed=seed,
         trained_against=trained_against,
-        unit=dataset.nature.unit,
+        unit=dataset.info.unit,
         pictures=pictures,
         mirrored=mirrored,
     )
@@ -94,14 +94,14 @@ def attack_data(
     return data
 
 
-def reach(*attackers: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+def value_bounds(*attackers: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Least and largest value (D,) of each pixel in an attacker's own sets: signals have no bounds else."""
     ends = [torch.stack([x.amin(0), -x.amax(0)]) for some in attackers for _, x in some.pixel_blocks()]
     low, high = torch.stack(ends).amin(0)
     return low, -high
 
 
-def people_apart(identity: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_by_identity(identity: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the people that an attacker is fitted on, and of those it is tuned on."""
     people = np.unique(identity)
     kept = stream(seed, "attack", "people").permutation(people)[: max(1, round(TUNING_SHARE * len(people)))]

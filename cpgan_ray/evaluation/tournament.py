@@ -11,37 +11,37 @@ from cpgan_ray.common.types import Metrics
 from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import Inferred, attribute_map
-from cpgan_ray.evaluation.fitting import FLOOR, Entry, Made, Material
+from cpgan_ray.evaluation.fitting import FLOOR, AttackSpec, EvaluationContext, FittedAttack
 from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
 from cpgan_ray.evaluation.scoring import RowErrors, Score, score
 
 
 @dataclass(frozen=True, eq=False)
-class Attacked:
+class ScoredAttack:
     """An attack and what it found on the score set."""
 
-    made: Made
+    made: FittedAttack
     score: Score
     errors: RowErrors
 
     @property
-    def entry(self) -> Entry:
-        return self.made.entry
+    def spec(self) -> AttackSpec:
+        return self.made.spec
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class TournamentResult:
     """All that a tournament found."""
 
-    attacked: list[Attacked]  # those that count, the strongest first
-    floor: Attacked
-    sweep: list[Attacked]  # smaller shares of the attack's pictures
+    attacked: list[ScoredAttack]  # those that count, the strongest first
+    floor: ScoredAttack
+    sweep: list[ScoredAttack]  # smaller shares of the attack's pictures
     linear_code_r2: float  # the best linear code of k numbers: what an undefended z of that length gives away at least
     linkage: dict[str, Linkage]
     attributes: list[Inferred]
 
     @property
-    def strongest(self) -> Attacked:
+    def strongest(self) -> ScoredAttack:
         return self.attacked[0]
 
     @property
@@ -50,34 +50,32 @@ class Verdict:
 
         Of variant `leaked`, which is tuned on all of `val`, where it was played.
         """
-        leaked = [a for a in self.attacked if a.entry.variant == "leaked"]
+        leaked = [a for a in self.attacked if a.spec.variant == "leaked"]
         return max(a.made.fitted.tune_r2 for a in leaked or self.attacked)
 
 
-def judge(made: Sequence[Made], material: Material) -> Verdict:
+def score_attacks(made: Sequence[FittedAttack], context: EvaluationContext) -> TournamentResult:
     """Score all attacks on the score set, and see what else the codes give away."""
-    config = material.config
-    data = material.data("leaked")
+    config = context.config
+    data = context.data("leaked")
     measures = {"similar": config.similarity, "legacy": config.legacy}
     none = dict.fromkeys(measures, False)
     attacked = [
-        Attacked(m, *score(data, m.fitted, **(measures if m.entry.counts else none))) for m in made if m.entry.variant != FLOOR
+        ScoredAttack(m, *score(data, m.fitted, **(measures if m.spec.counts else none))) for m in made if m.spec.variant != FLOOR
     ]
-    floor_data = material.floor(data)
-    floors = [m for m in made if m.entry.variant == FLOOR]
+    floor_data = context.floor(data)
+    floors = [m for m in made if m.spec.variant == FLOOR]
     floor = max(floors, key=lambda m: score(floor_data, m.fitted, **none)[0].r2)
     by_strength = sorted(attacked, key=lambda a: -a.score.r2)
-    strongest = next(a for a in by_strength if a.entry.counts)
-    k = min(material.codes["test"].shape[1], len(data.components))
-    return Verdict(
-        attacked=[a for a in by_strength if a.entry.counts],
-        floor=Attacked(floor, *score(floor_data, floor.fitted, **measures)),
-        sweep=sorted((a for a in attacked if a.entry.share < 1), key=lambda a: (a.entry.share, a.entry.name)),
+    strongest = next(a for a in by_strength if a.spec.counts)
+    k = min(context.codes["test"].shape[1], len(data.components))
+    return TournamentResult(
+        attacked=[a for a in by_strength if a.spec.counts],
+        floor=ScoredAttack(floor, *score(floor_data, floor.fitted, **measures)),
+        sweep=sorted((a for a in attacked if a.spec.share < 1), key=lambda a: (a.spec.share, a.spec.name)),
         linear_code_r2=linear_code_r2(data, k),
         linkage=link(data, strongest.made.fitted) if config.identity else {},
-        attributes=infer(data, material.dataset, task=set(material.task or material.dataset.label_names))
-        if config.attributes
-        else [],
+        attributes=infer(data, context.dataset, task=set(context.task or context.dataset.label_names)) if config.attributes else [],
     )
 
 
@@ -116,49 +114,49 @@ def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
 
 def infer(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[Inferred]:
     """The attribute map, taught on the leaked pictures; of labels that are 0/1."""
-    if dataset.nature.classes:
+    if dataset.info.classes:
         return []
     train = dataset.train.labels[data.fit.pixels.batch.rows]  # pyright: ignore[reportAttributeAccessIssue]
     labels = {"fit": train, "tune": dataset.val.labels, "score": dataset.test.labels}
     return attribute_map(data, labels, names=dataset.label_names, task=task)
 
 
-def metrics(verdict: Verdict) -> Metrics:
+def metrics(result: TournamentResult) -> Metrics:
     """What a run logs of a tournament; of the two variants of an attack the stronger."""
-    strongest, floor = verdict.strongest.score.r2, verdict.floor.score.r2
+    strongest, floor = result.strongest.score.r2, result.floor.score.r2
     found: Metrics = {
         "privacy/strongest_r2": strongest,
-        "privacy/strongest_r2_low": verdict.strongest.score.low,
-        "privacy/strongest_r2_high": verdict.strongest.score.high,
-        "privacy/val_r2": verdict.val_r2,
+        "privacy/strongest_r2_low": result.strongest.score.low,
+        "privacy/strongest_r2_high": result.strongest.score.high,
+        "privacy/val_r2": result.val_r2,
         "privacy/label_floor_r2": floor,
         "privacy/excess_r2": strongest - floor,
     }
-    for a in reversed(verdict.attacked):  # the stronger of two variants is written last
+    for a in reversed(result.attacked):  # the stronger of two variants is written last
         found |= {
-            f"attack/{a.entry.name}/{key}": value
+            f"attack/{a.spec.name}/{key}": value
             for key in ("r2", "mse_255", "mse_raw")
             if (value := getattr(a.score, key)) is not None
         }
-        found |= {f"attack/{a.entry.name}/seconds": a.made.seconds}
-    if verdict.linkage:
-        found["privacy/linkage_auc"] = max(v.auc for name, v in verdict.linkage.items() if name != "picture and picture")
-    others = [a.balanced_accuracy for a in verdict.attributes if not a.task]
+        found |= {f"attack/{a.spec.name}/seconds": a.made.seconds}
+    if result.linkage:
+        found["privacy/linkage_auc"] = max(v.auc for name, v in result.linkage.items() if name != "picture and picture")
+    others = [a.balanced_accuracy for a in result.attributes if not a.task]
     if others:
         found["privacy/other_attributes"] = float(np.mean(others))
     return found
 
 
-def as_json(verdict: Verdict) -> dict[str, Any]:
+def as_json(result: TournamentResult) -> dict[str, Any]:
     """The part of `report.json` that the tournament answers for."""
 
-    def row(a: Attacked) -> dict[str, Any]:
+    def row(a: ScoredAttack) -> dict[str, Any]:
         values = {name: value for name, value in dataclasses.asdict(a.score).items() if value is not None}
         f = a.made.fitted
         return {
-            "name": a.entry.name,
-            "variant": a.entry.variant,
-            "share": a.entry.share,
+            "name": a.spec.name,
+            "variant": a.spec.variant,
+            "share": a.spec.share,
             **values,
             "saturated": f.saturated,
             "seconds": round(a.made.seconds, 2),
@@ -169,22 +167,22 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
             "settings": f.settings,
         }
 
-    best = verdict.strongest
+    best = result.strongest
     return {
         "privacy": {
             "strongest": {
-                "attack": best.entry.name,
-                "variant": best.entry.variant,
+                "attack": best.spec.name,
+                "variant": best.spec.variant,
                 **{name: getattr(best.score, name) for name in ("r2", "low", "high")},
             },
-            "val_r2": verdict.val_r2,
-            "label_floor_r2": verdict.floor.score.r2,
-            "excess_r2": best.score.r2 - verdict.floor.score.r2,
-            "linear_code_r2": verdict.linear_code_r2,
+            "val_r2": result.val_r2,
+            "label_floor_r2": result.floor.score.r2,
+            "excess_r2": best.score.r2 - result.floor.score.r2,
+            "linear_code_r2": result.linear_code_r2,
         },
-        "attacks": [row(a) for a in verdict.attacked],
-        "label_floor": row(verdict.floor),
-        "sweep": [row(a) for a in verdict.sweep],
-        "identity_linkage": {name: dataclasses.asdict(value) for name, value in verdict.linkage.items()},
-        "attributes": [dataclasses.asdict(a) for a in verdict.attributes],
+        "attacks": [row(a) for a in result.attacked],
+        "label_floor": row(result.floor),
+        "sweep": [row(a) for a in result.sweep],
+        "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.linkage.items()},
+        "attributes": [dataclasses.asdict(a) for a in result.attributes],
     }

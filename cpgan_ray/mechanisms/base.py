@@ -49,7 +49,7 @@ def samples(dataset: Dataset, split: str) -> np.ndarray:
     return np.concatenate([scale(block) for block in part.iter_batches(BLOCK)])
 
 
-def taught(
+def train_classifier(
     net: nn.Module,
     inputs: Mapping[str, np.ndarray],
     dataset: Dataset,
@@ -80,11 +80,11 @@ def taught(
                 rate.step()
     shown = (unvaried(rows) for rows in representative_rows(len(labels), config.batch_size))
     refresh_statistics(net, (torch.from_numpy(varied(chosen)).to(device) for chosen in shown))
-    return {split: applied(net, inputs[split], device) for split in ("val", "test")}
+    return {split: predict_logits(net, inputs[split], device) for split in ("val", "test")}
 
 
 @torch.no_grad()
-def applied(net: nn.Module, x: np.ndarray, device: torch.device) -> np.ndarray:
+def predict_logits(net: nn.Module, x: np.ndarray, device: torch.device) -> np.ndarray:
     """What a network answers to all rows, in evaluation mode."""
     net.eval()
     blocks: list[Tensor] = [net(part.to(device)).cpu() for part in torch.from_numpy(x).split(BLOCK)]

@@ -17,7 +17,7 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, shares
 from cpgan_ray.data.batching import vary
 from cpgan_ray.data.pca import Projection, projection
-from cpgan_ray.mechanisms.base import SPLITS, Released, samples, taught
+from cpgan_ray.mechanisms.base import SPLITS, Released, samples, train_classifier
 from cpgan_ray.mechanisms.games import features
 from cpgan_ray.mechanisms.projections import classified, mirrored, standardised
 from cpgan_ray.models import build_head, build_privatizer
@@ -43,7 +43,7 @@ def noisy(config: Config, noise: float, dataset: Dataset, *, kind: Literal["lapl
     basis = projection(dataset, components=KEPT_COMPONENTS, progress=False)
     deviation = noise * (basis.total_variance / len(basis.mean)) ** 0.5
     x = {split: samples(dataset, split) for split in SPLITS}
-    if dataset.nature.mirrored:
+    if dataset.info.mirrored:
         x |= {f"{split}_mirrored": mirrored(x[split], dataset) for split in ("train", "val")}
     for name, values in x.items():
         values += drawn(values.shape, kind=kind, deviation=deviation, seed=config.seed, name=name)
@@ -54,7 +54,7 @@ def noisy(config: Config, noise: float, dataset: Dataset, *, kind: Literal["lapl
         fit_input(encoder, dataset)
         outputs = len(shares(dataset, config.data.labels))
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape)
-    logits = taught(
+    logits = train_classifier(
         nn.Sequential(encoder, head),
         scored,
         dataset,

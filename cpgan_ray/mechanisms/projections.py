@@ -12,7 +12,7 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
 from cpgan_ray.data.batching import pictures
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
-from cpgan_ray.mechanisms.base import SPLITS, Released, samples, shared_k, taught
+from cpgan_ray.mechanisms.base import SPLITS, Released, samples, shared_k, train_classifier
 from cpgan_ray.models import build_head
 
 RIDGE = 1e-3
@@ -64,7 +64,7 @@ def discriminants(config: Config, share: float, dataset: Dataset) -> int:
 def projected(directions: np.ndarray, config: Config, dataset: Dataset, *, name: str) -> Released:
     """The samples in some directions (k, D), in standard deviations, with a utility head taught on them."""
     codes = {split: samples(dataset, split) @ directions.T for split in SPLITS}
-    if dataset.nature.mirrored:
+    if dataset.info.mirrored:
         codes |= {f"{split}_mirrored": mirrored(samples(dataset, split), dataset) @ directions.T for split in ("train", "val")}
     mean, deviation = moments(codes["train"])
 
@@ -93,8 +93,8 @@ def moments(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def classified(
     codes: dict[str, np.ndarray], config: Config, dataset: Dataset, *, name: str, varied: Callable[[Batch], np.ndarray]
 ) -> Released:
-    """Codes with a utility head of the configuration's kind, taught on them; varied: see `taught`."""
+    """Codes with a utility head of the configuration's kind, taught on them; varied: see `train_classifier`."""
     outputs = len(shares(dataset, config.data.labels))
     with torch_stream(config.seed, "mechanism", name, "weights"):
         head = build_head(config.utility, k=codes["train"].shape[1], num_labels=outputs, image_shape=dataset.image_shape)
-    return Released(codes, taught(head, codes, dataset, config, name=name, varied=varied))
+    return Released(codes, train_classifier(head, codes, dataset, config, name=name, varied=varied))

@@ -13,11 +13,11 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, shares
 from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
-from cpgan_ray.mechanisms.base import SPLITS, Released, applied
+from cpgan_ray.mechanisms.base import SPLITS, Released, predict_logits
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
-from cpgan_ray.training.defender import fit_input, hampered, to_input
+from cpgan_ray.training.defender import corrupt_inputs, fit_input, to_input
 from cpgan_ray.training.losses import utility_loss
 
 UTILITY_STEPS = 3
@@ -58,7 +58,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         chosen = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, chosen), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
-        x = hampered(x, config, round=round, num_rows=len(x), own=slice(None))
+        x = corrupt_inputs(x, config, round=round, num_rows=len(x), own=slice(None))
         y = torch.from_numpy(labels[chosen.rows]).float().to(device)
         with torch_stream(config.seed, "mechanism", "ran", round):
             z = encoder(x)
@@ -72,8 +72,8 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     with torch.no_grad():
         refresh_statistics(head, [encoder(x) for x in shown])
     codes = {split: encoded(encoder, dataset, split, device) for split in SPLITS}
-    logits = {split: applied(head, codes[split], device) for split in ("val", "test")}
-    if dataset.nature.mirrored:
+    logits = {split: predict_logits(head, codes[split], device) for split in ("val", "test")}
+    if dataset.info.mirrored:
         codes |= {f"{split}_mirrored": encoded(encoder, dataset, split, device, mirrored=True) for split in ("train", "val")}
     return Released(codes, logits)
 

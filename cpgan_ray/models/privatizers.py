@@ -109,12 +109,12 @@ FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module
     "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
     "whitened": lambda config, image_shape: Whitened(image_shape),
 }
-CODES: dict[str, Callable[[int], nn.Module]] = {
+CODE_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "normalised": lambda k: nn.BatchNorm1d(k, affine=False),
     "relu": lambda k: nn.ReLU(),
     "raw": lambda k: nn.Identity(),
 }
-remember(__name__, "FAMILIES", "CODES")
+remember(__name__, "FAMILIES", "CODE_ACTIVATIONS")
 
 
 class Privatizer(nn.Module):
@@ -136,7 +136,7 @@ class Privatizer(nn.Module):
             raise InputError(f"k is {k}, but without a bottleneck the code is the {flat} features: set k to {flat}")
         to_code = halves_map if config.family == "celeba_multi" else nn.Linear
         self.code = to_code(flat, k) if config.bottleneck else nn.Identity()
-        self.normalise = CODES[config.code](k)
+        self.normalise = CODE_ACTIVATIONS[config.code](k)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.code(self.stages(x).flatten(1)).float()  # codes are float32 in mixed precision too

@@ -21,32 +21,32 @@ from cpgan_ray.data.registry import RESIZED
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_encoder, open_program
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
-from cpgan_ray.evaluation.fitting import Material, entries, trained_against
+from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
 from cpgan_ray.evaluation.report.report import degenerate
 from cpgan_ray.evaluation.tournament import metrics
-from cpgan_ray.pipelines.evaluate import judge_codes, on_ray
+from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.train import about, check_undefended, headline
 from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateResult:
     """What the job prints, and why the gate does not let it pass, if so."""
 
     summary: dict[str, Any]
     failures: tuple[str, ...]
 
 
-def attack(target: Target, job: AttackJob) -> Gate:
+def attack(target: Target, job: AttackJob) -> GateResult:
     """The tournament on a target; leaves `report/` in the output folder and a run in MLflow, below the attacked one if it is there.
 
     Raises: InputError for anything the user can mend, before anything is written to the output folder.
     """
     started = time.perf_counter()
-    if on_ray(job.runtime):
+    if attacks_on_ray(job.runtime):
         ensure_unchanged()
     set_up_process(threads=job.runtime.threads or available_cpus())
     beside = target.folder if target.kept else None
@@ -61,26 +61,26 @@ def attack(target: Target, job: AttackJob) -> Gate:
     dataset = load(config)
     if other is not None and not np.array_equal(other.identity, dataset.test.identity):
         raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
-    entries(config.attacks, dataset)
+    attack_specs(config.attacks, dataset)
     projection(dataset, components=DEFAULT_COMPONENTS)
     codes = encode_all(encoder, dataset)
     encoder.close()
     config = dataclasses.replace(config, k=codes["test"].shape[1])
     logits = head_logits(target, codes, dataset, config, job.encoder)
     curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
-    if on_ray(config.runtime):
+    if attacks_on_ray(config.runtime):
         from cpgan_ray.distributed.cluster import connect
 
         connect(config.runtime)
     tags = {"attacked": target.run_id or str(target.program)}
     tracked = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
-    material = Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
+    context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
     description = (about(config) if target.config else about_encoder(config, encoder)) | {"attacked": encoder.about()}
     with output_folder(job.output, "attack", parent=beside) as output:
         config = dataclasses.replace(config, output=output)
         with defer_signals() as stop, tracked(config, output) as tracker, stop.allowed():
-            judged = judge_codes(
-                material,
+            evaluated = evaluate_codes(
+                context,
                 runtime=config.runtime,
                 logits=logits,
                 about=description,
@@ -88,19 +88,19 @@ def attack(target: Target, job: AttackJob) -> Gate:
                 undefended=config.tracking.undefended,
                 against=job.against,
             )
-            utility = {f"utility/{name}": value for name, value in judged.report["utility"].items()}
+            utility = {f"utility/{name}": value for name, value in evaluated.report["utility"].items()}
             seconds = {"time/total_s": time.perf_counter() - started}
-            tracker.log(metrics(judged.verdict) | utility | seconds, step=0)
-            tracker.tag("strongest.attack", judged.verdict.strongest.entry.name)
-            judged.write(output / "report")
+            tracker.log(metrics(evaluated.result) | utility | seconds, step=0)
+            tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
+            evaluated.write(output / "report")
             tracker.log_folder(output / "report", "report")
-            if why := degenerate(judged.report):
+            if why := degenerate(evaluated.report):
                 tracker.tag("code.degenerate", why[0])
             stop.complete()
-    failures = gate_failures(judged.report, job.fail_above)
-    summary = {"run_id": tracker.run_id, "output": str(output), **headline(judged.report)}
+    failures = gate_failures(evaluated.report, job.fail_above)
+    summary = {"run_id": tracker.run_id, "output": str(output), **headline(evaluated.report)}
     summary |= {"passed": not failures, "seconds": round(time.perf_counter() - started, 1)}
-    return Gate(summary, failures)
+    return GateResult(summary, failures)
 
 
 def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str, ...]:

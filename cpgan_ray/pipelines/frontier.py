@@ -12,7 +12,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.tracking import read_trials
 
 
-def survey(job: FrontierJob) -> tuple[str, dict[str, Any]]:
+def draw_fronts(job: FrontierJob) -> tuple[str, dict[str, Any]]:
     """Draw the fronts of some experiments: the table of their settings, and the summary that the job prints.
 
     Raises: InputError for anything the user can mend, before anything is written.
@@ -34,7 +34,7 @@ def survey(job: FrontierJob) -> tuple[str, dict[str, Any]]:
         for name, some in found.items()
     }
     best = values["recommended"]
-    told = {"recommended": brief(best)} if best else {"recommended": None, "reason": values["reason"]}
+    told = {"recommended": summary_of(best)} if best else {"recommended": None, "reason": values["reason"]}
     return table(points(trials)), {"output": str(output), "experiments": experiments, **told}
 
 
@@ -49,7 +49,7 @@ def tracked(name: str, *, uri: str | None, method: str) -> list[Trial]:
     return trials
 
 
-def brief(point: Mapping[str, Any]) -> dict[str, Any]:
+def summary_of(point: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary tells of a recommended point."""
     method = {"method": point["method"]} if point["method"] else {}
     numbers = {name: round(point[name], 4) for name in ("accuracy", "strongest_r2")}

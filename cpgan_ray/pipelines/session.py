@@ -10,13 +10,13 @@ from cpgan_ray.common.process import available_cpus
 from cpgan_ray.common.types import Event, Metrics, Outcome
 from cpgan_ray.config import Config
 from cpgan_ray.training.checkpoint import Snapshot
-from cpgan_ray.training.game import Game, opponents, play_in_process
+from cpgan_ray.training.game import Game, active_adversaries, play_in_process
 
 CHUNK_S = 2.0
 """About how long the rounds between two reports to the driver take, in seconds."""
 
 
-class Running(Protocol):
+class GameSession(Protocol):
     """A game under way, wherever it is played."""
 
     total_rounds: int
@@ -60,12 +60,12 @@ class LocalGame:
 def on_ray(config: Config) -> bool:
     """Whether the players get actors. `auto`: with one adversary or none there is nothing to overlap, so they stay in-process,
     unless the privatizer has several workers."""
-    several = len(opponents(config)) > 1 or config.privatizer.num_workers > 1
+    several = len(active_adversaries(config)) > 1 or config.privatizer.num_workers > 1
     return config.runtime.backend == "ray" or (config.runtime.backend == "auto" and several)
 
 
 @contextmanager
-def running(config: Config, snapshot: Snapshot | None) -> Iterator[Running]:
+def open_session(config: Config, snapshot: Snapshot | None) -> Iterator[GameSession]:
     """The game on the backend of the configuration, from a snapshot on if there is one; its processes end with the block."""
     if on_ray(config):
         from cpgan_ray.distributed.driver import RayGame

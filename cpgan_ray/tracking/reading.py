@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from cpgan_ray.analysis.fronts import State, Trial
-from cpgan_ray.common.credentials import redacted, remember, taken
+from cpgan_ray.common.credentials import move_to_env, redacted, remember
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import SUFFIX
 from cpgan_ray.config import flatten
@@ -97,7 +97,7 @@ def fetch_run(run_id: str) -> Path:
 
 def store_to_read(uri: str | None) -> str:
     """The tracking store that is read where no other is named; its credentials are in the environment."""
-    uri = taken(uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}")
+    uri = move_to_env(uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}")
     remember(uri)
     return uri
 

@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from cpgan_ray.common.credentials import redacted, remember, taken
+from cpgan_ray.common.credentials import move_to_env, redacted, remember
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.tracking.uri import bypass_proxy, database_file, ensure_same_host, ensure_store, option_of, short
@@ -71,7 +71,7 @@ def create_experiment(name: str, artifacts: str | None) -> None:
 
 def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
     """Where a run is tracked that is not told."""
-    uri = taken(tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}")
+    uri = move_to_env(tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}")
     remember(uri)
     return uri
 

@@ -24,13 +24,13 @@ from cpgan_ray.models.privatizers import Whitened
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.losses import of_classes, utility_loss, utility_mass
 
-RATES: dict[str, Callable[[float], float]] = {
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + float(np.cos(np.pi * done))),
     "steps": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
 }
 """Share of the peak rate, by the share of the run that is done."""
-remember(__name__, "RATES")
+remember(__name__, "LR_SCHEDULES")
 GRADIENT_NORMS = ("utility/grad_norm", "privacy/grad_norm")
 
 
@@ -43,7 +43,7 @@ def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
     return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
 
 
-def hampered(x: Tensor, config: Config, *, round: int, num_rows: int, own: slice) -> Tensor:
+def corrupt_inputs(x: Tensor, config: Config, *, round: int, num_rows: int, own: slice) -> Tensor:
     """What the privatizer sees of the pictures (B, C, H, W) of a training round: noisy, and with a grey square over them, where the
     configuration wants that. Drawn for the whole batch of `num_rows`; `own`: which of them these are."""
     d = config.data
@@ -67,14 +67,14 @@ def fit_input(privatizer: nn.Module, dataset: Dataset) -> None:
             part.fit(basis.mean, basis.components, basis.coordinates)
 
 
-class Peers(Protocol):
+class DataParallelGroup(Protocol):
     """Those that share a batch, each with a copy of the defender, as one of them sees them: all make the same calls in the same
     order. Alone, or parallel.Group."""
 
     count: int
     rank: int
 
-    def own(self, num_rows: int) -> slice:
+    def local_slice(self, num_rows: int) -> slice:
         """Which of so many rows are this one's."""
         ...
 
@@ -90,18 +90,18 @@ class Peers(Protocol):
         """The mean of what each has, for each of some tensors."""
         ...
 
-    def joined(self, network: nn.Module) -> nn.Module:
+    def wrap_ddp(self, network: nn.Module) -> nn.Module:
         """What is called in training in the place of a network: it normalises and draws as if the whole batch were here, and
         its parameters' gradients are the mean of everybody's."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """The whole batch is here."""
 
     count, rank = 1, 0
 
-    def own(self, num_rows: int) -> slice:
+    def local_slice(self, num_rows: int) -> slice:
         return slice(0, num_rows)
 
     def gather(self, part: Tensor, num_rows: int) -> Tensor:
@@ -113,7 +113,7 @@ class Alone:
     def average(self, values: Sequence[Tensor]) -> list[Tensor]:
         return list(values)
 
-    def joined(self, network: nn.Module) -> nn.Module:
+    def wrap_ddp(self, network: nn.Module) -> nn.Module:
         return network
 
 
@@ -159,12 +159,12 @@ class Defender:
         positive_share: np.ndarray,
         total_rounds: int,
         device: torch.device,
-        peers: Peers | None = None,
+        peers: DataParallelGroup | None = None,
         pictures: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
         """pictures: batches of training pictures (B, C, H, W), from which the batch norm statistics of the released weights are
         computed; None: the running ones of training are released."""
-        self.config, self.device, self.peers = config, device, peers or Alone()
+        self.config, self.device, self.peers = config, device, peers or SingleProcess()
         self.pictures = pictures
         self.handed_out: nn.ModuleDict | None = None
         with torch_stream(config.seed, "privatizer", "weights"):
@@ -178,14 +178,14 @@ class Defender:
             "privatizer": torch.optim.AdamW(privatizer.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay),
             "head": torch.optim.AdamW(head.parameters(), lr=u.learning_rate, weight_decay=p.weight_decay),
         }
-        rate = RATES[p.rate]
+        rate = LR_SCHEDULES[p.rate]
         self.schedules = {
             name: torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate(min(1.0, step / total_rounds)))
             for name, o in self.optimisers.items()
         }
         averaging = get_ema_multi_avg_fn(p.average)
         self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
-        self.joined = {name: self.peers.joined(part) for name, part in self.net.items()}
+        self.wrapped = {name: self.peers.wrap_ddp(part) for name, part in self.net.items()}
         self.pending: deque[Pending] = deque()
         if config.runtime.compile:
             compile_networks(privatizer, head)
@@ -203,7 +203,7 @@ class Defender:
                 pending = Pending(functional_call(encoder, copies, (x,)), copies)
             else:
                 self.pending.clear()
-                pending = Pending(self.joined["privatizer"](x))
+                pending = Pending(self.wrapped["privatizer"](x))
         self.pending.append(pending)
         return pending.code.detach()
 
@@ -216,7 +216,7 @@ class Defender:
         z = pending.code.detach().requires_grad_()
         self.optimisers["head"].zero_grad(set_to_none=True)
         with torch_stream(self.config.seed, "head", round), autocast(self.device, self.config.precision):
-            logits = self.joined["head"](z).float()
+            logits = self.wrapped["head"](z).float()
         loss = utility_loss(logits, y, positive_share=self.positive_share)
         mass = utility_mass(y, of_one_label=of_classes(logits, y), positive_share=self.positive_share)
         share = mass / self.peers.total(mass)
@@ -238,7 +238,7 @@ class Defender:
         leaves = list(pending.copies.values()) or list(self.net["privatizer"].parameters())
         of_utility = utility_gradient(pending, leaves) if self.config.game.gradient_norms else None
         if grad_z is not None:
-            pending.grad = pending.grad + self.peers.count * grad_z[self.peers.own(len(grad_z))]
+            pending.grad = pending.grad + self.peers.count * grad_z[self.peers.local_slice(len(grad_z))]
         pending.code.backward(pending.grad)
         norms = gradient_norms(of_utility, leaves) if of_utility is not None else {}
         copied = {name: copy.grad for name, copy in pending.copies.items() if copy.grad is not None}

@@ -1,4 +1,4 @@
-"""The game: one privatizer, its adversaries, and the loop between them. Imports no Ray: the seats decide where adversaries run."""
+"""The game: one privatizer, its adversaries, and the loop. Imports no Ray: the handles decide where the adversaries run."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +14,15 @@ from cpgan_ray.training.players import AdversaryWorker, PrivatizerWorker
 T = TypeVar("T")
 
 
-class Seat(Protocol):
+class AdversaryHandle(Protocol):
     """An adversary as the game sees it. Each method starts the work; `gather` turns what it returned into the answer.
 
-    AdversaryWorker is a seat itself (its answer is what it returned); actors.RaySeat returns object references.
+    AdversaryWorker is a handle itself (its answer is what it returned); actors.RaySeat returns object references.
     """
 
     def respond(self, release: Release) -> Any: ...
     def learn(self, release: Release) -> Any: ...
-    def oppose(self, release: Release) -> Any: ...
+    def respond_without_learning(self, release: Release) -> Any: ...
     def accumulate(self, release: Release) -> Any: ...
     def solve(self) -> Any: ...
     def score(self, release: Release) -> Any: ...
@@ -37,36 +37,43 @@ def gather_in_process(answers: Sequence[Any]) -> list[Any]:
 
 
 class Game:
-    """Plays rounds. `share` readies a release for several seats (an object reference on Ray), `gather` waits for their answers.
+    """The loop over rounds. `share` prepares a release for several handles (an object reference on Ray), `gather` waits for their
+    replies.
 
-    `mend` is called when a player is lost: it puts others in their seats, or raises. Then all go back to the last snapshot, and the
-    rounds since are played again: the outcome is that of a game in which nothing was lost.
+    `replace_failed` is called when a player is lost: it replaces the actors behind the handles, or raises. Then all players return
+    to the last snapshot, and the rounds since are played again: the outcome is that of a game in which nothing was lost.
     """
 
     def __init__(
         self,
         privatizer: PrivatizerWorker,
-        seats: Mapping[str, Seat],
+        handles: Mapping[str, AdversaryHandle],
         *,
         gather: Callable[[Sequence[Any]], list[Any]] = gather_in_process,
         share: Callable[[Release], Any] = lambda release: release,
-        mend: Callable[[LostError], None] | None = None,
+        replace_failed: Callable[[LostError], None] | None = None,
         keep: bool = False,
     ) -> None:
         """keep: take snapshots even if nobody mends, for whoever writes checkpoints."""
         self.config: Config = privatizer.config
-        self.privatizer, self.seats, self.gather, self.share, self.mend = privatizer, dict(seats), gather, share, mend
+        self.privatizer, self.handles, self.gather, self.share, self.replace_failed = (
+            privatizer,
+            dict(handles),
+            gather,
+            share,
+            replace_failed,
+        )
         self.rounds_per_epoch = privatizer.rounds_per_epoch
         self.total_rounds = self.rounds_per_epoch * self.config.epochs
         self.round = 0
         self.best_accuracy = 0.0
         self.val_accuracy: float | None = None
-        self.keeping = keep or mend is not None
-        self.kept: Snapshot | None = None
+        self.keeping = keep or replace_failed is not None
+        self.last_snapshot: Snapshot | None = None
         self.epoch_started = time.perf_counter()
         self.inflight: tuple[Release, list[Any]] | None = None
         self.streamed = [
-            name for name, c in self.config.adversaries.items() if name in self.seats and getattr(c, "fit", None) == "epoch"
+            name for name, c in self.config.adversaries.items() if name in self.handles and getattr(c, "fit", None) == "epoch"
         ]
 
     def play(self, rounds: int) -> list[Metrics]:
@@ -86,7 +93,7 @@ class Game:
                     self.snapshot()
                 played[round] = {"round": float(round)} | self.play_round()
             except LostError as lost:
-                self.go_back(lost)
+                self.rollback(lost)
         return [played[round] for round in range(start, stop)]
 
     def play_round(self) -> Metrics:
@@ -94,7 +101,7 @@ class Game:
         started = time.perf_counter()
         if self.round % self.rounds_per_epoch == 0:
             self.begin_epoch()
-        metrics = PLAYS[self.config.game.schedule](self)
+        metrics = SCHEDULES[self.config.game.schedule](self)
         metrics["time/round_s"] = time.perf_counter() - started
         self.round += 1
         if self.round % self.rounds_per_epoch == 0:
@@ -103,9 +110,9 @@ class Game:
 
     def due(self) -> bool:
         """Whether a snapshot is to be taken before the next round."""
-        if self.kept is None:
+        if self.last_snapshot is None:
             return True
-        return self.at_rest and self.round - self.kept.round >= self.config.recovery.snapshot_every
+        return self.at_rest and self.round - self.last_snapshot.round >= self.config.recovery.snapshot_every
 
     @property
     def at_rest(self) -> bool:
@@ -116,32 +123,32 @@ class Game:
         """The whole game as it stands between two rounds, which is also what it would go back to; the last one kept where it is
         not at rest."""
         if not self.at_rest:
-            assert self.kept is not None
-            return self.kept
-        names = list(self.seats)
-        states = self.gather([self.seats[name].snapshot() for name in names])
+            assert self.last_snapshot is not None
+            return self.last_snapshot
+        names = list(self.handles)
+        states = self.gather([self.handles[name].snapshot() for name in names])
         players = {"privatizer": self.privatizer.snapshot(), **dict(zip(names, states, strict=True))}
-        self.kept = Snapshot(self.round, self.best_accuracy, self.val_accuracy, players)
-        return self.kept
+        self.last_snapshot = Snapshot(self.round, self.best_accuracy, self.val_accuracy, players)
+        return self.last_snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
         """All players as they were."""
         self.inflight = None
-        restored = [seat.restore(snapshot.players[name]) for name, seat in self.seats.items()]
+        restored = [handle.restore(snapshot.players[name]) for name, handle in self.handles.items()]
         self.privatizer.restore(snapshot.players["privatizer"])
         self.gather(restored)
         self.round, self.best_accuracy, self.val_accuracy = snapshot.round, snapshot.best_accuracy, snapshot.val_accuracy
-        self.kept, self.epoch_started = snapshot, time.perf_counter()
+        self.last_snapshot, self.epoch_started = snapshot, time.perf_counter()
 
-    def go_back(self, lost: LostError) -> None:
+    def rollback(self, lost: LostError) -> None:
         """Mend what was lost, and go back to the last snapshot; again where somebody is lost on the way.
 
-        Raises: LostError where nobody mends; what `mend` raises when it gives up.
+        Raises: LostError where nobody mends; what `replace_failed` raises when it gives up.
         """
-        while self.mend is not None and self.kept is not None:
+        while self.replace_failed is not None and self.last_snapshot is not None:
             try:
-                self.mend(lost)
-                self.restore(self.kept)
+                self.replace_failed(lost)
+                self.restore(self.last_snapshot)
                 return
             except LostError as another:
                 lost = another
@@ -164,7 +171,7 @@ class Game:
     def ask(self, release: Release) -> list[Any]:
         """Start every adversary on a release."""
         shared = self.share(release)
-        return [seat.respond(shared) for seat in self.seats.values()]
+        return [handle.respond(shared) for handle in self.handles.values()]
 
     def answers(self, started: list[Any]) -> tuple[list[Feedback], float]:
         """Wait for the adversaries; also how long that took, in seconds."""
@@ -199,7 +206,7 @@ class Game:
     def play_epochwise(self) -> Metrics:
         """One step of the privatizer alone against the adversary chosen for this epoch."""
         release = self.privatizer.release(self.round)
-        started = [self.seats[self.chosen].oppose(self.share(release))] if self.seats else []
+        started = [self.handles[self.chosen].respond_without_learning(self.share(release))] if self.handles else []
         metrics = self.privatizer.utility(release)
         feedback, waited = self.answers(started)
         return metrics | self.privatizer.update(feedback, move_head=False) | {"time/wait_s": waited}
@@ -207,57 +214,57 @@ class Game:
     def choose_adversary(self) -> None:
         """The paper's epoch of teaching: the neural adversaries and the utility head learn on every batch; the closed-form ones are
         fitted on all training codes; the adversary with the smallest error on the validation split is the epoch's opponent."""
-        neural = [seat for name, seat in self.seats.items() if name not in self.streamed]
+        neural = [handle for name, handle in self.handles.items() if name not in self.streamed]
         for round in range(self.round, self.round + self.rounds_per_epoch):
             release = self.privatizer.release(round)
             shared = self.share(release)
-            started = [seat.learn(shared) for seat in neural]
+            started = [handle.learn(shared) for handle in neural]
             self.privatizer.utility(release)
             self.privatizer.step_head()
             self.gather(started)
         self.fit_streamed()
-        if self.seats:
-            scores = dict.fromkeys(self.seats, 0.0)
+        if self.handles:
+            scores = dict.fromkeys(self.handles, 0.0)
             for release in self.privatizer.released_blocks("val", round=self.round):
                 shared = self.share(release)
                 for name, (errors, mean_errors) in zip(
-                    self.seats, self.gather([s.score(shared) for s in self.seats.values()]), strict=True
+                    self.handles, self.gather([s.score(shared) for s in self.handles.values()]), strict=True
                 ):
                     scores[name] += errors / mean_errors
             self.chosen = min(scores, key=scores.__getitem__)
 
     def fit_streamed(self) -> None:
         """Once per epoch: all training codes, block by block, to the adversaries with `fit="epoch"`."""
-        seats = [self.seats[name] for name in self.streamed]
-        if not seats:
+        handles = [self.handles[name] for name in self.streamed]
+        if not handles:
             return
         for release in self.privatizer.released_blocks("train", round=self.round):
             shared = self.share(release)
-            self.gather([seat.accumulate(shared) for seat in seats])
-        self.gather([seat.solve() for seat in seats])
+            self.gather([handle.accumulate(shared) for handle in handles])
+        self.gather([handle.solve() for handle in handles])
 
     def weights(self) -> dict[str, dict[str, Any]]:
         """Every player's state, by name; the defender's is `privatizer`."""
-        names = list(self.seats)
-        states = self.gather([self.seats[name].weights() for name in names])
+        names = list(self.handles)
+        states = self.gather([self.handles[name].weights() for name in names])
         return {"privatizer": self.privatizer.weights(), **dict(zip(names, states, strict=True))}
 
 
-PLAYS: dict[str, Callable[[Game], Metrics]] = {
+SCHEDULES: dict[str, Callable[[Game], Metrics]] = {
     "sync": Game.play_sync,
     "stale1": Game.play_stale1,
     "epochwise": Game.play_epochwise,
 }
-remember(__name__, "PLAYS")
+remember(__name__, "SCHEDULES")
 
 
 def play_in_process(config: Config, *, threads: int, keep: bool = False) -> Game:
     """The game with all its players in this process: the reference for every other way of running it."""
     privatizer = PrivatizerWorker(config, threads=threads)
-    seats = {name: AdversaryWorker(name, config, threads=threads) for name in opponents(config)}
-    return Game(privatizer, seats, keep=keep)
+    handles = {name: AdversaryWorker(name, config, threads=threads) for name in active_adversaries(config)}
+    return Game(privatizer, handles, keep=keep)
 
 
-def opponents(config: Config) -> list[str]:
+def active_adversaries(config: Config) -> list[str]:
     """Who plays: nobody against the undefended control."""
     return list(config.adversaries) if config.privacy_weight > 0 else []

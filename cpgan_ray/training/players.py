@@ -24,7 +24,7 @@ from cpgan_ray.models.export import export_programs
 from cpgan_ray.training.adversaries import Target, build_adversary
 from cpgan_ray.training.adversaries.base import EpochFitted
 from cpgan_ray.training.checkpoint import pack, unpack
-from cpgan_ray.training.defender import Alone, Defender, Peers, fit_input, hampered, to_input
+from cpgan_ray.training.defender import DataParallelGroup, Defender, SingleProcess, corrupt_inputs, fit_input, to_input
 from cpgan_ray.training.losses import (
     accuracy,
     aggregate_weights,
@@ -43,9 +43,9 @@ class PrivatizerWorker:
     With peers each computes on its own rows, and all have the whole of every result.
     """
 
-    def __init__(self, config: Config, *, threads: int, gpu_share: float = 0.0, peers: Peers | None = None) -> None:
+    def __init__(self, config: Config, *, threads: int, gpu_share: float = 0.0, peers: DataParallelGroup | None = None) -> None:
         set_up_process(threads=threads, gpu_share=gpu_share)
-        self.config, self.peers = config, peers or Alone()
+        self.config, self.peers = config, peers or SingleProcess()
         self.device = pick_device(config.runtime.device)
         self.dataset: Dataset = load(config)
         self.columns = label_columns(self.dataset, config.data.labels)
@@ -74,7 +74,7 @@ class PrivatizerWorker:
         """z of the round's pictures; keeps the graph. `ahead`: before the update on what was released last."""
         chosen = training_batch(round, self.dataset, self.config)
         x, count = to_input(pictures(self.dataset.train, self.part(chosen)), self.device), len(chosen.rows)
-        x = hampered(x, self.config, round=round, num_rows=count, own=self.peers.own(count))
+        x = corrupt_inputs(x, self.config, round=round, num_rows=count, own=self.peers.local_slice(count))
         z = self.peers.gather(self.defender.release(x, ahead=ahead), count)
         if not bool(torch.isfinite(z).all()):
             raise FloatingPointError(f"the privatizer's codes are not finite in round {round}: lower the learning rates")
@@ -82,13 +82,13 @@ class PrivatizerWorker:
 
     def part(self, chosen: Batch) -> Batch:
         """This one's rows of a batch."""
-        own = self.peers.own(len(chosen.rows))
+        own = self.peers.local_slice(len(chosen.rows))
         return Batch(rows=chosen.rows[own], mirrored=chosen.mirrored[own], shift=chosen.shift[own])
 
     def utility(self, release: Release) -> Metrics:
         """Utility loss and its gradients on what was just released."""
         y = self.labels["train"][release.batch.rows]
-        own = torch.from_numpy(y[self.peers.own(len(y))]).float().to(self.device)
+        own = torch.from_numpy(y[self.peers.local_slice(len(y))]).float().to(self.device)
         loss, logits = self.defender.utility(own, round=release.round)
         logits = self.peers.gather(logits, len(y))
         return {"utility/loss": loss, "utility/batch_accuracy": float(accuracy(logits.cpu().numpy(), y).mean())}
@@ -128,7 +128,7 @@ class PrivatizerWorker:
 
     def encode(self, block: np.ndarray) -> tuple[Tensor, Tensor]:
         """Codes and logits of pictures (B, H, W, C), by the weights that are handed out."""
-        z, logits = self.defender.codes(to_input(block[self.peers.own(len(block))], self.device))
+        z, logits = self.defender.codes(to_input(block[self.peers.local_slice(len(block))], self.device))
         return self.peers.gather(z, len(block)), self.peers.gather(logits, len(block))
 
     def codes(self, split: str, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ class PrivatizerWorker:
         """All that the evaluation needs, so that the players can go; the programs are with the first of the peers alone."""
         found = {split: self.codes(split) for split in ("train", "val", "test")}
         codes = {split: z for split, (z, _) in found.items()}
-        if self.dataset.nature.mirrored:
+        if self.dataset.info.mirrored:
             codes |= {f"{split}_mirrored": self.codes(split, mirrored=True)[0] for split in ("train", "val")}
         train = self.dataset.train
         first, shape = self.peers.rank == 0, train.image_shape
@@ -209,7 +209,7 @@ class AdversaryWorker:
                 k=config.k,
                 target=len(self.projection.components) if self.settings.components else self.dimension,
                 image_shape=self.dataset.image_shape,
-                scored_share=config.game.scored_share,
+                holdout_fraction=config.game.holdout_fraction,
                 rng=stream(config.seed, "adversary", name),
                 device=self.device,
                 precision=config.precision,
@@ -271,7 +271,7 @@ class AdversaryWorker:
         self.finish_learning()
         self.learn_from(release, self.codes(release), self.target(release))
 
-    def oppose(self, release: Release) -> Feedback:
+    def respond_without_learning(self, release: Release) -> Feedback:
         """Answer a release without learning from it (the second pass of the epochwise schedule)."""
         self.finish_learning()
         return self.feedback(release, self.codes(release).requires_grad_(), self.target(release))

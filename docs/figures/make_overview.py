@@ -26,7 +26,7 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.programs import load_program
-from cpgan_ray.evaluation.fitting import Entry, Material, make, trained_against
+from cpgan_ray.evaluation.fitting import AttackSpec, EvaluationContext, fit_attack, trained_against
 from cpgan_ray.evaluation.report.panels import reconstructed
 from cpgan_ray.evaluation.report.report import twin_codes
 
@@ -113,10 +113,10 @@ def shown_by(folder: Path, config: Config, dataset: Dataset, rows: np.ndarray) -
     report: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text())
     strongest = report["privacy"]["strongest"]
     codes = twin_codes(folder / "privatizer.pt2", dataset)
-    material = Material(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
-    fitted = make(Entry(strongest["attack"], strongest["variant"]), material).fitted
+    material = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
+    fitted = fit_attack(AttackSpec(strongest["attack"], strongest["variant"]), material).fitted
     data = material.data(strongest["variant"])
-    flat = reconstructed(data, fitted, rows, np.asarray(material.basis().mean))
+    flat = reconstructed(data, fitted, rows, np.asarray(material.pca_basis().mean))
     pictures = np.clip((flat.reshape(-1, *dataset.image_shape) + 1) / 2, 0, 1)
     head = load_program(folder / "utility_head.pt2").module(check_guards=False)
     with torch.no_grad():

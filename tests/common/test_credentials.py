@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpgan_ray import cli
-from cpgan_ray.common.credentials import MLFLOW, S3, passed, redacted, redacted_values, taken
+from cpgan_ray.common.credentials import MLFLOW, S3, export_env, move_to_env, redacted, redacted_values
 from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.tracking.store import open_store, tracking_uri
@@ -31,7 +31,7 @@ TOKEN, KEY, URI_KEY = "t0k3n" * 8, "k3y/of+the/st0re", "an0ther%2Fk3y%2Bof"
 def environment(monkeypatch):
     """Whatever goes to the environment is gone after the test."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    for name in passed().keys() - {KEY_VARIABLE}:
+    for name in export_env().keys() - {KEY_VARIABLE}:
         del os.environ[name]
 
 
@@ -48,8 +48,8 @@ def environment(monkeypatch):
     ],
 )
 def test_credentials_leave_a_uri_for_the_variables_by_which_libraries_find_them(uri, left, variables):
-    assert taken(uri) == left
-    assert {name: value for name, value in passed().items() if name != KEY_VARIABLE} == variables
+    assert move_to_env(uri) == left
+    assert {name: value for name, value in export_env().items() if name != KEY_VARIABLE} == variables
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_setting_that_is_one_uri_may_have_nearly_any_secret(scheme, user, secr
     shown = redacted_values({"uri": [f"{scheme}://{user}:{secret}@{host}"]})["uri"][0]
     assert shown == f"{scheme}://***@{host}"
     if scheme in ("http", "HTTPS", "s3"):
-        assert taken(f"--x={scheme}://{user}:{secret}@{host}/p") == f"--x={scheme}://{host}/p"
+        assert move_to_env(f"--x={scheme}://{user}:{secret}@{host}/p") == f"--x={scheme}://{host}/p"
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
@@ -147,7 +147,7 @@ def test_a_setting_that_is_one_uri_may_have_nearly_any_secret(scheme, user, secr
 def test_text_without_uris_and_parameters_is_left_as_it_is(text):
     if "://" not in text and "=" not in text and "%2" not in text and "uthorization" not in text:
         assert redacted(text) == text
-        assert taken(text) == text
+        assert move_to_env(text) == text
 
 
 def test_a_secret_that_was_seen_in_a_uri_is_replaced_wherever_it_turns_up():
@@ -160,7 +160,7 @@ def test_no_configuration_holds_credentials():
     flags = ["smoke", "--tracking.uri", f"http://alice:{ENCODED}@host", "--recovery.checkpoints=s3://AK:SK@bucket"]
     config = cli.parse(flags, default="smoke", description="")
     assert (config.tracking.uri, config.recovery.checkpoints) == ("http://host", "s3://bucket")
-    assert passed().keys() == {*MLFLOW, *S3, KEY_VARIABLE}
+    assert export_env().keys() == {*MLFLOW, *S3, KEY_VARIABLE}
 
 
 @pytest.mark.parametrize("scheme", ["http", "gopher"])
@@ -218,4 +218,4 @@ def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_serv
 
 def test_the_api_keeps_credentials_out_too():
     assert tracking_uri(TrackingConfig(uri=f"http://alice:{ENCODED}@host"), Path("x")) == "http://host"
-    assert passed()["MLFLOW_TRACKING_PASSWORD"] == PASSWORD
+    assert export_env()["MLFLOW_TRACKING_PASSWORD"] == PASSWORD

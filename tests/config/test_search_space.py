@@ -59,7 +59,7 @@ def test_a_grid_has_values_everywhere():
     ]
 
 
-@pytest.mark.parametrize("text", ["k", "privacy_weight", "game.scored_share=0.1..0.5", "k=16,64"])
+@pytest.mark.parametrize("text", ["k", "privacy_weight", "game.holdout_fraction=0.1..0.5", "k=16,64"])
 def test_samples_lie_inside_have_few_digits_and_fit_the_configuration(text):
     rng, found = np.random.default_rng(0), one(text)
     for _ in range(200):
@@ -87,7 +87,7 @@ def test_every_declared_range_and_grid_fits_its_field():
             "privatizer.width",
             "privatizer.depth",
             "utility.dropout",
-            "game.scored_share",
+            "game.holdout_fraction",
         ):
             kind, found = field_type(name, config)
             assert isinstance(found, Range)

@@ -36,7 +36,7 @@ def test_signals_come_back_as_they_were_stored(dataset):
 def test_a_mixture_keeps_its_unit_so_that_errors_can_be_told_in_it(dataset):
     found, drawn = dataset("gaussian"), gaussian.mixture()
     raw = drawn.x[gaussian.read().rows["train"]]
-    assert found.nature.unit == pytest.approx(np.sqrt(raw.var(axis=0).mean()))
+    assert found.info.unit == pytest.approx(np.sqrt(raw.var(axis=0).mean()))
     assert found.train.take(np.arange(len(found.train))).var(axis=0).mean() == pytest.approx(1, abs=1e-4)
     other = dataset("gaussian", mixture_seed=3)
     assert other.digest != found.digest
@@ -44,14 +44,14 @@ def test_a_mixture_keeps_its_unit_so_that_errors_can_be_told_in_it(dataset):
 
 def test_a_label_of_several_classes_is_one_column_with_its_names(dataset):
     found = dataset("digits")
-    assert list(found.nature.classes["digit"]) == [str(d) for d in range(10)]
+    assert list(found.info.classes["digit"]) == [str(d) for d in range(10)]
     assert found.train.labels.shape == (len(found.train), 1)
-    assert found.nature.mirrored is False
+    assert found.info.mirrored is False
 
 
 def test_a_label_of_two_classes_is_an_attribute(dataset):
     found = dataset("gaussian")
-    assert found.nature.classes == {}
+    assert found.info.classes == {}
     assert shares(found, ()).shape == (1,)
 
 

@@ -25,7 +25,7 @@ from cpgan_ray.distributed.driver import RayGame
 from cpgan_ray.distributed.resources import bundles, reserve
 from cpgan_ray.distributed.rpc import INLINE_BYTES, share
 from cpgan_ray.errors import InputError
-from cpgan_ray.training.game import Game, opponents, play_in_process
+from cpgan_ray.training.game import Game, active_adversaries, play_in_process
 from tests.games import untimed
 from tests.process import HANG_S, called
 
@@ -193,7 +193,7 @@ def sized(*, ridge: RidgeConfig | None = None, **runtime: float) -> Config:
     ],
 )
 def test_places_are_what_was_asked_for_or_an_equal_share(config, cluster, expected):
-    assert bundles(config, opponents(config), cluster=cluster) == [pytest.approx(size) for size in expected]
+    assert bundles(config, active_adversaries(config), cluster=cluster) == [pytest.approx(size) for size in expected]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_places_are_what_was_asked_for_or_an_equal_share(config, cluster, expect
 )
 def test_an_equal_share_of_several_nodes_is_one_of_which_no_actor_has_to_be_on_two(nodes, share):
     config = Config(adversaries={f"net{i}": NeuralConfig() for i in range(6)})
-    sizes = bundles(config, opponents(config), cluster={"CPU": sum(nodes)}, nodes=nodes)
+    sizes = bundles(config, active_adversaries(config), cluster={"CPU": sum(nodes)}, nodes=nodes)
     assert sizes == [pytest.approx({"CPU": share})] * 7
 
 
@@ -209,7 +209,7 @@ def test_an_equal_share_of_several_nodes_is_one_of_which_no_actor_has_to_be_on_t
 @pytest.mark.parametrize("num_adversaries", [2, 5, 6])
 def test_equal_shares_of_two_cpus_fit_into_two_cpus(num_adversaries):
     config = Config(adversaries={f"net{i}": NeuralConfig() for i in range(num_adversaries)})
-    ray.util.remove_placement_group(reserve(bundles(config, opponents(config), cluster={"CPU": 2.0}), config.runtime))
+    ray.util.remove_placement_group(reserve(bundles(config, active_adversaries(config), cluster={"CPU": 2.0}), config.runtime))
     assert all_is_free_again()
 
 
@@ -242,7 +242,7 @@ def test_room_is_waited_for_aloud_only_where_there_is_none(monkeypatch, capsys):
 )
 def test_more_than_the_cluster_has_is_refused_with_the_numbers(config, words):
     with pytest.raises(InputError) as raised:
-        bundles(config, opponents(config), cluster={"CPU": 2.0})
+        bundles(config, active_adversaries(config), cluster={"CPU": 2.0})
     assert [word for word in words if word not in str(raised.value)] == []
     assert "\n" not in str(raised.value)
 

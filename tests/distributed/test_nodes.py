@@ -31,9 +31,9 @@ def main(drawn: str, folder: str) -> dict[str, Any]:
     from ray.util import placement_group_table
 
     from cpgan_ray.config import Config, override
-    from cpgan_ray.data import load, named
+    from cpgan_ray.data import load, pin_store
     from cpgan_ray.devtools.chaos.kills import local_cluster, same, unbroken
-    from cpgan_ray.distributed.adversary_pool import supply
+    from cpgan_ray.distributed.adversary_pool import prepare_data
     from cpgan_ray.distributed.driver import RayGame
     from cpgan_ray.errors import InputError
 
@@ -45,7 +45,7 @@ def main(drawn: str, folder: str) -> dict[str, Any]:
 
         def ask(self, config: Config) -> list[str]:
             with contextlib.redirect_stderr(io.StringIO()) as said:
-                supply(config, {})
+                prepare_data(config, {})
             return said.getvalue().splitlines()
 
     def asked(config: Config) -> dict[str, list[str]]:
@@ -74,11 +74,11 @@ def main(drawn: str, folder: str) -> dict[str, Any]:
 
         shared = {"shared_cache": str(Path(folder, "shared")), "cache_dir": "$NODE_DISK/taken"}
         dataset = load(override(config, shared))
-        expected = unbroken(named(override(config, shared), dataset))
+        expected = unbroken(pin_store(override(config, shared), dataset))
         Path(drawn).rename(Path(folder, "gone"))  # no node has a source now
-        found["taken"], found["taken stores"] = asked(named(override(config, shared), dataset)), stores("taken")
+        found["taken"], found["taken stores"] = asked(pin_store(override(config, shared), dataset)), stores("taken")
 
-        playing = named(override(config, shared | {"cache_dir": "$NODE_DISK/played"}), dataset)
+        playing = pin_store(override(config, shared | {"cache_dir": "$NODE_DISK/played"}), dataset)
         with RayGame(playing) as game:
             found["nodes"] = len({*placement_group_table(game.group)["bundles_to_node_id"].values()})
             while game.known < game.total_rounds:

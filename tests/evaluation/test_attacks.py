@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 from cpgan_ray.config import AttackConfig, NeuralConfig
 from cpgan_ray.evaluation.attacks import ATTACKS
-from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Pairs, predict, recovered, to_pixels
+from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Pairs, predict, r2_score, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import RIDGE_PENALTIES
 from cpgan_ray.evaluation.attacks.neural import Candidate, train_candidates
 from cpgan_ray.training.adversaries.base import Target
@@ -263,7 +263,7 @@ def test_restarts_are_averaged_where_that_is_better_on_the_tuning_rows_and_the_b
     averaged = "averaged" in fitted.settings
     assert isinstance(fitted.reconstruct, Mean) == averaged
     assert (round(fitted.tune_r2, 4) > max(alone)) if averaged else (round(fitted.tune_r2, 4) == max(alone))
-    assert fitted.tune_r2 == recovered(data.tune, fitted.reconstruct, space="components")
+    assert fitted.tune_r2 == r2_score(data.tune, fitted.reconstruct, space="components")
 
 
 @pytest.mark.parametrize(("against", "other"), [((), "upsample"), (("upsample",), "conv"), (("conv", "mlp"), "upsample")])
@@ -284,7 +284,7 @@ def test_the_error_counts_what_lies_outside_the_components(curved):
     values = flat.values.double().square().sum(1)
     expected = 1 - (values * 0.25 + 100).sum() / (values + 100).sum()
     halved = lambda z: flat.values[: len(z)] / 2  # noqa: E731
-    assert recovered(pairs, halved, space="components") == pytest.approx(float(expected), rel=1e-5)
+    assert r2_score(pairs, halved, space="components") == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("how", ["standardised", "whitened"])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cpgan_ray.evaluation.attacks.base import AttackData, Pairs
-from cpgan_ray.evaluation.attributes import Inferred, attribute_map, taught
+from cpgan_ray.evaluation.attributes import Inferred, attribute_map, train_classifiers
 from cpgan_ray.training.adversaries.base import Target
 
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def test_what_only_two_coordinates_together_tell_is_found(found):
 def test_a_linear_probe_alone_would_miss_it():
     given, z = labels(), {name: torch.from_numpy(standardised(z)).float() for name, z in codes().items()}
     torch.manual_seed(0)
-    logits = taught(nn.Linear(K, len(NAMES)), z, given, share=torch.full((len(NAMES),), 0.5), seed=0)
+    logits = train_classifiers(nn.Linear(K, len(NAMES)), z, given, share=torch.full((len(NAMES),), 0.5), seed=0)
     right = ((logits["score"] > 0) == (given["score"] > 0)).mean(axis=0)
     assert right[0] > 0.9
     assert right[3] == pytest.approx(0.5, abs=0.06)
@@ -117,7 +117,7 @@ def test_permuted_score_labels_leave_all_predictions_as_they_are():
     for these in (given, permuted):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(K, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, len(NAMES)))
-        predictions.append(taught(network, z, these, share=torch.full((len(NAMES),), 0.5), seed=0))
+        predictions.append(train_classifiers(network, z, these, share=torch.full((len(NAMES),), 0.5), seed=0))
     for name in ("tune", "score"):
         np.testing.assert_array_equal(predictions[0][name], predictions[1][name])
 

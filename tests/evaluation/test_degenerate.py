@@ -9,9 +9,9 @@ from sklearn.metrics import balanced_accuracy_score
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import Dataset, answers, load
 from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, says_nothing
-from cpgan_ray.evaluation.fitting import Material, entries, in_process
+from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
-from cpgan_ray.evaluation.tournament import judge
+from cpgan_ray.evaluation.tournament import score_attacks
 from cpgan_ray.training.losses import right_answers
 
 RNG = np.random.default_rng(0)
@@ -134,8 +134,8 @@ def test_is_constant_sees_variation_of_any_coordinate():
 def test_brief_tournament_on_a_constant_code_has_r2_of_zero(faces, tiny_config):
     codes = constant(faces) | {f"{name}_mirrored": np.zeros((size(faces, name), 3), np.float32) for name in ("train", "val")}
     config = dataclasses.replace(tiny_config.attacks, names=("mlp", "resnet_decoder"), attributes=True, identity=True)
-    material = Material(faces, codes, config, 0)
-    todo = entries(config, faces, brief=True)
-    verdict = judge(in_process(todo, material, done=lambda made: None), material)
+    context = EvaluationContext(faces, codes, config, 0)
+    todo = attack_specs(config, faces, brief=True)
+    result = score_attacks(fit_in_process(todo, context, done=lambda made: None), context)
     assert [e.name for e in todo] == ["ridge", "ridge"]
-    assert abs(verdict.strongest.score.r2) < 0.02
+    assert abs(result.strongest.score.r2) < 0.02

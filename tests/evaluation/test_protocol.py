@@ -11,7 +11,7 @@ from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
-from cpgan_ray.evaluation.protocol import VARIANTS, attack_data, people_apart
+from cpgan_ray.evaluation.protocol import VARIANTS, attack_data, split_by_identity
 from cpgan_ray.evaluation.scoring import score
 
 torch.set_num_threads(1)
@@ -93,11 +93,11 @@ def test_pixels_can_be_asked_for_by_slice_and_by_row_numbers(dataset):
 
 def test_people_are_kept_whole_when_the_attackers_pictures_are_divided():
     identity = np.random.default_rng(0).integers(20, size=200)
-    mine, kept = people_apart(identity, seed=1)
+    mine, kept = split_by_identity(identity, seed=1)
     assert sorted([*mine, *kept]) == list(range(200))
     assert set(identity[mine]) & set(identity[kept]) == set()
     assert len(set(identity[kept])) == 5
-    assert not np.array_equal(kept, people_apart(identity, seed=2)[1])
+    assert not np.array_equal(kept, split_by_identity(identity, seed=2)[1])
 
 
 def test_a_person_in_two_sets_is_an_error_that_names_them(dataset):

@@ -16,7 +16,7 @@ from cpgan_ray.data.batching import pictures, representative_rows, training_batc
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms import MECHANISMS, games
-from cpgan_ray.mechanisms.base import samples, taught
+from cpgan_ray.mechanisms.base import samples, train_classifier
 from cpgan_ray.mechanisms.games import feature_length
 from cpgan_ray.mechanisms.noise import drawn
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
@@ -173,7 +173,7 @@ def test_classifiers_of_all_mechanisms_see_what_the_game_shows_mirrored_and_shif
     def watched(net, inputs, *rest, varied, **more):
         chosen = training_batch(0, dataset, config)
         seen.append((inputs, chosen, varied(chosen)))
-        return taught(net, inputs, *rest, varied=varied, **more)
+        return train_classifier(net, inputs, *rest, varied=varied, **more)
 
     monkeypatch.setattr(f"cpgan_ray.mechanisms.{'noise' if name == 'noise' else 'projections'}.taught", watched)
     MECHANISMS[name].release(config, setting, dataset)

@@ -44,7 +44,7 @@ from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 from cpgan_ray.evaluation.utility import utility_of
-from cpgan_ray.pipelines.attack import Gate, attack, head_logits
+from cpgan_ray.pipelines.attack import GateResult, attack, head_logits
 from cpgan_ray.pipelines.train import train
 from cpgan_ray.tracking import fetch_run, read_curves
 from cpgan_ray.tracking.store import open_store
@@ -333,7 +333,9 @@ def small(uri: str, cache: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Gate, dict[str, Any]]]:
+def alone(
+    trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[GateResult, dict[str, Any]]]:
     """Encoders of each kind, attacked: their gates and reports."""
     folder = tmp_path_factory.mktemp("alone")
     (drawn,) = (path for path in cache_dir.glob("faces-*") if path.is_dir())

@@ -19,7 +19,7 @@ from cpgan_ray.cli import parse_frontier
 from cpgan_ray.config import override
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
-from cpgan_ray.pipelines.frontier import survey
+from cpgan_ray.pipelines.frontier import draw_fronts
 from cpgan_ray.tracking import Tracker, read_trials
 from cpgan_ray.tracking.store import all_runs
 from tests.process import environment
@@ -124,7 +124,7 @@ def draw(mlflow_uri, tmp_path, capsys) -> Iterator[Callable[..., dict[str, Any]]
 
     def make(*arguments: str) -> dict[str, Any]:
         told = [*arguments, "--tracking-uri", mlflow_uri, "--output", str(tmp_path / "drawn")]
-        return survey(parse_frontier(told, description=""))[1]
+        return draw_fronts(parse_frontier(told, description=""))[1]
 
     yield make
     mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
@@ -290,7 +290,7 @@ def test_bad_input_is_one_line_that_names_it_and_nothing_is_written(searched, re
     defaults = {"--tracking-uri": mlflow_uri, "--output": str(tmp_path / "drawn")}
     told += [word for flag, value in defaults.items() if flag not in told for word in (flag, value)]
     with pytest.raises(InputError) as raised:
-        survey(parse_frontier(told, description=""))
+        draw_fronts(parse_frontier(told, description=""))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "drawn").exists()

@@ -31,7 +31,7 @@ from cpgan_ray.config.presets import preset
 from cpgan_ray.config.search_space import dimensions
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
-from cpgan_ray.pipelines.train import Context, train
+from cpgan_ray.pipelines.train import RunContext, train
 from cpgan_ray.pipelines.tune.job import concurrency, search, trial_sizes
 from cpgan_ray.pipelines.tune.networks import build, ensure_buildable
 from cpgan_ray.pipelines.tune.proposals import Proposals, optuna_sampler, proposals
@@ -429,7 +429,7 @@ def test_who_listens_to_quick_attacks_finds_them_in_mlflow(tiny_config, mlflow_u
         (run,) = client.search_runs([client.get_experiment_by_name("cpgan").experiment_id])
         told.append((found["privacy/quick_r2"], run.data.metrics.get("privacy/quick_r2")))
 
-    train(config, Context(listen=listen))
+    train(config, RunContext(listen=listen))
     assert told and all(logged == pytest.approx(found) for found, logged in told)
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.config import override, to_json
 from cpgan_ray.errors import InputError
-from cpgan_ray.pipelines.train import decisive, train
+from cpgan_ray.pipelines.train import resume_fingerprint, train
 from cpgan_ray.training.checkpoint import DIGEST, Checkpoints, Snapshot, decode, encode, pack, unpack
 
 ROOT = Path(__file__).parents[2]
@@ -251,19 +251,19 @@ def test_a_run_is_not_resumed_from_the_checkpoint_of_one_of_other_sizes(tmp_path
     out, place = tmp_path / "out", tmp_path / "place"
     config = tiny("mlp", output=str(out), **{"recovery.checkpoints": str(place)})
     other = override(config, {"k": config.k + 1})
-    name = Checkpoints(str(place), keep=3, settings=decisive(other)).write(snapshot(3))
+    name = Checkpoints(str(place), keep=3, settings=resume_fingerprint(other)).write(snapshot(3))
     with pytest.raises(InputError, match=r"no checkpoint in \S+ can be used"):
         train(config, resume="0" * 32)
     assert f"{name} is of another run, with k {config.k + 1}, here it is {config.k}: it is not loaded" in capsys.readouterr().err
     assert not out.exists()
-    assert Checkpoints(str(place), keep=3, settings=decisive(other)).latest() is not None, "it is still there"
+    assert Checkpoints(str(place), keep=3, settings=resume_fingerprint(other)).latest() is not None, "it is still there"
 
 
 def test_where_the_data_are_and_how_long_a_run_goes_on_makes_no_other_run(tmp_path, tiny):
     config = tiny("mlp")
-    Checkpoints(str(tmp_path), keep=3, settings=decisive(config)).write(snapshot(3))
+    Checkpoints(str(tmp_path), keep=3, settings=resume_fingerprint(config)).write(snapshot(3))
     moved = override(config, {"cache_dir": str(tmp_path / "cache"), "epochs": 9, "attacks.restarts": 2, "runtime.threads": 1})
-    found = Checkpoints(str(tmp_path), keep=3, settings=decisive(moved)).latest()
+    found = Checkpoints(str(tmp_path), keep=3, settings=resume_fingerprint(moved)).latest()
     assert found is not None
     assert found.round == 3
 

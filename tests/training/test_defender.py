@@ -14,7 +14,7 @@ from torch import nn
 from cpgan_ray.config import Config, DataConfig, GameConfig, PrivatizerConfig, RuntimeConfig, UtilityConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.models.export import export_programs
-from cpgan_ray.training.defender import RATES, Defender, hampered
+from cpgan_ray.training.defender import LR_SCHEDULES, Defender, corrupt_inputs
 
 ROWS, K, LABELS, SIDE = 16, 4, 3, 12
 
@@ -113,9 +113,9 @@ def test_a_release_that_is_not_ahead_takes_the_place_of_all_before_it(batches):
 
 def test_a_rate_goes_from_its_peak_as_its_name_says():
     done = [0.0, 0.25, 0.49, 0.5, 0.74, 0.75, 1.0]
-    assert [RATES["constant"](d) for d in done] == [1.0] * 7
-    assert [RATES["steps"](d) for d in done] == [1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
-    assert [RATES["cosine"](d) for d in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+    assert [LR_SCHEDULES["constant"](d) for d in done] == [1.0] * 7
+    assert [LR_SCHEDULES["steps"](d) for d in done] == [1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    assert [LR_SCHEDULES["cosine"](d) for d in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
 
 
 def played_rates(rate: str, batches: list) -> list[float]:
@@ -139,7 +139,7 @@ X = torch.rand(40, 3, 12, 10) * 0.5 + 0.25
 
 def given(*, rows: int = 40, own: slice = slice(None), round: int = 7, **changes) -> torch.Tensor:
     config = Config(data=DataConfig(**changes))
-    return hampered(X[:rows][own], config, round=round, num_rows=rows, own=own)
+    return corrupt_inputs(X[:rows][own], config, round=round, num_rows=rows, own=own)
 
 
 def test_pictures_reach_the_privatizer_as_they_are_unless_it_is_to_be_hampered():

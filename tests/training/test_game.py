@@ -146,7 +146,7 @@ def test_play_stops_after_the_rounds_asked_for_and_at_the_end_of_an_epoch(tiny, 
 
 def test_without_a_privacy_weight_nobody_plays_against_the_privatizer(tiny):
     game, played = play_all(tiny(privacy_weight=0, epochs=1))
-    assert game.seats == {}
+    assert game.handles == {}
     assert game.weights().keys() == {"privatizer"}
     assert not any(name.startswith(("adversary/", "privacy/")) for metrics in played for name in metrics)
     assert "utility/val_accuracy" in played[-1]
@@ -240,7 +240,7 @@ def test_the_gradient_is_exact_in_sync_and_one_round_old_in_stale1(tiny, schedul
 def test_stale1_asks_about_the_next_codes_before_it_waits_for_the_answers_and_ends_an_epoch_with_nothing_in_flight(tiny):
     config = tiny("ridge", "mlp", changes={"game.schedule": "stale1"})
     events: list[tuple[str, int]] = []
-    seats = {name: AdversaryWorker(name, config, threads=1) for name in config.adversaries}
+    handles = {name: AdversaryWorker(name, config, threads=1) for name in config.adversaries}
 
     def share(release: Release) -> Release:
         events.append(("asked", release.round))
@@ -251,7 +251,7 @@ def test_stale1_asks_about_the_next_codes_before_it_waits_for_the_answers_and_en
         assert {answer.round for answer in answers} == {answers[0].round}
         return list(answers)
 
-    game = Game(PrivatizerWorker(config, threads=1), seats, gather=gather, share=share)
+    game = Game(PrivatizerWorker(config, threads=1), handles, gather=gather, share=share)
     game.play(ROUNDS_PER_EPOCH)
     assert events[:4] == [("asked", 0), ("asked", 1), ("gathered", 0), ("asked", 2)]
     assert events[4:] == [("gathered", 1), ("asked", 3), ("gathered", 2), ("gathered", 3)]
@@ -294,7 +294,7 @@ def test_the_privatizer_moves_in_its_update_alone(tiny, differing):
     net = game.privatizer.defender.net
     at_first = {name: value.detach().clone() for name, value in net.named_parameters()}
     release = game.privatizer.release(0)
-    feedback = [seat.respond(release) for seat in game.seats.values()]
+    feedback = [handle.respond(release) for handle in game.handles.values()]
     game.privatizer.utility(release)
     assert differing(at_first, dict(net.named_parameters())) == []
     game.privatizer.update(feedback)
@@ -412,7 +412,7 @@ def test_in_the_first_pass_of_an_epoch_the_head_and_the_adversaries_learn_and_in
     neural = ("mlp", "decoder")
 
     def state() -> tuple[dict, dict, dict]:
-        learners = {name: seat.weights() for name, seat in game.seats.items() if name in neural}
+        learners = {name: handle.weights() for name, handle in game.handles.items() if name in neural}
         copied = {name: {k: v.clone() for k, v in w["network"].items()} for name, w in learners.items()}
         return parameters(net["privatizer"]), parameters(net["head"]), copied
 
@@ -436,7 +436,7 @@ def test_the_adversary_with_the_smallest_error_on_the_validation_split_is_the_ep
     game.begin_epoch()
     (release,) = game.privatizer.released_blocks("val", round=0)
     assert release.split == "val"
-    shares = {name: np.divide(*seat.score(release)) for name, seat in game.seats.items()}
+    shares = {name: np.divide(*handle.score(release)) for name, handle in game.handles.items()}
     assert shares[game.chosen] == min(shares.values())
     played = game.play(1)
     opponents = [{n.split("/")[1] for n in m if n.startswith("adversary/")} for m in played]
@@ -458,7 +458,7 @@ def test_an_adversary_that_answers_nan_stops_the_game_and_is_named_with_the_roun
     game = play_in_process(tiny("ridge", name, changes={"game.schedule": schedule}), threads=1)
     game.play(1)
     with torch.no_grad():
-        for value in game.seats[name].adversary.network.parameters():
+        for value in game.handles[name].adversary.network.parameters():
             value.fill_(math.nan)
     with pytest.raises(FloatingPointError, match=rf"'{name}'.*round {2 if schedule == 'stale1' else 1}\b"):
         game.play(2)
@@ -467,7 +467,7 @@ def test_an_adversary_that_answers_nan_stops_the_game_and_is_named_with_the_roun
 def test_a_streamed_adversary_that_answers_nan_is_named_with_the_round(tiny):
     game = play_in_process(tiny("ridge_epoch"), threads=1)
     game.play(1)
-    game.seats["ridge_epoch"].adversary.fit.bias.fill_(math.nan)
+    game.handles["ridge_epoch"].adversary.fit.bias.fill_(math.nan)
     with pytest.raises(FloatingPointError, match=r"'ridge_epoch'.*round 1\b"):
         game.play(1)
 
@@ -512,7 +512,7 @@ def linear_release(config: Config, *, k: int, shuffled: bool = False) -> Release
 def test_ridge_recovers_all_of_a_linear_code_as_long_as_the_picture_and_nothing_of_a_shuffled_one(tiny, k, shuffled, low, high):
     config = tiny("ridge", k=k, changes={"data.image_size": 8})
     ridge = RidgeConfig(bank=0, components=0, penalties=(1e-6, 1e-4, 1e-1))
-    config = replace(config, adversaries={"ridge": ridge}, game=override(config, {"game.scored_share": 0.2}).game)
+    config = replace(config, adversaries={"ridge": ridge}, game=override(config, {"game.holdout_fraction": 0.2}).game)
     found = AdversaryWorker("ridge", config, threads=1).respond(linear_release(config, k=k, shuffled=shuffled))
     assert low < found.r2 <= high
     assert found.grad_z.shape == (320, k)

@@ -4,7 +4,7 @@ from cpgan_ray.analysis.fronts.choice import Recommendation, nearest, recommend
 from cpgan_ray.analysis.fronts.files import as_json, finite, table, with_interval, write
 from cpgan_ray.analysis.fronts.fronts import Reference, comparable, front, hypervolume, hypervolume_history, reference_point
 from cpgan_ray.analysis.fronts.knobs import rank_correlations, spearman
-from cpgan_ray.analysis.fronts.trials import Estimate, Point, State, Trial, across, mean, points, scored
+from cpgan_ray.analysis.fronts.trials import Estimate, Point, State, Trial, mean, mean_with_ci, points, scored
 
 __all__ = [
     "Estimate",
@@ -13,7 +13,7 @@ __all__ = [
     "Reference",
     "State",
     "Trial",
-    "across",
+    "mean_with_ci",
     "as_json",
     "comparable",
     "finite",

@@ -127,14 +127,14 @@ def grouped(trials: Sequence[Trial]) -> Point:
     """The point of finished trials of one setting. Repetitions of a seed are averaged first: they are no further evidence.
 
     The intervals mean two things. Of one seed: how the numbers of this one privatizer vary with the people it is scored on. Of
-    several: how the mean varies with the seed of the training, the scored people being the same (`across`).
+    several: how the mean varies with the seed of the training, the scored people being the same (`mean_with_ci`).
     """
     seeds = sorted({trial.seed for trial in trials})
     by_seed = [[trial for trial in trials if trial.seed == seed] for seed in seeds]
 
     def over_seeds(name: str) -> Estimate:
         ends = (name, f"{name}_low", f"{name}_high")
-        return across([Estimate(*(mean([getattr(trial, end) for trial in same]) for end in ends)) for same in by_seed])
+        return mean_with_ci([Estimate(*(mean([getattr(trial, end) for trial in same]) for end in ends)) for same in by_seed])
 
     def average(name: str) -> float | None:
         return mean([mean([getattr(trial, name) for trial in same]) for same in by_seed])
@@ -160,7 +160,7 @@ def grouped(trials: Sequence[Trial]) -> Point:
     )
 
 
-def across(seeds: Sequence[Estimate]) -> Estimate:
+def mean_with_ci(seeds: Sequence[Estimate]) -> Estimate:
     """Of n seeds: mean +- t(0.975, n - 1) s / sqrt(n), Student's interval, s the sample deviation. Of one: its own estimate."""
     if len(seeds) == 1:
         return seeds[0]

@@ -81,7 +81,7 @@ def draft(source: Path, config: Config, *, processes: int | None = None, progres
         with _decoder(pictures, stored, config, remarks=remarks, processes=processes) as fetch:
             told = {"fetch": fetch, "source": made_of, "digest": digest, "remarks": remarks, "listed_in": files[ATTRIBUTES].name}
             plan = _plan(pictures, stored, annotations, config=config, **told)
-            if plan.nature.anonymous:
+            if plan.info.anonymous:
                 store.say(f"{source} has no {IDENTITIES}: one person may be in several splits, and each picture counts by itself")
             store.build(folder, plan, progress=progress, describe=sentences)
 
@@ -132,7 +132,7 @@ def _plan(
         rows=rows,
         fetch=fetch,
         missing=missing,
-        nature=store.Nature(anonymous=annotations.anonymous),
+        info=store.DatasetInfo(anonymous=annotations.anonymous),
         remarks=remarks,
     )
 

@@ -9,7 +9,7 @@ complete.
 
 from cpgan_ray.data.store.dataset import SPLITS, Dataset, Split
 from cpgan_ray.data.store.files import checksum, locked, progress_bar, say
-from cpgan_ray.data.store.info import Nature
+from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, Damaged, Manifest, damaged, read_json, read_manifest, sealed
 from cpgan_ray.data.store.reading import VERIFIED, checksums, open_store, verify
 from cpgan_ray.data.store.writing import Plan, build
@@ -22,7 +22,7 @@ __all__ = [
     "Damaged",
     "Dataset",
     "Manifest",
-    "Nature",
+    "DatasetInfo",
     "Plan",
     "Split",
     "build",

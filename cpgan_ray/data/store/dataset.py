@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cpgan_ray.data.store.info import Nature
+from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged, read_manifest
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
@@ -71,7 +71,7 @@ class Dataset:
     label_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     """(H, W, C)."""
-    nature: Nature
+    info: DatasetInfo
     train: Split
     val: Split
     test: Split
@@ -138,7 +138,7 @@ def map_split(path: Path, manifest: Manifest) -> Split:
         for i, column in enumerate(of_batch):
             labels[first : first + rows, i] = column.view(np.int8)
         first += rows
-    several = manifest.nature.classes
+    several = manifest.info.classes
     limits = np.array([len(several[name]) if name in several else 2 for name in manifest.label_names], np.int64)
     if len(wrong := np.argwhere((labels < 0) | (labels >= limits))):
         row, column = wrong[0].tolist()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nature:
+class DatasetInfo:
     """What the values and labels of a data set are."""
 
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)

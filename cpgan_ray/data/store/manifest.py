@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from cpgan_ray.data.store.info import Nature
+from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.errors import InputError
 
 MANIFEST, CHECKSUM = "manifest.json", "checksum"
 MAX_JSON_BYTES = 64 << 20
 """No description of a store is read that is larger; that of 200,000 pictures with 40 labels has 130 kB."""
-FORMAT = 3
+FORMAT = 4
 """Version of the files; part of every digest, so that a new version never reads old files."""
 K = TypeVar("K")
 
@@ -47,7 +47,7 @@ class Manifest:
     label_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     dtype: Literal["uint8", "float32"]
-    nature: Nature
+    info: DatasetInfo
     splits: dict[Literal["train", "val", "test"], SplitFile]
     skipped: tuple[str, ...]
     remarks: dict[str, int]

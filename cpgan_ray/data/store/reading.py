@@ -36,7 +36,7 @@ def open_store(folder: Path) -> Dataset:
         digest=manifest.digest,
         label_names=manifest.label_names,
         image_shape=manifest.image_shape,
-        nature=manifest.nature,
+        info=manifest.info,
         skipped=manifest.skipped,
         train=train,
         val=val,

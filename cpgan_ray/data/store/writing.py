@@ -16,7 +16,7 @@ from cpgan_ray.common.atomic_io import atomic_path, make_folder, sync, write_tex
 from cpgan_ray.common.ownership import SUFFIX, is_own, sign
 from cpgan_ray.data.store.dataset import SPLITS
 from cpgan_ray.data.store.files import checksum, progress_bar, say
-from cpgan_ray.data.store.info import Nature
+from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, SplitFile, read_json, sealed
 from cpgan_ray.data.store.reading import VERIFIED, remember, states
 from cpgan_ray.errors import InputError
@@ -51,7 +51,7 @@ class Plan:
     """Pictures that are left out from the start."""
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
     """uint8 or float32."""
-    nature: Nature = field(default_factory=Nature)
+    info: DatasetInfo = field(default_factory=DatasetInfo)
     remarks: Counter[str] = field(default_factory=Counter)
     """What is to be reported of pictures that are kept, kind to number; `fetch` may count more."""
 
@@ -91,7 +91,7 @@ def build(folder: Path, plan: Plan, *, progress: bool = True, describe: Describe
         "label_names": plan.label_names,
         "image_shape": plan.image_shape,
         "dtype": str(plan.dtype),
-        "nature": asdict(plan.nature),
+        "info": asdict(plan.info),
         "splits": {name: asdict(split.file) for name, split in splits.items()},
         "skipped": skipped,
         "remarks": dict(sorted(remarks.items())),

@@ -27,7 +27,7 @@ from pathlib import Path
 from cpgan_ray.common.ownership import is_own, owner_key
 from cpgan_ray.config import Config
 from cpgan_ray.data import store
-from cpgan_ray.data.sync.remote_files import Place, synchronise
+from cpgan_ray.data.sync.remote_files import RemoteFolder, synchronise
 from cpgan_ray.data.sync.shared_cache import SharedCache, fingerprint, shared_cache
 from cpgan_ray.errors import InputError
 
@@ -141,8 +141,10 @@ def prepare(recipe: Recipe, config: Config, *, progress: bool) -> Path:
         ensure_made_so(named, recipe.settings(config))
         return named
     if not (recipe.needs_folder and isinstance(config.data_dir, str)):
-        return made(recipe.draft(source_of(recipe, config, cache), config, progress), config, cache, shared, progress=progress)
-    place = Place(config.data_dir, option="data_dir")
+        return get_or_build(
+            recipe.draft(source_of(recipe, config, cache), config, progress), config, cache, shared, progress=progress
+        )
+    place = RemoteFolder(config.data_dir, option="data_dir")
     folder = cache / "sources" / hashlib.sha256(place.where.encode()).hexdigest()[:16]
     with store.locked(folder):
         if named is not None and named.is_dir():  # since another process has made it
@@ -158,7 +160,7 @@ def prepare(recipe: Recipe, config: Config, *, progress: bool) -> Path:
                 return cache / known
         synchronise(place, files, folder, progress=progress)
         try:
-            found = made(recipe.draft(folder, config, progress), config, cache, shared, progress=progress)
+            found = get_or_build(recipe.draft(folder, config, progress), config, cache, shared, progress=progress)
         except InputError as e:  # of files that the user knows by another name
             raise InputError(str(e).replace(str(folder), place.where)) from e
         if shared is not None and [file for file in place.files() if file.name in wanted] == files:  # nothing changed meanwhile
@@ -201,7 +203,7 @@ def own_checksums(digest: str) -> Callable[[Path], dict[str, str]]:
     return checksums
 
 
-def made(draft: Draft, config: Config, cache: Path, shared: SharedCache | None, *, progress: bool) -> Path:
+def get_or_build(draft: Draft, config: Config, cache: Path, shared: SharedCache | None, *, progress: bool) -> Path:
     """The store of a draft, taken from the shared cache, or made and put there, unless it is there."""
     ensure_same(draft.digest, config)
     folder = own_folder(cache, draft.digest, config, progress=progress)
@@ -231,7 +233,7 @@ def ensure_made_so(folder: Path, settings: Mapping[str, object]) -> None:
 def ensure_same(digest: str, config: Config) -> None:
     """Raises: InputError where the source makes another store than the one that is named."""
     if config.data.digest and digest != config.data.digest:
-        of = f" at {Place(config.data_dir, option='data_dir').where}" if config.data_dir is not None else ""
+        of = f" at {RemoteFolder(config.data_dir, option='data_dir').where}" if config.data_dir is not None else ""
         raise InputError(
             f"data.digest is {config.data.digest}, but the {config.data.dataset} data{of} make store {digest}: give every node the "
             "same data, or the store itself with --shared-cache"

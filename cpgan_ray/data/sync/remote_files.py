@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cpgan_ray.common.atomic_io import atomic_path
-from cpgan_ray.common.credentials import redacted, taken
+from cpgan_ray.common.credentials import move_to_env, redacted
 from cpgan_ray.data import store
 from cpgan_ray.errors import InputError
 
@@ -25,7 +25,7 @@ CHUNK = 8 << 20
 """Bytes that are read at a time."""
 AT_ONCE = 8
 """Files that are copied at once."""
-PATIENCE_S = 60
+TIMEOUT_S = 60
 """How long Google's store may be tried again, in seconds; its own default is a quarter of an hour. S3 gives up after some six."""
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """They show an object when it is whole; elsewhere a file is written beside and renamed."""
@@ -40,7 +40,7 @@ class File:
     changed_ns: int
 
 
-class Place:
+class RemoteFolder:
     """A folder, or what a URI names."""
 
     def __init__(self, where: str | Path, *, option: str) -> None:
@@ -53,7 +53,7 @@ class Place:
             if isinstance(where, Path):
                 self.system, root = fs.LocalFileSystem(), str(where.absolute())
             else:
-                self.system, root = fs.FileSystem.from_uri(patient(taken(where)))
+                self.system, root = fs.FileSystem.from_uri(within_timeout(move_to_env(where)))
         self.root = root.rstrip("/")
 
     @contextlib.contextmanager
@@ -156,11 +156,11 @@ def chunks(content: bytes | Path) -> Iterator[bytes]:
             yield chunk
 
 
-def patient(uri: str) -> str:
+def within_timeout(uri: str) -> str:
     """The URI, with a limit to how long a store that does not answer is tried again."""
     if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in uri:
         return uri
-    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={PATIENCE_S}"
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={TIMEOUT_S}"
 
 
 def reason(error: BaseException) -> str:
@@ -172,7 +172,7 @@ def reason(error: BaseException) -> str:
     return (found.group() if found else told)[:200]
 
 
-def synchronise(place: Place, files: Sequence[File], folder: Path, *, progress: bool) -> None:
+def synchronise(place: RemoteFolder, files: Sequence[File], folder: Path, *, progress: bool) -> None:
     """Make `folder` hold these files of a place and no others; what is there with the same size and time of change is not copied
     again, so that an interrupted call goes on with the next file. The caller holds `store.locked(folder)`.
 
@@ -194,7 +194,7 @@ def synchronise(place: Place, files: Sequence[File], folder: Path, *, progress: 
         store.say(f"fetched {len(wanted)} files, {size / 1e6:.1f} MB, from {place.where} into {folder}")
 
 
-def fetch_all(place: Place, files: Mapping[File, Path], *, progress: bool) -> None:
+def fetch_all(place: RemoteFolder, files: Mapping[File, Path], *, progress: bool) -> None:
     """Copies of files of a place, several at once, each with the time of change that it has there."""
     lock, done, stopped = threading.Lock(), 0, threading.Event()
     total = sum(file.size for file in files)

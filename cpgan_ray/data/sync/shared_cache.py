@@ -22,7 +22,7 @@ from cpgan_ray.common.atomic_io import make_folder, write_bytes
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.config import Config
 from cpgan_ray.data import store
-from cpgan_ray.data.sync.remote_files import File, Place, fetch_all
+from cpgan_ray.data.sync.remote_files import File, RemoteFolder, fetch_all
 from cpgan_ray.errors import InputError
 
 Checksums = Callable[[Path], Mapping[str, str]]
@@ -34,7 +34,7 @@ class SharedCache:
 
     def __init__(self, where: str | Path) -> None:
         """Raises: InputError where no file system answers to the URI."""
-        self.place = Place(where, option="shared_cache")
+        self.place = RemoteFolder(where, option="shared_cache")
 
     def take(self, name: str, folder: Path, *, manifest: str, checksums: Checksums, progress: bool = True) -> bool:
         """Fetch `name` into `folder`, which must not exist; the caller holds `store.locked(folder)`. False where it is not there.

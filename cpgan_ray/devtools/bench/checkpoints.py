@@ -11,7 +11,7 @@ from cpgan_ray.devtools.bench.material import synthetic, timed
 from cpgan_ray.devtools.bench.settings import Settings
 
 if TYPE_CHECKING:
-    from cpgan_ray.pipelines.session import Running
+    from cpgan_ray.pipelines.session import GameSession
     from cpgan_ray.training.checkpoint import Checkpoints
 
 FACES, EVERY = 4_000, 50
@@ -27,7 +27,7 @@ def measure_checkpoints(s: Settings, folder: Path) -> dict[str, Any]:
     import ray
 
     from cpgan_ray.common.process import available_cpus, set_up_process
-    from cpgan_ray.pipelines.session import running
+    from cpgan_ray.pipelines.session import open_session
     from cpgan_ray.training.checkpoint import Checkpoints
 
     synthetic(folder, rows=FACES, image_size=s.image_size)
@@ -40,7 +40,7 @@ def measure_checkpoints(s: Settings, folder: Path) -> dict[str, Any]:
         kept = Checkpoints(str(folder / f"checkpoints-{backend}"), keep=2)
         one = override(config, {"runtime.backend": backend})
         plain, watched, saving = [], [], []
-        with running(one, None) as game, running(one, None) as saved:
+        with open_session(one, None) as game, open_session(one, None) as saved:
             play_for(game, s.warmup)
             play_for(saved, s.warmup)
             for turn in range(s.repeats):
@@ -62,12 +62,12 @@ def measure_checkpoints(s: Settings, folder: Path) -> dict[str, Any]:
     return result | {"every": EVERY, "rounds": s.rounds, "repeats": s.repeats}
 
 
-def play_for(game: "Running", rounds: int) -> None:
+def play_for(game: "GameSession", rounds: int) -> None:
     """So many rounds, over ends of epochs."""
     done = 0
     while done < rounds:
         done += len(game.get(game.play(rounds - done)))
 
 
-def save(game: "Running", checkpoints: "Checkpoints") -> None:
+def save(game: "GameSession", checkpoints: "Checkpoints") -> None:
     checkpoints.write(game.snapshot())

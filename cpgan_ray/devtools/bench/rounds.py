@@ -92,8 +92,8 @@ def processes(configs: dict[int, Config], threads: set[int]) -> Iterator[dict[in
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         pools = {n: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for n in sorted(threads)}
-        for opened in [pool.submit(open_games, configs, n) for n, pool in pools.items()]:
-            opened.result()
+        for building in [pool.submit(open_games, configs, n) for n, pool in pools.items()]:
+            building.result()
         yield pools
 
 
@@ -151,14 +151,14 @@ def play_apart(num_adversaries: int, rounds: int) -> tuple[float, float, int, in
     the longer of codes + slowest answer + step and an adversary's answer + learning.
     """
     game = _games[num_adversaries]
-    seats = cast(list[Any], list(game.seats.values()))
+    handles = cast(list[Any], list(game.handles.values()))
     sequential, critical, sizes = [], [], (0, 0)
     for round in range(game.round, game.round + rounds):
         release, release_s = timed(game.privatizer.release, round)
-        answers = [timed(seat.respond, release) for seat in seats]
+        answers = [timed(handle.respond, release) for handle in handles]
         _, utility_s = timed(game.privatizer.utility, release)
         _, update_s = timed(game.privatizer.update, [feedback for feedback, _ in answers])
-        work = [(respond_s, timed(seat.finish_learning)[1]) for seat, (_, respond_s) in zip(seats, answers, strict=True)]
+        work = [(respond_s, timed(handle.finish_learning)[1]) for handle, (_, respond_s) in zip(handles, answers, strict=True)]
         sequential.append(release_s + utility_s + update_s + sum(r + learn for r, learn in work))
         path = release_s + max(utility_s, *(r for r, _ in work)) + update_s
         critical.append(max(path, *(r + learn for r, learn in work)))

@@ -68,7 +68,7 @@ def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> tuple[float, flo
 
 
 class SleepingAdversary:
-    """A seat that takes some time for nothing."""
+    """A handle that takes some time for nothing."""
 
     def __init__(self, name: str, seconds: float = SLEEP_S) -> None:
         self.name, self.seconds = name, seconds
@@ -102,13 +102,13 @@ class IdleHost:
     """GameHost with an idle privatizer."""
 
     def __init__(self, config: Config, actors: dict[str, Any]) -> None:
-        from cpgan_ray.distributed.adversary_pool import RaySeat
+        from cpgan_ray.distributed.adversary_pool import RayAdversaryHandle
         from cpgan_ray.distributed.rpc import gather, share
         from cpgan_ray.training.game import Game
 
-        seats = {name: RaySeat(actor) for name, actor in actors.items()}
+        handles = {name: RayAdversaryHandle(actor) for name, actor in actors.items()}
         privatizer = cast(Any, IdlePrivatizer(config))
-        self.game = Game(privatizer, seats, gather=lambda answers: gather(answers, deadline_s=60.0), share=share)
+        self.game = Game(privatizer, handles, gather=lambda answers: gather(answers, deadline_s=60.0), share=share)
 
     def play(self, rounds: int) -> list[Metrics]:
         """The rounds' metrics, with the CPU seconds of this process in a round."""

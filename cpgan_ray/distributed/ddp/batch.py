@@ -21,7 +21,7 @@ class Group:
         self.count, self.rank = dist.get_world_size(), dist.get_rank()
         self.device, self.batch_size = pick_device(config.runtime.device), config.batch_size
 
-    def own(self, num_rows: int) -> slice:
+    def local_slice(self, num_rows: int) -> slice:
         """As even as can be; all rows where there are fewer of them than workers."""
         if num_rows < self.count:
             return slice(0, num_rows)
@@ -32,7 +32,7 @@ class Group:
         if num_rows < self.count:
             return part
         whole = part.new_zeros(num_rows, *part.shape[1:])
-        whole[self.own(num_rows)] = part.detach()
+        whole[self.local_slice(num_rows)] = part.detach()
         dist.all_reduce(whole)
         return whole
 
@@ -49,12 +49,12 @@ class Group:
         parts = flat.split([value.numel() for value in values])
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
-    def joined(self, network: nn.Module) -> nn.Module:
-        make_whole(network, rows=self.own(self.batch_size), num_rows=self.batch_size)
+    def wrap_ddp(self, network: nn.Module) -> nn.Module:
+        make_whole(network, rows=self.local_slice(self.batch_size), num_rows=self.batch_size)
         # batch statistics are the same everywhere already
         return prepare_model(network, move_to_device=self.device, parallel_strategy_kwargs={"broadcast_buffers": False})
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first worker has, everywhere."""
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)

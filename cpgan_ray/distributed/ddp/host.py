@@ -16,13 +16,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.placement_group import PlacementGroup
 
-from cpgan_ray.common.credentials import received
+from cpgan_ray.common.credentials import import_env
 from cpgan_ray.common.types import Event, Outcome, Played
 from cpgan_ray.config import Config
-from cpgan_ray.distributed.adversary_pool import OPEN_S, SUPPLY_S, Crew
-from cpgan_ray.distributed.ddp.worker import GRACE_S, Order, Start, StoppedError, work
+from cpgan_ray.distributed.adversary_pool import BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S, AdversaryPool
+from cpgan_ray.distributed.ddp.worker import GRACE_S, Command, Start, StoppedError, work
 from cpgan_ray.distributed.resources import Bundle
-from cpgan_ray.distributed.rpc import answer, gather, one_line
+from cpgan_ray.distributed.rpc import gather, get_result, one_line
 from cpgan_ray.errors import LostError
 from cpgan_ray.training.checkpoint import Checkpoints, Snapshot
 
@@ -33,14 +33,14 @@ TRAIN = "train"
 """Ray Train's folder, beside the run's checkpoints."""
 
 
-class Witness(UserCallback):
+class FailureCallback(UserCallback):
     """Tells the host what Ray Train's controller sees."""
 
     def __init__(self, host: Any) -> None:
         self.host = host
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        answer(self.host.lost.remote(cause(worker_exceptions)))
+        get_result(self.host.lost.remote(cause(worker_exceptions)))
 
 
 def cause(errors: dict[int, Exception]) -> str:
@@ -56,37 +56,37 @@ class ParallelHost:
     """The central actor of such a game, with the face of actors.GameHost: Ray Train's trainer, the adversaries' actors, and the
     desk at which the workers fetch their orders. It computes nothing.
 
-    Its methods run in threads: a worker waits for its order in one, the driver for the answer in another.
+    Its methods run in threads: a worker waits for its next command in one, the driver for the reply in another.
     """
 
     calls_at_once = 16
     trainer: threading.Thread | None = None
 
-    def supply(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup, environment: Mapping[str, str]) -> None:
+    def prepare_data(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup, environment: Mapping[str, str]) -> None:
         """The adversaries' actors, with the data on each one's node; workers see to theirs.
 
         sizes: of a worker, of each adversary, of each spare; group: whose bundles the adversaries have, this one the first.
-        environment: see actors.supply.
+        environment: see adversary_pool.prepare_data.
         """
-        received(environment)
+        import_env(environment)
         self.config, self.size, self.passed = config, sizes[0], dict(environment)
-        self.crew = Crew(config, sizes, group)
-        gather(self.crew.supply(self.crew.names), deadline_s=SUPPLY_S)
+        self.pool = AdversaryPool(config, sizes, group)
+        gather(self.pool.prepare_data(self.pool.names), deadline_s=PREPARE_TIMEOUT_S)
 
-    def open(self, snapshot: Snapshot | None = None) -> None:
+    def build(self, snapshot: Snapshot | None = None) -> None:
         """The players themselves; snapshot: go on from there."""
         self.start = snapshot
         self.turn, self.changed = threading.Lock(), threading.Condition()
-        self.asked = Order(0, 0, "length")
+        self.asked = Command(0, 0, "length")
         self.answered, self.at, self.found = 0, snapshot.round if snapshot else 0, None
         self.groups, self.over = 0, False
         self.error: Exception | None = None
         self.place: PlacementGroup | None = None
         self.cause, self.lost_at = "", 0.0
-        gather(self.crew.open(self.crew.names), deadline_s=max(self.config.runtime.deadline_s, OPEN_S))
+        gather(self.pool.build(self.pool.names), deadline_s=max(self.config.runtime.deadline_s, BUILD_TIMEOUT_S))
         self.trainer = threading.Thread(target=self.train, args=(ray.get_runtime_context().current_actor,), daemon=True)
         self.trainer.start()
-        self.total_rounds, self.rounds_per_epoch = self.order("length")
+        self.total_rounds, self.rounds_per_epoch = self.command("length")
 
     def train(self, me: Any) -> None:
         """Ray Train's part, from the beginning to the end."""
@@ -115,7 +115,7 @@ class ParallelHost:
                     storage_filesystem=self.storage.system,
                     failure_config=FailureConfig(max_failures=config.recovery.max_failures),
                     checkpoint_config=CheckpointConfig(num_to_keep=2),
-                    callbacks=[Witness(me)],
+                    callbacks=[FailureCallback(me)],
                 ),
             )
             trainer.fit()
@@ -141,7 +141,7 @@ class ParallelHost:
         with self.changed:
             self.groups, self.place = self.groups + 1, place
             self.changed.notify_all()
-            return self.groups, {name: seat.actor for name, seat in self.crew.seats.items()}
+            return self.groups, {name: handle.actor for name, handle in self.pool.handles.items()}
 
     def environment(self) -> dict[str, str]:
         """What a worker's node may need to reach the data: kept out of what Ray Train stores."""
@@ -158,10 +158,10 @@ class ParallelHost:
             told = Event(
                 round=self.at, replayed=max(0, self.at - round), players=("privatizer",), cause=self.cause, seconds=seconds
             )
-            self.crew.events.append(told)
+            self.pool.events.append(told)
 
-    def next(self, group: int) -> Order | None:
-        """Wait for an order that has no answer yet; None: there will be no more for this group."""
+    def next(self, group: int) -> Command | None:
+        """Wait for a command that has no reply yet; None if no more will come for this group."""
         with self.changed:
             self.changed.wait_for(lambda: self.over or self.groups != group or self.asked.number > self.answered)
             return None if self.over or self.groups != group else self.asked
@@ -172,16 +172,16 @@ class ParallelHost:
                 self.found, self.answered, self.at = found, number, round
                 self.changed.notify_all()
 
-    def mend(self, lost: str, round: int, kept: int) -> dict[str, Any] | Exception:
-        """The adversaries' actors after Crew.mend, or why there are none."""
+    def replace_failed(self, lost: str, round: int, kept: int) -> dict[str, Any] | Exception:
+        """The adversaries' actors after Crew.replace_failed, or why there are none."""
         try:
-            self.crew.mend(LostError(lost), round=round, kept=kept)
+            self.pool.replace_failed(LostError(lost), round=round, kept=kept)
         except LostError as e:
             return e
         except Exception as e:
             self.fail(e)
             return StoppedError(one_line(e))
-        return {name: seat.actor for name, seat in self.crew.seats.items()}
+        return {name: handle.actor for name, handle in self.pool.handles.items()}
 
     def fail(self, error: Exception) -> None:
         """The game is over."""
@@ -195,13 +195,13 @@ class ParallelHost:
 
     # What the driver calls
 
-    def order(self, question: str, argument: int = 0) -> Any:
+    def command(self, question: str, argument: int = 0) -> Any:
         """What the workers answer, be they started anew meanwhile.
 
         Raises: what ended the game.
         """
         with self.turn, self.changed:
-            self.asked = Order(self.asked.number + 1, self.at, question, argument)
+            self.asked = Command(self.asked.number + 1, self.at, question, argument)
             self.changed.notify_all()
             self.changed.wait_for(lambda: self.over or self.answered == self.asked.number)
             if self.answered != self.asked.number:
@@ -220,22 +220,22 @@ class ParallelHost:
 
     def play(self, rounds: int) -> Played:
         """Some more rounds, and what was lost and mended meanwhile."""
-        metrics = self.order("play", rounds)
-        self.crew.in_a_row = 0
-        events, self.crew.events = self.crew.events, []
+        metrics = self.command("play", rounds)
+        self.pool.in_a_row = 0
+        events, self.pool.events = self.pool.events, []
         return Played(metrics, tuple(events))
 
     def snapshot(self) -> Snapshot:
-        return self.order("snapshot")
+        return self.command("snapshot")
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return self.order("sample", count)
+        return self.command("sample", count)
 
     def outcome(self) -> Outcome:
-        return self.order("outcome")
+        return self.command("outcome")
 
     def weights(self) -> dict[str, dict[str, Any]]:
-        return self.order("weights")
+        return self.command("weights")
 
     def workers_group(self) -> PlacementGroup | None:
         """Where the workers are."""

@@ -16,13 +16,13 @@ from ray.util.placement_group import get_current_placement_group
 from cpgan_ray.common.registry import remember
 from cpgan_ray.common.types import Release
 from cpgan_ray.config import Config
-from cpgan_ray.distributed.adversary_pool import RaySeat, supply
+from cpgan_ray.distributed.adversary_pool import RayAdversaryHandle, prepare_data
 from cpgan_ray.distributed.ddp.batch import Group
-from cpgan_ray.distributed.resources import Bundle, means
-from cpgan_ray.distributed.rpc import answer, gather, one_line, share
+from cpgan_ray.distributed.resources import Bundle, compute_kwargs
+from cpgan_ray.distributed.rpc import gather, get_result, one_line, share
 from cpgan_ray.errors import InputError, LostError
 from cpgan_ray.training.checkpoint import Snapshot, decode, encode
-from cpgan_ray.training.game import Game, opponents
+from cpgan_ray.training.game import Game, active_adversaries
 from cpgan_ray.training.players import PrivatizerWorker
 
 GRACE_S = 60
@@ -33,8 +33,8 @@ GAME = "game.ckpt"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the workers are to do next. Made by ParallelHost.order; read by every worker."""
+class Command:
+    """What the workers are to do next. Made by ParallelHost.command; read by every worker."""
 
     number: int
     at: int  # rounds that have been told: those who have played fewer play them first
@@ -51,13 +51,13 @@ class Start:
     host: Any  # handle of the ParallelHost
 
 
-class NobodyHere:
-    """The seat of an adversary for all workers but the first: `gather` brings the answers."""
+class NonzeroRankHandle:
+    """The handle of an adversary for all workers but the first: `gather` brings the answers."""
 
     def _nothing(self, *_: Any) -> None:
         return None
 
-    respond = learn = oppose = accumulate = solve = score = weights = snapshot = restore = _nothing
+    respond = learn = respond_without_learning = accumulate = solve = score = weights = snapshot = restore = _nothing
 
 
 class StoppedError(Exception):
@@ -72,20 +72,20 @@ class Worker:
         self.config, self.host = start.config, start.host
         self.peers = Group(start.config)
         self.first = self.peers.rank == 0
-        privatizer = PrivatizerWorker(start.config, **means(start.config, start.size), peers=self.peers)
+        privatizer = PrivatizerWorker(start.config, **compute_kwargs(start.config, start.size), peers=self.peers)
         self.number, self.reported = 0, -1
-        seats: dict[str, Any] = {name: NobodyHere() for name in opponents(start.config)}
+        handles: dict[str, Any] = {name: NonzeroRankHandle() for name in active_adversaries(start.config)}
         if self.first:
-            self.number, actors = answer(self.host.enter.remote(get_current_placement_group()))
-            seats = {name: RaySeat(actor) for name, actor in actors.items()}
-        self.game = Game(privatizer, seats, gather=self.gather, share=self.shared, mend=self.mend)
+            self.number, actors = get_result(self.host.enter.remote(get_current_placement_group()))
+            handles = {name: RayAdversaryHandle(actor) for name, actor in actors.items()}
+        self.game = Game(privatizer, handles, gather=self.gather, share=self.shared, replace_failed=self.replace_failed)
         checkpoint = ray.train.get_checkpoint()
-        self.go_to(answer(self.host.beginning.remote()) if checkpoint is None else read(checkpoint))
+        self.go_to(get_result(self.host.beginning.remote()) if checkpoint is None else read(checkpoint))
         if checkpoint is None:
             self.report()
             ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         if self.first:
-            answer(self.host.ready.remote(self.number, self.game.round))
+            get_result(self.host.ready.remote(self.number, self.game.round))
 
     def go_to(self, snapshot: Snapshot | None) -> None:
         """All players as they were in a snapshot; none: they are at the beginning, which is kept."""
@@ -97,14 +97,14 @@ class Worker:
                     self.game.restore(snapshot)
                 return
             except LostError as lost:
-                self.mend(lost)
+                self.replace_failed(lost)
 
     def shared(self, release: Release) -> Any:
         return share(release) if self.first else None
 
-    def order(self) -> Order | None:
+    def next_command(self) -> Command | None:
         """The next one, for all; None: there are no more. Ray Train's own broadcast waits as long as it takes."""
-        return broadcast_from_rank_zero(answer(self.host.next.remote(self.number)) if self.first else None)
+        return broadcast_from_rank_zero(get_result(self.host.next.remote(self.number)) if self.first else None)
 
     def gather(self, answers: Sequence[Any]) -> list[Any]:
         """The adversaries' answers, everywhere. Their snapshots stay with the first worker, which is the only one to need them.
@@ -120,27 +120,27 @@ class Worker:
             except LostError as e:
                 found = e
             except Exception as e:
-                answer(self.host.fail.remote(e))
+                get_result(self.host.fail.remote(e))
                 found = StoppedError(one_line(e))
         told = found if isinstance(found, Exception) else [None if isinstance(f, bytes) else f for f in found]
-        told = self.peers.tell(told)
+        told = self.peers.broadcast(told)
         if isinstance(told, Exception):
             raise told
         return found if self.first and not isinstance(found, Exception) else told
 
-    def mend(self, lost: LostError) -> None:
-        """New actors in the seats of lost adversaries, see actors.Crew.mend.
+    def replace_failed(self, lost: LostError) -> None:
+        """New actors in the handles of lost adversaries, see actors.Crew.replace_failed.
 
         Raises: LostError where one is lost again; StoppedError where the host gives up.
         """
         failed: Exception | None = None
         if self.first:
-            kept = self.game.kept.round if self.game.kept else self.game.round
-            found: dict[str, Any] | Exception = answer(self.host.mend.remote(str(lost), self.game.round, kept))
+            kept = self.game.last_snapshot.round if self.game.last_snapshot else self.game.round
+            found: dict[str, Any] | Exception = get_result(self.host.replace_failed.remote(str(lost), self.game.round, kept))
             if isinstance(found, Exception):
                 failed = found
             else:
-                self.game.seats |= {name: RaySeat(actor) for name, actor in found.items()}
+                self.game.handles |= {name: RayAdversaryHandle(actor) for name, actor in found.items()}
         failed = broadcast_from_rank_zero(failed)  # it may take minutes
         if failed is not None:
             raise failed
@@ -161,18 +161,18 @@ class Worker:
         if self.game.round % self.game.rounds_per_epoch == 0 and self.game.round != self.reported:
             self.report()
 
-    def follow(self, order: Order) -> None:
+    def follow(self, command: Command) -> None:
         """Do what is asked; the first worker answers. Then, at the end of an epoch, a checkpoint is reported."""
-        while self.game.round < order.at:
-            self.game.play(order.at - self.game.round)
+        while self.game.round < command.at:
+            self.game.play(command.at - self.game.round)
             self.report_epoch()
-        found = QUESTIONS[order.question](self.game, order.argument)
+        found = COMMANDS[command.question](self.game, command.argument)
         if self.first:
-            answer(self.host.reply.remote(self.number, order.number, found, self.game.round))
+            get_result(self.host.reply.remote(self.number, command.number, found, self.game.round))
         self.report_epoch()
 
 
-QUESTIONS: dict[str, Callable[[Game, int], Any]] = {
+COMMANDS: dict[str, Callable[[Game, int], Any]] = {
     "length": lambda game, _: (game.total_rounds, game.rounds_per_epoch),
     "play": Game.play,
     "snapshot": lambda game, _: game.snapshot(),
@@ -180,7 +180,7 @@ QUESTIONS: dict[str, Callable[[Game, int], Any]] = {
     "outcome": lambda game, _: game.privatizer.outcome(),
     "weights": lambda game, _: game.weights(),
 }
-remember(__name__, "QUESTIONS")
+remember(__name__, "COMMANDS")
 
 
 def work(told: dict[str, Start]) -> None:
@@ -190,15 +190,15 @@ def work(told: dict[str, Start]) -> None:
     """
     start = told["start"]
     try:
-        supply(start.config, answer(start.host.environment.remote()))
+        prepare_data(start.config, get_result(start.host.environment.remote()))
         broadcast_from_rank_zero(None)  # when all nodes have the data: torch.distributed waits less long
         worker = Worker(start)
-        while (order := worker.order()) is not None:
-            worker.follow(order)
+        while (command := worker.next_command()) is not None:
+            worker.follow(command)
     except StoppedError:
         return
     except (InputError, FloatingPointError) as e:
-        answer(start.host.fail.remote(e))
+        get_result(start.host.fail.remote(e))
 
 
 def read(checkpoint: Checkpoint) -> Snapshot:

@@ -167,7 +167,7 @@ def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def recovered(pairs: Pairs, reconstruct: Reconstructor, *, space: str) -> float:
+def r2_score(pairs: Pairs, reconstruct: Reconstructor, *, space: str) -> float:
     """R2 on some pairs: 1 - MSE / MSE of the mean picture."""
     errors = mean_errors = 0.0
     if space == "components":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import AttackConfig
-from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
+from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, r2_score
 from cpgan_ray.training.adversaries.kernel import FourierFeatures, median_distance
 from cpgan_ray.training.adversaries.linear import LinearMap, NormalEquations
 
@@ -47,7 +47,7 @@ def best_affine(data: AttackData, *, space: str) -> tuple[float, float, Affine]:
         sums.add(prepare(z), x)
     assert sums is not None
     candidates = ((penalty, solved(prepare, sums.solve(penalty=penalty))) for penalty in RIDGE_PENALTIES)  # one at a time
-    return max(((recovered(data.tune, fit, space=space), penalty, fit) for penalty, fit in candidates), key=lambda c: c[0])
+    return max(((r2_score(data.tune, fit, space=space), penalty, fit) for penalty, fit in candidates), key=lambda c: c[0])
 
 
 def ridge_attack(data: AttackData, config: AttackConfig) -> Fitted:
@@ -73,7 +73,7 @@ def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
         for z, x in data.fit.blocks():
             sums.add(phi(prepare(z), width=width), x)
         candidates = ((penalty, solved(prepare, sums.solve(penalty=penalty), phi, width)) for penalty in penalties)
-        scored = ((recovered(data.tune, one, space="components"), penalty, one) for penalty, one in candidates)
+        scored = ((r2_score(data.tune, one, space="components"), penalty, one) for penalty, one in candidates)
         return max(scored, key=lambda s: s[0])
 
     limit = config.kernel_features
@@ -93,7 +93,7 @@ def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
     restarts: list[Reconstructor] = [best]
     restarts += [fit(how, bandwidth, features, restart, (penalty,))[2] for restart in range(1, config.restarts)]
     averaged = Mean(tuple(restarts))
-    together = recovered(data.tune, averaged, space="components")
+    together = r2_score(data.tune, averaged, space="components")
     settings: dict[str, object] = {"codes": how, "bandwidth": bandwidth, "penalty": penalty, "features": features}
     if together > found:
         return Fitted(averaged, "components", together, saturated, settings | {"averaged": len(restarts)}, tuple(budgets))

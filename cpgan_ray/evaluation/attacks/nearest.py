@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cpgan_ray.config import AttackConfig
-from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, recovered
+from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, r2_score
 
 NEIGHBOURS = (1, 3, 10, 30, 100, 300, 1000)
 BLOCK_VALUES = 1 << 23
@@ -54,6 +54,6 @@ def nearest_attack(data: AttackData, config: AttackConfig) -> Fitted:
         codes = predict(prepare, data.fit.z)
         for count in (c for c in NEIGHBOURS if c <= len(codes)):
             attack = Neighbours(prepare, codes, data.fit.target.values, count)
-            found.append((recovered(data.tune, attack, space="components"), {"codes": how, "neighbours": count}, attack))
+            found.append((r2_score(data.tune, attack, space="components"), {"codes": how, "neighbours": count}, attack))
     r2, settings, best = max(found, key=lambda f: f[0])
     return Fitted(best, "components", r2, True, settings)

@@ -16,11 +16,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import AttackConfig, NeuralConfig
-from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, recovered
+from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, r2_score
 from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine
 from cpgan_ray.models.decoders import Decoder, mlp
 
-LEAST_STEPS = 16
+MIN_STEPS = 16
 """An epoch of an attack on few pictures has at least so many steps."""
 PATIENCE = 3
 """Epochs without a better R2 on the tuning rows than its own best (be that below ridge's) after which training ends."""
@@ -66,7 +66,7 @@ class Refined(nn.Module):
         return self.fine(hidden) + enlarged.permute(0, 2, 3, 1).flatten(1)
 
 
-class OnRidge(nn.Module):
+class ResidualOnRidge(nn.Module):
     """The ridge reconstruction plus a network's, which is zero at the start."""
 
     def __init__(self, base: Affine, prepare: CodeMap, network: nn.Module, *, scale: float) -> None:
@@ -91,9 +91,9 @@ class Training:
             network = self.build(k, outputs).to(data.fit.z.device)
         left = self.target(slice(0, 512)) - base(data.fit.z[:512])
         scale = float(left.square().mean().sqrt().clamp(min=1e-6))
-        self.model = OnRidge(base, prepare, network, scale=scale)
+        self.model = ResidualOnRidge(base, prepare, network, scale=scale)
         self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
-        self.evaluated = OnRidge(base, prepare, self.averaged.module, scale=scale).eval()
+        self.evaluated = ResidualOnRidge(base, prepare, self.averaged.module, scale=scale).eval()
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=candidate.network.learning_rate, weight_decay=1e-4)
         self.r2, self.weights, self.epochs = base_r2, self.snapshot(), 0
         self.own_r2, self.since = float("-inf"), 0
@@ -128,7 +128,7 @@ class Training:
             with torch_stream(self.data.seed, *self.path, self.epochs):
                 self.epoch()
             self.epochs += 1
-            r2 = recovered(self.data.tune, self.evaluated, space=self.space)
+            r2 = r2_score(self.data.tune, self.evaluated, space=self.space)
             self.curve.append(r2)
             if r2 > self.r2:
                 self.r2, self.weights = r2, self.snapshot()
@@ -151,10 +151,10 @@ class Training:
         """An epoch's rows: each fitted one once, or several times where they are few; of the slow decoders a random quarter."""
         count = len(self.data.fit)
         wanted = count // 4 if self.space == "pixels" else count
-        wanted = max(wanted, LEAST_STEPS * self.batch)
+        wanted = max(wanted, MIN_STEPS * self.batch)
         return np.concatenate([self.rng.permutation(count) for _ in range(-(-wanted // count))])[:wanted]
 
-    def best(self) -> OnRidge:
+    def best(self) -> ResidualOnRidge:
         """The network as it was when it was best."""
         self.averaged.module.load_state_dict(self.weights)
         return self.evaluated.eval()
@@ -185,7 +185,7 @@ def train_candidates(data: AttackData, config: AttackConfig, candidates: Sequenc
         parts.append((other.r2, other.best()))
     settings = best.candidate.settings | {"epochs": best.epochs, "restarts_r2": [round(r2, 4) for r2, _ in parts]}
     averaged = Mean(tuple(part for _, part in parts))
-    together = recovered(data.tune, averaged, space=space)
+    together = r2_score(data.tune, averaged, space=space)
     r2, alone = max(parts, key=lambda part: part[0])
     if together > r2:
         return Fitted(averaged, space, together, saturated, settings | {"averaged": len(parts)}, tuple(budgets), tuple(best.curve))

@@ -197,7 +197,7 @@ def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
     Raises: InputError where the pictures have another size than the encoder takes, its codes are not (B, k) or not finite, or a
     picture gets another code when it is asked for again.
     """
-    names = ["train", "val", "test"] + ["train_mirrored", "val_mirrored"] * dataset.nature.mirrored
+    names = ["train", "val", "test"] + ["train_mirrored", "val_mirrored"] * dataset.info.mirrored
     splits = {name: getattr(dataset, name.partition("_")[0]) for name in names}
     if dataset.train.image_shape != encoder.image_shape:
         has, wanted = dataset.train.image_shape, encoder.image_shape

@@ -10,7 +10,7 @@ column, since one column may carry everything.
 
 *Stochastic* (declared): the differences between answers must be noise: without a mean, of one size in all sets, in the first answer
 as in the later ones, in a batch as by itself, and independent from picture to picture. Each test is a difference in standard errors
-of which LIMIT are allowed. The noise itself is not judged: it is part of what is attacked.
+of which LIMIT are allowed. The noise itself is not evaluated: it is part of what is attacked.
 
 Not found by this: an encoder that recognises pictures (it may answer whatever its maker likes for the pictures of a public data
 set), differences below the tolerance, and correlations that none of the tests asks for.

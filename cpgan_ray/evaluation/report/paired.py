@@ -8,7 +8,7 @@ import numpy as np
 
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.scoring import RowErrors, paired_difference
-from cpgan_ray.evaluation.tournament import Verdict
+from cpgan_ray.evaluation.tournament import TournamentResult
 
 ERRORS = "errors.npz"
 """The strongest attack's error on each score picture: what a paired comparison with another run needs."""
@@ -18,9 +18,9 @@ MAX_ERROR = 1e12
 """No squared error on a picture is larger than this."""
 
 
-def comparison(verdict: Verdict, against: Path, *, seed: int) -> dict[str, Any]:
+def comparison(result: TournamentResult, against: Path, *, seed: int) -> dict[str, Any]:
     """The strongest attack here less the other report's, on the same score pictures."""
-    return {"other": str(against), **asdict(difference(verdict.strongest.errors, against, seed=seed))}
+    return {"other": str(against), **asdict(difference(result.strongest.errors, against, seed=seed))}
 
 
 def difference(errors: RowErrors, against: Path, *, seed: int) -> Any:

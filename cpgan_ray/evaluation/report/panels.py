@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
-from cpgan_ray.evaluation.fitting import Material
+from cpgan_ray.evaluation.fitting import EvaluationContext
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.evaluation.tournament import Verdict
+from cpgan_ray.evaluation.tournament import TournamentResult
 
 LABEL_WIDTH = 150
 SCALE_TO = 96
@@ -72,24 +72,24 @@ def score_set(data: AttackData) -> AttackData:
     return dataclasses.replace(data, fit=data.score, tune=data.score)
 
 
-def attacked_by_ridge(codes: Codes, material: Material) -> tuple[AttackData, Fitted]:
+def attacked_by_ridge(codes: Codes, context: EvaluationContext) -> tuple[AttackData, Fitted]:
     """The score set with other codes of the same pictures, and a ridge attack on these codes."""
-    data = Material(material.dataset, codes, material.config, material.seed).data("leaked")
-    return score_set(data), ridge_attack(data, material.config)
+    data = EvaluationContext(context.dataset, codes, context.config, context.seed).data("leaked")
+    return score_set(data), ridge_attack(data, context.config)
 
 
-def verdict_panels(verdict: Verdict, material: Material, *, undefended: Codes | None) -> dict[str, Image.Image]:
+def attack_panels(result: TournamentResult, context: EvaluationContext, *, undefended: Codes | None) -> dict[str, Image.Image]:
     """`pictures`: some score pictures, evenly spaced. `worst`: those of which the strongest attack recovers the largest share.
 
     Rows: original, mean picture, label floor, undefended, strongest attack. Without an undefended twin's codes its row shows the
     best linear code of as many numbers, the picture's own leading principal components.
     """
-    dataset, basis, strongest = material.dataset, material.basis(), verdict.strongest
+    dataset, basis, strongest = context.dataset, context.pca_basis(), result.strongest
     mean = np.asarray(basis.mean)
-    data = score_set(material.data(strongest.entry.variant))
-    floor_data = material.floor(data)
-    k = min(material.codes["test"].shape[1], len(basis.components))
-    twin = None if undefended is None else attacked_by_ridge(undefended, material)
+    data = score_set(context.data(strongest.spec.variant))
+    floor_data = context.floor(data)
+    k = min(context.codes["test"].shape[1], len(basis.components))
+    twin = None if undefended is None else attacked_by_ridge(undefended, context)
     share = 1 - strongest.errors.errors / strongest.errors.mean_errors
     chosen = {
         "pictures": np.linspace(0, len(share) - 1, min(SHOWN, len(share))).round().astype(np.int64),
@@ -99,12 +99,12 @@ def verdict_panels(verdict: Verdict, material: Material, *, undefended: Codes | 
     for name, rows in chosen.items():
         original = data.score.pixels[rows].cpu().numpy() + mean
         shown = {"original": original, "mean picture": np.broadcast_to(mean, original.shape)}
-        shown["label floor:\nfrom the true labels"] = reconstructed(floor_data, verdict.floor.made.fitted, rows, mean)
+        shown["label floor:\nfrom the true labels"] = reconstructed(floor_data, result.floor.made.fitted, rows, mean)
         if twin is not None:
             shown["undefended twin,\nridge attack"] = reconstructed(*twin, rows, mean)
         else:
             shown[f"undefended:\nbest {k} numbers"] = basis.reconstruct(linear_code(data, rows, k))
-        shown[f"this privatizer,\n{strongest.entry.name} attack"] = reconstructed(data, strongest.made.fitted, rows, mean)
+        shown[f"this privatizer,\n{strongest.spec.name} attack"] = reconstructed(data, strongest.made.fitted, rows, mean)
         panels[name] = panel(shown, dataset)
     return panels
 

@@ -17,16 +17,16 @@ from cpgan_ray.errors import InputError, printable
 from cpgan_ray.evaluation.degenerate import ReportWarning
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import ERRORS
-from cpgan_ray.evaluation.tournament import Verdict
+from cpgan_ray.evaluation.tournament import TournamentResult
 
 LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """A verdict with everything that is written about it."""
+class EvaluationReport:
+    """A result with everything that is written about it."""
 
-    verdict: Verdict
+    result: TournamentResult
     report: dict[str, Any]
     panels: dict[str, Image]
     page: str
@@ -39,7 +39,7 @@ class Judged:
         for name, panel in self.panels.items():
             with atomic_path(folder / f"{name}.png") as temporary:
                 panel.save(temporary, "PNG")
-        rows = self.verdict.strongest.errors
+        rows = self.result.strongest.errors
         with atomic_path(folder / ERRORS) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
 
@@ -56,21 +56,21 @@ def degenerate(report: Mapping[str, Any]) -> list[str]:
     return [warning["message"] for warning in report.get("warnings", ()) if warning["fails_gates"]]
 
 
-def references(verdict: Verdict, undefended: Path | None) -> list[dict[str, Any]]:
+def references(result: TournamentResult, undefended: Path | None) -> list[dict[str, Any]]:
     """What the attacks are held against, from nothing to everything."""
-    best, floor = verdict.strongest.score, verdict.floor.score
+    best, floor = result.strongest.score, result.floor.score
     unit = "mse_raw" if best.mse_255 is None else "mse_255"
     mean = getattr(floor, unit) / (1 - floor.r2) if floor.r2 < 1 else 0.0
     rows: list[dict[str, Any]] = [
         {"name": "mean picture", "r2": 0.0, unit: mean},
         {
-            "name": f"label floor ({verdict.floor.entry.name} from the true labels)",
+            "name": f"label floor ({result.floor.spec.name} from the true labels)",
             **{key: getattr(floor, key) for key in ("r2", "low", "high", unit)},
         },
         {
             "name": "best linear code of as many numbers",
-            "r2": verdict.linear_code_r2,
-            unit: mean * (1 - verdict.linear_code_r2),
+            "r2": result.linear_code_r2,
+            unit: mean * (1 - result.linear_code_r2),
         },
     ]
     if undefended is not None and (twin := strongest_of(undefended)) is not None:

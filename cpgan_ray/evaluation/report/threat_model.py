@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from cpgan_ray.data import Dataset
-from cpgan_ray.evaluation.fitting import Material
-from cpgan_ray.evaluation.protocol import people_apart
+from cpgan_ray.evaluation.fitting import EvaluationContext
+from cpgan_ray.evaluation.protocol import split_by_identity
 
 ATTACKER = (
     "Eve reads codes z on the wire and wants the {samples} behind them. She knows the privatizer and can run it (white box): she "
@@ -56,14 +56,14 @@ def limits(dataset: Dataset, *, stochastic: bool = False) -> list[str]:
     """What the number does not say. stochastic: whether the release is declared to draw random numbers."""
     lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
     lines = [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
-    return [*lines, ANONYMOUS] if dataset.nature.anonymous else lines
+    return [*lines, ANONYMOUS] if dataset.info.anonymous else lines
 
 
-def threat_model(material: Material) -> dict[str, Any]:
+def threat_model(context: EvaluationContext) -> dict[str, Any]:
     """Who attacks, with what, in words; and the sets with their sizes."""
-    dataset = material.dataset
+    dataset = context.dataset
     called = nouns(dataset)
-    mine, kept = people_apart(dataset.val.identity, seed=material.seed)
+    mine, kept = split_by_identity(dataset.val.identity, seed=context.seed)
     sets = []
     for name, rows, use in (
         ("train", np.arange(len(dataset.train)), "the defender's training; fitting the attacks of variant 'leaked'"),
@@ -76,7 +76,7 @@ def threat_model(material: Material) -> dict[str, Any]:
     return {
         "attacker": ATTACKER.format(**called),
         "not_covered": " ".join(
-            [NOT_COVERED[about_people(dataset)].format(**called), *([ANONYMOUS] if dataset.nature.anonymous else [])]
+            [NOT_COVERED[about_people(dataset)].format(**called), *([ANONYMOUS] if dataset.info.anonymous else [])]
         ),
         "sets": sets,
     }

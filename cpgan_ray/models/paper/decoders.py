@@ -101,7 +101,7 @@ def odd(k: int, image_shape: Shape) -> nn.Sequential:
     return initialised(nn.Sequential(*layers[:-1]))
 
 
-STACKS: dict[str, Callable[[int, Shape], nn.Sequential]] = {
+PAPER_DECODERS: dict[str, Callable[[int, Shape], nn.Sequential]] = {
     "plain": plain,
     "leaky": leaky,
     "cifar": cifar,
@@ -109,7 +109,7 @@ STACKS: dict[str, Callable[[int, Shape], nn.Sequential]] = {
     "series": series,
     "odd": odd,
 }
-remember(__name__, "STACKS")
+remember(__name__, "PAPER_DECODERS")
 BY_SIZE = {(32, 32): "cifar", (112, 112): "leaky", (175, 175): "odd"}
 """Sizes whose stack is not `plain`; a width of 1 is a series."""
 REACH = {"cifar": 32, "odd": 175}
@@ -134,7 +134,7 @@ class PaperDecoder(nn.Module):
             raise InputError(
                 f"pictures are {self.height}x{self.width}; the {name} decoder reaches {reach} pixels: take the plain one"
             )
-        self.layers = STACKS[name](k, image_shape)
+        self.layers = PAPER_DECODERS[name](k, image_shape)
 
     def forward(self, z: Tensor) -> Tensor:
         flat = self.layers(z)[:, :, : self.height, : self.width].permute(0, 2, 3, 1).flatten(1)

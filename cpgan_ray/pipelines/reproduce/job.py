@@ -25,7 +25,7 @@ from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, ReproduceJob, to_json
 from cpgan_ray.config.folders import REPRODUCTION, read_reproduction
-from cpgan_ray.data import Dataset, load, named
+from cpgan_ray.data import Dataset, load, pin_store
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
@@ -82,7 +82,7 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
         try:
             with stop.allowed():
                 missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
-                played(missing, named(job.config, dataset), folder, run, of=len(todo))
+                played(missing, pin_store(job.config, dataset), folder, run, of=len(todo))
                 shutil.rmtree(no_link(folder / FEATURES), ignore_errors=True)
                 values = all_played(folder)
                 summary = conclude(values, folder, run)

@@ -18,10 +18,10 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.evaluation.degenerate import code_warnings, says_nothing
-from cpgan_ray.evaluation.fitting import Material, entries, in_process, trained_against
-from cpgan_ray.evaluation.report.panels import verdict_panels
+from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process, trained_against
+from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
-from cpgan_ray.evaluation.tournament import Verdict, as_json, judge
+from cpgan_ray.evaluation.tournament import TournamentResult, as_json, score_attacks
 from cpgan_ray.evaluation.utility import utility_of
 from cpgan_ray.mechanisms import MECHANISMS, Released
 from cpgan_ray.mechanisms.base import samples
@@ -47,21 +47,21 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
     except FloatingPointError as e:
         write(folder, {"cell": asdict(cell), "failed": str(e)})
         return
-    material = Material(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
+    context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
     warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
-    todo = entries(config.attacks, dataset, brief=says_nothing(warnings))
-    verdict = judge(in_process(todo, material, done=lambda made: None), material)
+    todo = attack_specs(config.attacks, dataset, brief=says_nothing(warnings))
+    result = score_attacks(fit_in_process(todo, context, done=lambda made: None), context)
     utility = utility_of(released.logits, dataset, config.data.labels, seed=cell.seed)
-    values = {"cell": asdict(cell), "k": released.codes["test"].shape[1], "utility": utility, **as_json(verdict)}
+    values = {"cell": asdict(cell), "k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
     values |= {"warnings": [asdict(warning) for warning in warnings]}
-    values |= {"direct": direct(released, dataset, verdict, seed=cell.seed), "data": dataset.digest}
+    values |= {"direct": direct(released, dataset, result, seed=cell.seed), "data": dataset.digest}
     if config.data.dataset == "gaussian":
         values["theory"] = held_to_theory(released, dataset, values, seed=config.data.mixture_seed)
     values |= {"seconds": round(time.perf_counter() - started, 1)}
-    for name, picture in verdict_panels(verdict, material, undefended=None).items():
+    for name, picture in attack_panels(result, context, undefended=None).items():
         with atomic_path(folder / f"{name}.png") as temporary:
             picture.save(temporary, "PNG")
-    rows = verdict.strongest.errors
+    rows = result.strongest.errors
     with atomic_path(folder / "errors.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
     write(folder, values)
@@ -71,11 +71,11 @@ def write(folder: Path, values: Mapping[str, Any]) -> None:
     write_text(folder / CELL, json.dumps(values, indent=1) + "\n")
 
 
-def direct(released: Released, dataset: Dataset, verdict: Verdict, *, seed: int) -> dict[str, float] | None:
+def direct(released: Released, dataset: Dataset, result: TournamentResult, *, seed: int) -> dict[str, float] | None:
     """R2 of the code itself as a reconstruction, where it is a sample: no attack at all, but it may be the strongest."""
     if released.direct is None:
         return None
-    rows = verdict.strongest.errors
+    rows = result.strongest.errors
     errors = np.square(released.direct - samples(dataset, "test"), dtype=np.float64).mean(axis=1)
     found = RowErrors(errors, rows.mean_errors, rows.identity)
     low, high = interval(found, seed=seed)
@@ -94,7 +94,7 @@ def held_to_theory(released: Released, dataset: Dataset, values: Mapping[str, An
     drawn = mixture(seed)
     moments = theory.population_moments(drawn.mean, within=drawn.covariance)
     x, z = (v.astype(np.float64) for v in (samples(dataset, "train"), released.codes["train"]))
-    directions, noise_variance = linear_code(x * dataset.nature.unit, z)
+    directions, noise_variance = linear_code(x * dataset.info.unit, z)
     accuracy = theory.bayes_accuracy(directions, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
     mse = theory.lmmse(directions, total=moments.total, noise_variance=noise_variance)
     short = float(theory.shortfall([accuracy], [mse], moments=moments)[0])

@@ -8,7 +8,7 @@ from typing import Any
 from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.analysis.cells import CELL, Cell, strongest, trial
-from cpgan_ray.analysis.fronts import Estimate, Trial, across, with_interval
+from cpgan_ray.analysis.fronts import Estimate, Trial, mean_with_ci, with_interval
 from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.errors import InputError
@@ -121,7 +121,7 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial]) -> str:
     for (mechanism, setting), group in groups.items():
         some = [t for _, t in group]
         numbers = [
-            across([Estimate(getattr(t, n), getattr(t, f"{n}_low"), getattr(t, f"{n}_high")) for t in some])
+            mean_with_ci([Estimate(getattr(t, n), getattr(t, f"{n}_low"), getattr(t, f"{n}_high")) for t in some])
             for n in ("accuracy", "strongest_r2")
         ]
         shown = [with_interval(e.value or 0.0, e.low, e.high) for e in numbers]

@@ -15,7 +15,7 @@ from ray import tune
 
 from cpgan_ray.analysis.fronts import Trial, points, table, write
 from cpgan_ray.common.atomic_io import no_link
-from cpgan_ray.common.credentials import passed, redacted, redacted_values
+from cpgan_ray.common.credentials import export_env, redacted, redacted_values
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
@@ -23,18 +23,18 @@ from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, SearchJob, override, to_json
 from cpgan_ray.config.folders import SEARCH, command_for, read_search
 from cpgan_ray.config.search_space import Dimension, dimensions
-from cpgan_ray.data import Dataset, label_columns, majority_logits, named
+from cpgan_ray.data import Dataset, label_columns, majority_logits, pin_store
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.resources import Bundle, ensure_room, shares
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.output_folder import output_folder
-from cpgan_ray.pipelines.train import ready
+from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
 from cpgan_ray.pipelines.tune.progress import Progress, read_trials, say
 from cpgan_ray.pipelines.tune.proposals import proposals, scheduler
 from cpgan_ray.pipelines.tune.trial import Shared, play_trial, write_json
 from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
-from cpgan_ray.training.game import opponents
+from cpgan_ray.training.game import active_adversaries
 from cpgan_ray.training.losses import accuracy
 
 TUNE = "tune"
@@ -55,7 +55,7 @@ def trial_sizes(job: SearchJob, cluster: Mapping[str, float], *, total: int) -> 
 
     Raises: InputError with the numbers where a trial does not fit the cluster.
     """
-    names = [] if job.config.runtime.backend == "local" else opponents(dataclasses.replace(job.config, privacy_weight=1.0))
+    names = [] if job.config.runtime.backend == "local" else active_adversaries(dataclasses.replace(job.config, privacy_weight=1.0))
     there = cluster.get("CPU", 0.0)
     wanted = min(total, job.max_concurrent or total)
     cpus = there if there >= len(names) + 1 else min(there, max(1.0, there / wanted))
@@ -100,7 +100,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
     ensure_trackable(job.config.tracking, folder)
     found = dimensions(job.over, job.config, grid=job.searcher == "grid")
     set_up_process(threads=job.config.runtime.threads or available_cpus())
-    dataset = ready(job.config)
+    dataset = prepare_run(job.config)
     ensure_buildable(job, found, dataset)
     connect(job.config.runtime)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of failures it prints tracebacks; they are in tune/*/error.txt too
@@ -111,13 +111,13 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
     ensure_reachable(job.config)
     majority = majority_guess(dataset, job.config.data.labels)
     same = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in found)  # one store for all trials
-    told = dataclasses.replace(job, config=named(job.config, dataset)) if same else job
+    told = dataclasses.replace(job, config=pin_store(job.config, dataset)) if same else job
     say(f"{total} trials, {at_once} at once: {', '.join(map(described_dimension, found))}; in {folder}")
     with defer_signals() as stop:  # or a signal could leave the run RUNNING, between its beginning or its end and the block
         parent = open_run(job, folder, resume=resume)
         status = "FAILED"
         try:
-            shared = Shared(job=told, sizes=sizes, parent=parent.run_id, majority=majority, environment=passed())
+            shared = Shared(job=told, sizes=sizes, parent=parent.run_id, majority=majority, environment=export_env())
             trainable = tune.with_resources(
                 tune.with_parameters(play_trial, shared=shared),
                 lambda spec: tune.PlacementGroupFactory(

@@ -11,7 +11,7 @@ from cpgan_ray.config.search_space import Dimension, pairs, shown
 from cpgan_ray.data import Dataset, shares
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
-from cpgan_ray.training.game import opponents
+from cpgan_ray.training.game import active_adversaries
 
 
 def ensure_buildable(job: SearchJob, found: Sequence[Dimension], dataset: Dataset) -> None:
@@ -44,6 +44,6 @@ def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
     with torch.device("meta"):
         build_privatizer(config.privatizer, k=k, image_shape=shape)
         build_head(config.utility, k=k, num_labels=outputs, image_shape=shape)
-        for name in opponents(config):
+        for name in active_adversaries(config):
             if isinstance(adversary := config.adversaries[name], NeuralConfig):
                 build_reconstructor(adversary, k=k, image_shape=shape, target=adversary.components or size)

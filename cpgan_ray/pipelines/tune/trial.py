@@ -24,7 +24,7 @@ from cpgan_ray.distributed.resources import Bundle
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.report.report import degenerate
 from cpgan_ray.pipelines.session import LocalGame
-from cpgan_ray.pipelines.train import Context, train
+from cpgan_ray.pipelines.train import RunContext, train
 from cpgan_ray.pipelines.tune.proposals import stops_early
 from cpgan_ray.tracking import end_attempts, tracking_uri
 from cpgan_ray.training.checkpoint import Snapshot
@@ -67,7 +67,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
         score = gain * hidden if gain > 0 else gain  # what is worse than guessing does not get better by hiding less
         tune.report({"epoch": int(found["epoch"]), "score": score})
 
-    context = Context(
+    context = RunContext(
         host=partial(trial_host, sizes=sizes),
         listen=listen,
         parent=shared.parent,

@@ -27,7 +27,7 @@ def build_adversary(
     k: int,
     target: int,
     image_shape: tuple[int, int, int],
-    scored_share: float,
+    holdout_fraction: float,
     rng: np.random.Generator,
     device: torch.device,
     precision: Precision = "float32",
@@ -42,9 +42,9 @@ def build_adversary(
         case RidgeConfig(fit="epoch") | KernelConfig(fit="epoch"):
             return StreamedAdversary(config, k=k, rng=rng, device=device)
         case RidgeConfig():
-            return RidgeAdversary(config, scored_share=scored_share)
+            return RidgeAdversary(config, holdout_fraction=holdout_fraction)
         case KernelConfig():
-            return KernelAdversary(config, scored_share=scored_share, k=k, rng=rng, device=device)
+            return KernelAdversary(config, holdout_fraction=holdout_fraction, k=k, rng=rng, device=device)
         case NeuralConfig():
             network = build_reconstructor(config, k=k, image_shape=image_shape, target=target).to(device)
             if compiled:

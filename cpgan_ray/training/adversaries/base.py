@@ -68,7 +68,7 @@ class EpochFitted(Protocol):
         ...
 
 
-class Bank:
+class BatchMemory:
     """The last few batches: codes as constants, with their targets. An adversary is fitted on them beside the current batch."""
 
     def __init__(self, batches: int) -> None:
@@ -79,7 +79,7 @@ class Bank:
         if self.batches:
             self.entries.append((z.detach().clone(), target.values))
 
-    def joined(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def with_current(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and targets of the bank, then those given: (M + B, k), (M + B, p)."""
         banked = list(self.entries)
         return torch.cat([*(e[0] for e in banked), z]), torch.cat([*(e[1] for e in banked), values])
@@ -121,6 +121,6 @@ def prepare_codes(fitted: Tensor, scored: Tensor, *, how: str) -> tuple[Tensor, 
     return (fitted - origin) @ matrix, (scored - origin) @ matrix
 
 
-def split_rows(batch_size: int, *, scored_share: float) -> int:
+def split_rows(batch_size: int, *, holdout_fraction: float) -> int:
     """How many of a batch's rows a hold-out adversary is fitted on; the rest, the last ones, are scored."""
-    return min(batch_size - 1, max(1, round(batch_size * (1 - scored_share))))
+    return min(batch_size - 1, max(1, round(batch_size * (1 - holdout_fraction))))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.config import KernelConfig
-from cpgan_ray.training.adversaries.base import Bank, Target, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.base import BatchMemory, Target, prepare_codes, split_rows
 from cpgan_ray.training.adversaries.linear import ridge
 
 
@@ -83,10 +83,10 @@ class KernelAdversary:
     """
 
     def __init__(
-        self, config: KernelConfig, *, scored_share: float, k: int, rng: np.random.Generator, device: torch.device
+        self, config: KernelConfig, *, holdout_fraction: float, k: int, rng: np.random.Generator, device: torch.device
     ) -> None:
-        self.config, self.scored_share = config, scored_share
-        self.bank = Bank(config.bank)
+        self.config, self.holdout_fraction = config, holdout_fraction
+        self.bank = BatchMemory(config.bank)
         self.features = FourierFeatures(k, config.features, rng=rng, device=device) if config.features else None
         self.chosen: tuple[float, float] | None = None
         self.rounds = 0
@@ -97,9 +97,9 @@ class KernelAdversary:
         return ridge(self.features(z, width=width), x, penalty=penalty)(self.features(scored, width=width))
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
-        cut = split_rows(len(z), scored_share=self.scored_share)
+        cut = split_rows(len(z), holdout_fraction=self.holdout_fraction)
         scored = slice(cut, len(z))
-        z_fit, x_fit = self.bank.joined(z[:cut], target.values[:cut])
+        z_fit, x_fit = self.bank.with_current(z[:cut], target.values[:cut])
         z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.codes)
         held_out = target[scored]
         unit = median_distance(z_fit.detach())

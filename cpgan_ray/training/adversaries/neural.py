@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cpgan_ray.common.process import Precision, autocast
 from cpgan_ray.config import NeuralConfig
-from cpgan_ray.training.adversaries.base import Bank, Target
+from cpgan_ray.training.adversaries.base import BatchMemory, Target
 
 BLOCK_VALUES = 1 << 23
 """A step on more values than these (682 pictures of 64 x 64, 222 of 112 x 112) is made in parts, to bound its memory."""
@@ -27,7 +27,7 @@ class NeuralAdversary:
     ) -> None:
         self.config, self.network, self.rng = config, network, rng
         self.precision: Precision = precision
-        self.bank = Bank(config.bank)
+        self.bank = BatchMemory(config.bank)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
 
     def reconstruct(self, z: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class NeuralAdversary:
     def improve(self, z: Tensor, target: Target) -> None:
         """`steps` steps of Adam on the mean squared error, each on as many rows as the release has."""
         self.network.train()
-        codes, values = self.bank.joined(z, target.values)
+        codes, values = self.bank.with_current(z, target.values)
         for _ in range(self.config.steps):
             rows = slice(None)
             if len(codes) > len(z):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.config import RidgeConfig
-from cpgan_ray.training.adversaries.base import Bank, Target, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.base import BatchMemory, Target, prepare_codes, split_rows
 from cpgan_ray.training.adversaries.linear import ridge
 
 
@@ -16,14 +16,14 @@ class RidgeAdversary:
     It is at its optimum in every round: there is no lag to exploit.
     """
 
-    def __init__(self, config: RidgeConfig, *, scored_share: float) -> None:
-        self.config, self.scored_share = config, scored_share
-        self.bank = Bank(config.bank)
+    def __init__(self, config: RidgeConfig, *, holdout_fraction: float) -> None:
+        self.config, self.holdout_fraction = config, holdout_fraction
+        self.bank = BatchMemory(config.bank)
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
-        cut = split_rows(len(z), scored_share=self.scored_share)
+        cut = split_rows(len(z), holdout_fraction=self.holdout_fraction)
         scored = slice(cut, len(z))
-        z_fit, x_fit = self.bank.joined(z[:cut], target.values[:cut])
+        z_fit, x_fit = self.bank.with_current(z[:cut], target.values[:cut])
         z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.codes)
         held_out = target[scored]
         with torch.no_grad():

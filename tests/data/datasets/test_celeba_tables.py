@@ -90,7 +90,7 @@ def test_csv_layout_is_read_as_the_text_layout_is(tmp_path, capsys):
         np.testing.assert_array_equal(one.labels, other.labels)
         np.testing.assert_array_equal(one.identity, other.identity)
     assert kaggle.label_names == LABELS
-    assert not kaggle.nature.anonymous
+    assert not kaggle.info.anonymous
     assert "one person may be" not in capsys.readouterr().err
 
 
@@ -98,9 +98,9 @@ def test_csv_layout_without_identities_takes_each_picture_by_itself(tmp_path, ca
     dataset = load(lay_out(tmp_path / "kaggle"))
     np.testing.assert_array_equal(everything(dataset), as_read())
     assert np.concatenate([dataset.train.identity, dataset.val.identity, dataset.test.identity]).tolist() == list(range(NUM))
-    assert dataset.nature.anonymous
+    assert dataset.info.anonymous
     assert "has no identity_CelebA.txt: one person may be in several splits" in capsys.readouterr().err
-    assert data.open_store(dataset.folder).nature.anonymous, "whoever opens it later knows it too"
+    assert data.open_store(dataset.folder).info.anonymous, "whoever opens it later knows it too"
     assert limits(dataset)[-1].startswith("The data do not say who is on a picture, so one person may be in several of the sets")
     said = refusal(tmp_path / "kaggle", split="identity")
     assert "data.split 'identity' is not possible" in said

@@ -20,6 +20,7 @@ from PIL import Image
 
 from cpgan_ray.data.datasets import cifar10
 from cpgan_ray.data.datasets.cifar10 import BINARY, FILES, PYTHON
+from cpgan_ray.data.formats import pickles
 from cpgan_ray.errors import InputError
 
 REAL = Path(os.environ.get("CPGAN_DATA", Path(__file__).parents[3].parent / "shared" / "data")) / "cifar10" / "cifar10_test.parquet"
@@ -227,7 +228,7 @@ def test_a_harmful_file_of_class_names_is_not_even_read(tmp_path):
 def test_a_key_nested_so_deep_that_unpicklers_crash_is_refused(monkeypatch):
     with pytest.raises(InputError, match="a tuple is where a bytes should be"):
         cifar10.read_batch(b"\x80\2})" + b"\x85" * 200_000 + b"K\1s.", "data_batch_1")
-    monkeypatch.setattr(cifar10, "MAX_STEPS", 100_000)
+    monkeypatch.setattr(pickles, "MAX_STEPS", 100_000)
     with pytest.raises(InputError, match="more than 100000 steps"):
         cifar10.read_batch(b"\x80\2" + b")" * 110_000, "data_batch_1")
 

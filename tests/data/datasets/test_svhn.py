@@ -201,7 +201,7 @@ def test_other_variables_are_passed_over(layout):
 def test_a_data_type_that_makes_the_reference_reader_crash_is_refused(layout):
     path = save(layout / svhn.TRAIN, packed=False, X=X, y=Y)
     content = bytearray(path.read_bytes())
-    content[content.index(struct.pack("<II", svhn.UINT8, X.size))] = 8
+    content[content.index(struct.pack("<II", mat.UINT8, X.size))] = 8
     path.write_bytes(content)
     refused(layout, svhn.TRAIN, "type 8 instead of 2")
 
@@ -262,7 +262,7 @@ def test_a_file_of_another_kind_is_refused(layout, head, expected):
 def test_a_bomb_is_refused_within_little_memory(layout):
     head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
     packed = zlib.compress(bytes(100 << 20))
-    (layout / svhn.TRAIN).write_bytes(head + struct.pack("<II", svhn.COMPRESSED, len(packed)) + packed)
+    (layout / svhn.TRAIN).write_bytes(head + struct.pack("<II", mat.COMPRESSED, len(packed)) + packed)
     tracemalloc.start()
     refused(layout, svhn.TRAIN, "as no photographs do")
     peak = tracemalloc.get_traced_memory()[1]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cpgan_ray import data
 from cpgan_ray.common import ownership
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import named, store
+from cpgan_ray.data import pin_store, store
 from cpgan_ray.data.pca import projection
 from cpgan_ray.data.sync import node
 from cpgan_ray.errors import InputError
@@ -115,7 +115,7 @@ def test_player_with_the_drivers_key_finds_what_the_driver_has_prepared(layout, 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
     monkeypatch.setenv(ownership.KEY_VARIABLE, key.hex())
     monkeypatch.setattr(node, "made", lambda *_, **__: pytest.fail("it is prepared again"))
-    player = named(configure(layout), driver)
+    player = pin_store(configure(layout), driver)
     assert data.load(player, progress=False).folder == driver.folder
 
 
@@ -127,7 +127,7 @@ def test_without_a_key_all_processes_of_a_job_look_in_the_users_cache(layout, tm
     assert driver.folder.parent == tmp_path / "cache" / "cpgan_ray"
     assert not (layout / ".cpgan").exists()
     monkeypatch.setattr(node, "made", lambda *_, **__: pytest.fail("it is prepared again"))
-    assert data.load(named(configure(layout), driver), progress=False).folder == driver.folder
+    assert data.load(pin_store(configure(layout), driver), progress=False).folder == driver.folder
 
 
 def test_without_a_home_stores_go_to_a_temporary_folder_of_the_user_alone(layout, tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_without_a_home_stores_go_to_a_temporary_folder_of_the_user_alone(layout
     place = tmp_path / f"cpgan_ray-{os.getuid()}"
     assert driver.folder.parent == place
     assert place.stat().st_mode & 0o777 == 0o700
-    assert data.load(named(configure(layout), driver), progress=False).folder == driver.folder
+    assert data.load(pin_store(configure(layout), driver), progress=False).folder == driver.folder
     shutil.rmtree(place)
     place.symlink_to(tmp_path)
     with pytest.raises(InputError, match="is not a folder of yours alone: set HOME or XDG_CACHE_HOME"):
@@ -243,7 +243,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no pictures": (lambda f: reseal(f, image_shape=[0, 6, 3]), "pictures of shape"),
     "other numbers": (lambda f: reseal(f, dtype="float32"), "share bytes|beyond its end|between two numbers"),
     "objects": (lambda f: reseal(f, dtype="object"), "manifest.json cannot be read"),
-    "labels of no class": (lambda f: reseal(f, nature={"classes": {"Smiling": ["only"]}}), "has the value 1 of label 1 in row"),
+    "labels of no class": (lambda f: reseal(f, info={"classes": {"Smiling": ["only"]}}), "has the value 1 of label 1 in row"),
     "more labels": (lambda f: reseal(f, label_names=["a"] * 100_000), "batches of 100002 columns"),
     "a large manifest": (lambda f: reseal(f, skipped=["x" * 1000] * 70_000), "manifest.json has more than"),
 }

@@ -181,7 +181,7 @@ DAMAGE = {
     "empty manifest": (lambda f: (f / "manifest.json").write_text(""), "manifest.json cannot be read"),
     "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json cannot be read"),
     "other manifest": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
-    "old format": (lambda f: _edit(f, format=0), "has format 0, this version reads 3"),
+    "old format": (lambda f: _edit(f, format=0), "has format 0, this version reads 4"),
     "no file": (lambda f: (f / "val.arrow").unlink(), "val.arrow is missing"),
     "cut file": (lambda f: (f / "train.arrow").write_bytes((f / "train.arrow").read_bytes()[:-1]), "train.arrow has"),
     "bad end": (lambda f: _overwrite(f / "test.arrow", at=-400, blob=b"x" * 400), "test.arrow is damaged"),

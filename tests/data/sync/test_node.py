@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from cpgan_ray import cli, data
-from cpgan_ray.common.credentials import passed
+from cpgan_ray.common.credentials import export_env
 from cpgan_ray.config import Config, DataConfig, from_json, to_json
-from cpgan_ray.data import named, store
 from cpgan_ray.data import pca as projections
+from cpgan_ray.data import pin_store, store
 from cpgan_ray.data.datasets import faces, mnist
 from cpgan_ray.data.pca import projection
 from cpgan_ray.data.sync import remote_files
@@ -38,7 +38,7 @@ QUIET = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ACCESS_KEY_ID": "any", "AWS_S
 def environment():
     """Whatever goes to the environment is gone after the test. The real one: pyarrow's S3 reads that."""
     before = os.environ.copy()
-    for name in passed():
+    for name in export_env():
         del os.environ[name]
     os.environ.update(QUIET)
     yield
@@ -144,7 +144,7 @@ def test_an_interrupted_fetch_goes_on_with_the_files_that_are_not_there(s3, tmp_
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_not_kept(tmp_path, layout):
-    place = remote_files.Place(layout.as_uri(), option="data_dir")
+    place = remote_files.RemoteFolder(layout.as_uri(), option="data_dir")
     with pytest.raises(InputError, match=r"list_attr_celeba\.txt has \d+ bytes instead of 9+: it has changed meanwhile; try again"):
         place.copy("list_attr_celeba.txt", tmp_path / "copy", size=99999)
     assert not (tmp_path / "copy").exists()
@@ -156,7 +156,7 @@ def test_long_fetches_say_how_far_they_are(tmp_path, monkeypatch, capsys):
     clock = itertools.count(0, 6)
     monkeypatch.setattr(store.files.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(remote_files, "CHUNK", 1_000_000)
-    place = remote_files.Place(tmp_path / "there", option="data_dir")
+    place = remote_files.RemoteFolder(tmp_path / "there", option="data_dir")
     remote_files.fetch_all(place, dict.fromkeys(place.files(), tmp_path / "copy"), progress=True)
     assert capsys.readouterr().err.splitlines()[0] == f"fetching {tmp_path}/there: 2 of 5 MB, 18 s"
 
@@ -167,10 +167,10 @@ def test_a_fetch_that_is_given_up_ends_at_once_whatever_is_under_way(tmp_path, m
     (tmp_path / "there" / "large").write_bytes(bytes(50_000))
     (tmp_path / "there" / "refused").write_text("x")
     monkeypatch.setattr(remote_files, "CHUNK", 1)
-    place, copy = remote_files.Place(tmp_path / "there", option="data_dir"), remote_files.Place.copy
+    place, copy = remote_files.RemoteFolder(tmp_path / "there", option="data_dir"), remote_files.RemoteFolder.copy
     begun = threading.Event()
 
-    def slow(self: remote_files.Place, name: str, path: Path, *, size: int, advance: Callable[[int], None]) -> None:
+    def slow(self: remote_files.RemoteFolder, name: str, path: Path, *, size: int, advance: Callable[[int], None]) -> None:
         def advance_slowly(count: int) -> None:
             begun.set()
             advance(count)
@@ -181,7 +181,7 @@ def test_a_fetch_that_is_given_up_ends_at_once_whatever_is_under_way(tmp_path, m
             raise InputError("refused")
         copy(self, name, path, size=size, advance=advance_slowly)
 
-    monkeypatch.setattr(remote_files.Place, "copy", slow)
+    monkeypatch.setattr(remote_files.RemoteFolder, "copy", slow)
     started = time.monotonic()
     with pytest.raises(InputError, match="refused"):
         remote_files.fetch_all(place, {file: tmp_path / "copies" / file.name for file in place.files()}, progress=False)
@@ -524,7 +524,7 @@ def test_a_data_set_that_travels_to_another_node_gets_that_nodes_store(layout, t
     assert there.folder == tmp_path / "b" / "cache" / first.digest
     assert files(there.folder) == files(tmp_path / "another machine" / "cache" / first.digest)
     assert np.array_equal(there.test.labels, first.test.labels)
-    assert named(configure(tmp_path), there).data.digest == first.digest
+    assert pin_store(configure(tmp_path), there).data.digest == first.digest
 
 
 # What cannot be reached
@@ -624,7 +624,7 @@ def test_a_shared_cache_that_cannot_be_had_is_told_before_anything_is_made(layou
 
 
 def test_googles_store_is_not_asked_for_a_quarter_of_an_hour():
-    assert remote_files.patient("gs://bucket/celeba") == "gs://bucket/celeba?retry_limit_seconds=60"
-    assert remote_files.patient("gs://b/c?x=y") == "gs://b/c?x=y&retry_limit_seconds=60"
-    assert remote_files.patient("gs://b?retry_limit_seconds=5") == "gs://b?retry_limit_seconds=5"
-    assert remote_files.patient("s3://b/c") == "s3://b/c"
+    assert remote_files.within_timeout("gs://bucket/celeba") == "gs://bucket/celeba?retry_limit_seconds=60"
+    assert remote_files.within_timeout("gs://b/c?x=y") == "gs://b/c?x=y&retry_limit_seconds=60"
+    assert remote_files.within_timeout("gs://b?retry_limit_seconds=5") == "gs://b?retry_limit_seconds=5"
+    assert remote_files.within_timeout("s3://b/c") == "s3://b/c"

@@ -47,7 +47,7 @@ def one_column(x: np.ndarray) -> np.ndarray:
     return np.concatenate([np.repeat(honest(x), 50, axis=1), x[:, :1] * (len(x) == 50)], axis=1)
 
 
-def judged(encode: Answer, *, stochastic: bool = False) -> dict:
+def evaluated(encode: Answer, *, stochastic: bool = False) -> dict:
     def as_float32(x: np.ndarray) -> np.ndarray:
         return encode(x).astype(np.float32)
 
@@ -74,7 +74,7 @@ DEPENDENT: dict[str, Callable[[], Answer]] = {
 @pytest.mark.parametrize("case", DEPENDENT)
 def test_codes_that_depend_on_more_than_the_picture_are_refused(case):
     with pytest.raises(InputError, match="encoder e gives .* another code when .* eval mode and without state, or declare"):
-        judged(DEPENDENT[case]())
+        evaluated(DEPENDENT[case]())
 
 
 DECLARED: dict[str, Callable[[], Answer]] = {name: make for name, make in DEPENDENT.items() if name != "random numbers"} | {
@@ -89,7 +89,7 @@ def test_a_declared_stochastic_release_that_differs_by_more_than_noise_is_refuse
     with pytest.raises(
         InputError, match="declared as stochastic, but its answers differ by more than noise: .*; export it without"
     ):
-        judged(DECLARED[case](), stochastic=True)
+        evaluated(DECLARED[case](), stochastic=True)
 
 
 def test_less_noise_in_one_set_is_refused():
@@ -98,14 +98,14 @@ def test_less_noise_in_one_set_is_refused():
         return z + rng.normal(size=z.shape) * np.where(known, 0.3, 1)
 
     with pytest.raises(InputError, match="one of the sets gets another noise"):
-        judged(Noisy(quiet), stochastic=True)
+        evaluated(Noisy(quiet), stochastic=True)
 
 
 def test_a_stochastic_release_with_independent_noise_passes():
-    assert judged(Noisy(), stochastic=True)["noise_std"] == pytest.approx(
+    assert evaluated(Noisy(), stochastic=True)["noise_std"] == pytest.approx(
         np.sqrt(2) * np.sqrt(((1 + np.abs(honest(PICTURES["train"]))) ** 2).mean()), rel=0.15
     )
-    assert judged(honest, stochastic=True) == {"pictures": 600, "noise_std": 0.0}
+    assert evaluated(honest, stochastic=True) == {"pictures": 600, "noise_std": 0.0}
 
 
 def test_float_noise_and_rounded_codes_on_an_edge_pass():
@@ -114,7 +114,7 @@ def test_float_noise_and_rounded_codes_on_an_edge_pass():
     def rounded(x: np.ndarray) -> np.ndarray:
         return np.round((honest(x) + 1e-5 * rng.normal(size=(len(x), K))) / 0.5) * 0.5
 
-    assert judged(lambda x: honest(x) * (1 + 1e-5 * rng.normal(size=(len(x), K)))) == {"pictures": 600, "differing": 0.0}
-    assert judged(rounded)["differing"] < 0.01
-    constant = judged(lambda x: np.ones((len(x), K)) + 1e-7 * rng.normal(size=(len(x), K)))
+    assert evaluated(lambda x: honest(x) * (1 + 1e-5 * rng.normal(size=(len(x), K)))) == {"pictures": 600, "differing": 0.0}
+    assert evaluated(rounded)["differing"] < 0.01
+    constant = evaluated(lambda x: np.ones((len(x), K)) + 1e-7 * rng.normal(size=(len(x), K)))
     assert constant["differing"] == 0.0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cpgan_ray.config import KernelConfig, RidgeConfig
 from cpgan_ray.training.adversaries import Target, build_adversary
-from cpgan_ray.training.adversaries.base import Bank, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.base import BatchMemory, prepare_codes, split_rows
 from cpgan_ray.training.adversaries.kernel import FourierFeatures, kernel_ridge, median_distance, rbf, solve_positive_definite
 from cpgan_ray.training.adversaries.linear import LinearMap, NormalEquations, ridge
 
@@ -47,7 +47,7 @@ def release(rows: int = 60, *, seed: int = 0) -> tuple[Tensor, Target]:
 
 def build(config: RidgeConfig | KernelConfig, *, seed: int = 0) -> Any:
     return build_adversary(
-        config, k=K, target=P, image_shape=(8, 8, 3), scored_share=0.25, rng=np.random.default_rng(seed), device=CPU
+        config, k=K, target=P, image_shape=(8, 8, 3), holdout_fraction=0.25, rng=np.random.default_rng(seed), device=CPU
     )
 
 
@@ -295,15 +295,15 @@ def test_the_statistics_of_prepared_codes_are_constants_in_the_gradient(how):
     ("batch_size", "share", "fitted"), [(640, 0.25, 480), (4, 0.25, 3), (10, 0.99, 1), (10, 0.01, 9), (2, 0.5, 1)]
 )
 def test_some_rows_are_always_fitted_and_some_always_scored(batch_size, share, fitted):
-    assert split_rows(batch_size, scored_share=share) == fitted
+    assert split_rows(batch_size, holdout_fraction=share) == fitted
 
 
 @pytest.mark.parametrize(("batches", "pushed", "held"), [(0, 3, []), (2, 1, [0]), (2, 5, [3, 4]), (3, 3, [0, 1, 2])])
 def test_the_bank_holds_its_last_batches_and_no_more(batches, pushed, held):
-    bank = Bank(batches)
+    bank = BatchMemory(batches)
     for seed in range(pushed):
         bank.push(*release(8, seed=seed))
-    z, x = bank.joined(*problem(5, seed=77))
+    z, x = bank.with_current(*problem(5, seed=77))
     expected = [problem(8, seed=seed) for seed in held] + [problem(5, seed=77)]
     assert torch.equal(z, torch.cat([e[0] for e in expected]))
     assert torch.equal(x, torch.cat([e[1] for e in expected]))
@@ -311,14 +311,14 @@ def test_the_bank_holds_its_last_batches_and_no_more(batches, pushed, held):
 
 def test_the_bank_holds_constants():
     """No gradient reaches a banked code, and writing to a batch afterwards does not change what is held."""
-    bank = Bank(2)
+    bank = BatchMemory(2)
     z, target = release(8)
     z.requires_grad_()
     bank.push(z * 1, target)
     with torch.no_grad():
         z.zero_()
     new = problem(3, seed=1)[0].requires_grad_()
-    codes = bank.joined(new, problem(3, seed=1)[1])[0]
+    codes = bank.with_current(new, problem(3, seed=1)[1])[0]
     assert torch.equal(codes[:8].detach(), problem(8)[0])
     codes.sum().backward()
     assert z.grad is None
@@ -326,15 +326,15 @@ def test_the_bank_holds_constants():
 
 
 def test_the_state_of_the_bank_round_trips_and_keeps_its_bound():
-    bank, again = Bank(2), Bank(2)
+    bank, again = BatchMemory(2), BatchMemory(2)
     for seed in range(2):
         bank.push(*release(8, seed=seed))
     again.load_state_dict(copy.deepcopy(bank.state_dict()))
     bank.push(*release(8, seed=2))
     again.push(*release(8, seed=2))
     here = problem(3, seed=9)
-    assert all(torch.equal(a, b) for a, b in zip(bank.joined(*here), again.joined(*here), strict=True))
-    assert len(again.joined(*here)[0]) == 2 * 8 + 3
+    assert all(torch.equal(a, b) for a, b in zip(bank.with_current(*here), again.with_current(*here), strict=True))
+    assert len(again.with_current(*here)[0]) == 2 * 8 + 3
 
 
 # --- the adversaries ---

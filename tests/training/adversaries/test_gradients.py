@@ -49,7 +49,7 @@ def made(config: AdversaryConfig, *, learned: int) -> Any:
     """An adversary in float64 that has learned from some batches."""
     torch.manual_seed(0)
     adversary: Any = build_adversary(
-        config, k=K, target=P, image_shape=IMAGE, scored_share=0.25, rng=np.random.default_rng(3), device=torch.device("cpu")
+        config, k=K, target=P, image_shape=IMAGE, holdout_fraction=0.25, rng=np.random.default_rng(3), device=torch.device("cpu")
     )
     if isinstance(config, NeuralConfig):
         adversary.network.double()

@@ -29,7 +29,7 @@ def build(architecture: Any, *, seed: int = 0, precision: Any = "float32", **set
         k=K,
         target=P,
         image_shape=IMAGE,
-        scored_share=0.25,
+        holdout_fraction=0.25,
         rng=np.random.default_rng(seed),
         device=torch.device("cpu"),
         precision=precision,
@@ -159,7 +159,7 @@ def test_its_bank_holds_the_last_batches_as_constants(batches):
     for seed in range(5):
         z, target = batch(seed)
         adversary.improve(z.requires_grad_(), target)
-    held, _ = adversary.bank.joined(*(t[:0] for t in (batch(0)[0], batch(0)[1].values)))
+    held, _ = adversary.bank.with_current(*(t[:0] for t in (batch(0)[0], batch(0)[1].values)))
     assert torch.equal(held, torch.cat([batch(seed)[0] for seed in range(5 - batches, 5)]))
     assert not held.requires_grad
 
