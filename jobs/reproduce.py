@@ -1,11 +1,11 @@
 """Reproduce the paper's comparisons: mechanisms on one data set, all attacked alike, and what theory says of the Gaussian mixture.
 
     python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, at up to 3 settings, 3 seeds
-    python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --settings 2 --seeds 1
-    python jobs/reproduce.py digits --seeds 2                           # real and embedded: needs no folder
+    python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --num-settings 2 --num-seeds 1
+    python jobs/reproduce.py digits --num-seeds 2                           # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
     python jobs/reproduce.py --resume DIR                               # go on with an interrupted comparison
-    python jobs/reproduce.py --resume DIR --seeds 5                     # or with more of it
+    python jobs/reproduce.py --resume DIR --num-seeds 5                     # or with more of it
     python jobs/reproduce.py gaussian --theory                          # the best codes of the mixture, for the original's weights
 
 Of a folder that another user has written, --resume takes only what is compared; --trust takes data, caches, cluster and tracking

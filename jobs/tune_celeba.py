@@ -1,11 +1,11 @@
 """Search code size and privacy weight, or any settings: utility against the strongest fresh attack, every trial a whole game.
 
-    python jobs/tune_celeba.py                                        # preset faces: 12 settings by Optuna's TPE
-    python jobs/tune_celeba.py celeba --data-dir DIR --num-samples 24 --max-r2 0.1
-    python jobs/tune_celeba.py --searcher grid --over k=32,64 privacy_weight=0.1,0.2,0.4
-    python jobs/tune_celeba.py --over k privacy_weight=0.05..2 adversaries.rbf.bank privatizer.family --seeds 3
-    python jobs/tune_celeba.py --resume DIR                           # go on with an interrupted search
-    ray job submit --working-dir . -- python jobs/tune_celeba.py celeba --data-dir DIR --output DIR
+    python jobs/tune_celeba.py                                        # preset faces: 12 settings by Optuna's TPE python
+    jobs/tune_celeba.py celeba --data-dir DIR --num-samples 24 --max-r2 0.1 python jobs/tune_celeba.py --searcher grid
+    --search-space k=32,64 privacy_weight=0.1,0.2,0.4 python jobs/tune_celeba.py --search-space k privacy_weight=0.05..2
+    adversaries.rbf.memory_batches privatizer.family --num-seeds 3 python jobs/tune_celeba.py --resume DIR
+    # go on with an interrupted search ray job submit --working-dir . -- python jobs/tune_celeba.py celeba --data-dir DIR --output
+    DIR
 
 The folder of another user's search is not resumed without --trust: Ray Tune's state in it is pickled.
 

@@ -29,12 +29,13 @@ ROOT = Path(__file__).parents[1]
 MARK = "CPGAN_TEST_STOPPING"
 """Environment variable by which every process that a job has started is known, even one in a session of its own."""
 SMALL = "--data.image-size 16 --batch-size 80 --privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
-LIGHT = "--attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0 --attacks.restarts 1"
+LIGHT = "--attacks.names ridge mlp --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1"
 FLAGS = {
     "train": f"train_celeba.py pair --recovery.checkpoint-every 7 --runtime.backend ray {SMALL} {LIGHT}",
-    "search": f"tune_celeba.py pair --searcher grid --over k=4,5 --no-control --epochs 1 --runtime.backend local {SMALL} {LIGHT}",
-    "comparison": f"reproduce.py digits --mechanisms noise --settings 2 --seeds 2 --runtime.backend ray --epochs 1 {LIGHT}"
-    " --data.train-rows 200 --batch-size 100",
+    "search": f"tune_celeba.py pair --searcher grid --search-space k=4,5 --no-train-undefended --epochs 1 "
+    f"--runtime.backend local {SMALL} {LIGHT}",
+    "comparison": f"reproduce.py digits --mechanisms noise --num-settings 2 --num-seeds 2 --runtime.backend ray --epochs 1 {LIGHT}"
+    " --data.max-train-samples 200 --batch-size 100",
     "attack": f"attack.py {{encoder}} --runtime.backend ray --data.num-identities 200 --data.pictures-per-identity 2 {LIGHT}"
     " --tracking.no-system-metrics",
 }

@@ -6,16 +6,19 @@ common/ownership.py), or if the user says by `--trust` that the folder is his ow
 """
 
 import dataclasses
+import json
 import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cpgan_ray.common.credentials import has_stars, redacted
+from cpgan_ray.common.atomic_io import write_text
+from cpgan_ray.common.credentials import has_stars, redacted, redacted_values
 from cpgan_ray.common.json_files import parse_json, read_limited
-from cpgan_ray.common.ownership import is_own
+from cpgan_ray.common.ownership import is_own, sign
 from cpgan_ray.config.io import flatten, from_json, local_names, with_local
 from cpgan_ray.config.jobs import AttackJob, ReproduceJob, SearchJob
 from cpgan_ray.config.presets import PRESETS
@@ -35,12 +38,30 @@ class Record:
     own: bool
 
 
+FORMAT = 2
+"""Number of the layout of a job's output folder. It changes with the names in it; folders of another format are refused."""
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Write one of the files that a job is resumed from: with its format, without secrets, signed."""
+    write_text(path, json.dumps({"format": FORMAT} | redacted_values(dict(values)), indent=1) + "\n")
+    sign(path)
+
+
 def read_record(path: Path) -> Record:
-    """Raises: ValueError if it is no JSON object; OSError if it cannot be read."""
+    """The inverse of `write_record`; values without the format.
+
+    Raises: ValueError if it is no JSON object; OSError if it cannot be read; InputError if it has another format.
+    """
     content = read_limited(path)
     values = parse_json(content)
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object")
+    if (version := values.pop("format", 1)) != FORMAT:
+        raise InputError(
+            f"{path} has format {version!r:.40}, this version reads {FORMAT}: use the version that wrote it, or start in another "
+            "folder"
+        )
     return Record(path, values, is_own(path, content))
 
 
@@ -127,6 +148,8 @@ def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, R
         values = record.values
         run_id = None if values.get("run_id") is None else run_id_in(record)
         values = {name: value for name, value in values.items() if name not in ("run_id", "store")}
+    except InputError:
+        raise
     except (OSError, ValueError) as e:
         raise InputError(f"{path} is damaged ({e}): give the output folder of a run") from e
     config = from_json(values)
@@ -188,6 +211,8 @@ def search_record(folder: Path, *, trust: bool) -> tuple[Record, SearchJob, str]
         record = read_record(path)
         run_id = run_id_in(record)
         job = from_json(record.values["job"], kind=SearchJob)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path} is damaged ({e}): start the search again in another folder") from e
     if not (record.own or trust):
@@ -223,6 +248,8 @@ def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, Reproduce
     try:
         record = read_record(path)
         job, run_id = from_json(record.values["job"], kind=ReproduceJob), run_id_in(record)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
     mine = dataclasses.replace(defaults_for(job.config), output=folder)

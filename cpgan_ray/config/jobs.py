@@ -97,18 +97,18 @@ class SearchJob:
 
     __pydantic_config__ = STRICT
 
-    over: Annotated[tuple[str, ...], PORTABLE] = ("k", "privacy_weight")
+    search_space: Annotated[tuple[str, ...], PORTABLE] = ("k", "privacy_weight")
     """Fields that are searched, by dotted name. Where: as declared in config.py, or `k=16,64,256` (these values), or
     `privacy_weight=0.1..10` (between these)."""
     searcher: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
     """Who proposes settings: Optuna's two multi-objective samplers, chance, or nobody: `grid` tries every combination."""
     num_samples: int = 12
     """Settings that are tried; a grid has its own number."""
-    seeds: int = 1
+    num_seeds: int = 1
     """Seeds under which each setting is trained, from --seed on; the mean over them counts."""
     scheduler: Literal["auto", "asha", "none"] = "auto"
     """`asha` stops hopeless trials early, on quick fresh attacks; `auto`: asha, but for a grid none."""
-    control: bool = True
+    train_undefended: bool = True
     """Also train the undefended control (privacy weight 0)."""
     max_failures: int = 1
     """How often a trial that failed is tried again."""
@@ -122,8 +122,8 @@ class SearchJob:
     """The run that every trial is a variant of; its `output` is the search's folder."""
 
     def __post_init__(self) -> None:
-        _require(len(self.over) > 0, "over", self.over, "at least one field")
-        for name in ("num_samples", "seeds"):
+        _require(len(self.search_space) > 0, "search_space", self.search_space, "at least one field")
+        for name in ("num_samples", "num_seeds"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("max_failures", "max_concurrent"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
@@ -157,9 +157,9 @@ class ReproduceJob:
 
     mechanisms: tuple[MechanismName, ...] = ()
     """Which are compared; none given: all."""
-    settings: int = 3
+    num_settings: int = 3
     """Settings of each mechanism's knob, at most."""
-    seeds: int = 3
+    num_seeds: int = 3
     """Seeds under which each setting is trained, from --seed on."""
     full: bool = False
     """All training samples and the whole tournament instead of the quick comparison."""
@@ -175,7 +175,7 @@ class ReproduceJob:
     """The run that every cell is a variant of; its `output` is the comparison's folder."""
 
     def __post_init__(self) -> None:
-        for name in ("settings", "seeds"):
+        for name in ("num_settings", "num_seeds"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for value in self.lambdas:
             _require(0 <= value < float("inf"), "lambda", value, "finite and at least 0")

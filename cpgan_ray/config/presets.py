@@ -30,17 +30,19 @@ def smoke() -> Config:
         epochs=2,
         batch_size=64,
         data=DataConfig(image_size=32, num_identities=200, pictures_per_identity=2),
-        privatizer=PrivatizerConfig(width=8, depth=3, step=0.5),
+        privatizer=PrivatizerConfig(width=8, depth=3, quantization_step=0.5),
         adversaries={
-            "ridge": RidgeConfig(bank=2, components=32),
+            "ridge": RidgeConfig(memory_batches=2, components=32),
             "ridge_epoch": RidgeConfig(fit="epoch", components=32),
-            "rbf": KernelConfig(bank=2, components=32),
-            "fourier": KernelConfig(features=64, bank=2, components=32),
+            "rbf": KernelConfig(memory_batches=2, components=32),
+            "fourier": KernelConfig(features=64, memory_batches=2, components=32),
             "mlp": NeuralConfig(architecture="mlp", width=64, components=32),
             "decoder": NeuralConfig(architecture="conv", width=8),
         },
         runtime=RuntimeConfig(threads=1),
-        attacks=AttackConfig(mlp_widths=(64,), decoder_width=4, kernel_features=256, epochs=1, doublings=1, shares=(0.1,)),
+        attacks=AttackConfig(
+            mlp_widths=(64,), decoder_width=4, kernel_features=256, epochs=1, max_budget_doublings=1, fit_fractions=(0.1,)
+        ),
     )
 
 
@@ -52,10 +54,12 @@ def faces() -> Config:
         epochs=10,
         batch_size=480,
         privacy_weight=0.2,
-        privatizer=PrivatizerConfig(step=2.0, width=24),
+        privatizer=PrivatizerConfig(quantization_step=2.0, width=24),
         game=GameConfig(warmup_epochs=4),
         adversaries={"ridge": RidgeConfig(), "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,))},
-        attacks=AttackConfig(mlp_widths=(512,), decoder_width=8, kernel_features=1024, epochs=2, doublings=2, shares=(0.1,)),
+        attacks=AttackConfig(
+            mlp_widths=(512,), decoder_width=8, kernel_features=1024, epochs=2, max_budget_doublings=2, fit_fractions=(0.1,)
+        ),
     )
 
 
@@ -67,7 +71,7 @@ def celeba() -> Config:
         epochs=16,
         privacy_weight=0.2,
         data=DataConfig(dataset="celeba"),
-        privatizer=PrivatizerConfig(step=2.0),
+        privatizer=PrivatizerConfig(quantization_step=2.0),
         game=GameConfig(warmup_epochs=6),
         adversaries={"ridge": RidgeConfig(), "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,))},
     )
@@ -80,7 +84,7 @@ def celeba_single() -> Config:
         preset="celeba_single",
         k=16,
         data=DataConfig(dataset="celeba", labels=("Male",)),
-        utility=UtilityConfig(balanced=True),
+        utility=UtilityConfig(class_weighted_loss=True),
     )
 
 
@@ -99,14 +103,14 @@ def celeba_paper() -> Config:
         epochs=8,
         batch_size=512,
         privacy_weight=1 / 40,
-        data=DataConfig(dataset="celeba", mirror=False),
-        privatizer=PrivatizerConfig(code="relu", learning_rate=1e-3, rate="constant"),
+        data=DataConfig(dataset="celeba", horizontal_flip=False),
+        privatizer=PrivatizerConfig(code_activation="relu", learning_rate=1e-3, lr_schedule="constant"),
         utility=UtilityConfig(learning_rate=1e-3, dropout=0.5),
-        game=GameConfig(privacy="negated_mse", schedule="epochwise"),
+        game=GameConfig(privacy_loss="negated_mse", schedule="epochwise"),
         adversaries={
             "decoder": NeuralConfig(architecture="conv", width=32, steps=3),
-            "lrr": RidgeConfig(fit="epoch", penalties=(1e-6,), components=256, weight=0.1),
-            "krr": KernelConfig(fit="epoch", features=1024, penalties=(1e-6,), components=256, weight=0.1),
+            "lrr": RidgeConfig(fit="epoch", penalties=(1e-6,), components=256, loss_weight=0.1),
+            "krr": KernelConfig(fit="epoch", features=1024, penalties=(1e-6,), components=256, loss_weight=0.1),
         },
     )
 
@@ -127,8 +131,8 @@ def small(
         utility=UtilityConfig(hidden=128, dropout=0.2),
         game=GameConfig(warmup_epochs=epochs // 3),
         adversaries={
-            "ridge": RidgeConfig(bank=2, components=components),
-            "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,), bank=2, components=components),
+            "ridge": RidgeConfig(memory_batches=2, components=components),
+            "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,), memory_batches=2, components=components),
             "mlp": NeuralConfig(architecture="mlp", width=512, steps=3, components=components),
         },
     )
@@ -136,19 +140,19 @@ def small(
 
 def mnist() -> Config:
     """MNIST, ten digits, 28 x 28."""
-    return small("mnist", k=10, epochs=12, batch_size=500, privatizer=PrivatizerConfig(family="lenet", step=1.0))
+    return small("mnist", k=10, epochs=12, batch_size=500, privatizer=PrivatizerConfig(family="lenet", quantization_step=1.0))
 
 
 def digits() -> Config:
     """scikit-learn's 8 x 8 digits: real, embedded, done in seconds."""
-    privatizer = PrivatizerConfig(family="conv", depth=2, width=16, step=1.0)
+    privatizer = PrivatizerConfig(family="conv", depth=2, width=16, quantization_step=1.0)
     return small("digits", k=16, epochs=30, batch_size=200, components=48, privatizer=privatizer)
 
 
 def har() -> Config:
     """UCI HAR, six activities from 128 steps of nine inertial signals, split by subject; the original's decoder in the perceptron's
     place."""
-    privatizer = PrivatizerConfig(family="lenet", step=1.0, weight_decay=0.05, average=0.99)
+    privatizer = PrivatizerConfig(family="lenet", quantization_step=1.0, weight_decay=0.05, ema_decay=0.99)
     config = small("har", k=32, epochs=30, batch_size=250, privatizer=privatizer)
     closed_form = {name: config.adversaries[name] for name in ("ridge", "rbf")}
     adversaries = closed_form | {"decoder": NeuralConfig(architecture="paper")}
@@ -157,22 +161,22 @@ def har() -> Config:
 
 def genki4k() -> Config:
     """GENKI-4K, smiling or not, 64 x 64: 2,520 pictures to learn from, so small batches, shifted, and banks of several of them."""
-    config = small("genki4k", k=32, epochs=30, batch_size=100, privatizer=PrivatizerConfig(family="lenet", step=1.0))
+    config = small("genki4k", k=32, epochs=30, batch_size=100, privatizer=PrivatizerConfig(family="lenet", quantization_step=1.0))
     adversaries = {name: replace(a, bank=4 if a.kind == "neural" else 6) for name, a in config.adversaries.items()}
     utility = replace(config.utility, dropout=0.4)
-    return replace(config, data=replace(config.data, shift=4), utility=utility, adversaries=adversaries)
+    return replace(config, data=replace(config.data, max_shift_px=4), utility=utility, adversaries=adversaries)
 
 
 def cifar10() -> Config:
     """CIFAR-10, ten kinds of objects, 32 x 32."""
-    privatizer = PrivatizerConfig(family="residual", depth=3, width=32, step=1.0)
+    privatizer = PrivatizerConfig(family="residual", depth=3, width=32, quantization_step=1.0)
     config = small("cifar10", k=128, epochs=20, batch_size=500, privatizer=privatizer)
-    return replace(config, data=replace(config.data, shift=3))
+    return replace(config, data=replace(config.data, max_shift_px=3))
 
 
 def svhn() -> Config:
     """SVHN, ten digits in street pictures, 32 x 32."""
-    privatizer = PrivatizerConfig(family="residual", depth=3, width=32, step=1.0)
+    privatizer = PrivatizerConfig(family="residual", depth=3, width=32, quantization_step=1.0)
     return small("svhn", k=64, epochs=20, batch_size=500, privatizer=privatizer)
 
 
@@ -187,7 +191,7 @@ def gaussian() -> Config:
         data=DataConfig(dataset="gaussian"),
         privatizer=PrivatizerConfig(family="whitened", learning_rate=1e-2),
         utility=UtilityConfig(hidden=0, learning_rate=5e-2),
-        adversaries={"ridge": RidgeConfig(bank=0, penalties=(1e-3,), components=32)},
+        adversaries={"ridge": RidgeConfig(memory_batches=0, penalties=(1e-3,), components=32)},
     )
 
 
@@ -195,7 +199,7 @@ def gaussian_kernel() -> Config:
     """The same with a kernel adversary beside ridge, against attacks of any kind: what hides from every linear attack need not hide
     from others."""
     config = gaussian()
-    kernel = KernelConfig(features=128, bandwidths=(0.3,), penalties=(1e-3,), bank=0, components=32)
+    kernel = KernelConfig(features=128, bandwidths=(0.3,), penalties=(1e-3,), memory_batches=0, components=32)
     return replace(config, preset="gaussian_kernel", adversaries=config.adversaries | {"rbf": kernel})
 
 
@@ -206,9 +210,9 @@ def for_comparison(config: Config) -> Config:
         config.attacks,
         names=("ridge", "kernel", "mlp", "nearest"),
         variants=("leaked",),
-        shares=(),
+        fit_fractions=(),
         restarts=1,
-        doublings=5,
+        max_budget_doublings=5,
         mlp_widths=(512,),
         kernel_features=1024,
         max_rows=10_000,
@@ -217,7 +221,7 @@ def for_comparison(config: Config) -> Config:
         similarity=False,
         legacy=True,
     )
-    data = replace(config.data, train_rows=20_000) if config.data.dataset in ("mnist", "cifar10", "svhn") else config.data
+    data = replace(config.data, max_train_samples=20_000) if config.data.dataset in ("mnist", "cifar10", "svhn") else config.data
     return replace(config, data=data, attacks=attacks, runtime=replace(config.runtime, threads=1))
 
 
@@ -228,7 +232,7 @@ def for_search(config: Config) -> Config:
         config.attacks,
         names=("ridge", "kernel", "mlp"),
         variants=("leaked",),
-        shares=(),
+        fit_fractions=(),
         restarts=1,
         identity=False,
         attributes=False,

@@ -1,8 +1,8 @@
 """What a run is told: frozen dataclasses, checked when made. Imports neither torch nor Ray, so `--help` answers at once.
 
-Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.bank 5`) and can be searched (space.py); where a
-search looks, unless told otherwise, is declared beside the default (`Range`, `Choices`). Which adversaries play is decided by a
-preset (presets.py); flags tune them.
+Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.memory-batches 5`) and can be searched (space.py);
+where a search looks, unless told otherwise, is declared beside the default (`Range`, `Choices`). Which adversaries play is decided
+by a preset (presets.py); flags tune them.
 """
 
 import re
@@ -88,16 +88,16 @@ class DataConfig:
     extra: bool = False
     """Train on SVHN's `extra_32x32.mat` too, 531,131 easier digits; validation and test stay as they are. Preparing them takes
     2 GB of memory."""
-    train_rows: int = 0
+    max_train_samples: int = 0
     """At most so many training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
     mixture_seed: int = 9
     """Which mixture `gaussian` is; 9 is the reference's."""
     digest: Annotated[str, PORTABLE] = ""
     """Name of the prepared store (`store` in a run's `config.json` ends with it): that one or none; where the cache or the shared
     cache has it, no source is needed. None given: the store that the source makes."""
-    mirror: bool = True
+    horizontal_flip: bool = True
     """Show each training picture mirrored in half of the rounds (its target is mirrored too), unless it is a digit or a signal."""
-    shift: int = 0
+    max_shift_px: int = 0
     """Largest random shift of a training picture, in pixels each way (its target is shifted too)."""
     cutout: int = 0
     """Side of a grey square, in pixels, laid over a random place of each training picture that the privatizer sees (its target is
@@ -112,10 +112,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "between 8 and 1024")
         _require(0 < self.crop <= 1, "data.crop", self.crop, "in (0, 1]")
-        _require(0 <= self.shift < self.image_size // 2, "data.shift", self.shift, "at least 0 and below half of data.image_size")
+        _require(
+            0 <= self.max_shift_px < self.image_size // 2,
+            "data.max_shift_px",
+            self.max_shift_px,
+            "at least 0 and below half of data.image_size",
+        )
         _require(self.cutout >= 0, "data.cutout", self.cutout, "at least 0")
         _require(self.input_noise >= 0, "data.input_noise", self.input_noise, "at least 0")
-        _require(self.train_rows >= 0, "data.train_rows", self.train_rows, "at least 0")
+        _require(self.max_train_samples >= 0, "data.max_train_samples", self.max_train_samples, "at least 0")
         _require(self.balanced_seed >= 0, "data.balanced_seed", self.balanced_seed, "at least 0")
         _require(self.mixture_seed >= 0, "data.mixture_seed", self.mixture_seed, "at least 0")
         _require(re.fullmatch("([0-9a-f]{16})?", self.digest) is not None, "data.digest", self.digest, "16 digits of 0-9 and a-f")
@@ -152,7 +157,7 @@ class PrivatizerConfig:
     SVHN."""
     bottleneck: bool = True
     """A linear map to k numbers; without it the features themselves are the code, and k must be as many."""
-    code: Literal["normalised", "relu", "raw"] = "normalised"
+    code_activation: Literal["normalised", "relu", "raw"] = "normalised"
     """How z leaves: `normalised` by batch statistics (rescaling gains nothing), through a `relu` (the original), or as it is."""
     width: Annotated[int, Range(8, 64, (16, 32, 64))] = 32
     """Channels of the first stage; each further stage doubles them."""
@@ -160,17 +165,17 @@ class PrivatizerConfig:
     """Stages; each halves the picture's side."""
     symmetric: bool = False
     """Encode the picture and its mirror image and average before normalising: z cannot tell left from right. Twice the compute."""
-    step: Annotated[float, Range(0.5, 4.0, (0.5, 1.0, 2.0, 4.0))] = 0.0
+    quantization_step: Annotated[float, Range(0.5, 4.0, (0.5, 1.0, 2.0, 4.0))] = 0.0
     """z is rounded to multiples of this many standard deviations, in training as in use; 0: not rounded. What hides in low digits
     of z survives any adversary that does not look there; rounding removes the digits."""
     learning_rate: Annotated[float, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Adam's peak rate."""
     weight_decay: Annotated[float, Range(1e-5, 1e-1, (1e-4, 1e-3, 1e-2))] = 0.0
     """Decoupled (AdamW)."""
-    rate: Literal["constant", "cosine", "steps"] = "cosine"
+    lr_schedule: Literal["constant", "cosine", "steps"] = "cosine"
     """How the rate goes from its peak over the run, for the privatizer and the utility head; `steps`: a tenth of it after half of
     the run, a hundredth after three quarters."""
-    average: float = 0.0
+    ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights that is released in the end; 0: the last weights."""
     num_workers: int = 1
     """Processes that share each batch between them, data-parallel; more than one: a worker group of Ray Train."""
@@ -184,10 +189,10 @@ class PrivatizerConfig:
             )
         _require(self.width >= 1, "privatizer.width", self.width, "at least 1")
         _require(1 <= self.depth <= 8, "privatizer.depth", self.depth, "between 1 and 8")
-        _require(self.step >= 0, "privatizer.step", self.step, "at least 0")
+        _require(self.quantization_step >= 0, "privatizer.quantization_step", self.quantization_step, "at least 0")
         _require(self.learning_rate > 0, "privatizer.learning_rate", self.learning_rate, "positive")
         _require(self.weight_decay >= 0, "privatizer.weight_decay", self.weight_decay, "at least 0")
-        _require(0 <= self.average < 1, "privatizer.average", self.average, "in [0, 1)")
+        _require(0 <= self.ema_decay < 1, "privatizer.ema_decay", self.ema_decay, "in [0, 1)")
         _require(self.num_workers >= 1, "privatizer.num_workers", self.num_workers, "at least 1")
 
 
@@ -207,7 +212,7 @@ class UtilityConfig:
     """Width of the two hidden layers of the classifier on z; 0: a linear classifier."""
     dropout: Annotated[float, Range(0.0, 0.6, (0.0, 0.3, 0.6), log=False)] = 0.3
     """Share of hidden units dropped in training."""
-    balanced: bool = False
+    class_weighted_loss: bool = False
     """Weigh the two values of each attribute equally (class-weighted cross-entropy; for single rare attributes)."""
     learning_rate: Annotated[float, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Adam's peak rate."""
@@ -223,7 +228,7 @@ class UtilityConfig:
 class GameConfig:
     __pydantic_config__ = STRICT
 
-    privacy: Literal["recovered", "negated_mse"] = "recovered"
+    privacy_loss: Literal["recovered", "negated_mse"] = "recovered"
     """The privacy term: the share of variance an adversary recovers, clipped below at 0; or the paper's raw `-L_R`."""
     aggregate: Literal["strongest", "softmax", "mean"] = "strongest"
     """How the adversaries' terms become one."""
@@ -258,13 +263,13 @@ class RidgeConfig:
     """`holdout`: on a part of the batch and the bank, every round. `epoch`: on all training codes, once per epoch, by streaming."""
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     """Candidates, per fitted row; the best on held-out rows is used. One candidate: no choice."""
-    codes: Literal["raw", "standardised", "whitened"] = "raw"
+    code_normalization: Literal["raw", "standardised", "whitened"] = "raw"
     """What is done to z first, with the statistics of the rows fitted on."""
-    bank: Annotated[int, Range(0, 6, (0, 3, 6), log=False)] = 3
+    memory_batches: Annotated[int, Range(0, 6, (0, 3, 6), log=False)] = 3
     """How many past batches are fitted on beside the current one."""
     components: int = 256
     """Target: this many leading principal components of the pictures; 0: the pixels."""
-    weight: float = 1.0
+    loss_weight: float = 1.0
     """Factor on this adversary's privacy term."""
     cpus: float | None = None
     """CPUs of its actor; none given: `runtime.adversary_cpus`."""
@@ -291,15 +296,15 @@ class KernelConfig:
     """`holdout`: on a part of the batch and the bank, every round. `epoch` (random features only): on all training codes."""
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     """Candidates, per fitted row; the best on held-out rows is used."""
-    codes: Literal["raw", "standardised", "whitened"] = "raw"
+    code_normalization: Literal["raw", "standardised", "whitened"] = "raw"
     """What is done to z first, with the statistics of the rows fitted on."""
-    bank: Annotated[int, Range(0, 6, (0, 3, 6), log=False)] = 3
+    memory_batches: Annotated[int, Range(0, 6, (0, 3, 6), log=False)] = 3
     """How many past batches are fitted on beside the current one."""
     components: int = 256
     """Target: this many leading principal components of the pictures; 0: the pixels."""
     tune_every: int = 10
     """Rounds between two choices of bandwidth and penalty."""
-    weight: float = 1.0
+    loss_weight: float = 1.0
     """Factor on this adversary's privacy term."""
     cpus: float | None = None
     """CPUs of its actor; none given: `runtime.adversary_cpus`."""
@@ -333,10 +338,10 @@ class NeuralConfig:
     ] = "conv"
     """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks; `paper`: the
     original's for pictures of that shape, of a fixed size."""
-    stack: Literal["auto", "plain", "leaky", "cifar", "picture", "series", "odd"] = "auto"
+    paper_decoder: Literal["auto", "plain", "leaky", "cifar", "picture", "series", "odd"] = "auto"
     """`paper` only: which of the original's; `auto`: by the pictures' shape. `plain` (MNIST, GENKI), `leaky` and `odd` (CelebA at
     112 and 175), `cifar` (CIFAR-10, SVHN), `series` (HAR); `picture`: SVHN's as the one adversary, for codes that are pictures."""
-    bounded: bool = False
+    tanh_output: bool = False
     """`paper` only: end in a tanh, as the original does. What it cannot reach then looks private."""
     width: int = 64
     """Hidden units of an `mlp`; channels of a decoder's last stage but one."""
@@ -348,11 +353,11 @@ class NeuralConfig:
     """Gradient steps per round."""
     learning_rate: float = 1e-3
     """Of Adam."""
-    bank: int = 0
+    memory_batches: int = 0
     """How many past batches its steps draw rows from, beside the current one."""
     components: int = 0
     """Target: this many leading principal components of the pictures (`mlp` only); 0: the pixels."""
-    weight: float = 1.0
+    loss_weight: float = 1.0
     """Factor on this adversary's privacy term."""
     cpus: float | None = None
     """CPUs of its actor; none given: `runtime.adversary_cpus`."""
@@ -365,9 +370,10 @@ class NeuralConfig:
         _require(0 <= self.dropout < 1, "adversary dropout", self.dropout, "in [0, 1)")
         _require(self.learning_rate > 0, "adversary learning_rate", self.learning_rate, "positive")
         _check_adversary(self)
-        if self.stack != "auto" and self.architecture != "paper":
+        if self.paper_decoder != "auto" and self.architecture != "paper":
             raise InputError(
-                f"stack={self.stack!r} needs architecture 'paper'; got {self.architecture!r}: set architecture to 'paper'"
+                f"paper_decoder={self.paper_decoder!r} needs architecture 'paper'; got {self.architecture!r}: "
+                "set architecture to 'paper'"
             )
         if self.components and self.architecture != "mlp":
             raise InputError(
@@ -384,9 +390,9 @@ def _check_closed_form(c: RidgeConfig | KernelConfig) -> None:
 
 
 def _check_adversary(c: AdversaryConfig) -> None:
-    _require(c.bank >= 0, "adversary bank", c.bank, "at least 0")
+    _require(c.memory_batches >= 0, "adversary memory_batches", c.memory_batches, "at least 0")
     _require(c.components >= 0, "adversary components", c.components, "at least 0")
-    _require(c.weight >= 0, "adversary weight", c.weight, "at least 0")
+    _require(c.loss_weight >= 0, "adversary loss_weight", c.loss_weight, "at least 0")
     for name in ("cpus", "gpus"):
         value = getattr(c, name)
         _require(value is None or value >= 0, f"adversary {name}", value, "at least 0")
@@ -417,16 +423,16 @@ class RuntimeConfig:
     """GPUs of each adversary's actor, fractions allowed."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Strategy of the one placement group that holds all actors."""
-    wait_s: float = 0.0
+    startup_timeout_s: float = 0.0
     """How long to wait for a cluster that is still too small (an autoscaler at work), in seconds."""
-    deadline_s: float = 600.0
+    reply_timeout_s: float = 600.0
     """How long one reply of an adversary may take, in seconds."""
 
     def __post_init__(self) -> None:
-        for name in ("privatizer_cpus", "privatizer_gpus", "adversary_cpus", "adversary_gpus", "wait_s", "threads"):
+        for name in ("privatizer_cpus", "privatizer_gpus", "adversary_cpus", "adversary_gpus", "startup_timeout_s", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 0, f"runtime.{name}", value, "at least 0")
-        _require(self.deadline_s > 0, "runtime.deadline_s", self.deadline_s, "positive")
+        _require(self.reply_timeout_s > 0, "runtime.reply_timeout_s", self.reply_timeout_s, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,21 +447,21 @@ class RecoveryConfig:
     """Rounds between two checkpoints; 0: none, and a run cannot be resumed."""
     checkpoints: Annotated[str | None, LOCAL] = None
     """Folder, or URI of a file system that pyarrow knows (s3://, gs://), of the checkpoints; none given: `<output>/checkpoints`."""
-    keep: int = 2
+    num_checkpoints: int = 2
     """How many checkpoints stay, beside that of the best validation accuracy."""
     max_failures: int = 10
     """How many losses a run survives."""
     backoff_s: float = 0.5
     """Wait before the second replacement in a row, in seconds; doubled for each further one, up to a minute."""
-    spares: int = 0
+    num_spares: int = 0
     """Warm processes that wait to take the place of a lost adversary."""
-    wait_s: float = 300.0
+    replacement_timeout_s: float = 300.0
     """How long a replacement may wait for its place on a cluster that has shrunk, in seconds."""
 
     def __post_init__(self) -> None:
         _require(self.snapshot_every >= 1, "recovery.snapshot_every", self.snapshot_every, "at least 1")
-        _require(self.keep >= 1, "recovery.keep", self.keep, "at least 1")
-        for name in ("checkpoint_every", "max_failures", "backoff_s", "spares", "wait_s"):
+        _require(self.num_checkpoints >= 1, "recovery.num_checkpoints", self.num_checkpoints, "at least 1")
+        for name in ("checkpoint_every", "max_failures", "backoff_s", "num_spares", "replacement_timeout_s"):
             _require(getattr(self, name) >= 0, f"recovery.{name}", getattr(self, name), "at least 0")
 
 
@@ -472,13 +478,13 @@ class AttackConfig:
     """Which attacks are made."""
     variants: tuple[Literal["leaked", "fresh"], ...] = ("leaked", "fresh")
     """`leaked`: fitted on the defender's training pictures. `fresh`: on the attacker's own, from the validation split."""
-    shares: tuple[float, ...] = (0.01, 0.1)
+    fit_fractions: tuple[float, ...] = (0.01, 0.1)
     """Attack-set size sweep: the quick attacks are made again on these shares of the first variant's pictures."""
     restarts: int = 2
     """Seeds under which an attack is fitted; the average of the reconstructions counts where it is better on tuning rows."""
     epochs: int = 3
     """First budget of a neural attack; it is doubled until that gains less than 0.005 R2 on the tuning rows."""
-    doublings: int = 2
+    max_budget_doublings: int = 2
     """How often the budget is doubled at most; an attack that still gained then is reported as not saturated."""
     max_rows: int = 0
     """At most this many pictures are fitted on; 0: all."""
@@ -506,10 +512,10 @@ class AttackConfig:
     def __post_init__(self) -> None:
         _require(len(self.names) > 0, "attacks.names", self.names, "at least one attack")
         _require(len(self.variants) > 0, "attacks.variants", self.variants, "at least one of leaked, fresh")
-        _require(all(0 < s < 1 for s in self.shares), "attacks.shares", self.shares, "shares between 0 and 1")
+        _require(all(0 < s < 1 for s in self.fit_fractions), "attacks.fit_fractions", self.fit_fractions, "shares between 0 and 1")
         for name in ("restarts", "epochs", "decoder_width", "kernel_features"):
             _require(getattr(self, name) >= 1, f"attacks.{name}", getattr(self, name), "at least 1")
-        for name in ("doublings", "max_rows", "quick_every", "gpus"):
+        for name in ("max_budget_doublings", "max_rows", "quick_every", "gpus"):
             _require(getattr(self, name) >= 0, f"attacks.{name}", getattr(self, name), "at least 0")
         _require(self.cpus > 0, "attacks.cpus", self.cpus, "positive")
         _require(len(self.mlp_widths) > 0 and min(self.mlp_widths) > 0, "attacks.mlp_widths", self.mlp_widths, "positive numbers")

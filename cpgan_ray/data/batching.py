@@ -71,8 +71,8 @@ def training_batch(round: int, dataset: Dataset, config: Config) -> Batch:
         seed=config.seed,
         num_rows=len(dataset.train),
         batch_size=config.batch_size,
-        mirror=config.data.mirror and dataset.info.mirrored,
-        shift=config.data.shift,
+        mirror=config.data.horizontal_flip and dataset.info.mirrored,
+        shift=config.data.max_shift_px,
     )
 
 

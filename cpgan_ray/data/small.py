@@ -89,7 +89,7 @@ def plan_of(samples: Samples, small: Small, *, digest: str, source: dict[str, ob
     """
     several = {samples.label_name: list(samples.classes)} if len(samples.classes) > 2 else {}
     pictures = samples.values.dtype == np.uint8
-    limits = {"train": data.train_rows, "val": data.train_rows // 4}
+    limits = {"train": data.max_train_samples, "val": data.max_train_samples // 4}
     rows = {name: thinned(chosen, limits.get(name, 0)) for name, chosen in samples.rows.items()}
     if data.balanced:
         rows = balance.balanced(rows, samples.labels, label=samples.label_name, data=data)

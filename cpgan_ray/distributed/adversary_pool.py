@@ -119,7 +119,7 @@ class AdversaryPool:
     def lost(self) -> dict[str, str]:
         """Who does not answer, and why: name -> cause."""
         pings = {name: handle.actor.ping.remote() for name, handle in self.handles.items()}
-        patience_s = min(PING_TIMEOUT_S, self.config.runtime.deadline_s)
+        patience_s = min(PING_TIMEOUT_S, self.config.runtime.reply_timeout_s)
         ray.wait(list(pings.values()), num_returns=len(pings), timeout=patience_s)
         found = {}
         for name, ping in pings.items():
@@ -147,12 +147,14 @@ class AdversaryPool:
             time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
         for name in gone:
             self.replace(name)
-        waiter = CapacityWaiter(self.sizes, option="recovery.wait_s", patience_s=recovery.wait_s)
+        waiter = CapacityWaiter(self.sizes, option="recovery.replacement_timeout_s", patience_s=recovery.replacement_timeout_s)
         preparing = self.prepare_data(list(gone))
         wait_for_replies(preparing, self.group, waiter, deadline_s=PREPARE_TIMEOUT_S)
         gather(preparing, deadline_s=PING_TIMEOUT_S)
         building = self.build(list(gone))
-        wait_for_replies(building, self.group, waiter, deadline_s=max(recovery.wait_s, self.config.runtime.deadline_s))
+        wait_for_replies(
+            building, self.group, waiter, deadline_s=max(recovery.replacement_timeout_s, self.config.runtime.reply_timeout_s)
+        )
         gather(building, deadline_s=PING_TIMEOUT_S)
         seconds = time.perf_counter() - started
         self.events.append(Event(round=round, replayed=round - kept, players=tuple(gone), cause=told, seconds=seconds))

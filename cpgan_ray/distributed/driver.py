@@ -45,7 +45,7 @@ class RayGame:
         self.going: set[str] = set()
         self.warned_at = -math.inf
         connect(config.runtime)
-        names = [*active_adversaries(config), *["spare"] * config.recovery.spares]
+        names = [*active_adversaries(config), *["spare"] * config.recovery.num_spares]
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         self.sizes = bundles(config, names, cluster=ray.cluster_resources(), nodes=nodes)
         self.kind, workers = host_kind(config), config.privatizer.num_workers
@@ -65,22 +65,32 @@ class RayGame:
         preparing = self.host.prepare_data.remote(self.config, [self.sizes[0], *self.places[1:]], self.group, export_env())
         told = "waiting for nodes that fetch or prepare the data"
         wait_for_replies(
-            [preparing], self.group, self.waiter(), deadline_s=self.config.recovery.wait_s + PREPARE_TIMEOUT_S, told=told
+            [preparing],
+            self.group,
+            self.waiter(),
+            deadline_s=self.config.recovery.replacement_timeout_s + PREPARE_TIMEOUT_S,
+            told=told,
         )
         get_result(preparing)
         building = self.host.build.remote(self.saved)
-        deadline_s = self.config.recovery.wait_s + BUILD_TIMEOUT_S
+        deadline_s = self.config.recovery.replacement_timeout_s + BUILD_TIMEOUT_S
         wait_for_replies([building], self.group, self.waiter(), deadline_s=deadline_s, workers=self.workers_waiter())
         get_result(building)
         self.total_rounds, self.rounds_per_epoch = get_result(self.host.length.remote())
         self.workers_group = get_result(self.host.workers_group.remote())
 
     def waiter(self) -> CapacityWaiter:
-        return CapacityWaiter(self.places, option="recovery.wait_s", patience_s=self.config.recovery.wait_s)
+        return CapacityWaiter(
+            self.places, option="recovery.replacement_timeout_s", patience_s=self.config.recovery.replacement_timeout_s
+        )
 
     def workers_waiter(self) -> CapacityWaiter | None:
         return (
-            CapacityWaiter(self.workers, option="recovery.wait_s", patience_s=self.config.recovery.wait_s) if self.workers else None
+            CapacityWaiter(
+                self.workers, option="recovery.replacement_timeout_s", patience_s=self.config.recovery.replacement_timeout_s
+            )
+            if self.workers
+            else None
         )
 
     def play(self, rounds: int) -> Any:

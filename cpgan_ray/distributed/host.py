@@ -44,7 +44,7 @@ class GameHost:
         """The players themselves; snapshot: go on from there."""
         config, sizes = self.pool.config, self.pool.sizes
         building = self.pool.build(self.pool.names)
-        deadline_s = config.runtime.deadline_s
+        deadline_s = config.runtime.reply_timeout_s
         self.game = Game(
             PrivatizerWorker(config, **compute_kwargs(config, sizes[0])),
             self.pool.handles,

@@ -71,10 +71,11 @@ def ensure_room(sizes: Sequence[Bundle], cluster: Mapping[str, float], runtime: 
     """Raises: InputError with the numbers where the actors together need more than the cluster has."""
     for kind in ("CPU", "GPU"):
         total, there = sum(s.get(kind, 0.0) for s in sizes), cluster.get(kind, 0.0)
-        if total > there + 1e-6 and runtime.wait_s == 0:
+        if total > there + 1e-6 and runtime.startup_timeout_s == 0:
             raise InputError(
                 f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: lower "
-                f"--runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with --runtime.wait-s"
+                f"--runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with "
+                "--runtime.startup-timeout-s"
             )
 
 
@@ -84,7 +85,7 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
     Raises: InputError where the cluster has no room for it in time.
     """
     group = placement_group(sizes, strategy=runtime.placement)
-    waiter = CapacityWaiter(sizes, option="runtime.wait_s", patience_s=max(runtime.wait_s, PLACEMENT_S))
+    waiter = CapacityWaiter(sizes, option="runtime.startup_timeout_s", patience_s=max(runtime.startup_timeout_s, PLACEMENT_S))
     try:
         while not group.wait(1):
             waiter.report_shortage(silently=placement_group_table(group)["stats"]["scheduling_state"] not in LACKING)

@@ -30,7 +30,7 @@ def gather(references: Sequence[Any], *, deadline_s: float) -> list[Any]:
     try:
         return ray.get(list(references), timeout=deadline_s)
     except GetTimeoutError as e:
-        raise LostError(f"an actor did not answer within {deadline_s:g} s (runtime.deadline_s)") from e
+        raise LostError(f"an actor did not answer within {deadline_s:g} s (runtime.reply_timeout_s)") from e
     except RayTaskError as e:
         raise e.cause from e
     except LOSSES as e:

@@ -41,9 +41,9 @@ def fit_on_ray(
     connect(runtime)
     config = context.config
     size: Bundle = {"CPU": config.cpus, "GPU": config.gpus}
-    waiter = CapacityWaiter([size], option="runtime.wait_s", patience_s=runtime.wait_s)
+    waiter = CapacityWaiter([size], option="runtime.startup_timeout_s", patience_s=runtime.startup_timeout_s)
     while lacking := [kind for kind, wanted in size.items() if wanted > ray.cluster_resources().get(kind, 0.0)]:
-        if runtime.wait_s == 0:
+        if runtime.startup_timeout_s == 0:
             there, flag = ray.cluster_resources().get(lacking[0], 0.0), f"--attacks.{lacking[0].lower()}s"
             raise InputError(f"an attack needs {size[lacking[0]]:g} {lacking[0]}s, the cluster has {there:g}: lower {flag}")
         waiter.report_shortage()

@@ -134,7 +134,7 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
     found += [
         AttackSpec(name, variant, share)
         for variant in variants[:1]
-        for share in config.shares
+        for share in config.fit_fractions
         for name in names
         if name not in PIXEL_ATTACKS and share * sizes[variant] >= MIN_ROWS
     ]

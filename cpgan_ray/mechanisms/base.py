@@ -62,7 +62,9 @@ def train_classifier(
     `test`. inputs: float32 (N, ...) of these two; varied: the same of a batch of `train`, mirrored and shifted as it says."""
     device = pick_device(config.runtime.device)
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)].astype(np.float32)
-    positive = torch.from_numpy(shares(dataset, config.data.labels)).float().to(device) if config.utility.balanced else None
+    positive = (
+        torch.from_numpy(shares(dataset, config.data.labels)).float().to(device) if config.utility.class_weighted_loss else None
+    )
     net = net.to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.utility.learning_rate, weight_decay=config.privatizer.weight_decay)
     rounds = rounds_per_epoch(len(labels), config.batch_size)

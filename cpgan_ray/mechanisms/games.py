@@ -38,9 +38,11 @@ def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
     weight is 1 / lambda. Networks beside the decoder, epochs, batches and averaging are the preset's; decoder and classifier make
     one step a batch (`citer`, 5 to 25 there)."""
     code = "raw" if is_linear(config.privatizer) else "relu"
-    privatizer = replace(config.privatizer, code=code, step=0.0, rate="constant", learning_rate=1e-3, weight_decay=0.0)
+    privatizer = replace(
+        config.privatizer, code_activation=code, quantization_step=0.0, lr_schedule="constant", learning_rate=1e-3, weight_decay=0.0
+    )
     utility = replace(config.utility, learning_rate=1e-3)
-    game = replace(config.game, privacy="negated_mse", warmup_epochs=0.0)
+    game = replace(config.game, privacy_loss="negated_mse", warmup_epochs=0.0)
     theirs = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
     parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": theirs}
     return played(replace(config, privacy_weight=1 / trade_off, **parts))
@@ -85,7 +87,7 @@ def feature_config(config: Config, dataset: Dataset) -> Config:
     """The run that releases features without a bottleneck; where there are no stages but the sample itself, the original's linear
     ones."""
     linear = is_linear(config.privatizer)
-    open_code = replace(config.privatizer, bottleneck=linear, code="raw", step=0.0)
+    open_code = replace(config.privatizer, bottleneck=linear, code_activation="raw", quantization_step=0.0)
     k = LINEAR_FEATURES if linear else feature_length(config.privatizer, dataset)
     return replace(config, privacy_weight=0.0, k=k, privatizer=open_code)
 

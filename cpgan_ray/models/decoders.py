@@ -125,7 +125,7 @@ def build_reconstructor(config: NeuralConfig, *, k: int, image_shape: tuple[int,
     Raises: InputError where a code of k numbers is not what the original's decoder for such pictures takes.
     """
     if config.architecture == "paper":
-        return PaperDecoder(k, image_shape=image_shape, bounded=config.bounded, stack=config.stack)
+        return PaperDecoder(k, image_shape=image_shape, tanh_output=config.tanh_output, name=config.paper_decoder)
     if config.architecture == "mlp":
         return mlp(config, k=k, target=target)
     return Decoder(config, k=k, image_shape=image_shape)

@@ -123,7 +123,7 @@ class Privatizer(nn.Module):
     def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         height, width, channels = image_shape
-        self.symmetric, self.step = config.symmetric, config.step
+        self.symmetric, self.step = config.symmetric, config.quantization_step
         self.stages = FAMILIES[config.family](config, image_shape)
         try:
             with torch.no_grad():
@@ -136,7 +136,7 @@ class Privatizer(nn.Module):
             raise InputError(f"k is {k}, but without a bottleneck the code is the {flat} features: set k to {flat}")
         to_code = halves_map if config.family == "celeba_multi" else nn.Linear
         self.code = to_code(flat, k) if config.bottleneck else nn.Identity()
-        self.normalise = CODE_ACTIVATIONS[config.code](k)
+        self.normalise = CODE_ACTIVATIONS[config.code_activation](k)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.code(self.stages(x).flatten(1)).float()  # codes are float32 in mixed precision too

@@ -80,7 +80,7 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
         kept = Checkpoints(
             config.recovery.checkpoints or str(no_link(output / "checkpoints")),
-            keep=config.recovery.keep,
+            keep=config.recovery.num_checkpoints,
             settings=resume_fingerprint(config),
         )
         if config.recovery.checkpoint_every and (folder := kept.local_folder) and not folder.is_relative_to(output):

@@ -32,6 +32,7 @@ from cpgan_ray.common.ownership import SUFFIX, sign
 from cpgan_ray.common.signals import requested
 from cpgan_ray.common.types import Event, Metrics
 from cpgan_ray.config import Config, flatten, to_json
+from cpgan_ray.config.folders import CONFIG, write_record
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import printable
@@ -200,7 +201,7 @@ class Tracker:
             "batch_size": c.batch_size,
             "adversaries": " ".join(c.adversaries) if c.privacy_weight > 0 else "none",
             "aggregate": c.game.aggregate,
-            "privacy": c.game.privacy,
+            "privacy": c.game.privacy_loss,
             "schedule": c.game.schedule,
             "labels": len(c.data.labels) or len(dataset.label_names),
             "image_size": c.data.image_size,
@@ -215,9 +216,8 @@ class Tracker:
             source = resolve_dataset_source(str(dataset.folder))
         log_dataset(self.client, self.run_id, MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]))
         values = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
-        path = self.output / "config.json"
-        write_text(path, json.dumps(redacted_values(values), indent=1) + "\n")
-        sign(path)
+        path = self.output / CONFIG
+        write_record(path, values)
         for file in (path, path.with_name(path.name + SUFFIX)):
             if file.is_file():
                 mlflow.log_artifact(str(file))
@@ -256,7 +256,7 @@ class Tracker:
         for event in events:
             with open_to_append(self.output / EVENTS) as file:
                 file.write(json.dumps(redacted_values(asdict(event))) + "\n")
-            self.log({"fault/replayed_rounds": event.replayed, "fault/recovery_s": event.seconds}, step=event.round)
+            self.log({"recovery/replayed_rounds": event.replayed, "recovery/replacement_s": event.seconds}, step=event.round)
             self.attempt(EVENTS, lambda: mlflow.log_artifact(str(self.output / EVENTS)))
             cause = printable(redacted(event.cause))
             told = f"round {event.round}: {cause}; {event.replayed} rounds are played again, after {event.seconds:.1f} s"

@@ -23,7 +23,7 @@ from cpgan_ray.common.atomic_io import write_bytes
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 NAME = re.compile(r"round-(\d{8})(?:-val-(\d\.\d{6}))?\.ckpt")
 DIGEST = 64
 """Characters of a file's checksum; a line break follows them."""
@@ -66,7 +66,7 @@ def decode(data: bytes, name: str, settings: Mapping[str, Any] | None = None) ->
     """
     digest, content = data[:DIGEST], data[DIGEST + 1 :]
     if data[DIGEST : DIGEST + 1] != b"\n" or hashlib.sha256(content).hexdigest().encode() != digest:
-        raise InputError(f"checkpoint {name} is damaged: its checksum is another one")
+        raise InputError(f"checkpoint {name} is damaged: checksum mismatch")
     try:
         values = unpack(content, torch.device("cpu"))
         if not isinstance(values, dict):
@@ -86,10 +86,14 @@ def decode(data: bytes, name: str, settings: Mapping[str, Any] | None = None) ->
         played = dict(json.loads(values.get("settings", "{}")))
     except Exception as e:  # the same
         raise InputError(f"checkpoint {name} holds something else than the state of a game; it is not loaded") from e
-    for field, value in (settings or {}).items():
-        if field in played and played[field] != value:
-            told = f"{field} {played[field]!r:.40}, here it is {value!r:.40}"
-            raise InputError(f"checkpoint {name} is of another run, with {told}: it is not loaded")
+    expected = dict(settings or {})
+    for field in {**expected, **played} if settings is not None else ():
+        if field not in played or field not in expected:
+            where = "this run" if field not in expected else "the checkpoint"
+            raise InputError(f"checkpoint {name} is of another version: {where} has no field {field}; it is not loaded")
+        if played[field] != expected[field]:
+            difference = f"{field} {played[field]!r:.40}, here it is {expected[field]!r:.40}"
+            raise InputError(f"checkpoint {name} is of another run, with {difference}: it is not loaded")
     return read
 
 

@@ -172,19 +172,19 @@ class Defender:
             head = build_head(config.utility, k=config.k, num_labels=len(positive_share), image_shape=image_shape)
         self.net = nn.ModuleDict({"privatizer": privatizer, "head": head}).to(device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.balanced else None
+        self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.class_weighted_loss else None
         p, u = config.privatizer, config.utility
         self.optimisers = {
             "privatizer": torch.optim.AdamW(privatizer.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay),
             "head": torch.optim.AdamW(head.parameters(), lr=u.learning_rate, weight_decay=p.weight_decay),
         }
-        rate = LR_SCHEDULES[p.rate]
+        rate = LR_SCHEDULES[p.lr_schedule]
         self.schedules = {
             name: torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate(min(1.0, step / total_rounds)))
             for name, o in self.optimisers.items()
         }
-        averaging = get_ema_multi_avg_fn(p.average)
-        self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.average else None
+        averaging = get_ema_multi_avg_fn(p.ema_decay)
+        self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.ema_decay else None
         self.wrapped = {name: self.peers.wrap_ddp(part) for name, part in self.net.items()}
         self.pending: deque[Pending] = deque()
         if config.runtime.compile:

@@ -165,7 +165,7 @@ class Game:
         metrics = self.privatizer.validate()
         self.val_accuracy = metrics["utility/val_accuracy"]
         self.best_accuracy = max(self.best_accuracy, self.val_accuracy)
-        metrics["best/utility/val_accuracy"] = self.best_accuracy
+        metrics["utility/val_accuracy_best"] = self.best_accuracy
         return metrics | {"time/epoch_s": time.perf_counter() - self.epoch_started}
 
     def ask(self, release: Release) -> list[Any]:
@@ -184,7 +184,7 @@ class Game:
         started = self.ask(release)
         metrics = self.privatizer.utility(release)
         feedback, waited = self.answers(started)
-        return metrics | self.privatizer.update(feedback) | {"time/wait_s": waited}
+        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": waited}
 
     def play_stale1(self) -> Metrics:
         """One round with the gradient at the weights of one step ago, at which its codes were released.
@@ -201,7 +201,7 @@ class Game:
             self.inflight = (coming, self.ask(coming))
         metrics = self.privatizer.utility(release)
         feedback, waited = self.answers(started)
-        return metrics | self.privatizer.update(feedback) | {"time/wait_s": waited}
+        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": waited}
 
     def play_epochwise(self) -> Metrics:
         """One step of the privatizer alone against the adversary chosen for this epoch."""
@@ -209,7 +209,7 @@ class Game:
         started = [self.handles[self.chosen].respond_without_learning(self.share(release))] if self.handles else []
         metrics = self.privatizer.utility(release)
         feedback, waited = self.answers(started)
-        return metrics | self.privatizer.update(feedback, move_head=False) | {"time/wait_s": waited}
+        return metrics | self.privatizer.update(feedback, move_head=False) | {"time/adversary_wait_s": waited}
 
     def choose_adversary(self) -> None:
         """The paper's epoch of teaching: the neural adversaries and the utility head learn on every batch; the closed-form ones are

@@ -246,7 +246,7 @@ class AdversaryWorker:
     def feedback(self, release: Release, z: Tensor, target: Target) -> Feedback:
         errors, rows = self.adversary.recover(z, target)
         mean_errors = target[rows].mean_errors()
-        loss = self.settings.weight * privacy_term(errors, mean_errors, kind=self.config.game.privacy)
+        loss = self.settings.loss_weight * privacy_term(errors, mean_errors, kind=self.config.game.privacy_loss)
         (grad,) = torch.autograd.grad(loss, z, allow_unused=True)  # of the codes alone: the network's own would be thrown away
         r2, mse = float(recovered_share(errors.detach(), mean_errors)), float(errors.detach().mean())
         grad = torch.zeros_like(z) if grad is None else grad

@@ -376,7 +376,7 @@ CASES: dict[str, Callable[[], list[Trial]]] = {
     "methods with odd names": lambda: made(methods=("cpgan", "noise $x_", "_c", "d" * 40)),
     "one point": lambda: [trial()],
     "no numbers beside the two": lambda: [trial(majority_accuracy=None), trial(32)],
-    "other fields": lambda: [trial(setting={"privatizer.step": s}, accuracy=0.8 + s, r2=s) for s in (0.01, 0.02)],
+    "other fields": lambda: [trial(setting={"privatizer.quantization_step": s}, accuracy=0.8 + s, r2=s) for s in (0.01, 0.02)],
     "a weight of 0 that is no control": lambda: [trial(weight=w, accuracy=0.8 + w / 100) for w in (0.0, 0.1, 1.0)],
     "nothing finished": lambda: [trial(state="running", accuracy=None, r2=None)],
 }

@@ -47,7 +47,7 @@ CHANGES = {
     "k": 48,
     "seed": 3,
     "privacy_weight": 0.37,
-    "data.mirror": False,
+    "data.horizontal_flip": False,
     "data.labels": ["Smiling", "Male"],
     "privatizer.symmetric": True,
     "adversaries.ridge.penalties": [1e-3, 0.5],
@@ -71,10 +71,10 @@ def test_a_searchs_command_leaves_attacks_and_tracking_to_the_preset():
 
 def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
     job, resume = parse_search(
-        ["smoke", "--num-samples", "4", "--k", "8", "--privatizer.width", "4", "--seeds", "2"], description=""
+        ["smoke", "--num-samples", "4", "--k", "8", "--privatizer.width", "4", "--num-seeds", "2"], description=""
     )
     assert not resume
-    assert (job.num_samples, job.seeds, job.config.k, job.config.privatizer.width) == (4, 2, 8, 4)
+    assert (job.num_samples, job.num_seeds, job.config.k, job.config.privatizer.width) == (4, 2, 8, 4)
     assert job.config.attacks.names == ("ridge", "kernel", "mlp")
     assert job.config.attacks.kernel_features == preset("smoke").attacks.kernel_features
 
@@ -116,8 +116,8 @@ def test_a_search_is_resumed_with_its_own_settings(begun):
 def test_a_search_is_not_resumed_with_other_settings(begun):
     with pytest.raises(InputError, match=r"--k is 9, the search in .* was begun with 8: leave it out"):
         parse_search(["--resume", str(begun), "--k", "9"], description="")
-    with pytest.raises(InputError, match=r"--seeds is 2"):
-        parse_search(["--resume", str(begun), "--seeds", "2"], description="")
+    with pytest.raises(InputError, match=r"--num-seeds is 2"):
+        parse_search(["--resume", str(begun), "--num-seeds", "2"], description="")
 
 
 def test_a_strangers_search_is_not_unpickled_unless_it_is_trusted(begun):
@@ -142,12 +142,12 @@ def test_a_file_written_without_a_secret_asks_for_its_flag_again(begun):
 def test_a_strangers_comparison_brings_no_places(tmp_path, capsys):
     folder = tmp_path / "comparison"
     folder.mkdir()
-    flags = ["--tracking.uri", "http://elsewhere", "--published", "/p", "--output", str(folder), "--seeds", "2", "--k", "9"]
+    flags = ["--tracking.uri", "http://elsewhere", "--published", "/p", "--output", str(folder), "--num-seeds", "2", "--k", "9"]
     job, _ = parse_reproduce(["digits", *flags], description="")
     (folder / REPRODUCTION).write_text(json.dumps({"run_id": "abc", "job": to_json(job)}))
     again, _ = parse_reproduce(["--resume", str(folder)], description="")
     assert (again.config.tracking.uri, again.published) == (f"sqlite:///{Path('outputs/mlflow.db').resolve()}", None)
-    assert (again.seeds, again.config.k, again.config.output) == (2, 9, folder)
+    assert (again.num_seeds, again.config.k, again.config.output) == (2, 9, folder)
     told = capsys.readouterr().err
     assert re.fullmatch(r"\S+ was not written by this user: published, .*tracking\.uri.* add --trust to use what it says\n", told)
     trusted, _ = parse_reproduce(["--resume", str(folder), "--trust"], description="")

@@ -296,7 +296,7 @@ BREAKAGES = [
         ("backoffLimit", "backofLimit", "backofLimit"),
         ("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "shutdownAfterJobFinishes"),
         ("submissionMode: K8sJobMode", "submissionMode: JobMode", "JobMode"),
-        ("--runtime.wait-s", "--runtime.wiat-s", "wiat-s"),
+        ("--runtime.startup-timeout-s", "--runtime.wiat-s", "wiat-s"),
         ("train_or_resume.sh", "train.sh", "no .*train.sh"),
         ("            readOnlyRootFilesystem: true\n", "", "ray-job-submitter: readOnlyRootFilesystem"),
     ),

@@ -52,7 +52,7 @@ def guesses(path: Path) -> list[Path]:
 
 
 def play(config: Config, output: Path, *, resume: str | None = None) -> None:
-    recovery = RecoveryConfig(checkpoint_every=1, keep=1)
+    recovery = RecoveryConfig(checkpoint_every=1, num_checkpoints=1)
     train(dataclasses.replace(config, output=output, recovery=recovery), resume=resume)
 
 

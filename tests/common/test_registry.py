@@ -98,7 +98,7 @@ def test_own_network_is_refused_on_ray_before_the_folder_and_played_in_process(t
         lambda: train(on_ray),
         lambda: RayGame(on_ray),
         lambda: fit_on_ray([], None, runtime=on_ray.runtime, done=lambda made: None),  # pyright: ignore[reportArgumentType]
-        lambda: search(SearchJob(over=("k=4,5",), searcher="grid", config=config)),
+        lambda: search(SearchJob(search_space=("k=4,5",), searcher="grid", config=config)),
         lambda: reproduce(ReproduceJob(config=on_ray, mechanisms=("cpgan",)), resume=False),
     ]
     for way in ways:

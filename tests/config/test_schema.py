@@ -146,7 +146,7 @@ def test_a_penalty_that_is_not_a_number_is_refused_wherever_it_stands(section):
     [
         (KernelConfig, {"fit": "epoch"}, ["fit", "'epoch'", "features=0"]),
         (NeuralConfig, {"architecture": "conv", "components": 8}, ["components=8", "'conv'", "mlp"]),
-        (NeuralConfig, {"architecture": "conv", "stack": "picture"}, ["stack='picture'", "'conv'", "'paper'"]),
+        (NeuralConfig, {"architecture": "conv", "paper_decoder": "picture"}, ["paper_decoder='picture'", "'conv'", "'paper'"]),
         (PrivatizerConfig, {"norm_momentum": 0.01}, ["privatizer.norm_momentum", "0.01", "'picture'", "'conv'"]),
         (DataConfig, {"image_size": 16, "shift": 8}, ["shift", "8", "image_size"]),
     ],
@@ -201,7 +201,11 @@ def config() -> Config:
     return Config(
         output=Path("there"),
         data=DataConfig(labels=("Smiling", "Male")),
-        adversaries={"rbf": KernelConfig(features=8, weight=2), "line": RidgeConfig(bank=1), "net": NeuralConfig(steps=4)},
+        adversaries={
+            "rbf": KernelConfig(features=8, loss_weight=2),
+            "line": RidgeConfig(memory_batches=1),
+            "net": NeuralConfig(steps=4),
+        },
     )
 
 
@@ -236,13 +240,13 @@ def test_an_override_changes_the_named_fields_alone(config):
     [
         ({"privatizer.widht": 3}, ["'privatizer.widht'", "privatizer.width"]),
         ({"adversaries.rbf.penalty": 1}, ["'adversaries.rbf.penalty'", "adversaries.rbf.penalties"]),
-        ({"adversaries.nobody.bank": 1}, ["'adversaries.nobody.bank'"]),
-        ({"game.privacy": "raw"}, ["game.privacy", "'raw'", "'recovered'", "'negated_mse'"]),
+        ({"adversaries.nobody.memory_batches": 1}, ["'adversaries.nobody.memory_batches'"]),
+        ({"game.privacy_loss": "raw"}, ["game.privacy_loss", "'raw'", "'recovered'", "'negated_mse'"]),
         ({"k": 2.5}, ["k", "2.5", "integer"]),
         ({"game.gradient_norms": True, "runtime.compile": True}, ["game.gradient_norms", "runtime.compile"]),
         ({"k": 0}, ["k is 0"]),
         ({"data.crop": 2.0}, ["data.crop is 2.0"]),
-        ({"adversaries.line.bank": -1}, ["line", "bank is -1"]),
+        ({"adversaries.line.memory_batches": -1}, ["line", "bank is -1"]),
         ({"adversaries.rbf.tune_every": 0}, ["rbf", "tune_every is 0"]),
         ({"adversaries.net.steps": 0}, ["net", "steps is 0"]),
         ({"adversaries.net.steps": "many"}, ["net", "steps", "'many'"]),

@@ -21,7 +21,9 @@ def one(text: str, *, grid: bool = False) -> Dimension:
 def test_a_field_alone_is_searched_where_its_declaration_says():
     assert one("k") == Dimension(name="k", low=8, high=256, log=True, integer=True)
     assert one("game.warmup_epochs") == Dimension(name="game.warmup_epochs", low=0, high=8, log=False)
-    assert one("adversaries.rbf.bank") == Dimension(name="adversaries.rbf.bank", low=0, high=6, log=False, integer=True)
+    assert one("adversaries.rbf.memory_batches") == Dimension(
+        name="adversaries.rbf.memory_batches", low=0, high=6, log=False, integer=True
+    )
 
 
 def test_a_choice_is_searched_among_all_its_values():
@@ -109,7 +111,7 @@ def test_every_declared_range_and_grid_fits_its_field():
         ("attacks.epochs", "over attacks.epochs"),
         ("data.dataset", "over data.dataset: no field"),
         ("privatizer.family=conf", "privatizer.family.*got 'conf'"),
-        ("adversaries.rfb.bank", "adversaries.rbf.bank"),
+        ("adversaries.rfb.memory_batches", "adversaries.rbf.memory_batches"),
         ("data.labels", "declares no range.*data.labels=1,2,3"),
         ("k=0,4", "k is 0; it must be at least 1"),
         ("k=a,b", "k.*got 'a'"),

@@ -121,7 +121,7 @@ def test_without_a_privacy_weight_the_privatizer_plays_alone_on_ray(tiny, differ
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_error_in_an_adversarys_actor_reaches_the_driver_as_it_was_raised(tiny):
-    config = tiny("ridge", "mlp", changes={"adversaries.mlp.learning_rate": 1e30, "adversaries.mlp.bank": 0})
+    config = tiny("ridge", "mlp", changes={"adversaries.mlp.learning_rate": 1e30, "adversaries.mlp.memory_batches": 0})
     with pytest.raises(FloatingPointError) as in_process:
         play_all(play_in_process(config, threads=1))
     with RayGame(on_ray(config)) as game, pytest.raises(FloatingPointError) as on_a_cluster:
@@ -155,7 +155,7 @@ def test_a_long_wait_for_the_data_of_a_node_is_told(tiny, monkeypatch, capsys):
 @pytest.mark.usefixtures("ray_session")
 def test_an_answer_that_is_later_than_the_deadline_stops_the_game(tiny):
     slow = {"adversaries.decoder.steps": 200}  # which it makes before its next answer
-    config = tiny("decoder", changes={"runtime.deadline_s": 1e-4, "recovery.max_failures": 0} | slow)
+    config = tiny("decoder", changes={"runtime.reply_timeout_s": 1e-4, "recovery.max_failures": 0} | slow)
     with (
         RayGame(on_ray(config)) as game,
         pytest.raises(RuntimeError, match=r"(did not answer within|no answer for) 0\.0001 s.*max_failures = 0"),
@@ -233,7 +233,10 @@ def test_room_is_waited_for_aloud_only_where_there_is_none(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (sized(adversary_cpus=64), ["3 actors", "CPUs", "the cluster has 2", "--runtime.adversary-cpus", "--runtime.wait-s"]),
+        (
+            sized(adversary_cpus=64),
+            ["3 actors", "CPUs", "the cluster has 2", "--runtime.adversary-cpus", "--runtime.startup-timeout-s"],
+        ),
         (sized(ridge=RidgeConfig(cpus=2)), ["3 actors", "3.33", "CPUs", "the cluster has 2"]),
         (sized(privatizer_cpus=3), ["3 actors", "4.33", "CPUs", "the cluster has 2"]),
         (sized(adversary_gpus=0.5), ["3 actors need 1 GPUs", "the cluster has 0", "--runtime.adversary-gpus"]),

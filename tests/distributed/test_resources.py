@@ -30,7 +30,12 @@ def main(cache: str) -> dict[str, Any]:
     from cpgan_ray.errors import InputError
 
     few = Config(**{**vars(TINY), "adversaries": {name: TINY.adversaries[name] for name in ("mlp", "ridge")}})
-    waits = {"runtime.wait_s": 300, "recovery.wait_s": 300, "recovery.snapshot_every": 3, "recovery.backoff_s": 0.1}
+    waits = {
+        "runtime.startup_timeout_s": 300,
+        "recovery.replacement_timeout_s": 300,
+        "recovery.snapshot_every": 3,
+        "recovery.backoff_s": 0.1,
+    }
     cpus = {"runtime.backend": "ray", "runtime.privatizer_cpus": 1, "runtime.adversary_cpus": 1}
     config = override(few, {"cache_dir": cache, "epochs": 4, **cpus, **waits})
     found: dict[str, Any] = {}
@@ -60,7 +65,9 @@ def main(cache: str) -> dict[str, Any]:
             playing.result()
             found["same"] = same(game.weights(), unbroken(config))
             found["events"] = len(game.events)
-        with RayGame(override(config, {"recovery.wait_s": 6.0, "epochs": 2000})) as game:  # long after the node is gone
+        with RayGame(
+            override(config, {"recovery.replacement_timeout_s": 6.0, "epochs": 2000})
+        ) as game:  # long after the node is gone
             places = placement_group_table(game.group)["bundles_to_node_id"]
             (other,) = {*places.values()} - {places[0]}
             cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == other), allow_graceful=False)
@@ -69,7 +76,7 @@ def main(cache: str) -> dict[str, Any]:
             except InputError as e:
                 found["refused"] = str(e)
         try:
-            RayGame(override(config, {"runtime.wait_s": 0}))
+            RayGame(override(config, {"runtime.startup_timeout_s": 0}))
         except InputError as e:
             found["refused at the start"] = str(e)
     return found

@@ -216,7 +216,7 @@ def test_modules_that_a_page_runs_exist(page):
 def parse_search(arguments: list[str]) -> None:
     job, resumed = cli.parse_search(arguments, description="")
     if not resumed:
-        dimensions(job.over, job.config, grid=job.searcher == "grid")
+        dimensions(job.search_space, job.config, grid=job.searcher == "grid")
 
 
 PARSERS: dict[str, Callable[[list[str]], Any]] = {

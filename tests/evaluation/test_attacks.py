@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 ROWS, SHAPE = 1000, (8, 8, 3)
 D, P = 192, 10
-SETTINGS = AttackConfig(mlp_widths=(64,), decoder_width=2, kernel_features=256, epochs=1, doublings=3)
+SETTINGS = AttackConfig(mlp_widths=(64,), decoder_width=2, kernel_features=256, epochs=1, max_budget_doublings=3)
 VECTOR_ATTACKS = ("ridge", "kernel", "mlp", "nearest")
 DataOf = Callable[..., AttackData]
 

@@ -13,7 +13,7 @@ from cpgan_ray.evaluation.scoring import score
 torch.set_num_threads(1)
 
 D, ROWS = 32, 20_000
-SETTINGS = AttackConfig(mlp_widths=(64,), kernel_features=512, epochs=2, doublings=2)
+SETTINGS = AttackConfig(mlp_widths=(64,), kernel_features=512, epochs=2, max_budget_doublings=2)
 
 
 class Mixture:

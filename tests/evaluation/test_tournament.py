@@ -33,7 +33,13 @@ from tests.data.datasets.test_har import lay_out
 torch.set_num_threads(1)
 
 SMALL = AttackConfig(
-    names=("ridge", "kernel", "nearest"), shares=(0.5,), restarts=1, epochs=1, doublings=0, mlp_widths=(16,), kernel_features=32
+    names=("ridge", "kernel", "nearest"),
+    fit_fractions=(0.5,),
+    restarts=1,
+    epochs=1,
+    max_budget_doublings=0,
+    mlp_widths=(16,),
+    kernel_features=32,
 )
 
 

@@ -30,7 +30,7 @@ from cpgan_ray.training.losses import accuracy, utility_loss
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
     base = for_comparison(preset("digits"))
-    data = dataclasses.replace(base.data, train_rows=300)
+    data = dataclasses.replace(base.data, max_train_samples=300)
     return dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("digits"), data=data, epochs=12, batch_size=100, k=6)
 
 
@@ -125,7 +125,7 @@ def test_there_are_no_more_discriminant_components_than_classes_less_one(config,
 
 
 def test_a_comparison_has_every_code_length_once(config, dataset):
-    job = ReproduceJob(config=dataclasses.replace(config, k=3), settings=4)
+    job = ReproduceJob(config=dataclasses.replace(config, k=3), num_settings=4)
     assert [settings_of(name, job, dataset) for name in ("pca", "noise")] == [[1.0, 0.5, 0.25], [0.5, 1.0, 2.0, 4.0]]
     tried = [cell.setting for cell in cells(job, dataset) if cell.mechanism == "bottleneck" and cell.seed == 0]
     assert [MECHANISMS["bottleneck"].length(job.config, share, dataset) for share in tried] == [3, 2, 1]
@@ -165,7 +165,7 @@ def test_resized_features_get_noise_in_their_own_deviations(released):
 def test_classifiers_of_all_mechanisms_see_what_the_game_shows_mirrored_and_shifted(name, setting, monkeypatch, cache_dir):
     """On faces: what a classifier is given in a round is the code of the game's batch."""
     config = for_comparison(preset("smoke"))
-    shifted = dataclasses.replace(config.data, shift=2)
+    shifted = dataclasses.replace(config.data, max_shift_px=2)
     config = dataclasses.replace(config, k=6, epochs=1, batch_size=20, cache_dir=cache_dir, data=shifted)
     dataset = load(config, progress=False)
     seen = []
@@ -212,7 +212,7 @@ def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
     plain = dataclasses.replace(
         config,
         epochs=epochs,
-        privatizer=dataclasses.replace(config.privatizer, family="linear", code="raw", step=0.0),
+        privatizer=dataclasses.replace(config.privatizer, family="linear", code_activation="raw", quantization_step=0.0),
         utility=dataclasses.replace(config.utility, dropout=0.0),
         adversaries={"decoder": NeuralConfig(architecture="mlp", width=32, dropout=0.0)},
     )
@@ -260,7 +260,7 @@ def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
 def mixed(tmp_path_factory) -> tuple[Config, Dataset]:
     """The mixture, few rows of it for few epochs."""
     base = for_comparison(preset("gaussian"))
-    data = dataclasses.replace(base.data, train_rows=2000)
+    data = dataclasses.replace(base.data, max_train_samples=2000)
     config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("mixture"), data=data, epochs=10, batch_size=500)
     return config, load(config, progress=False)
 

@@ -53,8 +53,8 @@ def test_rescaling_and_shifting_the_code_before_normalisation_gains_nothing(fami
     x = pictures((16, 16, 3), num=32)
     before = privatizer(x)
     with torch.no_grad():
-        privatizer.code.weight.mul_(1000)
-        privatizer.code.bias.mul_(1000).add_(7)
+        privatizer.code_activation.weight.mul_(1000)
+        privatizer.code_activation.bias.mul_(1000).add_(7)
     assert torch.allclose(privatizer(x), before, atol=1e-2)
 
 
@@ -84,7 +84,7 @@ def test_a_symmetric_privatizer_cannot_tell_a_picture_from_its_mirror_image(fami
 
 @pytest.mark.parametrize("family", ["conv", "residual"])
 def test_symmetric_privatizer_exports_with_the_same_codes_for_any_batch(family):
-    config = PrivatizerConfig(family=family, width=4, depth=3, symmetric=True, step=0.5)
+    config = PrivatizerConfig(family=family, width=4, depth=3, symmetric=True, quantization_step=0.5)
     privatizer = build_privatizer(config, k=6, image_shape=(20, 24, 3))
     privatizer.train()(pictures((20, 24, 3)))
     privatizer.eval()
@@ -105,7 +105,7 @@ def test_symmetric_privatizer_exports_with_the_same_codes_for_any_batch(family):
 def test_a_rounded_code_is_the_nearest_multiple_of_the_step_and_keeps_the_gradient(step, training):
     """In training as in use; backward the rounding is the identity."""
     x, pull = pictures((16, 16, 3)), torch.randn(16, 5)
-    rounded = build_privatizer(PrivatizerConfig(width=4, depth=2, step=step), k=5, image_shape=(16, 16, 3))
+    rounded = build_privatizer(PrivatizerConfig(width=4, depth=2, quantization_step=step), k=5, image_shape=(16, 16, 3))
     plain = build_privatizer(PrivatizerConfig(width=4, depth=2), k=5, image_shape=(16, 16, 3))
     for _ in range(60):  # until the running statistics are those of the batch
         rounded.train()(x)
@@ -212,7 +212,7 @@ def defender(**changes) -> Defender:
     """A small one whose head drops nothing, so that its loss can be computed again."""
     config = Config(
         k=4,
-        privatizer=PrivatizerConfig(width=4, depth=2, rate="constant", **changes),
+        privatizer=PrivatizerConfig(width=4, depth=2, lr_schedule="constant", **changes),
         utility=UtilityConfig(hidden=8, dropout=0.0),
     )
     return Defender(config, image_shape=(12, 12, 3), positive_share=np.full(3, 0.5), total_rounds=10, device=CPU)
@@ -243,7 +243,7 @@ def test_a_step_moves_the_privatizer_and_only_if_asked_the_head():
     player.utility(torch.ones(16, 3), round=0)
     player.step(None, move_head=False)
     moved = {n: not torch.equal(p, before.get_parameter(n)) for n, p in player.net.named_parameters()}
-    assert all(m for n, m in moved.items() if n.startswith("privatizer.code.weight"))
+    assert all(m for n, m in moved.items() if n.startswith("privatizer.code_activation.weight"))
     assert not any(m for n, m in moved.items() if n.startswith("head."))
     player.step_head()
     assert not torch.equal(player.net["head"][0].weight, before["head"][0].weight)

@@ -112,7 +112,7 @@ def test_a_decoder_has_the_originals_number_of_parameters(shape, k, number):
     ],
 )
 def test_the_originals_decoders_are_had_by_name(stack, shape, k, number):
-    config = NeuralConfig(architecture="paper", stack=stack, bounded=True)
+    config = NeuralConfig(architecture="paper", paper_decoder=stack, tanh_output=True)
     decoder = build_reconstructor(config, k=k, image_shape=shape, target=math.prod(shape))
     assert parameters(decoder) == number
     x_hat = decoder(torch.randn(2, k))
@@ -120,14 +120,14 @@ def test_the_originals_decoders_are_had_by_name(stack, shape, k, number):
 
 
 def test_a_decoder_that_reads_pictures_refuses_other_codes_naming_k():
-    config = NeuralConfig(architecture="paper", stack="picture")
+    config = NeuralConfig(architecture="paper", paper_decoder="picture")
     with pytest.raises(InputError, match=r"^k is 64; the picture network .* set k to 32x32x3 = 3072 with a privatizer that keeps"):
         build_reconstructor(config, k=64, image_shape=CIFAR, target=3072)
 
 
 @pytest.mark.parametrize("family", ["picture", "picture_conv"])
 def test_a_code_that_is_a_picture_is_had_without_a_bottleneck_and_by_name(family):
-    config = PrivatizerConfig(family=family, bottleneck=False, code="raw")
+    config = PrivatizerConfig(family=family, bottleneck=False, code_activation="raw")
     privatizer = build_privatizer(config, k=3072, image_shape=CIFAR)
     assert parameters(privatizer) == parameters(privatizer.stages) == (1_647 if family == "picture" else 395_331)
     assert privatizer(inputs(CIFAR)).shape == (2, 3072)
@@ -137,7 +137,7 @@ def test_a_code_that_is_a_picture_is_had_without_a_bottleneck_and_by_name(family
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01])
 def test_running_statistics_of_a_picture_privatizer_move_by_the_momentum_given(momentum):
-    config = PrivatizerConfig(family="picture", bottleneck=False, code="raw", norm_momentum=momentum)
+    config = PrivatizerConfig(family="picture", bottleneck=False, code_activation="raw", norm_momentum=momentum)
     privatizer = build_privatizer(config, k=768, image_shape=SMALL).train()
     norms = [m for m in privatizer.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 18
@@ -181,7 +181,7 @@ def test_a_head_gives_finite_logits_and_in_use_the_same_alone_as_in_company(name
     ],
 )
 def test_a_decoder_gives_every_value_and_only_a_bounded_one_stays_within_1(shape, k, stack, bounded):
-    decoder = PaperDecoder(k, image_shape=shape, bounded=bounded, stack=stack).eval()
+    decoder = PaperDecoder(k, image_shape=shape, tanh_output=bounded, name=stack).eval()
     with torch.no_grad():
         biases = [p for p in decoder.parameters() if p.shape == (shape[2],)]
         biases[-1].fill_(5)
@@ -208,7 +208,7 @@ def test_a_code_that_does_not_fold_into_four_steps_is_refused_naming_k(k):
 @pytest.mark.parametrize("stack", ["cifar", "odd"])
 def test_a_decoder_of_fixed_size_refuses_larger_pictures_naming_their_size(stack):
     with pytest.raises(InputError, match=f"176x20; the {stack} decoder"):
-        PaperDecoder(8, image_shape=(176, 20, 3), stack=stack)
+        PaperDecoder(8, image_shape=(176, 20, 3), name=stack)
 
 
 def values_and_gradients(f: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> list[Tensor]:
@@ -468,7 +468,7 @@ def test_the_networks_of_celeba_are_built_by_name(family, side, flat):
     assert z.shape == (2, 64)
     assert head(z).shape == (2, 40)
     groups = 2 if family == "celeba_multi" else 1
-    assert sum(p.numel() for p in privatizer.code.parameters()) == flat * 64 // groups + 64
+    assert sum(p.numel() for p in privatizer.code_activation.parameters()) == flat * 64 // groups + 64
 
 
 def test_the_grouped_head_is_refused_for_another_number_of_attributes():

@@ -58,7 +58,7 @@ def test_representative_rows_spread_each_batch_over_the_split(rows, batch):
 @pytest.mark.parametrize("decay", [0.0, 0.9], ids=["last_weights", "averaged"])
 def test_released_codes_after_few_rounds_agree_with_training_mode(tiny, decay):
     """After 4 rounds the running statistics are 34 % (1 - 0.9^4) of the way; the released codes must be those of training mode."""
-    config = tiny("ridge", changes={"epochs": 1, "privatizer.average": decay})
+    config = tiny("ridge", changes={"epochs": 1, "privatizer.ema_decay": decay})
     game = play_in_process(config, threads=1)
     assert len(game.play(100)) == game.total_rounds == 4
     worker = game.privatizer

@@ -58,7 +58,13 @@ DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2)
 ONE_LABEL = dataclasses.replace(DATA, labels=("Male",))
 """A task that a small network learns in seconds: a code that answers nothing passes no gate."""
 ATTACKS = AttackConfig(
-    names=("ridge", "nearest"), mlp_widths=(16,), kernel_features=16, epochs=1, doublings=0, restarts=1, shares=(0.25,)
+    names=("ridge", "nearest"),
+    mlp_widths=(16,),
+    kernel_features=16,
+    epochs=1,
+    max_budget_doublings=0,
+    restarts=1,
+    fit_fractions=(0.25,),
 )
 SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "warnings", "passed", "seconds"}
 
@@ -98,7 +104,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_te
         data=ONE_LABEL,
         privatizer=PrivatizerConfig(family="linear", learning_rate=1e-2),
         utility=UtilityConfig(hidden=16, learning_rate=1e-2),
-        adversaries={"ridge": RidgeConfig(bank=1, components=8)},
+        adversaries={"ridge": RidgeConfig(memory_batches=1, components=8)},
         runtime=RuntimeConfig(backend="local", threads=1),
         attacks=ATTACKS,
         tracking=TrackingConfig(log_models=False, system_metrics=False),
@@ -328,8 +334,8 @@ def small(uri: str, cache: Path) -> list[str]:
     """Flags for an encoder that comes alone: the faces that the cache has, in this process, with little effort."""
     return f"""--cache-dir {cache} --data.num-identities 200 --data.pictures-per-identity 2 --runtime.backend local
         --runtime.threads 1 --tracking.uri {uri} --tracking.no-system-metrics --attacks.names ridge --attacks.mlp-widths 16
-        --attacks.kernel-features 16 --attacks.epochs 1 --attacks.doublings 0 --attacks.restarts 1 --attacks.no-identity
-        --attacks.no-attributes --attacks.shares""".split()
+        --attacks.kernel-features 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.no-identity
+        --attacks.no-attributes --attacks.fit-fractions""".split()
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +433,7 @@ def test_flags_that_are_not_given_are_the_runs_own(trained):
     assert target.config is not None
     assert (target.config.k, target.config.output) == (6, trained.output)
     assert (job.data, job.runtime, job.seed, job.cache_dir) == (ONE_LABEL, target.config.runtime, 0, target.config.cache_dir)
-    assert (job.attacks.epochs, job.attacks.names, job.attacks.shares) == (7, ATTACKS.names, ATTACKS.shares)
+    assert (job.attacks.epochs, job.attacks.names, job.attacks.fit_fractions) == (7, ATTACKS.names, ATTACKS.fit_fractions)
 
 
 def test_paths_are_made_absolute_and_a_data_folder_means_celeba_unless_told_otherwise(tmp_path, monkeypatch):

@@ -179,13 +179,13 @@ def test_plain_trainings_are_trials_and_other_runs_are_not(record, mlflow_uri):
 def test_runs_that_differ_in_another_field_are_no_repetitions(record, mlflow_uri):
     record("plain")
     record("plain", seed=1, tags={"changed.seed": "1", "changed.attacks.quick_every": "3"})
-    record("plain", tags={"changed.privatizer.step": "0.5", "changed.privatizer.family": "residual"})
+    record("plain", tags={"changed.privatizer.quantization_step": "0.5", "changed.privatizer.family": "residual"})
     record("plain", preset="celeba_paper")
     one, other, changed, paper = (t.setting for t in read_trials(mlflow_uri, "plain"))
     assert one == other
-    assert (changed["privatizer.step"], changed["privatizer.family"]) == (0.5, "residual")
+    assert (changed["privatizer.quantization_step"], changed["privatizer.family"]) == (0.5, "residual")
     assert (one["privatizer.family"], one["preset"], paper["preset"]) == ("conv", "celeba", "celeba_paper")
-    assert isinstance(one["privatizer.step"], float)
+    assert isinstance(one["privatizer.quantization_step"], float)
     assert "seed" not in one
     assert "attacks.quick_every" not in one
 

@@ -60,7 +60,14 @@ def pictures(*, coloured: bool = False) -> np.ndarray:
 
 
 ATTACKS = AttackConfig(
-    names=("ridge", "nearest"), mlp_widths=(16,), kernel_features=16, epochs=1, doublings=0, restarts=1, shares=(), quick_every=1
+    names=("ridge", "nearest"),
+    mlp_widths=(16,),
+    kernel_features=16,
+    epochs=1,
+    max_budget_doublings=0,
+    restarts=1,
+    fit_fractions=(),
+    quick_every=1,
 )
 
 
@@ -78,9 +85,9 @@ def job(tmp_path: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]) -> C
             data_dir=data,
             data=DataConfig(dataset="celeba", image_size=SIDE, labels=labels),
             privatizer=PrivatizerConfig(width=4, depth=2),
-            utility=UtilityConfig(hidden=8, balanced=True),
+            utility=UtilityConfig(hidden=8, class_weighted_loss=True),
             adversaries={
-                "ridge": RidgeConfig(bank=1, components=4),
+                "ridge": RidgeConfig(memory_batches=1, components=4),
                 "mlp": NeuralConfig(architecture="mlp", width=8, components=4),
             },
             runtime=RuntimeConfig(backend="local", threads=1),
@@ -166,7 +173,7 @@ def test_an_encoder_is_attacked_on_odd_labels_and_not_on_a_single_picture(tmp_pa
     torch.export.save(program, tmp_path / "e.pt2")
     flags = f"""--data-dir {data} --output {tmp_path / "out"} --tracking.uri {mlflow_uri} --tracking.no-system-metrics
         --runtime.backend local --runtime.threads 1 --attacks.names ridge --attacks.mlp-widths 16 --attacks.kernel-features 16
-        --attacks.epochs 1 --attacks.doublings 0 --attacks.restarts 1 --attacks.shares""".split()
+        --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.fit-fractions""".split()
     target, job = parse_attack([str(tmp_path / "e.pt2"), *flags], description="", fetch=Path)
     if case == "one picture":
         with pytest.raises(InputError, match="are all the same"):

@@ -23,7 +23,10 @@ from cpgan_ray.pipelines.reproduce.results import settings_table
 from tests.process import HANG_S
 
 JOB = Path(__file__).parents[2] / "jobs" / "reproduce.py"
-QUICK = "--epochs 2 --data.train-rows 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 --attacks.doublings 0"
+QUICK = (
+    "--epochs 2 --data.max-train-samples 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 "
+    "--attacks.max-budget-doublings 0"
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -34,8 +37,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def begun(tmp_path_factory) -> tuple[Path, dict, str]:
     """A small comparison: its folder, its last line, what it said."""
     folder = tmp_path_factory.mktemp("reproduce")
-    flags = [*QUICK.split(), "--cache-dir", str(folder / "cache"), "--output", str(folder / "out"), "--seeds", "2"]
-    done = run("digits", "--mechanisms", "cpgan", "bottleneck", "noise", "--settings", "2", *flags)
+    flags = [*QUICK.split(), "--cache-dir", str(folder / "cache"), "--output", str(folder / "out"), "--num-seeds", "2"]
+    done = run("digits", "--mechanisms", "cpgan", "bottleneck", "noise", "--num-settings", "2", *flags)
     assert done.returncode == 0, done.stderr
     return folder / "out", json.loads(done.stdout.splitlines()[-1]), done.stdout
 
@@ -140,7 +143,7 @@ def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(be
 def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_resumed_for(begun):
     folder, _, _ = begun
     kept = (folder / "reproduction.json").read_bytes()
-    done = run("--resume", str(folder), "--mechanisms", "pca", "--settings", "1", "--seeds", "1")
+    done = run("--resume", str(folder), "--mechanisms", "pca", "--num-settings", "1", "--num-seeds", "1")
     (folder / "reproduction.json").write_bytes(kept)
     sign(folder / "reproduction.json")
     assert done.returncode == 0, done.stderr
@@ -159,9 +162,9 @@ def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_res
 
 def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
     folder, _, _ = begun
-    job, resume = parse_reproduce(["--resume", str(folder), "--seeds", "3", "--settings", "1"], description="")
+    job, resume = parse_reproduce(["--resume", str(folder), "--num-seeds", "3", "--num-settings", "1"], description="")
     assert resume
-    assert (job.seeds, job.settings, job.mechanisms) == (3, 1, ("cpgan", "bottleneck", "noise"))
+    assert (job.num_seeds, job.num_settings, job.mechanisms) == (3, 1, ("cpgan", "bottleneck", "noise"))
     with pytest.raises(InputError, match=r"^--k is 8, the comparison in .* was begun with 16: leave it out"):
         parse_reproduce(["--resume", str(folder), "--k", "8"], description="")
 
@@ -170,7 +173,7 @@ def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
 def test_mlflow_says_how_far_a_resumed_comparison_goes_now(begun):
     folder, _, _ = begun
     kept = (folder / "reproduction.json").read_bytes()
-    job, _ = parse_reproduce(["--resume", str(folder), "--seeds", "5"], description="")
+    job, _ = parse_reproduce(["--resume", str(folder), "--num-seeds", "5"], description="")
     run = open_run(job, folder, resume=True)
     run.close("FINISHED")
     (folder / "reproduction.json").write_bytes(kept)
@@ -186,7 +189,7 @@ def test_the_originals_results_are_drawn_beside_ours(tmp_path):
     (theirs / "noise.csv").write_text("Noise,acc,mse\n0.1,0.98,0.16\n")
     (theirs / "Final_theory.csv").write_text("Lambda,acc,acc_theory,mse,mse_theory\n2,0.8475,0.8515,14.29,14.16\n")
     flags = ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--published", str(theirs)]
-    few = [*QUICK.split(), "--mechanisms", "pca", "--settings", "1", "--seeds", "1", "--k", "4"]
+    few = [*QUICK.split(), "--mechanisms", "pca", "--num-settings", "1", "--num-seeds", "1", "--k", "4"]
     done = run("gaussian", *few, *flags, "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert done.returncode == 0, done.stderr
     for name in ("published.png", "theory.png"):

@@ -51,7 +51,7 @@ def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]
     """The weights that a run hands out, and its metrics without times and faults."""
     program = torch.export.load(folder / "privatizer.pt2").state_dict
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "fault/"))} for row in rows if "utility/loss" in row]
+    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "recovery/"))} for row in rows if "utility/loss" in row]
     return dict(program), kept
 
 

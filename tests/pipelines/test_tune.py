@@ -47,7 +47,7 @@ JOB = [sys.executable, str(ROOT / "jobs" / "tune_celeba.py")]
 
 
 def job_over(*over: str, config: Config | None = None, **fields: Any) -> SearchJob:
-    return SearchJob(over=over, config=config or Config(), **fields)
+    return SearchJob(search_space=over, config=config or Config(), **fields)
 
 
 def asked(proposed: Proposals) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def asked(proposed: Proposals) -> list[dict[str, Any]]:
 
 
 def made(job: SearchJob) -> tuple[Proposals, int]:
-    return proposals(job, dimensions(job.over, job.config, grid=job.searcher == "grid"))
+    return proposals(job, dimensions(job.search_space, job.config, grid=job.searcher == "grid"))
 
 
 @pytest.mark.parametrize("searcher", ["grid", "random", "tpe", "nsga2"])
@@ -139,7 +139,7 @@ def test_proposals_go_on_where_they_were_saved(searcher, tmp_path):
 
 def test_tpe_moves_towards_what_is_better_on_both_objectives():
     job = job_over("privacy_weight", num_samples=40, control=False)
-    found = dimensions(job.over, job.config, grid=False)
+    found = dimensions(job.search_space, job.config, grid=False)
     sampler = optuna_sampler(job, found)
     weights = []
     for i in range(40):
@@ -212,7 +212,7 @@ def test_networks_that_do_not_go_with_the_data_are_refused_before_a_search_begin
     config = tiny("rbf", "decoder")
     job = job_over(*over, config=config)
     with pytest.raises(InputError, match=said):
-        ensure_buildable(job, dimensions(job.over, config, grid=False), load(config))
+        ensure_buildable(job, dimensions(job.search_space, config, grid=False), load(config))
 
 
 def test_an_adversary_that_is_not_for_such_codes_is_refused_and_none_plays_against_the_control():
@@ -228,7 +228,7 @@ def test_an_adversary_that_is_not_for_such_codes_is_refused_and_none_plays_again
 def test_what_is_searched_by_its_name_alone_can_be_built(tiny):
     config = tiny("rbf", "decoder")
     job = job_over("privatizer.family", "utility.family", "adversaries.decoder.architecture", "k=5,8", config=config)
-    ensure_buildable(job, dimensions(job.over, config, grid=False), load(config))
+    ensure_buildable(job, dimensions(job.search_space, config, grid=False), load(config))
 
 
 def test_a_control_that_cannot_be_built_is_refused_where_there_is_one(tiny):
@@ -275,7 +275,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, mlfl
     config = override(tiny_config, changes | learnable)
     config = Config(**{**vars(config), "adversaries": {"rbf": config.adversaries["rbf"]}})
     over = ("privatizer.learning_rate=5e-3,1e30", "k=4")
-    job = SearchJob(over=over, searcher="grid", seeds=2, max_r2=0.9, config=config)
+    job = SearchJob(search_space=over, searcher="grid", num_seeds=2, max_r2=0.9, config=config)
     found = search(job)
     return Searched(folder / "out", uri, job, found.summary, found.text)
 
@@ -347,7 +347,7 @@ def test_mlflow_has_a_flat_child_per_trial_with_few_comparable_parameters(search
             "utility/accuracy",
             "privacy/strongest_r2",
             "privacy/val_r2",
-            "best/utility/val_accuracy",
+            "utility/val_accuracy_best",
         } <= run.data.metrics.keys()
         assert run.data.tags["search.state"] == "finished"
         assert run.data.tags["search.front"] == ("false" if control else "true")
@@ -401,10 +401,12 @@ def test_a_trials_training_is_the_same_training_started_directly(searched, tiny_
 @pytest.mark.usefixtures("ray_session")
 def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, mlflow_uri, tmp_path):
     changes = {"runtime.backend": "local", "epochs": 4, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
-    config = override(tiny_config, {**changes, "privatizer.rate": "constant", "privacy_weight": 0.01})
+    config = override(tiny_config, {**changes, "privatizer.lr_schedule": "constant", "privacy_weight": 0.01})
     config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
     rates = "utility.learning_rate=5e-3,4e-3,3e-3,2e-3,1e-9"
-    job = SearchJob(over=(rates,), searcher="grid", scheduler="asha", max_concurrent=1, control=False, config=config)
+    job = SearchJob(
+        search_space=(rates,), searcher="grid", scheduler="asha", max_concurrent=1, train_undefended=False, config=config
+    )
     found = search(job)
     assert found.summary["trials"] == {"finished": 4, "stopped": 1, "failed": 0}
     frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
@@ -439,7 +441,7 @@ def test_a_search_tracked_by_a_server_has_its_front_and_its_childrens_reports_th
     changes = {"runtime.backend": "local", "epochs": 1, "tracking.uri": uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, changes)
     config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
-    found = search(SearchJob(over=("k=4,5",), searcher="grid", config=config))
+    found = search(SearchJob(search_space=("k=4,5",), searcher="grid", config=config))
     assert found.summary["trials"]["finished"] == 3
     client = mlflow.MlflowClient(uri)
     assert "frontier.json" in {a.path for a in client.list_artifacts(found.summary["run_id"])}
@@ -457,7 +459,9 @@ def test_a_search_tracked_by_a_server_has_its_front_and_its_childrens_reports_th
 # ------------------------------------------------------------------------------------------------------- ended early
 
 
-FLAGS = "smoke --searcher grid --over k=4,5,6 --no-control --epochs 1 --attacks.names ridge --runtime.backend local"
+FLAGS = (
+    "smoke --searcher grid --search-space k=4,5,6 --no-train-undefended --epochs 1 --attacks.names ridge --runtime.backend local"
+)
 FLAGS += " --data.image-size 16 --batch-size 80 --privatizer.depth 2 --privatizer.width 4"
 
 
@@ -555,16 +559,19 @@ def test_no_trial_marks_its_run_after_the_search_that_was_stopped(tiny_config, m
     changes = {"runtime.backend": "local", "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, changes)
     with pytest.raises(KeyboardInterrupt):
-        search(SearchJob(over=("k=4",), searcher="grid", control=False, config=config))
+        search(SearchJob(search_space=("k=4",), searcher="grid", train_undefended=False, config=config))
     assert client.get_run(late[0]).info.status == "KILLED"
 
 
 BAD = {
     "too many CPUs": ("smoke --runtime.adversary-cpus 64", r"7 actors need 38\d.*CPUs, the cluster has \d"),
-    "no field": ("smoke --over kk", r"over kk: no field.*nearest: k"),
+    "no field": ("smoke --search-space kk", r"over kk: no field.*nearest: k"),
     "no store": ("smoke --tracking.uri http://127.0.0.1:9", r"http://127\.0\.0\.1:9.*--tracking\.uri"),
     "no folder": ("celeba", r"data_dir.*--data-dir"),
-    "odd code": ("smoke --over privatizer.family=conv,celeba_multi k=16,17", r"over privatizer.family=celeba_multi k=17: k is 17"),
+    "odd code": (
+        "smoke --search-space privatizer.family=conv,celeba_multi k=16,17",
+        r"over privatizer.family=celeba_multi k=17: k is 17",
+    ),
     "batch too large": ("smoke --batch-size 4000", r"batch_size is 4000"),
 }
 

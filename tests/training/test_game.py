@@ -76,14 +76,19 @@ def test_every_player_has_learnt_in_the_end(tiny, whole_game, differing):
     assert {path.split(".")[0] for path in moved} == {"/privatizer", "/head"}
 
 
-PICTURE_CODE = {"k": 16 * 16 * 3, "privatizer.bottleneck": False, "privatizer.code": "raw", "game.privacy": "negated_mse"}
+PICTURE_CODE = {
+    "k": 16 * 16 * 3,
+    "privatizer.bottleneck": False,
+    "privatizer.code_activation": "raw",
+    "game.privacy_loss": "negated_mse",
+}
 RESIDUAL_G = PICTURE_CODE | {"privatizer.family": "picture", "privatizer.norm_momentum": 0.01}
 WIDE = {"utility.family": "wide", "utility.depth": 10, "utility.width": 1}
 SHAKE = {"utility.family": "shake", "utility.depth": 8, "utility.width": 4}
 PURE = {
     f"adversaries.decoder.{name}": value for name, value in (("architecture", "paper"), ("stack", "picture"), ("bounded", True))
 }
-CIFAR = PURE | {"adversaries.decoder.stack": "cifar", "game.schedule": "epochwise"}
+CIFAR = PURE | {"adversaries.decoder.paper_decoder": "cifar", "game.schedule": "epochwise"}
 
 
 @pytest.mark.parametrize(
@@ -112,14 +117,14 @@ def test_validation_is_measured_in_the_last_round_of_each_epoch_and_no_other(tin
         "utility/val_loss",
         "utility/val_accuracy",
         "utility/val_balanced_accuracy",
-        "best/utility/val_accuracy",
+        "utility/val_accuracy_best",
         "time/epoch_s",
     }
     for metrics in played:
         last = (metrics["round"] + 1) % ROUNDS_PER_EPOCH == 0
         assert validation & metrics.keys() == (validation if last else set())
     accuracies = [m["utility/val_accuracy"] for m in played if "utility/val_accuracy" in m]
-    assert [m["best/utility/val_accuracy"] for m in played if "utility/val_accuracy" in m] == list(
+    assert [m["utility/val_accuracy_best"] for m in played if "utility/val_accuracy" in m] == list(
         np.maximum.accumulate(accuracies)
     )
 
@@ -362,7 +367,7 @@ def test_the_privacy_weight_rises_from_nothing_during_the_warm_up(tiny):
 
 
 def test_an_adversary_aims_at_the_pictures_that_the_privatizer_saw_mirrored_and_shifted(tiny):
-    config = tiny("decoder", "ridge", changes={"data.shift": 2})
+    config = tiny("decoder", "ridge", changes={"data.max_shift_px": 2})
     release = PrivatizerWorker(config, threads=1).release(1)
     assert 0 < release.batch.mirrored.sum() < len(release.batch.rows)
     assert np.abs(release.batch.shift).max() == 2
@@ -483,7 +488,7 @@ def test_a_privatizer_whose_codes_are_nan_stops_the_game_and_the_round_is_named(
 
 
 def test_a_learning_rate_that_is_too_high_stops_an_undefended_game_in_the_round_where_the_loss_is_lost(tiny):
-    config = tiny(privacy_weight=0, changes={"privatizer.learning_rate": 1e30, "privatizer.rate": "constant"})
+    config = tiny(privacy_weight=0, changes={"privatizer.learning_rate": 1e30, "privatizer.lr_schedule": "constant"})
     with pytest.raises(FloatingPointError, match=r"round \d"):
         play_all(config)
 
@@ -511,7 +516,7 @@ def linear_release(config: Config, *, k: int, shuffled: bool = False) -> Release
 @pytest.mark.parametrize(("k", "shuffled", "low", "high"), [(192, False, 0.98, 1.0), (8, False, 0.2, 0.9), (8, True, -0.5, 0.05)])
 def test_ridge_recovers_all_of_a_linear_code_as_long_as_the_picture_and_nothing_of_a_shuffled_one(tiny, k, shuffled, low, high):
     config = tiny("ridge", k=k, changes={"data.image_size": 8})
-    ridge = RidgeConfig(bank=0, components=0, penalties=(1e-6, 1e-4, 1e-1))
+    ridge = RidgeConfig(memory_batches=0, components=0, penalties=(1e-6, 1e-4, 1e-1))
     config = replace(config, adversaries={"ridge": ridge}, game=override(config, {"game.holdout_fraction": 0.2}).game)
     found = AdversaryWorker("ridge", config, threads=1).respond(linear_release(config, k=k, shuffled=shuffled))
     assert low < found.r2 <= high
@@ -520,7 +525,7 @@ def test_ridge_recovers_all_of_a_linear_code_as_long_as_the_picture_and_nothing_
 
 def test_an_opposed_privatizer_gives_away_less_than_an_undefended_one(tiny):
     """Direction, not size: after a few epochs against ridge, a fresh ridge fit recovers less than from an undefended code."""
-    config = tiny("ridge", epochs=6, changes={"adversaries.ridge.bank": 3})
+    config = tiny("ridge", epochs=6, changes={"adversaries.ridge.memory_batches": 3})
 
     def recovered(weight: float) -> float:
         game, _ = play_all(replace(config, privacy_weight=weight))

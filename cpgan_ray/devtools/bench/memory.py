@@ -43,7 +43,14 @@ def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
             "decoder": NeuralConfig(architecture="conv", width=4),
         },
         attacks=AttackConfig(
-            max_rows=20_000, mlp_widths=(256,), epochs=1, doublings=0, restarts=1, kernel_features=1024, decoder_width=4, shares=()
+            max_rows=20_000,
+            mlp_widths=(256,),
+            epochs=1,
+            max_budget_doublings=0,
+            restarts=1,
+            kernel_features=1024,
+            decoder_width=4,
+            fit_fractions=(),
         ),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )

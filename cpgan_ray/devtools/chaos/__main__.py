@@ -34,7 +34,7 @@ def play_havoc(s: Settings, folder: Path) -> dict[str, Any]:
     if s.drivers and not JOB.is_file():
         raise InputError(f"{JOB} is missing: drivers are killed in a checkout of the project; give --drivers 0")
     flags = [*GAME.split(), *RECOVERY.split(), *TRACKING.split(), "--cache-dir", str(folder / "cache")]
-    config = override(cli.parse(flags, default="smoke", description=""), {"recovery.spares": s.spares})
+    config = override(cli.parse(flags, default="smoke", description=""), {"recovery.num_spares": s.spares})
     expected = unbroken(config)
     tally = Tally()
     kill_players(config, expected, s, tally)

@@ -209,7 +209,7 @@ def crash_nodes(config: Config, expected: dict[str, Any], s: Settings, tally: Ta
     rng = random.Random(s.seed + 2)
     with local_cluster(FAST_HEALTH) as cluster:
         nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
-        spread_out = override(config, {"runtime.placement": "SPREAD", "recovery.wait_s": 120.0})
+        spread_out = override(config, {"runtime.placement": "SPREAD", "recovery.replacement_timeout_s": 120.0})
 
         def strike() -> bool:
             cluster.remove_node(nodes.pop(rng.randrange(len(nodes))), allow_graceful=False)

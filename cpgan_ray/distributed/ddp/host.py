@@ -83,7 +83,7 @@ class ParallelHost:
         self.error: Exception | None = None
         self.place: PlacementGroup | None = None
         self.cause, self.lost_at = "", 0.0
-        gather(self.pool.build(self.pool.names), deadline_s=max(self.config.runtime.deadline_s, BUILD_TIMEOUT_S))
+        gather(self.pool.build(self.pool.names), deadline_s=max(self.config.runtime.reply_timeout_s, BUILD_TIMEOUT_S))
         self.trainer = threading.Thread(target=self.train, args=(ray.get_runtime_context().current_actor,), daemon=True)
         self.trainer.start()
         self.total_rounds, self.rounds_per_epoch = self.command("length")
@@ -101,7 +101,7 @@ class ParallelHost:
                 train_loop_config={"start": Start(config, self.size, me)},
                 torch_config=TorchConfig(
                     backend="nccl" if gpus and config.runtime.device != "cpu" else "gloo",
-                    timeout_s=int(config.runtime.deadline_s) + GRACE_S,
+                    timeout_s=int(config.runtime.reply_timeout_s) + GRACE_S,
                 ),
                 scaling_config=ScalingConfig(
                     num_workers=config.privatizer.num_workers,
@@ -257,4 +257,4 @@ def storage(config: Config) -> Checkpoints:
     where = config.recovery.checkpoints
     if where is None:
         where = str((config.output or Path(tempfile.mkdtemp(prefix="cpgan-"))) / "checkpoints")
-    return Checkpoints(where, keep=config.recovery.keep)
+    return Checkpoints(where, keep=config.recovery.num_checkpoints)

@@ -116,7 +116,7 @@ class Worker:
         found: list[Any] | Exception = []
         if self.first:
             try:
-                found = gather(answers, deadline_s=self.config.runtime.deadline_s)
+                found = gather(answers, deadline_s=self.config.runtime.reply_timeout_s)
             except LostError as e:
                 found = e
             except Exception as e:

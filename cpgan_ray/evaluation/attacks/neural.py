@@ -167,7 +167,7 @@ def train_candidates(data: AttackData, config: AttackConfig, candidates: Sequenc
     def training(candidate: Candidate, restart: int) -> Training:
         return Training(data, candidate, base=base, base_r2=base_r2, space=space, restart=restart)
 
-    budget, limit = config.epochs, config.epochs * 2**config.doublings
+    budget, limit = config.epochs, config.epochs * 2**config.max_budget_doublings
     begun = [training(candidate, 0) for candidate in candidates]
     for one in begun:
         one.go_on(budget)

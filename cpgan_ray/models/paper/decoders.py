@@ -1,7 +1,7 @@
 """The original's neural reconstructors: codes (B, k) -> flat targets (B, H * W * C), channel last.
 
 A stack is a function of k and the picture's shape to layers (B, k) -> (B, C, at least H, at least W). To add one, write it and
-give it a line in STACKS.
+give it a line in PAPER_DECODERS.
 """
 
 from collections.abc import Callable
@@ -111,31 +111,31 @@ PAPER_DECODERS: dict[str, Callable[[int, Shape], nn.Sequential]] = {
 }
 remember(__name__, "PAPER_DECODERS")
 BY_SIZE = {(32, 32): "cifar", (112, 112): "leaky", (175, 175): "odd"}
-"""Sizes whose stack is not `plain`; a width of 1 is a series."""
-REACH = {"cifar": 32, "odd": 175}
-"""Largest side of the stacks that do not grow with the picture."""
+"""Sizes whose decoder is not `plain`; a width of 1 is a series."""
+MAX_SIDES = {"cifar": 32, "odd": 175}
+"""Largest side of the decoders that do not grow with the picture."""
 
 
 class PaperDecoder(nn.Module):
-    """The original's decoder for pictures of this shape, or the stack named: (B, k) -> (B, H * W * C), channel last.
+    """The original's decoder for pictures of this shape, or the named one: (B, k) -> (B, H * W * C), channel last.
 
-    `bounded`: it ends in a tanh, as the original's for pictures do; values outside [-1, 1] are then out of reach.
+    `tanh_output`: it ends in a tanh, as the original's for pictures do; values outside [-1, 1] are then out of reach.
 
-    Raises: InputError where the stack cannot take this k or is too small for the pictures.
+    Raises: InputError if the decoder cannot take this k or is too small for the pictures.
     """
 
-    def __init__(self, k: int, *, image_shape: Shape, bounded: bool = False, stack: str = "auto") -> None:
+    def __init__(self, k: int, *, image_shape: Shape, tanh_output: bool = False, name: str = "auto") -> None:
         super().__init__()
         self.height, self.width, _ = image_shape
-        self.bounded = bounded
+        self.tanh_output = tanh_output
         by_shape = "series" if self.width == 1 else BY_SIZE.get((self.height, self.width), "plain")
-        name = by_shape if stack == "auto" else stack
-        if (reach := REACH.get(name, max(image_shape))) < max(image_shape[:2]):
+        name = by_shape if name == "auto" else name
+        if (max_side := MAX_SIDES.get(name, max(image_shape))) < max(image_shape[:2]):
             raise InputError(
-                f"pictures are {self.height}x{self.width}; the {name} decoder reaches {reach} pixels: take the plain one"
+                f"pictures are {self.height}x{self.width}; the {name} decoder covers at most {max_side} pixels: take the plain one"
             )
         self.layers = PAPER_DECODERS[name](k, image_shape)
 
     def forward(self, z: Tensor) -> Tensor:
         flat = self.layers(z)[:, :, : self.height, : self.width].permute(0, 2, 3, 1).flatten(1)
-        return torch.tanh(flat) if self.bounded else flat
+        return torch.tanh(flat) if self.tanh_output else flat

@@ -18,13 +18,12 @@ from cpgan_ray.analysis.fronts import reference_point, write
 from cpgan_ray.analysis.published import measured, published, published_theory, side_by_side
 from cpgan_ray.analysis.theory_figure import frontier_figure
 from cpgan_ray.common.atomic_io import no_link, write_bytes, write_text
-from cpgan_ray.common.credentials import redacted, redacted_values
-from cpgan_ray.common.ownership import sign
+from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, ReproduceJob, to_json
-from cpgan_ray.config.folders import REPRODUCTION, read_reproduction
+from cpgan_ray.config.folders import REPRODUCTION, read_reproduction, write_record
 from cpgan_ray.data import Dataset, load, pin_store
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS
@@ -105,7 +104,7 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
 
 def cells(job: ReproduceJob, dataset: Dataset) -> list[Cell]:
     """All trainings, seed by seed, the slow mechanisms first."""
-    seeds = range(job.config.seed, job.config.seed + job.seeds)
+    seeds = range(job.config.seed, job.config.seed + job.num_seeds)
     return [
         Cell(mechanism=name, setting=setting, seed=seed)
         for seed in seeds
@@ -119,7 +118,7 @@ def settings_of(name: str, job: ReproduceJob, dataset: Dataset) -> Sequence[floa
     known = MECHANISMS[name]
     if job.weights and known.knob == "privacy_weight":
         return job.weights
-    settings = thinned(known.settings, job.settings)
+    settings = thinned(known.settings, job.num_settings)
     if known.length is None:
         return settings
     lengths = [known.length(job.config, setting, dataset) for setting in settings]
@@ -150,21 +149,14 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
         "k": c.k,
         "epochs": c.epochs,
         "attacks": " ".join(c.attacks.names),
-        "train_rows": c.data.train_rows,
+        "max_train_samples": c.data.max_train_samples,
     }
-    tags = {"mechanisms": " ".join(job.mechanisms or MECHANISMS), "seeds": job.seeds, "settings": job.settings}
+    tags = {"mechanisms": " ".join(job.mechanisms or MECHANISMS), "num_seeds": job.num_seeds, "num_settings": job.num_settings}
     run_id = read_reproduction(folder)[1] if resume else None
     run = SearchRun(c, folder, name=name, params=params, tags=tags, run_id=run_id, source="jobs/reproduce.py")
     folder.mkdir(parents=True, exist_ok=True)
-    keep(job, folder, run.run_id)
+    write_record(folder / REPRODUCTION, {"run_id": run.run_id, "job": to_json(job)})
     return run
-
-
-def keep(job: ReproduceJob, folder: Path, run_id: str) -> None:
-    """Write the file that a comparison is resumed from."""
-    values = redacted_values({"run_id": run_id, "job": to_json(job)})
-    write_text(folder / REPRODUCTION, json.dumps(values, indent=1) + "\n")
-    sign(folder / REPRODUCTION)
 
 
 def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, of: int) -> None:

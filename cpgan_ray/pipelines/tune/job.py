@@ -15,13 +15,12 @@ from ray import tune
 
 from cpgan_ray.analysis.fronts import Trial, points, table, write
 from cpgan_ray.common.atomic_io import no_link
-from cpgan_ray.common.credentials import export_env, redacted, redacted_values
-from cpgan_ray.common.ownership import sign
+from cpgan_ray.common.credentials import export_env, redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, SearchJob, override, to_json
-from cpgan_ray.config.folders import SEARCH, command_for, read_search
+from cpgan_ray.config.folders import SEARCH, command_for, read_search, write_record
 from cpgan_ray.config.search_space import Dimension, dimensions
 from cpgan_ray.data import Dataset, label_columns, majority_logits, pin_store
 from cpgan_ray.distributed.cluster import connect
@@ -32,7 +31,7 @@ from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
 from cpgan_ray.pipelines.tune.progress import Progress, read_trials, say
 from cpgan_ray.pipelines.tune.proposals import proposals, scheduler
-from cpgan_ray.pipelines.tune.trial import Shared, play_trial, write_json
+from cpgan_ray.pipelines.tune.trial import Shared, play_trial
 from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
 from cpgan_ray.training.game import active_adversaries
 from cpgan_ray.training.losses import accuracy
@@ -98,7 +97,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_ENVIRONMENT.items()})
     ensure_unchanged()  # trials are processes of their own, whatever the backend
     ensure_trackable(job.config.tracking, folder)
-    found = dimensions(job.over, job.config, grid=job.searcher == "grid")
+    found = dimensions(job.search_space, job.config, grid=job.searcher == "grid")
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = prepare_run(job.config)
     ensure_buildable(job, found, dataset)
@@ -191,18 +190,22 @@ def settled(job: SearchJob, folder: Path) -> SearchJob:
 def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
     """The search's MLflow run, and `search.json` with its id: from here on the search can be resumed."""
     c = job.config
-    name = c.tracking.run_name or f"search {c.preset} over {' '.join(job.over)}"
+    name = c.tracking.run_name or f"search {c.preset} over {' '.join(job.search_space)}"
     if resume:
         run = SearchRun(c, folder, name=name, params={}, run_id=read_search(folder)[1])
         run.end_children("KILLED")  # of trials that were under way when the search ended
         return run
-    params = {"preset": c.preset, "over": " ".join(job.over), "searcher": job.searcher, "num_samples": job.num_samples}
-    params |= {"seeds": job.seeds, "scheduler": job.scheduler, "attacks": " ".join(c.attacks.names)}
+    params = {
+        "preset": c.preset,
+        "search_space": " ".join(job.search_space),
+        "searcher": job.searcher,
+        "num_samples": job.num_samples,
+    }
+    params |= {"num_seeds": job.num_seeds, "scheduler": job.scheduler, "attacks": " ".join(c.attacks.names)}
     run = SearchRun(c, folder, name=name, params=params)
     folder.mkdir(parents=True, exist_ok=True)
     no_link(folder / TUNE)
-    write_json(folder / SEARCH, redacted_values({"run_id": run.run_id, "job": to_json(job)}))
-    sign(folder / SEARCH)
+    write_record(folder / SEARCH, {"run_id": run.run_id, "job": to_json(job)})
     return run
 
 

@@ -20,7 +20,7 @@ def ensure_buildable(job: SearchJob, found: Sequence[Dimension], dataset: Datase
     Raises: InputError naming the values, where networks cannot be built with them.
     """
     outputs = len(shares(dataset, job.config.data.labels))
-    if job.control:
+    if job.train_undefended:
         build(replace(job.config, privacy_weight=0.0), dataset, outputs=outputs)
     for setting in pairs([d for d in found if not d.name.startswith("data.")]):
         try:

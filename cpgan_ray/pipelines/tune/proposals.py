@@ -89,8 +89,8 @@ class Proposals(Searcher):
 
 def proposals(job: SearchJob, found: Sequence[Dimension]) -> tuple[Proposals, int]:
     """What a search tries, and how many trials that makes."""
-    seeds = range(job.config.seed, job.config.seed + job.seeds)
-    given = [{"setting": {"privacy_weight": 0.0}, "control": True}] if job.control else []
+    seeds = range(job.config.seed, job.config.seed + job.num_seeds)
+    given = [{"setting": {"privacy_weight": 0.0}, "control": True}] if job.train_undefended else []
     sampler = None
     if job.searcher == "grid":
         settings = combinations(found)
@@ -101,7 +101,7 @@ def proposals(job: SearchJob, found: Sequence[Dimension]) -> tuple[Proposals, in
         settings, sampler = [], optuna_sampler(job, found)
     given += [{"setting": setting, "control": False} for setting in settings]
     asked = Proposals(given, seeds=seeds, sampler=sampler, samples=job.num_samples if sampler else 0, found=found)
-    return asked, (len(given) + asked.samples) * job.seeds
+    return asked, (len(given) + asked.samples) * job.num_seeds
 
 
 def optuna_sampler(job: SearchJob, found: Sequence[Dimension]) -> OptunaSearch:

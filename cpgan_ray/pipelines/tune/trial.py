@@ -134,7 +134,7 @@ def trial_config(job: SearchJob, spec: Mapping[str, Any], output: Path, sizes: S
         output=output,
         attacks=dataclasses.replace(c.attacks, quick_every=quick_every, cpus=cpus),
         runtime=dataclasses.replace(c.runtime, backend="ray" if room else "local", threads=threads),
-        recovery=dataclasses.replace(c.recovery, checkpoint_every=0, spares=0),  # an interrupted trial is played again
+        recovery=dataclasses.replace(c.recovery, checkpoint_every=0, num_spares=0),  # an interrupted trial is played again
         tracking=dataclasses.replace(c.tracking, run_name=trial_name(spec)),
     )
 

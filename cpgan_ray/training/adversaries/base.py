@@ -80,7 +80,7 @@ class BatchMemory:
             self.entries.append((z.detach().clone(), target.values))
 
     def with_current(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and targets of the bank, then those given: (M + B, k), (M + B, p)."""
+        """Codes and targets of the memory, then those given: (M + B, k), (M + B, p)."""
         banked = list(self.entries)
         return torch.cat([*(e[0] for e in banked), z]), torch.cat([*(e[1] for e in banked), values])
 

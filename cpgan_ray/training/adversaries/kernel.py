@@ -1,4 +1,4 @@
-"""The RBF kernel adversary (KRR): exact on the batch and the bank, or by random Fourier features.
+"""The RBF kernel adversary (KRR): exact on the batch and the memory, or by random Fourier features.
 
 k(z, z') = exp(-|z - z'|^2 / (2 width^2)), gamma = 1 / (2 width^2) in scikit-learn's words. Source of the features:
 Rahimi and Recht, Random features for large-scale kernel machines, NIPS 2007.
@@ -77,7 +77,7 @@ class FourierFeatures:
 
 
 class KernelAdversary:
-    """Fitted anew in every round on a part of the batch and the bank, scored on the rest; the gradient flows through the solve.
+    """Fitted anew in every round on a part of the batch and the memory, scored on the rest; the gradient flows through the solve.
 
     Bandwidth and penalty are chosen again on the held-out rows every `tune_every` rounds.
     """
@@ -86,7 +86,7 @@ class KernelAdversary:
         self, config: KernelConfig, *, holdout_fraction: float, k: int, rng: np.random.Generator, device: torch.device
     ) -> None:
         self.config, self.holdout_fraction = config, holdout_fraction
-        self.bank = BatchMemory(config.bank)
+        self.memory = BatchMemory(config.memory_batches)
         self.features = FourierFeatures(k, config.features, rng=rng, device=device) if config.features else None
         self.chosen: tuple[float, float] | None = None
         self.rounds = 0
@@ -99,8 +99,8 @@ class KernelAdversary:
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
         cut = split_rows(len(z), holdout_fraction=self.holdout_fraction)
         scored = slice(cut, len(z))
-        z_fit, x_fit = self.bank.with_current(z[:cut], target.values[:cut])
-        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.codes)
+        z_fit, x_fit = self.memory.with_current(z[:cut], target.values[:cut])
+        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.code_normalization)
         held_out = target[scored]
         unit = median_distance(z_fit.detach())
         if self.chosen is None or self.rounds % self.config.tune_every == 0:
@@ -118,12 +118,12 @@ class KernelAdversary:
         return grid[min(range(len(grid)), key=totals.__getitem__)]
 
     def improve(self, z: Tensor, target: Target) -> None:
-        self.bank.push(z, target)
+        self.memory.push(z, target)
         self.rounds += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bank": self.bank.state_dict(), "chosen": self.chosen, "rounds": self.rounds}
+        return {"memory": self.memory.state_dict(), "chosen": self.chosen, "rounds": self.rounds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state["bank"])
+        self.memory.load_state_dict(state["memory"])
         self.chosen, self.rounds = state["chosen"] and tuple(state["chosen"]), state["rounds"]

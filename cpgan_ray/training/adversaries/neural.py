@@ -1,4 +1,4 @@
-"""Neural adversaries: trained by a few gradient steps per round on the release and, if wanted, a bank of past ones."""
+"""Neural adversaries: trained by a few gradient steps per round on the release and, if wanted, a memory of past ones."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class NeuralAdversary:
     ) -> None:
         self.config, self.network, self.rng = config, network, rng
         self.precision: Precision = precision
-        self.bank = BatchMemory(config.bank)
+        self.memory = BatchMemory(config.memory_batches)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
 
     def reconstruct(self, z: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class NeuralAdversary:
     def improve(self, z: Tensor, target: Target) -> None:
         """`steps` steps of Adam on the mean squared error, each on as many rows as the release has."""
         self.network.train()
-        codes, values = self.bank.with_current(z, target.values)
+        codes, values = self.memory.with_current(z, target.values)
         for _ in range(self.config.steps):
             rows = slice(None)
             if len(codes) > len(z):
@@ -59,14 +59,14 @@ class NeuralAdversary:
                 loss = nn.functional.mse_loss(self.reconstruct(part), aim) * (len(part) / len(shown))
                 loss.backward()
             self.optimiser.step()
-        self.bank.push(z, target)
+        self.memory.push(z, target)
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {"network": self.network, "optimiser": self.optimiser, "bank": self.bank}
+        parts = {"network": self.network, "optimiser": self.optimiser, "memory": self.memory}
         return {name: part.state_dict() for name, part in parts.items()} | {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.bank.load_state_dict(state["bank"])
+        self.memory.load_state_dict(state["memory"])
         self.rng.bit_generator.state = state["rng"]

@@ -11,20 +11,20 @@ from cpgan_ray.training.adversaries.linear import ridge
 
 
 class RidgeAdversary:
-    """Fitted anew in every round on a part of the batch and the bank, scored on the rest; the gradient flows through the solve.
+    """Fitted anew in every round on a part of the batch and the memory, scored on the rest; the gradient flows through the solve.
 
     It is at its optimum in every round: there is no lag to exploit.
     """
 
     def __init__(self, config: RidgeConfig, *, holdout_fraction: float) -> None:
         self.config, self.holdout_fraction = config, holdout_fraction
-        self.bank = BatchMemory(config.bank)
+        self.memory = BatchMemory(config.memory_batches)
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
         cut = split_rows(len(z), holdout_fraction=self.holdout_fraction)
         scored = slice(cut, len(z))
-        z_fit, x_fit = self.bank.with_current(z[:cut], target.values[:cut])
-        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.codes)
+        z_fit, x_fit = self.memory.with_current(z[:cut], target.values[:cut])
+        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.code_normalization)
         held_out = target[scored]
         with torch.no_grad():
             totals = [float(held_out.errors(ridge(z_fit, x_fit, penalty=p)(z_scored)).sum()) for p in self.config.penalties]
@@ -32,10 +32,10 @@ class RidgeAdversary:
         return held_out.errors(ridge(z_fit, x_fit, penalty=best)(z_scored)), scored
 
     def improve(self, z: Tensor, target: Target) -> None:
-        self.bank.push(z, target)
+        self.memory.push(z, target)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bank": self.bank.state_dict()}
+        return {"memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state["bank"])
+        self.memory.load_state_dict(state["memory"])

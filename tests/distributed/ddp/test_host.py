@@ -32,7 +32,7 @@ JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
 NAMES = ("ridge", "mlp", "ridge_epoch")
 WORKERS = 2
 BATCH = 81  # 40 and 41 rows: the mean of two means is not the mean
-CANCELLED = ("privatizer.code.bias", "head.0.bias", "head.4.bias")
+CANCELLED = ("privatizer.code_activation.bias", "head.0.bias", "head.4.bias")
 """Biases that a batch norm takes away again: their gradient is rounding error, which Adam makes steps of full length of."""
 
 
@@ -57,16 +57,16 @@ def in_parallel(config: Config, folder: Path, **changes: Any) -> Config:
 
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "sync": (NAMES, {}),
-    "stale1": (("ridge", "mlp"), {"game.schedule": "stale1", "privatizer.average": 0.5, "game.aggregate": "softmax"}),
+    "stale1": (("ridge", "mlp"), {"game.schedule": "stale1", "privatizer.ema_decay": 0.5, "game.aggregate": "softmax"}),
     "epochwise": (("mlp", "ridge_epoch"), {"game.schedule": "epochwise"}),
     "weighted classes": (
         ("mlp",),
         {
             "data.dataset": "digits",
-            "utility.balanced": True,
+            "utility.class_weighted_loss": True,
             "utility.hidden": 0,
             "privatizer.family": "linear",
-            "privatizer.code": "raw",
+            "privatizer.code_activation": "raw",
         },
     ),
 }
@@ -189,7 +189,7 @@ def test_a_run_that_loses_more_workers_than_it_may_says_so(tiny_config, tmp_path
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_adversarys_error_reaches_the_driver_as_it_was_raised_and_all_places_are_given_back(tiny, tmp_path):
-    config = tiny("ridge", "mlp", changes={"adversaries.mlp.learning_rate": 1e30, "adversaries.mlp.bank": 0})
+    config = tiny("ridge", "mlp", changes={"adversaries.mlp.learning_rate": 1e30, "adversaries.mlp.memory_batches": 0})
     with pytest.raises(FloatingPointError, match=r"'mlp'.*round 1\b"), RayGame(in_parallel(config, tmp_path)) as game:
         play_all(game)
     until = time.monotonic() + 30
@@ -257,7 +257,7 @@ def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]
     """The weights that a run hands out, and its metrics without times and faults."""
     program = torch.export.load(folder / "privatizer.pt2").state_dict
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "fault/"))} for row in rows if "utility/loss" in row]
+    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "recovery/"))} for row in rows if "utility/loss" in row]
     return dict(program), kept
 
 

@@ -413,7 +413,7 @@ def test_json_of_many_brackets_is_one_error(opening, tmp_path):
 @pytest.mark.parametrize("family", ["residual", "picture", "whitened"])
 def test_networks_of_this_package_are_made_of_allowed_operations(family, tmp_path):
     """Those with the most operations: the others are made of the same, and exporting takes seconds."""
-    config = PrivatizerConfig(family=family, width=4, depth=2, step=0.5)
+    config = PrivatizerConfig(family=family, width=4, depth=2, quantization_step=0.5)
     path = tmp_path / "privatizer.pt2"
     net = nn.ModuleDict({"privatizer": build_privatizer(config, k=6, image_shape=(32, 32, 3)), "head": nn.Linear(6, 2)})
     path.write_bytes(export_programs(net, k=6, image_shape=(32, 32, 3))["privatizer"])

@@ -231,7 +231,7 @@ def test_ridge_on_many_fourier_features_is_close_to_kernel_ridge():
     assert (approximate - exact).square().mean() < 0.05 * (exact - x.mean(0)).square().mean()
 
 
-# --- codes, rows, bank ---
+# --- codes, rows, memory ---
 
 
 def test_standardised_codes_have_mean_0_and_deviation_1_on_the_fitted_rows():
@@ -300,10 +300,10 @@ def test_some_rows_are_always_fitted_and_some_always_scored(batch_size, share, f
 
 @pytest.mark.parametrize(("batches", "pushed", "held"), [(0, 3, []), (2, 1, [0]), (2, 5, [3, 4]), (3, 3, [0, 1, 2])])
 def test_the_bank_holds_its_last_batches_and_no_more(batches, pushed, held):
-    bank = BatchMemory(batches)
+    memory = BatchMemory(batches)
     for seed in range(pushed):
-        bank.push(*release(8, seed=seed))
-    z, x = bank.with_current(*problem(5, seed=77))
+        memory.push(*release(8, seed=seed))
+    z, x = memory.with_current(*problem(5, seed=77))
     expected = [problem(8, seed=seed) for seed in held] + [problem(5, seed=77)]
     assert torch.equal(z, torch.cat([e[0] for e in expected]))
     assert torch.equal(x, torch.cat([e[1] for e in expected]))
@@ -311,14 +311,14 @@ def test_the_bank_holds_its_last_batches_and_no_more(batches, pushed, held):
 
 def test_the_bank_holds_constants():
     """No gradient reaches a banked code, and writing to a batch afterwards does not change what is held."""
-    bank = BatchMemory(2)
+    memory = BatchMemory(2)
     z, target = release(8)
     z.requires_grad_()
-    bank.push(z * 1, target)
+    memory.push(z * 1, target)
     with torch.no_grad():
         z.zero_()
     new = problem(3, seed=1)[0].requires_grad_()
-    codes = bank.with_current(new, problem(3, seed=1)[1])[0]
+    codes = memory.with_current(new, problem(3, seed=1)[1])[0]
     assert torch.equal(codes[:8].detach(), problem(8)[0])
     codes.sum().backward()
     assert z.grad is None
@@ -326,26 +326,26 @@ def test_the_bank_holds_constants():
 
 
 def test_the_state_of_the_bank_round_trips_and_keeps_its_bound():
-    bank, again = BatchMemory(2), BatchMemory(2)
+    memory, again = BatchMemory(2), BatchMemory(2)
     for seed in range(2):
-        bank.push(*release(8, seed=seed))
-    again.load_state_dict(copy.deepcopy(bank.state_dict()))
-    bank.push(*release(8, seed=2))
+        memory.push(*release(8, seed=seed))
+    again.load_state_dict(copy.deepcopy(memory.state_dict()))
+    memory.push(*release(8, seed=2))
     again.push(*release(8, seed=2))
     here = problem(3, seed=9)
-    assert all(torch.equal(a, b) for a, b in zip(bank.with_current(*here), again.with_current(*here), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(memory.with_current(*here), again.with_current(*here), strict=True))
     assert len(again.with_current(*here)[0]) == 2 * 8 + 3
 
 
 # --- the adversaries ---
 
 HOLDOUT: dict[str, RidgeConfig | KernelConfig] = {
-    "ridge": RidgeConfig(bank=2),
-    "ridge, standardised": RidgeConfig(bank=2, codes="standardised"),
-    "ridge, whitened": RidgeConfig(bank=2, codes="whitened"),
-    "kernel": KernelConfig(bank=2),
-    "kernel, whitened": KernelConfig(bank=2, codes="whitened"),
-    "features": KernelConfig(bank=2, features=32),
+    "ridge": RidgeConfig(memory_batches=2),
+    "ridge, standardised": RidgeConfig(memory_batches=2, code_normalization="standardised"),
+    "ridge, whitened": RidgeConfig(memory_batches=2, code_normalization="whitened"),
+    "kernel": KernelConfig(memory_batches=2),
+    "kernel, whitened": KernelConfig(memory_batches=2, code_normalization="whitened"),
+    "features": KernelConfig(memory_batches=2, features=32),
 }
 STREAMED: dict[str, RidgeConfig | KernelConfig] = {
     "streamed ridge": RidgeConfig(fit="epoch"),
@@ -372,7 +372,7 @@ def reference_errors(config: RidgeConfig | KernelConfig, batches: list[tuple[Ten
     cut = len(z) * 3 // 4
     z_fit = np.concatenate([b.numpy() for b, _ in batches])[: -(len(z) - cut)]
     x_fit = np.concatenate([t.values.numpy() for _, t in batches])[: -(len(z) - cut)]
-    z_fit, z_new = prepared(z_fit, z.numpy()[cut:], config.codes)
+    z_fit, z_new = prepared(z_fit, z.numpy()[cut:], config.code_normalization)
     mean, tried = x_fit.mean(axis=0), []
     for penalty in config.penalties:
         if isinstance(config, RidgeConfig):
@@ -430,7 +430,7 @@ def test_the_scored_rows_pictures_take_no_part_in_the_fit(kind):
 
 def test_bandwidth_and_penalty_are_chosen_again_every_so_many_rounds():
     """Between two choices they stay, although another pair would be better."""
-    adversary = build(KernelConfig(bank=0, tune_every=3, penalties=(1e-6, 10.0), bandwidths=(1.0,)))
+    adversary = build(KernelConfig(memory_batches=0, tune_every=3, penalties=(1e-6, 10.0), bandwidths=(1.0,)))
     learnable, (codes, noise) = release(60), (problem(60)[0], torch.randn(60, P, dtype=torch.float64))
     hopeless = (codes, target_of(noise))
     chosen = []

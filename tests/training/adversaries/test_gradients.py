@@ -25,14 +25,14 @@ P = math.prod(IMAGE)
 PENALTY, BANDWIDTH, STEP = 1e-2, 1.5, 1e-6
 
 CLOSED_FORM: dict[str, AdversaryConfig] = {
-    "ridge": RidgeConfig(penalties=(PENALTY,), bank=2),
-    "kernel": KernelConfig(penalties=(PENALTY,), bandwidths=(BANDWIDTH,), bank=2),
-    "features": KernelConfig(penalties=(PENALTY,), bandwidths=(BANDWIDTH,), bank=2, features=24),
+    "ridge": RidgeConfig(penalties=(PENALTY,), memory_batches=2),
+    "kernel": KernelConfig(penalties=(PENALTY,), bandwidths=(BANDWIDTH,), memory_batches=2),
+    "features": KernelConfig(penalties=(PENALTY,), bandwidths=(BANDWIDTH,), memory_batches=2, features=24),
     "streamed ridge": RidgeConfig(fit="epoch", penalties=(PENALTY,)),
     "streamed features": KernelConfig(fit="epoch", features=24, penalties=(PENALTY,), bandwidths=(BANDWIDTH,)),
 }
 NEURAL: dict[str, AdversaryConfig] = {
-    name: NeuralConfig(architecture=name, width=8, depth=1, learning_rate=1e-2, bank=1)
+    name: NeuralConfig(architecture=name, width=8, depth=1, learning_rate=1e-2, memory_batches=1)
     for name in ("mlp", "conv", "upsample", "resnet")
 }
 

@@ -65,10 +65,10 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.mark.parametrize("bank", [0, 2])
+@pytest.mark.parametrize("memory", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_learning_lowers_the_error_on_codes_never_shown(architecture, bank):
-    adversary = build(architecture, steps=4, bank=bank)
+def test_learning_lowers_the_error_on_codes_never_shown(architecture, memory):
+    adversary = build(architecture, steps=4, memory=memory)
     before = errors_of(adversary, 1000).mean()
     for seed in range(40):
         adversary.improve(*batch(seed))
@@ -79,7 +79,7 @@ def test_learning_lowers_the_error_on_codes_never_shown(architecture, bank):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answering_changes_no_state_and_draws_nothing(architecture, dropout):
-    adversary = build(architecture, dropout=dropout, bank=1)
+    adversary = build(architecture, dropout=dropout, memory=1)
     adversary.improve(*batch(1))
     before, drawn = snapshot(adversary), torch.random.get_rng_state()
     z, target = batch(2)
@@ -141,32 +141,33 @@ def test_a_step_without_a_bank_is_one_of_adam_on_the_mean_squared_error():
 
 
 def test_with_a_bank_it_goes_on_learning_from_what_is_no_longer_shown():
-    """First codes near -1 with one picture, then, ever after, codes near -0.2 with its negative: the bank keeps the first alive."""
+    """First codes near -1 with one picture, then, ever after, codes near -0.2 with its negative: the memory keeps the first
+    alive."""
     picture, none = torch.ones(ROWS, P), torch.zeros(ROWS)
     first = 0.1 * torch.randn(ROWS, K, generator=torch.Generator().manual_seed(0)) - 1
     error = {}
-    for bank in (0, 30):
-        adversary = build("mlp", bank=bank, learning_rate=2e-2)
+    for memory in (0, 30):
+        adversary = build("mlp", memory=memory, learning_rate=2e-2)
         for z, values in [(first, picture)] * 15 + [(0.2 * first, -picture)] * 15:
             adversary.improve(z, Target(values, none, P))
-        error[bank] = float(adversary.recover(first, Target(picture, none, P))[0].detach().mean())
+        error[memory] = float(adversary.recover(first, Target(picture, none, P))[0].detach().mean())
     assert error[30] < 0.5 * error[0]
 
 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_its_bank_holds_the_last_batches_as_constants(batches):
-    adversary = build("mlp", bank=batches)
+    adversary = build("mlp", memory=batches)
     for seed in range(5):
         z, target = batch(seed)
         adversary.improve(z.requires_grad_(), target)
-    held, _ = adversary.bank.with_current(*(t[:0] for t in (batch(0)[0], batch(0)[1].values)))
+    held, _ = adversary.memory.with_current(*(t[:0] for t in (batch(0)[0], batch(0)[1].values)))
     assert torch.equal(held, torch.cat([batch(seed)[0] for seed in range(5 - batches, 5)]))
     assert not held.requires_grad
 
 
-@pytest.mark.parametrize("bank", [0, 2])
+@pytest.mark.parametrize("memory", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(architecture, bank):
+def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(architecture, memory):
     """From a file that holds nothing but tensors and plain values. Dropout draws from the round's own stream, set here by hand."""
 
     def play(adversary: Any, seeds: range) -> list[Tensor]:
@@ -177,7 +178,7 @@ def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(arch
             adversary.improve(*batch(seed))
         return answers
 
-    original, fresh = (build(architecture, bank=bank, dropout=0.2, steps=2) for _ in range(2))
+    original, fresh = (build(architecture, memory=memory, dropout=0.2, steps=2) for _ in range(2))
     play(original, range(4))
     torch.save(original.state_dict(), buffer := io.BytesIO())
     buffer.seek(0)
@@ -186,10 +187,10 @@ def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(arch
     assert all(torch.equal(a, b) for a, b in zip(play(fresh, range(4, 8)), expected, strict=True))
 
 
-@pytest.mark.parametrize("bank", [0, 2])
-def test_the_same_seeds_give_the_same_adversary_and_others_another(bank):
+@pytest.mark.parametrize("memory", [0, 2])
+def test_the_same_seeds_give_the_same_adversary_and_others_another(memory):
     def played(seed: int) -> Tensor:
-        adversary = build("mlp", seed=seed, bank=bank)
+        adversary = build("mlp", seed=seed, memory=memory)
         for number in range(3):
             adversary.improve(*batch(number))
         return errors_of(adversary, 9)
