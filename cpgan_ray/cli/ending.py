@@ -1,5 +1,6 @@
 """How a job ends: its exit status, and one line for bad input."""
 
+import logging
 import os
 import select
 import signal
@@ -8,10 +9,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cpgan_ray.common import signals
+from cpgan_ray.common import logs, signals
 from cpgan_ray.common.credentials import move_to_env, redacted
 from cpgan_ray.common.signals import SHUTDOWN_GRACE_S
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 BAD_INPUT, FAILED = 2, 1
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -26,7 +29,9 @@ def run(job: Callable[[], None]) -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.install()
+    logs.configure("info")
     try:
+        logs.configure(take_log_level(sys.argv))
         if "MLFLOW_TRACKING_URI" in os.environ:
             os.environ["MLFLOW_TRACKING_URI"] = move_to_env(os.environ["MLFLOW_TRACKING_URI"])
         ensure_folders()
@@ -39,6 +44,22 @@ def run(job: Callable[[], None]) -> None:
         end_failed(e)
         raise
     signals.end(0)
+
+
+def take_log_level(arguments: list[str]) -> str | None:
+    """Take `--log-level LEVEL` out of the arguments, which any job has; None if it is not given.
+
+    Raises: InputError if no level follows it.
+    """
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--log-level":
+            if not equals and i + 1 == len(arguments):
+                raise InputError(f"--log-level needs a level, one of {', '.join(logs.LEVELS)}")
+            value = value if equals else arguments.pop(i + 1)
+            del arguments[i]
+            return value
+    return None
 
 
 def ensure_folders() -> None:
@@ -62,9 +83,9 @@ def end_stopped(number: int, error: BaseException) -> None:
     signals.end(status)
     if isinstance(error, Exception):
         reason = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:300])
-        print(f"stopped by {signal.Signals(number).name}, and meanwhile: {reason}", file=sys.stderr)
+        logger.warning(f"stopped by {signal.Signals(number).name}, and meanwhile: {reason}")
     elif number == signal.SIGINT:
-        print("interrupted", file=sys.stderr)
+        logger.info("interrupted")
     sys.exit(status)
 
 
@@ -74,10 +95,10 @@ def end_failed(error: BaseException) -> None:
     Raises: SystemExit.
     """
     if isinstance(error, InputError):
-        print(f"error: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
+        logger.error(" ".join(str(error).split()))
         sys.exit(BAD_INPUT)
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        logger.info("interrupted")
         sys.exit(128 + signal.SIGINT)
     if isinstance(error, BrokenPipeError | SystemExit):
         end_where_nobody_reads()
@@ -94,9 +115,10 @@ def warn_of_hasty_end() -> None:
     with more."""
     patience_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
     if JOB_CONFIG in os.environ and patience_s.isdigit() and int(patience_s) < SHUTDOWN_GRACE_S:
-        told = f"`ray job stop` leaves this job {patience_s} s to write a checkpoint, which may take {SHUTDOWN_GRACE_S}: submit it"
-        remedy = f"with RAY_JOB_STOP_WAIT_TIME_S={SHUTDOWN_GRACE_S} in the env_vars of its runtime environment"
-        print(told, remedy, file=sys.stderr, flush=True)
+        logger.warning(
+            f"`ray job stop` leaves this job {patience_s} s to write a checkpoint, which may take {SHUTDOWN_GRACE_S}: submit it "
+            f"with RAY_JOB_STOP_WAIT_TIME_S={SHUTDOWN_GRACE_S} in the env_vars of its runtime environment"
+        )
 
 
 def end_where_nobody_reads() -> None:

@@ -19,7 +19,7 @@ MLFLOW, S3 = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), ("AWS_ACC
 VARIABLES = {"http": MLFLOW, "https": MLFLOW, "s3": S3}
 """Scheme -> where its user and password belong."""
 PLACE = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
-EXPORTED = (*MLFLOW, *S3, *PLACE, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", KEY_VARIABLE)
+EXPORTED = (*MLFLOW, *S3, *PLACE, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", "CPGAN_LOG_LEVEL", KEY_VARIABLE)
 """What a process on another machine needs to reach the same stores, and to know this user's files."""
 SECRET_VARIABLES = (MLFLOW[1], S3[1], "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", KEY_VARIABLE)
 """Variables whose whole value is a secret."""

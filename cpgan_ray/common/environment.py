@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import getpass
 import io
+import logging
 import os
 import shutil
 import sys
@@ -15,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def complete_environment() -> None:
@@ -52,7 +55,7 @@ def give_home() -> None:
             os.environ["HOME"] = folder
             if not any(argument.startswith("--cache-dir") for argument in sys.argv):
                 told = "there is no home folder (HOME is not set): prepared data are kept for this run only; --cache-dir keeps them"
-                print(told, file=sys.stderr, flush=True)
+                logger.warning(told)
 
 
 def give_user_name() -> None:

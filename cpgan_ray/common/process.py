@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from cpgan_ray.common.logs import configure_like_job
 from cpgan_ray.common.rng import torch_seed
 from cpgan_ray.errors import InputError
 
@@ -24,6 +25,7 @@ def set_up_process(*, threads: int, gpu_share: float = 0.0) -> None:
     glibc gives large tensors back to the system after each step and takes them again, page by page: without that a training step
     is about a third shorter. More torch threads than free cores cost up to 18 times.
     """
+    configure_like_job()
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

@@ -7,10 +7,10 @@ common/ownership.py), or if the user says by `--trust` that the folder is his ow
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,8 @@ from cpgan_ray.config.jobs import AttackJob, ReproduceJob, SearchJob
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 C = TypeVar("C", Config, AttackJob)
@@ -83,7 +85,7 @@ def usable(found: T, mine: T, record: Record, *, trust: bool) -> T:
     if names:
         listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
         told = f"{record.path} was not written by this user: {listed} taken from your flags only; add --trust to use what it says"
-        print(told, file=sys.stderr, flush=True)
+        logger.warning(told)
     return portable
 
 

@@ -10,6 +10,7 @@ not of the data set's kind (digits, signals), mean and components are those of t
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,11 +34,12 @@ from cpgan_ray.data.store import (
     locked,
     progress_bar,
     read_json,
-    say,
     verify,
 )
 from cpgan_ray.data.sync.shared_cache import SharedCache
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 DEFAULT_COMPONENTS = 256
@@ -130,7 +132,7 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
         ensure_varied(dataset)
         with locked(folder):
             if foreign(dataset, folder):
-                say(f"{folder} was not made by you: it is made again (--trust uses what came with the data)")
+                logger.info(f"{folder} was not made by you: it is made again (--trust uses what came with the data)")
                 shutil.rmtree(folder)
             if not (folder.is_dir() or (shared is not None and shared.take(name, folder, **files))):
                 beside = folder.with_name(folder.name + ".partial")

@@ -7,17 +7,19 @@ elements and of types and shapes that rarely fit, indices and sizes that are hug
 """
 
 import argparse
+import logging
 import os
 import random
 import resource
 import signal
-import sys
 import warnings
 from typing import Any
 
 import torch
 
 from cpgan_ray.evaluation.encoders.operations import ALLOWED, RANDOM
+
+logger = logging.getLogger(__name__)
 
 WHOLE = (0, 1, 2, 3, 4, 7, -1, -2, 63, 1000, 10**6, 2**31 - 1, 2**31, -(2**31), 10**9, 2**62, -(2**62))
 REAL = (0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, float("inf"), float("nan"))
@@ -140,7 +142,7 @@ def main() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code:
             print(name, signal.Signals(-code).name if code < 0 else f"exit status {code}", flush=True)
-    print(len(parsed.only), "operations called", file=sys.stderr)
+    logger.info("%d operations called", len(parsed.only))
 
 
 if __name__ == "__main__":

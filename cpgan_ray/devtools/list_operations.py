@@ -9,14 +9,16 @@ decomposed to the core ATen operations. Networks that torch cannot export are na
 
 import argparse
 import contextlib
+import logging
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 TORCHVISION = """
 alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2
@@ -104,9 +106,9 @@ def main() -> None:
                 with contextlib.suppress(Exception):
                     used |= operations(program.run_decompositions())
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            print(name, len(used), "operations", file=sys.stderr, flush=True)
+            logger.info("%s %d operations", name, len(used))
         except Exception as e:
-            print(name, "is left out:", type(e).__name__, str(e).partition("\n")[0][:120], file=sys.stderr, flush=True)
+            logger.info("%s is left out: %s %s", name, type(e).__name__, str(e).partition("\n")[0][:120])
             continue
         for operation in sorted(used - found.keys()):
             found[operation] = name

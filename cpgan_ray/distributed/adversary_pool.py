@@ -10,6 +10,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup
 
 from cpgan_ray.common.credentials import export_env, import_env
+from cpgan_ray.common.logs import configure_like_job
 from cpgan_ray.common.types import Event, Release
 from cpgan_ray.config import Config
 from cpgan_ray.data import prepare
@@ -83,6 +84,7 @@ def prepare_data(config: Config, environment: Mapping[str, str]) -> None:
     Raises: InputError that names the node.
     """
     import_env(environment)
+    configure_like_job()
     try:
         prepare(config)
     except InputError as e:

@@ -1,7 +1,7 @@
 """A game as its driver holds it: it places the players, asks for rounds, and starts another host where one is lost."""
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +23,8 @@ from cpgan_ray.distributed.rpc import get_result
 from cpgan_ray.errors import LostError
 from cpgan_ray.training.checkpoint import Snapshot
 from cpgan_ray.training.game import active_adversaries
+
+logger = logging.getLogger(__name__)
 
 WARNED_S = 10.0
 """How much may be lost with a node that is known to go, in seconds of play."""
@@ -130,7 +132,7 @@ class RayGame:
         here = draining.keys() & {ray.get_runtime_context().get_node_id(), *places}
         for node in here - self.going:
             told = f"node {node[:12]} of this game is about to go: checkpoints every {WARNED_S:g} s until then"
-            print(told, file=sys.stderr, flush=True)
+            logger.warning(told)
         self.going |= here
         if not here or time.monotonic() - self.warned_at < WARNED_S:
             return False

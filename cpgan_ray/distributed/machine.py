@@ -1,6 +1,7 @@
 """What a local Ray needs of its machine: a short path for its sockets, shared memory, and a place for its token."""
 
 import contextlib
+import logging
 import os
 import stat
 import sys
@@ -10,6 +11,8 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 MAX_FOLDER_BYTES = 40
 """The longest path of Ray's temporary folder. Ray adds up to 67 bytes, and Linux allows 107 for the path of a socket."""
@@ -33,7 +36,7 @@ def temporary_folder() -> str:
         private = parent / f"ray-{os.getuid()}"
         folder = private / "ray"  # which Ray opens for everybody
         if _is_private(private) and _fault(folder) is None:
-            print(f"Ray's temporary files go to {folder}: {default} {fault}", file=sys.stderr, flush=True)
+            logger.warning(f"Ray's temporary files go to {folder}: {default} {fault}")
             return str(folder)
     raise InputError(
         f"Ray has no place for its temporary files: {default} {fault}, and none of {', '.join(map(str, FALLBACKS))} can be "
@@ -100,7 +103,7 @@ def warn_of_readable_token() -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             told = f"{path} has mode {mode:04o}: others can read the token and run code on your clusters; chmod 600 it"
-            print(told, file=sys.stderr, flush=True)
+            logger.warning(told)
 
 
 def _wants_token() -> bool:

@@ -1,7 +1,7 @@
 """Places of actors: how much each needs, one placement group for all, and waiting for waiter."""
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +12,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cpgan_ray.config import Config, RuntimeConfig
 from cpgan_ray.errors import InputError, LostError
+
+logger = logging.getLogger(__name__)
 
 Bundle = dict[str, float]
 
@@ -137,8 +139,8 @@ class CapacityWaiter:
             )
         if now - self.said >= LOG_EVERY_S and not silently:
             self.said = now
-            told = f"waiting for waiter: {self.shortage()}; for up to {max(0.0, left):.0f} s ({self.option})"
-            print(told, file=sys.stderr, flush=True)
+            told = f"waiting for room: {self.shortage()}; for up to {max(0.0, left):.0f} s ({self.option})"
+            logger.info(told)
 
     def shortage(self) -> str:
         """What is needed and what there is."""
@@ -184,4 +186,4 @@ def wait_for_replies(
             raise LostError(f"an actor did not answer within {deadline_s:g} s")
         elif told is not None and time.monotonic() - said >= LOG_EVERY_S:
             said = time.monotonic()
-            print(told, file=sys.stderr, flush=True)
+            logger.info(told)

@@ -1,8 +1,8 @@
 """From codes to a report: the tournament of fresh attacks, as Ray tasks or in this process."""
 
+import logging
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -25,6 +25,8 @@ from cpgan_ray.evaluation.report.threat_model import limits, threat_model
 from cpgan_ray.evaluation.tournament import as_json, score_attacks
 from cpgan_ray.evaluation.utility import labels_of, utility_of
 
+logger = logging.getLogger(__name__)
+
 
 def attacks_on_ray(runtime: RuntimeConfig) -> bool:
     """Whether the attacks are Ray tasks. `auto`: where there is a cluster to join, or a second core here."""
@@ -43,10 +45,8 @@ def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bo
         done += 1
         e = made.spec
         share = "" if e.share == 1 else f" {100 * e.share:g} %"
-        print(
-            f"attack {done}/{len(todo)}: {e.name} ({e.variant}{share}), tuning R2 {made.fitted.tune_r2:.3f}, {made.seconds:.0f} s",
-            file=sys.stderr,
-            flush=True,
+        logger.info(
+            f"attack {done}/{len(todo)}: {e.name} ({e.variant}{share}), tuning R2 {made.fitted.tune_r2:.3f}, {made.seconds:.0f} s"
         )
 
     if attacks_on_ray(runtime):
@@ -81,7 +81,7 @@ def evaluate_codes(
         }
     warnings = code_warnings(context.codes, context.dataset, context.task, logits=logits, seed=context.seed)
     for line in console_lines(told["utility"], warnings):
-        print(line, file=sys.stderr, flush=True)
+        logger.info(line)
     made = fit_attacks(context, runtime=runtime, brief=says_nothing(warnings))
     result = score_attacks(made, context)
     report: dict[str, Any] = dict(about) | {

@@ -1,6 +1,6 @@
 """The whole job of training: data, the game on its backend, tracking, fresh attacks, and the folder that is left behind."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -39,6 +39,8 @@ from cpgan_ray.pipelines.session import CHUNK_S, GameSession, on_ray, open_sessi
 from cpgan_ray.tracking import Console, Tracker, ensure_trackable, read_curves
 from cpgan_ray.training.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.training.game import active_adversaries
+
+logger = logging.getLogger(__name__)
 
 PANEL_PICTURES = 10
 
@@ -174,7 +176,7 @@ class CheckpointWriter:
             self.checkpoints.write(snapshot)
         except OSError as e:
             told = f"checkpoint of round {snapshot.round} not written to {self.checkpoints.where} ({redacted(str(e))})"
-            print(told, file=sys.stderr, flush=True)
+            logger.warning(told)
 
 
 def play(

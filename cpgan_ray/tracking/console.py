@@ -1,12 +1,14 @@
 """How a run gets on, for a person who watches."""
 
-import sys
+import logging
 import time
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from cpgan_ray.common.types import Metrics
+
+logger = logging.getLogger(__name__)
 
 PLAIN_LINE_S = 10.0
 """How often a line is printed where the output is no terminal, in seconds."""
@@ -18,7 +20,8 @@ class Console:
     def __init__(self, *, total_rounds: int, rounds_per_epoch: int, names: Sequence[str], done: int = 0) -> None:
         """done: rounds that were played before."""
         self.total_rounds, self.rounds_per_epoch, self.names, self.before = total_rounds, rounds_per_epoch, names, done
-        self.bar = tqdm(total=total_rounds, initial=done, unit="round", disable=None, dynamic_ncols=True)
+        hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where standard error is no terminal
+        self.bar = tqdm(total=total_rounds, initial=done, unit="round", disable=hidden, dynamic_ncols=True)
         self.started = self.said = time.monotonic()
 
     def show(self, played: Sequence[Metrics]) -> None:
@@ -30,11 +33,7 @@ class Console:
             now = time.monotonic()
             if now - self.said >= PLAIN_LINE_S or done == self.total_rounds:
                 self.said = now
-                print(
-                    f"round {done}/{self.total_rounds}, {(done - self.before) / (now - self.started):.1f} rounds/s, {text}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                logger.info(f"round {done}/{self.total_rounds}, {(done - self.before) / (now - self.started):.1f} rounds/s, {text}")
         else:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(len(played))

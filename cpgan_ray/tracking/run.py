@@ -5,7 +5,7 @@ back, everything else is tried again at the end, and all of it is in the output 
 """
 
 import json
-import sys
+import logging
 import threading
 import time
 import warnings
@@ -39,6 +39,8 @@ from cpgan_ray.errors import printable
 from cpgan_ray.tracking.store import open_store
 from cpgan_ray.tracking.uri import ensure_same_host
 
+logger = logging.getLogger(__name__)
+
 EVENTS = "events.jsonl"
 """File of the losses that a run has survived."""
 FLUSH_S = 5.0
@@ -57,7 +59,7 @@ LAST_S = 60.0
 
 def say_outage(error: BaseException) -> None:
     reason = printable(redacted(str(error).partition("\n")[0]))[:200]
-    print(f"MLflow does not answer ({reason}); the run goes on, and tells it later", file=sys.stderr, flush=True)
+    logger.warning(f"MLflow does not answer ({reason}); the run goes on, and logs it later")
 
 
 def log_dataset(client: mlflow.MlflowClient, run_id: str, dataset: MetaDataset) -> None:
@@ -122,7 +124,7 @@ class Outbox:
                     time.sleep(wait_s)
                     continue
                 if wait_s:
-                    print("MLflow answers again", file=sys.stderr, flush=True)
+                    logger.info("MLflow answers again")
                 wait_s = 0.0
                 for _ in part:
                     self.waiting.popleft()
@@ -260,7 +262,7 @@ class Tracker:
             self.attempt(EVENTS, lambda: mlflow.log_artifact(str(self.output / EVENTS)))
             cause = printable(redacted(event.cause))
             told = f"round {event.round}: {cause}; {event.replayed} rounds are played again, after {event.seconds:.1f} s"
-            print(told, file=sys.stderr, flush=True)
+            logger.warning(told)
 
     def tag(self, name: str, value: str) -> None:
         self.attempt(f"tag {name}", lambda: mlflow.set_tag(name, redacted(printable(value))))
@@ -312,7 +314,7 @@ class Tracker:
         self.jsonl.close()
         if left:
             told = f"MLflow does not answer: run {self.run_id} has no {', '.join(left)} there; everything is in {self.output}"
-            print(told, file=sys.stderr, flush=True)
+            logger.warning(told)
 
     def __enter__(self) -> "Tracker":
         return self

@@ -8,8 +8,8 @@ executed.
 import hashlib
 import io
 import json
+import logging
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from pyarrow import fs
 from cpgan_ray.common.atomic_io import write_bytes
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 NAME = re.compile(r"round-(\d{8})(?:-val-(\d\.\d{6}))?\.ckpt")
@@ -193,7 +195,7 @@ class Checkpoints:
             try:
                 return self.read(name)
             except InputError as e:
-                print(f"{e}; the one before it is used", file=sys.stderr, flush=True)
+                logger.warning(f"{e}; the one before it is used")
         if names:
             raise InputError(f"no checkpoint in {self.where} can be used: begin the run again in another --output")
         return None

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -49,6 +50,8 @@ from cpgan_ray.data.decoding import Decoded, decode_block, read_member, sentence
 from cpgan_ray.data.sync.node import Draft
 from cpgan_ray.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 POOL_FROM = 2000
 """From so many pictures on, decoding in several processes saves more than starting them costs."""
 PER_TASK = 32
@@ -82,7 +85,7 @@ def draft(source: Path, config: Config, *, processes: int | None = None, progres
             told = {"fetch": fetch, "source": made_of, "digest": digest, "remarks": remarks, "listed_in": files[ATTRIBUTES].name}
             plan = _plan(pictures, stored, annotations, config=config, **told)
             if plan.info.anonymous:
-                store.say(f"{source} has no {IDENTITIES}: one person may be in several splits, and each picture counts by itself")
+                logger.info(f"{source} has no {IDENTITIES}: one person may be in several splits, and each picture counts by itself")
             store.build(folder, plan, progress=progress, describe=sentences)
 
     return Draft(digest, build)

@@ -8,7 +8,7 @@ complete.
 """
 
 from cpgan_ray.data.store.dataset import SPLITS, Dataset, Split
-from cpgan_ray.data.store.files import checksum, locked, progress_bar, say
+from cpgan_ray.data.store.files import checksum, locked, progress_bar
 from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, Damaged, Manifest, damaged, read_json, read_manifest, sealed
 from cpgan_ray.data.store.reading import VERIFIED, checksums, open_store, verify
@@ -34,7 +34,6 @@ __all__ = [
     "progress_bar",
     "read_json",
     "read_manifest",
-    "say",
     "sealed",
     "verify",
 ]

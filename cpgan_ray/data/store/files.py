@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import hashlib
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from cpgan_ray.common.locks import file_lock
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 UNWRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # not ours
@@ -40,7 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0.2)
         except Timeout:
-            say(f"waiting for another process that makes {folder}")
+            logger.info(f"waiting for another process that makes {folder}")
             lock.acquire()
         try:
             yield
@@ -64,7 +66,7 @@ def progress_bar(total: int, *, what: str, unit: str, show: bool = True) -> Iter
     """Call the function given with the number of things done since the last call: a bar on a terminal, else a line every 10 s."""
     start = said = time.monotonic()
     done = 0
-    bar = tqdm(total=total, desc=what, unit=f" {unit}", disable=None if show else True)
+    bar = tqdm(total=total, desc=what, unit=f" {unit}", disable=None if show and logger.isEnabledFor(logging.INFO) else True)
 
     def advance(count: int) -> None:
         nonlocal done, said
@@ -72,13 +74,9 @@ def progress_bar(total: int, *, what: str, unit: str, show: bool = True) -> Iter
         bar.update(count)
         if bar.disable and show and time.monotonic() - said >= 10:
             said = time.monotonic()
-            say(f"{what}: {done} of {total} {unit}, {said - start:.0f} s")
+            logger.info(f"{what}: {done} of {total} {unit}, {said - start:.0f} s")
 
     try:
         yield advance
     finally:
         bar.close()
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

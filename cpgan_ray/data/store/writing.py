@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ import pyarrow as pa
 from cpgan_ray.common.atomic_io import atomic_path, make_folder, sync, write_text
 from cpgan_ray.common.ownership import SUFFIX, is_own, sign
 from cpgan_ray.data.store.dataset import SPLITS
-from cpgan_ray.data.store.files import checksum, progress_bar, say
+from cpgan_ray.data.store.files import checksum, progress_bar
 from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, SplitFile, read_json, sealed
 from cpgan_ray.data.store.reading import VERIFIED, remember, states
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Describe = Callable[[Mapping[str, int], int], Iterable[str]]
 SHARD_ROWS = 1024
@@ -104,9 +107,11 @@ def build(folder: Path, plan: Plan, *, progress: bool = True, describe: Describe
     partial.rename(folder)
     sync(folder.parent)
     if skipped:
-        say(f"{len(skipped)} of {total + len(plan.missing)} pictures left out: missing or not decodable, first {skipped[0]!r}")
+        logger.info(
+            f"{len(skipped)} of {total + len(plan.missing)} pictures left out: missing or not decodable, first {skipped[0]!r}"
+        )
     for line in describe(remarks, sum(split.file.rows for split in splits.values())):
-        say(line)
+        logger.info(line)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ the store once more; a store that cannot be made there either is one line that s
 
 import contextlib
 import hashlib
+import logging
 import os
 import socket
 import stat
@@ -30,6 +31,8 @@ from cpgan_ray.data import store
 from cpgan_ray.data.sync.remote_files import RemoteFolder, synchronise
 from cpgan_ray.data.sync.shared_cache import SharedCache, fingerprint, shared_cache
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def own_folder(cache: Path, digest: str, config: Config, *, progress: bool) -> P
         return folder
     other = user_cache() / digest
     if progress:
-        store.say(
+        logger.info(
             f"the prepared store {folder} was not made by you and is not used; yours is {other} (--trust uses "
             "what came with the data)"
         )

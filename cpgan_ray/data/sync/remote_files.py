@@ -4,6 +4,7 @@ What is copied has its name when it is whole. Credentials are in no message: see
 """
 
 import contextlib
+import logging
 import os
 import re
 import threading
@@ -20,6 +21,8 @@ from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.credentials import move_to_env, redacted
 from cpgan_ray.data import store
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 8 << 20
 """Bytes that are read at a time."""
@@ -191,7 +194,7 @@ def synchronise(place: RemoteFolder, files: Sequence[File], folder: Path, *, pro
     fetch_all(place, {file: folder / file.name for file in wanted.values()}, progress=progress)
     if progress:
         size = sum(file.size for file in wanted.values())
-        store.say(f"fetched {len(wanted)} files, {size / 1e6:.1f} MB, from {place.where} into {folder}")
+        logger.info(f"fetched {len(wanted)} files, {size / 1e6:.1f} MB, from {place.where} into {folder}")
 
 
 def fetch_all(place: RemoteFolder, files: Mapping[File, Path], *, progress: bool) -> None:

@@ -11,9 +11,9 @@ stays, all that it names is there, whole. What is taken is checked as every prep
 
 import hashlib
 import json
+import logging
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import store
 from cpgan_ray.data.sync.remote_files import File, RemoteFolder, fetch_all
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Checksums = Callable[[Path], Mapping[str, str]]
 """A folder that has its manifest to the SHA-256 of each further file."""
@@ -67,7 +69,7 @@ class SharedCache:
         sign(beside / manifest)
         beside.rename(folder)
         if progress:
-            store.say(f"fetched {name} from {self.place.where}")
+            logger.info(f"fetched {name} from {self.place.where}")
         return True
 
     def put(self, name: str, folder: Path, *, manifest: str, checksums: Checksums, progress: bool = True) -> None:
@@ -86,10 +88,10 @@ class SharedCache:
                     self.place.write(folder / file, stored)
             self.place.write((folder / manifest).read_bytes(), f"{name}/{manifest}")
         except InputError as e:
-            print(f"{name} is not shared: {e}", file=sys.stderr, flush=True)
+            logger.warning(f"{name} is not shared: {e}")
             return
         if progress:
-            store.say(f"put {name} into {self.place.where}")
+            logger.info(f"put {name} into {self.place.where}")
 
     def known(self, source: str) -> str | None:
         """The digest of the store that a source makes, by its `fingerprint`; None where nobody has told.
@@ -112,7 +114,7 @@ class SharedCache:
         try:
             self.place.write((json.dumps({"digest": digest}) + "\n").encode(), f"sources/{source}.json")
         except InputError as e:
-            print(f"the source of {digest} is not told: {e}", file=sys.stderr, flush=True)
+            logger.warning(f"the source of {digest} is not told: {e}")
 
 
 def stored_as(name: str, file: str, sha: str) -> str:

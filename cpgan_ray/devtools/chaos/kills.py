@@ -1,6 +1,7 @@
 """The kills: of players, of drivers and of nodes, and the unbroken game that each outcome is compared with."""
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -18,12 +19,10 @@ from cpgan_ray.config import Config, override
 from cpgan_ray.devtools.chaos.settings import FAST_HEALTH, JOB, KILLS_PER_GAME, PLAYERS, Settings, Tally
 from cpgan_ray.training.checkpoint import Checkpoints
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 # The game
@@ -110,7 +109,7 @@ def note(tally: Tally, kind: str, struck: int, identical: bool, events: Sequence
     tally.different += not identical
     if kind in tally.events:
         tally.events[kind] += events
-    say(f"{kind}: {tally.struck[kind]} killed, {tally.games} games so far, {tally.different} ended differently")
+    logger.info(f"{kind}: {tally.struck[kind]} killed, {tally.games} games so far, {tally.different} ended differently")
 
 
 # Drivers

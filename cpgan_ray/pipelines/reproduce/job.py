@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -47,6 +47,8 @@ from cpgan_ray.pipelines.reproduce.results import (
     write_table,
 )
 from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
+
+logger = logging.getLogger(__name__)
 
 DUMP_EVERY = 10
 """Cells after which the table is written, in mid-comparison."""
@@ -163,14 +165,14 @@ def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun
     """Cells as Ray tasks, or one after the other; a line on standard error and a run in MLflow for each."""
     started, done = time.perf_counter(), of - len(missing)
     if missing:
-        print(f"{len(missing)} of {of} cells to play", file=sys.stderr, flush=True)
+        logger.info(f"{len(missing)} of {of} cells to play")
 
     def told(cell: Cell) -> None:
         nonlocal done
         done += 1
         values = read_cell(folder / "cells" / cell.name / CELL)
         run.add_child(cell.name, params=asdict(cell), metrics=logged(values), tags=outcome_tags(values))
-        print(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}", file=sys.stderr, flush=True)
+        logger.info(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}")
         if done % DUMP_EVERY == 0:
             write_table(all_played(folder), folder)
 

@@ -29,12 +29,14 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
-from cpgan_ray.pipelines.tune.progress import Progress, read_trials, say
+from cpgan_ray.pipelines.tune.progress import Progress, read_trials
 from cpgan_ray.pipelines.tune.proposals import proposals, scheduler
 from cpgan_ray.pipelines.tune.trial import Shared, play_trial
 from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
 from cpgan_ray.training.game import active_adversaries
 from cpgan_ray.training.losses import accuracy
+
+logger = logging.getLogger(__name__)
 
 TUNE = "tune"
 """Folder of Ray Tune's own state. It is restored with pickle: continue only searches that are your own."""
@@ -111,7 +113,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
     majority = majority_guess(dataset, job.config.data.labels)
     same = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in found)  # one store for all trials
     told = dataclasses.replace(job, config=pin_store(job.config, dataset)) if same else job
-    say(f"{total} trials, {at_once} at once: {', '.join(map(described_dimension, found))}; in {folder}")
+    logger.info(f"{total} trials, {at_once} at once: {', '.join(map(described_dimension, found))}; in {folder}")
     with defer_signals() as stop:  # or a signal could leave the run RUNNING, between its beginning or its end and the block
         parent = open_run(job, folder, resume=resume)
         status = "FAILED"

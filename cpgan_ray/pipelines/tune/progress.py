@@ -1,7 +1,7 @@
 """What is told of a search under way: `trials.json`, a line on standard error, the hypervolume in MLflow."""
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,8 @@ from cpgan_ray.config.folders import read_search
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.tune.trial import trial_name, write_json
 from cpgan_ray.tracking import SearchRun
+
+logger = logging.getLogger(__name__)
 
 TRIALS = "trials.json"
 
@@ -44,7 +46,7 @@ class Progress(Callback):
         self.note(trials, trial, TuneTrial.ERROR)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        say(f"{trial_name(trial.config)} failed and is tried again: {cause(trial)}")
+        logger.info(f"{trial_name(trial.config)} failed and is tried again: {cause(trial)}")
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
         write_json(self.folder / TRIALS, [asdict(row(t, t.status)) for t in in_order(trials)])
@@ -61,7 +63,7 @@ class Progress(Callback):
         reference = reference_point(finished)
         volume = hypervolume(points(finished), reference) if reference else 0.0
         self.run.log({"search/trials": len(ended), "search/hypervolume": volume}, step=len(ended))
-        say(f"trial {len(ended)}/{self.total}: {described(one)}; hypervolume {volume:.4f}")
+        logger.info(f"trial {len(ended)}/{self.total}: {described(one)}; hypervolume {volume:.4f}")
 
 
 def described(trial: Trial) -> str:
@@ -73,10 +75,6 @@ def described(trial: Trial) -> str:
     low, high = trial.strongest_r2_low, trial.strongest_r2_high
     r2 = f"strongest R2 {trial.strongest_r2:.3f} [{low:.3f}, {high:.3f}] ({trial.attack})"
     return f"{trial.name}: accuracy {trial.accuracy:.4f}, {r2}, {trial.seconds:.0f} s"
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def in_order(trials: Sequence[TuneTrial]) -> list[TuneTrial]:
