@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from cpgan_ray.common import signals
+from cpgan_ray.common import logs, signals
 from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import (
     AttackConfig,
@@ -35,6 +35,8 @@ from cpgan_ray.config.presets import preset
 from cpgan_ray.data import load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
+
+logs.configure("info")  # as a job does: its lines are on standard error
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
 """The smoke preset's faces, so that they are drawn once for all; smaller."""

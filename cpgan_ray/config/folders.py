@@ -229,7 +229,7 @@ def search_record(folder: Path, *, trust: bool) -> tuple[Record, SearchJob, str]
 
 REPRODUCTION = "reproduction.json"
 """What a comparison's folder holds from its start on: its job, and its MLflow run."""
-EXTENDABLE = ("mechanisms", "settings", "seeds", "weights", "published", "config.runtime.")
+EXTENDABLE = ("mechanisms", "num_settings", "num_seeds", "weights", "published", "config.runtime.")
 """Fields that a comparison may be resumed with another value of: which cells there are, not what a cell is."""
 
 

@@ -160,9 +160,9 @@ def har() -> Config:
 
 
 def genki4k() -> Config:
-    """GENKI-4K, smiling or not, 64 x 64: 2,520 pictures to learn from, so small batches, shifted, and banks of several of them."""
+    """GENKI-4K, smiling or not, 64 x 64: 2,520 pictures to learn from, so small batches, shifted, and several past batches in memory."""
     config = small("genki4k", k=32, epochs=30, batch_size=100, privatizer=PrivatizerConfig(family="lenet", quantization_step=1.0))
-    adversaries = {name: replace(a, bank=4 if a.kind == "neural" else 6) for name, a in config.adversaries.items()}
+    adversaries = {name: replace(a, memory_batches=4 if a.kind == "neural" else 6) for name, a in config.adversaries.items()}
     utility = replace(config.utility, dropout=0.4)
     return replace(config, data=replace(config.data, max_shift_px=4), utility=utility, adversaries=adversaries)
 

@@ -56,7 +56,7 @@ def settings(small: Small, config: Config) -> dict[str, object]:
     on = [field for field in small.switches if getattr(config.data, field)]
     return {
         "dataset": config.data.dataset,
-        **{field: getattr(config.data, field) for field in (*small.settings, "train_rows", *on)},
+        **{field: getattr(config.data, field) for field in (*small.settings, "max_train_samples", *on)},
         **balance.settings(config.data),
     }
 

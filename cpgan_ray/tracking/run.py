@@ -203,7 +203,7 @@ class Tracker:
             "batch_size": c.batch_size,
             "adversaries": " ".join(c.adversaries) if c.privacy_weight > 0 else "none",
             "aggregate": c.game.aggregate,
-            "privacy": c.game.privacy_loss,
+            "privacy_loss": c.game.privacy_loss,
             "schedule": c.game.schedule,
             "labels": len(c.data.labels) or len(dataset.label_names),
             "image_size": c.data.image_size,

@@ -38,6 +38,7 @@ from cpgan_ray.config import (
     override,
     to_json,
 )
+from cpgan_ray.config.folders import FORMAT, write_record
 from cpgan_ray.config.presets import PRESETS, preset
 from cpgan_ray.errors import InputError
 from tests.process import HANG_S
@@ -102,8 +103,7 @@ def begun(tmp_path):
     folder = tmp_path / "search"
     folder.mkdir()
     job, _ = parse_search(["smoke", "--k", "8", "--output", str(folder)], description="")
-    (folder / SEARCH).write_text(json.dumps({"run_id": "abc", "job": to_json(job)}))
-    sign(folder / SEARCH)
+    write_record(folder / SEARCH, {"run_id": "abc", "job": to_json(job)})
     return folder
 
 
@@ -144,12 +144,15 @@ def test_a_strangers_comparison_brings_no_places(tmp_path, capsys):
     folder.mkdir()
     flags = ["--tracking.uri", "http://elsewhere", "--published", "/p", "--output", str(folder), "--num-seeds", "2", "--k", "9"]
     job, _ = parse_reproduce(["digits", *flags], description="")
-    (folder / REPRODUCTION).write_text(json.dumps({"run_id": "abc", "job": to_json(job)}))
+    write_record(folder / REPRODUCTION, {"run_id": "abc", "job": to_json(job)})
+    (folder / f"{REPRODUCTION}{SUFFIX}").unlink()
     again, _ = parse_reproduce(["--resume", str(folder)], description="")
     assert (again.config.tracking.uri, again.published) == (f"sqlite:///{Path('outputs/mlflow.db').resolve()}", None)
     assert (again.num_seeds, again.config.k, again.config.output) == (2, 9, folder)
     told = capsys.readouterr().err
-    assert re.fullmatch(r"\S+ was not written by this user: published, .*tracking\.uri.* add --trust to use what it says\n", told)
+    assert re.fullmatch(
+        r"warning: \S+ was not written by this user: published, .*tracking\.uri.* add --trust to use what it says\n", told
+    )
     trusted, _ = parse_reproduce(["--resume", str(folder), "--trust"], description="")
     assert (trusted.config.tracking.uri, trusted.published) == ("http://elsewhere", Path("/p"))
     sign(folder / REPRODUCTION)
@@ -229,7 +232,7 @@ VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flus
 @given(st.data(), st.sampled_from([*PRESETS]))
 def test_a_config_file_with_other_values_or_bytes_is_refused_in_one_line_or_makes_a_run(tmp_path_factory, drawn, name):
     folder = tmp_path_factory.getbasetemp()
-    values = to_json(preset(name)) | {"run_id": "0" * 32, "store": "/nowhere"}
+    values = to_json(preset(name)) | {"format": FORMAT, "run_id": "0" * 32, "store": "/nowhere"}
     if drawn.draw(st.booleans()):
         inner = values
         while (

@@ -120,7 +120,7 @@ def test_files_of_searches_comparisons_and_checkpoints_replace_links(tmp_path, v
 WRITERS = {"savefig", "savez", "savez_compressed", "open_memmap", "touch"}
 EXEMPT = {
     "cpgan_ray/common/atomic_io.py": "it is the helper itself",
-    "cpgan_ray/devtools/bench/context.py": "in a temporary folder of its own",
+    "cpgan_ray/devtools/bench/material.py": "in a temporary folder of its own",
     "cpgan_ray/distributed/ddp/worker.py": "in a temporary folder of its own",
     "cpgan_ray/data/datasets/faces/files.py": "in a new folder of a random name",
     "cpgan_ray/data/pca.py": "coordinates, mapped, in a folder that was made empty under a lock",

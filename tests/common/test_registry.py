@@ -62,7 +62,7 @@ def named(ids: set[int]) -> list[str]:
             r"ATTACKS\['mine'\] of cpgan_ray\.evaluation\.attacks was added",
         ),
         (lambda patch: patch.delitem(ATTACKS, "mlp"), r"ATTACKS\['mlp'\] .* was removed .*--runtime\.backend local"),
-        (lambda patch: patch.setattr(privatizers, "CODES", {}), r"CODES\['normalised'\] .* was removed"),
+        (lambda patch: patch.setattr(privatizers, "CODE_ACTIVATIONS", {}), r"CODE_ACTIVATIONS\['normalised'\] .* was removed"),
     ],
     ids=["replaced", "added", "removed", "bound anew"],
 )

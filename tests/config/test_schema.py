@@ -42,9 +42,9 @@ SECTIONS = [
 ADVERSARIES = [RidgeConfig, KernelConfig, NeuralConfig]
 
 BAD: list[tuple[type, str, Any]] = [
-    (module.SearchJob, "over", ()),
+    (module.SearchJob, "search_space", ()),
     (module.SearchJob, "num_samples", 0),
-    (module.SearchJob, "seeds", 0),
+    (module.SearchJob, "num_seeds", 0),
     (module.SearchJob, "max_failures", -1),
     (module.SearchJob, "max_concurrent", -1),
     (module.SearchJob, "max_r2", 1.1),
@@ -54,8 +54,8 @@ BAD: list[tuple[type, str, Any]] = [
     (DataConfig, "crop", 0.0),
     (DataConfig, "crop", 1.01),
     (DataConfig, "crop", NAN),
-    (DataConfig, "shift", -1),
-    (DataConfig, "shift", 32),
+    (DataConfig, "max_shift_px", -1),
+    (DataConfig, "max_shift_px", 32),
     (DataConfig, "num_identities", 9),
     (DataConfig, "pictures_per_identity", 0),
     (PrivatizerConfig, "width", 0),
@@ -64,9 +64,9 @@ BAD: list[tuple[type, str, Any]] = [
     (PrivatizerConfig, "learning_rate", 0.0),
     (PrivatizerConfig, "learning_rate", NAN),
     (PrivatizerConfig, "weight_decay", -0.1),
-    (PrivatizerConfig, "average", 1.0),
-    (PrivatizerConfig, "average", -0.5),
-    (PrivatizerConfig, "step", -0.5),
+    (PrivatizerConfig, "ema_decay", 1.0),
+    (PrivatizerConfig, "ema_decay", -0.5),
+    (PrivatizerConfig, "quantization_step", -0.5),
     (UtilityConfig, "hidden", -1),
     (UtilityConfig, "dropout", 1.0),
     (UtilityConfig, "dropout", -0.1),
@@ -76,7 +76,7 @@ BAD: list[tuple[type, str, Any]] = [
     (GameConfig, "holdout_fraction", 0.0),
     (GameConfig, "holdout_fraction", 1.0),
     *((c, "penalties", v) for c in (RidgeConfig, KernelConfig) for v in ((), (0.0,), (1e-3, -1.0))),
-    *((c, "bank", -1) for c in ADVERSARIES),
+    *((c, "memory_batches", -1) for c in ADVERSARIES),
     *((c, "components", -1) for c in (RidgeConfig, KernelConfig)),
     (KernelConfig, "features", -1),
     (KernelConfig, "bandwidths", ()),
@@ -88,17 +88,17 @@ BAD: list[tuple[type, str, Any]] = [
     (NeuralConfig, "learning_rate", NAN),
     *(
         (RuntimeConfig, name, -1)
-        for name in ("threads", "privatizer_cpus", "privatizer_gpus", "adversary_cpus", "adversary_gpus", "wait_s")
+        for name in ("threads", "privatizer_cpus", "privatizer_gpus", "adversary_cpus", "adversary_gpus", "startup_timeout_s")
     ),
-    (RuntimeConfig, "deadline_s", 0.0),
+    (RuntimeConfig, "reply_timeout_s", 0.0),
     (AttackConfig, "names", ()),
     (AttackConfig, "max_rows", -1),
     (AttackConfig, "mlp_widths", ()),
     (AttackConfig, "mlp_widths", (64, 0)),
     (AttackConfig, "variants", ()),
-    (AttackConfig, "shares", (0.1, 1.0)),
+    (AttackConfig, "fit_fractions", (0.1, 1.0)),
     *((AttackConfig, name, 0) for name in ("restarts", "epochs", "decoder_width", "cpus")),
-    (AttackConfig, "doublings", -1),
+    (AttackConfig, "max_budget_doublings", -1),
     (AttackConfig, "gpus", -0.5),
     (AttackJob, "fail_above", 1.5),
     (AttackJob, "seed", -1),
@@ -122,7 +122,7 @@ def test_a_bad_value_is_refused_and_named_with_its_field(section, name, value):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("weight", -1.0), ("weight", NAN), ("cpus", -1.0), ("gpus", -0.5)])
+@pytest.mark.parametrize(("name", "value"), [("loss_weight", -1.0), ("loss_weight", NAN), ("cpus", -1.0), ("gpus", -0.5)])
 @pytest.mark.parametrize("section", ADVERSARIES)
 def test_a_bad_value_of_a_field_that_all_adversaries_have_is_refused_and_named(section, name, value):
     with pytest.raises(InputError, match=rf"{name}.*{value!r}"):
@@ -148,7 +148,7 @@ def test_a_penalty_that_is_not_a_number_is_refused_wherever_it_stands(section):
         (NeuralConfig, {"architecture": "conv", "components": 8}, ["components=8", "'conv'", "mlp"]),
         (NeuralConfig, {"architecture": "conv", "paper_decoder": "picture"}, ["paper_decoder='picture'", "'conv'", "'paper'"]),
         (PrivatizerConfig, {"norm_momentum": 0.01}, ["privatizer.norm_momentum", "0.01", "'picture'", "'conv'"]),
-        (DataConfig, {"image_size": 16, "shift": 8}, ["shift", "8", "image_size"]),
+        (DataConfig, {"image_size": 16, "max_shift_px": 8}, ["max_shift_px", "8", "image_size"]),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_and_named(section, settings, named):
@@ -160,17 +160,20 @@ def test_settings_that_contradict_each_other_are_refused_and_named(section, sett
 @pytest.mark.parametrize(
     ("section", "settings"),
     [
-        (DataConfig, {"image_size": 8, "shift": 3, "crop": 1.0, "num_identities": 10, "pictures_per_identity": 1}),
+        (DataConfig, {"image_size": 8, "max_shift_px": 3, "crop": 1.0, "num_identities": 10, "pictures_per_identity": 1}),
         (DataConfig, {"image_size": 1024}),
-        (PrivatizerConfig, {"width": 1, "depth": 8, "weight_decay": 0.0, "average": 0.0}),
+        (PrivatizerConfig, {"width": 1, "depth": 8, "weight_decay": 0.0, "ema_decay": 0.0}),
         (UtilityConfig, {"hidden": 0, "dropout": 0.0}),
-        (RidgeConfig, {"bank": 0, "components": 0, "penalties": (1e-9,)}),
-        (KernelConfig, {"bank": 0, "tune_every": 1, "bandwidths": (1e-3,)}),
+        (RidgeConfig, {"memory_batches": 0, "components": 0, "penalties": (1e-9,)}),
+        (KernelConfig, {"memory_batches": 0, "tune_every": 1, "bandwidths": (1e-3,)}),
         (KernelConfig, {"fit": "epoch", "features": 1}),
-        (NeuralConfig, {"width": 1, "depth": 1, "steps": 1, "bank": 0}),
+        (NeuralConfig, {"width": 1, "depth": 1, "steps": 1, "memory_batches": 0}),
         (NeuralConfig, {"architecture": "mlp", "components": 8}),
-        (RuntimeConfig, {"privatizer_cpus": 0, "adversary_cpus": None, "threads": 0, "wait_s": 0}),
-        (AttackConfig, {"names": ("mlp",), "epochs": 1, "doublings": 0, "kernel_features": 1, "max_rows": 0, "shares": ()}),
+        (RuntimeConfig, {"privatizer_cpus": 0, "adversary_cpus": None, "threads": 0, "startup_timeout_s": 0}),
+        (
+            AttackConfig,
+            {"names": ("mlp",), "epochs": 1, "max_budget_doublings": 0, "kernel_features": 1, "max_rows": 0, "fit_fractions": ()},
+        ),
         (Config, {"k": 1, "privacy_weight": 0, "epochs": 1, "batch_size": 4, "seed": 0}),
     ],
 )
@@ -246,7 +249,7 @@ def test_an_override_changes_the_named_fields_alone(config):
         ({"game.gradient_norms": True, "runtime.compile": True}, ["game.gradient_norms", "runtime.compile"]),
         ({"k": 0}, ["k is 0"]),
         ({"data.crop": 2.0}, ["data.crop is 2.0"]),
-        ({"adversaries.line.memory_batches": -1}, ["line", "bank is -1"]),
+        ({"adversaries.line.memory_batches": -1}, ["line", "memory_batches is -1"]),
         ({"adversaries.rbf.tune_every": 0}, ["rbf", "tune_every is 0"]),
         ({"adversaries.net.steps": 0}, ["net", "steps is 0"]),
         ({"adversaries.net.steps": "many"}, ["net", "steps", "'many'"]),

@@ -75,14 +75,14 @@ def test_a_label_of_several_classes_is_the_only_one(dataset):
 
 
 def test_a_part_of_the_rows_is_spread_over_all(dataset):
-    found, whole = dataset("digits", train_rows=100), dataset("digits")
+    found, whole = dataset("digits", max_train_samples=100), dataset("digits")
     assert (len(found.train), len(found.val), len(found.test)) == (100, 25, len(whole.test))
     assert np.array_equal(found.train.take(np.array([0, 99])), whole.train.take(np.array([0, len(whole.train) - 1])))
 
 
 def test_a_label_of_two_classes_is_balanced_after_rows_are_left_out(dataset):
-    found = dataset("gaussian", train_rows=101, balanced=True)
-    whole = dataset("gaussian", train_rows=101)
+    found = dataset("gaussian", max_train_samples=101, balanced=True)
+    whole = dataset("gaussian", max_train_samples=101)
     for split, most in (("train", 101), ("val", 25), ("test", len(whole.test))):
         fewest = np.bincount(getattr(whole, split).labels[:, 0]).min()
         assert np.bincount(getattr(found, split).labels[:, 0]).tolist() == [fewest, fewest]
@@ -98,7 +98,7 @@ def test_a_label_of_several_classes_is_not_balanced(dataset, name):
 
 @pytest.mark.parametrize("name", ["digits", "gaussian"])
 def test_components_without_mirror_images_are_those_of_the_samples_alone(dataset, name):
-    found = dataset(name, train_rows=1000)
+    found = dataset(name, max_train_samples=1000)
     basis = projection(found, components=10, progress=False)
     x = scale(found.train.take(np.arange(len(found.train)))).astype(np.float64)
     assert basis.mean == pytest.approx(x.mean(axis=0), abs=1e-5)

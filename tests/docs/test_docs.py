@@ -4,7 +4,6 @@ Capitals in a command stand for what a reader fills in (`DIR`, `RUN_FOLDER`); he
 """
 
 import functools
-import json
 import re
 import shlex
 import tomllib
@@ -22,8 +21,9 @@ from jsonschema import Draft7Validator
 
 from cpgan_ray import cli
 from cpgan_ray.common.metric_names import DICTIONARY
-from cpgan_ray.common.ownership import KEY_VARIABLE, sign
+from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import ReproduceJob, SearchJob, to_json
+from cpgan_ray.config.folders import write_record
 from cpgan_ray.config.presets import for_comparison, for_search, preset
 from cpgan_ray.config.search_space import dimensions
 from cpgan_ray.errors import InputError
@@ -236,13 +236,15 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     for place in (run, search, comparison):
         place.mkdir()
     config = preset("celeba")
-    (run / "config.json").write_text(json.dumps(to_json(config) | {"run_id": RUN_ID}))
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv(KEY_VARIABLE, "0" * 64)
+    write_record(run / "config.json", to_json(config) | {"run_id": RUN_ID})
     (run / "privatizer.pt2").write_bytes(b"")
     (folder / "encoder.pt2").write_bytes(b"")
     searched = SearchJob(config=replace(for_search(config), output=search))
-    (search / cli.SEARCH).write_text(json.dumps({"run_id": RUN_ID, "job": to_json(searched)}))
+    write_record(search / cli.SEARCH, {"run_id": RUN_ID, "job": to_json(searched)})
     compared = ReproduceJob(config=replace(for_comparison(preset("mnist")), output=comparison))
-    (comparison / cli.REPRODUCTION).write_text(json.dumps({"run_id": RUN_ID, "job": to_json(compared)}))
+    write_record(comparison / cli.REPRODUCTION, {"run_id": RUN_ID, "job": to_json(compared)})
     values = {
         "DIR": str(folder / "data"),
         "RUN_FOLDER": str(run),
@@ -255,11 +257,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "DATASET": "mnist",
         "M": "10",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(KEY_VARIABLE, "0" * 64)
-        for path in (run / "config.json", search / cli.SEARCH, comparison / cli.REPRODUCTION):
-            sign(path)
-        yield values
+    yield values
+    monkeypatch.undo()
 
 
 def job_commands(page: Path) -> Iterator[list[str]]:

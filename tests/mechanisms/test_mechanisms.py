@@ -175,7 +175,7 @@ def test_classifiers_of_all_mechanisms_see_what_the_game_shows_mirrored_and_shif
         seen.append((inputs, chosen, varied(chosen)))
         return train_classifier(net, inputs, *rest, varied=varied, **more)
 
-    monkeypatch.setattr(f"cpgan_ray.mechanisms.{'noise' if name == 'noise' else 'projections'}.taught", watched)
+    monkeypatch.setattr(f"cpgan_ray.mechanisms.{'noise' if name == 'noise' else 'projections'}.train_classifier", watched)
     MECHANISMS[name].release(config, setting, dataset)
     [(inputs, chosen, given)] = seen
     assert chosen.mirrored.any()

@@ -53,8 +53,8 @@ def test_rescaling_and_shifting_the_code_before_normalisation_gains_nothing(fami
     x = pictures((16, 16, 3), num=32)
     before = privatizer(x)
     with torch.no_grad():
-        privatizer.code_activation.weight.mul_(1000)
-        privatizer.code_activation.bias.mul_(1000).add_(7)
+        privatizer.code.weight.mul_(1000)
+        privatizer.code.bias.mul_(1000).add_(7)
     assert torch.allclose(privatizer(x), before, atol=1e-2)
 
 
@@ -243,7 +243,7 @@ def test_a_step_moves_the_privatizer_and_only_if_asked_the_head():
     player.utility(torch.ones(16, 3), round=0)
     player.step(None, move_head=False)
     moved = {n: not torch.equal(p, before.get_parameter(n)) for n, p in player.net.named_parameters()}
-    assert all(m for n, m in moved.items() if n.startswith("privatizer.code_activation.weight"))
+    assert all(m for n, m in moved.items() if n.startswith("privatizer.code.weight"))
     assert not any(m for n, m in moved.items() if n.startswith("head."))
     player.step_head()
     assert not torch.equal(player.net["head"][0].weight, before["head"][0].weight)
@@ -251,7 +251,7 @@ def test_a_step_moves_the_privatizer_and_only_if_asked_the_head():
 
 def test_averaged_weights_are_released_as_the_exponential_moving_average():
     """The first step's weights start the average; each further step moves it by a tenth of the way."""
-    player, x = defender(average=0.9), pictures((12, 12, 3))
+    player, x = defender(ema_decay=0.9), pictures((12, 12, 3))
     history = []
     for round in range(4):
         player.release(x)
@@ -267,7 +267,7 @@ def test_averaged_weights_are_released_as_the_exponential_moving_average():
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_evaluating_changes_no_weight_and_no_running_statistic(average):
-    player, x = defender(average=average), pictures((12, 12, 3))
+    player, x = defender(ema_decay=average), pictures((12, 12, 3))
     player.release(x)
     player.utility(torch.ones(16, 3), round=0)
     player.step(None)

@@ -468,7 +468,7 @@ def test_the_networks_of_celeba_are_built_by_name(family, side, flat):
     assert z.shape == (2, 64)
     assert head(z).shape == (2, 40)
     groups = 2 if family == "celeba_multi" else 1
-    assert sum(p.numel() for p in privatizer.code_activation.parameters()) == flat * 64 // groups + 64
+    assert sum(p.numel() for p in privatizer.code.parameters()) == flat * 64 // groups + 64
 
 
 def test_the_grouped_head_is_refused_for_another_number_of_attributes():

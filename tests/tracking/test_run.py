@@ -20,6 +20,7 @@ from PIL import Image
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.ownership import is_own
 from cpgan_ray.config import Config, TrackingConfig, from_json, override
+from cpgan_ray.config.folders import FORMAT
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
@@ -177,6 +178,7 @@ def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, data
     values = json.loads((tracker.output / "config.json").read_text())
     assert Path(values.pop("store")) == dataset.folder
     assert values.pop("run_id") == tracker.run_id
+    assert values.pop("format") == FORMAT
     assert from_json(values) == tracker.config
     assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == [
         "config.json",

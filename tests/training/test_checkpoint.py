@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import re
@@ -18,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpgan_ray.common.ownership import sign
 from cpgan_ray.config import override, to_json
+from cpgan_ray.config.folders import write_record
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.train import resume_fingerprint, train
 from cpgan_ray.training.checkpoint import DIGEST, Checkpoints, Snapshot, decode, encode, pack, unpack
@@ -146,7 +145,7 @@ class Payload:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     """A file with a right checksum whose pickle would run a command."""
     buffer = io.BytesIO()
-    torch.save({"format": 1, "evil": Payload(tmp_path / "ran")}, buffer)
+    torch.save({"format": 2, "evil": Payload(tmp_path / "ran")}, buffer)
     content = buffer.getvalue()
     with pytest.raises(InputError, match="checkpoint x holds something else than tensors"):
         decode(hashlib.sha256(content).hexdigest().encode() + b"\n" + content, "x")
@@ -172,7 +171,7 @@ def test_nothing_in_a_players_state_is_executed(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-TOLD = {"format": 1, "round": 7, "best_accuracy": 0.5, "val_accuracy": None, "players": {}}
+TOLD = {"format": 2, "round": 7, "best_accuracy": 0.5, "val_accuracy": None, "players": {}}
 STRANGE = {
     "a list": [1, 2],
     "a tensor": torch.zeros(3),
@@ -229,12 +228,11 @@ def test_a_place_that_is_no_folder_is_named(tmp_path):
 def test_a_run_is_not_resumed_from_a_checkpoint_that_holds_code_nor_from_other_players(tmp_path, tiny):
     out = tmp_path / "out"
     config = tiny("ridge", output=str(out))
-    name = Checkpoints(str(out / "checkpoints"), keep=3).write(snapshot(3))
-    (out / "config.json").write_text(json.dumps(to_json(config) | {"run_id": "0" * 32}))
-    sign(out / "config.json")
+    name = Checkpoints(str(out / "checkpoints"), keep=3, settings=resume_fingerprint(config)).write(snapshot(3))
+    write_record(out / "config.json", to_json(config) | {"run_id": "0" * 32})
     with pytest.raises(InputError, match=r"the checkpoint in \S+ is of other players \(privatizer, mlp\)"):
         train(config, resume="0" * 32)
-    (out / "checkpoints" / name).write_bytes(sealed({"format": 1, "evil": Payload(tmp_path / "ran")}))
+    (out / "checkpoints" / name).write_bytes(sealed({"format": 2, "evil": Payload(tmp_path / "ran")}))
     before = sorted(out.rglob("*"))
     command = [sys.executable, str(ROOT / "jobs" / "train_celeba.py"), "--resume", str(out)]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -280,7 +278,7 @@ def test_a_new_run_does_not_begin_where_another_keeps_its_checkpoints(tmp_path, 
 
 def test_an_unknown_format_is_refused():
     content = pack({"format": 99})
-    with pytest.raises(InputError, match="has format 99, this version reads 1"):
+    with pytest.raises(InputError, match="has format 99, this version reads 2"):
         decode(hashlib.sha256(content).hexdigest().encode() + b"\n" + content, "x")
 
 

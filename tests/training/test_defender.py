@@ -26,7 +26,7 @@ def defender(*, precision: Any = "float32", compile: bool = False, gradient_norm
         precision=precision,
         runtime=RuntimeConfig(compile=compile),
         game=GameConfig(gradient_norms=gradient_norms),
-        privatizer=PrivatizerConfig(**{"width": 4, "depth": 2, "rate": "constant", "learning_rate": 0.05} | changes),
+        privatizer=PrivatizerConfig(**{"width": 4, "depth": 2, "lr_schedule": "constant", "learning_rate": 0.05} | changes),
         utility=UtilityConfig(hidden=8, dropout=0.0),
     )
     return Defender(
@@ -63,7 +63,7 @@ def play_ahead(player: Defender, batches: list) -> tuple[list[nn.ModuleDict], li
     return nets, grads
 
 
-@pytest.mark.parametrize("changes", [{}, {"family": "residual"}, {"symmetric": True, "step": 0.5}, {"average": 0.9}])
+@pytest.mark.parametrize("changes", [{}, {"family": "residual"}, {"symmetric": True, "quantization_step": 0.5}, {"ema_decay": 0.9}])
 def test_the_gradient_of_a_step_is_the_one_at_the_weights_that_its_codes_were_released_with(batches, changes):
     player = defender(**changes)
     nets, grads = play_ahead(player, batches)
@@ -119,7 +119,7 @@ def test_a_rate_goes_from_its_peak_as_its_name_says():
 
 
 def played_rates(rate: str, batches: list) -> list[float]:
-    player = defender(rate=rate)
+    player = defender(lr_schedule=rate)
     found = []
     for round in range(10):
         x, y, pull = batches[round % 3]
@@ -231,7 +231,7 @@ def test_what_is_handed_out_is_float32_after_training_in_bfloat16(batches):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_compiled_networks_play_the_same_game_and_are_exported_like_any(batches, average):
-    plain, compiled = defender(average=average), defender(average=average, compile=True)
+    plain, compiled = defender(ema_decay=average), defender(ema_decay=average, compile=True)
     for a, b in zip(played(plain, batches), played(compiled, batches), strict=True):
         assert torch.allclose(a, b, atol=1e-4)
     assert compiled.state_dict()["net"].keys() == plain.state_dict()["net"].keys()

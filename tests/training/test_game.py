@@ -86,7 +86,8 @@ RESIDUAL_G = PICTURE_CODE | {"privatizer.family": "picture", "privatizer.norm_mo
 WIDE = {"utility.family": "wide", "utility.depth": 10, "utility.width": 1}
 SHAKE = {"utility.family": "shake", "utility.depth": 8, "utility.width": 4}
 PURE = {
-    f"adversaries.decoder.{name}": value for name, value in (("architecture", "paper"), ("stack", "picture"), ("bounded", True))
+    f"adversaries.decoder.{name}": value
+    for name, value in (("architecture", "paper"), ("paper_decoder", "picture"), ("tanh_output", True))
 }
 CIFAR = PURE | {"adversaries.decoder.paper_decoder": "cifar", "game.schedule": "epochwise"}
 

@@ -68,7 +68,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("memory", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_learning_lowers_the_error_on_codes_never_shown(architecture, memory):
-    adversary = build(architecture, steps=4, memory=memory)
+    adversary = build(architecture, steps=4, memory_batches=memory)
     before = errors_of(adversary, 1000).mean()
     for seed in range(40):
         adversary.improve(*batch(seed))
@@ -79,7 +79,7 @@ def test_learning_lowers_the_error_on_codes_never_shown(architecture, memory):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answering_changes_no_state_and_draws_nothing(architecture, dropout):
-    adversary = build(architecture, dropout=dropout, memory=1)
+    adversary = build(architecture, dropout=dropout, memory_batches=1)
     adversary.improve(*batch(1))
     before, drawn = snapshot(adversary), torch.random.get_rng_state()
     z, target = batch(2)
@@ -147,7 +147,7 @@ def test_with_a_bank_it_goes_on_learning_from_what_is_no_longer_shown():
     first = 0.1 * torch.randn(ROWS, K, generator=torch.Generator().manual_seed(0)) - 1
     error = {}
     for memory in (0, 30):
-        adversary = build("mlp", memory=memory, learning_rate=2e-2)
+        adversary = build("mlp", memory_batches=memory, learning_rate=2e-2)
         for z, values in [(first, picture)] * 15 + [(0.2 * first, -picture)] * 15:
             adversary.improve(z, Target(values, none, P))
         error[memory] = float(adversary.recover(first, Target(picture, none, P))[0].detach().mean())
@@ -156,7 +156,7 @@ def test_with_a_bank_it_goes_on_learning_from_what_is_no_longer_shown():
 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_its_bank_holds_the_last_batches_as_constants(batches):
-    adversary = build("mlp", memory=batches)
+    adversary = build("mlp", memory_batches=batches)
     for seed in range(5):
         z, target = batch(seed)
         adversary.improve(z.requires_grad_(), target)
@@ -178,7 +178,7 @@ def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(arch
             adversary.improve(*batch(seed))
         return answers
 
-    original, fresh = (build(architecture, memory=memory, dropout=0.2, steps=2) for _ in range(2))
+    original, fresh = (build(architecture, memory_batches=memory, dropout=0.2, steps=2) for _ in range(2))
     play(original, range(4))
     torch.save(original.state_dict(), buffer := io.BytesIO())
     buffer.seek(0)
@@ -190,7 +190,7 @@ def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(arch
 @pytest.mark.parametrize("memory", [0, 2])
 def test_the_same_seeds_give_the_same_adversary_and_others_another(memory):
     def played(seed: int) -> Tensor:
-        adversary = build("mlp", seed=seed, memory=memory)
+        adversary = build("mlp", seed=seed, memory_batches=memory)
         for number in range(3):
             adversary.improve(*batch(number))
         return errors_of(adversary, 9)
