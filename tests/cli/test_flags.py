@@ -87,7 +87,7 @@ def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
         (["smoke", "--num-smaples", "3"], "'--num-smaples': did you mean --num-samples"),
         (["smoke", "--privacy-wieght", "3"], "'--privacy-wieght': did you mean --privacy-weight"),
         (["smoke", "--searcher", "bayes"], "--searcher is 'bayes'; choose from 'tpe', 'nsga2', 'random', 'grid'$"),
-        (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be between 0 and 1"),
+        (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be at most 1"),
         (["smok"], "no preset 'smok'"),
         (["--resume"], "--resume needs a folder"),
         (["--resume", "nowhere"], "nowhere has no search.json"),
