@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import answers, label_columns, load, majority_logits, shares
+from cpgan_ray.data import label_columns, label_frequencies, load, majority_logits, task_targets
 from cpgan_ray.data.batching import Batch, pictures
 from cpgan_ray.data.datasets import gaussian
 from cpgan_ray.data.pca import projection, scale, targets
@@ -52,16 +52,16 @@ def test_a_label_of_several_classes_is_one_column_with_its_names(dataset):
 def test_a_label_of_two_classes_is_an_attribute(dataset):
     found = dataset("gaussian")
     assert found.info.classes == {}
-    assert shares(found, ()).shape == (1,)
+    assert label_frequencies(found, ()).shape == (1,)
 
 
 def test_the_task_of_classes_is_told_in_indicators(dataset):
     found = dataset("digits")
-    told = answers(found, ("digit",), split="test")
+    told = task_targets(found, ("digit",), split="test")
     assert np.array_equal(told.argmax(axis=1), found.test.labels[:, 0])
     assert np.array_equal(told.sum(axis=1), np.ones(len(found.test)))
     counts = np.bincount(found.train.labels[:, 0], minlength=10)
-    assert shares(found, ()) == pytest.approx(counts / counts.sum())
+    assert label_frequencies(found, ()) == pytest.approx(counts / counts.sum())
     guess = majority_logits(found, (), rows=len(found.test))
     assert accuracy(guess, found.test.labels)[0] == pytest.approx((found.test.labels == counts.argmax()).mean())
 
@@ -75,14 +75,14 @@ def test_a_label_of_several_classes_is_the_only_one(dataset):
 
 
 def test_a_part_of_the_rows_is_spread_over_all(dataset):
-    found, whole = dataset("digits", train_rows=100), dataset("digits")
+    found, whole = dataset("digits", max_train_samples=100), dataset("digits")
     assert (len(found.train), len(found.val), len(found.test)) == (100, 25, len(whole.test))
     assert np.array_equal(found.train.take(np.array([0, 99])), whole.train.take(np.array([0, len(whole.train) - 1])))
 
 
 def test_a_label_of_two_classes_is_balanced_after_rows_are_left_out(dataset):
-    found = dataset("gaussian", train_rows=101, balanced=True)
-    whole = dataset("gaussian", train_rows=101)
+    found = dataset("gaussian", max_train_samples=101, balanced=True)
+    whole = dataset("gaussian", max_train_samples=101)
     for split, most in (("train", 101), ("val", 25), ("test", len(whole.test))):
         fewest = np.bincount(getattr(whole, split).labels[:, 0]).min()
         assert np.bincount(getattr(found, split).labels[:, 0]).tolist() == [fewest, fewest]
@@ -98,7 +98,7 @@ def test_a_label_of_several_classes_is_not_balanced(dataset, name):
 
 @pytest.mark.parametrize("name", ["digits", "gaussian"])
 def test_components_without_mirror_images_are_those_of_the_samples_alone(dataset, name):
-    found = dataset(name, train_rows=1000)
+    found = dataset(name, max_train_samples=1000)
     basis = projection(found, components=10, progress=False)
     x = scale(found.train.take(np.arange(len(found.train)))).astype(np.float64)
     assert basis.mean == pytest.approx(x.mean(axis=0), abs=1e-5)
@@ -106,7 +106,7 @@ def test_components_without_mirror_images_are_those_of_the_samples_alone(dataset
     kept = basis.components @ vectors[:10].T
     assert np.abs(np.linalg.det(kept.astype(np.float64))) > 0.98, "the same space"
     assert basis.parity.tolist() == [1.0] * 10
-    assert basis.captured == pytest.approx((singular[:10] ** 2).sum() / (singular**2).sum(), abs=1e-3)
+    assert basis.explained_variance_ratio == pytest.approx((singular[:10] ** 2).sum() / (singular**2).sum(), abs=1e-3)
     batch = Batch(rows=np.array([3, 4]), mirrored=np.zeros(2, bool), shift=np.zeros((2, 2), np.int16))
     values, residual = targets(basis, found.train, batch)
     rest = scale(pictures(found.train, batch)) - basis.mean
