@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from cpgan_ray.data import Dataset, answers, label_columns, majority_logits
+from cpgan_ray.data import Dataset, label_columns, majority_logits, task_targets
 from cpgan_ray.data.task import class_names
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval, mean_interval
@@ -81,7 +81,7 @@ def too_few_codes(z: np.ndarray, dataset: Dataset, task: tuple[str, ...]) -> Rep
     majority guess by more than LEAST_GAIN of the way to no error: it answers each code with the commonest label of its samples."""
     code = distinct(z)
     count = int(code.max()) + 1
-    y = answers(dataset, task, split="test") > 0.5
+    y = task_targets(dataset, task, split="test") > 0.5
     rows = np.bincount(code, minlength=count)
     ones = np.stack([np.bincount(code, weights=column, minlength=count) for column in y.T], axis=1)
     if class_names(dataset, task) is None:
@@ -157,7 +157,7 @@ def probed(codes: Codes, dataset: Dataset, task: tuple[str, ...]) -> tuple[np.nd
     rows = {name: np.linspace(0, len(codes[name]) - 1, min(n, len(codes[name]))).astype(int) for name, n in PROBE_ROWS.items()}
     center, scale = codes["train"].mean(axis=0), codes["train"].std(axis=0)
     z = {name: (codes[name][chosen] - center) / np.where(scale > 0, scale, 1) for name, chosen in rows.items()}
-    y = {name: answers(dataset, task, split=name)[chosen] for name, chosen in rows.items()}
+    y = {name: task_targets(dataset, task, split=name)[chosen] for name, chosen in rows.items()}
     labels = dataset.val.labels[rows["val"]][:, label_columns(dataset, task)]
     models = [*map(Ridge, PENALTIES), *(KNeighborsRegressor(min(n, len(z["train"]))) for n in NEIGHBOURS)]
     best, found = -1.0, np.zeros(())

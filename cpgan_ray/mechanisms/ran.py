@@ -10,7 +10,7 @@ from torch import nn
 
 from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, shares
+from cpgan_ray.data import Dataset, label_columns, label_frequencies
 from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, predict_logits
@@ -31,7 +31,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     device = pick_device(config.runtime.device)
     (settings,) = neural(config).values()
     dimension = int(np.prod(dataset.image_shape))
-    outputs = len(shares(dataset, config.data.labels))
+    outputs = len(label_frequencies(dataset, config.data.labels))
     basis = projection(dataset, components=DEFAULT_COMPONENTS, progress=False)
     mean = torch.from_numpy(np.array(basis.mean)).to(device)
     with torch_stream(config.seed, "mechanism", "ran", "weights"):

@@ -16,8 +16,8 @@ from cpgan_ray.common.process import pick_device, set_up_process, torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Batch, Feedback, Metrics, Outcome, Release
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, load, majority_logits, shares
-from cpgan_ray.data.batching import consecutive, pictures, representative_rows, rounds_per_epoch, training_batch
+from cpgan_ray.data import Dataset, label_columns, label_frequencies, load, majority_logits
+from cpgan_ray.data.batching import consecutive_batch, pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.models.export import export_programs
@@ -54,7 +54,7 @@ class PrivatizerWorker:
         self.defender = Defender(
             config,
             image_shape=self.dataset.image_shape,
-            positive_share=shares(self.dataset, config.data.labels),
+            positive_share=label_frequencies(self.dataset, config.data.labels),
             total_rounds=self.rounds_per_epoch * config.epochs,
             device=self.device,
             peers=self.peers,
@@ -121,7 +121,7 @@ class PrivatizerWorker:
         num_rows = len(self.split(split))
         edges = np.linspace(0, num_rows, -(-num_rows // EVALUATION_BLOCK) + 1).astype(int)  # even: batch statistics need rows
         for start, stop in pairwise(edges.tolist()):
-            rows = consecutive(start, stop)
+            rows = consecutive_batch(start, stop)
             own = self.split(split).take(self.part(rows).rows)
             z = self.peers.gather(self.defender.current_codes(to_input(own, self.device)), len(rows.rows))
             yield Release(round=round, batch=rows, z=z.cpu().numpy(), split=split)
