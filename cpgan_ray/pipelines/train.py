@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cpgan_ray.common.atomic_io import no_link
+from cpgan_ray.common.atomic_io import refuse_link
 from cpgan_ray.common.claims import claim_folder
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
@@ -81,7 +81,7 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
         kept = Checkpoints(
-            config.recovery.checkpoints or str(no_link(output / "checkpoints")),
+            config.recovery.checkpoints or str(refuse_link(output / "checkpoints")),
             keep=config.recovery.num_checkpoints,
             settings=resume_fingerprint(config),
         )
@@ -201,7 +201,7 @@ def play(
             played = game.get(coming)
             done = int(played[-1]["round"]) + 1
             chunk = max(1, round(CHUNK_S * len(played) / sum(m["time/round_s"] for m in played)))
-            over, stopping = done == game.total_rounds, stop.asked  # asked once: a signal may come at any line
+            over, stopping = done == game.total_rounds, stop.requested  # asked once: a signal may come at any line
             due = [pause for pause in pauses if pause.due(done) and not over]
             snapshot = game.snapshot() if keeper.due(done, last=over or stopping or game.warned()) else None
             if not (over or due or stopping):
