@@ -98,7 +98,9 @@ def train_in(output: Path, config: Config, context: RunContext, kept: Checkpoint
         kept.ensure_free()
     snapshot = kept.latest() if resume else None
     if snapshot is not None and snapshot.players.keys() != {"privatizer", *active_adversaries(config)}:
-        raise InputError(f"the checkpoint in {kept.where} is of other players ({', '.join(snapshot.players)}): begin the run again")
+        raise InputError(
+            f"the checkpoint in {kept.location} is of other players ({', '.join(snapshot.players)}): begin the run again"
+        )
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = prepare_run(config)
     if resume and (begun := store_of(output)) not in (None, dataset.folder.name):
@@ -175,7 +177,7 @@ class CheckpointWriter:
         try:
             self.checkpoints.write(snapshot)
         except OSError as e:
-            told = f"checkpoint of round {snapshot.round} not written to {self.checkpoints.where} ({redacted(str(e))})"
+            told = f"checkpoint of round {snapshot.round} not written to {self.checkpoints.location} ({redacted(str(e))})"
             logger.warning(told)
 
 
