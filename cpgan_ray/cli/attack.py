@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, read_flags, take_trust
 from cpgan_ray.cli.help import ATTACK, HELP, HELP_ALL
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import AttackJob
 from cpgan_ray.config.folders import CONFIG, Target, ensure_complete, own_store, read_record, run_target
 from cpgan_ray.errors import InputError
@@ -22,7 +22,7 @@ def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
     if not rest or (rest[0].startswith("-") and not {*HELP, HELP_ALL} & set(rest)):
         raise InputError("nothing to attack: give a run's output folder, an MLflow run id, or an encoder file (.pt2, .onnx)")

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from cpgan_ray.cli.flags import read_flags
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import FrontierJob
 from cpgan_ray.errors import InputError
 
@@ -16,7 +16,7 @@ def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     job = read_flags(
         FrontierJob,
         FrontierJob(),

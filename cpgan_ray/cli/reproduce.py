@@ -8,7 +8,7 @@ import tyro
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, ReproduceJob, flatten, local_names
 from cpgan_ray.config.folders import (
     EXTENDABLE,
@@ -35,7 +35,7 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:

@@ -9,7 +9,7 @@ import tyro
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import OF_RUN, RESUME
 from cpgan_ray.cli.help import SEARCH as SEARCH_FLAGS
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, SearchJob, flatten
 from cpgan_ray.config.folders import RESUMABLE, ensure_complete, search_record
 from cpgan_ray.config.presets import PRESETS, for_search, preset
@@ -30,7 +30,7 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:

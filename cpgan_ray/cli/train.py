@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import RESUME, TRAIN
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, flatten, local_names
 from cpgan_ray.config.folders import (
     ADJUSTABLE,
@@ -32,7 +32,7 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:

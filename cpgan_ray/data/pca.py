@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cpgan_ray.common.atomic_io import atomic_path, make_folder, no_link, write_text
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, refuse_link, write_text
 from cpgan_ray.common.ownership import is_own, sign
 from cpgan_ray.common.rng import torch_seed
 from cpgan_ray.data.batching import Batch, pictures
@@ -162,7 +162,7 @@ def is_foreign(dataset: Dataset, folder: Path) -> bool:
     Raises:
         InputError: it is a symbolic link.
     """
-    return dataset.own_only and no_link(folder).is_dir() and not is_own(folder / SUMMARY)
+    return dataset.own_only and refuse_link(folder).is_dir() and not is_own(folder / SUMMARY)
 
 
 def _checksums(folder: Path) -> dict[str, str]:

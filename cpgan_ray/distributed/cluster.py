@@ -20,7 +20,7 @@ from ray._private import worker as ray_worker
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus
 from cpgan_ray.common.registry import ensure_unchanged
-from cpgan_ray.common.signals import defer_signals, take_back
+from cpgan_ray.common.signals import defer_signals, reinstall
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.distributed.machine import ensure_shared_memory, ensure_token, temporary_folder, warn_of_readable_token
 from cpgan_ray.errors import InputError
@@ -97,7 +97,7 @@ def own_signal_handlers() -> Iterator[None]:
         try:
             return core_worker(*arguments, **options)
         finally:
-            take_back()
+            reinstall()
 
     ray_utils.set_sigterm_handler, raylet.CoreWorker = lambda handler: None, join
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cpgan_ray.common.process import give_back
+from cpgan_ray.common.process import trim_memory
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
 from cpgan_ray.data import Dataset, task_targets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
@@ -145,7 +145,7 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
 
 def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.device | None = None) -> FittedAttack:
     """Fit one attack."""
-    give_back()
+    trim_memory()
     started = time.perf_counter()
     data = context.data(spec.variant, share=spec.share, device=device)
     config = context.config

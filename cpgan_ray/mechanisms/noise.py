@@ -21,7 +21,7 @@ from cpgan_ray.mechanisms.base import SPLITS, Released, samples, train_classifie
 from cpgan_ray.mechanisms.games import features
 from cpgan_ray.mechanisms.projections import classified, mirrored, standardised
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.training.defender import fit_input
+from cpgan_ray.training.defender import fit_whitening
 
 LONGEST_CODE = 1024
 """Noisy samples of more values are attacked in their leading principal components: what noise leaves of the rest is less."""
@@ -51,7 +51,7 @@ def noisy(config: Config, noise: float, dataset: Dataset, *, kind: Literal["lapl
     scored = {split: channels_first(images[split]) for split in ("val", "test")}
     with torch_stream(config.seed, "mechanism", kind, "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape)
-        fit_input(encoder, dataset)
+        fit_whitening(encoder, dataset)
         outputs = len(label_frequencies(dataset, config.data.labels))
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape)
     logits = train_classifier(

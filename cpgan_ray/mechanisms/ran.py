@@ -17,7 +17,7 @@ from cpgan_ray.mechanisms.base import SPLITS, Released, predict_logits
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
-from cpgan_ray.training.defender import corrupt_inputs, fit_input, to_input
+from cpgan_ray.training.defender import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import utility_loss
 
 UTILITY_STEPS = 3
@@ -37,7 +37,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     with torch_stream(config.seed, "mechanism", "ran", "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).to(device)
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape).to(device)
-        fit_input(encoder, dataset)
+        fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
     mine, theirs = [*encoder.parameters(), *head.parameters()], [*decoder.parameters()]
     for_task, against = (torch.optim.Adam(mine, lr=config.privatizer.learning_rate) for _ in range(2))
@@ -58,7 +58,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         chosen = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, chosen), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
-        x = corrupt_inputs(x, config, round=round, num_rows=len(x), own=slice(None))
+        x = corrupt_inputs(x, config, round=round, num_rows=len(x), local=slice(None))
         y = torch.from_numpy(labels[chosen.rows]).float().to(device)
         with torch_stream(config.seed, "mechanism", "ran", round):
             z = encoder(x)

@@ -12,7 +12,7 @@ from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, says_not
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
 from cpgan_ray.evaluation.tournament import score_attacks
-from cpgan_ray.training.losses import right_answers
+from cpgan_ray.training.losses import correct_predictions
 
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "val", "test")
@@ -107,7 +107,7 @@ def test_interval_of_balanced_accuracy_holds_scikit_learns():
     y, logits = RNG.integers(0, 2, size=(200, 3)), RNG.normal(size=(200, 3))
     y[:, 0] = RNG.random(200) < 0.1
     logits += y
-    right, of_class = right_answers(logits, y), y[:, :, None] == np.arange(2)
+    right, of_class = correct_predictions(logits, y), y[:, :, None] == np.arange(2)
     low, high = balanced_accuracy_interval(right, of_class, np.arange(200), seed=0)
     assert low < np.mean([balanced_accuracy_score(y[:, i], logits[:, i] > 0) for i in range(3)]) < high < low + 0.2
 
