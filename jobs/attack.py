@@ -2,16 +2,18 @@
 
     python jobs/attack.py outputs/faces-20260101-120000                 # a run's output folder
     python jobs/attack.py RUN_ID                                        # an MLflow run
-    python jobs/attack.py encoder.pt2 --data-dir DIR --dataset celeba   # anybody's torch.export program or ONNX file
+    python jobs/attack.py encoder.pt2 --data-dir DIR --dataset celeba   # any torch.export program or ONNX file
     python jobs/attack.py RUN --fail-above 0.2                          # a release gate: exit status 1 above that R2
-    python jobs/attack.py RUN --trust                                   # take places from it too, though another user wrote it
+    python jobs/attack.py RUN --trust                                   # use all settings of a folder that another user wrote
     python jobs/attack.py RUN --variant leaked --against OTHER_RUN      # a paired comparison with another run
     python jobs/attack.py e.onnx --encoder.outputs embedding            # only some of an encoder's outputs, not all together
-    python jobs/attack.py noisy.pt2 --encoder.stochastic                # a declared stochastic release: it may draw random numbers
+    python jobs/attack.py noisy.pt2 --encoder.stochastic                # a stochastic encoder: it may draw random numbers
 
-An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k); one with a float32 input is given them in [-1, 1]. It must
-give a picture the same code in every batch. Other people's encoders run in a process of their own, with limits on memory and time.
-A degenerate code (constant, or one that answers no better than the majority guess) fails every gate, whatever its R2.
+An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k). An encoder with float32 input gets pictures in [-1, 1]. It
+must give a picture the same code in every batch. Other people's encoders run in a process of their own, with limits on memory and
+time. A degenerate code (for example a constant one, or one whose predictions are no better than the majority guess) fails every
+gate, whatever its R2.
+
 The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, warnings,
 passed, seconds.
 """

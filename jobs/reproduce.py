@@ -1,20 +1,20 @@
-"""Reproduce the paper's comparisons: mechanisms on one data set, all attacked alike, and what theory says of the Gaussian mixture.
+"""Compare mechanisms on one data set under the same attacks, as the paper does, and print the theory of the Gaussian mixture.
 
     python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, at up to 3 settings, 3 seeds
     python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --num-settings 2 --num-seeds 1
-    python jobs/reproduce.py digits --num-seeds 2                           # real and embedded: needs no folder
+    python jobs/reproduce.py digits --num-seeds 2                       # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
-    python jobs/reproduce.py --resume DIR                               # go on with an interrupted comparison
-    python jobs/reproduce.py --resume DIR --num-seeds 5                     # or with more of it
-    python jobs/reproduce.py gaussian --theory                          # the best codes of the mixture, for the original's weights
+    python jobs/reproduce.py --resume DIR                               # continue an interrupted comparison
+    python jobs/reproduce.py --resume DIR --num-seeds 5                 # continue, with 5 seeds in all
+    python jobs/reproduce.py gaussian --theory                          # the mixture's best codes, for the published weights
 
-Of a folder that another user has written, --resume takes only what is compared; --trust takes data, caches, cluster and tracking
-store from it too.
+From a folder that another user has written, --resume takes only what is compared. --trust also takes data, caches, cluster and
+tracking store from it.
 
-Leaves in the output folder `results.md`, `results.csv`, `results.json`, `frontier.png`, `.json`, `.csv`, `attackers.png`, with
---published DIR (of the original's result files) `published.png`, of gaussian `theory.png`, and a folder for each training. The last
-line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds. With --theory a JSON object is
-printed for each weight: lambda, accuracy, mse (of the best linear attack, per dimension).
+Writes into the output folder `results.md`, `results.csv`, `results.json`, `frontier.png`, `.json`, `.csv`, `attackers.png` and a
+folder for each training; with --published DIR (result files of the reference implementation) also `published.png`; for gaussian
+also `theory.png`. The last line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds. With
+--theory one JSON object is printed per weight: lambda, accuracy, mse (of the best linear attack, per dimension).
 """
 
 import json

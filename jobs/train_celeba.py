@@ -1,16 +1,16 @@
-"""Train a privatizer against its adversaries, then attack it afresh.
+"""Train a privatizer against its adversaries, then run fresh attacks on it.
 
     python jobs/train_celeba.py                                       # embedded procedural faces, a few minutes on two cores
     python jobs/train_celeba.py celeba --data-dir DIR                 # CelebA in its official layout
     python jobs/train_celeba.py celeba --data-dir DIR --privacy-weight 0    # the undefended control
-    python jobs/train_celeba.py --resume DIR                          # go on with an interrupted run, from its last checkpoint
+    python jobs/train_celeba.py --resume DIR                          # continue an interrupted run from its last checkpoint
     ray job submit --working-dir . -- python jobs/train_celeba.py celeba --data-dir DIR --output DIR
 
-Of a folder that another user has written, --resume takes only what was trained; --trust takes data, caches, cluster and tracking
-store from it too.
+From a folder that another user has written, --resume takes only what was trained. --trust also takes data, caches, cluster and
+tracking store from it.
 
-The last line printed is a JSON object: run_id, output, accuracy, majority_accuracy, balanced_accuracy, strongest
-(attack, variant, r2, low, high), label_floor_r2, warnings, seconds.
+The last line printed is a JSON object: run_id, output, accuracy, majority_accuracy, balanced_accuracy, strongest (attack, variant,
+r2, low, high), label_floor_r2, warnings, seconds.
 """
 
 import json

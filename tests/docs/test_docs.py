@@ -1,6 +1,6 @@
-"""The pages hold what they promise: links lead somewhere, commands parse, names of files, targets and modules exist.
+"""On every page links resolve, commands parse, and the named files, make targets and modules exist.
 
-Capitals in a command stand for what a reader fills in (`DIR`, `RUN_FOLDER`); here they become paths of a fixture.
+Words in capitals in a command stand for values that the reader fills in (`DIR`, `RUN_FOLDER`); here they become paths of a fixture.
 """
 
 import functools
@@ -23,22 +23,22 @@ from cpgan_ray import cli
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import ReproduceJob, SearchJob, to_json
-from cpgan_ray.config.folders import write_record
+from cpgan_ray.config.folders import CONFIG, write_record
 from cpgan_ray.config.presets import for_comparison, for_search, preset
 from cpgan_ray.config.search_space import dimensions
 from cpgan_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 README_LINES = 200
-OTHERS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "cluster/README.md")
-PAGES = [path for path in (*(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
-FOR_WHOM = re.compile(r"(\*For|This page is for) ")
-"""How the first sentence of a page in docs/ begins."""
+PAGES_OUTSIDE_DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "cluster/README.md")
+PAGES = [ROOT / name for name in PAGES_OUTSIDE_DOCS] + sorted((ROOT / "docs").rglob("*.md"))
+FIRST_SENTENCE = re.compile(r"This page is for .+?\.\s", re.DOTALL)
+"""How a page in docs/ begins, below its title."""
 RUN_ID = "0" * 32
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
-# ------------------------------------------------------------------------------------------------------ what a page is made of
+# ------------------------------------------------------------------------------------------------------ the parts of a page
 
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -47,27 +47,27 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")
 
 @functools.cache
 def prose(page: Path) -> str:
-    """A page without its blocks of code."""
+    """A page without its code blocks."""
     return FENCE.sub("", page.read_text())
 
 
 @functools.cache
 def code_lines(page: Path) -> list[str]:
-    """Every line of a block of code, continued ones joined, and every piece of code within a sentence."""
+    """Every line of the code blocks, with continued lines joined, and every piece of code in a sentence."""
     blocks = "".join(FENCE.findall(page.read_text()))
     return [*re.sub(r"\\\n\s*", "", blocks).splitlines(), *(" ".join(piece.split()) for piece in CODE.findall(prose(page)))]
 
 
 def anchor(heading: str) -> str:
-    """The name that code hosts give a heading: small letters, hyphens for spaces, no punctuation."""
+    """The anchor that code hosts give a heading: lower case, hyphens for spaces, no punctuation."""
     text = LINK.sub(lambda m: m[0].split("]")[0].lstrip("!["), heading).strip().lower()
-    kept = (c for c in text if c in "-_ " or unicodedata.category(c)[0] in "LN")
-    return "".join(kept).replace(" ", "-")
+    characters = (c for c in text if c in "-_ " or unicodedata.category(c)[0] in "LN")
+    return "".join(characters).replace(" ", "-")
 
 
 @functools.cache
 def anchors(page: Path) -> set[str]:
-    """All names that a link to a page can end in; the second heading of a name has `-1`."""
+    """The anchors of all headings of a page; the second heading with the same name gets `-1`."""
     names: list[str] = []
     for heading in re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE):
         name = anchor(heading)
@@ -75,8 +75,8 @@ def anchors(page: Path) -> set[str]:
     return set(names)
 
 
-def link_complaint(page: Path, link: str) -> str | None:
-    """What is wrong with a relative link, if anything; addresses on the web are not asked for."""
+def link_error(page: Path, link: str) -> str | None:
+    """What is wrong with a relative link, None if nothing is. Addresses on the web are not checked."""
     if re.match(r"[a-z]+:", link):
         return None
     name, _, fragment = link.partition("#")
@@ -89,16 +89,16 @@ def link_complaint(page: Path, link: str) -> str | None:
 
 
 def repository_paths(page: Path) -> set[str]:
-    """Files of the repository that a page names in code, in a sentence or in a command."""
+    """Files of the repository that a page names in its code blocks or in code within a sentence."""
     words = {word for line in code_lines(page) for word in line.split()}
     return {word for word in words if re.fullmatch(r"(cpgan_ray|tests|jobs|cluster|docs)/[\w./-]*\w", word)}
 
 
-# ------------------------------------------------------------------------------------------------------------- the checks' own
+# ------------------------------------------------------------------------------------------------------------- tests of the checks
 
 
 @pytest.mark.parametrize(
-    ("link", "complaint"),
+    ("link", "error"),
     [
         ("docs/cli.md", None),
         ("docs/cli.md#exit-status", None),
@@ -110,9 +110,9 @@ def repository_paths(page: Path) -> set[str]:
         ("../../etc/passwd", "no such file"),
     ],
 )
-def test_link_check_sees_what_leads_nowhere(link, complaint):
-    found = link_complaint(ROOT / "README.md", link)
-    assert found is None if complaint is None else found is not None and found.endswith(complaint)
+def test_link_error_names_what_does_not_exist(link, error):
+    message = link_error(ROOT / "README.md", link)
+    assert message is None if error is None else message is not None and message.endswith(error)
 
 
 @pytest.mark.parametrize(
@@ -123,61 +123,61 @@ def test_link_check_sees_what_leads_nowhere(link, complaint):
         ("A `code` name_x", "a-code-name_x"),
     ],
 )
-def test_anchor_is_the_code_hosts(heading, name):
+def test_anchor_equals_that_of_code_hosts(heading, name):
     assert anchor(heading) == name
 
 
 # ------------------------------------------------------------------------------------------------------------------- the pages
 
 
-def test_readme_has_few_lines():
+def test_readme_stays_below_its_line_limit():
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
 
 
 @each_page
-def test_links_of_a_page_lead_somewhere(page):
+def test_links_of_a_page_resolve(page):
     links = LINK.findall(CODE.sub("", prose(page)))
-    assert [found for link in links if (found := link_complaint(page, link))] == []
+    assert [error for link in links if (error := link_error(page, link))] == []
 
 
-def test_every_page_in_docs_is_linked_from_its_index():
+def test_docs_index_links_every_page():
     index = ROOT / "docs" / "README.md"
     pages = {p.resolve() for p in (ROOT / "docs").rglob("*.md")} - {index}
-    reached = {
-        (at.parent / link.partition("#")[0]).resolve()
-        for at in (index, ROOT / "docs/results/README.md")
-        for link in LINK.findall(prose(at))
+    linked = {
+        (start.parent / link.partition("#")[0]).resolve()
+        for start in (index, ROOT / "docs/results/README.md")
+        for link in LINK.findall(prose(start))
     }
-    assert pages - reached == set()
+    assert pages - linked == set()
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.is_relative_to(ROOT / "docs")], ids=lambda path: path.name)
-def test_page_in_docs_opens_with_whom_it_is_for(page):
+def test_page_in_docs_begins_with_its_readers(page):
     title, _, rest = page.read_text().partition("\n\n")
     assert re.fullmatch(r"# .+", title)
-    assert FOR_WHOM.match(rest), rest[:80]
+    assert FIRST_SENTENCE.match(rest), rest[:80]
 
 
 @each_page
 def test_files_named_in_a_page_exist(page):
-    made_later = (ROOT / ".gitignore").read_text().splitlines()
-    assert [name for name in sorted(repository_paths(page)) if not ((ROOT / name).exists() or name in made_later)] == []
+    generated = (ROOT / ".gitignore").read_text().splitlines()
+    assert [name for name in sorted(repository_paths(page)) if not ((ROOT / name).exists() or name in generated)] == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
-def test_every_entry_of_a_tree_exists(name):
+def test_entries_of_a_tree_exist(name):
     (tree,) = (block for block in FENCE.findall((ROOT / name).read_text()) if block.startswith("cpgan_ray/\n"))
     missing, parent = [], ROOT
     for line in tree.splitlines():
         indent, names = re.match(r"( *)(.*?)(?:  .*|(?<=[/\w]) {3}.*)?$", line).groups()  # pyright: ignore[reportOptionalMemberAccess]
         if len(indent) > 2:
-            continue  # the rest of a description
+            continue  # the second line of a description
         parent = ROOT if not indent else ROOT / "cpgan_ray"
         missing += [entry for entry in names.split() if not (parent / entry).exists()]
     assert missing == []
 
 
-def test_outputs_page_has_exactly_the_metrics_that_exist():
+def test_outputs_page_lists_exactly_the_existing_metrics():
     text = (ROOT / "docs" / "outputs.md").read_text().partition("## Metrics")[2]
     assert re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) == list(DICTIONARY)
 
@@ -186,7 +186,7 @@ def test_outputs_page_has_exactly_the_metrics_that_exist():
 
 
 def make_words(page: Path) -> set[str]:
-    """Targets, and variables with a `=`, of every call of make on a page."""
+    """Targets and variables (with a `=`) of all make commands on a page."""
     calls = [call for line in code_lines(page) for call in re.findall(r"(?:^|&& )make ([^#&;|]+)", line)]
     return {re.sub("=.*", "=", word) for call in calls for word in call.split()}
 
@@ -201,10 +201,10 @@ def test_make_targets_of_a_page_exist(page):
 
 @each_page
 def test_modules_that_a_page_runs_exist(page):
-    named = {name for line in code_lines(page) for name in re.findall(r"python -m (cpgan_ray[\w.]*)", line)}
+    modules = {name for line in code_lines(page) for name in re.findall(r"python -m (cpgan_ray[\w.]*)", line)}
     missing = [
         name
-        for name in named
+        for name in modules
         if (spec := find_spec(name)) is None or spec.submodule_search_locations and not find_spec(f"{name}.__main__")
     ]
     assert missing == []
@@ -230,39 +230,39 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What stands in the place of each word in capitals; the folders are marked as this user's own."""
+    """The value of each word in capitals; the folders have this user's signature."""
     folder = tmp_path_factory.mktemp("filled")
     run, search, comparison = (folder / name for name in ("run", "search", "comparison"))
-    for place in (run, search, comparison):
-        place.mkdir()
+    for path in (run, search, comparison):
+        path.mkdir()
     config = preset("celeba")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv(KEY_VARIABLE, "0" * 64)
-    write_record(run / "config.json", to_json(config) | {"run_id": RUN_ID})
     (run / "privatizer.pt2").write_bytes(b"")
     (folder / "encoder.pt2").write_bytes(b"")
-    searched = SearchJob(config=replace(for_search(config), output=search))
-    write_record(search / cli.SEARCH, {"run_id": RUN_ID, "job": to_json(searched)})
-    compared = ReproduceJob(config=replace(for_comparison(preset("mnist")), output=comparison))
-    write_record(comparison / cli.REPRODUCTION, {"run_id": RUN_ID, "job": to_json(compared)})
+    search_job = SearchJob(config=replace(for_search(config), output=search))
+    comparison_job = ReproduceJob(config=replace(for_comparison(preset("mnist")), output=comparison))
     values = {
         "DIR": str(folder / "data"),
         "RUN_FOLDER": str(run),
         "SEARCH_FOLDER": str(search),
         "COMPARISON_FOLDER": str(comparison),
         "encoder.pt2": str(folder / "encoder.pt2"),
-        "RUN_ID": str(run),  # what MLflow has of a run is downloaded into such a folder
+        "RUN_ID": str(run),  # the files of an MLflow run are downloaded into such a folder
         "EXPERIMENT": "cpgan",
         "PRESET": "gaussian_kernel",
         "DATASET": "mnist",
         "M": "10",
     }
-    yield values
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, "0" * 64)
+        write_record(run / CONFIG, to_json(config) | {"run_id": RUN_ID})
+        write_record(search / cli.SEARCH, {"run_id": RUN_ID, "job": to_json(search_job)})
+        write_record(comparison / cli.REPRODUCTION, {"run_id": RUN_ID, "job": to_json(comparison_job)})
+        yield values
 
 
 def job_commands(page: Path) -> Iterator[list[str]]:
-    """`jobs/NAME.py` with its arguments, of each command line of a page, whatever submits it; a job's bare name is no command."""
+    """`jobs/NAME.py` and its arguments in each command line of a page, even behind `ray job submit`. A job's name without `python`
+    is no command."""
     for line in code_lines(page):
         words = shlex.split(line, comments=True) if "jobs/" in line and "python" in line else []
         for n, word in enumerate(words[1:], start=1):
@@ -270,14 +270,14 @@ def job_commands(page: Path) -> Iterator[list[str]]:
                 yield words[n:]
 
 
-def test_pages_name_every_job():
-    named = {command[0] for page in PAGES for command in job_commands(page)}
-    assert named == {f"jobs/{path.name}" for path in (ROOT / "jobs").glob("*.py")} == set(PARSERS)
+def test_pages_have_a_command_of_every_job():
+    scripts = {command[0] for page in PAGES for command in job_commands(page)}
+    assert scripts == {f"jobs/{path.name}" for path in (ROOT / "jobs").glob("*.py")} == set(PARSERS)
 
 
 @functools.cache
-def command_complaint(script: str, *arguments: str) -> str | None:
-    """What is wrong with a job's command line, if anything; the same line on several pages is parsed once."""
+def command_error(script: str, *arguments: str) -> str | None:
+    """What is wrong with a job's command line, None if nothing is. A line on several pages is parsed once."""
     try:
         PARSERS[script](list(arguments))
     except InputError as e:
@@ -287,20 +287,20 @@ def command_complaint(script: str, *arguments: str) -> str | None:
     return None
 
 
-def test_command_check_sees_an_unknown_flag():
-    assert "did you mean --epochs" in str(command_complaint("jobs/train_celeba.py", "smoke", "--epoch", "2"))
+def test_command_error_of_an_unknown_flag_suggests_a_flag():
+    assert "did you mean --epochs" in str(command_error("jobs/train_celeba.py", "smoke", "--epoch", "2"))
 
 
 @each_page
 def test_commands_of_a_page_parse(page, filled):
     commands = [(script, *(filled.get(word, word) for word in arguments)) for script, *arguments in job_commands(page)]
-    assert [complaint for command in commands if (complaint := command_complaint(*command))] == []
+    assert [error for command in commands if (error := command_error(*command))] == []
 
 
-# ------------------------------------------------------------------------------------------------- files that repeat commands
+# ------------------------------------------------------------------------------------------------- files that repeat each other
 
 
-def test_workflow_and_hooks_run_the_same_commands_as_ci_run():
+def test_workflow_and_hooks_run_the_commands_of_ci():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     assert steps == re.findall(r"^make .*$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
@@ -314,12 +314,12 @@ def test_workflow_and_hooks_run_the_same_commands_as_ci_run():
     ("file", "schema"),
     [("CITATION.cff", "vendor.citation-file-format"), (".github/workflows/ci.yml", "vendor.github-workflows")],
 )
-def test_file_follows_its_schema(file, schema):
+def test_file_matches_its_schema(file, schema):
     content = {"on" if key is True else key: value for key, value in yaml.safe_load((ROOT / file).read_text()).items()}
     assert [error.message for error in Draft7Validator(get_builtin_schema(schema)).iter_errors(content)] == []
 
 
-def test_citation_has_the_projects_version_and_licence():
+def test_citation_has_the_version_and_licence_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])

@@ -1,4 +1,4 @@
-"""The README's picture is drawn from a pair of runs on procedural faces, and from no other pair."""
+"""The overview picture is drawn from an undefended and a defended run on procedural faces, and other pairs are refused."""
 
 import runpy
 from dataclasses import replace
@@ -15,7 +15,7 @@ FACES = preset("faces")
 UNDEFENDED = replace(FACES, privacy_weight=0.0)
 
 
-def test_overview_accepts_an_undefended_and_a_defended_run():
+def test_ensure_comparable_accepts_an_undefended_and_a_defended_run():
     SCRIPT["ensure_comparable"](UNDEFENDED, FACES)
 
 
@@ -28,19 +28,19 @@ def test_overview_accepts_an_undefended_and_a_defended_run():
         (replace(preset("celeba"), privacy_weight=0.0), preset("celeba"), "data.dataset is 'celeba'"),
     ],
 )
-def test_overview_refuses_another_pair_of_runs(undefended, defended, message):
+def test_ensure_comparable_refuses_other_pairs(undefended, defended, message):
     with pytest.raises(InputError, match=message):
         SCRIPT["ensure_comparable"](undefended, defended)
 
 
-def test_overview_writes_each_answer_and_how_many_are_right():
+def test_draw_writes_answers_and_how_many_are_right():
     names = ["Eyeglasses", "Male", "Young"]
     truth = np.array([[True, False, True], [False, True, True]])
     pictures = np.zeros((2, 8, 8, 3))
     rows = [SCRIPT["Row"](r2, "mlp", pictures, answers, 0.9) for r2, answers in ((0.4, truth), (0.05, ~truth))]
     figure = SCRIPT["draw"](pictures, truth, names, *rows)
-    written = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert written == [
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert texts == [
         "eyeglasses",
         "3 of 3 right",
         "male",
