@@ -10,6 +10,7 @@ After the work is complete (`Stop.complete`) a request has no effect: the job is
 If the process was started with SIGINT ignored, as shells start background jobs, SIGINT stays ignored.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -125,6 +126,28 @@ def reinstall() -> None:
     if _in_main_thread():
         for number in _state.previous:
             signal.signal(number, _receive)
+
+
+def ignore_at_exit() -> None:
+    """Ignore SIGINT and SIGTERM once everything registered with `atexit` from now on has run: the interpreter then restores the
+    default handlers, and a late signal would turn the exit status of finished work into that of a killed process."""
+    atexit.register(_ignore)
+
+
+def _ignore() -> None:
+    for number in _state.previous:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM wait, for this thread and those that it starts: unlike a deferred signal they reach no
+    handler at all, not even one that a library installs meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def reset() -> None:

@@ -280,3 +280,13 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
     if not (folder / "privatizer.pt2").is_file():
         raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")
     return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=record.own or trust)
+
+
+def attack_job_of(target: Target) -> AttackJob:
+    """The default settings of an attack: those of the attacked run if the target is one."""
+    job = AttackJob()
+    if target.config is None:
+        return job
+    same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
+    job = dataclasses.replace(job, **{name: getattr(target.config, name) for name in same})
+    return dataclasses.replace(job, tracking=dataclasses.replace(job.tracking, run_name=None))
