@@ -294,10 +294,10 @@ def ray_session() -> Iterator[None]:
     """A Ray cluster of two CPUs, whatever the machine has; each module has its own, so that none outlives what it is for."""
     import ray
 
-    from cpgan_ray.distributed.cluster import on_loopback
+    from cpgan_ray.distributed.cluster import on_loopback, only_needed_processes
 
     before = os.environ.copy()
-    with on_loopback():
+    with on_loopback(), only_needed_processes():
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")  # pyright: ignore[reportArgumentType]
     yield
     ray.shutdown(wait_for_processes=True)

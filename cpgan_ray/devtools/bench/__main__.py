@@ -27,6 +27,8 @@ def chosen(s: Settings) -> Callable[[Settings, Path], dict[str, Any]]:
     """What is measured; only that is imported."""
     if s.nodes:
         from cpgan_ray.devtools.bench.sleepers import measure_orchestration as measure
+    elif s.ray_starts:
+        from cpgan_ray.devtools.bench.ray_start import measure_ray_start as measure
     elif s.layers:
         from cpgan_ray.devtools.bench.layers import measure_layers as measure
     elif s.memory:

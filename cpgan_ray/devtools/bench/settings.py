@@ -19,6 +19,8 @@ class Settings:
     """Measure memory instead, on so many synthetic 112 x 112 pictures."""
     nodes: int = 0
     """Measure orchestration instead: rounds of 1 to 64 adversaries that sleep, spread over so many nodes on this machine."""
+    ray_starts: int = 0
+    """Measure instead how long a local Ray takes to start and to end, in so many turns of each side."""
     crowds: tuple[int, ...] = (1, 8, 16, 32, 64)
     """How many adversaries are spread over the nodes, in turn."""
     repeats: int = 6
@@ -44,8 +46,9 @@ class Settings:
         for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.nodes < 0:
-            raise InputError(f"nodes is {self.nodes}; it must be at least 0")
+        for name in ("nodes", "ray_starts"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if not self.crowds or min(self.crowds) < 1:
             raise InputError(f"crowds is {self.crowds}; it must be one or more numbers of at least 1")
         if len(self.adversaries) < 2 or self.adversaries[0] != 1:
