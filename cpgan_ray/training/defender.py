@@ -20,7 +20,7 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.pca import projection
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.models.privatizers import Whitened
+from cpgan_ray.models.privatizers import Whitening
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.losses import of_classes, utility_loss, utility_mass
 
@@ -62,7 +62,7 @@ def corrupt_inputs(x: Tensor, config: Config, *, round: int, num_rows: int, own:
 def fit_input(privatizer: nn.Module, dataset: Dataset) -> None:
     """Give a privatizer that looks at principal components those of the training samples."""
     for part in privatizer.modules():
-        if isinstance(part, Whitened):
+        if isinstance(part, Whitening):
             basis = projection(dataset, components=len(part.mean), progress=False)
             part.fit(basis.mean, basis.components, basis.coordinates)
 
