@@ -88,7 +88,7 @@ def smallest_error(attacks: Sequence[Mapping[str, Any]]) -> Estimate:
 
 def draw_frontier(one: Axes, moments: theory.Moments, attacker: theory.Attacker, **style: Any) -> None:
     """From the foot of the figure up to the best accuracy that there is, and on along it, where a code tells more for nothing."""
-    best = theory.least_leaking(1.0, moments=moments, attacker=attacker)
+    best = theory.least_leaking_point(1.0, moments=moments, attacker=attacker)
     foot = max(one.get_ylim()[0], moments.prior, 1 - moments.prior)
     accuracy = best.accuracy - (best.accuracy - foot) * np.linspace(1, 0, SHOWN) ** 2  # dense at the top, where it is steep
     mse = theory.frontier_mse(accuracy, moments=moments, attacker=attacker)
@@ -112,7 +112,7 @@ def draw_places(one: Axes, places: Sequence[Measured], colour: str, *, marker: s
 
 def limits(one: Axes, places: Sequence[Measured], moments: theory.Moments) -> None:
     """All settings, and the frontier where they are."""
-    best = theory.least_leaking(1.0, moments=moments)
+    best = theory.least_leaking_point(1.0, moments=moments)
     x = [best.mse, moments.mean_mse, *(p.mse[0] for p in places)]
     y = [best.accuracy, *(p.accuracy[0] for p in places)]
     for values, limit in ((x, one.set_xlim), (y, one.set_ylim)):

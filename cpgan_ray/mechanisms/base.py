@@ -1,4 +1,4 @@
-"""What a mechanism is, and what several of them share."""
+"""The type of a mechanism, and functions that several mechanisms share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,24 +23,25 @@ BLOCK = 500
 
 @dataclass(frozen=True, eq=False)
 class Released:
-    """What leaves Alice's hands, and what Bob makes of it."""
+    """The codes that a mechanism releases, and the logits of a classifier on them."""
 
     codes: Codes
-    logits: dict[str, np.ndarray]  # (N, L or C) of `val` and `test`
+    logits: dict[str, np.ndarray]  # `val` and `test` to (N, L or C)
     direct: np.ndarray | None = None
-    """(N, D) of `test`, as the networks see samples: where the code is a sample itself, what it is without any attack."""
+    """(N, D), for `test`: the released samples in the networks' input range, if the code is itself a (noisy) sample; they are a
+    reconstruction without any attack."""
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """How codes are made, and what its knob is tried at."""
+    """A function that makes codes, its knob and the settings of the knob that are compared."""
 
     release: Callable[[Config, float, Dataset], Released]
     knob: str
     settings: tuple[float, ...]
-    says: str
+    description: str
     length: Callable[[Config, float, Dataset], int] | None = None
-    """Of a code whose length is the knob: how many numbers a setting comes to."""
+    """The code length of a setting, if the knob sets the length."""
 
 
 def samples(dataset: Dataset, split: str) -> np.ndarray:
@@ -56,10 +57,14 @@ def train_classifier(
     config: Config,
     *,
     name: str,
-    varied: Callable[[Batch], np.ndarray],
+    batch_inputs: Callable[[Batch], np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Train a classifier of the task as long, at such rates and on such batches as the game trains its own; its logits on `val` and
-    `test`. inputs: float32 (N, ...) of these two; varied: the same of a batch of `train`, mirrored and shifted as it says."""
+    """Train a classifier of the task with the epochs, learning rates and batches of the game; returns its logits on `val` and
+    `test`.
+
+    inputs: split ("val", "test") to float32 (N, ...).
+    batch_inputs: batch of `train` -> its inputs, mirrored and shifted as the batch sets it.
+    """
     device = pick_device(config.runtime.device)
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)].astype(np.float32)
     positive = (
@@ -70,31 +75,31 @@ def train_classifier(
     net = net.to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.utility.learning_rate, weight_decay=config.privatizer.weight_decay)
     rounds = rounds_per_epoch(len(labels), config.batch_size)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * rounds)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * rounds)
     for epoch in range(config.epochs):
         with torch_stream(config.seed, "mechanism", name, epoch):
             net.train()
             for round in range(epoch * rounds, (epoch + 1) * rounds):
-                chosen = training_batch(round, dataset, config)
-                x, y = (torch.from_numpy(v).to(device) for v in (varied(chosen), labels[chosen.rows]))
+                batch = training_batch(round, dataset, config)
+                x, y = (torch.from_numpy(v).to(device) for v in (batch_inputs(batch), labels[batch.rows]))
                 loss = utility_loss(net(x), y, positive_share=positive)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
-                rate.step()
-    shown = (plain_batch(rows) for rows in representative_rows(len(labels), config.batch_size))
-    refresh_statistics(net, (torch.from_numpy(varied(chosen)).to(device) for chosen in shown))
+                scheduler.step()
+    batches = (plain_batch(rows) for rows in representative_rows(len(labels), config.batch_size))
+    refresh_statistics(net, (torch.from_numpy(batch_inputs(batch)).to(device) for batch in batches))
     return {split: predict_logits(net, inputs[split], device) for split in ("val", "test")}
 
 
 @torch.no_grad()
 def predict_logits(net: nn.Module, x: np.ndarray, device: torch.device) -> np.ndarray:
-    """What a network answers to all rows, in evaluation mode."""
+    """The outputs of a network for all rows, in evaluation mode."""
     net.eval()
     blocks: list[Tensor] = [net(part.to(device)).cpu() for part in torch.from_numpy(x).split(BLOCK)]
     return torch.cat(blocks).numpy()
 
 
-def shared_k(config: Config, share: float, dataset: Dataset | None = None) -> int:
-    """A share of the code's length, at least one number, whatever the data set."""
+def fraction_of_k(config: Config, share: float, dataset: Dataset | None = None) -> int:
+    """A share of the code length k, at least 1; independent of the data set."""
     return max(1, round(config.k * share))

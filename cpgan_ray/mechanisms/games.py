@@ -1,4 +1,5 @@
-"""Mechanisms that the game of this project trains: CPGAN, the original's form of it, and the controls without adversaries."""
+"""Mechanisms that the game of this project trains: CPGAN, the variant of the reference implementation, and the controls without
+adversaries."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,111 +11,115 @@ from cpgan_ray.common.atomic_io import atomic_path, make_folder
 from cpgan_ray.common.locks import file_lock
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
-from cpgan_ray.mechanisms.base import Released, shared_k
+from cpgan_ray.mechanisms.base import Released, fraction_of_k
 from cpgan_ray.models import build_privatizer
 from cpgan_ray.training.game import play_in_process
 
 FEATURES = "features"
-"""Folder of a comparison's output in which it keeps undefended features, of a seed each, while it lasts."""
+"""Subfolder of a comparison's output for the undefended features, one file for each seed; it exists only during the comparison."""
 LINEAR_FEATURES = 24
-"""Numbers of the original's undefended features of the Gaussian mixture."""
+"""Length of the undefended features that the reference implementation uses for the Gaussian mixture."""
 HAVE_DECODERS = ("mnist", "har", "genki4k")
-"""Data sets for which the original has a decoder that takes codes of any length."""
+"""Data sets for which the reference implementation has a decoder that accepts codes of any length."""
 
 
 def cpgan(config: Config, privacy_weight: float, dataset: Dataset) -> Released:
-    """All adversaries of the configuration, at that privacy weight."""
-    return played(replace(config, privacy_weight=privacy_weight))
+    """Train against all adversaries of the configuration, with the given privacy weight."""
+    return play_game(replace(config, privacy_weight=privacy_weight))
 
 
 def cpgan_one(config: Config, privacy_weight: float, dataset: Dataset) -> Released:
-    """Against the neural adversary alone: what several of them gain is the difference."""
-    return played(replace(config, privacy_weight=privacy_weight, adversaries=neural(config)))
+    """Train against only the neural adversary; the difference to `cpgan` is the gain from several adversaries."""
+    return play_game(replace(config, privacy_weight=privacy_weight, adversaries=neural(config)))
 
 
 def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
-    """The original's loss on its small data sets: lambda L_U - L_R with the raw error of its decoder, or where that is of
-    another code the preset's neural adversary; ReLU codes (of the mixture linear ones), no warm-up, constant rates. The privacy
-    weight is 1 / lambda. Networks beside the decoder, epochs, batches and averaging are the preset's; decoder and classifier make
-    one step a batch (`citer`, 5 to 25 there)."""
+    """The loss of the reference implementation on its small data sets: lambda L_U - L_R, with the raw error L_R of a decoder.
+
+    The decoder is the reference one if it accepts this code, otherwise the neural adversary of the preset. Codes are ReLU codes
+    (linear codes for the mixture); there is no warm-up and learning rates are constant. The privacy weight is 1 / lambda. All other
+    networks, epochs, batches and averaging come from the preset. Decoder and classifier make one step per batch (`citer`; the
+    reference implementation makes 5 to 25).
+    """
     code = "raw" if is_linear(config.privatizer) else "relu"
     privatizer = replace(
         config.privatizer, code_activation=code, quantization_step=0.0, lr_schedule="constant", learning_rate=1e-3, weight_decay=0.0
     )
     utility = replace(config.utility, learning_rate=1e-3)
     game = replace(config.game, privacy_loss="negated_mse", warmup_epochs=0.0)
-    theirs = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
-    parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": theirs}
-    return played(replace(config, privacy_weight=1 / trade_off, **parts))
+    adversaries = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
+    parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": adversaries}
+    return play_game(replace(config, privacy_weight=1 / trade_off, **parts))
 
 
 def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
-    """Nobody plays against it: what the shortness of the code does alone."""
-    return played(replace(config, privacy_weight=0.0, k=shared_k(config, share)))
+    """Train without adversaries: only the short code protects the sample."""
+    return play_game(replace(config, privacy_weight=0.0, k=fraction_of_k(config, share)))
 
 
 def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
-    """The stages' features themselves, trained for the task alone (the original's DNN)."""
+    """Release the features of the stages, trained only for the task (DNN in the reference implementation)."""
     return features(config, dataset)
 
 
 def features(config: Config, dataset: Dataset) -> Released:
-    """Undefended features of one seed: several mechanisms make their codes of the same, which are trained by who comes first and
-    kept in the run's output folder, where it has one."""
+    """Undefended features of one seed. Several mechanisms use the same features: the first one trains them and stores them in the
+    run's output folder, if there is one."""
     if config.output is None:
-        return played(feature_config(config, dataset))
-    kept = config.output / FEATURES / f"{config.seed}.npz"
-    kept.parent.parent.mkdir(parents=True, exist_ok=True)
-    make_folder(kept.parent)
-    with file_lock(kept.with_suffix(".lock")):
-        if not kept.is_file():
-            keep(played(feature_config(config, dataset)), kept)
-    with np.load(kept) as arrays:
-        found: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}}
+        return play_game(feature_config(config, dataset))
+    path = config.output / FEATURES / f"{config.seed}.npz"
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with file_lock(path.with_suffix(".lock")):
+        if not path.is_file():
+            save_released(play_game(feature_config(config, dataset)), path)
+    with np.load(path) as arrays:
+        parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}}
         for name, values in arrays.items():
             part, _, split = name.partition(" ")
-            found[part][split] = values
-    return Released(found["codes"], found["logits"])
+            parts[part][split] = values
+    return Released(parts["codes"], parts["logits"])
 
 
-def keep(released: Released, path: Path) -> None:
+def save_released(released: Released, path: Path) -> None:
+    """Write codes and logits to an npz file."""
     parts = {"codes": released.codes, "logits": released.logits}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{f"{part} {split}": z for part, of in parts.items() for split, z in of.items()})  # pyright: ignore
+        np.savez(file, **{f"{part} {split}": z for part, arrays in parts.items() for split, z in arrays.items()})  # pyright: ignore
 
 
 def feature_config(config: Config, dataset: Dataset) -> Config:
-    """The run that releases features without a bottleneck; where there are no stages but the sample itself, the original's linear
-    ones."""
+    """The configuration that releases features without a bottleneck; for a linear privatizer, which has no stages, the linear
+    features of the reference implementation."""
     linear = is_linear(config.privatizer)
-    open_code = replace(config.privatizer, bottleneck=linear, code_activation="raw", quantization_step=0.0)
+    raw_code = replace(config.privatizer, bottleneck=linear, code_activation="raw", quantization_step=0.0)
     k = LINEAR_FEATURES if linear else feature_length(config.privatizer, dataset)
-    return replace(config, privacy_weight=0.0, k=k, privatizer=open_code)
+    return replace(config, privacy_weight=0.0, k=k, privatizer=raw_code)
 
 
 def is_linear(privatizer: PrivatizerConfig) -> bool:
-    """Whether its code is a linear map of the sample."""
+    """Whether the code is a linear map of the sample."""
     return privatizer.family in ("linear", "whitened")
 
 
 def feature_length(privatizer: PrivatizerConfig, dataset: Dataset) -> int:
-    """How many features its stages make of a sample."""
-    whole = build_privatizer(replace(privatizer, bottleneck=True), k=1, image_shape=dataset.image_shape)
-    assert isinstance(whole.code, torch.nn.Linear)
-    return whole.code.in_features
+    """The number of features that the stages compute for a sample."""
+    net = build_privatizer(replace(privatizer, bottleneck=True), k=1, image_shape=dataset.image_shape)
+    assert isinstance(net.code, torch.nn.Linear)
+    return net.code.in_features
 
 
 def neural(config: Config) -> dict[str, NeuralConfig]:
-    """The first neural adversary of a configuration; where it has none, a decoder of pictures, or of the mixture a perceptron."""
-    found = {name: c for name, c in config.adversaries.items() if isinstance(c, NeuralConfig)}
-    if not found:
+    """The first neural adversary of a configuration. If it has none: a decoder for pictures, a perceptron for the mixture."""
+    adversaries = {name: c for name, c in config.adversaries.items() if isinstance(c, NeuralConfig)}
+    if not adversaries:
         perceptron = config.data.dataset == "gaussian"
-        found = {"mlp": NeuralConfig(architecture="mlp", width=128)} if perceptron else {"decoder": NeuralConfig(width=32)}
-    return dict([next(iter(found.items()))])
+        adversaries = {"mlp": NeuralConfig(architecture="mlp", width=128)} if perceptron else {"decoder": NeuralConfig(width=32)}
+    return dict([next(iter(adversaries.items()))])
 
 
-def played(config: Config) -> Released:
-    """The game to its end, in this process."""
+def play_game(config: Config) -> Released:
+    """Play the complete game in this process."""
     game = play_in_process(config, threads=config.runtime.threads or 1)
     while game.round < game.total_rounds:
         game.play(game.rounds_per_epoch)

@@ -1,7 +1,7 @@
-"""RAN: an encoder against one neural decoder, three steps for the task to one against it.
+"""RAN: an encoder against one neural decoder, with three steps for the task before each adversarial step.
 
 S. Liu, A. Shrivastava, J. Du, L. Zhong, Better accuracy with quantified privacy: representations learned via reconstructive
-adversarial network, arXiv 1901.08730, 2019; the schedule is that of the original's comparison.
+adversarial network, arXiv 1901.08730, 2019. The schedule is the one that the reference implementation uses for its comparison.
 """
 
 import numpy as np
@@ -21,13 +21,13 @@ from cpgan_ray.training.defender import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import utility_loss
 
 UTILITY_STEPS = 3
-"""Steps for the task, and of the decoder, before each adversarial step."""
+"""Steps of the classifier and of the decoder before each adversarial step."""
 
 
 def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
-    """Per batch: three times a step of encoder and classifier on L_U and one of the decoder on L_R; then one of encoder and
-    classifier on alpha L_U - (1 - alpha) L_R. Backbone and code are CPGAN's, the decoder is the configuration's
-    neural adversary."""
+    """Train RAN. Each batch has three steps of encoder and classifier on L_U, each followed by a step of the decoder on L_R; then
+    one step of encoder and classifier on alpha L_U - (1 - alpha) L_R. Backbone and code are the same as for CPGAN, the decoder is
+    the neural adversary of the configuration."""
     device = pick_device(config.runtime.device)
     (settings,) = neural(config).values()
     dimension = int(np.prod(dataset.image_shape))
@@ -39,14 +39,16 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape).to(device)
         fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
-    mine, theirs = [*encoder.parameters(), *head.parameters()], [*decoder.parameters()]
-    for_task, against = (torch.optim.Adam(mine, lr=config.privatizer.learning_rate) for _ in range(2))
-    decoding = torch.optim.Adam(theirs, lr=settings.learning_rate)
+    encoder_parameters, decoder_parameters = [*encoder.parameters(), *head.parameters()], [*decoder.parameters()]
+    task_optimiser, adversarial_optimiser = (
+        torch.optim.Adam(encoder_parameters, lr=config.privatizer.learning_rate) for _ in range(2)
+    )
+    decoder_optimiser = torch.optim.Adam(decoder_parameters, lr=settings.learning_rate)
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
 
-    def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, moved: list[nn.Parameter]) -> None:
+    def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[nn.Parameter]) -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss.backward(inputs=moved)
+        loss.backward(inputs=parameters)
         optimiser.step()
 
     def error(z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -55,32 +57,32 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     for net in (encoder, head, decoder):
         net.train()
     for round in range(config.epochs * rounds_per_epoch(len(dataset.train), config.batch_size)):
-        chosen = training_batch(round, dataset, config)
-        x = to_input(pictures(dataset.train, chosen), device)
+        batch = training_batch(round, dataset, config)
+        x = to_input(pictures(dataset.train, batch), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
         x = corrupt_inputs(x, config, round=round, num_rows=len(x), local=slice(None))
-        y = torch.from_numpy(labels[chosen.rows]).float().to(device)
+        y = torch.from_numpy(labels[batch.rows]).float().to(device)
         with torch_stream(config.seed, "mechanism", "ran", round):
             z = encoder(x)
             for _ in range(UTILITY_STEPS):
-                step(for_task, utility_loss(head(z), y), mine)
-                z = encoder(x)  # which the decoder's step leaves as it is
-                step(decoding, error(z.detach(), target), theirs)
-            step(against, alpha * utility_loss(head(z), y) - (1 - alpha) * error(z, target), mine)
-    shown = [to_input(dataset.train.take(rows), device) for rows in representative_rows(len(dataset.train), config.batch_size)]
-    refresh_statistics(encoder, shown)
+                step(task_optimiser, utility_loss(head(z), y), encoder_parameters)
+                z = encoder(x)  # stays valid, because the decoder's step does not change the encoder
+                step(decoder_optimiser, error(z.detach(), target), decoder_parameters)
+            step(adversarial_optimiser, alpha * utility_loss(head(z), y) - (1 - alpha) * error(z, target), encoder_parameters)
+    inputs = [to_input(dataset.train.take(rows), device) for rows in representative_rows(len(dataset.train), config.batch_size)]
+    refresh_statistics(encoder, inputs)
     with torch.no_grad():
-        refresh_statistics(head, [encoder(x) for x in shown])
-    codes = {split: encoded(encoder, dataset, split, device) for split in SPLITS}
+        refresh_statistics(head, [encoder(x) for x in inputs])
+    codes = {split: encode_split(encoder, dataset, split, device) for split in SPLITS}
     logits = {split: predict_logits(head, codes[split], device) for split in ("val", "test")}
     if dataset.info.mirrored:
-        codes |= {f"{split}_mirrored": encoded(encoder, dataset, split, device, mirrored=True) for split in ("train", "val")}
+        codes |= {f"{split}_mirrored": encode_split(encoder, dataset, split, device, mirrored=True) for split in ("train", "val")}
     return Released(codes, logits)
 
 
 @torch.no_grad()
-def encoded(encoder: nn.Module, dataset: Dataset, split: str, device: torch.device, *, mirrored: bool = False) -> np.ndarray:
-    """Codes of a whole split, (N, k)."""
+def encode_split(encoder: nn.Module, dataset: Dataset, split: str, device: torch.device, *, mirrored: bool = False) -> np.ndarray:
+    """Codes of a complete split, (N, k)."""
     encoder.eval()
     blocks = getattr(dataset, split).iter_batches(500)
     parts = [encoder(to_input(b[:, :, ::-1].copy() if mirrored else b, device)).cpu() for b in blocks]

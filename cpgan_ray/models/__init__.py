@@ -1,6 +1,6 @@
-"""Networks, by family: privatizers (picture -> code), utility heads (code -> logits), reconstructors (code -> picture).
+"""Networks: privatizers (picture -> code), utility heads (code -> logits) and reconstructors (code -> picture).
 
-To add a privatizer or a reconstructor, write its class in the family's file and add a line to the dict at its end.
+To add a privatizer or a reconstructor, write its class and add an entry to the dict in the same module.
 """
 
 from cpgan_ray.models.decoders import build_reconstructor

@@ -1,4 +1,4 @@
-"""What a network costs its user: parameters, and multiply-adds per input."""
+"""The cost of using a network: parameters, and multiply-adds per input."""
 
 import copy
 from typing import NamedTuple
@@ -15,22 +15,23 @@ from cpgan_ray.models.utility_heads import build_head
 class Cost(NamedTuple):
     parameters: int
     multiply_adds: int
-    """Of one input, in convolutions and linear maps; additions of biases, normalisation and activations are not counted."""
+    """For one input, in convolutions and linear maps; bias additions, normalisation and activations are not counted."""
 
 
 def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """Cost of a module in use, for one input of `input_shape`, without the batch: (C, H, W) or (k,). Nothing is computed."""
-    shadow = copy.deepcopy(module).eval().to("meta")
+    """Cost of a module in evaluation mode, for one input of `input_shape` without the batch dimension: (C, H, W) or (k,). The
+    network is not executed on real data."""
+    meta_copy = copy.deepcopy(module).eval().to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, *input_shape, device="meta"))
+        meta_copy(torch.empty(1, *input_shape, device="meta"))
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2)
 
 
 def costs(config: Config, *, image_shape: tuple[int, int, int], outputs: int) -> dict[str, dict[str, int]]:
-    """What the client pays for the privatizer, and the cloud for the utility head, for pictures (H, W, C)."""
+    """Costs of the privatizer (for the client) and of the utility head (for the cloud), for pictures (H, W, C)."""
     height, width, channels = image_shape
     with torch.random.fork_rng(devices=()):
         privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=image_shape)
-    found = {"privatizer": count(privatizer, (channels, height, width)), "utility_head": count(head, (config.k,))}
-    return {name: cost._asdict() for name, cost in found.items()}
+    network_costs = {"privatizer": count(privatizer, (channels, height, width)), "utility_head": count(head, (config.k,))}
+    return {name: cost._asdict() for name, cost in network_costs.items()}

@@ -1,8 +1,8 @@
 """Neural reconstructors: codes (B, k) -> flat targets (B, p).
 
-Pictures are in [-1, 1], flattened in the store's order (H, W, C); an `mlp` may aim at principal components instead. None ends in a
-tanh: the range of the target is no business of the network's. Normalisation never mixes rows, so that a row's reconstruction is its
-own. The original's decoders (paper_decoders.py) are there to be compared with, and may do both.
+Pictures are in [-1, 1], flattened in the store's order (H, W, C); an `mlp` may predict principal components instead. No network
+ends in a tanh, so that the range of the output is not limited. Normalisation never mixes rows, so that the reconstruction of a row
+depends only on that row. The decoders of the reference implementation (paper/decoders.py) are for comparison and may do both.
 """
 
 import math
@@ -29,9 +29,10 @@ def mlp(config: NeuralConfig, *, k: int, target: int) -> nn.Module:
 
 
 class Decoder(nn.Module):
-    """A linear map to a small grid of features, stages that each double its side, cropped to the picture, flattened (H, W, C).
+    """A linear map to a small grid of features, then stages that each double its side; the result is cropped to the picture and
+    flattened (H, W, C).
 
-    A series, a picture of width 1, is doubled along time alone, and its kernels reach along time alone.
+    For a series (a picture of width 1), sides are doubled and kernels extend only along time.
     """
 
     def __init__(self, config: NeuralConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
@@ -47,7 +48,9 @@ class Decoder(nn.Module):
         self.stem = nn.Sequential(nn.Linear(k, flat), nn.LayerNorm(flat), nn.ReLU())
         stage = STAGES[config.architecture]
         self.stages = nn.Sequential(*(stage(a, b, config, series=series) for a, b in pairwise(widths)))
-        self.last = transposed(widths[-1], channels, series=series, bias=True) if doublings else nn.Conv2d(widths[-1], channels, 1)
+        self.last = (
+            transposed_conv(widths[-1], channels, series=series, bias=True) if doublings else nn.Conv2d(widths[-1], channels, 1)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         pictures = self.last(self.stages(self.stem(z).unflatten(1, self.grid)))
@@ -60,14 +63,14 @@ def normalise(channels: int) -> nn.Module:
 
 
 def conv(channels: int, out: int, *, series: bool) -> nn.Conv2d:
-    """3x3 convolution, of a series 3x1, that keeps the size."""
+    """3x3 convolution (3x1 for a series) that keeps the size."""
     if series:
         return SeriesConv2d(channels, out, (3, 1), padding=(1, 0), bias=False)
     return nn.Conv2d(channels, out, 3, padding=1, bias=False)
 
 
-def transposed(channels: int, out: int, *, series: bool, bias: bool = False) -> nn.ConvTranspose2d:
-    """4x4 transposed convolution, of a series 4x1, that doubles the size."""
+def transposed_conv(channels: int, out: int, *, series: bool, bias: bool = False) -> nn.ConvTranspose2d:
+    """4x4 transposed convolution (4x1 for a series) that doubles the size."""
     if series:
         return SeriesConvTranspose2d(channels, out, (4, 1), stride=(2, 1), padding=(1, 0), bias=bias)
     return nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1, bias=bias)
@@ -75,11 +78,11 @@ def transposed(channels: int, out: int, *, series: bool, bias: bool = False) -> 
 
 def transposed_stage(inputs: int, outputs: int, config: NeuralConfig, *, series: bool) -> nn.Module:
     """Transposed convolution with stride 2 (the paper's decoders)."""
-    return nn.Sequential(transposed(inputs, outputs, series=series), normalise(outputs), nn.ReLU())
+    return nn.Sequential(transposed_conv(inputs, outputs, series=series), normalise(outputs), nn.ReLU())
 
 
 def upsample_stage(inputs: int, outputs: int, config: NeuralConfig, *, series: bool) -> nn.Module:
-    """Bilinear up-sampling, of a series linear, and a convolution."""
+    """Bilinear up-sampling (linear for a series) and a convolution."""
     return nn.Sequential(
         nn.Upsample(scale_factor=(2, 1) if series else 2, mode="bilinear"),
         conv(inputs, outputs, series=series),
@@ -89,7 +92,7 @@ def upsample_stage(inputs: int, outputs: int, config: NeuralConfig, *, series: b
 
 
 class Residual(nn.Module):
-    """conv - norm - ReLU - conv - norm beside the identity."""
+    """conv - norm - ReLU - conv - norm, plus the identity."""
 
     def __init__(self, channels: int, *, series: bool) -> None:
         super().__init__()
@@ -120,9 +123,10 @@ remember(__name__, "STAGES")
 
 
 def build_reconstructor(config: NeuralConfig, *, k: int, image_shape: tuple[int, int, int], target: int) -> nn.Module:
-    """The reconstructor that the configuration names: (B, k) -> (B, target); `target` differs from H*W*C for an `mlp` only.
+    """The reconstructor that the configuration names: (B, k) -> (B, target); `target` differs from H*W*C only for an `mlp`.
 
-    Raises: InputError where a code of k numbers is not what the original's decoder for such pictures takes.
+    Raises:
+        InputError: the reference decoder for these pictures does not accept a code of length k.
     """
     if config.architecture == "paper":
         return PaperDecoder(k, image_shape=image_shape, tanh_output=config.tanh_output, name=config.paper_decoder)

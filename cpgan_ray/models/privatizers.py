@@ -1,6 +1,6 @@
-"""Privatizers: what Alice runs. float32 pictures (B, C, H, W) in [-1, 1], or signals -> codes z (B, k).
+"""Privatizers, the networks that the client runs: float32 pictures (B, C, H, W) in [-1, 1], or signals -> codes z (B, k).
 
-z leaves normalised (batch statistics, no affine part) unless told otherwise, so that a privatizer gains nothing by rescaling it.
+z is normalised (batch statistics, no affine part) unless configured otherwise, so that a privatizer gains nothing by rescaling it.
 """
 
 import math
@@ -21,7 +21,7 @@ from cpgan_ray.models.pointwise import StridedPointwise
 
 
 def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
-    """`depth` strided 3x3 convolutions, each with batch norm and leaky ReLU 0.2, as the original's for one attribute of
+    """`depth` strided 3x3 convolutions, each with batch norm and leaky ReLU 0.2, like the reference network for one attribute of
     CelebA."""
     stages: list[nn.Module] = []
     for stage in range(depth):
@@ -32,7 +32,7 @@ def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block with stride: batch norm - ReLU - conv, twice, beside a strided 1x1 convolution."""
+    """Pre-activation residual block with stride: batch norm - ReLU - conv, twice, plus a strided 1x1 convolution of the input."""
 
     def __init__(self, channels: int, out: int, *, stride: int) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ def residual_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*stages, nn.BatchNorm2d(last), nn.ReLU())
 
 
-class Whitened(nn.Module):
-    """Samples (B, C, H, W) in their principal components, each of unit variance (B, p): an input on which plain gradient steps do
-    not favour the directions of large variance. Identity until `fit` has seen a basis."""
+class Whitening(nn.Module):
+    """Maps samples (B, C, H, W) to their principal components, each with unit variance (B, p), so that plain gradient steps do not
+    favour directions of large variance. It is the identity until `fit` is called."""
 
     mean: Tensor
     matrix: Tensor
@@ -74,7 +74,7 @@ class Whitened(nn.Module):
         self.register_buffer("matrix", torch.eye(size))
 
     def fit(self, mean: np.ndarray, components: np.ndarray, coordinates: np.ndarray) -> None:
-        """mean (D,), components (D, D) and the training samples' coordinates (N, D), all in the order H, W, C."""
+        """Set the map from mean (D,), components (D, D) and the training samples' coordinates (N, D), all in the order H, W, C."""
         self.mean.copy_(torch.from_numpy(np.array(mean)))
         self.matrix.copy_(torch.from_numpy(components.T / coordinates.std(axis=0)))
 
@@ -82,8 +82,8 @@ class Whitened(nn.Module):
         return (x.permute(0, 2, 3, 1).flatten(1) - self.mean) @ self.matrix
 
 
-def strided(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]:
-    """Stages that halve the picture `depth` times."""
+def strided_family(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]:
+    """A family whose stages halve the picture `depth` times."""
 
     def build(config: PrivatizerConfig, image_shape: tuple[int, int, int]) -> nn.Module:
         height, width, channels = image_shape
@@ -98,8 +98,8 @@ def strided(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConfig, tup
 
 
 FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]] = {
-    "conv": strided(conv_stages),
-    "residual": strided(residual_stages),
+    "conv": strided_family(conv_stages),
+    "residual": strided_family(residual_stages),
     "lenet": lambda config, image_shape: lenet_stages(image_shape),
     "generator": lambda config, image_shape: generator_conv(image_shape[2]),
     "picture": lambda config, image_shape: residual_g(image_shape[2], momentum=config.norm_momentum),
@@ -107,7 +107,7 @@ FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module
     "celeba_single": lambda config, image_shape: leaky_stages(image_shape[2]),
     "celeba_multi": lambda config, image_shape: SubNets(image_shape[2]),
     "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
-    "whitened": lambda config, image_shape: Whitened(image_shape),
+    "whitened": lambda config, image_shape: Whitening(image_shape),
 }
 CODE_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "normalised": lambda k: nn.BatchNorm1d(k, affine=False),
@@ -118,7 +118,7 @@ remember(__name__, "FAMILIES", "CODE_ACTIVATIONS")
 
 
 class Privatizer(nn.Module):
-    """Stages, a linear map to k numbers, and what is done to these."""
+    """Stages, a linear map to k numbers, and their activation, normalisation and rounding."""
 
     def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Privatizer(nn.Module):
                 flat = self.stages.eval()(torch.zeros(1, channels, height, width)).numel()
         except RuntimeError as e:
             size = f"{height}x{width}x{channels}"
-            raise InputError(f"privatizer.family {config.family!r} is not for samples of {size}: take another one") from e
+            raise InputError(f"privatizer.family {config.family!r} does not accept samples of {size}: choose another one") from e
         self.stages.train()
         if not config.bottleneck and k != flat:
             raise InputError(f"k is {k}, but without a bottleneck the code is the {flat} features: set k to {flat}")
@@ -139,12 +139,14 @@ class Privatizer(nn.Module):
         self.normalise = CODE_ACTIVATIONS[config.code_activation](k)
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.code(self.stages(x).flatten(1)).float()  # codes are float32 in mixed precision too
+        return self.code(self.stages(x).flatten(1)).float()  # codes are float32 also in mixed precision
 
     def forward(self, x: Tensor) -> Tensor:
         if self.symmetric:
-            both = self.encode(torch.cat([x, x.flip(3)]))
-            plain, mirrored = both.view(2, x.shape[0], -1).unbind(0)  # `chunk` would fix the batch size of an exported program
+            both_codes = self.encode(torch.cat([x, x.flip(3)]))
+            plain, mirrored = both_codes.view(2, x.shape[0], -1).unbind(
+                0
+            )  # `chunk` would fix the batch size of an exported program
             z = self.normalise((plain + mirrored) / 2)
         else:
             z = self.normalise(self.encode(x))
@@ -152,13 +154,14 @@ class Privatizer(nn.Module):
 
 
 def round_to(z: Tensor, step: float) -> Tensor:
-    """z rounded to multiples of `step`; the gradient passes as if it were not (straight-through)."""
+    """z rounded to multiples of `step`; the gradient ignores the rounding (straight-through)."""
     return z + (torch.round(z / step) * step - z).detach()
 
 
 def build_privatizer(config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """The privatizer that the configuration names, for pictures of `image_shape` (H, W, C).
 
-    Raises: InputError where the pictures are too small for the depth or the family, or the code's length is not one it can have.
+    Raises:
+        InputError: the pictures are too small for the depth or the family, or the code length is impossible.
     """
     return Privatizer(config, k=k, image_shape=image_shape)

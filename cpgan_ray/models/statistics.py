@@ -1,7 +1,7 @@
-"""Batch norm statistics that are those of the weights that are handed out.
+"""Compute batch norm statistics that match the released weights.
 
-In training, the running statistics lag behind the weights: they are an exponential average over the last rounds, and each round
-had other weights. After few rounds they are far from what the final weights make of pictures; averaged weights never had any.
+In training, the running statistics lag behind the weights, because they are an exponential average over rounds with different
+weights. After few rounds they are far from the statistics of the final weights; averaged weights have no statistics of their own.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,13 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def refresh_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Sets the running mean and variance of every batch norm of a network to the mean of those of some batches, in place.
+    """Set the running mean and variance of every batch norm of a network to the average over some batches, in place.
 
-    In each batch every layer normalises with the statistics of that batch, as in training (the procedure of
-    `torch.optim.swa_utils.update_bn`); all else is as in use: nothing is dropped, no random number is drawn. The network is left in
+    In each batch every batch norm normalises with the statistics of that batch, as in training (like
+    `torch.optim.swa_utils.update_bn`); all other layers are in evaluation mode: no dropout, no random numbers. The network stays in
     evaluation mode. Without a batch norm nothing is computed.
 
-    batches: inputs of the network (B, ...), B > 1, each of about the size of a training batch.
+    batches: inputs of the network (B, ...), B > 1, each about as large as a training batch.
+
+    Raises:
+        ValueError: there are no batches.
     """
     network.eval()
     norms = norm_layers(network)
@@ -38,7 +41,7 @@ def refresh_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
         for hook in hooks:
             hook.remove()
     if count == 0:
-        raise ValueError("no batch to take the statistics of")
+        raise ValueError("there are no batches to compute the statistics from")
     for norm, (mean, variance) in sums.items():
         norm.running_mean.copy_(mean / count)  # pyright: ignore[reportOptionalMemberAccess]
         norm.running_var.copy_(variance / count)  # pyright: ignore[reportOptionalMemberAccess]
@@ -50,14 +53,14 @@ def norm_layers(network: nn.Module) -> list[_BatchNorm]:
 
 
 def normalise_by_batch(sums: list[Any]) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
-    """A forward hook that replaces the output of a batch norm by that of training mode, and adds the mean and the (unbiased)
+    """A forward hook that replaces the output of a batch norm by its output in training mode, and adds the mean and the (unbiased)
     variance (C,) of the batch, in float64, to `sums`."""
 
     def hook(norm: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         assert isinstance(norm, _BatchNorm)
         x = inputs[0]
-        over = [0, *range(2, x.ndim)]
-        variance, mean = torch.var_mean(x.double(), dim=over)
+        dims = [0, *range(2, x.ndim)]
+        variance, mean = torch.var_mean(x.double(), dim=dims)
         sums[0], sums[1] = sums[0] + mean, sums[1] + variance
         return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
 

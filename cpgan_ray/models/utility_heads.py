@@ -1,4 +1,4 @@
-"""Utility heads: the classifier that Bob runs on z."""
+"""Utility heads: the classifiers that the cloud runs on z."""
 
 from torch import nn
 
@@ -13,7 +13,8 @@ from cpgan_ray.models.paper.wide_resnet import WideResNet
 def build_head(config: UtilityConfig, *, k: int, num_labels: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """Classifier on z: (B, k) -> (B, num_labels) logits.
 
-    Raises: InputError where a head for pictures gets a code that is none, or one for certain attributes others.
+    Raises:
+        InputError: the family does not accept this code length, image shape or number of labels.
     """
     match config.family:
         case "lenet":
@@ -38,7 +39,7 @@ def build_head(config: UtilityConfig, *, k: int, num_labels: int, image_shape: t
 
 
 def mlp_head(config: UtilityConfig, *, k: int, num_labels: int) -> nn.Module:
-    """Two hidden layers with batch norm and dropout, or none."""
+    """Two hidden layers with batch norm and dropout; a linear map if `config.hidden` is 0."""
     if config.hidden == 0:
         return nn.Linear(k, num_labels)
     layers: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""Theory of the Gaussian mixture: `mixture` has its moments and attackers, `optimum` the best codes."""
+"""Theory of the Gaussian mixture: `mixture` has its moments and optimal attackers, `optimum` computes the best codes."""
 
 from cpgan_ray.theory.mixture import Moments, bayes_accuracy, lmmse, mmse, population_moments, sample_moments, sufficient_direction
 from cpgan_ray.theory.optimum import (
@@ -7,7 +7,7 @@ from cpgan_ray.theory.optimum import (
     dominates,
     frontier,
     frontier_mse,
-    least_leaking,
+    least_leaking_point,
     rank1_optimum,
     shortfall,
     theory_lines,
@@ -21,7 +21,7 @@ __all__ = [
     "dominates",
     "frontier",
     "frontier_mse",
-    "least_leaking",
+    "least_leaking_point",
     "lmmse",
     "mmse",
     "population_moments",

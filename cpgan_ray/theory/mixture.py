@@ -1,15 +1,15 @@
-"""What theory says of linear codes z = A x of a Gaussian mixture: accuracy, reconstruction, the exact frontier.
+"""Theory of linear codes z = A x of a Gaussian mixture: accuracy and reconstruction error.
 
-The label y is +1 with probability `prior`, else -1, and x ~ N(y mean, within), of dimension d. A is a matrix (k, d), or one
-direction (d,); z may carry noise of variance `noise_variance` in each component. Mean squared errors are **per dimension**, as in
-the original's `Final_theory.csv`: times d they are the sums over the dimensions that its other tables hold.
+The label y is +1 with probability `prior` and -1 otherwise, and x ~ N(y mean, within) has dimension d. A is a matrix (k, d) or one
+direction (d,); z may have noise of variance `noise_variance` in each component. Mean squared errors are **per dimension**, as in
+`Final_theory.csv` of the reference implementation; multiplied by d they are the sums over dimensions in its other tables.
 
-Without noise one direction is enough (`sufficient_direction`), so the frontier of privacy against utility is a curve of directions
-a, each with a signal s(a) = (a'mean)^2 / (a' within a), on which alone the accuracy depends, and a leak
-g(a) = (a' total^2 a) / (a' total a), the variance that the best linear attack recovers. `least_leaking` finds each of its points.
+Without noise one direction is enough (`sufficient_direction`). The frontier of privacy against utility is therefore a curve of
+directions a. Each has a signal s(a) = (a'mean)^2 / (a' within a), which alone determines the accuracy, and a leak
+g(a) = (a' total^2 a) / (a' total a), the variance that the best linear attack recovers. `least_leaking_point` computes its points.
 
 An attack need not be linear: on the linear frontier of the reference data the MSE of the exact conditional mean is up to an eighth
-lower. What yields the frontier therefore takes an `attacker`; one direction is enough against both.
+lower. Functions of the frontier therefore have a parameter `attacker`; one direction is enough against both kinds.
 """
 
 import math
@@ -21,33 +21,33 @@ from scipy import integrate, linalg, stats
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """All of a mixture that theory asks for: that of the population (`population_moments`) or of drawn rows (`sample_moments`)."""
+    """The moments of a mixture that the theory needs: of the population (`population_moments`) or of drawn rows
+    (`sample_moments`)."""
 
-    mean: np.ndarray  # float64 (d,), of class +1; that of class -1 is its negative
+    mean: np.ndarray  # float64 (d,), mean of class +1; the mean of class -1 is its negative
     within: np.ndarray  # float64 (d, d), covariance within a class
     total: np.ndarray  # float64 (d, d), covariance of x
-    prior: float = 0.5  # of class +1
+    prior: float = 0.5  # probability of class +1
 
     @property
     def mean_mse(self) -> float:
-        """Of the attack that answers with the mean of x, per dimension: the most that any code can reach."""
+        """MSE per dimension of an attack that always predicts the mean of x: the upper bound for any code."""
         return float(np.trace(self.total) / len(self.mean))
 
     @property
     def label_mse(self) -> float:
-        """Of the attack that knows the true label, and answers with the mean of its class, per dimension."""
+        """MSE per dimension of an attack that knows the true label and predicts the mean of its class."""
         return float(np.trace(self.within) / len(self.mean))
 
 
 def population_moments(mean: np.ndarray, *, within: np.ndarray, prior: float = 0.5) -> Moments:
-    """Of the mixture itself: total = within + 4 prior (1 - prior) mean mean'."""
+    """Moments of the mixture itself: total = within + 4 prior (1 - prior) mean mean'."""
     return Moments(mean=mean, within=within, total=within + 4 * prior * (1 - prior) * np.outer(mean, mean), prior=prior)
 
 
 def sample_moments(x: np.ndarray, *, y: np.ndarray, mean: np.ndarray) -> Moments:
-    """Of rows x (N, d) with labels y (N,), +1 or -1: covariances about the rows' own means, divided by their number; the mean of
-    class +1 remains the population's. On the test rows of seed 9 these give the original's figures.
-    """
+    """Moments of rows x (N, d) with labels y (N,), +1 or -1: covariances around the means of the rows, divided by their number, and
+    the given population mean of class +1. On the test rows of seed 9 they give the figures of the reference implementation."""
     prior = float((y == 1).mean())
     within = prior * np.cov(x[y == 1].T, ddof=0) + (1 - prior) * np.cov(x[y == -1].T, ddof=0)
     return Moments(mean=mean, within=within, total=np.cov(x.T, ddof=0), prior=prior)
@@ -61,7 +61,7 @@ def bayes_accuracy(
     Phi(alpha/2 + h/alpha) prior + Phi(alpha/2 - h/alpha) (1 - prior), where h = ln(prior / (1 - prior)) and
     alpha^2 = (2 A mean)' (A within A' + noise_variance I)^-1 (2 A mean): Phi(alpha/2) for equal priors.
     """
-    a = _rows(a, independent=noise_variance == 0)
+    a = _as_rows(a, independent=noise_variance == 0)
     shift = 2 * a @ mean
     spread = a @ within @ a.T + noise_variance * np.eye(len(a))
     return _accuracy(math.sqrt(max(shift @ np.linalg.solve(spread, shift), 0.0)), prior)
@@ -72,10 +72,10 @@ def lmmse(a: np.ndarray, *, total: np.ndarray, noise_variance: float = 0.0) -> f
 
     tr(total - total A' (A total A' + noise_variance I)^-1 A total) / d.
     """
-    a = _rows(a, independent=noise_variance == 0)
+    a = _as_rows(a, independent=noise_variance == 0)
     cross = a @ total
-    known = np.linalg.solve(cross @ a.T + noise_variance * np.eye(len(a)), cross)
-    return float((np.trace(total) - (cross * known).sum()) / len(total))
+    coefficients = np.linalg.solve(cross @ a.T + noise_variance * np.eye(len(a)), cross)
+    return float((np.trace(total) - (cross * coefficients).sum()) / len(total))
 
 
 def mmse(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray, noise_variance: float = 0.0, prior: float = 0.5) -> float:
@@ -85,33 +85,33 @@ def mmse(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray, noise_variance:
     E[x|z] = within a z / v + (mean - within a m / v) E[y|z], E[y|z] = tanh(m z / v + ln(prior / (1 - prior)) / 2), and
     d MMSE = tr(within) - a' within^2 a / v + |mean - within a m / v|^2 E[1 - E[y|z]^2].
     """
-    (a,) = _rows(a)
+    (a,) = _as_rows(a)
     v, m = a @ within @ a + noise_variance, a @ mean
     if v == 0:
         return float((np.trace(within) + 4 * prior * (1 - prior) * mean @ mean) / len(mean))
-    beside = mean - within @ a * (m / v)
-    doubt = _label_variance(float(abs(m)) / math.sqrt(v), prior)
-    return float((np.trace(within) - a @ within @ within @ a / v + beside @ beside * doubt) / len(mean))
+    remainder = mean - within @ a * (m / v)
+    label_variance = _label_variance(float(abs(m)) / math.sqrt(v), prior)
+    return float((np.trace(within) - a @ within @ within @ a / v + remainder @ remainder * label_variance) / len(mean))
 
 
 def sufficient_direction(a: np.ndarray, *, mean: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """The direction (d,) in the row space of A that is as accurate as all of A, and leaks no more.
+    """The direction (d,) in the row space of A that is as accurate as A, and leaks no more.
 
-    A' (A within A')^-1 A mean. Its attacker sees a linear function of what A's attacker sees, hence the second half, for linear
-    attacks and for all.
+    A' (A within A')^-1 A mean. It leaks no more, to linear and to all other attacks, because its code is a linear function of the
+    code of A.
     """
-    a = _rows(a, independent=True)
+    a = _as_rows(a, independent=True)
     return a.T @ np.linalg.solve(a @ within @ a.T, a @ mean)
 
 
-def _rows(a: np.ndarray, *, independent: bool = False) -> np.ndarray:
-    """A as a matrix (k, d); if `independent`, an orthonormal basis of its row space: without noise only that counts."""
+def _as_rows(a: np.ndarray, *, independent: bool = False) -> np.ndarray:
+    """A as a matrix (k, d); if `independent`, an orthonormal basis of its row space, because without noise only that matters."""
     a = np.atleast_2d(np.asarray(a, np.float64))
     return linalg.orth(a.T).T if independent else a
 
 
 def _accuracy(alpha: float, prior: float) -> float:
-    """Of the best classifier of two Gaussians of unit variance whose means are alpha apart."""
+    """Accuracy of the best classifier of two Gaussians of unit variance whose means have the distance alpha."""
     if alpha == 0 or prior in (0, 1):
         return max(prior, 1 - prior)
     bias = math.log(prior / (1 - prior)) / alpha

@@ -1,4 +1,4 @@
-"""The best codes of the Gaussian mixture, for each accuracy and each weight, and how far a code is from them."""
+"""The best codes of the Gaussian mixture for each accuracy and each weight, and the distance of a code from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,44 +15,44 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.theory.mixture import Moments, _accuracy, _label_variance, sample_moments
 
 Attacker = Literal["linear", "exact"]
-"""The best linear reconstruction (`lmmse`), or the best of any kind (`mmse`)."""
+"""The best linear reconstruction (`lmmse`), or the best reconstruction of any kind (`mmse`)."""
 GRID = 121
-"""Points of the frontier among which a weight's best is taken, before it is refined. The frontier need not be convex: a small
-change of the weight may jump over a stretch of it."""
+"""Number of frontier points among which the best for a weight is chosen before it is refined. The frontier may not be convex: a
+small change of the weight may jump over a part of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A direction of the frontier."""
+    """A direction on the frontier."""
 
     direction: np.ndarray  # float64 (d,), of unit variance: a' total a = 1, a'mean >= 0
     accuracy: float
-    """Of the best classifier on z."""
+    """Accuracy of the best classifier on z."""
     mse: float
-    """Of the best attack on z, per dimension."""
+    """MSE of the best attack on z, per dimension."""
 
 
-def least_leaking(accuracy: float, *, moments: Moments, attacker: Attacker = "linear") -> Point:
-    """The direction of the largest MSE among those of some accuracy; codes of more dimensions do no better.
+def least_leaking_point(accuracy: float, *, moments: Moments, attacker: Attacker = "linear") -> Point:
+    """The direction with the largest MSE for a given accuracy; codes of more dimensions are no better.
 
-    Linear attacker: among those of at least that accuracy. Exact one, that of the mixture with this mean, within and prior (`total`
-    plays no part): among those of just that accuracy. Above the best accuracy of all, where a measured one may be by chance, it is
-    the most accurate direction, Fisher's.
+    For the linear attacker: among the directions with at least that accuracy. For the exact attacker (of the mixture with this
+    mean, within and prior; `total` is not used): among the directions with exactly that accuracy. If the accuracy is above the best
+    possible one, as a measured accuracy may be by chance, it is the most accurate direction (Fisher's).
 
     It minimises a quadratic form b'K b (the leak) on the sphere |b| = 1 under b'Q b <= 0 or = 0 (the accuracy). The minimum equals
-    the largest, over nu, of the smallest eigenvalue of K + nu Q, because two quadratic forms on a sphere have a convex range
-    (Brickman 1961; the S-lemma): a concave function of one variable, so what is found is global. `_Curve` has the forms for the
-    linear attacker, `_exact_point` those for the exact one.
+    the maximum over nu of the smallest eigenvalue of K + nu Q, because two quadratic forms on a sphere have a convex range
+    (Brickman 1961; the S-lemma). This is a concave function of one variable, so the result is the global minimum. `_Curve` has the
+    forms for the linear attacker, `_exact_point` the forms for the exact one.
     """
     signal = _signal(accuracy, moments.prior)
     return _Curve(moments).point(signal) if attacker == "linear" else _exact_point(signal, moments)
 
 
 def rank1_optimum(lambda_: float, *, moments: Moments) -> Point:
-    """The direction that maximises lambda alpha^2 + d MSE, the original's objective, over codes of any size.
+    """The direction that maximises lambda alpha^2 + d MSE, the objective of the reference implementation, over codes of any size.
 
-    Of the points of the frontier on a grid the best is taken, and refined until the frontier's slope fits lambda: the condition
-    for a stationary direction.
+    The best frontier point on a grid is refined until the slope of the frontier matches lambda, the condition for a stationary
+    direction.
 
     Raises:
         InputError: lambda is negative.
@@ -66,24 +66,25 @@ def frontier(lambdas: Sequence[float], *, moments: Moments) -> list[Point]:
     Raises:
         InputError: a weight is negative.
     """
-    with threadpool_limits(1, user_api="blas"):  # on matrices as small as these several wait longer than they work
+    with threadpool_limits(1, user_api="blas"):  # for small matrices several threads are slower
         curve = _Curve(moments)
         return [curve.optimum(value) for value in lambdas]
 
 
 def theory_lines(lambdas: Sequence[float], *, seed: int) -> list[dict[str, float]]:
-    """What the best code of the Gaussian mixture reaches for each weight of utility: its accuracy, and the MSE of the best linear
-    attack, per dimension. The covariances are those of the test points, as the original's.
+    """For each utility weight: the accuracy of the best code of the Gaussian mixture, and the MSE of the best linear attack on it,
+    per dimension. The covariances are computed from the test rows, as in the reference implementation.
 
-    Raises: InputError where the seed cannot be used, or a weight is negative.
+    Raises:
+        InputError: the seed is out of range, or a weight is negative.
     """
-    drawn = mixture(seed)
-    points = frontier(lambdas, moments=sample_moments(drawn.x[drawn.test], y=drawn.y[drawn.test], mean=drawn.mean))
+    data = mixture(seed)
+    points = frontier(lambdas, moments=sample_moments(data.x[data.test], y=data.y[data.test], mean=data.mean))
     return [{"lambda": w, "accuracy": p.accuracy, "mse": p.mse} for w, p in zip(lambdas, points, strict=True)]
 
 
 def frontier_mse(accuracy: Sequence[float] | np.ndarray, *, moments: Moments, attacker: Attacker = "linear") -> np.ndarray:
-    """The largest MSE that a code of each accuracy (n,) can have, per dimension (n,): `least_leaking`."""
+    """The largest MSE per dimension (n,) that a code can have at each accuracy (n,): see `least_leaking_point`."""
     signals = [_signal(value, moments.prior) for value in accuracy]
     with threadpool_limits(1, user_api="blas"):
         curve = _Curve(moments)
@@ -98,115 +99,120 @@ def shortfall(
     attacker: Attacker = "linear",
     accuracy_tolerance: float = 0.0,
 ) -> np.ndarray:
-    """By what share the MSE of each measured point (n,) lies below the frontier's at the same accuracy (n,); negative: above it.
+    """The share by which the MSE of each measured point (n,) is below the frontier at the same accuracy (n,); negative above it.
 
-    1 - mse / frontier_mse(accuracy + accuracy_tolerance). The points may be those of codes of any size k. A point is within 2 % of
-    the frontier at equal accuracy within 0.005 where `shortfall(..., accuracy_tolerance=0.005) <= 0.02`. The frontier is steep near
-    the best accuracy: on the reference data 0.005 of accuracy are up to an eighth of the MSE there.
+    1 - mse / frontier_mse(accuracy + accuracy_tolerance). The points may come from codes of any size k. A point with
+    `shortfall(..., accuracy_tolerance=0.005) <= 0.02` is within 2 % of the frontier at an accuracy that differs by at most 0.005.
+    The frontier is steep near the best accuracy: there, on the reference data, 0.005 of accuracy correspond to up to an eighth of
+    the MSE.
     """
-    reached = np.asarray(accuracy) + accuracy_tolerance
-    return 1 - np.asarray(mse) / frontier_mse(reached, moments=moments, attacker=attacker)
+    target_accuracy = np.asarray(accuracy) + accuracy_tolerance
+    return 1 - np.asarray(mse) / frontier_mse(target_accuracy, moments=moments, attacker=attacker)
 
 
-def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether a point (accuracy, MSE) is no worse than another in both, and better in one; larger is better."""
-    return one[0] >= other[0] and one[1] >= other[1] and one != other
+def dominates(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether a point (accuracy, MSE) is no worse than another in both values and better in one; larger is better."""
+    return first[0] >= second[0] and first[1] >= second[1] and first != second
 
 
 class _Curve:
     """The frontier against the linear attacker, in coordinates in which `total` is the identity: a = R b, |b| = 1.
 
-    The leak is b'K b with K = R' total^2 R, diagonal; the signal, (u'b)^2 / (b'M b), is at least s where b'(s M - uu')b <= 0.
+    The leak is b'K b with the diagonal matrix K = R' total^2 R. The signal (u'b)^2 / (b'M b) is at least s if b'(s M - uu')b <= 0.
     """
 
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
         self.leaks, basis = np.linalg.eigh(moments.total)
-        self.back = basis / np.sqrt(self.leaks)
-        self.u, self.m = self.back.T @ moments.mean, self.back.T @ moments.within @ self.back
+        self.transform = basis / np.sqrt(self.leaks)
+        self.u, self.m = self.transform.T @ moments.mean, self.transform.T @ moments.within @ self.transform
         fisher = linalg.solve(self.m, self.u, assume_a="pos")
-        self.fisher, self.most = fisher / np.linalg.norm(fisher), float(self.u @ fisher)
-        self.least = self.signal(np.eye(len(self.u))[0])
+        self.fisher, self.max_signal = fisher / np.linalg.norm(fisher), float(self.u @ fisher)
+        self.min_signal = self.signal(np.eye(len(self.u))[0])
 
     def signal(self, b: np.ndarray) -> float:
         return float((self.u @ b) ** 2 / (b @ self.m @ b))
 
-    def at(self, signal: float) -> tuple[np.ndarray, float]:
-        """The least leaking b of at least a signal, and the multiplier nu of that bound: the leak's slope is nu b'M b."""
-        if signal <= self.least:
+    def minimiser(self, signal: float) -> tuple[np.ndarray, float]:
+        """The b with the smallest leak and at least the given signal, and the multiplier nu of this bound: the slope of the leak is
+        nu b'M b."""
+        if signal <= self.min_signal:
             return np.eye(len(self.u))[0], 0.0
-        if signal >= self.most * (1 - 1e-13):
+        if signal >= self.max_signal * (1 - 1e-13):
             return self.fisher, math.inf
-        return _least(np.diag(self.leaks), signal * self.m - np.outer(self.u, self.u))
+        return _minimise_leak(np.diag(self.leaks), signal * self.m - np.outer(self.u, self.u))
 
     def point(self, signal: float) -> Point:
-        b, _ = self.at(signal)
+        b, _ = self.minimiser(signal)
         b = b * (1 if self.u @ b >= 0 else -1)
         accuracy = _accuracy(2 * math.sqrt(self.signal(b)), self.moments.prior)
         leak = float((self.leaks * b**2).sum())
-        return Point(direction=self.back @ b, accuracy=accuracy, mse=self.moments.mean_mse - leak / len(b))
+        return Point(direction=self.transform @ b, accuracy=accuracy, mse=self.moments.mean_mse - leak / len(b))
 
     @cached_property
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Signals, denser towards both ends, and the leaks there."""
-        share = special.expit(np.linspace(-12, 12, GRID))
-        signals = np.concatenate([[self.least], self.least + (self.most - self.least) * share, [self.most]])
-        return signals, np.array([(self.leaks * self.at(s)[0] ** 2).sum() for s in signals])
+        """Signals, denser towards both ends, and their leaks."""
+        fractions = special.expit(np.linspace(-12, 12, GRID))
+        signals = np.concatenate(
+            [[self.min_signal], self.min_signal + (self.max_signal - self.min_signal) * fractions, [self.max_signal]]
+        )
+        return signals, np.array([(self.leaks * self.minimiser(s)[0] ** 2).sum() for s in signals])
 
     def optimum(self, lambda_: float) -> Point:
         if not lambda_ >= 0:
             raise InputError(f"lambda is {lambda_!r}; the weight of utility is at least 0")
         if math.isinf(lambda_):
-            return self.point(self.most)
+            return self.point(self.max_signal)
 
-        def root(signal: float) -> float:
-            """Of the distance to the end, where the slope grows like one over it."""
-            return math.sqrt(max(self.most - signal, 1e-12 * self.most))
+        def root_distance(signal: float) -> float:
+            """Square root of the distance to the largest signal; the slope grows like its inverse."""
+            return math.sqrt(max(self.max_signal - signal, 1e-12 * self.max_signal))
 
-        def rise(root: float) -> float:
-            """Slope of the objective over the signal."""
-            b, nu = self.at(self.most - root**2)
+        def slope(root_distance: float) -> float:
+            """Slope of the objective with respect to the signal."""
+            b, nu = self.minimiser(self.max_signal - root_distance**2)
             return 4 * lambda_ - nu * float(b @ self.m @ b)
 
         signals, leaks = self.grid
         best = int(np.argmax(4 * lambda_ * signals - leaks))
-        here = root(signals[best])
-        other = best + 1 if rise(here) > 0 else best - 1  # the slope changes its sign on the way there: both neighbours are lower
-        there = root(signals[min(max(other, 0), len(signals) - 1)])
-        if rise(here) * rise(there) >= 0:
+        start = root_distance(signals[best])
+        neighbour = best + 1 if slope(start) > 0 else best - 1  # the slope changes its sign in between: both neighbours are lower
+        end = root_distance(signals[min(max(neighbour, 0), len(signals) - 1)])
+        if slope(start) * slope(end) >= 0:
             return self.point(signals[best])
-        return self.point(self.most - _zero(rise, here, there) ** 2)
+        return self.point(self.max_signal - _find_root(slope, start, end) ** 2)
 
 
 def _exact_point(signal: float, moments: Moments) -> Point:
-    """The point of some signal s on the frontier against the exact attacker, in coordinates in which `within` is the identity.
+    """The point with signal s on the frontier against the exact attacker, in coordinates in which `within` is the identity.
 
-    With D = E[1 - E[y|z]^2], which depends on s alone, d MMSE = tr(within) + D |mean|^2 - b'K b (`mmse`), where a = R b, |b| = 1,
+    With D = E[1 - E[y|z]^2], which depends only on s, d MMSE = tr(within) + D |mean|^2 - b'K b (`mmse`), with a = R b, |b| = 1,
     K = (1 - D s) R' within^2 R + D (u w' + w u'), u = R'mean, w = R' within mean, under (u'b)^2 = s.
     """
     d = len(moments.mean)
     values, basis = np.linalg.eigh(moments.within)
-    back = basis / np.sqrt(values)
-    u = back.T @ moments.mean
-    most = float(u @ u)
-    signal = min(max(signal, 1e-12 * most), most) if d > 1 else most
-    doubt = _label_variance(math.sqrt(signal), moments.prior)
+    transform = basis / np.sqrt(values)
+    u = transform.T @ moments.mean
+    max_signal = float(u @ u)
+    signal = min(max(signal, 1e-12 * max_signal), max_signal) if d > 1 else max_signal
+    label_variance = _label_variance(math.sqrt(signal), moments.prior)
     cross = np.outer(u, values * u)
-    leak = (1 - doubt * signal) * np.diag(values) + doubt * (cross + cross.T)
-    if signal >= most * (1 - 1e-13):
-        b = u / math.sqrt(most)
+    leak = (1 - label_variance * signal) * np.diag(values) + label_variance * (cross + cross.T)
+    if signal >= max_signal * (1 - 1e-13):
+        b = u / math.sqrt(max_signal)
     else:
-        b, _ = _least(leak, signal * np.eye(d) - np.outer(u, u), equal=True)
-    a = back @ b
+        b, _ = _minimise_leak(leak, signal * np.eye(d) - np.outer(u, u), equal=True)
+    a = transform @ b
     a *= math.copysign(1 / math.sqrt(a @ moments.total @ a), u @ b)
-    mse = (values.sum() + doubt * moments.mean @ moments.mean - b @ leak @ b) / d
+    mse = (values.sum() + label_variance * moments.mean @ moments.mean - b @ leak @ b) / d
     return Point(direction=a, accuracy=_accuracy(2 * math.sqrt(signal), moments.prior), mse=float(mse))
 
 
-def _least(leak: np.ndarray, bound: np.ndarray, *, equal: bool = False) -> tuple[np.ndarray, float]:
-    """The b (d,) on the sphere of the least b' leak b under b' bound b <= 0 (or = 0), and the multiplier nu: see `least_leaking`.
+def _minimise_leak(leak: np.ndarray, bound: np.ndarray, *, equal: bool = False) -> tuple[np.ndarray, float]:
+    """The b (d,) on the sphere that minimises b' leak b under b' bound b <= 0 (or = 0), and the multiplier nu: see
+    `least_leaking_point`.
 
-    The bound must change its sign on the sphere; unless `equal`, the least b of all must lie outside of it.
+    The form `bound` must change its sign on the sphere; unless `equal`, the unconstrained minimum must violate the bound.
     """
 
     def lowest(nu: float) -> tuple[np.ndarray, np.ndarray]:
@@ -220,19 +226,19 @@ def _least(leak: np.ndarray, bound: np.ndarray, *, equal: bool = False) -> tuple
     end = sign * 1e-3 * float(np.abs(leak).max())
     while sign * slack(end) > 0:
         end *= 4
-    nu = _zero(slack, 0.0, end)
+    nu = _find_root(slack, 0.0, end)
     values, vectors = lowest(nu)
-    # Where the smallest eigenvalue is a double one, a mixture of its vectors meets the bound, and none of them alone.
+    # If the smallest eigenvalue is a double one, only a mixture of its eigenvectors meets the bound.
     span = vectors[:, values <= values[0] + 1e-10 * np.abs(values).max()]
-    side, ways = np.linalg.eigh(span.T @ bound @ span)
-    if side[0] < 0 < side[-1]:
-        share = side[-1] / (side[-1] - side[0])
-        return span @ (math.sqrt(share) * ways[:, 0] + math.sqrt(1 - share) * ways[:, -1]), nu
+    bounds, directions = np.linalg.eigh(span.T @ bound @ span)
+    if bounds[0] < 0 < bounds[-1]:
+        share = bounds[-1] / (bounds[-1] - bounds[0])
+        return span @ (math.sqrt(share) * directions[:, 0] + math.sqrt(1 - share) * directions[:, -1]), nu
     return vectors[:, 0], nu
 
 
 def _signal(accuracy: float, prior: float) -> float:
-    """The signal alpha^2 / 4 that some accuracy asks for."""
+    """The signal alpha^2 / 4 that gives an accuracy."""
     if accuracy <= max(prior, 1 - prior):
         return 0.0
     if accuracy >= 1:
@@ -240,10 +246,10 @@ def _signal(accuracy: float, prior: float) -> float:
     high = 1.0
     while _accuracy(high, prior) < accuracy:
         high *= 2
-    return (_zero(lambda alpha: _accuracy(alpha, prior) - accuracy, 0.0, high) / 2) ** 2
+    return (_find_root(lambda alpha: _accuracy(alpha, prior) - accuracy, 0.0, high) / 2) ** 2
 
 
-def _zero(function: Callable[[float], float], one: float, other: float) -> float:
-    """Where a function changes its sign between two points, as precisely as numbers allow."""
-    found = optimize.brentq(function, one, other, xtol=1e-15 * max(abs(one), abs(other)))
-    return float(found)  # pyright: ignore[reportArgumentType]
+def _find_root(function: Callable[[float], float], start: float, end: float) -> float:
+    """The root of a function that changes its sign between two points, to floating-point precision."""
+    root = optimize.brentq(function, start, end, xtol=1e-15 * max(abs(start), abs(end)))
+    return float(root)  # pyright: ignore[reportArgumentType]

@@ -20,7 +20,7 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.pca import projection
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.models.privatizers import Whitened
+from cpgan_ray.models.privatizers import Whitening
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.losses import is_multiclass, utility_loss, utility_normalizer
 
@@ -64,7 +64,7 @@ def corrupt_inputs(x: Tensor, config: Config, *, round: int, num_rows: int, loca
 def fit_whitening(privatizer: nn.Module, dataset: Dataset) -> None:
     """Set the principal components of a privatizer that whitens its input, from the training samples."""
     for part in privatizer.modules():
-        if isinstance(part, Whitened):
+        if isinstance(part, Whitening):
             basis = projection(dataset, components=len(part.mean), progress=False)
             part.fit(basis.mean, basis.components, basis.coordinates)
 

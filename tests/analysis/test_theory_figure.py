@@ -45,12 +45,12 @@ def test_the_frontier_is_that_of_theory_and_ends_at_the_best_accuracy(attacker):
     one.set_ylim(0.8, 1)
     draw_frontier(one, MOMENTS, attacker)
     mse, accuracy = one.lines[0].get_data()
-    best = theory.least_leaking(1.0, moments=MOMENTS).accuracy
+    best = theory.least_leaking_point(1.0, moments=MOMENTS).accuracy
     assert accuracy[0] == pytest.approx(0.8)
     assert accuracy[-2:] == pytest.approx([best, best])
     assert mse[-1] == 0, "with the best accuracy a code may tell everything"
     some = slice(5, 40, 15)
-    points = [theory.least_leaking(a, moments=MOMENTS, attacker=attacker) for a in accuracy[some]]
+    points = [theory.least_leaking_point(a, moments=MOMENTS, attacker=attacker) for a in accuracy[some]]
     assert mse[some] == pytest.approx([p.mse for p in points])
     errors = {
         "linear": [theory.lmmse(p.direction, total=MOMENTS.total) for p in points],

@@ -12,7 +12,7 @@ import pytest
 from cpgan_ray.config import Config, RecoveryConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms.base import Released
-from cpgan_ray.mechanisms.games import keep
+from cpgan_ray.mechanisms.games import save_released
 from cpgan_ray.pipelines.reproduce.play import write as write_cell
 from cpgan_ray.pipelines.train import train
 from cpgan_ray.pipelines.tune.trial import write_json
@@ -108,7 +108,7 @@ def test_writers_of_search_cells_and_checkpoints_replace_links(tmp_path, victims
             victims.link(path)
     write_cell(tmp_path, {"a": 1})
     write_json(tmp_path / "search.json", [2])
-    keep(Released({"test": np.zeros((2, 3), np.float32)}, {}), tmp_path / "0.npz")
+    save_released(Released({"test": np.zeros((2, 3), np.float32)}, {}), tmp_path / "0.npz")
     Checkpoints(str(tmp_path), keep=1).write(Snapshot(1, 0.0, None, {}))
     assert victims.unharmed()
     assert [json.loads((tmp_path / name).read_text()) for name in names[:2]] == [{"a": 1}, [2]]

@@ -1,4 +1,4 @@
-"""Mechanisms: each releases what the attacks need, and does what its knob says."""
+"""Tests that each mechanism releases what the attacks need, and that its knob has the described effect."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms import MECHANISMS, games
 from cpgan_ray.mechanisms.base import samples, train_classifier
 from cpgan_ray.mechanisms.games import feature_length
-from cpgan_ray.mechanisms.noise import drawn
+from cpgan_ray.mechanisms.noise import noise_like
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
@@ -41,48 +41,48 @@ def dataset(config):
 
 @pytest.fixture(scope="module")
 def released(config, dataset):
-    """Mechanism, setting -> what it releases, made once."""
-    made = {}
+    """Mechanism, setting -> `Released`, cached."""
+    cache = {}
 
     def make(name, setting):
-        if (name, setting) not in made:
-            made[name, setting] = MECHANISMS[name].release(config, setting, dataset)
-        return made[name, setting]
+        if (name, setting) not in cache:
+            cache[name, setting] = MECHANISMS[name].release(config, setting, dataset)
+        return cache[name, setting]
 
     return make
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_every_mechanism_releases_a_code_for_every_sample_and_answers_to_the_task(name, released, dataset):
-    found = released(name, MECHANISMS[name].settings[0])
-    assert set(found.codes) == {"train", "val", "test"}, "digits have no mirror images"
-    for split, z in found.codes.items():
-        assert z.shape == (len(getattr(dataset, split)), found.codes["train"].shape[1])
+def test_mechanism_releases_codes_and_logits_for_all_samples(name, released, dataset):
+    release = released(name, MECHANISMS[name].settings[0])
+    assert set(release.codes) == {"train", "val", "test"}, "digits have no mirror images"
+    for split, z in release.codes.items():
+        assert z.shape == (len(getattr(dataset, split)), release.codes["train"].shape[1])
         assert z.dtype == np.float32
         assert np.isfinite(z).all()
-    for split, logits in found.logits.items():
+    for split, logits in release.logits.items():
         assert logits.shape == (len(getattr(dataset, split)), 10)
         assert np.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("name", sorted(set(MECHANISMS) - {"random_projection"}))
-def test_every_mechanism_learns_its_task(name, released, dataset):
-    right = accuracy(released(name, MECHANISMS[name].settings[0]).logits["test"], dataset.test.labels)[0]
-    assert right > 0.3, "a tenth is chance; twelve epochs on 300 digits are few"
+def test_mechanism_learns_the_task(name, released, dataset):
+    share_right = accuracy(released(name, MECHANISMS[name].settings[0]).logits["test"], dataset.test.labels)[0]
+    assert share_right > 0.3, "a tenth is chance; twelve epochs on 300 digits are few"
 
 
 @pytest.mark.parametrize("name", ["pca", "ran", "laplace", "cpgan"])
-def test_the_same_seed_makes_the_same_codes_and_another_one_others(name, config, dataset, released):
+def test_mechanism_with_the_same_seed_gives_the_same_codes(name, config, dataset, released):
     name, setting = ("noise", 0.5) if name == "laplace" else (name, MECHANISMS[name].settings[0])
-    again = MECHANISMS[name].release(config, setting, dataset)
+    repeated = MECHANISMS[name].release(config, setting, dataset)
     other = MECHANISMS[name].release(dataclasses.replace(config, seed=1), setting, dataset)
     first = released(name, setting)
-    assert np.array_equal(first.codes["test"], again.codes["test"])
-    assert np.array_equal(first.logits["test"], again.logits["test"])
+    assert np.array_equal(first.codes["test"], repeated.codes["test"])
+    assert np.array_equal(first.logits["test"], repeated.logits["test"])
     assert not np.array_equal(first.logits["test"], other.logits["test"])
 
 
-def test_principal_components_are_the_standardised_coordinates(released, dataset):
+def test_pca_codes_are_the_standardised_coordinates(released, dataset):
     basis = projection(dataset, components=256, progress=False)
     z = released("pca", 1.0).codes["test"]
     x = (samples(dataset, "test") - basis.mean) @ basis.components[:6].T
@@ -91,18 +91,18 @@ def test_principal_components_are_the_standardised_coordinates(released, dataset
     assert released("pca", 0.5).codes["test"] == pytest.approx(z[:, :3], abs=1e-5)
 
 
-def test_discriminant_components_solve_their_eigenproblem(released, dataset):
+def test_dca_codes_solve_the_eigenproblem(released, dataset):
     z = released("dca", 1.0).codes["train"].astype(np.float64)
     y = dataset.train.labels[:, 0]
-    assert np.cov(z.T) == pytest.approx(np.eye(6), abs=0.02), "uncorrelated in the total scatter, but for its ridge"
+    assert np.cov(z.T) == pytest.approx(np.eye(6), abs=0.02), "uncorrelated in the total scatter, except for its ridge"
     between = sum((y == c).mean() * np.outer(z[y == c].mean(0), z[y == c].mean(0)) for c in range(10))
     assert between == pytest.approx(np.diag(np.diag(between)), abs=0.02)
     assert (np.diff(np.diag(between)) <= 1e-3).all(), "the most discriminating first"
 
 
 @pytest.mark.parametrize("kind", ["laplace", "gaussian"])
-def test_noise_has_the_deviation_that_is_asked_for_and_another_draw_for_every_split(kind):
-    one, other = (drawn((2000, 50), kind=kind, deviation=0.7, seed=0, name=name) for name in ("train", "test"))
+def test_noise_has_the_given_deviation_and_differs_between_splits(kind):
+    one, other = (noise_like((2000, 50), kind=kind, deviation=0.7, seed=0, name=name) for name in ("train", "test"))
     assert one.std() == pytest.approx(0.7, rel=0.01)
     assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.02
     kurtosis = (one**4).mean() / (one**2).mean() ** 2
@@ -110,7 +110,7 @@ def test_noise_has_the_deviation_that_is_asked_for_and_another_draw_for_every_sp
 
 
 @pytest.mark.parametrize("name", ["noise", "gaussian_noise"])
-def test_noisy_samples_are_the_sample_plus_noise_of_the_knobs_size(name, released, dataset):
+def test_noisy_samples_have_noise_of_the_size_of_the_knob(name, released, dataset):
     basis = projection(dataset, components=512, progress=False)
     deviation = (basis.total_variance / len(basis.mean)) ** 0.5
     for knob in (0.5, 4.0):
@@ -118,82 +118,82 @@ def test_noisy_samples_are_the_sample_plus_noise_of_the_knobs_size(name, release
         assert (direct - samples(dataset, "test")).std() == pytest.approx(knob * deviation, rel=0.04)
 
 
-def test_there_are_no_more_discriminant_components_than_classes_less_one(config, dataset):
+def test_dca_length_is_at_most_the_number_of_classes_minus_1(config, dataset):
     longer = dataclasses.replace(config, k=16)
     for share, length in ((1.0, 9), (0.5, 4), (0.125, 1)):
         assert MECHANISMS["dca"].release(longer, share, dataset).codes["test"].shape[1] == length
 
 
-def test_a_comparison_has_every_code_length_once(config, dataset):
+def test_comparison_has_every_code_length_once(config, dataset):
     job = ReproduceJob(config=dataclasses.replace(config, k=3), num_settings=4)
     assert [settings_of(name, job, dataset) for name in ("pca", "noise")] == [[1.0, 0.5, 0.25], [0.5, 1.0, 2.0, 4.0]]
     tried = [cell.setting for cell in cells(job, dataset) if cell.mechanism == "bottleneck" and cell.seed == 0]
     assert [MECHANISMS["bottleneck"].length(job.config, share, dataset) for share in tried] == [3, 2, 1]
 
 
-def test_a_share_of_the_code_is_a_shorter_code(released, config, dataset):
+def test_bottleneck_with_a_share_gives_a_shorter_code(released, config, dataset):
     assert released("bottleneck", 0.5).codes["test"].shape[1] == 3
     assert released("dnn", 0.0).codes["test"].shape[1] == feature_length(config.privatizer, dataset) == 32 * 2 * 2
 
 
-def test_undefended_features_of_a_seed_are_trained_once_in_a_comparison(config, dataset, released, tmp_path, monkeypatch):
-    trained, play = [], games.played
+def test_undefended_features_in_a_comparison_are_trained_once_per_seed(config, dataset, released, tmp_path, monkeypatch):
+    trained, play = [], games.play_game
 
     def counted(run: Config):
         trained.append(run.seed)
         return play(run)
 
-    alone = {name: released(name, setting) for name, setting in (("dnn", 0.0), ("resize", 2.0))}
-    monkeypatch.setattr(games, "played", counted)
+    expected = {name: released(name, setting) for name, setting in (("dnn", 0.0), ("resize", 2.0))}
+    monkeypatch.setattr(games, "play_game", counted)
     for seed in (0, 1):
         seeded = dataclasses.replace(config, seed=seed, output=tmp_path)
         shared = {name: MECHANISMS[name].release(seeded, setting, dataset) for name, setting in (("dnn", 0.0), ("resize", 2.0))}
-        for name, found in shared.items():
-            same = [np.array_equal(z, found.codes[split]) for split, z in alone[name].codes.items()]
-            same += [np.array_equal(z, found.logits[split]) for split, z in alone[name].logits.items()]
+        for name, release in shared.items():
+            same = [np.array_equal(z, release.codes[split]) for split, z in expected[name].codes.items()]
+            same += [np.array_equal(z, release.logits[split]) for split, z in expected[name].logits.items()]
             assert same == [seed == 0] * 5, name
     assert trained == [0, 1]
 
 
-def test_resized_features_get_noise_in_their_own_deviations(released):
+def test_resize_noise_is_in_standard_deviations_of_the_features(released):
     clean, noisy = (released("resize", noise).codes["train"] for noise in (0.0, 2.0))
     assert clean.std(axis=0) == pytest.approx(1, abs=1e-3)
     assert (noisy - clean).std() == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize(("name", "setting"), [("noise", 0.0), ("pca", 1.0), ("resize", 0.0)])
-def test_classifiers_of_all_mechanisms_see_what_the_game_shows_mirrored_and_shifted(name, setting, monkeypatch, cache_dir):
-    """On faces: what a classifier is given in a round is the code of the game's batch."""
+def test_classifier_inputs_are_mirrored_and_shifted_like_the_game(name, setting, monkeypatch, cache_dir):
+    """On faces: the input of a classifier in a round is the code of the game's batch."""
     config = for_comparison(preset("smoke"))
     shifted = dataclasses.replace(config.data, max_shift_px=2)
     config = dataclasses.replace(config, k=6, epochs=1, batch_size=20, cache_dir=cache_dir, data=shifted)
     dataset = load(config, progress=False)
     seen = []
 
-    def watched(net, inputs, *rest, varied, **more):
-        chosen = training_batch(0, dataset, config)
-        seen.append((inputs, chosen, varied(chosen)))
-        return train_classifier(net, inputs, *rest, varied=varied, **more)
+    def watched(net, inputs, *rest, batch_inputs, **more):
+        batch = training_batch(0, dataset, config)
+        seen.append((inputs, batch, batch_inputs(batch)))
+        return train_classifier(net, inputs, *rest, batch_inputs=batch_inputs, **more)
 
     monkeypatch.setattr(f"cpgan_ray.mechanisms.{'noise' if name == 'noise' else 'projections'}.train_classifier", watched)
     MECHANISMS[name].release(config, setting, dataset)
-    [(inputs, chosen, given)] = seen
-    assert chosen.mirrored.any()
-    assert (chosen.shift != 0).any()
-    shown = scale(pictures(dataset.train, chosen))
+    [(inputs, batch, batch_codes)] = seen
+    assert batch.mirrored.any()
+    assert (batch.shift != 0).any()
+    samples_shown = scale(pictures(dataset.train, batch))
     if name == "noise":
-        assert given.transpose(0, 2, 3, 1).reshape(20, -1) == pytest.approx(shown, abs=1e-6)
+        assert batch_codes.transpose(0, 2, 3, 1).reshape(20, -1) == pytest.approx(samples_shown, abs=1e-6)
     if name == "pca":
         basis = projection(dataset, components=256, progress=False)
-        for one, other in zip(given.T, basis.components[:6] @ (shown - basis.mean).T, strict=True):
+        for one, other in zip(batch_codes.T, basis.components[:6] @ (samples_shown - basis.mean).T, strict=True):
             assert abs(np.corrcoef(one, other)[0, 1]) == pytest.approx(1, abs=1e-4)
     if name == "resize":
-        assert given[~chosen.mirrored] == pytest.approx(inputs["train"][chosen.rows[~chosen.mirrored]])
-        assert given[chosen.mirrored] == pytest.approx(inputs["train_mirrored"][chosen.rows[chosen.mirrored]])
+        assert batch_codes[~batch.mirrored] == pytest.approx(inputs["train"][batch.rows[~batch.mirrored]])
+        assert batch_codes[batch.mirrored] == pytest.approx(inputs["train_mirrored"][batch.rows[batch.mirrored]])
 
 
-def test_ran_plays_against_the_decoder_of_the_preset(config, dataset, released):
-    """At alpha = 0.02 its encoder works against the decoder: a ridge attack finds less than at alpha = 1."""
+def test_ran_with_small_alpha_lowers_the_recovery(config, dataset, released):
+    """At alpha = 0.02 the encoder works against the decoder: a ridge attack recovers less than at alpha = 1."""
 
     def ridge_r2(codes):
         x = {split: samples(dataset, split) for split in ("train", "test")}
@@ -206,8 +206,8 @@ def test_ran_plays_against_the_decoder_of_the_preset(config, dataset, released):
     assert r2[0.02] < r2[1.0]
 
 
-def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
-    """Played anew from the definition: three times a step for the task and one of the decoder, then one against it."""
+def test_ran_equals_its_definition(config, dataset):
+    """Repeats the definition: three times one step for the task and one step of the decoder, then one adversarial step."""
     alpha, epochs = 0.3, 2
     plain = dataclasses.replace(
         config,
@@ -223,42 +223,44 @@ def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
         fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=plain.k, image_shape=dataset.image_shape, target=64)
     mean = torch.from_numpy(np.array(projection(dataset, components=DEFAULT_COMPONENTS, progress=False).mean))
-    mine = [*encoder.parameters(), *head.parameters()]
-    for_task, against = (torch.optim.Adam(mine, lr=plain.privatizer.learning_rate) for _ in range(2))
-    decoding = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
+    encoder_parameters = [*encoder.parameters(), *head.parameters()]
+    task_optimiser, adversarial_optimiser = (
+        torch.optim.Adam(encoder_parameters, lr=plain.privatizer.learning_rate) for _ in range(2)
+    )
+    decoder_optimiser = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
     for round in range(epochs * 3):
-        chosen = training_batch(round, dataset, plain)
-        x = to_input(pictures(dataset.train, chosen), torch.device("cpu"))
+        batch = training_batch(round, dataset, plain)
+        x = to_input(pictures(dataset.train, batch), torch.device("cpu"))
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
-        y = torch.from_numpy(dataset.train.labels[chosen.rows]).float()
+        y = torch.from_numpy(dataset.train.labels[batch.rows]).float()
 
-        def moved(optimiser, loss):
+        def step(optimiser, loss):
             for net in (encoder, head, decoder):
                 net.zero_grad()
             loss.backward()
             optimiser.step()
 
         for _ in range(3):
-            moved(for_task, utility_loss(head(encoder(x)), y))
-            moved(decoding, nn.functional.mse_loss(decoder(encoder(x)), target))
+            step(task_optimiser, utility_loss(head(encoder(x)), y))
+            step(decoder_optimiser, nn.functional.mse_loss(decoder(encoder(x)), target))
         z = encoder(x)
-        moved(against, alpha * utility_loss(head(z), y) - (1 - alpha) * nn.functional.mse_loss(decoder(z), target))
-    shown = [
+        step(adversarial_optimiser, alpha * utility_loss(head(z), y) - (1 - alpha) * nn.functional.mse_loss(decoder(z), target))
+    inputs = [
         to_input(dataset.train.take(rows), torch.device("cpu"))
         for rows in representative_rows(len(dataset.train), plain.batch_size)
     ]
-    refresh_statistics(head, [encoder(x).detach() for x in shown])
-    found = MECHANISMS["ran"].release(plain, alpha, dataset)
+    refresh_statistics(head, [encoder(x).detach() for x in inputs])
+    release = MECHANISMS["ran"].release(plain, alpha, dataset)
     with torch.no_grad():
         codes = encoder(to_input(np.concatenate(list(dataset.test.iter_batches(500))), torch.device("cpu")))
         logits = head(codes)
-    assert found.codes["test"] == pytest.approx(codes.numpy(), abs=1e-5)
-    assert found.logits["test"] == pytest.approx(logits.numpy(), abs=1e-4)
+    assert release.codes["test"] == pytest.approx(codes.numpy(), abs=1e-5)
+    assert release.logits["test"] == pytest.approx(logits.numpy(), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> tuple[Config, Dataset]:
-    """The mixture, few rows of it for few epochs."""
+    """The mixture, with few rows and few epochs."""
     base = for_comparison(preset("gaussian"))
     data = dataclasses.replace(base.data, max_train_samples=2000)
     config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("mixture"), data=data, epochs=10, batch_size=500)
@@ -266,56 +268,58 @@ def mixed(tmp_path_factory) -> tuple[Config, Dataset]:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_every_mechanism_plays_on_the_mixture_and_none_is_better_than_theory_allows(name, mixed):
+def test_mechanism_on_the_mixture_is_not_better_than_the_theory(name, mixed):
     config, dataset = mixed
-    made = MECHANISMS[name].release(config, MECHANISMS[name].settings[0], dataset)
+    release = MECHANISMS[name].release(config, MECHANISMS[name].settings[0], dataset)
     lengths = {"dnn": 24, "noise": 32, "gaussian_noise": 32}
-    assert made.codes["test"].shape == (len(dataset.test), lengths.get(name, 1))
-    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
-    assert 0.5 <= told["accuracy"] < 0.98474, "that of the whole sample"
-    assert told["shortfall"] > -1e-9
-    assert 0 <= told["mse"] < 14.636, "that of the mean sample"
+    assert release.codes["test"].shape == (len(dataset.test), lengths.get(name, 1))
+    comparison = held_to_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    assert 0.5 <= comparison["accuracy"] < 0.98474, "the accuracy on the complete sample"
+    assert comparison["shortfall"] > -1e-9
+    assert 0 <= comparison["mse"] < 14.636, "the MSE of the mean sample"
 
 
-def test_noisy_samples_of_the_mixture_are_held_to_the_theory_of_noisy_samples(mixed):
+def test_noisy_mixture_matches_the_theory_of_noisy_samples(mixed):
     config, dataset = mixed
-    made = MECHANISMS["gaussian_noise"].release(config, 2.0, dataset)
-    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
-    drawn = mixture(9)
-    moments = theory.population_moments(drawn.mean, within=drawn.covariance)
+    release = MECHANISMS["gaussian_noise"].release(config, 2.0, dataset)
+    comparison = held_to_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    data = mixture(9)
+    moments = theory.population_moments(data.mean, within=data.covariance)
     noise_variance = 2.0**2 * np.trace(moments.total) / 32
     accuracy = theory.bayes_accuracy(np.eye(32), mean=moments.mean, within=moments.within, noise_variance=noise_variance)
-    assert told["accuracy"] == pytest.approx(accuracy, abs=0.02)
-    assert told["mse"] == pytest.approx(theory.lmmse(np.eye(32), total=moments.total, noise_variance=noise_variance), rel=0.05)
+    assert comparison["accuracy"] == pytest.approx(accuracy, abs=0.02)
+    assert comparison["mse"] == pytest.approx(
+        theory.lmmse(np.eye(32), total=moments.total, noise_variance=noise_variance), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("deviation", [0.0, 3.0])
-def test_theory_of_a_code_counts_its_noise(deviation):
-    drawn = mixture(9)
-    moments = theory.population_moments(drawn.mean, within=drawn.covariance)
+def test_linear_code_estimates_the_noise_of_a_code(deviation):
+    samples_drawn = mixture(9)
+    moments = theory.population_moments(samples_drawn.mean, within=samples_drawn.covariance)
     rng = np.random.default_rng(0)
     a = rng.standard_normal((3, 32))
-    z = drawn.x @ a.T + deviation * rng.standard_normal((len(drawn.x), 3))
-    found, noise_variance = linear_code(drawn.x, z)
+    z = samples_drawn.x @ a.T + deviation * rng.standard_normal((len(samples_drawn.x), 3))
+    fitted, noise_variance = linear_code(samples_drawn.x, z)
     accuracy = theory.bayes_accuracy(a, mean=moments.mean, within=moments.within, noise_variance=deviation**2)
     mse = theory.lmmse(a, total=moments.total, noise_variance=deviation**2)
-    told = theory.bayes_accuracy(found, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
-    assert told == pytest.approx(accuracy, abs=2e-3)
-    assert theory.lmmse(found, total=moments.total, noise_variance=noise_variance) == pytest.approx(mse, rel=2e-3)
+    fitted_accuracy = theory.bayes_accuracy(fitted, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
+    assert fitted_accuracy == pytest.approx(accuracy, abs=2e-3)
+    assert theory.lmmse(fitted, total=moments.total, noise_variance=noise_variance) == pytest.approx(mse, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "gaussian_kernel"])
-def test_the_game_reaches_the_frontier_of_its_adversaries_and_ridge_alone_is_blind_to_the_others(name, tmp_path_factory):
-    """Theory knows how much the best linear and the best attack of any kind recover of a code of one number."""
+def test_game_on_the_mixture_reaches_the_frontier_of_its_adversaries(name, tmp_path_factory):
+    """The theory gives how much the best linear attack and the best attack of any kind recover from a code of one number."""
     base = for_comparison(preset(name))
     data = dataclasses.replace(base.data, mixture_seed=10)
     config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp(name), data=data, epochs=40)
     dataset = load(config, progress=False)
-    made = MECHANISMS["cpgan"].release(config, 1.36, dataset)
-    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=10)
+    release = MECHANISMS["cpgan"].release(config, 1.36, dataset)
+    comparison = held_to_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=10)
     if name == "gaussian":
-        assert told["shortfall"] < 0.01
-        assert told["exact_shortfall"] > 0.25
+        assert comparison["shortfall"] < 0.01
+        assert comparison["exact_shortfall"] > 0.25
     else:
-        assert told["exact_shortfall"] < 0.05
-    assert told["accuracy"] > 0.85
+        assert comparison["exact_shortfall"] < 0.05
+    assert comparison["accuracy"] > 0.85

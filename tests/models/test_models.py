@@ -1,4 +1,4 @@
-"""The networks: shapes at even and odd sizes, what normalisation promises, and the defender's one backward pass."""
+"""Tests of the networks: shapes at even and odd sizes, normalisation, and the gradient of the defender."""
 
 import copy
 import io
@@ -31,14 +31,14 @@ def pictures(shape: tuple[int, int, int], *, num: int = 16, seed: int = 0) -> Te
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seed_torch() -> None:
     torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_privatizer_gives_k_numbers_with_mean_0_and_variance_1_in_training(family, shape, k):
+def test_privatizer_in_training_gives_k_normalised_numbers(family, shape, k):
     privatizer = build_privatizer(PrivatizerConfig(family=family, width=4, depth=3), k=k, image_shape=shape).train()
     z = privatizer(pictures(shape))
     assert z.shape == (16, k)
@@ -48,7 +48,7 @@ def test_a_privatizer_gives_k_numbers_with_mean_0_and_variance_1_in_training(fam
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rescaling_and_shifting_the_code_before_normalisation_gains_nothing(family):
+def test_privatizer_rescaled_before_normalisation_gives_the_same_code(family):
     privatizer = build_privatizer(PrivatizerConfig(family=family, width=4, depth=2), k=5, image_shape=(16, 16, 3)).train()
     x = pictures((16, 16, 3), num=32)
     before = privatizer(x)
@@ -59,7 +59,7 @@ def test_rescaling_and_shifting_the_code_before_normalisation_gains_nothing(fami
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_use_a_pictures_code_does_not_depend_on_its_company(family):
+def test_privatizer_in_evaluation_codes_each_picture_independently(family):
     privatizer = build_privatizer(PrivatizerConfig(family=family, width=4, depth=3), k=6, image_shape=(20, 24, 3))
     x = pictures((20, 24, 3))
     privatizer.train()(x)
@@ -69,8 +69,8 @@ def test_in_use_a_pictures_code_does_not_depend_on_its_company(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", [(32, 32, 3), (50, 41, 3)])
-def test_a_symmetric_privatizer_cannot_tell_a_picture_from_its_mirror_image(family, shape):
-    def apart(*, symmetric: bool) -> float:
+def test_symmetric_privatizer_gives_mirror_images_the_same_code(family, shape):
+    def code_distance(*, symmetric: bool) -> float:
         config = PrivatizerConfig(family=family, width=4, depth=3, symmetric=symmetric)
         privatizer = build_privatizer(config, k=6, image_shape=shape)
         x = pictures(shape)
@@ -78,12 +78,12 @@ def test_a_symmetric_privatizer_cannot_tell_a_picture_from_its_mirror_image(fami
         privatizer.eval()
         return float((privatizer(x) - privatizer(x.flip(3))).detach().abs().max())
 
-    assert apart(symmetric=True) < 1e-4
-    assert apart(symmetric=False) > 1e-2
+    assert code_distance(symmetric=True) < 1e-4
+    assert code_distance(symmetric=False) > 1e-2
 
 
 @pytest.mark.parametrize("family", ["conv", "residual"])
-def test_symmetric_privatizer_exports_with_the_same_codes_for_any_batch(family):
+def test_symmetric_privatizer_exported_gives_the_same_codes_for_any_batch(family):
     config = PrivatizerConfig(family=family, width=4, depth=3, symmetric=True, quantization_step=0.5)
     privatizer = build_privatizer(config, k=6, image_shape=(20, 24, 3))
     privatizer.train()(pictures((20, 24, 3)))
@@ -102,8 +102,8 @@ def test_symmetric_privatizer_exports_with_the_same_codes_for_any_batch(family):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("step", [0.5, 2.0])
-def test_a_rounded_code_is_the_nearest_multiple_of_the_step_and_keeps_the_gradient(step, training):
-    """In training as in use; backward the rounding is the identity."""
+def test_rounded_code_is_the_nearest_multiple_and_keeps_the_gradient(step, training):
+    """The rounding is the same in training and evaluation; its gradient is the identity."""
     x, pull = pictures((16, 16, 3)), torch.randn(16, 5)
     rounded = build_privatizer(PrivatizerConfig(width=4, depth=2, quantization_step=step), k=5, image_shape=(16, 16, 3))
     plain = build_privatizer(PrivatizerConfig(width=4, depth=2), k=5, image_shape=(16, 16, 3))
@@ -115,13 +115,13 @@ def test_a_rounded_code_is_the_nearest_multiple_of_the_step_and_keeps_the_gradie
     assert len(z.unique()) > 1
     (z * pull).sum().backward()
     (exact * pull).sum().backward()
-    for (name, one), other in zip(rounded.named_parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(one.grad, other.grad, atol=1e-5), name
+    for (name, parameter), plain_parameter in zip(rounded.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(parameter.grad, plain_parameter.grad, atol=1e-5), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("shape", "depth"), [((16, 16, 3), 5), ((64, 15, 3), 4), ((50, 40, 3), 6)])
-def test_a_privatizer_too_deep_for_the_pictures_is_refused_naming_the_depth(family, shape, depth):
+def test_privatizer_too_deep_for_the_pictures_names_the_depth(family, shape, depth):
     with pytest.raises(InputError, match=rf"privatizer\.depth is {depth}.*{shape[0]}x{shape[1]}"):
         build_privatizer(PrivatizerConfig(family=family, width=2, depth=depth), k=2, image_shape=shape)
     build_privatizer(PrivatizerConfig(family=family, width=2, depth=depth - 1), k=2, image_shape=shape)
@@ -129,19 +129,19 @@ def test_a_privatizer_too_deep_for_the_pictures_is_refused_naming_the_depth(fami
 
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("hidden", [0, 16])
-def test_a_utility_head_gives_a_logit_per_label(hidden, k):
+def test_utility_head_gives_one_logit_per_label(hidden, k):
     head = build_head(UtilityConfig(hidden=hidden), k=k, num_labels=40, image_shape=(64, 64, 3))
     assert head(torch.randn(8, k)).shape == (8, 40)
 
 
-def test_a_utility_head_without_hidden_units_is_linear():
+def test_utility_head_without_hidden_units_is_linear():
     head = build_head(UtilityConfig(hidden=0), k=3, num_labels=2, image_shape=(64, 64, 3))
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.allclose(head(a + b) + head(torch.zeros(4, 3)), head(a) + head(b), atol=1e-5)
     assert sum(p.numel() for p in head.parameters()) == 3 * 2 + 2
 
 
-def test_a_utility_head_drops_units_in_training_alone():
+def test_utility_head_drops_units_only_in_training():
     head, z = build_head(UtilityConfig(hidden=16, dropout=0.5), k=3, num_labels=2, image_shape=(64, 64, 3)), torch.randn(8, 3)
     assert not torch.equal(head(z), head(z))
     head.eval()
@@ -151,7 +151,7 @@ def test_a_utility_head_drops_units_in_training_alone():
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("shape", [*SHAPES, (8, 8, 3), (7, 5, 3), *SERIES, (6, 1, 2)])
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_a_decoder_gives_every_value_of_the_picture(architecture, shape, k):
+def test_decoder_gives_every_value_of_the_picture(architecture, shape, k):
     config = NeuralConfig(architecture=architecture, width=2, depth=1)
     network = build_reconstructor(config, k=k, image_shape=shape, target=int(np.prod(shape)))
     assert network(torch.randn(3, k)).shape == (3, int(np.prod(shape)))
@@ -159,15 +159,15 @@ def test_a_decoder_gives_every_value_of_the_picture(architecture, shape, k):
 
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_a_multilayer_perceptron_gives_as_many_values_as_the_target_has(depth, k):
+def test_mlp_gives_as_many_values_as_the_target_has(depth, k):
     network = build_reconstructor(NeuralConfig(architecture="mlp", width=8, depth=depth), k=k, image_shape=(64, 64, 3), target=17)
     assert network(torch.randn(3, k)).shape == (3, 17)
     assert sum(isinstance(m, nn.Linear) for m in network.modules()) == depth + 1
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_a_decoders_output_is_flattened_row_by_row_with_the_channel_last(architecture):
-    """Value ((i * W) + j) * C + c of the output is pixel (i, j) of channel c: the order in which the store's pictures lie."""
+def test_decoder_output_is_flattened_with_the_channel_last(architecture):
+    """Value ((i * W) + j) * C + c of the output is pixel (i, j) of channel c: the order of pictures in the store."""
     height, width, channels = shape = (10, 12, 3)
     network = build_reconstructor(NeuralConfig(architecture=architecture, width=4), k=5, image_shape=shape, target=360)
     grids: list[Tensor] = []
@@ -179,7 +179,7 @@ def test_a_decoders_output_is_flattened_row_by_row_with_the_channel_last(archite
 
 @pytest.mark.parametrize("shape", SERIES)
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_a_decoder_of_a_series_runs_along_time_alone_and_learns_with_every_weight(architecture, shape):
+def test_series_decoder_extends_only_along_time_and_uses_every_weight(architecture, shape):
     network = build_reconstructor(
         NeuralConfig(architecture=architecture, width=4, depth=1), k=5, image_shape=shape, target=shape[0] * shape[2]
     )
@@ -189,7 +189,7 @@ def test_a_decoder_of_a_series_runs_along_time_alone_and_learns_with_every_weigh
     assert all(p.shape[3] == 1 for p in network.parameters() if p.ndim == 4)
 
 
-def test_inputs_and_targets_are_the_same_pictures_in_their_two_orders():
+def test_inputs_and_targets_have_the_same_values_in_two_orders():
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3)).astype(np.uint8)
     x = to_input(images, CPU)
     assert x.shape == (4, 3, 5, 6)
@@ -199,8 +199,8 @@ def test_inputs_and_targets_are_the_same_pictures_in_their_two_orders():
 
 
 @pytest.mark.parametrize("architecture", ["mlp", *DECODERS])
-def test_no_reconstructor_bounds_its_output(architecture):
-    """Relative to the mean picture, values of [-1, 1] pictures reach beyond 1: a tanh at the end would cut them off."""
+def test_reconstructor_output_is_not_bounded(architecture):
+    """Relative to the mean picture, values of [-1, 1] pictures exceed 1, and a tanh at the end would limit them."""
     network = build_reconstructor(NeuralConfig(architecture=architecture, width=4), k=5, image_shape=(8, 8, 3), target=192)
     last = network[-1] if architecture == "mlp" else network.last
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_no_reconstructor_bounds_its_output(architecture):
 
 
 def defender(**changes) -> Defender:
-    """A small one whose head drops nothing, so that its loss can be computed again."""
+    """A small defender whose head has no dropout, so that its loss can be recomputed."""
     config = Config(
         k=4,
         privatizer=PrivatizerConfig(width=4, depth=2, lr_schedule="constant", **changes),
@@ -218,13 +218,13 @@ def defender(**changes) -> Defender:
     return Defender(config, image_shape=(12, 12, 3), positive_share=np.full(3, 0.5), total_rounds=10, device=CPU)
 
 
-def test_the_two_halves_of_a_step_are_the_gradient_of_the_whole_objective():
-    """Backward of dL_U/dz + g through the privatizer is the gradient of L_U + sum(g * z), g a constant."""
+def test_defender_step_has_the_gradient_of_the_full_objective():
+    """The backward pass of dL_U/dz + g through the privatizer is the gradient of L_U + sum(g * z) for constant g."""
     player, x = defender(), pictures((12, 12, 3))
     y = (torch.rand(16, 3) > 0.5).float()
-    whole, pull = copy.deepcopy(player.net).train(), torch.randn(16, 4)
-    z = whole["privatizer"](x)
-    (nn.functional.binary_cross_entropy_with_logits(whole["head"](z), y) + (pull * z).sum()).backward()
+    full_gradient, pull = copy.deepcopy(player.net).train(), torch.randn(16, 4)
+    z = full_gradient["privatizer"](x)
+    (nn.functional.binary_cross_entropy_with_logits(full_gradient["head"](z), y) + (pull * z).sum()).backward()
 
     released = player.release(x)
     assert not released.requires_grad
@@ -232,11 +232,11 @@ def test_the_two_halves_of_a_step_are_the_gradient_of_the_whole_objective():
     player.utility(y, round=0)
     player.step(pull)
     grads = {name: p.grad for name, p in player.net.named_parameters()}
-    for name, parameter in whole.named_parameters():
+    for name, parameter in full_gradient.named_parameters():
         assert torch.allclose(grads[name], parameter.grad, atol=1e-5), name
 
 
-def test_a_step_moves_the_privatizer_and_only_if_asked_the_head():
+def test_defender_step_without_move_head_moves_only_the_privatizer():
     player, x = defender(), pictures((12, 12, 3))
     before = copy.deepcopy(player.net)
     player.release(x)
@@ -249,7 +249,7 @@ def test_a_step_moves_the_privatizer_and_only_if_asked_the_head():
     assert not torch.equal(player.net["head"][0].weight, before["head"][0].weight)
 
 
-def test_averaged_weights_are_released_as_the_exponential_moving_average():
+def test_defender_with_ema_releases_the_moving_average_of_weights():
     """The first step's weights start the average; each further step moves it by a tenth of the way."""
     player, x = defender(ema_decay=0.9), pictures((12, 12, 3))
     history = []
@@ -266,7 +266,7 @@ def test_averaged_weights_are_released_as_the_exponential_moving_average():
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_evaluating_changes_no_weight_and_no_running_statistic(average):
+def test_defender_evaluation_changes_no_weight_and_no_statistic(average):
     player, x = defender(ema_decay=average), pictures((12, 12, 3))
     player.release(x)
     player.utility(torch.ones(16, 3), round=0)
@@ -279,7 +279,7 @@ def test_evaluating_changes_no_weight_and_no_running_statistic(average):
         assert all(torch.equal(v, before[part][n]) for n, v in player.state_dict()[part].items())
 
 
-def test_a_utility_loss_that_is_not_finite_stops_the_run_naming_the_round():
+def test_utility_loss_that_is_not_finite_raises_with_the_round():
     player = defender()
     player.release(pictures((12, 12, 3)))
     with pytest.raises(FloatingPointError, match="round 7"):

@@ -1,4 +1,4 @@
-"""The original's networks: parameters and shapes, TensorFlow's padding, Shake-Shake's randomness, export, cost."""
+"""Tests of the reference networks: parameters, shapes, TensorFlow's padding, Shake-Shake's randomness, export and cost."""
 
 import copy
 import io
@@ -43,7 +43,7 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int]] = {
     "celeba_single": (lambda: leaky_stages(3), CELEBA_SINGLE, 7 * 7 * 256),
     "celeba_multi": (lambda: SubNets(3), CELEBA_MULTI, 2 * 1728),
 }
-"""Name -> the stages, the picture's shape, how many values leave them."""
+"""Name -> stages, shape of the picture, number of output values."""
 
 HEADS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "lenet": (lambda: lenet_head(6, outputs=10), 6, 10),
@@ -54,7 +54,7 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "leaky": (lambda: leaky_head(2, outputs=1, hidden=8), 2, 1),
     "grouped": (lambda: GroupedHead(6), 6, 40),
 }
-"""Name -> a small one, k, outputs."""
+"""Name -> a small head, k, outputs."""
 
 
 def inputs(shape: tuple[int, int, int], *, num: int = 2) -> Tensor:
@@ -67,12 +67,12 @@ def parameters(*modules: nn.Module) -> int:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seed_torch() -> None:
     torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_stages_give_the_originals_number_of_values_and_a_finite_gradient_everywhere(name):
+def test_stages_give_the_reference_size_and_finite_gradients(name):
     build, shape, flat = STAGES[name]
     stages = build()
     out = stages(inputs(shape))
@@ -83,7 +83,7 @@ def test_stages_give_the_originals_number_of_values_and_a_finite_gradient_everyw
 
 
 @pytest.mark.parametrize(("shape", "k", "number"), [(MNIST, 32, 15_404), (HAR, 32, 20_188), (GENKI, 2048, 6_427_448)])
-def test_a_lenet_privatizer_has_the_originals_number_of_parameters(shape, k, number):
+def test_lenet_privatizer_has_the_reference_number_of_parameters(shape, k, number):
     stages = lenet_stages(shape)
     flat = stages(inputs(shape)).shape[1]
     assert parameters(stages, nn.Linear(flat, k)) == number
@@ -99,7 +99,7 @@ def test_a_lenet_privatizer_has_the_originals_number_of_parameters(shape, k, num
         (CIFAR, 3072, 3072 * 1024 + 1024 + 2 * 1024 + 64 * 128 * 9 + 128 + 128 * 64 * 9 + 64 + 64 * 3 * 9 + 3),
     ],
 )
-def test_a_decoder_has_the_originals_number_of_parameters(shape, k, number):
+def test_paper_decoder_has_the_reference_number_of_parameters(shape, k, number):
     assert parameters(PaperDecoder(k, image_shape=shape)) == number
 
 
@@ -111,7 +111,7 @@ def test_a_decoder_has_the_originals_number_of_parameters(shape, k, number):
         ("leaky", CELEBA_SINGLE, 2, 3 * 12_544 + 2 * 12_544 + 295_040 + 73_792 + 18_464 + 867),
     ],
 )
-def test_the_originals_decoders_are_had_by_name(stack, shape, k, number):
+def test_paper_decoder_by_name_has_the_reference_parameters(stack, shape, k, number):
     config = NeuralConfig(architecture="paper", paper_decoder=stack, tanh_output=True)
     decoder = build_reconstructor(config, k=k, image_shape=shape, target=math.prod(shape))
     assert parameters(decoder) == number
@@ -119,14 +119,14 @@ def test_the_originals_decoders_are_had_by_name(stack, shape, k, number):
     assert x_hat.shape == (2, math.prod(shape)) and x_hat.abs().max() <= 1
 
 
-def test_a_decoder_that_reads_pictures_refuses_other_codes_naming_k():
+def test_picture_decoder_with_another_code_names_k():
     config = NeuralConfig(architecture="paper", paper_decoder="picture")
     with pytest.raises(InputError, match=r"^k is 64; the picture network .* set k to 32x32x3 = 3072 with a privatizer that keeps"):
         build_reconstructor(config, k=64, image_shape=CIFAR, target=3072)
 
 
 @pytest.mark.parametrize("family", ["picture", "picture_conv"])
-def test_a_code_that_is_a_picture_is_had_without_a_bottleneck_and_by_name(family):
+def test_picture_code_without_a_bottleneck_is_built_by_name(family):
     config = PrivatizerConfig(family=family, bottleneck=False, code_activation="raw")
     privatizer = build_privatizer(config, k=3072, image_shape=CIFAR)
     assert parameters(privatizer) == parameters(privatizer.stages) == (1_647 if family == "picture" else 395_331)
@@ -136,7 +136,7 @@ def test_a_code_that_is_a_picture_is_had_without_a_bottleneck_and_by_name(family
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01])
-def test_running_statistics_of_a_picture_privatizer_move_by_the_momentum_given(momentum):
+def test_picture_privatizer_statistics_move_by_the_given_momentum(momentum):
     config = PrivatizerConfig(family="picture", bottleneck=False, code_activation="raw", norm_momentum=momentum)
     privatizer = build_privatizer(config, k=768, image_shape=SMALL).train()
     norms = [m for m in privatizer.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -147,8 +147,8 @@ def test_running_statistics_of_a_picture_privatizer_move_by_the_momentum_given(m
     assert torch.allclose(norms[0].running_mean, momentum * first.mean((0, 2, 3)), atol=1e-6)
 
 
-def test_heads_and_picture_privatizers_have_the_originals_numbers_of_parameters():
-    """Shake-Shake 26 2x32d has 2.9 M and WRN-16-8 11.0 M in their papers."""
+def test_heads_and_picture_privatizers_have_the_reference_parameters():
+    """According to their papers, Shake-Shake 26 2x32d has 2.9 M parameters and WRN-16-8 has 11.0 M."""
     assert parameters(lenet_head(32, outputs=10)) == 14_974
     assert parameters(residual_g(3)) == 1_647
     assert parameters(picture_conv(3)) == 896 + 18_496 + 73_856 + 295_168 + 6_915 == 395_331
@@ -157,7 +157,7 @@ def test_heads_and_picture_privatizers_have_the_originals_numbers_of_parameters(
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_head_gives_finite_logits_and_in_use_the_same_alone_as_in_company(name):
+def test_head_in_evaluation_gives_the_same_logits_for_any_batch(name):
     build, k, outputs = HEADS[name]
     head, z = build(), torch.randn(8, k)
     logits = head(z)
@@ -180,7 +180,7 @@ def test_a_head_gives_finite_logits_and_in_use_the_same_alone_as_in_company(name
         (SMALL, 4, "leaky"),
     ],
 )
-def test_a_decoder_gives_every_value_and_only_a_bounded_one_stays_within_1(shape, k, stack, bounded):
+def test_paper_decoder_exceeds_1_unless_tanh_output_is_set(shape, k, stack, bounded):
     decoder = PaperDecoder(k, image_shape=shape, tanh_output=bounded, name=stack).eval()
     with torch.no_grad():
         biases = [p for p in decoder.parameters() if p.shape == (shape[2],)]
@@ -191,7 +191,7 @@ def test_a_decoder_gives_every_value_and_only_a_bounded_one_stays_within_1(shape
     assert (x_hat.abs().max() <= 1) == bounded
 
 
-def test_a_decoders_output_is_flattened_row_by_row_with_the_channel_last():
+def test_paper_decoder_output_is_flattened_with_the_channel_last():
     decoder = PaperDecoder(5, image_shape=(50, 40, 3))
     z = torch.randn(2, 5)
     flat, grid = decoder(z), decoder.layers(z)
@@ -200,13 +200,13 @@ def test_a_decoders_output_is_flattened_row_by_row_with_the_channel_last():
 
 
 @pytest.mark.parametrize("k", [30, 33])
-def test_a_code_that_does_not_fold_into_four_steps_is_refused_naming_k(k):
+def test_series_decoder_with_k_not_divisible_by_4_names_k(k):
     with pytest.raises(InputError, match=rf"k is {k} .*multiple of 4"):
         PaperDecoder(k, image_shape=HAR)
 
 
 @pytest.mark.parametrize("stack", ["cifar", "odd"])
-def test_a_decoder_of_fixed_size_refuses_larger_pictures_naming_their_size(stack):
+def test_fixed_size_decoder_with_larger_pictures_names_their_size(stack):
     with pytest.raises(InputError, match=f"176x20; the {stack} decoder"):
         PaperDecoder(8, image_shape=(176, 20, 3), name=stack)
 
@@ -218,31 +218,31 @@ def values_and_gradients(f: Callable[[Tensor], Tensor], x: Tensor, module: nn.Mo
 
 
 @pytest.mark.parametrize(("kernel", "length"), [(5, 128), (5, 7), (3, 1), (1, 4)])
-def test_a_series_convolution_is_the_plane_one_without_what_meets_padding_alone(kernel, length):
+def test_series_convolution_equals_the_plane_convolution(kernel, length):
     torch.manual_seed(0)
     conv = SeriesConv2d(3, 4, kernel, padding=kernel // 2).double()
     x = torch.randn(5, 3, length, 1, dtype=torch.float64)
-    found = values_and_gradients(conv, x, conv)
+    result = values_and_gradients(conv, x, conv)
     plane = values_and_gradients(lambda v: nn.functional.conv2d(v, conv.weight, conv.bias, padding=kernel // 2), x, conv)
-    for a, b in zip(found, plane, strict=True):
+    for a, b in zip(result, plane, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 5])
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_a_transposed_series_convolution_is_the_plane_one(kernel, stride):
+def test_transposed_series_convolution_equals_the_plane_one(kernel, stride):
     torch.manual_seed(0)
     module = TransposedSame(3, 4, kernel, stride=(stride, 1)).double()
     x = torch.randn(5, 3, 6, 1, dtype=torch.float64)
-    found = values_and_gradients(module, x, module)
+    result = values_and_gradients(module, x, module)
     plane = values_and_gradients(lambda v: module.conv(v)[:, :, : 6 * stride, :1], x, module)
-    assert found[0].shape == (5, 4, 6 * stride, 1)
-    for a, b in zip(found, plane, strict=True):
+    assert result[0].shape == (5, 4, 6 * stride, 1)
+    for a, b in zip(result, plane, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("length", [1, 7])
-def test_kernels_one_wide_compute_on_a_series_as_they_do_in_the_plane(length):
+def test_kernel_of_width_1_on_a_series_equals_the_plane_kernel(length):
     x = torch.randn(5, 3, length, 1, dtype=torch.float64)
     conv = SeriesConv2d(3, 4, (3, 1), padding=(1, 0)).double()
     stretch = SeriesConvTranspose2d(3, 4, (4, 1), stride=(2, 1), padding=(1, 0)).double()
@@ -253,8 +253,8 @@ def test_kernels_one_wide_compute_on_a_series_as_they_do_in_the_plane(length):
     assert stretch(x).shape == (5, 4, 2 * length, 1)
 
 
-def test_a_series_code_without_linear_map_keeps_its_steps_apart():
-    """32 steps of 16 features, channel last, as the stages give them: the first 8 lead to the first 32 of 128 steps."""
+def test_series_code_without_linear_map_keeps_its_steps_separate():
+    """The stages give 32 steps of 16 features, channel last: the first 8 steps lead to the first 32 of 128 steps."""
     z = torch.randn(1, 32, 16).requires_grad_()
     PaperDecoder(512, image_shape=HAR)(z.flatten(1))[0, : 32 * 9].square().sum().backward()
     assert z.grad is not None
@@ -263,22 +263,22 @@ def test_a_series_code_without_linear_map_keeps_its_steps_apart():
 
 
 @pytest.mark.parametrize("shape", [(11, 28, 1), (28, 8, 3), (1, 28, 1)])
-def test_pictures_too_small_for_lenet_are_refused_naming_their_size(shape):
+def test_lenet_with_too_small_pictures_names_their_size(shape):
     with pytest.raises(InputError, match=f"{shape[0]}x{shape[1]}"):
         lenet_stages(shape)
 
 
 @pytest.mark.parametrize(("size", "sums"), [(4, [3, 5]), (5, [1, 6, 7])])
 def test_same_padding_puts_the_odd_zero_after_the_picture(size, sums):
-    """Sums over windows of 3 with stride 2: of 0 1 2 3, TensorFlow's are 0+1+2 and 2+3+nothing."""
+    """Sums over windows of 3 with stride 2: for 0 1 2 3, TensorFlow's sums are 0+1+2 and 2+3+0."""
     row = torch.arange(float(size)).reshape(1, 1, 1, size)
     windows = nn.functional.conv2d(Same(3, stride=2)(row), torch.ones(1, 1, 3, 3), stride=2)
     assert windows.flatten().tolist() == sums
 
 
 @pytest.mark.parametrize(("size", "stride", "out"), [(7, 2, 14), (14, 2, 28), (4, 4, 16), (6, 1, 6), (1, 1, 1)])
-def test_a_transposed_convolution_is_the_adjoint_of_the_same_convolution(size, stride, out):
-    """TensorFlow defines it so: <conv(x), y> = <x, transposed(y)>."""
+def test_transposed_same_is_the_adjoint_of_the_same_convolution(size, stride, out):
+    """This is TensorFlow's definition: <conv(x), y> = <x, transposed(y)>."""
     layer = TransposedSame(2, 3, 3, stride=(stride, stride)).double()
     x, y = torch.randn(1, 3, out, out).double(), torch.randn(1, 2, size, size).double()
     before, after = same_padding(out, kernel=3, stride=stride)
@@ -291,7 +291,7 @@ def test_a_transposed_convolution_is_the_adjoint_of_the_same_convolution(size, s
         assert float((forward * y).sum()) == pytest.approx(float((x * layer(y)).sum()))
 
 
-def test_a_series_passes_5x5_kernels_and_2x2_pools_as_tensorflow_pads_them():
+def test_lenet_on_a_series_pads_like_tensorflow():
     stages = lenet_stages(HAR)
     x = inputs(HAR)
     ours = stages(x)
@@ -301,7 +301,7 @@ def test_a_series_passes_5x5_kernels_and_2x2_pools_as_tensorflow_pads_them():
     assert torch.allclose(ours, x.permute(0, 2, 3, 1).flatten(1), atol=1e-6)
 
 
-def test_weights_start_as_tensorflows_do():
+def test_weights_are_initialised_like_tensorflow():
     decoder, lenet, cifar = PaperDecoder(32, image_shape=MNIST), lenet_stages(MNIST), PaperDecoder(64, image_shape=CIFAR)
     bound = math.sqrt(6 / (32 + 3136))
     assert decoder.layers[0].weight.detach().abs().max() == pytest.approx(bound, rel=1e-3)
@@ -313,12 +313,12 @@ def test_weights_start_as_tensorflows_do():
     assert residual.std() == pytest.approx(0.88, abs=0.04), "a normal distribution cut at twice its deviation"
 
 
-def test_shaken_branches_are_mixed_per_sample_with_weights_of_their_own_forward_and_backward():
-    one, other = torch.ones(4000, 2, 2, 1, requires_grad=True), torch.zeros(4000, 2, 2, 1, requires_grad=True)
-    mixed = shake(one, other, training=True)
+def test_shake_in_training_draws_separate_forward_and_backward_weights():
+    first, second = torch.ones(4000, 2, 2, 1, requires_grad=True), torch.zeros(4000, 2, 2, 1, requires_grad=True)
+    mixed = shake(first, second, training=True)
     mixed.sum().backward()
-    a, b = mixed.detach(), one.grad
-    assert torch.allclose(b + other.grad, torch.ones_like(b))
+    a, b = mixed.detach(), first.grad
+    assert torch.allclose(b + second.grad, torch.ones_like(b))
     for weights in (a, b):
         assert torch.equal(weights, weights[:, :1, :1, :1].expand_as(weights)), "one weight per sample"
         assert weights.min() >= 0 and weights.max() <= 1
@@ -327,16 +327,16 @@ def test_shaken_branches_are_mixed_per_sample_with_weights_of_their_own_forward_
     assert torch.corrcoef(torch.stack([a[:, 0, 0, 0], b[:, 0, 0, 0]]))[0, 1].abs() < 0.06
 
 
-def test_in_use_branches_are_averaged_which_is_the_expectation_of_training():
-    one, other = torch.randn(2, 1, 3, 2, 2)
-    expected = (one + other) / 2
-    assert torch.equal(shake(one, other, training=False), expected)
-    many = shake(one.expand(20_000, -1, -1, -1), other.expand(20_000, -1, -1, -1), training=True)
+def test_shake_in_evaluation_averages_the_branches():
+    first, second = torch.randn(2, 1, 3, 2, 2)
+    expected = (first + second) / 2
+    assert torch.equal(shake(first, second, training=False), expected)
+    many = shake(first.expand(20_000, -1, -1, -1), second.expand(20_000, -1, -1, -1), training=True)
     assert torch.allclose(many.mean(0), expected[0], atol=0.02)
 
 
 @pytest.mark.parametrize("name", ["shake", "wide"])
-def test_a_training_heads_draws_are_those_of_the_stream_it_is_called_in(name):
+def test_head_in_training_draws_from_the_current_stream(name):
     build, k, _ = HEADS[name]
     z = torch.randn(4, k)
 
@@ -353,7 +353,7 @@ def test_a_training_heads_draws_are_those_of_the_stream_it_is_called_in(name):
 
 
 @pytest.mark.parametrize("family", [ShakeShake, WideResNet])
-def test_a_small_head_learns_to_tell_bright_from_dark(family):
+def test_small_head_learns_to_separate_bright_from_dark(family):
     size = {"depth": 8, "width": 4} if family is ShakeShake else {"depth": 10, "widen": 1}
     head, y = family(192, outputs=2, image_shape=(8, 8, 3), **size), torch.arange(16) % 2
     optimiser = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9, nesterov=True)
@@ -365,21 +365,21 @@ def test_a_small_head_learns_to_tell_bright_from_dark(family):
     assert (head(fresh).argmax(1) == y).float().mean() > 0.9
 
 
-def test_a_head_reads_the_picture_that_was_flattened():
+def test_head_unflattens_the_picture_code():
     x = inputs(SMALL)
     head = ShakeShake(768, outputs=2, image_shape=SMALL, depth=8, width=4)
     assert torch.equal(head.unflatten(x.flatten(1)), x)
 
 
 @pytest.mark.parametrize("head", [ShakeShake, WideResNet])
-def test_a_head_for_pictures_refuses_other_codes_and_impossible_depths_by_name(head):
+def test_picture_head_with_bad_code_or_depth_raises(head):
     with pytest.raises(InputError, match=r"k is 64;.*16x16x3 = 768"):
         head(64, outputs=10, image_shape=SMALL)
     with pytest.raises(InputError, match="depth is 12"):
         head(768, outputs=10, image_shape=SMALL, depth=12)
 
 
-def test_half_of_a_multi_attribute_code_serves_the_first_group_and_half_the_others():
+def test_grouped_head_reads_half_of_the_code_for_each_group():
     privatize, head = halves_map(10, k=6), GroupedHead(6, groups=(2, 3, 4), hidden=4).eval()
     features = torch.randn(3, 10)
     other = features.clone()
@@ -415,7 +415,7 @@ SMALL_STAGES = STAGES | {
     ]
     + [("generator_conv", "lenet"), ("celeba_single", "leaky"), ("celeba_multi", "grouped")],
 )
-def test_every_network_is_handed_out_as_a_program_for_any_number_of_pictures(stages, head):
+def test_every_network_exports_for_any_batch_size(stages, head):
     build, shape, flat = SMALL_STAGES[stages]
     build_head, k, _ = HEADS[head]
     code = nn.Identity() if flat == k else halves_map(flat, k=k) if stages == "celeba_multi" else nn.Linear(flat, k)
@@ -432,7 +432,7 @@ def test_every_network_is_handed_out_as_a_program_for_any_number_of_pictures(sta
         assert torch.allclose(logits, net["head"](z), atol=1e-4, rtol=1e-4)
 
 
-def test_the_cost_of_a_network_is_its_parameters_and_its_multiply_adds_for_one_input():
+def test_count_gives_parameters_and_multiply_adds_of_one_input():
     lenet = lenet_stages(MNIST)
     assert count(lenet, (1, 28, 28)) == (2_572, 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150)
     assert count(lenet_head(32, outputs=10), (32,)) == (14_974, 32 * 120 + 120 * 84 + 84 * 10)
@@ -441,7 +441,7 @@ def test_the_cost_of_a_network_is_its_parameters_and_its_multiply_adds_for_one_i
     assert count(transposed, (64, 7, 7)) == (64 * 32 * 9 + 32, 7 * 7 * 64 * 32 * 9)
 
 
-def test_counting_the_cost_leaves_the_network_as_it_was():
+def test_count_does_not_change_the_network():
     net = residual_g(3, units=2).train()
     before = copy.deepcopy(net.state_dict())
     count(net, (3, 8, 8))
@@ -449,18 +449,18 @@ def test_counting_the_cost_leaves_the_network_as_it_was():
     assert all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
 
 
-def test_the_costs_of_a_run_are_those_of_its_networks():
+def test_costs_of_a_run_equal_the_counts_of_its_networks():
     config = Config(k=32, privatizer=PrivatizerConfig(family="lenet"), utility=UtilityConfig(family="lenet"))
     before = torch.random.get_rng_state()
-    found = costs(config, image_shape=(28, 28, 1), outputs=10)
-    assert found["privatizer"]["parameters"] == 15_404
-    assert found["privatizer"]["multiply_adds"] == 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 32
-    assert found["utility_head"] == {"parameters": 14_974, "multiply_adds": 32 * 120 + 120 * 84 + 84 * 10}
+    run_costs = costs(config, image_shape=(28, 28, 1), outputs=10)
+    assert run_costs["privatizer"]["parameters"] == 15_404
+    assert run_costs["privatizer"]["multiply_adds"] == 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 32
+    assert run_costs["utility_head"] == {"parameters": 14_974, "multiply_adds": 32 * 120 + 120 * 84 + 84 * 10}
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("family", "side", "flat"), [("celeba_single", 112, 12_544), ("celeba_multi", 175, 3_456)])
-def test_the_networks_of_celeba_are_built_by_name(family, side, flat):
+def test_celeba_networks_are_built_by_name(family, side, flat):
     config = Config(k=64, privatizer=PrivatizerConfig(family=family), utility=UtilityConfig(family=family))
     privatizer = build_privatizer(config.privatizer, k=64, image_shape=(side, side, 3))
     head = build_head(config.utility, k=64, num_labels=40, image_shape=(side, side, 3))
@@ -471,6 +471,6 @@ def test_the_networks_of_celeba_are_built_by_name(family, side, flat):
     assert sum(p.numel() for p in privatizer.code.parameters()) == flat * 64 // groups + 64
 
 
-def test_the_grouped_head_is_refused_for_another_number_of_attributes():
+def test_grouped_head_with_another_number_of_attributes_raises():
     with pytest.raises(InputError, match=r"^utility\.family 'celeba_multi' is for 40 attributes; the task has 1: use 'mlp'$"):
         build_head(UtilityConfig(family="celeba_multi"), k=64, num_labels=1, image_shape=(175, 175, 3))

@@ -1,4 +1,4 @@
-"""1x1 convolutions that leave pixels out: torch's own values, right gradients of few channels, and no others anywhere."""
+"""Tests that strided 1x1 convolutions equal torch's, have correct gradients, and are the only ones in all networks."""
 
 import subprocess
 import sys
@@ -15,20 +15,20 @@ from tests.process import HANG_S
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("size", "stride"), [((8, 8), 2), ((7, 5), 2), ((9, 6), 3), ((4, 4), 1)])
-def test_outputs_and_gradients_are_those_of_torchs_own_convolution(size, stride, bias):
+def test_strided_pointwise_equals_torchs_convolution(size, stride, bias):
     torch.manual_seed(0)
     ours = StridedPointwise(3, 5, stride=stride, bias=bias).double()
-    theirs = nn.Conv2d(3, 5, 1, stride=stride, bias=bias).double()
-    theirs.load_state_dict(ours.state_dict())
+    reference = nn.Conv2d(3, 5, 1, stride=stride, bias=bias).double()
+    reference.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, *size).double()
-    found = []
-    for conv in (ours, theirs):
+    results = []
+    for conv in (ours, reference):
         read = x.clone().requires_grad_()
         out = conv(read)
         (out**3).sum().backward()
-        found.append([out, read.grad, *(p.grad for p in conv.parameters())])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+        results.append([out, read.grad, *(p.grad for p in conv.parameters())])
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 GRADIENTS = """
@@ -50,13 +50,13 @@ for threads in (1, 2):
 """
 
 
-def test_few_channels_have_the_right_gradient_with_the_channel_last():
-    """In a process of its own: what oneDNN does instead damages memory, or never ends."""
+def test_strided_pointwise_with_few_channels_has_the_right_gradient():
+    """Runs in a separate process, because oneDNN's implementation damages memory or hangs."""
     ran = subprocess.run([sys.executable, "-c", GRADIENTS], capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 
-def strided(network: nn.Module) -> list[str]:
+def strided_1x1_convolutions(network: nn.Module) -> list[str]:
     """torch's own 1x1 convolutions with a stride."""
     convs = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and not isinstance(m, StridedPointwise)]
     return [name for name, conv in convs if conv.kernel_size == (1, 1) and conv.stride != (1, 1)]
@@ -74,14 +74,14 @@ def strided(network: nn.Module) -> list[str]:
         ("celeba_multi", (175, 175, 3), 8),
     ],
 )
-def test_no_privatizer_has_another(family, shape, k):
+def test_privatizers_have_no_other_strided_1x1_convolution(family, shape, k):
     bottleneck = family != "picture"
     network = build_privatizer(PrivatizerConfig(family=family, bottleneck=bottleneck), k=k, image_shape=shape)
-    assert strided(network) == []
+    assert strided_1x1_convolutions(network) == []
 
 
 @pytest.mark.parametrize("family", ["wide", "shake"])
-def test_no_head_has_another(family):
+def test_heads_have_no_other_strided_1x1_convolution(family):
     network = build_head(UtilityConfig(family=family), k=3072, num_labels=10, image_shape=(32, 32, 3))
     assert any(isinstance(m, StridedPointwise) for m in network.modules())
-    assert strided(network) == []
+    assert strided_1x1_convolutions(network) == []

@@ -1,4 +1,4 @@
-"""Batch norm statistics of released networks: those of the released weights, whatever the training's running ones were."""
+"""Tests that the batch norm statistics of released networks match the released weights."""
 
 import copy
 
@@ -22,13 +22,13 @@ def network() -> nn.Sequential:
 
 def test_refresh_statistics_equals_torchs_update_bn_without_dropout():
     batches = [torch.randn(16, 3, 8, 8) * (i + 1) for i in range(3)]
-    ours, theirs = network(), network()
-    theirs[6] = nn.Identity()
+    ours, reference = network(), network()
+    reference[6] = nn.Identity()
     refresh_statistics(ours, batches)
-    update_bn(batches, theirs)
+    update_bn(batches, reference)
     for norm in (1, 4, 8):
-        assert torch.allclose(ours[norm].running_mean, theirs[norm].running_mean, atol=1e-6)
-        assert torch.allclose(ours[norm].running_var, theirs[norm].running_var, rtol=1e-5)
+        assert torch.allclose(ours[norm].running_mean, reference[norm].running_mean, atol=1e-6)
+        assert torch.allclose(ours[norm].running_var, reference[norm].running_var, rtol=1e-5)
 
 
 def test_refresh_statistics_draws_nothing_and_leaves_no_hook():
@@ -36,8 +36,8 @@ def test_refresh_statistics_draws_nothing_and_leaves_no_hook():
     state = torch.get_rng_state()
     refresh_statistics(net, [x])
     assert torch.equal(torch.get_rng_state(), state)
-    again = copy.deepcopy(net)
-    assert torch.equal(net(x), again(x)) and not any(part._forward_hooks for part in net.modules())
+    repeated = copy.deepcopy(net)
+    assert torch.equal(net(x), repeated(x)) and not any(part._forward_hooks for part in net.modules())
 
 
 def test_refresh_statistics_without_batches_raises():
@@ -51,13 +51,14 @@ def test_representative_rows_spread_each_batch_over_the_split(rows, batch):
     together = np.concatenate(batches)
     assert len(np.unique(together)) == len(together) <= max(batch, STATISTICS_ROWS)
     assert together.min() == 0 and together.max() == rows - 1
-    for some in batches:
-        assert len(some) == min(batch, rows) and abs(some.mean() - (rows - 1) / 2) < rows / batch + 1
+    for numbers in batches:
+        assert len(numbers) == min(batch, rows) and abs(numbers.mean() - (rows - 1) / 2) < rows / batch + 1
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9], ids=["last_weights", "averaged"])
-def test_released_codes_after_few_rounds_agree_with_training_mode(tiny, decay):
-    """After 4 rounds the running statistics are 34 % (1 - 0.9^4) of the way; the released codes must be those of training mode."""
+def test_released_codes_after_few_rounds_equal_those_of_training_mode(tiny, decay):
+    """After 4 rounds the running statistics are 34 % (1 - 0.9^4) of the way; released codes must equal the codes in training
+    mode."""
     config = tiny("ridge", changes={"epochs": 1, "privatizer.ema_decay": decay})
     game = play_in_process(config, threads=1)
     assert len(game.play(100)) == game.total_rounds == 4

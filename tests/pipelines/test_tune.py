@@ -221,7 +221,7 @@ def test_an_adversary_that_is_not_for_such_codes_is_refused_and_none_plays_again
     with pytest.raises(InputError, match="k is 6 and the input 128x1x9; the series network folds"):
         build(config, series, outputs=6)
     build(override(config, {"privacy_weight": 0.0}), series, outputs=6)
-    with pytest.raises(InputError, match="privatizer.family 'celeba_multi' is not for samples of 128x1x9: take another one"):
+    with pytest.raises(InputError, match="privatizer.family 'celeba_multi' does not accept samples of 128x1x9: choose another one"):
         build(override(config, {"privacy_weight": 0.0, "privatizer.family": "celeba_multi"}), series, outputs=6)
 
 

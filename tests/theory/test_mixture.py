@@ -1,4 +1,4 @@
-"""The theory of the Gaussian mixture against brute force, drawn samples, finite differences, and the published tables."""
+"""Tests of the Gaussian mixture's theory by brute force, drawn samples, finite differences and the published tables."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from cpgan_ray.theory import (
     dominates,
     frontier,
     frontier_mse,
-    least_leaking,
+    least_leaking_point,
     lmmse,
     mmse,
     population_moments,
@@ -43,29 +43,29 @@ OPTIMA = {
     50: (0.9840, 10.118),
     100: (0.9842, 9.907),
 }
-"""Weight -> accuracy and MSE of the rank-1 optimum, computed apart from this package."""
+"""Weight -> accuracy and MSE of the rank-1 optimum, computed independently of this package."""
 
 
 def published(name: str) -> list[dict[str, float]]:
     if not (PUBLISHED / name).is_file():
-        pytest.skip(f"the original's published table {PUBLISHED / name} is not here")
+        pytest.skip(f"the published table {PUBLISHED / name} of the reference implementation is absent")
     with (PUBLISHED / name).open() as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Mixture:
+def mixture_9() -> Mixture:
     return mixture()
 
 
 @pytest.fixture(scope="module")
-def sample(drawn) -> Moments:
-    return sample_moments(drawn.x[drawn.test], y=drawn.y[drawn.test], mean=drawn.mean)
+def sample(mixture_9) -> Moments:
+    return sample_moments(mixture_9.x[mixture_9.test], y=mixture_9.y[mixture_9.test], mean=mixture_9.mean)
 
 
 @pytest.fixture(scope="module")
-def population(drawn) -> Moments:
-    return population_moments(drawn.mean, within=drawn.covariance)
+def population(mixture_9) -> Moments:
+    return population_moments(mixture_9.mean, within=mixture_9.covariance)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def signals(a: np.ndarray, m: Moments) -> np.ndarray:
 
 
 def leaks(a: np.ndarray, m: Moments) -> np.ndarray:
-    """What the best linear attack recovers of each direction (n, d), summed over the dimensions."""
+    """Variance that the best linear attack recovers from each direction (n, d), summed over the dimensions."""
     return ((a @ m.total) ** 2).sum(1) / np.einsum("ni,ij,nj->n", a, m.total, a)
 
 
@@ -92,7 +92,7 @@ def objective(a: np.ndarray, m: Moments, lambda_: float) -> np.ndarray:
 
 
 def random_moments(seed: int, d: int) -> Moments:
-    """Of a mixture, of an isotropic one, or with a total covariance that is none of a mixture, by turns."""
+    """In turn, by seed: moments of a mixture, of an isotropic mixture, or with a total covariance that no mixture has."""
     rng = np.random.default_rng(seed)
     mean, c, other = 2 * rng.normal(size=d), rng.normal(size=(d, d)) * np.exp(rng.normal(size=d)), rng.normal(size=(d, d))
     within = 2 * np.eye(d) if seed % 3 == 1 else c @ c.T + 0.05 * np.eye(d)
@@ -101,10 +101,10 @@ def random_moments(seed: int, d: int) -> Moments:
     return population_moments(mean, within=within)
 
 
-# --- the formulas ---
+# --- formulas ---
 
 
-def test_the_reference_numbers_of_seed_9(sample, population):
+def test_moments_of_seed_9_give_the_reference_numbers(sample, population):
     fisher = [np.linalg.solve(m.within, m.mean) for m in (sample, population)]
     assert accuracy_of(np.eye(32), sample) == pytest.approx(0.98429, abs=5e-6)
     assert accuracy_of(np.eye(32), sample) == pytest.approx(stats.norm.cdf(np.sqrt(18.518) / 2), abs=1e-6)
@@ -117,7 +117,7 @@ def test_the_reference_numbers_of_seed_9(sample, population):
 
 @pytest.mark.parametrize("prior", [0.5, 0.2])
 @pytest.mark.parametrize("noise_variance", [0.0, 3.0])
-def test_the_accuracy_is_that_of_the_likelihood_ratio_on_drawn_codes(prior, noise_variance):
+def test_bayes_accuracy_equals_the_likelihood_ratio_on_drawn_codes(prior, noise_variance):
     m, rng, n = random_moments(3, 4), np.random.default_rng(0), 400_000
     a = rng.normal(size=(2, 4))
     y = np.where(rng.random(n) < prior, 1, -1)
@@ -125,13 +125,13 @@ def test_the_accuracy_is_that_of_the_likelihood_ratio_on_drawn_codes(prior, nois
     z = x @ a.T + np.sqrt(noise_variance) * rng.normal(size=(n, 2))
     spread = a @ m.within @ a.T + noise_variance * np.eye(2)
     ratio = 2 * z @ np.linalg.solve(spread, a @ m.mean / 2) + np.log(prior / (1 - prior))
-    found = bayes_accuracy(a, mean=m.mean / 2, within=m.within, noise_variance=noise_variance, prior=prior)
-    assert max(prior, 1 - prior) + 0.02 < found < 0.999
-    assert found == pytest.approx(np.mean((ratio > 0) == (y == 1)), abs=4 * 0.5 / np.sqrt(n))
+    share_right = bayes_accuracy(a, mean=m.mean / 2, within=m.within, noise_variance=noise_variance, prior=prior)
+    assert max(prior, 1 - prior) + 0.02 < share_right < 0.999
+    assert share_right == pytest.approx(np.mean((ratio > 0) == (y == 1)), abs=4 * 0.5 / np.sqrt(n))
 
 
 @pytest.mark.parametrize("noise_variance", [0.0, 3.0])
-def test_the_lmmse_is_that_of_least_squares_on_drawn_codes(noise_variance, population):
+def test_lmmse_equals_least_squares_on_drawn_codes(noise_variance, population):
     rng, n = np.random.default_rng(1), 100_000
     a = rng.normal(size=(5, 32))
     y = rng.choice([-1, 1], n)
@@ -144,7 +144,7 @@ def test_the_lmmse_is_that_of_least_squares_on_drawn_codes(noise_variance, popul
 @pytest.mark.parametrize(
     ("prior", "noise_variance", "scale"), [(0.5, 0.0, 1.0), (0.5, 5.0, 0.3), (0.2, 0.0, 0.3), (0.2, 5.0, 1.0), (0.9, 0.0, 0.05)]
 )
-def test_the_mmse_is_that_of_the_exact_conditional_mean_on_drawn_codes(prior, noise_variance, scale):
+def test_mmse_equals_the_conditional_mean_on_drawn_codes(prior, noise_variance, scale):
     m, rng, n = random_moments(0, 6), np.random.default_rng(2), 400_000
     mean, a = scale * m.mean, rng.normal(size=6)
     y = np.where(rng.random(n) < prior, 1, -1)
@@ -157,13 +157,13 @@ def test_the_mmse_is_that_of_the_exact_conditional_mean_on_drawn_codes(prior, no
         w[:, None] * (s * mean + np.outer(z - s * (a @ mean), m.within @ a / v)) for w, s in zip(weight, (1, -1), strict=True)
     )
     error = ((x - guess) ** 2).mean(1)
-    found = mmse(a, mean=mean, within=m.within, noise_variance=noise_variance, prior=prior)
-    assert found == pytest.approx(error.mean(), abs=4 * error.std() / np.sqrt(n))
+    mse_exact = mmse(a, mean=mean, within=m.within, noise_variance=noise_variance, prior=prior)
+    assert mse_exact == pytest.approx(error.mean(), abs=4 * error.std() / np.sqrt(n))
     total = population_moments(mean, within=m.within, prior=prior).total
-    assert found <= lmmse(a, total=total, noise_variance=noise_variance) + 1e-9
+    assert mse_exact <= lmmse(a, total=total, noise_variance=noise_variance) + 1e-9
 
 
-def test_on_fishers_direction_no_attack_beats_the_best_linear_one(population):
+def test_mmse_on_fishers_direction_equals_lmmse(population):
     fisher, rng = np.linalg.solve(population.within, population.mean), np.random.default_rng(4)
     parts = {"mean": population.mean, "within": population.within}
     assert mmse(fisher, **parts) == pytest.approx(lmmse(fisher, total=population.total), rel=1e-12)
@@ -171,7 +171,7 @@ def test_on_fishers_direction_no_attack_beats_the_best_linear_one(population):
         assert 0 <= 1 - mmse(a, **parts) / lmmse(a, total=population.total) < 1e-3
 
 
-def test_a_code_that_says_nothing_leaves_the_mean_and_the_commoner_class():
+def test_code_without_information_leaves_the_mean_and_the_majority():
     m = population_moments(np.ones(3), within=np.diag([1.0, 2.0, 3.0]), prior=0.3)
     nothing = np.zeros((2, 3))
     assert accuracy_of(nothing, m) == 0.7
@@ -179,66 +179,66 @@ def test_a_code_that_says_nothing_leaves_the_mean_and_the_commoner_class():
     assert mmse(nothing[0], mean=m.mean, within=m.within, prior=0.3) == pytest.approx(m.mean_mse)
 
 
-def test_repeated_and_rescaled_components_of_a_code_change_nothing(population):
+def test_repeated_and_rescaled_code_components_change_nothing(population):
     a = np.random.default_rng(5).normal(size=(3, 32))
     same = np.concatenate([1e3 * a, a[:1] - 2 * a[2:]])
     assert accuracy_of(same, population) == pytest.approx(accuracy_of(a, population))
     assert lmmse(same, total=population.total) == pytest.approx(lmmse(a, total=population.total))
 
 
-# --- the optimum ---
+# --- optimum ---
 
 
 @pytest.mark.parametrize("k", [1, 2, 8, 31])
-def test_one_direction_of_any_code_is_as_accurate_and_leaks_no_more(k, sample):
+def test_sufficient_direction_is_as_accurate_and_leaks_no_more(k, sample):
     for seed in range(20):
         a = np.random.default_rng(seed).normal(size=(k, 32)) * np.exp(np.random.default_rng(seed + 100).normal(size=32))
-        one = sufficient_direction(a, mean=sample.mean, within=sample.within)
-        assert accuracy_of(one, sample) == pytest.approx(accuracy_of(a, sample), abs=1e-10)
-        assert lmmse(one, total=sample.total) >= lmmse(a, total=sample.total) - 1e-9
+        direction = sufficient_direction(a, mean=sample.mean, within=sample.within)
+        assert accuracy_of(direction, sample) == pytest.approx(accuracy_of(a, sample), abs=1e-10)
+        assert lmmse(direction, total=sample.total) >= lmmse(a, total=sample.total) - 1e-9
         assert lmmse(a, total=sample.total) <= frontier_mse([accuracy_of(a, sample)], moments=sample)[0] + 1e-9
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_in_low_dimension_no_direction_beats_the_optimum_and_a_close_one_comes_near(d, seed):
+def test_optimum_in_low_dimension_is_not_beaten_by_any_direction(d, seed):
     m = random_moments(seed, d)
-    every = np.random.default_rng(seed).normal(size=(100_000, d))
-    every[::2] = every[::2] @ np.linalg.inv(np.linalg.cholesky(m.within))
+    directions = np.random.default_rng(seed).normal(size=(100_000, d))
+    directions[::2] = directions[::2] @ np.linalg.inv(np.linalg.cholesky(m.within))
     weights = (0, 0.01, 0.3, 10, 1000, 1e6)
     for weight, point in zip(weights, frontier(weights, moments=m), strict=True):
-        best, brute = objective(point.direction[None], m, weight)[0], objective(every, m, weight).max()
+        best, brute = objective(point.direction[None], m, weight)[0], objective(directions, m, weight).max()
         assert best >= brute - 1e-9 * abs(brute)
         assert best == pytest.approx(brute, rel=0.01)
-    signal, leak = signals(every, m), leaks(every, m)
+    signal, leak = signals(directions, m), leaks(directions, m)
     for share in (0.2, 0.6, 0.95):
-        point = least_leaking(stats.norm.cdf(np.sqrt(share * min(signal.max(), 25))), moments=m)
-        able = leak[signal >= signals(point.direction[None], m)[0]]
-        assert leaks(point.direction[None], m)[0] <= able.min() + 1e-9
-        assert leaks(point.direction[None], m)[0] == pytest.approx(able.min(), rel=0.1)
+        point = least_leaking_point(stats.norm.cdf(np.sqrt(share * min(signal.max(), 25))), moments=m)
+        feasible = leak[signal >= signals(point.direction[None], m)[0]]
+        assert leaks(point.direction[None], m)[0] <= feasible.min() + 1e-9
+        assert leaks(point.direction[None], m)[0] == pytest.approx(feasible.min(), rel=0.1)
 
 
 def dual(leak: np.ndarray, bound: np.ndarray) -> float:
-    """The largest smallest eigenvalue of leak + nu bound over nu >= 0."""
+    """The maximum over nu >= 0 of the smallest eigenvalue of leak + nu bound."""
     lowest = optimize.minimize_scalar(lambda t: -np.linalg.eigvalsh(leak + np.exp(t) * bound)[0], bounds=(-20, 20))
     return -lowest.fun
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_point_of_the_frontier_is_proved_global_by_its_dual(seed):
-    """The smallest eigenvalue is a lower bound on the leak of every direction of that signal, whatever nu >= 0."""
+def test_frontier_point_is_the_global_optimum_by_its_dual(seed):
+    """For any nu >= 0 the smallest eigenvalue is a lower bound on the leak of every direction with that signal."""
     m = random_moments(seed, 8)
-    most = float(m.mean @ np.linalg.solve(m.within, m.mean))
+    max_signal = float(m.mean @ np.linalg.solve(m.within, m.mean))
     root = np.linalg.inv(np.linalg.cholesky(m.total))
     for share in (0.5, 0.9, 0.999):
-        point = least_leaking(stats.norm.cdf(np.sqrt(share * min(most, 25))), moments=m)
+        point = least_leaking_point(stats.norm.cdf(np.sqrt(share * min(max_signal, 25))), moments=m)
         s = signals(point.direction[None], m)[0]
         pencil = [root @ part @ root.T for part in (m.total @ m.total, s * m.within - np.outer(m.mean, m.mean))]
         assert leaks(point.direction[None], m)[0] == pytest.approx(dual(*pencil), rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [1, 9, 40, 1000])
-def test_the_optimum_is_stationary_by_finite_differences_and_by_its_condition(weight, sample):
+def test_rank1_optimum_is_stationary(weight, sample):
     a = rank1_optimum(weight, moments=sample).direction
     steps = 1e-6 * np.linalg.norm(a) * np.random.default_rng(0).normal(size=(50, 32))
     slopes = (objective(a + steps, sample, weight) - objective(a - steps, sample, weight)) / 2
@@ -251,7 +251,7 @@ def test_the_optimum_is_stationary_by_finite_differences_and_by_its_condition(we
     assert left == pytest.approx(c2 * sample.mean, rel=1e-5)
 
 
-def test_weights_from_none_to_all_lead_from_the_most_private_direction_to_fishers(sample):
+def test_rank1_optimum_at_extreme_weights_is_most_private_or_fishers(sample):
     ends = rank1_optimum(0, moments=sample), rank1_optimum(1e9, moments=sample)
     values, vectors = np.linalg.eigh(sample.total)
     assert ends[0].mse == pytest.approx(sample.mean_mse - values[0] / 32)
@@ -261,10 +261,10 @@ def test_weights_from_none_to_all_lead_from_the_most_private_direction_to_fisher
 
 
 @pytest.mark.parametrize("prior", [0.5, 0.3])
-def test_a_point_says_of_its_direction_what_the_formulas_say(prior, population):
+def test_linear_frontier_point_matches_the_formulas(prior, population):
     m = population_moments(population.mean, within=population.within, prior=prior)
     for accuracy in (0.8, 0.9, 0.98):
-        point = least_leaking(accuracy, moments=m)
+        point = least_leaking_point(accuracy, moments=m)
         assert point.accuracy == pytest.approx(accuracy, abs=1e-9)
         assert accuracy_of(point.direction, m) == pytest.approx(accuracy, abs=1e-9)
         assert lmmse(point.direction, total=m.total) == pytest.approx(point.mse, rel=1e-12)
@@ -273,34 +273,34 @@ def test_a_point_says_of_its_direction_what_the_formulas_say(prior, population):
 
 
 @pytest.mark.parametrize("prior", [0.5, 0.3])
-def test_against_the_exact_attacker_too_a_point_says_what_the_formulas_say(prior, population):
+def test_exact_frontier_point_matches_the_formulas(prior, population):
     m = population_moments(population.mean, within=population.within, prior=prior)
     for accuracy in (0.75, 0.9, 0.98):
-        point = least_leaking(accuracy, moments=m, attacker="exact")
+        point = least_leaking_point(accuracy, moments=m, attacker="exact")
         assert accuracy_of(point.direction, m) == pytest.approx(accuracy, abs=1e-9)
         assert mmse(point.direction, mean=m.mean, within=m.within, prior=prior) == pytest.approx(point.mse, rel=1e-9)
-        assert point.mse >= mmse(least_leaking(accuracy, moments=m).direction, mean=m.mean, within=m.within, prior=prior)
+        assert point.mse >= mmse(least_leaking_point(accuracy, moments=m).direction, mean=m.mean, within=m.within, prior=prior)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_in_three_dimensions_no_direction_of_the_same_accuracy_beats_the_exact_frontiers(seed):
+def test_exact_frontier_in_3_dimensions_is_not_beaten(seed):
     m = random_moments(seed, 3)
     root, turn = np.linalg.inv(np.linalg.cholesky(m.within)).T, np.linspace(0, 2 * np.pi, 100)
     u = root.T @ m.mean
-    beside = np.linalg.svd(u[None])[2][1:]
+    orthogonal = np.linalg.svd(u[None])[2][1:]
     for share in (0.1, 0.5, 0.9):
         s = share * min(u @ u, 25)
         cosine = np.sqrt(s / (u @ u))
-        ring = cosine * u / np.linalg.norm(u) + np.sqrt(1 - cosine**2) * (np.c_[np.cos(turn), np.sin(turn)] @ beside)
-        found = max(mmse(root @ b, mean=m.mean, within=m.within) for b in ring)
-        point = least_leaking(stats.norm.cdf(np.sqrt(s)), moments=m, attacker="exact")
-        assert found - 1e-9 <= point.mse <= found * 1.01
+        ring = cosine * u / np.linalg.norm(u) + np.sqrt(1 - cosine**2) * (np.c_[np.cos(turn), np.sin(turn)] @ orthogonal)
+        largest = max(mmse(root @ b, mean=m.mean, within=m.within) for b in ring)
+        point = least_leaking_point(stats.norm.cdf(np.sqrt(s)), moments=m, attacker="exact")
+        assert largest - 1e-9 <= point.mse <= largest * 1.01
 
 
-def test_the_linear_frontiers_codes_withstand_other_attacks_nearly_as_well_as_any_but_less_than_its_mse_says(population):
+def test_linear_frontier_codes_resist_the_exact_attack_less(population):
     """On axes and random directions the gap between the two attackers is below 0.1 %; on the frontier it is not."""
     accuracy = np.array([0.85, 0.9, 0.937, 0.96, 0.98, 0.9844])
-    linear = [least_leaking(value, moments=population) for value in accuracy]
+    linear = [least_leaking_point(value, moments=population) for value in accuracy]
     exact = np.array([mmse(point.direction, mean=population.mean, within=population.within) for point in linear])
     gap = 1 - exact / [point.mse for point in linear]
     assert gap == pytest.approx([0.062, 0.102, 0.128, 0.119, 0.044, 0.004], abs=0.002)
@@ -308,10 +308,10 @@ def test_the_linear_frontiers_codes_withstand_other_attacks_nearly_as_well_as_an
     assert (short >= -1e-9).all() and (short < 0.005).all()
 
 
-def test_where_the_frontier_is_not_convex_a_weight_still_finds_the_best_of_it():
-    drawn = mixture(2, num_per_class=2, num_test_per_class=1)
-    m = population_moments(drawn.mean, within=drawn.covariance)
-    curve = [least_leaking(accuracy, moments=m) for accuracy in np.linspace(0.6, 0.99999, 30)]
+def test_rank1_optimum_on_a_nonconvex_frontier_is_the_best_point():
+    data = mixture(2, num_per_class=2, num_test_per_class=1)
+    m = population_moments(data.mean, within=data.covariance)
+    curve = [least_leaking_point(accuracy, moments=m) for accuracy in np.linspace(0.6, 0.99999, 30)]
     directions = np.array([point.direction for point in curve])
     slopes = np.diff(leaks(directions, m)) / np.diff(signals(directions, m))
     assert (np.diff(slopes) < 0).any()
@@ -320,23 +320,23 @@ def test_where_the_frontier_is_not_convex_a_weight_still_finds_the_best_of_it():
         assert objective(point.direction[None], m, weight)[0] >= objective(directions, m, weight).max() - 1e-9
 
 
-# --- the published tables ---
+# --- published tables ---
 
 
 @pytest.mark.parametrize("weight", OPTIMA)
-def test_the_optima_are_met_to_their_digits(weight, points):
+def test_rank1_optimum_matches_the_reference_digits(weight, points):
     accuracy, mse = OPTIMA[weight]
     assert points[weight].accuracy == pytest.approx(accuracy, abs=5.1e-5)
     assert points[weight].mse == pytest.approx(mse, abs=6e-4), "one is rounded up: 9.907 for 9.90645"
 
 
-def test_the_published_rank_1_frontier_is_met(points):
+def test_rank1_optimum_matches_the_published_frontier(points):
     for row in published("rank1_frontier.csv"):
         assert points[int(row["lam"])].accuracy == pytest.approx(row["acc"], abs=1e-7)
         assert points[int(row["lam"])].mse == pytest.approx(row["mse"], abs=1e-5)
 
 
-def test_the_originals_theory_leaks_more_in_every_row_at_the_same_accuracy(points, sample):
+def test_published_theory_leaks_more_at_the_same_accuracy(points, sample):
     rows = published("Final_theory.csv")
     assert len(rows) == 90
     for row in rows:
@@ -345,37 +345,37 @@ def test_the_originals_theory_leaks_more_in_every_row_at_the_same_accuracy(point
         gain = point.mse - row["mse_theory"]
         assert 0.34 < gain < 1.43 or row["Lambda"] == 81, "81 is a run of the original's that failed: its MSE is 0.66"
         assert gain > 0
-    found = np.array([[row["acc_theory"], row["mse_theory"]] for row in rows])
-    assert (shortfall(found[:, 0], found[:, 1], moments=sample, accuracy_tolerance=1e-4) > 0).all()
+    theory_rows = np.array([[row["acc_theory"], row["mse_theory"]] for row in rows])
+    assert (shortfall(theory_rows[:, 0], theory_rows[:, 1], moments=sample, accuracy_tolerance=1e-4) > 0).all()
 
 
-# --- the yardstick ---
+# --- shortfall ---
 
 
-def test_the_shortfall_is_nothing_on_the_frontier_and_the_missing_share_below_it(sample, points):
+def test_shortfall_is_zero_on_the_frontier_and_positive_below(sample, points):
     accuracy, mse = (np.array([getattr(points[w], name) for w in (3, 9, 30)]) for name in ("accuracy", "mse"))
     assert shortfall(accuracy, mse, moments=sample) == pytest.approx([0, 0, 0], abs=1e-6)
     assert shortfall(accuracy, 0.97 * mse, moments=sample) == pytest.approx([0.03] * 3, abs=1e-6)
     assert (shortfall(accuracy, 0.999 * mse, moments=sample, accuracy_tolerance=0.005) < 0).all()
 
 
-def test_accuracies_beyond_both_ends_count_as_the_ends(sample):
-    least, most = rank1_optimum(0, moments=sample), rank1_optimum(1e9, moments=sample)
-    assert frontier_mse([1.0], moments=sample, attacker="exact") == pytest.approx(most.mse, rel=1e-4)
-    found = frontier_mse([0.0, 0.5, least.accuracy, 0.99, 1.0, 1.005], moments=sample)
-    assert found == pytest.approx([least.mse] * 3 + [most.mse] * 3, abs=1e-4)
+def test_frontier_mse_beyond_both_ends_equals_the_ends(sample):
+    lowest, highest = rank1_optimum(0, moments=sample), rank1_optimum(1e9, moments=sample)
+    assert frontier_mse([1.0], moments=sample, attacker="exact") == pytest.approx(highest.mse, rel=1e-4)
+    mse = frontier_mse([0.0, 0.5, lowest.accuracy, 0.99, 1.0, 1.005], moments=sample)
+    assert mse == pytest.approx([lowest.mse] * 3 + [highest.mse] * 3, abs=1e-4)
     assert (np.diff(frontier_mse(np.linspace(0.6, 0.99, 40), moments=sample)) <= 1e-12).all()
 
 
-def test_a_point_dominates_what_it_beats_in_one_and_matches_in_the_other():
+def test_dominates_needs_one_better_and_no_worse_value():
     assert dominates((0.9, 10), (0.9, 9)) and dominates((0.91, 10), (0.9, 10)) and dominates((0.91, 10), (0.9, 9))
     assert not dominates((0.9, 10), (0.9, 10)) and not dominates((0.91, 9), (0.9, 10)) and not dominates((0.9, 9), (0.9, 10))
 
 
-# --- the command ---
+# --- command line ---
 
 
-def test_the_job_prints_one_json_object_a_weight():
+def test_theory_job_prints_one_json_object_per_weight():
     command = [sys.executable, str(ROOT / "jobs" / "reproduce.py"), "gaussian", "--theory", "--lambdas", "1", "10"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
@@ -384,29 +384,29 @@ def test_the_job_prints_one_json_object_a_weight():
     ]
 
 
-def test_the_weights_are_the_originals_unless_others_are_given():
+def test_theory_job_without_weights_uses_the_reference_weights():
     assert parse_reproduce(["gaussian", "--theory"], description="")[0].lambdas == LAMBDAS
     assert [int(row["Lambda"]) for row in published("Final_theory.csv")] == list(LAMBDAS)
 
 
-def test_another_seed_is_another_mixture():
-    one, other = (theory_lines((10,), seed=seed)[0] for seed in (9, 3))
-    assert one["mse"] != pytest.approx(other["mse"], rel=1e-3)
+def test_theory_lines_with_another_seed_differ():
+    first, second = (theory_lines((10,), seed=seed)[0] for seed in (9, 3))
+    assert first["mse"] != pytest.approx(second["mse"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["gaussian", "--theory", "--lambdas", "-1"], "lambda is -1.0"),
         (["gaussian", "--theory", "--lambdas", "inf"], "lambda is inf"),
         (["celebb", "--theory"], "gaussian"),
     ],
 )
-def test_a_wrong_command_is_refused_in_one_line(arguments, said):
-    with pytest.raises(InputError, match=said):
+def test_theory_job_with_a_wrong_command_fails_in_one_line(arguments, expected):
+    with pytest.raises(InputError, match=expected):
         parse_reproduce(arguments, description="")
 
 
-def test_a_negative_weight_is_refused(sample):
+def test_rank1_optimum_with_a_negative_weight_raises(sample):
     with pytest.raises(InputError, match="lambda is -1"):
         rank1_optimum(-1, moments=sample)

@@ -1,10 +1,10 @@
-"""The original's CelebA networks, for one attribute and for all 40: privatizer stages and utility heads."""
+"""CelebA networks of the reference implementation, for one attribute and for all 40: privatizer stages and utility heads."""
 
 import torch
 from torch import Tensor, nn
 
 from cpgan_ray.errors import InputError
-from cpgan_ray.models.paper.same_padding import Same, initialised
+from cpgan_ray.models.paper.same_padding import Same, initialise
 from cpgan_ray.models.pointwise import StridedPointwise
 
 
@@ -13,7 +13,7 @@ def leaky_stages(channels: int) -> nn.Sequential:
     stages: list[nn.Module] = []
     for inputs, out in ((channels, 32), (32, 64), (64, 128), (128, 256)):
         stages += [Same(3, stride=2), nn.Conv2d(inputs, out, 3, stride=2), nn.LeakyReLU(0.2), nn.BatchNorm2d(out)]
-    return initialised(nn.Sequential(*stages), normal=0.02)
+    return initialise(nn.Sequential(*stages), normal=0.02)
 
 
 def leaky_head(k: int, *, outputs: int, hidden: int = 256, dropout: float = 0.5) -> nn.Sequential:
@@ -21,7 +21,7 @@ def leaky_head(k: int, *, outputs: int, hidden: int = 256, dropout: float = 0.5)
     layers: list[nn.Module] = []
     for width in (k, hidden):
         layers += [nn.Linear(width, hidden), nn.LeakyReLU(0.2), nn.BatchNorm1d(hidden), nn.Dropout(dropout)]
-    return initialised(nn.Sequential(*layers, nn.Linear(hidden, outputs)))
+    return initialise(nn.Sequential(*layers, nn.Linear(hidden, outputs)))
 
 
 def pool() -> nn.Sequential:
@@ -35,7 +35,8 @@ def halve(channels: int) -> nn.Sequential:
 
 
 class SubNet(nn.Module):
-    """Three branches that halve twice, side by side along the width, pooled and flattened: (B, 64, 22, 22) -> (B, 1728)."""
+    """Three branches that each halve the picture twice; their outputs are joined along the width, pooled and flattened:
+    (B, 64, 22, 22) -> (B, 1728)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class SubNet(nn.Module):
 
 
 class SubNets(nn.Module):
-    """CelebA-multi: a common trunk and two sub-nets, (B, C, 175, 175) -> (B, 3456), the first half of it the first's."""
+    """CelebA-multi: a common trunk and two sub-nets, (B, C, 175, 175) -> (B, 3456), the output of the first sub-net first."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class SubNets(nn.Module):
             pool(),
         )
         self.first, self.second = SubNet(), SubNet()
-        initialised(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         trunk = self.trunk(x)
@@ -69,28 +70,31 @@ class SubNets(nn.Module):
 
 
 def halves_map(flat: int, k: int) -> nn.Sequential:
-    """(B, flat) -> (B, k) with each half of the code from its half of the features: the linear map that goes with `SubNets`.
+    """The linear map for `SubNets`, (B, flat) -> (B, k): each half of the code comes from one half of the features.
 
-    Raises: InputError where k is odd.
+    Raises:
+        InputError: k is odd.
     """
     if k % 2:
-        raise InputError(f"k is {k}; the two sub-nets give half of the code each: set k to an even number")
-    return initialised(nn.Sequential(nn.Unflatten(1, (flat, 1)), nn.Conv1d(flat, k, 1, groups=2), nn.Flatten()))
+        raise InputError(f"k is {k}; each of the two sub-nets gives half of the code: set k to an even number")
+    return initialise(nn.Sequential(nn.Unflatten(1, (flat, 1)), nn.Conv1d(flat, k, 1, groups=2), nn.Flatten()))
 
 
 class GroupedHead(nn.Module):
-    """CelebA-multi: three groups of attributes, the first from the first half of the code, two from the second.
+    """CelebA-multi: three groups of attributes; the first reads the first half of the code, the other two read the second half.
 
-    (B, k) -> (B, sum(groups)) logits, one per attribute where the original has two and a softmax. Each group's hidden layers are
-    its own; the outputs read the second (the original's last two groups read the first, by mistake).
+    (B, k) -> (B, sum(groups)) logits, one per attribute (the reference implementation has two and a softmax). Each group has its
+    own two hidden layers, and its outputs read the second layer (in the reference implementation the last two groups read the first
+    layer, by mistake).
 
-    Raises: InputError where k is odd.
+    Raises:
+        InputError: k is odd.
     """
 
     def __init__(self, k: int, *, groups: tuple[int, int, int] = (8, 14, 18), hidden: int = 64, dropout: float = 0.5) -> None:
         super().__init__()
         if k % 2:
-            raise InputError(f"k is {k}; the groups of attributes read half of the code each: set k to an even number")
+            raise InputError(f"k is {k}; each group of attributes reads half of the code: set k to an even number")
         self.outputs = sum(groups)
         self.groups = nn.ModuleList(
             nn.Sequential(
@@ -104,7 +108,7 @@ class GroupedHead(nn.Module):
             )
             for group in groups
         )
-        initialised(self)
+        initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
         first, second = z.chunk(2, 1)

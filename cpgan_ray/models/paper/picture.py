@@ -1,4 +1,4 @@
-"""The original's privatizers for CIFAR-10 and SVHN, and what heads need to read a code that is a picture."""
+"""Privatizers of the reference implementation for CIFAR-10 and SVHN, and parts of heads that read a code that is a picture."""
 
 import math
 from itertools import pairwise
@@ -6,14 +6,14 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from cpgan_ray.errors import InputError
-from cpgan_ray.models.paper.same_padding import Same, initialised, weights_of
+from cpgan_ray.models.paper.same_padding import Same, initialise, weights_of
 from cpgan_ray.models.pointwise import StridedPointwise
 
 
 class PreactivationUnit(nn.Module):
-    """batch norm - ReLU - conv, twice, dropout between, beside a skip (He et al. 2016; Zagoruyko and Komodakis 2016).
+    """batch norm - ReLU - conv, twice, with dropout between, plus a skip (He et al. 2016; Zagoruyko and Komodakis 2016).
 
-    The skip is the identity, or a strided 1x1 convolution of the activated input where the shape changes.
+    The skip is the identity, or a strided 1x1 convolution of the activated input if the shape changes.
     """
 
     def __init__(self, channels: int, out: int, *, stride: int = 1, dropout: float = 0.0, momentum: float = 0.1) -> None:
@@ -35,10 +35,11 @@ class PreactivationUnit(nn.Module):
 
 
 def residual_g(channels: int, *, units: int = 9, momentum: float = 0.1) -> nn.Sequential:
-    """The original's residual privatizer: (B, C, H, W) -> the same shape, so no smaller than the picture. 1,647 parameters.
+    """The residual privatizer of the reference implementation: (B, C, H, W) -> the same shape, so it does not compress. 1,647
+    parameters.
 
-    A 3x3 convolution and `units` pre-activation units as wide as the picture has channels, weights truncated normal with standard
-    deviation 1, no biases. `momentum` of the batch statistics in torch's sense: 0.01 on SVHN.
+    A 3x3 convolution and `units` pre-activation units with the picture's number of channels; weights are truncated normal with
+    standard deviation 1, without biases. `momentum` is the momentum of the batch statistics as torch defines it (0.01 on SVHN).
     """
     stages = [PreactivationUnit(channels, channels, momentum=momentum) for _ in range(units)]
     net = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), *stages)
@@ -48,31 +49,32 @@ def residual_g(channels: int, *, units: int = 9, momentum: float = 0.1) -> nn.Se
 
 
 def picture_conv(channels: int) -> nn.Sequential:
-    """The original's other privatizer for SVHN: (B, C, H, W) -> the same shape by 3x3 convolutions to 32, 64, 128, 256 and C
+    """The other reference privatizer for SVHN: (B, C, H, W) -> the same shape, with 3x3 convolutions to 32, 64, 128, 256 and C
     channels, each with leaky ReLU 0.2. 395,331 parameters."""
     stages: list[nn.Module] = []
     for inputs, out in pairwise((channels, 32, 64, 128, 256, channels)):
         stages += [nn.Conv2d(inputs, out, 3, padding=1), nn.LeakyReLU(0.2)]
-    return initialised(nn.Sequential(*stages))
+    return initialise(nn.Sequential(*stages))
 
 
 def generator_conv(channels: int) -> nn.Sequential:
-    """The original's compressing privatizer: three strided 3x3 convolutions, ReLU before batch norm; 32x32 -> (B, 128, 4, 4)."""
+    """The compressing reference privatizer: three strided 3x3 convolutions, ReLU before batch norm; 32x32 -> (B, 128, 4, 4)."""
     stages: list[nn.Module] = []
     for inputs, out in ((channels, 32), (32, 64), (64, 128)):
         stages += [Same(3, stride=2), nn.Conv2d(inputs, out, 3, stride=2), nn.ReLU(), nn.BatchNorm2d(out)]
-    return initialised(nn.Sequential(*stages))
+    return initialise(nn.Sequential(*stages))
 
 
 def as_picture(k: int, *, image_shape: tuple[int, int, int], network: str) -> nn.Unflatten:
-    """(B, k) -> (B, C, H, W), the reverse of flattening a picture-shaped code.
+    """(B, k) -> (B, C, H, W), the inverse of flattening a picture-shaped code.
 
-    Raises: InputError where k is not H * W * C.
+    Raises:
+        InputError: k is not H * W * C.
     """
     height, width, channels = image_shape
     if k != math.prod(image_shape):
         raise InputError(
             f"k is {k}; the {network} network reads a code that is itself a picture: set k to {height}x{width}x{channels} = "
-            f"{math.prod(image_shape)} with a privatizer that keeps the shape, or take another one"
+            f"{math.prod(image_shape)} with a privatizer that keeps the shape, or choose another one"
         )
     return nn.Unflatten(1, (channels, height, width))

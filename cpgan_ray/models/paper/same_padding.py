@@ -1,6 +1,6 @@
-"""TensorFlow's SAME padding and initialisation, which the original's networks are built on.
+"""TensorFlow's SAME padding and initialisation, which the networks of the reference implementation use.
 
-SAME puts the odd zero after the picture, torch's `padding=1` one on each side: at stride 2 the grids differ by a pixel.
+SAME puts the odd zero after the picture, while torch's `padding=1` puts one on each side: at stride 2 the grids differ by a pixel.
 """
 
 from typing import TypeVar
@@ -8,19 +8,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from cpgan_ray.models.paper.series import transposed
+from cpgan_ray.models.paper.series import transposed_conv1d
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def same_padding(size: int, *, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after `size` values that make ceil(size / stride) outputs; the odd one goes after."""
+    """Numbers of zeros before and after `size` values for ceil(size / stride) outputs; the odd zero goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 class Same(nn.Module):
-    """Pads (B, C, H, W) for the convolution (`value` 0) or max-pool (`value` -inf) of this kernel and stride that comes next."""
+    """Pads (B, C, H, W) for the next layer: a convolution (`value` 0) or max-pool (`value` -inf) with this kernel and stride."""
 
     def __init__(self, kernel: int, *, stride: int, value: float = 0.0) -> None:
         super().__init__()
@@ -33,36 +33,36 @@ class Same(nn.Module):
 
 
 class TransposedSame(nn.Module):
-    """Transposed convolution (B, C, H, W) -> (B, out, H * s0, W * s1): the adjoint of the SAME convolution with that stride."""
+    """Transposed convolution (B, C, H, W) -> (B, out, H * s0, W * s1): the adjoint of the SAME convolution with the same stride."""
 
     def __init__(self, channels: int, out: int, kernel: int, *, stride: tuple[int, int]) -> None:
         super().__init__()
         before = [max(kernel - s, 0) // 2 for s in stride]
-        lacking = [max(s - kernel + 2 * b, 0) for s, b in zip(stride, before, strict=True)]
+        output_padding = [max(s - kernel + 2 * b, 0) for s, b in zip(stride, before, strict=True)]
         self.stride = stride
-        self.conv = nn.ConvTranspose2d(channels, out, kernel, stride, padding=before, output_padding=lacking)  # pyright: ignore[reportArgumentType]
+        self.conv = nn.ConvTranspose2d(channels, out, kernel, stride, padding=before, output_padding=output_padding)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
         series = x.shape[3] == 1 and self.stride[1] == 1
-        out = transposed(self.conv, x) if series else self.conv(x)
+        out = transposed_conv1d(self.conv, x) if series else self.conv(x)
         return out[:, :, : x.shape[2] * self.stride[0], : x.shape[3] * self.stride[1]]
 
 
 class FlattenLast(nn.Module):
-    """(B, C, H, W) -> (B, H * W * C), row by row with the channel last: TensorFlow's order, and the store's."""
+    """(B, C, H, W) -> (B, H * W * C), row by row with the channel last: the order of TensorFlow and of the store."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def weights_of(module: nn.Module) -> list[Tensor]:
-    """Weights of linear maps and convolutions, not those of normalisation."""
+    """Weights of linear maps and convolutions, without the weights of normalisation layers."""
     return [p for name, p in module.named_parameters() if name.endswith("weight") and p.ndim > 1]
 
 
 @torch.no_grad()
-def initialised(module: M, *, normal: float = 0.0) -> M:
-    """The module with TensorFlow's default start: weights Xavier-uniform, or N(0, `normal`) if given; biases 0."""
+def initialise(module: M, *, normal: float = 0.0) -> M:
+    """Initialise a module like TensorFlow: weights Xavier-uniform, or N(0, `normal`) if given; biases 0. Returns the module."""
     for weight in weights_of(module):
         if normal:
             nn.init.normal_(weight, std=normal)

@@ -1,26 +1,26 @@
-"""Shake-Shake residual networks, the original's utility head for CIFAR-10 (Gastaldi 2017, arXiv 1705.07485)."""
+"""Shake-Shake residual networks, the reference utility head for CIFAR-10 (Gastaldi 2017, arXiv 1705.07485)."""
 
 import torch
 from torch import Tensor, nn
 
 from cpgan_ray.errors import InputError
 from cpgan_ray.models.paper.picture import as_picture
-from cpgan_ray.models.paper.same_padding import initialised
+from cpgan_ray.models.paper.same_padding import initialise
 from cpgan_ray.models.pointwise import StridedPointwise
 
 
-def shake(one: Tensor, other: Tensor, *, training: bool) -> Tensor:
-    """A mixture of two branches (B, C, H, W): a * one + (1 - a) * other, a drawn per sample; 1/2 in use.
+def shake(first: Tensor, second: Tensor, *, training: bool) -> Tensor:
+    """A mixture of two branches (B, C, H, W): a * first + (1 - a) * second, with a drawn per sample in training and 1/2 otherwise.
 
-    a = r1 / (r1 + r2) with r uniform in [0, 1); the gradient is that of a second, independent draw. Draws come from torch's
-    global stream: call it inside `process.torch_stream`.
+    a = r1 / (r1 + r2) with r uniform in [0, 1); the gradient uses a second, independent draw. Draws come from torch's global
+    generator: call this inside `process.torch_stream`.
     """
     if not training:
-        return (one + other) / 2
-    r = torch.rand(2, 2, len(one), 1, 1, 1, dtype=one.dtype, device=one.device)
-    forward, backward = r[:, 0] / r.sum(1).clamp_min(torch.finfo(one.dtype).tiny)
-    gap = one - other
-    return other + backward * gap + ((forward - backward) * gap).detach()
+        return (first + second) / 2
+    r = torch.rand(2, 2, len(first), 1, 1, 1, dtype=first.dtype, device=first.device)
+    forward, backward = r[:, 0] / r.sum(1).clamp_min(torch.finfo(first.dtype).tiny)
+    difference = first - second
+    return second + backward * difference + ((forward - backward) * difference).detach()
 
 
 class Branch(nn.Sequential):
@@ -38,7 +38,7 @@ class Branch(nn.Sequential):
 
 
 class ShiftedSkip(nn.Module):
-    """Where the shape changes: two strided 1x1 convolutions of half the width, the second on the input shifted by a pixel."""
+    """Skip for a change of shape: two strided 1x1 convolutions of half the width, the second on the input shifted by a pixel."""
 
     def __init__(self, channels: int, out: int, *, stride: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ShiftedSkip(nn.Module):
 
 
 class ShakeBlock(nn.Module):
-    """Two branches, shaken, beside a skip."""
+    """A random mixture of two branches, plus a skip."""
 
     def __init__(self, channels: int, out: int, *, stride: int) -> None:
         super().__init__()
@@ -68,17 +68,19 @@ class ShakeBlock(nn.Module):
 class ShakeShake(nn.Module):
     """Shake-Shake depth 2 x width d on a code that is a picture: (B, k) -> (B, outputs).
 
-    3x3 convolution to 16 channels with batch norm; three stages of (depth - 2) / 6 blocks, `width`, twice and four times it wide,
-    strides 1, 2, 2; ReLU; global average pool; linear. Batch norm's momentum is 0.1 in torch's sense, 0.9 in TensorFlow's.
+    3x3 convolution to 16 channels with batch norm; three stages of (depth - 2) / 6 blocks with `width`, 2 `width` and 4 `width`
+    channels, strides 1, 2, 2; ReLU; global average pool; linear. The momentum of batch norm is 0.1 as torch defines it, 0.9 as
+    TensorFlow does.
 
-    Raises: InputError where k is not H * W * C or the depth not 6n + 2.
+    Raises:
+        InputError: k is not H * W * C, or the depth is not 6n + 2.
     """
 
     def __init__(self, k: int, *, outputs: int, image_shape: tuple[int, int, int], depth: int = 26, width: int = 32) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise InputError(
-                f"depth is {depth}; a Shake-Shake network's is 6 times the blocks of a stage plus 2: 8, 14, 20, 26, ..."
+                f"depth is {depth}; the depth of a Shake-Shake network is 6 times the blocks of a stage plus 2: 8, 14, 20, 26, ..."
             )
         self.unflatten = as_picture(k, image_shape=image_shape, network="shake")
         stages: list[nn.Module] = [nn.Conv2d(image_shape[2], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)]
@@ -89,7 +91,7 @@ class ShakeShake(nn.Module):
                 channels = out
         self.stages = nn.Sequential(*stages, nn.ReLU())
         self.last = nn.Linear(channels, outputs)
-        initialised(self)
+        initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.last(self.stages(self.unflatten(z)).mean((2, 3)))

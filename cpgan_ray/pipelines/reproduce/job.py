@@ -28,7 +28,7 @@ from cpgan_ray.data import Dataset, load, pin_store
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
-from cpgan_ray.mechanisms.noise import KEPT_COMPONENTS
+from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
 from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.reproduce.play import play
 from cpgan_ray.pipelines.reproduce.results import (
@@ -74,7 +74,7 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
     if job.config.runtime.backend != "local":
         ensure_unchanged()
     dataset = load(job.config)
-    for components in (DEFAULT_COMPONENTS, KEPT_COMPONENTS):
+    for components in (DEFAULT_COMPONENTS, NOISE_COMPONENTS):
         projection(dataset, components=components)  # once, before many processes ask for it
     todo = cells(job, dataset)
     with defer_signals() as stop:  # or a signal could leave the run RUNNING, between its beginning or its end and the block
