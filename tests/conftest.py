@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from cpgan_ray.common import signals
+from cpgan_ray.common.logs import LEVEL_VARIABLE
 from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import (
     AttackConfig,
@@ -235,8 +236,12 @@ def signals_left_as_they_were() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logger_left_as_it_was() -> Iterator[None]:
-    """Removes the log handler that a job in this process has added, so that pytest captures messages again."""
+    """Undoes the logging configuration of a job in this process, so that pytest captures messages again."""
+    level = os.environ.get(LEVEL_VARIABLE)
     yield
+    os.environ.pop(LEVEL_VARIABLE, None)
+    if level is not None:
+        os.environ[LEVEL_VARIABLE] = level
     logger = logging.getLogger("cpgan_ray")
     logger.handlers.clear()
     logger.propagate = True
