@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from cpgan_ray.common import logs, signals
+from cpgan_ray.common.logs import LEVEL_VARIABLE
 from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import (
     AttackConfig,
@@ -36,8 +37,6 @@ from cpgan_ray.config.presets import preset
 from cpgan_ray.data import load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
-
-logs.configure("info")  # as a job does: its lines are on standard error
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
 """The smoke preset's faces, so that they are drawn once for all; smaller."""
@@ -236,13 +235,15 @@ def signals_left_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def logger_left_as_it_was() -> Iterator[None]:
-    """Removes the log handler that a job in this process has added, so that pytest captures messages again."""
+def logging_of_a_job() -> Iterator[None]:
+    """Messages go to standard error, as in a job, and to pytest's `caplog`."""
+    level = os.environ.pop(LEVEL_VARIABLE, None)
+    logs.configure("info")
+    logging.getLogger("cpgan_ray").propagate = True
     yield
-    logger = logging.getLogger("cpgan_ray")
-    logger.handlers.clear()
-    logger.propagate = True
-    logger.setLevel(logging.NOTSET)
+    os.environ.pop(LEVEL_VARIABLE, None)
+    if level is not None:
+        os.environ[LEVEL_VARIABLE] = level
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""Where runs leave their traces: MLflow, `metrics.jsonl`, `config.json` and the console. The only package that imports MLflow.
+"""Logging of runs to MLflow, `metrics.jsonl`, `config.json` and the console. The only package that imports MLflow.
 
-`store` finds and opens the tracking store; `run` logs one run, from the driver's process; `search` the parent run of a search;
-`reading` makes trials of what was tracked; `console` is the progress line.
+`store` finds and opens the tracking store; `run` logs one run, from the driver's process; `search` logs the parent run of a search;
+`reading` reads tracked runs as trials; `console` shows the progress line.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How a run gets on, for a person who watches."""
+"""The progress line of a run."""
 
 import logging
 import time
@@ -11,28 +11,28 @@ from cpgan_ray.common.types import Metrics
 logger = logging.getLogger(__name__)
 
 PLAIN_LINE_S = 10.0
-"""How often a line is printed where the output is no terminal, in seconds."""
+"""Interval between two lines if standard error is not a terminal."""
 
 
 class Console:
-    """Progress as a live line on a terminal, as plain lines elsewhere; on standard error."""
+    """Shows progress on standard error: a live line on a terminal, plain log lines otherwise."""
 
     def __init__(self, *, total_rounds: int, rounds_per_epoch: int, names: Sequence[str], done: int = 0) -> None:
-        """done: rounds that were played before."""
+        """done: rounds that were already played before this process."""
         self.total_rounds, self.rounds_per_epoch, self.names, self.before = total_rounds, rounds_per_epoch, names, done
-        hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: where standard error is no terminal
+        hidden = None if logger.isEnabledFor(logging.INFO) else True  # None: tqdm hides the bar if standard error is not a terminal
         self.bar = tqdm(total=total_rounds, initial=done, unit="round", disable=hidden, dynamic_ncols=True)
-        self.started = self.said = time.monotonic()
+        self.started = self.last_line_at = time.monotonic()
 
     def show(self, played: Sequence[Metrics]) -> None:
-        """The state after some more rounds."""
+        """Updates the line after the rounds `played`."""
         last = played[-1]
         done = int(last["round"]) + 1
         text = self.line(last, done)
         if self.bar.disable:
             now = time.monotonic()
-            if now - self.said >= PLAIN_LINE_S or done == self.total_rounds:
-                self.said = now
+            if now - self.last_line_at >= PLAIN_LINE_S or done == self.total_rounds:
+                self.last_line_at = now
                 logger.info(f"round {done}/{self.total_rounds}, {(done - self.before) / (now - self.started):.1f} rounds/s, {text}")
         else:
             self.bar.set_postfix_str(text, refresh=False)

@@ -1,4 +1,4 @@
-"""What was tracked, read again: a run's files, its curves, and the trials that an experiment or a search amounts to."""
+"""Reads tracked runs: a run's files, its learning curves, and the trials of an experiment or a search."""
 
 import ast
 import atexit
@@ -25,21 +25,21 @@ from cpgan_ray.config import flatten
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.errors import InputError, printable
 from cpgan_ray.tracking.store import STORE, all_runs
-from cpgan_ray.tracking.uri import database_file, ensure_same_host, ensure_store, short
+from cpgan_ray.tracking.uri import database_file, ensure_same_host, ensure_store, short_message
 
 STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
-"""Of a trial by its run's status, where the search has not said it; `running` for all others."""
-INDIFFERENT = ("seed", "k", "privacy_weight", "skip_corrupt", "attacks.quick_every", "attacks.cpus", "attacks.gpus")
-"""Fields by which runs are not told apart: part of every trial anyway, or without effect on what a run comes to."""
+"""Status of a run -> state of its trial, if the search has not set the tag `search.state`; `running` for any other status."""
+IGNORED_FIELDS = ("seed", "k", "privacy_weight", "skip_corrupt", "attacks.quick_every", "attacks.cpus", "attacks.gpus")
+"""Fields that do not distinguish runs: they are part of every trial anyway, or have no effect on the result."""
 ADVERSARY = re.compile(r"[\w.+/-]{1,60}")
 MAX_METRICS_BYTES, MAX_R2 = 2 << 30, 1e9
-"""Limits to what is read of a `metrics.jsonl`, which may come from elsewhere."""
+"""Limits for reading a `metrics.jsonl`, which may come from somebody else."""
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """R2 of each training adversary by round, from a run's `metrics.jsonl`; empty where there is none.
+    """Name of each training adversary -> rounds and R2, from a run's `metrics.jsonl`; empty if the file is absent.
 
-    Raises: InputError where a line of it is damaged.
+    Raises: InputError if the file cannot be read or a line is damaged.
     """
     curves: dict[str, tuple[list[int], list[float]]] = {}
     if not path.is_file():
@@ -47,7 +47,9 @@ def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     try:
         content = read_limited(path, max_bytes=MAX_METRICS_BYTES)
     except (OSError, ValueError) as e:
-        raise InputError(f"{path} cannot be read ({short(e)}): remove it, and the report has no learning curves") from e
+        raise InputError(
+            f"{path} cannot be read ({short_message(e)}): remove it to write the report without learning curves"
+        ) from e
     for number, line in enumerate(content.splitlines(), 1):
         try:
             row = parse_json(line)
@@ -60,18 +62,18 @@ def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
                     rounds.append(int(row["round"]))
                     r2.append(float(value))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
-            raise InputError(f"{path}, line {number} is damaged ({type(e).__name__}): take the line out") from e
+            raise InputError(f"{path}, line {number} is damaged ({type(e).__name__}): remove this line") from e
     return curves
 
 
 def fetch_run(run_id: str) -> Path:
-    """What MLflow has of a finished run, downloaded into a temporary folder like its output folder.
+    """Downloads the files of a finished run from MLflow to a temporary folder with the layout of an output folder.
 
-    Raises: InputError where the tracking store or the run is not there.
+    Raises: InputError if the tracking store or the run does not exist.
     """
-    uri = store_to_read(None)
+    uri = resolve_store_uri(None)
     if uri.startswith("sqlite:///") and not database_file(uri).is_file():
-        raise InputError(f"there is no tracking store {redacted(uri)} to look run {run_id} up in: set MLFLOW_TRACKING_URI")
+        raise InputError(f"there is no tracking store {redacted(uri)} to look up run {run_id}: set MLFLOW_TRACKING_URI")
     ensure_store(uri, option="MLFLOW_TRACKING_URI")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -83,37 +85,37 @@ def fetch_run(run_id: str) -> Path:
         ensure_same_host(client.get_run(run_id).info.artifact_uri, uri, of=f"MLflow run {run_id}")
         signed = {"config.json" + SUFFIX} & {artifact.path for artifact in client.list_artifacts(run_id)}
         for name in (*signed, "config.json", "privatizer.pt2", "utility_head.pt2", "metrics.jsonl"):
-            got = Path(client.download_artifacts(run_id, name, str(folder)))
-            if got.is_symlink() or not got.is_file() or got.resolve() != (folder / name).resolve():
-                raise ValueError(f"{name} is no file")
+            path = Path(client.download_artifacts(run_id, name, str(folder)))
+            if path.is_symlink() or not path.is_file() or path.resolve() != (folder / name).resolve():
+                raise ValueError(f"{name} is not a file")
     except InputError:
         raise
-    except Exception as e:  # each kind of store has errors of its own
+    except Exception as e:  # each type of store raises its own errors
         raise InputError(
-            f"MLflow at {redacted(uri)} has no finished run {run_id} ({short(e)}): give another id, or the output folder"
+            f"MLflow at {redacted(uri)} has no finished run {run_id} ({short_message(e)}): give another id, or the output folder"
         ) from e
     return folder
 
 
-def store_to_read(uri: str | None) -> str:
-    """The tracking store that is read where no other is named; its credentials are in the environment."""
+def resolve_store_uri(uri: str | None) -> str:
+    """The URI of the tracking store to read, with defaults; its credentials are moved to the environment."""
     uri = move_to_env(uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(Path('outputs') / STORE).resolve()}")
     remember(uri)
     return uri
 
 
 def read_trials(uri: str | None, name: str, *, method: str = "") -> list[Trial]:
-    """The trainings that an MLflow experiment has, or that are below a search's run given by its id; in the order they ended.
+    """The trials of an MLflow experiment, given by name, or of a search, given by its run id; in the order in which they ended.
 
-    A run counts that has `utility/accuracy` and `privacy/strongest_r2`, or is a trial of a search; attacks on runs and the searches
-    themselves do not. Of several attempts at a trial the last counts. A trial's setting is what its search says, else k and privacy
-    weight; and with it every other field in which the runs read here differ, so that none is averaged with what is no repetition of
-    it. The validation R2 of a run that has none is that of the test split.
+    Runs with `utility/accuracy` and `privacy/strongest_r2`, and trials of a search, are trials; attacks on runs and the searches
+    themselves are not. Of several attempts at a trial only the last counts. The setting of a trial comes from its search, else it
+    is k and the privacy weight. It also includes every other field in which the runs differ, so that only repetitions of the same
+    setting are averaged. If a run has no validation R2, its test R2 is used instead.
 
-    Raises: InputError where the store does not answer or has no such experiment.
+    Raises: InputError if the store does not respond or has no such experiment.
     """
     option = "tracking_uri" if uri or not os.environ.get("MLFLOW_TRACKING_URI") else "MLFLOW_TRACKING_URI"
-    uri = store_to_read(uri)
+    uri = resolve_store_uri(uri)
     if uri.startswith("sqlite:///") and not database_file(uri).exists():
         raise InputError(f"there is no tracking store {redacted(uri)}: give --tracking-uri, or set MLFLOW_TRACKING_URI")
     ensure_store(uri, option=option)
@@ -123,19 +125,19 @@ def read_trials(uri: str | None, name: str, *, method: str = "") -> list[Trial]:
         runs = tracked_runs(mlflow.MlflowClient(uri), name)
     except InputError:
         raise
-    except Exception as e:  # each kind of store has errors of its own
-        raise InputError(f"MLflow at {redacted(uri)} cannot be read ({short(e)}): give another --tracking-uri") from e
+    except Exception as e:  # each type of store raises its own errors
+        raise InputError(f"MLflow at {redacted(uri)} cannot be read ({short_message(e)}): give another --tracking-uri") from e
     attempts: dict[tuple[str, ...], Run] = {}
-    for run in sorted(filter(counts, runs), key=lambda run: run.info.start_time):
+    for run in sorted(filter(is_trial, runs), key=lambda run: run.info.start_time):
         tags = run.data.tags
         trial = tags.get("search.trial")
         attempts[(tags.get("mlflow.parentRunId", ""), trial) if trial else (run.info.run_id,)] = run
-    kept = sorted(attempts.values(), key=lambda run: (run.info.end_time or math.inf, run.info.start_time))
-    return [checked_trial(run, more, method=method) for run, more in zip(kept, differences(kept), strict=True)]
+    latest = sorted(attempts.values(), key=lambda run: (run.info.end_time or math.inf, run.info.start_time))
+    return [to_trial(run, fields, method=method) for run, fields in zip(latest, differing_fields(latest), strict=True)]
 
 
 def tracked_runs(client: mlflow.MlflowClient, name: str) -> list[Run]:
-    """Raises: InputError with the nearest names where the store has neither an experiment nor a run of that name."""
+    """Raises: InputError with similar names if the store has neither an experiment nor a run of that name."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None and experiment.lifecycle_stage == "active":
         return all_runs(client, experiment.experiment_id)
@@ -144,33 +146,34 @@ def tracked_runs(client: mlflow.MlflowClient, name: str) -> list[Run]:
             return all_runs(client, client.get_run(name).info.experiment_id, f"tags.`mlflow.parentRunId` = '{name}'")
         except MlflowException:
             pass  # no run has this id
-    known = [e.name for e in client.search_experiments()]
-    near = difflib.get_close_matches(name, known, n=3) or known[:3]
+    names = [e.name for e in client.search_experiments()]
+    near = difflib.get_close_matches(name, names, n=3) or names[:3]
     raise InputError(f"MLflow has no experiment {name!r}; nearest: {', '.join(near)}")
 
 
-def counts(run: Run) -> bool:
-    """Whether a run is a training that may be a trial."""
+def is_trial(run: Run) -> bool:
+    """Whether a run is a training run that counts as a trial."""
     data = run.data
     if "attacked" in data.tags or data.tags.get("search.role") == "parent" or not {"k", "privacy_weight"} <= data.params.keys():
         return False
     return "search.trial" in data.tags or {"utility/accuracy", "privacy/strongest_r2"} <= data.metrics.keys()
 
 
-def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each run, its value of every field in which the runs differ."""
-    told: list[dict[str, str]] = []
+def differing_fields(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each run, the values of all fields in which the runs differ."""
+    settings: list[dict[str, str]] = []
     for run in runs:
         preset = run.data.params.get("preset", "")
         fields = {name: str(value) for name, value in flatten(PRESETS[preset]()).items()} if preset in PRESETS else {}
         changed = {n.removeprefix("changed."): v for n, v in run.data.tags.items() if n.startswith("changed.")}
-        told.append(fields | changed | {"preset": preset})
-    names = sorted({name for one in told for name in one if len({other.get(name) for other in told}) > 1} - {*INDIFFERENT})
-    return [{name: parsed(one[name]) for name in names if name in one} for one in told]
+        settings.append(fields | changed | {"preset": preset})
+    all_names = {name for fields in settings for name in fields}
+    names = sorted({n for n in all_names if len({fields.get(n) for fields in settings}) > 1} - {*IGNORED_FIELDS})
+    return [{name: parse_value(fields[name]) for name in names if name in fields} for fields in settings]
 
 
-def parsed(text: str) -> Any:
-    """A number or truth value where the text is one."""
+def parse_value(text: str) -> Any:
+    """The number or boolean that a text represents; otherwise the text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -178,29 +181,32 @@ def parsed(text: str) -> Any:
     return value if isinstance(value, int | float) else printable(text)
 
 
-def checked_trial(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
-    """Raises: InputError if a run's tags or parameters are not those of a training: whoever writes to a store can set them."""
+def to_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
+    """Raises: InputError if a run's tags or parameters are not those of a training run: anybody who can write to a store can set
+    them."""
     try:
-        return trial_of(run, more, method=method)
+        return build_trial(run, fields, method=method)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"MLflow run {run.info.run_id} is no training of this package ({short(e)}): delete it there") from e
+        raise InputError(
+            f"MLflow run {run.info.run_id} is not a training run of this package ({short_message(e)}): delete it in MLflow"
+        ) from e
 
 
-def trial_of(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
-    """more: fields in which the runs differ, beside the trial's setting."""
+def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
+    """fields: the fields in which the runs differ, in addition to the trial's setting."""
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     weight = float(params["privacy_weight"])
-    told = parse_json(tags["search.setting"]) if "search.setting" in tags else {"k": int(params["k"]), "privacy_weight": weight}
-    if not all(isinstance(value, str | int | float | list | None) for value in told.values()):
+    values = parse_json(tags["search.setting"]) if "search.setting" in tags else {"k": int(params["k"]), "privacy_weight": weight}
+    if not all(isinstance(value, str | int | float | list | None) for value in values.values()):
         raise ValueError("search.setting")
-    setting = {printable(str(name)): printable(v) if isinstance(v, str) else v for name, v in told.items()}
+    setting = {printable(str(name)): printable(v) if isinstance(v, str) else v for name, v in values.items()}
     state: Any = tags.get("search.state")
     if state not in get_args(State):
         state = STATES.get(run.info.status, "running")
-    used = run.inputs.dataset_inputs if run.inputs else []
+    datasets = run.inputs.dataset_inputs if run.inputs else []
     return Trial(
         name=printable(tags.get("search.trial") or run.info.run_name or run.info.run_id),
-        setting=dict(more) | setting,
+        setting=dict(fields) | setting,
         seed=int(params.get("seed", 0)),
         state=state,
         control=tags.get("search.control") == "true" or weight == 0,
@@ -218,6 +224,6 @@ def trial_of(run: Run, more: Mapping[str, Any], *, method: str) -> Trial:
         seconds=metrics.get("time/total_s"),
         run_id=run.info.run_id,
         method=method,
-        data=used[0].dataset.digest if used else None,
+        data=datasets[0].dataset.digest if datasets else None,
         degenerate=tags.get("code.degenerate"),
     )

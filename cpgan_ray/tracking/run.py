@@ -1,7 +1,7 @@
-"""One run: its MLflow run and its local files. One process logs, the driver.
+"""Logging of one run: its MLflow run and its local files. Only the driver's process logs.
 
-A store that does not answer at the start stops the run. One that goes away later does not: metrics wait and are sent when it is
-back, everything else is tried again at the end, and all of it is in the output folder anyway.
+If the store does not respond at the start, the run stops. If it becomes unavailable later, the run continues: metrics are queued
+and sent when it is available again, everything else is sent again at the end, and the output folder always has everything.
 """
 
 import json
@@ -42,41 +42,41 @@ from cpgan_ray.tracking.uri import ensure_same_host
 logger = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
-"""File of the losses that a run has survived."""
+"""File of the failures that a run has recovered from."""
 FLUSH_S = 5.0
-"""How often buffered metrics are sent, in seconds."""
+"""Interval at which queued metrics are sent."""
 BATCH_LIMIT = 1000
-"""Most metrics that MLflow takes in one call."""
+"""Largest number of metrics that MLflow accepts in one call."""
 POLL_S = 0.02
-"""How often it is looked whether all metrics have been taken, in seconds."""
+"""Interval at which the queue is checked until it is empty."""
 RETRY_S = (1.0, 30.0)
-"""Least and largest wait before the store is asked again, in seconds."""
+"""Shortest and longest wait before metrics are sent again."""
 SETTLE_S = 5.0
-"""How long a checkpoint, or the end of a run that was stopped, waits for the store, in seconds."""
-LAST_S = 60.0
-"""How long the end of a finished run does."""
+"""How long a checkpoint, or the end of a stopped run, waits for the store."""
+FINAL_SETTLE_S = 60.0
+"""How long the end of a finished run waits for the store."""
 
 
-def say_outage(error: BaseException) -> None:
+def log_outage(error: BaseException) -> None:
     reason = printable(redacted(str(error).partition("\n")[0]))[:200]
-    logger.warning(f"MLflow does not answer ({reason}); the run goes on, and logs it later")
+    logger.warning(f"MLflow does not respond ({reason}); the run continues and logs this later")
 
 
 def log_dataset(client: mlflow.MlflowClient, run_id: str, dataset: MetaDataset) -> None:
-    """Name the data that a run is trained on.
+    """Logs the data set that a run is trained on.
 
-    The store first looks whether its experiment has that data set and then inserts it. Of runs that begin together, like those of a
-    search, one may come between the two of another, which is refused; asked again, the store finds it.
+    The store first checks whether its experiment has the data set and then inserts it. If runs start at the same time, as in a
+    search, another run may insert it in between; the insert then fails, and a second call finds the data set.
     """
-    named = [DatasetInput(entities.Dataset(**dataset.to_dict()), tags=[InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
+    inputs = [DatasetInput(entities.Dataset(**dataset.to_dict()), tags=[InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
     try:
-        client.log_inputs(run_id, datasets=named)
+        client.log_inputs(run_id, datasets=inputs)
     except MlflowException:
-        client.log_inputs(run_id, datasets=named)
+        client.log_inputs(run_id, datasets=inputs)
 
 
 class Outbox:
-    """Metrics on their way to the store, in a thread of its own: what is not taken is sent again until it is."""
+    """A queue of metrics and a thread that sends them to the store, again and again until the store accepts them."""
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
@@ -93,17 +93,17 @@ class Outbox:
     def send(self) -> None:
         self.awake.set()
 
-    def settle(self, patience_s: float) -> bool:
-        """Whether all has been delivered within that time."""
-        until = time.monotonic() + patience_s
-        while self.waiting and time.monotonic() < until:
+    def settle(self, timeout_s: float) -> bool:
+        """Waits until the queue is empty, at most `timeout_s`. Returns whether it is."""
+        deadline = time.monotonic() + timeout_s
+        while self.waiting and time.monotonic() < deadline:
             self.send()
             time.sleep(POLL_S)
         return not self.waiting
 
-    def close(self, patience_s: float) -> bool:
-        """The same; nothing more is sent after it."""
-        delivered = self.settle(patience_s)
+    def close(self, timeout_s: float) -> bool:
+        """Waits like `settle`, then stops sending. Returns whether everything was delivered."""
+        delivered = self.settle(timeout_s)
         self.closing = True
         self.send()
         return delivered
@@ -117,14 +117,14 @@ class Outbox:
                 part = [self.waiting[i] for i in range(min(BATCH_LIMIT, len(self.waiting)))]
                 try:
                     self.client.log_batch(self.run_id, metrics=part, synchronous=True)
-                except Exception as e:  # each kind of store has errors of its own
+                except Exception as e:  # each type of store raises its own errors
                     if not wait_s:
-                        say_outage(e)
+                        log_outage(e)
                     wait_s = min(max(2 * wait_s, RETRY_S[0]), RETRY_S[1])
                     time.sleep(wait_s)
                     continue
                 if wait_s:
-                    logger.info("MLflow answers again")
+                    logger.info("MLflow responds again")
                 wait_s = 0.0
                 for _ in part:
                     self.waiting.popleft()
@@ -147,26 +147,26 @@ class Tracker:
         resume: str | None = None,
         played: int = 0,
     ) -> None:
-        """Start the run; `parent`: id of the run that it is shown under, if the store has it. `params`: beside the usual ones.
+        """Starts the run. parent: id of the parent run, ignored if the store does not have it. params: additional parameters.
 
-        resume: go on with the run of that id, of which `played` rounds stand; what it has logged of later ones is logged again.
+        resume: continue the run with this id after `played` rounds; metrics of later rounds are deleted and logged again.
 
-        Raises: InputError where the tracking store does not answer or cannot be written to.
+        Raises: InputError if the tracking store does not respond or is not writable.
         """
         refuse_link(output / "report")
-        if not resume:  # else it is read, and replaced
+        if not resume:  # on resume the file is read and replaced
             refuse_link(output / "metrics.jsonl")
         self.config, self.output = config, output
-        self.missed: list[tuple[str, Callable[[], object]]] = []
+        self.deferred: list[tuple[str, Callable[[], object]]] = []
         with open_store(config.tracking, output) as self.client:
             if parent is not None:
-                parent = self.known(parent)
+                parent = self.existing_run_id(parent)
             name = config.tracking.run_name or f"{config.preset} k={config.k} w={config.privacy_weight:g}"
             self.run = mlflow.start_run(
                 run_id=resume,
                 run_name=None if resume else name,
                 parent_run_id=parent,
-                tags=shown_tags(tags or {}),
+                tags=redacted_tags(tags or {}),
                 log_system_metrics=config.tracking.system_metrics,
             )
             ensure_same_host(self.run.info.artifact_uri, mlflow.get_tracking_uri(), of=f"MLflow run {self.run.info.run_id}")
@@ -176,23 +176,23 @@ class Tracker:
             self.flushed = time.monotonic()
             output.mkdir(parents=True, exist_ok=True)
             if resume:
-                forget_rounds(output / "metrics.jsonl", played)
+                truncate_metrics(output / "metrics.jsonl", played)
             self.jsonl = open_to_append(output / "metrics.jsonl")
             if not resume:
-                self.describe(dataset, params or {})
+                self.log_description(dataset, params or {})
         except BaseException:
-            mlflow.end_run("FAILED")  # MLflow itself would end it as FINISHED when the process ends
+            mlflow.end_run("FAILED")  # at the end of the process MLflow would set FINISHED
             raise
 
-    def known(self, run_id: str) -> str | None:
-        """The id where this store has the run: an output folder may have been copied away from its store."""
+    def existing_run_id(self, run_id: str) -> str | None:
+        """The id, or None if this store does not have the run: the output folder may come from another machine."""
         try:
             return self.client.get_run(run_id).info.run_id
         except MlflowException:
             return None
 
-    def describe(self, dataset: Dataset, more: Mapping[str, Any]) -> None:
-        """Parameters worth comparing, what differs from the preset as tags, and the data set with its digest."""
+    def log_description(self, dataset: Dataset, extra_params: Mapping[str, Any]) -> None:
+        """Logs parameters worth comparing, the differences from the preset as tags, and the data set with its digest."""
         c = self.config
         params = {
             "preset": c.preset,
@@ -208,13 +208,14 @@ class Tracker:
             "labels": len(c.data.labels) or len(dataset.label_names),
             "image_size": c.data.image_size,
         }
-        mlflow.log_params(redacted_values(params | dict(more)))
+        mlflow.log_params(redacted_values(params | dict(extra_params)))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}
         local = ("output", "data_dir", "cache_dir", "shared_cache", "trust", "data.digest", "runtime.", "recovery.", "tracking.")
         changed = {n: v for n, v in flatten(c).items() if base.get(n, v) != v and not n.startswith(local)}
         mlflow.set_tags({f"changed.{name}": redacted(str(value)) for name, value in changed.items()})
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")  # a local folder, twice
+            # MLflow finds two types of source for a local folder
+            warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")
             source = resolve_dataset_source(str(dataset.folder))
         log_dataset(self.client, self.run_id, MetaDataset(source, name=c.data.dataset, digest=dataset.digest[:36]))
         values = to_json(c) | {"store": str(dataset.folder), "run_id": self.run_id}
@@ -225,7 +226,7 @@ class Tracker:
                 mlflow.log_artifact(str(file))
 
     def log(self, metrics: Metrics, *, step: int) -> None:
-        """Write metrics to `metrics.jsonl`, and keep them for the next flush."""
+        """Writes metrics to `metrics.jsonl` and queues them for the store."""
         now = int(time.time() * 1000)
         self.outbox.put([Metric(name, value, now, step) for name, value in metrics.items() if np.isfinite(value)])
         values = {name: value if np.isfinite(value) else None for name, value in metrics.items()}
@@ -234,48 +235,49 @@ class Tracker:
             self.flush()
 
     def flush(self) -> None:
-        """Everything logged so far is on disk, and on its way to the store."""
+        """Writes everything logged so far to disk and starts sending it to the store."""
         self.jsonl.flush()
         self.outbox.send()
         self.flushed = time.monotonic()
 
     def settle(self) -> None:
-        """Everything logged so far is on disk, and in the store unless that does not answer."""
+        """Writes everything logged so far to disk and waits until it is in the store, at most SETTLE_S."""
         self.flush()
         self.outbox.settle(SETTLE_S)
 
-    def attempt(self, what: str, call: Callable[[], object]) -> None:
-        """Tell the store something that is on disk as well. Where it does not answer, it is tried again in the end."""
+    def send_or_defer(self, what: str, call: Callable[[], object]) -> None:
+        """Sends something to the store that is also on disk. If the store does not respond, it is sent again at the end of the
+        run."""
         try:
             call()
-        except Exception as e:  # each kind of store has errors of its own
-            if not self.missed:
-                say_outage(e)
-            self.missed.append((what, call))
+        except Exception as e:  # each type of store raises its own errors
+            if not self.deferred:
+                log_outage(e)
+            self.deferred.append((what, call))
 
     def log_events(self, events: Sequence[Event]) -> None:
-        """Losses that the game survived: a line each on standard error and in `events.jsonl`, and two metrics."""
+        """Logs failures that the game recovered from: a warning, a line in `events.jsonl`, and two metrics each."""
         for event in events:
             with open_to_append(self.output / EVENTS) as file:
                 file.write(json.dumps(redacted_values(asdict(event))) + "\n")
             self.log({"recovery/replayed_rounds": event.replayed, "recovery/replacement_s": event.seconds}, step=event.round)
-            self.attempt(EVENTS, lambda: mlflow.log_artifact(str(self.output / EVENTS)))
+            self.send_or_defer(EVENTS, lambda: mlflow.log_artifact(str(self.output / EVENTS)))
             cause = printable(redacted(event.cause))
-            told = f"round {event.round}: {cause}; {event.replayed} rounds are played again, after {event.seconds:.1f} s"
-            logger.warning(told)
+            recovery = f"recovered after {event.seconds:.1f} s, {event.replayed} rounds are played again"
+            logger.warning(f"round {event.round}: {cause}; {recovery}")
 
     def tag(self, name: str, value: str) -> None:
-        self.attempt(f"tag {name}", lambda: mlflow.set_tag(name, redacted(printable(value))))
+        self.send_or_defer(f"tag {name}", lambda: mlflow.set_tag(name, redacted(printable(value))))
 
     def log_panel(self, panel: Image.Image, *, step: int) -> None:
-        """A picture of reconstructions: in the run's images by step, and beside the report."""
-        self.attempt("a panel", lambda: mlflow.log_image(panel, key="reconstructions", step=step))
+        """Logs a picture of reconstructions: as an image of the run with its step, and as a file in the report folder."""
+        self.send_or_defer("a panel", lambda: mlflow.log_image(panel, key="reconstructions", step=step))
         report = make_folder(self.output / "report")
         with atomic_path(report / f"reconstructions-{step:06d}.png") as temporary:
             panel.save(temporary, "PNG")
 
     def log_folder(self, folder: Path, name: str) -> None:
-        """All files of a folder as artifacts; a report's panels also among the run's images."""
+        """Logs all files of a folder as artifacts, and its PNG files also as images of the run."""
 
         def send() -> None:
             mlflow.log_artifacts(str(folder), name)
@@ -283,38 +285,39 @@ class Tracker:
                 with Image.open(picture) as opened:
                     mlflow.log_image(opened.copy(), artifact_file=f"images/{picture.name}")
 
-        self.attempt(f"folder {name}", send)
+        self.send_or_defer(f"folder {name}", send)
 
     def log_programs(self, programs: Mapping[str, bytes], examples: Mapping[str, np.ndarray]) -> None:
-        """The exported programs as files, and as MLflow models with signature."""
+        """Writes the exported programs to files, and logs them as artifacts and as MLflow models with a signature."""
         for name, program in programs.items():
             path = self.output / f"{name}.pt2"
             write_bytes(path, program)
             sign(path)
-            self.attempt(path.name, partial(mlflow.log_artifact, str(path)))
+            self.send_or_defer(path.name, partial(mlflow.log_artifact, str(path)))
             if self.config.tracking.log_models:
-                self.attempt(f"model {name}", partial(log_model, name, path, examples[name]))
+                self.send_or_defer(f"model {name}", partial(log_model, name, path, examples[name]))
 
     def close(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED, with all that the store has missed so far.
+        """Ends the run as FINISHED, FAILED or KILLED, and sends everything that the store does not have yet.
 
-        Where the store does not answer even now, that is told: the output folder has everything.
+        If the store still does not respond, a warning names what is missing there; the output folder has everything.
         """
         self.jsonl.flush()
-        again, self.missed = self.missed, []
+        calls, self.deferred = self.deferred, []
         file = str(self.output / "metrics.jsonl")
-        again += [("metrics.jsonl", lambda: mlflow.log_artifact(file)), ("its end", lambda: mlflow.end_run(status))]
-        delivered = self.outbox.close(LAST_S if status == "FINISHED" else SETTLE_S)
-        left = [] if delivered else ["metrics"]
-        for what, call in again:
+        calls += [("metrics.jsonl", lambda: mlflow.log_artifact(file)), ("final status", lambda: mlflow.end_run(status))]
+        delivered = self.outbox.close(FINAL_SETTLE_S if status == "FINISHED" else SETTLE_S)
+        missing = [] if delivered else ["metrics"]
+        for what, call in calls:
             try:
                 call()
-            except Exception:  # each kind of store has errors of its own
-                left.append(what)
+            except Exception:  # each type of store raises its own errors
+                missing.append(what)
         self.jsonl.close()
-        if left:
-            told = f"MLflow does not answer: run {self.run_id} has no {', '.join(left)} there; everything is in {self.output}"
-            logger.warning(told)
+        if missing:
+            logger.warning(
+                f"MLflow does not respond: it has no {', '.join(missing)} of run {self.run_id}; everything is in {self.output}"
+            )
 
     def __enter__(self) -> "Tracker":
         return self
@@ -324,32 +327,31 @@ class Tracker:
         self.close("KILLED" if stopped else "FINISHED" if kind is None else "FAILED")
 
 
-def shown_tags(tags: Mapping[str, str]) -> dict[str, str]:
+def redacted_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags without secrets and control characters."""
     return {name: redacted(printable(str(value))) for name, value in tags.items()}
 
 
-def forget_rounds(path: Path, played: int) -> None:
-    """Leave the lines of the first `played` rounds in a `metrics.jsonl`."""
+def truncate_metrics(path: Path, played: int) -> None:
+    """Keeps only the lines of the first `played` rounds in a `metrics.jsonl`."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] < played]
-    write_text(path, "".join(kept))
+    write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["round"] < played))
 
 
 def log_model(name: str, program: Path, example: np.ndarray) -> None:
-    """An exported program as an MLflow PyTorch model; its signature comes from running it on the example."""
+    """Logs an exported program as an MLflow PyTorch model; its signature is inferred from its output for the example."""
     import torch
     from mlflow import pytorch as mlflow_pytorch
     from mlflow.models import infer_signature
 
     module = torch.export.load(program).module()
     with torch.no_grad():
-        answer = module(torch.from_numpy(example)).numpy()
-    signature = infer_signature(example, answer)
+        output = module(torch.from_numpy(example)).numpy()
+    signature = infer_signature(example, output)
     requirements = [
         f"torch=={torch.__version__.split('+')[0]}",
         f"numpy=={np.__version__}",
-    ]  # given, or MLflow looks for them for long
+    ]  # given here, because MLflow would search for them for a long time
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No complete tensor found")  # of tensors that share storage: none is lost
+        warnings.filterwarnings("ignore", "No complete tensor found")  # about tensors that share storage; nothing is lost
         mlflow_pytorch.log_model(module, name=name, signature=signature, input_example=example, pip_requirements=requirements)

@@ -1,4 +1,4 @@
-"""The parent run of a search, and its children as the driver sees them."""
+"""The parent run of a search and its children, logged by the driver."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -17,9 +17,9 @@ from cpgan_ray.tracking.uri import ensure_same_host
 
 
 class SearchRun:
-    """The parent run of a search. It is made before any trial, so that store and experiment are made once and by one process.
+    """The parent run of a search. It is created before the first trial, so that only one process creates store and experiment.
 
-    Each trial's own process logs the trial's run, a child; the driver logs this one, and says of the children what only it knows.
+    Each trial's run is a child and is logged by the trial's own process. The driver logs the parent, and tags the children.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class SearchRun:
         run_id: str | None = None,
         source: str = "jobs/tune_celeba.py",
     ) -> None:
-        """Start it, or go on with `run_id`. `tags`: what may be another when it goes on; MLflow keeps a parameter as it was.
+        """Starts the run, or continues `run_id`. tags: values that may change when it continues; MLflow parameters cannot change.
 
-        Raises: InputError where the tracking store does not answer or does not have that run.
+        Raises: InputError if the tracking store does not respond or does not have that run.
         """
         with open_store(config.tracking, output) as self.client:
             experiment = self.client.get_experiment_by_name(config.tracking.experiment)
@@ -47,8 +47,8 @@ class SearchRun:
                 for key, value in redacted_values(params).items():
                     self.client.log_param(run_id, key, value)
             else:
-                known = self.client.get_run(run_id).info
-                ensure_same_host(known.artifact_uri, mlflow.get_tracking_uri(), of=f"MLflow run {run_id}")
+                info = self.client.get_run(run_id).info
+                ensure_same_host(info.artifact_uri, mlflow.get_tracking_uri(), of=f"MLflow run {run_id}")
                 self.client.update_run(run_id, status="RUNNING")
             for key, value in (tags or {}).items():
                 self.client.set_tag(run_id, key, value)
@@ -63,40 +63,40 @@ class SearchRun:
             self.client.log_artifact(self.run_id, str(path))
 
     def add_child(self, name: str, *, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """A run below this one, of work whose own process logs nothing: all of it at once, ended."""
+        """Adds a finished child run, with everything at once, for work whose own process logs nothing."""
         now = int(time.time() * 1000)
-        below = {
+        all_tags = {
             "mlflow.parentRunId": self.run_id,
             "search.trial": name,
             **{key: redacted(printable(value)) for key, value in tags.items()},
         }
-        run_id = self.client.create_run(self.experiment_id, run_name=name, tags=below).info.run_id
-        told = [Param(key, redacted(str(value))) for key, value in params.items()]
-        self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()], params=told)
+        run_id = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id
+        logged_params = [Param(key, redacted(str(value))) for key, value in params.items()]
+        self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()], params=logged_params)
         self.client.set_terminated(run_id, "FAILED" if "failed" in tags else "FINISHED")
 
     def children(self) -> list[Run]:
-        """The trials' runs, those of failed and interrupted attempts included."""
+        """The runs of the trials, including failed and interrupted attempts."""
         return children(self.client, self.experiment_id, self.run_id)
 
     def label(self, states: Mapping[str, str], front: Collection[str]) -> None:
-        """Tag each trial's run with the trial's state, and whether it lies on the front. Both by the trial's name."""
+        """Tags each trial's run with the trial's state and whether it is on the front. states, front: by the name of the trial."""
         runs = self.children()
         last = {run.data.tags.get("search.trial"): run.info.run_id for run in sorted(runs, key=lambda run: run.info.start_time)}
         for run in runs:
             name = run.data.tags.get("search.trial", "")
-            told = {"search.state": states.get(name, "killed"), "search.front": str(name in front).lower()}
-            if run.info.run_id != last[name]:  # an attempt before the one that counts
-                told = {"search.state": run.info.status.lower(), "search.front": "false"}
-            for key, value in told.items():
+            tags = {"search.state": states.get(name, "killed"), "search.front": str(name in front).lower()}
+            if run.info.run_id != last[name]:  # an earlier attempt, which does not count
+                tags = {"search.state": run.info.status.lower(), "search.front": "false"}
+            for key, value in tags.items():
                 if run.data.tags.get(key) != value:
                     self.client.set_tag(run.info.run_id, key, value)
 
     def end_children(self, status: str, *, names: Collection[str] | None = None) -> None:
-        """End the runs of trials, of those named if given, that nobody writes to any more."""
+        """Ends the running runs of trials whose processes have ended. names: only of these trials."""
         for run in self.children():
-            mine = names is None or run.data.tags.get("search.trial") in names
-            if mine and run.info.status == "RUNNING":
+            selected = names is None or run.data.tags.get("search.trial") in names
+            if selected and run.info.status == "RUNNING":
                 self.client.set_terminated(run.info.run_id, status)
 
     def close(self, status: str) -> None:
@@ -109,7 +109,7 @@ def children(client: mlflow.MlflowClient, experiment_id: str, parent: str) -> li
 
 
 def end_attempts(uri: str, parent: str, trial: str) -> None:
-    """Mark earlier attempts at a trial whose process ended without a word as FAILED."""
+    """Marks earlier attempts at a trial as FAILED if their process ended without setting a status."""
     client = mlflow.MlflowClient(uri)
     for run in children(client, client.get_run(parent).info.experiment_id, parent):
         if run.data.tags.get("search.trial") == trial and run.info.status == "RUNNING":

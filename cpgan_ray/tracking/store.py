@@ -1,4 +1,4 @@
-"""The tracking store: which it is, and its experiment."""
+"""Finds and opens the tracking store and its experiment."""
 
 import logging
 import os
@@ -14,21 +14,21 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from cpgan_ray.common.credentials import move_to_env, redacted, remember
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.errors import InputError
-from cpgan_ray.tracking.uri import bypass_proxy, database_file, ensure_same_host, ensure_store, option_of, short
+from cpgan_ray.tracking.uri import bypass_proxy, database_file, ensure_same_host, ensure_store, option_name, short_message
 
 STORE = "mlflow.db"
-"""SQLite file of the default tracking store, beside the output folders."""
+"""SQLite file of the default tracking store, next to the output folders."""
 
 
 @contextmanager
 def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.MlflowClient]:
-    """The tracking store and its experiment, made if need be: SQLite beside the output folder where no other is named.
+    """Opens the tracking store and its experiment, created if absent. Default: an SQLite file next to the output folder.
 
-    Raises: InputError where it does not answer, or what is done in the block fails.
+    Raises: InputError if it does not respond, or if an MLflow call in the block fails.
     """
     uri = tracking_uri(tracking, output)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before it says anything
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes before an error
     bypass_proxy(uri)
     try:
         if uri.startswith("sqlite:"):
@@ -42,26 +42,28 @@ def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.Mlflow
         yield mlflow.MlflowClient()
     except InputError:
         raise
-    except Exception as e:  # each kind of store has errors of its own
-        where = redacted(uri, whole=True)
-        raise InputError(f"MLflow cannot track at {where} ({short(e)}): start it there, or give another --tracking.uri") from e
+    except Exception as e:  # each type of store raises its own errors
+        shown = redacted(uri, whole=True)
+        raise InputError(
+            f"MLflow cannot use the store {shown} ({short_message(e)}): start the server or give another --tracking.uri"
+        ) from e
 
 
 def ensure_trackable(tracking: TrackingConfig, output: Path) -> None:
-    """A wrong or unreachable tracking store is refused before anything else starts.
+    """Checks the tracking store before anything else starts.
 
-    Raises: InputError that names the store, what is wrong with it and the remedy.
+    Raises: InputError with the store, the problem and the remedy if the store is wrong or unreachable.
     """
-    ensure_store(tracking_uri(tracking, output), option=option_of(tracking))
+    ensure_store(tracking_uri(tracking, output), option=option_name(tracking))
 
 
 def artifacts_of(uri: str) -> str:
-    """Where the artifacts of an SQLite store go: beside its file."""
+    """URI of the artifacts of an SQLite store: a folder next to its file."""
     return (database_file(uri).parent / "mlartifacts").as_uri()
 
 
 def create_experiment(name: str, artifacts: str | None) -> None:
-    """Make it, unless a run that began at the same time has."""
+    """Creates an experiment, unless another run has created it in the meantime."""
     try:
         mlflow.create_experiment(name, artifact_location=artifacts)
     except MlflowException as e:
@@ -70,26 +72,26 @@ def create_experiment(name: str, artifacts: str | None) -> None:
 
 
 def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
-    """Where a run is tracked that is not told."""
+    """The URI of a run's tracking store, with defaults; its credentials are moved to the environment."""
     uri = move_to_env(tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.parent / STORE}")
     remember(uri)
     return uri
 
 
 def all_runs(client: mlflow.MlflowClient, experiment_id: str, where: str = "", *, page_size: int = 1000) -> list[Run]:
-    """Page by page: MLflow gives so many at a time."""
-    found: list[Run] = []
+    """All runs of an experiment that match the filter `where`. MLflow returns them in pages of `page_size`."""
+    runs: list[Run] = []
     token = None
     while True:
         page = client.search_runs([experiment_id], where, max_results=page_size, page_token=token)
-        found += page
+        runs += page
         token = page.token
         if not token:
-            return found
+            return runs
 
 
 def running_runs(uri: str) -> list[Run]:
-    """The runs of all experiments that have not been ended."""
+    """The runs of all experiments whose status is RUNNING."""
     client = mlflow.MlflowClient(uri)
-    found = [all_runs(client, e.experiment_id, "attributes.status = 'RUNNING'") for e in client.search_experiments()]
-    return [run for some in found for run in some]
+    by_experiment = [all_runs(client, e.experiment_id, "attributes.status = 'RUNNING'") for e in client.search_experiments()]
+    return [run for runs in by_experiment for run in runs]

@@ -1,6 +1,6 @@
-"""Whether a tracking store can be used, found out before a job does anything else: its URI is checked, and the store is asked.
+"""Checks whether a tracking store can be used, before a job does anything else: first its URI, then the store itself.
 
-What is wrong is said in one line with the remedy, within `CONNECT_S` where nothing answers.
+Every problem is reported in one line with the remedy, within `CONNECT_TIMEOUT_S` if nothing responds.
 """
 
 import ipaddress
@@ -25,178 +25,193 @@ from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.errors import InputError
 
-CONNECT_S = 2.5
-"""How long a server may take to accept a connection, in seconds."""
-ANSWER_S = 10.0
-"""How long one that has accepted it may take to answer, in seconds."""
+CONNECT_TIMEOUT_S = 2.5
+"""How long a server may take to accept a connection."""
+RESPONSE_TIMEOUT_S = 10.0
+"""How long a server may take to respond after it has accepted the connection."""
 PACKAGES = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient"}
-"""Modules of database drivers whose package has another name."""
+"""Module of a database driver -> its package, if the names differ."""
+NO_PROXY_NAMES = "no_proxy and NO_PROXY"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 T = TypeVar("T")
 
 
-def option_of(tracking: TrackingConfig) -> str:
-    """What names the tracking store, for messages."""
+def option_name(tracking: TrackingConfig) -> str:
+    """The flag or variable that sets the tracking store, for messages."""
     return (
         "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "the tracking store"
     )
 
 
 def ensure_store(uri: str, *, option: str) -> None:
-    """Raises: InputError if the URI is wrong, nothing answers there, or what answers is no MLflow server that lets this user in."""
-    told = f"{option} is {redacted(uri, whole=True)}"
-    check_form(uri, told)
+    """Raises: InputError if the URI is wrong, nothing responds there, or it is not an MLflow server that accepts this user."""
+    subject = f"{option} is {redacted(uri, whole=True)}"
+    check_form(uri, subject)
     scheme = urlsplit(uri).scheme.lower()
     if scheme in ("http", "https"):
         bypass_proxy(uri)
-        ask_server(uri, told)
+        check_server(uri, subject)
     elif scheme.partition("+")[0] in PORTS:
-        check_database(uri, told)
+        check_database(uri, subject)
     elif scheme == "sqlite":
-        check_file(uri, told)
+        check_file(uri, subject)
 
 
-def check_form(uri: str, told: str) -> None:
-    """Raises: InputError if this can be no tracking URI, whatever answers there."""
+def check_form(uri: str, subject: str) -> None:
+    """Raises: InputError if the form of the URI is wrong."""
     server = "http://HOST:PORT for a server, or sqlite:////ABSOLUTE/PATH.db for a file"
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
     except ValueError as e:
-        raise InputError(f"{told}, which is no URI ({e}): give {server}") from e
+        raise InputError(f"{subject}, which is not a URI ({e}): give {server}") from e
     scheme = parts.scheme.lower()
     if "://" not in uri and not uri.lower().startswith(("sqlite:", "databricks", "file:")):
         if re.fullmatch(r"([^@/]*@)?(localhost|[\w-]+(\.[\w-]+)+|[\w-]+:\d+|\[[0-9a-fA-F:]+\])(:\d+)?(/\S*)?", uri):
             shown = redacted(f"http://{uri}", whole=True)
-            option = told.partition(" is ")[0]
-            raise InputError(f"{option} is {shown.removeprefix('http://')}, without http:// in front: write {shown}")
-        raise InputError(f"{told}, which is no URI: give {server}")
+            option = subject.partition(" is ")[0]
+            raise InputError(f"{option} is {shown.removeprefix('http://')}, without http:// at the beginning: write {shown}")
+        raise InputError(f"{subject}, which is not a URI: give {server}")
     if scheme == "file":
-        raise InputError(f"{told}, a store of files, which MLflow no longer supports: give {server}")
+        raise InputError(f"{subject}, a file store, which MLflow no longer supports: give {server}")
     if scheme == "sqlite":
         if host or not uri.lower().startswith("sqlite:///") or len(uri) <= len("sqlite:///"):
             path = re.sub(r"^sqlite:/*", "", uri, flags=re.IGNORECASE) or "mlflow.db"
             raise InputError(
-                f"{told}, with too few slashes or no file: write sqlite:///{path} for a file in the current folder, or "
+                f"{subject}, with too few slashes or no file: write sqlite:///{path} for a file in the current folder, or "
                 f"sqlite:////{path.lstrip('/')} for an absolute path"
             )
         return
     if uri.startswith("databricks"):
         return
     if scheme not in _tracking_store_registry._registry and scheme.partition("+")[0] not in PORTS:
-        raise InputError(f"{told}, a scheme that MLflow does not know: give {server}")
+        raise InputError(f"{subject}, a scheme that MLflow does not know: give {server}")
     if scheme in ("http", "https") and not host:
-        raise InputError(f"{told}, without a host: give {server}")
+        raise InputError(f"{subject}, without a host: give {server}")
 
 
-def check_file(uri: str, told: str) -> None:
-    """Raises: InputError if the file of an SQLite store is none, or there can be none."""
+def check_file(uri: str, subject: str) -> None:
+    """Raises: InputError if the file of an SQLite store is not a database, or cannot be created."""
     path = database_file(uri)
     try:
         if path.is_dir():
-            raise InputError(f"{told}, which is a folder: name a file in it, such as {redacted(uri).rstrip('/')}/mlflow.db")
+            raise InputError(f"{subject}, which is a folder: give a file in it, such as {redacted(uri).rstrip('/')}/mlflow.db")
         if path.exists() and path.stat().st_size:
             with path.open("rb") as file:
                 if file.read(16) != b"SQLite format 3\0":
-                    raise InputError(f"{told}, which is no SQLite database: name another file, or remove that one")
-        there = next((parent for parent in path.absolute().parents if parent.exists()), None)
+                    raise InputError(f"{subject}, which is not an SQLite database: give another file, or remove this one")
+        parent = next((folder for folder in path.absolute().parents if folder.exists()), None)
     except OSError as e:
-        raise InputError(f"{told}, which cannot be read ({e.strerror}): name another file") from e
-    if there is not None and not there.is_dir():
-        raise InputError(f"{told}, but {there} is a file: name another one")
-    if not path.exists() and there is not None and not os.access(there, os.W_OK):
-        raise InputError(f"{told}, but {there} cannot be written to: give another --output or --tracking.uri")
+        raise InputError(f"{subject}, which cannot be read ({e.strerror}): give another file") from e
+    if parent is not None and not parent.is_dir():
+        raise InputError(f"{subject}, but {parent} is a file: give another path")
+    if not path.exists() and parent is not None and not os.access(parent, os.W_OK):
+        raise InputError(f"{subject}, but {parent} is not writable: give another --output or --tracking.uri")
 
 
 def database_file(uri: str) -> Path:
-    """The file of an SQLite store, absolute."""
+    """The absolute path of an SQLite store's file."""
     return Path(uri[len("sqlite:///") :].partition("?")[0]).absolute()
 
 
-def check_database(uri: str, told: str) -> None:
-    """Raises: InputError if the database's driver is not installed, or nothing answers at its address."""
+def check_database(uri: str, subject: str) -> None:
+    """Raises: InputError if the database's driver is not installed, or nothing listens at its address."""
     parts = urlsplit(uri)
     try:
         sqlalchemy.make_url(uri).get_dialect().import_dbapi()
     except ImportError as e:
         module = e.name or "of that name"
         package = PACKAGES.get(module, module)
-        raise InputError(f"{told}, but the database driver {module} is not installed here: pip install '{package}'") from e
+        raise InputError(f"{subject}, but the database driver {module} is not installed: pip install '{package}'") from e
     except sqlalchemy.exc.SQLAlchemyError as e:
-        raise InputError(f"{told}, which SQLAlchemy does not accept ({short(e)}): check the scheme and the driver") from e
+        raise InputError(
+            f"{subject}, which SQLAlchemy does not accept ({short_message(e)}): check the scheme and the driver"
+        ) from e
     if parts.hostname:
-        knock(parts.hostname, parts.port or PORTS[parts.scheme.lower().partition("+")[0]], told)
+        ensure_listening(parts.hostname, parts.port or PORTS[parts.scheme.lower().partition("+")[0]], subject)
 
 
-def ask_server(uri: str, told: str) -> None:
-    """Raises: InputError if no MLflow server answers at an http(s) URI, or it does not let this user in."""
+def check_server(uri: str, subject: str) -> None:
+    """Raises: InputError if no MLflow server responds at an http(s) URI, or it does not accept this user."""
     parts = urlsplit(uri)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme.lower() == "https" else 80)
     proxy = None if proxy_bypass(host) else getproxies().get(parts.scheme.lower())
     if not proxy:
-        knock(host, port, told)
-    through = f" through the proxy {redacted(proxy, whole=True)}" if proxy else ""
-    names = "no_proxy and NO_PROXY" if proxy else ""
+        ensure_listening(host, port, subject)
+    via_proxy = f" through the proxy {redacted(proxy, whole=True)}" if proxy else ""
     try:
         creds = get_default_host_creds(uri)
-        how: dict[str, Any] = {"max_retries": 0, "timeout": ANSWER_S, "raise_on_status": False, "allow_redirects": False}
-        answer: requests.Response | None = http_request(
-            creds, "/api/2.0/mlflow/experiments/search", "GET", params={"max_results": 1}, **how
+        options: dict[str, Any] = {
+            "max_retries": 0,
+            "timeout": RESPONSE_TIMEOUT_S,
+            "raise_on_status": False,
+            "allow_redirects": False,
+        }
+        response: requests.Response | None = http_request(
+            creds, "/api/2.0/mlflow/experiments/search", "GET", params={"max_results": 1}, **options
         )
     except requests.exceptions.SSLError as e:
-        raise InputError(f"{told}, whose TLS certificate is not accepted ({short(e)}): set MLFLOW_TRACKING_SERVER_CERT_PATH") from e
-    except Exception as e:  # MLflow raises its own in the place of those of requests
-        if proxy:
-            raise InputError(f"{told}, and nothing answers there{through}: add {host} to {names}, or mend the proxy") from e
-        raise InputError(f"{told}, which does not answer like an MLflow server ({short(e)}): check host, port and scheme") from e
-    assert answer is not None  # it is with Databricks' own client
-    if answer.status_code in (401, 403):
         raise InputError(
-            f"{told}, which refuses this user or host name (status {answer.status_code}{quoted(answer)}): set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or have the server started with --allowed-hosts for this name"
+            f"{subject}, whose TLS certificate is not accepted ({short_message(e)}): set MLFLOW_TRACKING_SERVER_CERT_PATH"
+        ) from e
+    except Exception as e:  # MLflow replaces the errors of requests by its own
+        if proxy:
+            raise InputError(
+                f"{subject}, but nothing responds{via_proxy}: add {host} to {NO_PROXY_NAMES}, or repair the proxy"
+            ) from e
+        raise InputError(
+            f"{subject}, which does not respond like an MLflow server ({short_message(e)}): check host, port and scheme"
+        ) from e
+    assert response is not None  # None only with Databricks' own client
+    if response.status_code in (401, 403):
+        raise InputError(
+            f"{subject}, which refuses this user or host name (status {response.status_code}{quoted_text(response)}): set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or start the server with --allowed-hosts for this name"
         )
-    if answer.is_redirect:
-        where = redacted(answer.headers.get("Location", ""), whole=True)[:200]
-        raise InputError(f"{told}, which redirects to {where}: give the address of the MLflow server itself")
+    if response.is_redirect:
+        location = redacted(response.headers.get("Location", ""), whole=True)[:200]
+        raise InputError(f"{subject}, which redirects to {location}: give the address of the MLflow server itself")
     try:
-        values = answer.json()
+        values = response.json()
     except (ValueError, RecursionError):
         values = None
-    if answer.status_code != 200 or not isinstance(values, dict) or not values.keys() <= {"experiments", "next_page_token"}:
-        also = f": add {host} to {names}" if proxy else ": check host, port and path"
-        raise InputError(f"{told}, where something answers{through} that is not MLflow (status {answer.status_code}){also}")
+    if response.status_code != 200 or not isinstance(values, dict) or not values.keys() <= {"experiments", "next_page_token"}:
+        remedy = f": add {host} to {NO_PROXY_NAMES}" if proxy else ": check host, port and path"
+        raise InputError(f"{subject}, but the response{via_proxy} is not from MLflow (status {response.status_code}){remedy}")
 
 
-def quoted(answer: requests.Response) -> str:
-    """The beginning of a short plain answer, for messages."""
-    text = " ".join(answer.text[:100].split()) if "text/plain" in answer.headers.get("Content-Type", "") else ""
+def quoted_text(response: requests.Response) -> str:
+    """The beginning of a plain-text response in quotes, for messages."""
+    text = " ".join(response.text[:100].split()) if "text/plain" in response.headers.get("Content-Type", "") else ""
     return f", {redacted(text)!r}" if text else ""
 
 
-def knock(host: str, port: int, told: str) -> None:
-    """Raises: InputError if nothing accepts a connection."""
+def ensure_listening(host: str, port: int, subject: str) -> None:
+    """Raises: InputError if nothing accepts a connection at this address."""
 
     def connect() -> None:
-        socket.create_connection((host, port), timeout=CONNECT_S).close()
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
 
     try:
-        within(CONNECT_S, connect)
+        call_with_timeout(CONNECT_TIMEOUT_S, connect)
     except (OSError, ValueError) as e:
         reason = "no such host" if isinstance(e, socket.gaierror) else (getattr(e, "strerror", None) or str(e) or type(e).__name__)
-        raise InputError(f"{told}, and nothing answers there ({reason}): start the server, or give another --tracking.uri") from e
+        raise InputError(
+            f"{subject}, but the connection failed ({reason}): start the server, or give another --tracking.uri"
+        ) from e
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call that may hang where no time limit reaches it, such as in a look-up of a name.
+def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call that may block and has no timeout of its own, such as the look-up of a host name.
 
-    Raises: TimeoutError if it takes longer; what the call raises.
+    Raises: TimeoutError if it takes longer than `seconds`; the call's own error.
     """
-    found: list[T] = []
+    results: list[T] = []
     raised: list[BaseException] = []
 
     def work() -> None:
         try:
-            found.append(call())
+            results.append(call())
         except BaseException as e:
             raised.append(e)
 
@@ -205,13 +220,13 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     thread.join(seconds)
     if raised:
         raise raised[0]
-    if not found:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return found[0]
+    if not results:
+        raise TimeoutError(f"no response within {seconds:g} s")
+    return results[0]
 
 
 def bypass_proxy(uri: str) -> None:
-    """No proxy reaches this machine's own loopback addresses: they are taken out of its hands."""
+    """Excludes a loopback address from the proxy, which cannot reach this machine's loopback addresses."""
     host = urlsplit(uri).hostname or ""
     if not getproxies() or not is_loopback(host) or proxy_bypass(host):
         return
@@ -221,7 +236,7 @@ def bypass_proxy(uri: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its loopback addresses."""
+    """Whether a host is a loopback address of this machine."""
     if host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost"):
         return True
     try:
@@ -231,25 +246,26 @@ def is_loopback(host: str) -> bool:
 
 
 def ensure_same_host(artifact_uri: str | None, uri: str, *, of: str) -> None:
-    """Artifacts of a store go where its experiments say, and whoever may write to a store can make one say anything. A web server
-    other than the tracking server would get the tracking server's credentials.
+    """Refuses artifacts on another web server, which would receive the tracking server's credentials.
 
-    Raises: InputError if artifacts lie on another web server.
+    The experiments of a store define the location of artifacts, and anybody who can write to the store can change it.
+
+    Raises: InputError if artifacts are on another web server.
     """
     if not artifact_uri:
         return
-    there, here = urlsplit(artifact_uri), urlsplit(uri)
-    scheme = there.scheme.lower()
+    artifacts, tracking = urlsplit(artifact_uri), urlsplit(uri)
+    scheme = artifacts.scheme.lower()
     allowed = scheme in ("", "file", "dbfs", "s3", "s3a", "r2", "gs", "wasbs", "abfs", "abfss", "hdfs", "viewfs", "b2")
     if scheme == "mlflow-artifacts":
-        allowed = not there.hostname or there.hostname == here.hostname
+        allowed = not artifacts.hostname or artifacts.hostname == tracking.hostname
     elif scheme in ("http", "https"):
-        allowed = (scheme, there.hostname, there.port) == (here.scheme.lower(), here.hostname, here.port)
+        allowed = (scheme, artifacts.hostname, artifacts.port) == (tracking.scheme.lower(), tracking.hostname, tracking.port)
     if not allowed:
         shown = redacted(artifact_uri, whole=True)
         raise InputError(f"{of} keeps its artifacts at {shown}, not at the tracking server: your credentials are not sent there")
 
 
-def short(error: BaseException) -> str:
-    """What an error says, in at most 200 characters on one line."""
+def short_message(error: BaseException) -> str:
+    """The message of an error, in at most 200 characters on one line."""
     return redacted(" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -576,7 +576,7 @@ FAILURES = {
     "no config": Failure(lambda f: [written(f / "run/config.json", "[1, 2]").parent], r"\S+/run/config\.json is damaged"),
     "strange config": Failure(lambda f: [written(f / "run/config.json", '{"k": "many"}').parent], "config field k: .*'many'"),
     "torn privatizer": Failure(lambda f: [cut(f / "run/privatizer.pt2").parent], r"encoder \S+/privatizer\.pt2 cannot be read"),
-    "no store": Failure(lambda f: [NO_RUN], rf"there is no tracking store .* run {NO_RUN} up in: set MLFLOW_TRACKING_URI"),
+    "no store": Failure(lambda f: [NO_RUN], rf"there is no tracking store .* run {NO_RUN}: set MLFLOW_TRACKING_URI"),
     "unknown flag": Failure(on_run("--fail-abov", "1"), "unknown flag or value '--fail-abov': did you mean --fail-above"),
     "unknown variant": Failure(on_run("--variant", "leeked"), ".*'leeked'.*both.*leaked.*fresh"),
     "gate above 1": Failure(on_run("--fail-above", "7"), r"fail_above is 7\.0; it must be between 0 and 1"),

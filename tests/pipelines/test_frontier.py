@@ -276,7 +276,7 @@ def test_where_nothing_can_be_recommended_the_reason_is_told(searched, draw):
         (["hunt", "--max-r2", "1.5"], "max_r2 is 1.5; it must be between 0 and 1"),
         (["hunt", "--min-acuracy", "0.5"], "did you mean --min-accuracy?"),
         (["hunt", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], "there is no tracking store sqlite:////nowhere/mlflow.db"),
-        (["hunt", "--tracking-uri", "sqlite:///{file}"], "which is no SQLite database: name another file"),
+        (["hunt", "--tracking-uri", "sqlite:///{file}"], "which is not an SQLite database: give another file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

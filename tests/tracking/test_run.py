@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow and beside it, and that every number logged is explained."""
+"""Tests of what a run logs to MLflow and to its folder, and of the checks of the tracking store."""
 
 import http.server
 import json
@@ -17,6 +17,7 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from PIL import Image
 
+from cpgan_ray.common import logs
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.ownership import is_own
 from cpgan_ray.config import Config, TrackingConfig, from_json, override
@@ -59,12 +60,12 @@ def logged(tracker: Tracker) -> dict[str, dict[int, float]]:
 
 def lines(tracker: Tracker) -> list[dict[str, float]]:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in (tracker.output / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_metrics_in_mlflow_are_those_in_the_file(start):
+def test_log_writes_the_same_metrics_to_mlflow_and_the_file(start):
     tracker = start()
     written = [{"utility/loss": 1 / (step + 1), "utility/batch_accuracy": step / 1000} for step in range(600)]
     assert 2 * len(written) > BATCH_LIMIT
@@ -77,7 +78,7 @@ def test_the_metrics_in_mlflow_are_those_in_the_file(start):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_keeps_the_file_readable_and_the_rest_in_mlflow(start, value):
+def test_log_of_a_value_that_is_not_finite_keeps_the_others(start, value):
     tracker = start()
     tracker.log({"utility/loss": 0.5, "utility/val_balanced_accuracy": value}, step=0)
     tracker.close("FINISHED")
@@ -85,7 +86,7 @@ def test_a_value_that_is_not_finite_keeps_the_file_readable_and_the_rest_in_mlfl
     assert lines(tracker)[0]["utility/loss"] == 0.5
 
 
-def test_metrics_are_sent_while_the_run_goes_on(start):
+def test_settle_sends_metrics_before_the_end_of_the_run(start):
     tracker = start()
     tracker.log({"utility/loss": 0.5}, step=0)
     tracker.settle()
@@ -95,7 +96,7 @@ def test_metrics_are_sent_while_the_run_goes_on(start):
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_ends_as_it_is_told(start, status):
+def test_close_sets_the_status_of_the_run(start, status):
     tracker = start()
     assert tracker.client.get_run(tracker.run_id).info.status == "RUNNING"
     tracker.close(status)
@@ -103,7 +104,7 @@ def test_a_run_ends_as_it_is_told(start, status):
     assert mlflow.active_run() is None
 
 
-def test_a_run_is_described_by_few_parameters_and_what_differs_from_its_preset(start, tiny):
+def test_tracker_logs_few_params_and_the_differences_from_the_preset(start, tiny):
     config = replace(preset("smoke"), k=7, cache_dir=tiny().cache_dir)
     tracker = start(config, **{"adversaries.mlp.width": 5, "tracking.experiment": "another", "tracking.system_metrics": False})
     tracker.close("FINISHED")
@@ -117,68 +118,67 @@ def test_a_run_is_described_by_few_parameters_and_what_differs_from_its_preset(s
     assert run.info.run_name == "smoke k=7 w=1"
 
 
-def test_a_run_against_nobody_says_so(start):
+def test_tracker_of_an_undefended_run_logs_no_adversaries(start):
     tracker = start(privacy_weight=0)
     tracker.close("FINISHED")
     assert tracker.client.get_run(tracker.run_id).data.params["adversaries"] == "none"
 
 
-def test_a_run_names_its_data_with_their_digest(start, dataset):
+def test_tracker_logs_the_data_set_with_its_digest(start, dataset):
     tracker = start()
     tracker.close("FINISHED")
-    (used,) = tracker.client.get_run(tracker.run_id).inputs.dataset_inputs
-    assert used.dataset.name == "faces"
-    assert used.dataset.digest == dataset.digest
-    assert str(dataset.folder) in used.dataset.source
-    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+    (logged_data,) = tracker.client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert logged_data.dataset.name == "faces"
+    assert logged_data.dataset.digest == dataset.digest
+    assert str(dataset.folder) in logged_data.dataset.source
+    assert [(tag.key, tag.value) for tag in logged_data.tags] == [("mlflow.data.context", "training")]
 
 
-def test_runs_that_begin_together_all_name_the_same_data(mlflow_server):
+def test_log_dataset_by_concurrent_runs_succeeds_for_all(mlflow_server):
     client = mlflow.MlflowClient(mlflow_server.start())
     source = resolve_dataset_source("s3://bucket/data")
-    together, ways = 4, 10
+    num_runs, repeats = 4, 10
 
     def begin(run_id: str, data: MetaDataset, barrier: threading.Barrier) -> None:
         barrier.wait(60)
         log_dataset(client, run_id, data)
 
-    for way in range(ways):
-        runs = [client.create_run("0").info.run_id for _ in range(together)]
-        barrier, data = threading.Barrier(together), MetaDataset(source, name="faces", digest=f"{way}")
-        with ThreadPoolExecutor(together) as pool:
-            for done in [pool.submit(begin, run, data, barrier) for run in runs]:
-                done.result()
+    for repeat in range(repeats):
+        runs = [client.create_run("0").info.run_id for _ in range(num_runs)]
+        barrier, data = threading.Barrier(num_runs), MetaDataset(source, name="faces", digest=f"{repeat}")
+        with ThreadPoolExecutor(num_runs) as pool:
+            for future in [pool.submit(begin, run, data, barrier) for run in runs]:
+                future.result()
         for run in runs:
-            [named] = client.get_run(run).inputs.dataset_inputs
-            assert (named.dataset.name, named.dataset.digest) == ("faces", f"{way}")
-            assert {tag.key: tag.value for tag in named.tags} == {"mlflow.data.context": "training"}
+            [logged_data] = client.get_run(run).inputs.dataset_inputs
+            assert (logged_data.dataset.name, logged_data.dataset.digest) == ("faces", f"{repeat}")
+            assert {tag.key: tag.value for tag in logged_data.tags} == {"mlflow.data.context": "training"}
 
 
-def test_the_first_runs_of_an_experiment_may_begin_together(mlflow_server, tmp_path):
+def test_open_store_by_concurrent_first_runs_creates_one_experiment(mlflow_server, tmp_path):
     uri = mlflow_server.start()
-    together = 4
+    num_runs = 4
 
     def begin(experiment: str, barrier: threading.Barrier) -> str:
         barrier.wait(60)
         with open_store(TrackingConfig(uri=uri, experiment=experiment), tmp_path) as client:
-            found = client.get_experiment_by_name(experiment)
-            assert found is not None
-            return found.experiment_id
+            created = client.get_experiment_by_name(experiment)
+            assert created is not None
+            return created.experiment_id
 
-    for way in range(10):
-        barrier = threading.Barrier(together)
-        with ThreadPoolExecutor(together) as pool:
-            begun = [pool.submit(begin, f"new {way}", barrier) for _ in range(together)]
-            assert len({one.result() for one in begun}) == 1
+    for repeat in range(10):
+        barrier = threading.Barrier(num_runs)
+        with ThreadPoolExecutor(num_runs) as pool:
+            futures = [pool.submit(begin, f"new {repeat}", barrier) for _ in range(num_runs)]
+            assert len({future.result() for future in futures}) == 1
 
 
-def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, dataset):
+def test_tracker_writes_the_configuration_with_the_store(start, dataset):
     tracker = start(seed=3)
     tracker.close("FINISHED")
     values = json.loads((tracker.output / "config.json").read_text())
     assert Path(values.pop("store")) == dataset.folder
-    assert values.pop("run_id") == tracker.run_id
-    assert values.pop("format") == FORMAT
+    assert (values.pop("run_id"), values.pop("format")) == (tracker.run_id, FORMAT)
     assert from_json(values) == tracker.config
     assert [artifact.path for artifact in tracker.client.list_artifacts(tracker.run_id)] == [
         "config.json",
@@ -189,39 +189,39 @@ def test_the_configuration_is_left_in_the_folder_and_names_the_store(start, data
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
-        ("localhost:5000", "without http:// in front: write http://localhost:5000"),
-        ("alice:secret@localhost:5000", r"\*\*\*@localhost:5000, without http:// in front"),
+        ("localhost:5000", "without http:// at the beginning: write http://localhost:5000"),
+        ("alice:secret@localhost:5000", r"\*\*\*@localhost:5000, without http:// at the beginning"),
         ("sqlite://x.db", "too few slashes or no file: write sqlite:///x.db .* sqlite:////x.db"),
-        ("file:///tmp/x", "a store of files, which MLflow no longer supports: give http://HOST:PORT"),
-        ("/tmp/x", "which is no URI: give http://HOST:PORT"),
+        ("file:///tmp/x", "a file store, which MLflow no longer supports: give http://HOST:PORT"),
+        ("/tmp/x", "which is not a URI: give http://HOST:PORT"),
         ("gopher://x", "a scheme that MLflow does not know"),
         ("http://", "without a host"),
-        ("http://host:99999", "which is no URI"),
-        ("http://127.0.0.1:9", r"nothing answers there \(Connection refused\): start the server"),
-        ("http://nowhere.invalid", "nothing answers there"),
-        ("mysql://alice:secret@host/x", r"mysql://\*\*\*@host/x, but the database driver MySQLdb is not installed here"),
-        ("postgresql+psycopg://alice:secret@127.0.0.1:9/x", r"//\*\*\*@127.0.0.1:9/x, and nothing answers there"),
-        ("sqlite:////dev/null/x/mlflow.db", "but /dev/null is a file: name another one"),
-        ("sqlite:////dev", "which is a folder: name a file in it, such as sqlite:////dev/mlflow.db"),
-        (f"sqlite:///{Path(__file__)}", "which is no SQLite database: name another file"),
+        ("http://host:99999", "which is not a URI"),
+        ("http://127.0.0.1:9", r"the connection failed \(Connection refused\): start the server"),
+        ("http://nowhere.invalid", "the connection failed"),
+        ("mysql://alice:secret@host/x", r"mysql://\*\*\*@host/x, but the database driver MySQLdb is not installed: pip install"),
+        ("postgresql+psycopg://alice:secret@127.0.0.1:9/x", r"//\*\*\*@127.0.0.1:9/x, but the connection failed"),
+        ("sqlite:////dev/null/x/mlflow.db", "but /dev/null is a file: give another path"),
+        ("sqlite:////dev", "which is a folder: give a file in it, such as sqlite:////dev/mlflow.db"),
+        (f"sqlite:///{Path(__file__)}", "which is not an SQLite database: give another file"),
     ],
 )
-def test_a_store_that_cannot_be_is_refused_at_once_with_the_remedy(uri, said, tmp_path):
-    begun = time.monotonic()
-    with pytest.raises(InputError, match=said):
+def test_ensure_trackable_with_a_wrong_uri_names_the_remedy(uri, message, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(InputError, match=message):
         ensure_trackable(TrackingConfig(uri=uri), tmp_path / "run")
-    assert time.monotonic() - begun < 30, "3 s, on a machine with nothing else to do"
+    assert time.monotonic() - started < 30, "3 s on an idle machine"
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
-    """A server of the test's own: its status and what it says."""
+class FixedResponse(http.server.BaseHTTPRequestHandler):
+    """A server that always sends the same status and text."""
 
-    answer: tuple[int, str] = (200, "hello")
+    response: tuple[int, str] = (200, "hello")
 
     def do_GET(self) -> None:
-        status, text = self.answer
+        status, text = self.response
         self.send_response(status)
         self.send_header("Content-Type", "text/plain")
         if status == 302:
@@ -234,26 +234,26 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("response", "message"),
     [
-        ((200, "hello"), r"something answers that is not MLflow \(status 200\): check host, port and path"),
-        ((200, "[" * 200_000), "not MLflow"),
-        ((404, ""), r"not MLflow \(status 404\)"),
+        ((200, "hello"), r"the response is not from MLflow \(status 200\): check host, port and path"),
+        ((200, "[" * 200_000), "not from MLflow"),
+        ((404, ""), r"not from MLflow \(status 404\)"),
         ((401, "who are you"), r"refuses this user or host name \(status 401, 'who are you'\): set MLFLOW_TRACKING_USERNAME"),
         ((403, "Invalid Host header"), r"status 403, 'Invalid Host header'\): .*--allowed-hosts"),
         ((302, ""), "redirects to http://elsewhere.invalid/: give the address of the MLflow server itself"),
     ],
 )
-def test_a_server_that_is_not_mlflow_or_lets_nobody_in_is_named(answer, said, tmp_path):
-    kind = type("Kind", (Answers,), {"answer": answer})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+def test_ensure_trackable_with_another_server_names_it(response, message, tmp_path):
+    handler = type("Handler", (FixedResponse,), {"response": response})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             ensure_trackable(TrackingConfig(uri=f"http://127.0.0.1:{server.server_address[1]}"), tmp_path / "run")
         server.shutdown()
 
 
-def test_a_dead_proxy_does_not_keep_a_run_from_a_server_on_this_machine(mlflow_server, tmp_path, monkeypatch):
+def test_open_store_on_loopback_ignores_a_dead_proxy(mlflow_server, tmp_path, monkeypatch):
     uri = mlflow_server.start()
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://alice:secret@127.0.0.1:9")
@@ -266,7 +266,7 @@ def test_a_dead_proxy_does_not_keep_a_run_from_a_server_on_this_machine(mlflow_s
         assert client.search_experiments()
 
 
-def test_what_a_stranger_wrote_into_tags_is_shown_as_text_or_refused(mlflow_uri):
+def test_read_trials_with_hostile_tags_escapes_or_refuses_them(mlflow_uri):
     client = mlflow.MlflowClient(mlflow_uri)
     experiment = client.create_experiment("mail")
 
@@ -281,14 +281,14 @@ def test_what_a_stranger_wrote_into_tags_is_shown_as_text_or_refused(mlflow_uri)
     assert (trial.name, trial.setting, trial.state) == ("t\\x1b[2J", {"k\\x1b": "\\u202ex"}, "running")
     client.delete_run(first)
     second = run(**{"search.setting": "[" * 4000})
-    with pytest.raises(InputError, match=f"MLflow run {second} is no training of this package"):
+    with pytest.raises(InputError, match=f"MLflow run {second} is not a training run of this package"):
         read_trials(mlflow_uri, "mail")
 
 
-def test_panels_and_a_report_folder_are_artifacts_and_files(start, tmp_path):
+def test_panels_and_report_folder_are_artifacts_and_files(start, tmp_path):
     tracker = start()
     tracker.log_panel(Image.new("RGB", (4, 4)), step=7)
-    folder = tmp_path / "some"
+    folder = tmp_path / "source"
     folder.mkdir()
     (folder / "report.json").write_text("{}")
     Image.new("RGB", (4, 4)).save(folder / "worst.png")
@@ -312,8 +312,8 @@ def test_panels_and_a_report_folder_are_artifacts_and_files(start, tmp_path):
         "gopher://127.0.0.1",
     ],
 )
-def test_a_tracking_store_that_cannot_be_used_stops_the_run_in_one_line_that_names_it(start, tmp_path, uri):
-    (tmp_path / "text.db").write_text("this is no database" * 100)
+def test_tracker_with_an_unusable_store_fails_in_one_line(start, tmp_path, uri):
+    (tmp_path / "text.db").write_text("this is not a database" * 100)
     uri = uri.format(folder=tmp_path)
     with pytest.raises(InputError) as raised:
         start(**{"tracking.uri": uri})
@@ -323,16 +323,17 @@ def test_a_tracking_store_that_cannot_be_used_stops_the_run_in_one_line_that_nam
     assert mlflow.active_run() is None
 
 
-def test_the_console_says_in_one_line_on_standard_error_how_the_game_stands(capsys):
+def test_console_shows_one_line_with_the_state_of_the_game(capsys):
+    logs.configure()
     console = Console(total_rounds=4, rounds_per_epoch=2, names=["ridge"])
     validation = {"utility/val_accuracy": 0.7, "utility/val_majority_accuracy": 0.6, "utility/val_balanced_accuracy": 0.65}
     metrics = {"utility/batch_accuracy": 0.75, **validation, "adversary/ridge/r2": 0.125}
     console.show([{"round": 2.0, **metrics}, {"round": 3.0, **metrics}])
     console.close()
-    said = capsys.readouterr()
-    assert said.out == ""
-    validated = r"validation 0\.700 \(majority guess 0\.600, balanced 0\.650\)"
-    assert re.fullmatch(rf"round 4/4, \d+\.\d rounds/s, epoch 2, accuracy 0\.750, {validated}, ridge R2 0\.125\n", said.err)
+    output = capsys.readouterr()
+    assert output.out == ""
+    validation_text = r"validation 0\.700 \(majority guess 0\.600, balanced 0\.650\)"
+    assert re.fullmatch(rf"round 4/4, \d+\.\d rounds/s, epoch 2, accuracy 0\.750, {validation_text}, ridge R2 0\.125\n", output.err)
 
 
 def pattern(name: str) -> str:
@@ -340,7 +341,7 @@ def pattern(name: str) -> str:
 
 
 @pytest.mark.parametrize("schedule", ["sync", "stale1", "epochwise"])
-def test_every_metric_that_the_game_returns_is_in_the_dictionary(tiny, schedule):
+def test_every_metric_of_the_game_is_in_the_dictionary(tiny, schedule):
     game = play_in_process(tiny(epochs=1, changes={"game.schedule": schedule}), threads=1)
     played = game.play(game.rounds_per_epoch)
     names = {name for metrics in played for name in metrics} - {"round"}
@@ -348,10 +349,11 @@ def test_every_metric_that_the_game_returns_is_in_the_dictionary(tiny, schedule)
     assert unknown == set()
 
 
-# ------------------------------------------------------------------------------------------- a store that goes away
+# ------------------------------------------------------------------------------------------- an unavailable store
 
 
-def test_metrics_wait_while_the_store_is_away_and_are_sent_when_it_is_back(start, mlflow_server, capfd):
+def test_metrics_logged_without_a_store_are_sent_when_it_is_back(start, mlflow_server, capfd):
+    logs.configure()
     tracker = start(**{"tracking.uri": mlflow_server.start()})
     tracker.log({"utility/loss": 0.5}, step=0)
     tracker.settle()
@@ -361,23 +363,24 @@ def test_metrics_wait_while_the_store_is_away_and_are_sent_when_it_is_back(start
     tracker.flush()
     tracker.tag("strongest.attack", "mlp")
     assert not tracker.outbox.settle(1.0)
-    assert [line["round"] for line in lines(tracker)] == [0, 1, 2, 3, 4], "the file has all of it"
+    assert [line["round"] for line in lines(tracker)] == [0, 1, 2, 3, 4], "the file has all rounds"
     mlflow_server.start()
     tracker.close("FINISHED")
     assert logged(tracker) == {"utility/loss": {step: 0.5 + step for step in range(5)}}
     run = tracker.client.get_run(tracker.run_id)
     assert (run.info.status, run.data.tags["strongest.attack"]) == ("FINISHED", "mlp")
-    said = capfd.readouterr().err
-    assert said.count("MLflow does not answer") in (1, 2)
-    assert "MLflow answers again" in said
+    log = capfd.readouterr().err
+    assert log.count("MLflow does not respond") in (1, 2)
+    assert "MLflow responds again" in log
 
 
-def test_a_store_that_stays_away_ends_no_run_and_is_told(start, mlflow_server, capfd, monkeypatch):
-    monkeypatch.setattr("cpgan_ray.tracking.run.LAST_S", 1.0)
+def test_close_without_a_store_warns_with_what_is_missing(start, mlflow_server, capfd, monkeypatch):
+    logs.configure()
+    monkeypatch.setattr("cpgan_ray.tracking.run.FINAL_SETTLE_S", 1.0)
     tracker = start(**{"tracking.uri": mlflow_server.start()})
     mlflow_server.stop()
     tracker.log({"utility/loss": 0.5}, step=0)
     tracker.close("FINISHED")
     assert lines(tracker) == [{"round": 0, "utility/loss": 0.5}]
-    said = capfd.readouterr().err
-    assert f"run {tracker.run_id} has no metrics, metrics.jsonl, its end there; everything is in {tracker.output}" in said
+    log = capfd.readouterr().err
+    assert f"no metrics, metrics.jsonl, final status of run {tracker.run_id}; everything is in {tracker.output}" in log
