@@ -10,12 +10,12 @@ from cpgan_ray.errors import InputError
 
 
 def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob:
-    """`EXPERIMENT... [--flag VALUE ...]`.
+    """Parse `EXPERIMENT... [--flag VALUE ...]`.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
     ensure_here()
     job = read_flags(FrontierJob, FrontierJob(), arguments, usage=description)
     if not job.experiments:
-        raise InputError("nothing to draw: give MLflow experiments by name, or the MLflow run id of a search")
+        raise InputError("nothing to draw: give names of MLflow experiments, or the MLflow run id of a search")
     return dataclasses.replace(job, output=job.output and job.output.expanduser().resolve())

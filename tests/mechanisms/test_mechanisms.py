@@ -22,7 +22,7 @@ from cpgan_ray.mechanisms.noise import drawn
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
-from cpgan_ray.pipelines.reproduce.play import held_to_theory, linear_code
+from cpgan_ray.pipelines.reproduce.play import compare_with_theory, linear_code
 from cpgan_ray.training.defender import fit_input, to_input
 from cpgan_ray.training.losses import accuracy, utility_loss
 
@@ -271,7 +271,7 @@ def test_every_mechanism_plays_on_the_mixture_and_none_is_better_than_theory_all
     made = MECHANISMS[name].release(config, MECHANISMS[name].settings[0], dataset)
     lengths = {"dnn": 24, "noise": 32, "gaussian_noise": 32}
     assert made.codes["test"].shape == (len(dataset.test), lengths.get(name, 1))
-    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    told = compare_with_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
     assert 0.5 <= told["accuracy"] < 0.98474, "that of the whole sample"
     assert told["shortfall"] > -1e-9
     assert 0 <= told["mse"] < 14.636, "that of the mean sample"
@@ -280,7 +280,7 @@ def test_every_mechanism_plays_on_the_mixture_and_none_is_better_than_theory_all
 def test_noisy_samples_of_the_mixture_are_held_to_the_theory_of_noisy_samples(mixed):
     config, dataset = mixed
     made = MECHANISMS["gaussian_noise"].release(config, 2.0, dataset)
-    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    told = compare_with_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
     drawn = mixture(9)
     moments = theory.population_moments(drawn.mean, within=drawn.covariance)
     noise_variance = 2.0**2 * np.trace(moments.total) / 32
@@ -312,7 +312,7 @@ def test_the_game_reaches_the_frontier_of_its_adversaries_and_ridge_alone_is_bli
     config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp(name), data=data, epochs=40)
     dataset = load(config, progress=False)
     made = MECHANISMS["cpgan"].release(config, 1.36, dataset)
-    told = held_to_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=10)
+    told = compare_with_theory(made, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=10)
     if name == "gaussian":
         assert told["shortfall"] < 0.01
         assert told["exact_shortfall"] > 0.25

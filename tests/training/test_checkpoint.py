@@ -232,7 +232,7 @@ def test_a_run_is_not_resumed_from_a_checkpoint_that_holds_code_nor_from_other_p
     name = Checkpoints(str(out / "checkpoints"), keep=3).write(snapshot(3))
     (out / "config.json").write_text(json.dumps(to_json(config) | {"run_id": "0" * 32}))
     sign(out / "config.json")
-    with pytest.raises(InputError, match=r"the checkpoint in \S+ is of other players \(privatizer, mlp\)"):
+    with pytest.raises(InputError, match=r"the checkpoint in \S+ has other players \(privatizer, mlp\)"):
         train(config, resume="0" * 32)
     (out / "checkpoints" / name).write_bytes(sealed({"format": 1, "evil": Payload(tmp_path / "ran")}))
     before = sorted(out.rglob("*"))
