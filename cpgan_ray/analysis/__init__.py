@@ -1,1 +1,1 @@
-"""What many finished trainings amount to: fronts, comparison tables, figures, and the published results of the paper."""
+"""Results of many finished trainings: fronts, comparison tables, figures, and the published results of the paper."""

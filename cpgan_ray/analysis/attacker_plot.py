@@ -1,4 +1,4 @@
-"""The attackers side by side: R2 of each attack at each setting of each mechanism."""
+"""Figure of all attacks: R2 of each attack at each setting of each mechanism."""
 
 import io
 import math
@@ -12,55 +12,57 @@ from matplotlib.figure import Figure
 from cpgan_ray.evaluation.report import figures
 
 COLUMNS = 4
-LEVEL = 5
-"""Settings whose names have room beside each other; those of more stand upright."""
+MAX_HORIZONTAL_LABELS = 5
+"""With more settings than this, their labels are rotated."""
 WORST = -0.1
-"""An R2 below this is drawn here: on codes unlike those that it was fitted on, an attack may be worse than any guess."""
+"""Smaller R2 are drawn at this value: an attack may be far worse than a guess on codes unlike those that it was fitted on."""
 
 
 def attacker_lines(cells: Sequence[Mapping[str, Any]], knobs: Mapping[str, str]) -> bytes:
-    """A panel a mechanism, as PNG: R2 of each attack, means over seeds, at its settings in the order of the strongest R2. `knobs`
-    says what a mechanism's settings are of; "none": it has one alone."""
+    """One panel per mechanism, as PNG: R2 of each attack (mean over seeds) at the mechanism's settings, sorted by the strongest R2.
+
+    knobs: mechanism -> the field that its settings vary, or "none" if it has only one setting.
+    """
     methods = list(dict.fromkeys(values["cell"]["mechanism"] for values in cells))
     names = sorted({a["name"] for values in cells for a in values["attacks"]})
     rows = math.ceil(len(methods) / COLUMNS)
     figure = Figure(figsize=(3.1 * min(COLUMNS, len(methods)) + 0.6, 2.6 * rows), dpi=150, layout="constrained")
-    boxes = figure.subplots(rows, min(COLUMNS, len(methods)), sharey=True, squeeze=False).flatten()
-    off = False
-    for one, method in zip(boxes, methods, strict=False):
-        off |= panel(one, [values for values in cells if values["cell"]["mechanism"] == method], names)
-        one.set_title(method, fontsize=9)
+    axes = figure.subplots(rows, min(COLUMNS, len(methods)), sharey=True, squeeze=False).flatten()
+    clipped = False
+    for ax, method in zip(axes, methods, strict=False):
+        clipped |= panel(ax, [values for values in cells if values["cell"]["mechanism"] == method], names)
+        ax.set_title(method, fontsize=9)
         if knobs[method] == "none":
-            one.set_xticks([])
+            ax.set_xticks([])
         else:
-            one.set_xlabel(knobs[method].replace("_", " "), fontsize=7)
-    for one in boxes[len(methods) :]:
-        one.axis("off")
-    figure.supylabel("R2 on the test split" + off * f" (triangles: below {WORST})", fontsize=9)
-    handles, labels = boxes[0].get_legend_handles_labels()
+            ax.set_xlabel(knobs[method].replace("_", " "), fontsize=7)
+    for ax in axes[len(methods) :]:
+        ax.axis("off")
+    figure.supylabel("R2 on the test split" + clipped * f" (triangles: below {WORST})", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     figure.savefig(buffer := io.BytesIO(), format="png")
     return buffer.getvalue()
 
 
-def panel(one: Axes, cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
-    """Draw one mechanism's cells; whether an attack was off the chart."""
-    found: dict[float, dict[str, list[float]]] = {}
+def panel(ax: Axes, cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
+    """Draw the cells of one mechanism. Returns whether an R2 was below `WORST` and had to be clipped."""
+    r2_of: dict[float, dict[str, list[float]]] = {}
     for values in cells:
         for a in values["attacks"]:
-            found.setdefault(values["cell"]["setting"], {}).setdefault(a["name"], []).append(a["r2"])
-    means = {setting: {name: float(np.mean(r2)) for name, r2 in by_name.items()} for setting, by_name in found.items()}
+            r2_of.setdefault(values["cell"]["setting"], {}).setdefault(a["name"], []).append(a["r2"])
+    means = {setting: {name: float(np.mean(r2)) for name, r2 in by_name.items()} for setting, by_name in r2_of.items()}
     order = sorted(means, key=lambda setting: max(means[setting].values()))
-    off = False
+    clipped = False
     for colour, name in zip(figures.TRAINING, names, strict=False):
         r2 = np.array([means[setting].get(name, np.nan) for setting in order])
-        shown = np.clip(r2, WORST, None)
-        one.plot(range(len(order)), shown, "o-", ms=3, lw=1, color=colour, label=name)
+        heights = np.clip(r2, WORST, None)
+        ax.plot(range(len(order)), heights, "o-", ms=3, lw=1, color=colour, label=name)
         (below,) = np.nonzero(r2 < WORST)
-        one.plot(below, shown[below], "v", ms=6, color=colour)
-        off |= len(below) > 0
-    one.set_xticks(range(len(order)), [f"{setting:g}" for setting in order])
-    one.grid(color=figures.GRID, linewidth=0.6)
-    one.tick_params(labelsize=7)
-    one.tick_params(axis="x", labelrotation=90 if len(order) > LEVEL else 0)
-    return off
+        ax.plot(below, heights[below], "v", ms=6, color=colour)
+        clipped |= len(below) > 0
+    ax.set_xticks(range(len(order)), [f"{setting:g}" for setting in order])
+    ax.grid(color=figures.GRID, linewidth=0.6)
+    ax.tick_params(labelsize=7)
+    ax.tick_params(axis="x", labelrotation=90 if len(order) > MAX_HORIZONTAL_LABELS else 0)
+    return clipped

@@ -1,4 +1,4 @@
-"""One cell of a comparison: a mechanism at one setting under one seed."""
+"""One cell of a comparison: a mechanism at one setting with one seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpgan_ray.analysis.fronts import Trial
-from cpgan_ray.evaluation.report.report import degenerate
+from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.mechanisms import MECHANISMS
 
 CELL = "cell.json"
@@ -26,20 +26,20 @@ class Cell:
 
 
 def strongest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a cell's attacks, and the code itself where it is a sample, the one that recovers most."""
+    """The strongest of a cell's attacks. If the code is itself a picture, the code also counts, as the attack "itself"."""
     best = values["privacy"]["strongest"]
-    itself = values["direct"]
-    return best if itself is None or itself["r2"] <= best["r2"] else {"attack": "itself", "variant": "", **itself}
+    direct = values["direct"]
+    return best if direct is None or direct["r2"] <= best["r2"] else {"attack": "itself", "variant": "", **direct}
 
 
 def field_of(mechanism: str) -> str:
-    """The field that a mechanism's knob sets: of a share of k the length that it comes to."""
-    known = MECHANISMS[mechanism]
-    return "k" if known.length else known.knob
+    """The field that a mechanism's knob sets. If the knob is a share of k, the field is `k`, the resulting length of the code."""
+    spec = MECHANISMS[mechanism]
+    return "k" if spec.length else spec.knob
 
 
 def trial(values: Mapping[str, Any], folder: Path) -> Trial:
-    """A cell as a place in the plane of accuracy and R2."""
+    """A cell as a trial, which can be placed on a front."""
     cell, best, utility = Cell(**values["cell"]), strongest(values), values["utility"]
     field = field_of(cell.mechanism)
     return Trial(
@@ -62,5 +62,5 @@ def trial(values: Mapping[str, Any], folder: Path) -> Trial:
         seconds=values["seconds"],
         output=str(folder),
         data=values["data"],
-        degenerate=next(iter(degenerate(values)), None),
+        degenerate=next(iter(degeneracy_reasons(values)), None),
     )

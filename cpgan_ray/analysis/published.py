@@ -1,8 +1,10 @@
-"""The original's own result files beside ours, in the original's unit: what its numbers look like under the same axes.
+"""The result files of the reference implementation next to our results, in the unit of the reference implementation and on the same
+axes.
 
-The files are not part of this project; `jobs/reproduce.py --published DIR` takes the folder that has them (`dnn.csv`, `noise.csv`,
-`ran*.csv`, `hybrid_cpgan*.csv` of one data set, `Final_theory.csv` of the mixture). On MNIST and GENKI-4K its squared errors wrap
-around at 256: ours are then drawn in that unit too, and neither says anything of privacy. Its noise was not attacked; ours is.
+The files are not part of this project. `jobs/reproduce.py --published DIR` takes the folder that contains them (`dnn.csv`,
+`noise.csv`, `ran*.csv`, `hybrid_cpgan*.csv` of one data set, `Final_theory.csv` of the mixture). On MNIST and GENKI-4K the squared
+errors of the reference implementation wrap around at 256. Our errors are then drawn in that unit too; such numbers do not measure
+privacy. The reference implementation did not attack its noise mechanism; here it is attacked.
 """
 
 import csv
@@ -26,10 +28,10 @@ FILES: Mapping[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
     "noise*.csv": (("noise", "acc", ("mse",)),),
     "dnn*.csv": (("dnn", "acc", ("mse", "mse_lrr", "mse_krr")), ("resize", "acc_pca", ("mse_pca", "mse_pca_lrr", "mse_pca_krr"))),
 }
-"""File -> mechanism, its column of accuracy and those of its attacks' errors."""
+"""File pattern -> mechanism, its column of accuracy, and the columns of its attacks' errors."""
 HAR_SIGNALS, GAUSSIAN_NUMBERS = 9, 32
 THEORY = "Final_theory.csv"
-"""File of the best codes of the mixture as the original's theory has them."""
+"""File of the best codes of the mixture, computed by the theory of the reference implementation."""
 UNITS: Mapping[str, str] = {
     "mnist": "MSE on 0-255, each square modulo 256",
     "genki4k": "MSE on 0-255, each square modulo 256",
@@ -39,35 +41,35 @@ UNITS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """A mechanism at one setting: accuracy, and the smallest error of its attacks in the original's unit."""
+class ResultPoint:
+    """A mechanism at one setting: accuracy, and the smallest error of its attacks in the unit of the reference implementation."""
 
     mechanism: str
     accuracy: float
     mse: float
 
 
-def published(folder: Path, dataset: str) -> list[Place]:
-    """The rows of the original's files of one data set; those without a finite error are left out.
+def published(folder: Path, dataset: str) -> list[ResultPoint]:
+    """The rows of the reference implementation's files on one data set; rows without a finite error are left out.
 
     Raises: InputError naming the folder or the file, and the column.
     """
     if dataset not in UNITS:
-        raise InputError(f"--published: the original has no files of {dataset!r}, only of {', '.join(UNITS)}")
-    found = []
+        raise InputError(f"--published: the reference implementation has no files of {dataset!r}, only of {', '.join(UNITS)}")
+    results = []
     for pattern, contents in FILES.items():
         for path in sorted(folder.glob(pattern)):
             for mechanism, accuracy, errors in contents:
-                scale = HAR_SIGNALS if dataset == "har" and mechanism == "noise" else 1  # its noise script forgets to sum
-                found += [Place(mechanism, a, scale * e) for a, e in rows(path, accuracy, errors) if math.isfinite(e)]
-    if not found:
+                scale = HAR_SIGNALS if dataset == "har" and mechanism == "noise" else 1  # its noise script omits the sum
+                results += [ResultPoint(mechanism, a, scale * e) for a, e in rows(path, accuracy, errors) if math.isfinite(e)]
+    if not results:
         raise InputError(f"--published {folder}: no {', '.join(FILES)} with rows in it; give the folder of {dataset}")
-    return found
+    return results
 
 
 def published_theory(folder: Path) -> list[tuple[float, float]]:
-    """Accuracy of each of the original's best codes of the mixture, and the MSE of the best linear attack on it, **per dimension**;
-    none where the folder has no such file.
+    """Accuracy of each of the best codes of the mixture by the reference implementation, and the MSE of the best linear attack on
+    it, **per dimension**. Empty if the folder has no such file.
 
     Raises: InputError naming the file, and the column.
     """
@@ -84,13 +86,13 @@ def rows(path: Path, accuracy: str, errors: Sequence[str]) -> list[tuple[float, 
                 for row in csv.DictReader(file)
             ]
     except KeyError as e:
-        raise InputError(f"{path}: no column {e.args[0]!r}; is it one of the original's result files?") from e
+        raise InputError(f"{path}: no column {e.args[0]!r}; is it a result file of the reference implementation?") from e
     except (OSError, ValueError, TypeError) as e:
         raise InputError(f"{path} cannot be read: {e}") from e
 
 
-def measured(cells: Sequence[Mapping[str, Any]], dataset: str) -> list[Place]:
-    """Our cells in the original's unit: the smallest error of the fresh attacks."""
+def measured(cells: Sequence[Mapping[str, Any]], dataset: str) -> list[ResultPoint]:
+    """Our cells in the unit of the reference implementation: the smallest error of the fresh attacks."""
     error = {
         "mnist": lambda a: a["legacy_mse"],
         "genki4k": lambda a: a["legacy_mse"],
@@ -98,35 +100,35 @@ def measured(cells: Sequence[Mapping[str, Any]], dataset: str) -> list[Place]:
         "gaussian": lambda a: GAUSSIAN_NUMBERS * a["mse_raw"],
     }[dataset]
     return [
-        Place(v["cell"]["mechanism"], v["utility"]["accuracy"], min(error(a) for a in v["attacks"] if known(a, dataset)))
+        ResultPoint(v["cell"]["mechanism"], v["utility"]["accuracy"], min(error(a) for a in v["attacks"] if has_unit(a, dataset)))
         for v in cells
     ]
 
 
-def known(attack: Mapping[str, Any], dataset: str) -> bool:
+def has_unit(attack: Mapping[str, Any], dataset: str) -> bool:
     """Whether an attack was scored in the unit of the data set."""
     return "legacy_mse" in attack or dataset not in ("mnist", "genki4k")
 
 
-def side_by_side(theirs: Sequence[Place], ours: Sequence[Place], dataset: str) -> bytes:
-    """Two panels of accuracy against the smallest error on common axes, as PNG: the original's rows, and our cells."""
+def side_by_side(reported: Sequence[ResultPoint], ours: Sequence[ResultPoint], dataset: str) -> bytes:
+    """Two panels of accuracy against the smallest error on common axes, as PNG: the published rows, and our cells."""
     figure = Figure(figsize=(9, 4), dpi=150, layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    names = list(dict.fromkeys(p.mechanism for p in [*theirs, *ours]))
-    for one, title, places in zip(panels, ("published", "measured here, fresh attacks"), (theirs, ours), strict=True):
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    names = list(dict.fromkeys(p.mechanism for p in [*reported, *ours]))
+    for ax, title, results in zip(axes, ("published", "measured here, fresh attacks"), (reported, ours), strict=True):
         for i, name in enumerate(names):
-            mine = [p for p in places if p.mechanism == name]
+            x, y = [p.mse for p in results if p.mechanism == name], [p.accuracy for p in results if p.mechanism == name]
             colour, marker = figures.TRAINING[i % len(figures.TRAINING)], "osD"[i // len(figures.TRAINING) % 3]
-            one.scatter([p.mse for p in mine], [p.accuracy for p in mine], s=16, color=colour, marker=marker, label=name, alpha=0.8)
-        one.set_title(title, fontsize=9)
-        one.set_xlabel(UNITS[dataset], fontsize=8)
-        one.set_xscale("log")
-        one.grid(color=figures.GRID, linewidth=0.6)
-        one.set_axisbelow(True)
-        one.tick_params(labelsize=7)
-    panels[0].set_ylabel("accuracy on the test split", fontsize=8)
+            ax.scatter(x, y, s=16, color=colour, marker=marker, label=name, alpha=0.8)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel(UNITS[dataset], fontsize=8)
+        ax.set_xscale("log")
+        ax.grid(color=figures.GRID, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=7)
+    axes[0].set_ylabel("accuracy on the test split", fontsize=8)
     figure.legend(
-        *panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8
+        *axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8
     )
     figure.savefig(buffer := io.BytesIO(), format="png")
     return buffer.getvalue()

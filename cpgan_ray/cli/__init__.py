@@ -1,7 +1,7 @@
-"""From a command line to a configuration, and from an error to one line and an exit status. Imports neither torch nor Ray."""
+"""Command lines: flags to a configuration, and errors to one line and an exit status. Imports neither torch nor Ray."""
 
 from cpgan_ray.cli.attack import find_target, parse_attack
-from cpgan_ray.cli.ending import FAILED, run
+from cpgan_ray.cli.exit_status import FAILED, run
 from cpgan_ray.cli.flags import read_flags
 from cpgan_ray.cli.frontier import parse_frontier
 from cpgan_ray.cli.reproduce import parse_reproduce
@@ -21,7 +21,7 @@ from cpgan_ray.config.folders import (
     store_of,
 )
 
-complete_environment()  # before any library looks for what may be missing
+complete_environment()  # before any library reads a variable that may be missing
 
 __all__ = [
     "ADJUSTABLE",

@@ -1,4 +1,4 @@
-"""What the command lines of all jobs share."""
+"""Flags: functions that the command lines of all jobs share."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,8 @@ def read_flags(
     main: Sequence[str] = (),
     more: Mapping[str, str] | None = None,
 ) -> T:
-    """`--any.field VALUE ...` on top of `base`; credentials in a URI go to the environment, so that no configuration holds any.
+    """Parse `--any.field VALUE ...` on top of `base`. Credentials in a URI are moved to the environment, so that no configuration
+    contains them.
 
     call, main, more: the shape of the command line, the fields and the further flags that a short `--help` shows; without `main` it
     shows all.
@@ -40,11 +41,11 @@ def read_flags(
     if main and set(HELP) & set(rest):
         print(short_help(base, call=call, usage=usage, fields=main, more=more))
         raise SystemExit(0)
-    said, rest = io.StringIO(), [NEGATED.sub(r"--\1.no-\2", move_to_env(argument)) for argument in rest]
+    stderr, rest = io.StringIO(), [NEGATED.sub(r"--\1.no-\2", move_to_env(argument)) for argument in rest]
     rest = ["--help" if argument == HELP_ALL else argument for argument in rest]
     try:
-        with contextlib.redirect_stderr(said):
-            read, unknown = tyro.cli(  # pyright: ignore[reportCallIssue]
+        with contextlib.redirect_stderr(stderr):
+            parsed, unknown = tyro.cli(  # pyright: ignore[reportCallIssue]
                 Annotated[kind, tyro.conf.AvoidSubcommands],  # pyright: ignore
                 default=base,
                 args=rest,
@@ -54,38 +55,38 @@ def read_flags(
     except SystemExit as e:
         if not e.code:
             raise
-        raise InputError(one_line(said.getvalue())) from e
+        raise InputError(one_line(stderr.getvalue())) from e
     if "--trust" in unknown:
-        raise InputError("--trust is for a folder that is read: it goes with --resume, or with the run that is attacked")
+        raise InputError("--trust needs a folder that is read: use it with --resume, or with a run to attack")
     if unknown:
-        flags = ["--" + field.removeprefix("config.").replace("_", "-") for field in flatten(read)]
-        near = difflib.get_close_matches(unknown[0], flags, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all flags"
+        flags = ["--" + field.removeprefix("config.").replace("_", "-") for field in flatten(parsed)]
+        similar = difflib.get_close_matches(unknown[0], flags, n=3)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "--help lists all flags"
         raise InputError(f"unknown flag or value {unknown[0]!r}: {hint}")
-    return read
+    return parsed
 
 
 NEGATED = re.compile(r"^--no-([\w.-]+)\.([\w-]+)$")
 """`--no-attacks.identity`, which is read as `--attacks.no-identity`."""
 FLAG = r"'?(--[\w.-]+)'?"
-PLAIN = (
+REWORDED = (
     (rf"Invalid choice invalid choice (.*?) for argument {FLAG}\. Expected one of \((.*?),?\)\.?", r"\2 is \1; choose from \3"),
     (rf"Missing argument Missing value for argument {FLAG}\..*", r"\1 needs a value"),
     (rf"{FLAG}: invalid literal for int\(\) with base 10: ('.*?')", r"\1 is \2; it must be a whole number"),
     (rf"{FLAG}: could not convert string to float: ('.*?')", r"\1 is \2; it must be a number"),
     (rf"{FLAG}: no type matching \{{None\}}\|FLOAT \w.* from \[(.*?)\]\..*", r"\1 is \2; it must be a number or None"),
     (rf"{FLAG}: no type matching (\S+) could be instantiated from \[(.*?)\]\..*", r"\1 is \3; it must be \2"),
-    (rf"{FLAG}: Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is \2, which does not fit: see --help"),
+    (rf"{FLAG}: Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is \2, which is not valid: see --help"),
 )
-"""What tyro prints, and the same in this project's words."""
+"""Patterns of tyro's error messages, and our wording of them."""
 
 
 def one_line(box: str) -> str:
-    """The message of the box that tyro draws: without its frame, heading and pointers to help."""
+    """The error message in tyro's box, on one line, without the frame, the heading and the references to help."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", box).split())
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
-    for pattern, words in PLAIN:
-        text = re.sub(pattern, words, text)
+    for pattern, wording in REWORDED:
+        text = re.sub(pattern, wording, text)
     return re.sub(
         r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
         "",
@@ -94,15 +95,15 @@ def one_line(box: str) -> str:
 
 
 def take_resume(rest: list[str]) -> Path | None:
-    """Take `--resume DIR` out of the arguments.
+    """Remove `--resume DIR` from the arguments and return the folder; None if it is absent.
 
-    Raises: InputError where no folder follows it.
+    Raises: InputError if no folder follows it.
     """
     for i, argument in enumerate(rest):
         flag, equals, value = argument.partition("=")
         if flag == "--resume":
             if not equals and (i + 1 == len(rest) or rest[i + 1].startswith("-")):
-                raise InputError("--resume needs a folder: that of an interrupted run or search")
+                raise InputError("--resume needs the folder of an interrupted run or search")
             value = value if equals else rest.pop(i + 1)
             del rest[i]
             return Path(value).expanduser().resolve()
@@ -110,27 +111,30 @@ def take_resume(rest: list[str]) -> Path | None:
 
 
 def take_trust(rest: list[str]) -> bool:
-    """Take `--trust` out of the arguments: whether the folder that is read is the user's own, whoever has written its files."""
-    given = "--trust" in rest
+    """Remove `--trust` from the arguments and return whether it was there: the folder that is read counts as the user's own, even
+    if another user has written its files."""
+    trust = "--trust" in rest
     rest[:] = [argument for argument in rest if argument != "--trust"]
-    return given
+    return trust
 
 
-def differing(now: Mapping[str, Any], before: Mapping[str, Any], *, but: tuple[str, ...]) -> tuple[str, Any, Any] | None:
-    """The first field, with both values, that is not the same; those whose names begin as in `but` may differ."""
-    names = [name for name in {**now, **before} if now.get(name) != before.get(name) and not name.startswith(but)]
+def first_difference(now: Mapping[str, Any], before: Mapping[str, Any], *, ignore: tuple[str, ...]) -> tuple[str, Any, Any] | None:
+    """The first field that differs, with both values; None if there is none. Fields whose names start with one of `ignore` may
+    differ."""
+    names = [name for name in {**now, **before} if now.get(name) != before.get(name) and not name.startswith(ignore)]
     return (names[0], now.get(names[0]), before.get(names[0])) if names else None
 
 
 def with_dataset(config: Config) -> Config:
-    """A data folder implies the CelebA layout."""
+    """The configuration with data set `celeba`, if a data folder but no other data set is given."""
     if config.data_dir is None or config.data.dataset != "faces":
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="celeba"))
 
 
 def absolute(config: C) -> C:
-    """The same with absolute paths: a Ray actor has another working directory. What a node has to expand stays as it is."""
+    """The same with absolute paths, because a Ray actor has another working directory. A cache folder with `~` or `$` stays as it
+    is, because each node expands it."""
     paths = {n: getattr(config, n, None) for n in ("data_dir", "cache_dir", "shared_cache", "output", "against")}
     if config.cache_dir is not None and (str(config.cache_dir).startswith("~") or "$" in str(config.cache_dir)):
         del paths["cache_dir"]

@@ -12,7 +12,7 @@ CALL = "frontier.py EXPERIMENT... [--flag VALUE ...]"
 
 
 def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob:
-    """`EXPERIMENT... [--flag VALUE ...]`.
+    """Parse `EXPERIMENT... [--flag VALUE ...]`.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -26,5 +26,5 @@ def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob
         main=("output", "max_r2", "min_accuracy", "tracking_uri"),
     )
     if not job.experiments:
-        raise InputError("nothing to draw: give MLflow experiments by name, or the MLflow run id of a search")
+        raise InputError("nothing to draw: give names of MLflow experiments, or the MLflow run id of a search")
     return dataclasses.replace(job, output=job.output and job.output.expanduser().resolve())

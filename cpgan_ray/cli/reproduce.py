@@ -1,4 +1,4 @@
-"""The command line of jobs/reproduce.py, and what a comparison's folder says of it."""
+"""The command line of jobs/reproduce.py."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.flags import absolute, first_difference, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, ReproduceJob, flatten, local_names
@@ -25,13 +25,13 @@ HELP_OPTIONS: dict[str, Any] = {"call": CALL, "main": (*REPRODUCE, *OF_RUN), "mo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReproduceFlags(ReproduceJob):
-    """A ReproduceJob whose run's fields are flags without a prefix."""
+    """A ReproduceJob in which the fields of `config` are flags without a prefix."""
 
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
 def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[ReproduceJob, bool]:
-    """`DATASET [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`; and whether it is the latter.
+    """Parse `DATASET [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`. Returns the job, and whether it resumes.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -39,22 +39,23 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
-        record, begun, _ = reproduction_record(folder, trust=(trust := take_trust(rest)))
-        begun = dataclasses.replace(begun, config=dataclasses.replace(begun.config, trust=trust))
+        record, original, _ = reproduction_record(folder, trust=(trust := take_trust(rest)))
+        original = dataclasses.replace(original, config=dataclasses.replace(original.config, trust=trust))
         job = ReproduceJob(
-            **vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(begun)), rest, usage=description, **HELP_OPTIONS))
+            **vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(original)), rest, usage=description, **HELP_OPTIONS))
         )
-        places = [name for name in local_names(ReproduceJob) if name != "config.output"]
-        if changed := differing(flatten(job), flatten(begun), but=(*EXTENDABLE, *places)):
+        paths = [name for name in local_names(ReproduceJob) if name != "config.output"]
+        if changed := first_difference(flatten(job), flatten(original), ignore=(*EXTENDABLE, *paths)):
             name, now, before = changed
             flag = "--" + name.removeprefix("config.").replace("_", "-")
             raise InputError(
-                f"{flag} is {now!r}, the comparison in {folder} was begun with {before!r}: leave it out, or begin another one"
+                f"{flag} is {now!r}, but the comparison in {folder} was started with {before!r}: leave the flag out, or start a "
+                "new comparison"
             )
         ensure_complete(job, record)
         if not (record.own or trust):
             job = dataclasses.replace(job, config=own_store(job.config))
-        return settled_paths(job), True
+        return with_absolute_paths(job), True
     if not rest or (rest[0].startswith("-") and not {*HELP, HELP_ALL} & set(rest)):
         raise InputError(f"nothing to reproduce: give a data set's preset, one of {', '.join(PRESETS)}")
     name = "digits" if rest[0].startswith("-") else rest.pop(0)
@@ -63,11 +64,10 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)}. Values shown are those of {name}."
     job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(config=base), rest, usage=usage, **HELP_OPTIONS)))
     if job.theory and name != "gaussian":
-        raise InputError(f"--theory of {name}: it is known of gaussian alone")
-    return settled_paths(dataclasses.replace(job, config=with_dataset(job.config))), False
+        raise InputError(f"--theory is available only for gaussian, not for {name}")
+    return with_absolute_paths(dataclasses.replace(job, config=with_dataset(job.config))), False
 
 
-def settled_paths(job: ReproduceJob) -> ReproduceJob:
-    """Its paths absolute."""
+def with_absolute_paths(job: ReproduceJob) -> ReproduceJob:
     published = job.published.expanduser().absolute() if job.published else None
     return dataclasses.replace(job, published=published, config=absolute(job.config))

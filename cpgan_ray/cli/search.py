@@ -1,4 +1,4 @@
-"""The command line of jobs/tune_celeba.py, and what a search's folder says of it."""
+"""The command line of jobs/tune_celeba.py."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.flags import absolute, first_difference, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import OF_RUN, RESUME
 from cpgan_ray.cli.help import SEARCH as SEARCH_FLAGS
 from cpgan_ray.common.environment import ensure_current_folder
@@ -20,13 +20,13 @@ CALL = "tune_celeba.py [PRESET] [--flag VALUE ...]"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchFlags(SearchJob):
-    """A SearchJob whose run's fields are flags without a prefix."""
+    """A SearchJob in which the fields of `config` are flags without a prefix."""
 
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
 def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJob, bool]:
-    """`[PRESET] [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`; and whether it is the latter.
+    """Parse `[PRESET] [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`. Returns the job, and whether it resumes.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -34,14 +34,14 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
-        record, begun, _ = search_record(folder, trust=(trust := take_trust(rest)))
-        begun = dataclasses.replace(begun, config=dataclasses.replace(begun.config, trust=trust))
-        job = read_job(begun, rest, description)
+        record, original, _ = search_record(folder, trust=(trust := take_trust(rest)))
+        original = dataclasses.replace(original, config=dataclasses.replace(original.config, trust=trust))
+        job = read_job(original, rest, description)
         job = dataclasses.replace(job, config=absolute(job.config))
-        if changed := differing(flatten(job), flatten(begun), but=RESUMABLE):
+        if changed := first_difference(flatten(job), flatten(original), ignore=RESUMABLE):
             name, now, before = changed
             flag = "--" + name.removeprefix("config.").replace("_", "-")
-            raise InputError(f"{flag} is {now!r}, the search in {folder} was begun with {before!r}: leave it out")
+            raise InputError(f"{flag} is {now!r}, but the search in {folder} was started with {before!r}: leave the flag out")
         ensure_complete(job, record)
         return job, True
     name = rest.pop(0) if rest and not rest[0].startswith("-") else "faces"

@@ -1,9 +1,9 @@
-"""The command line of jobs/train_celeba.py, and what a run's folder says of it."""
+"""The command line of jobs/train_celeba.py."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.flags import absolute, first_difference, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import RESUME, TRAIN
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, flatten, local_names
@@ -20,7 +20,7 @@ CALL = "train_celeba.py [PRESET] [--flag VALUE ...]"
 
 
 def parse(arguments: Sequence[str], *, default: str, description: str) -> Config:
-    """`[PRESET] [--any.config.field VALUE ...]` to a configuration.
+    """Parse `[PRESET] [--any.config.field VALUE ...]` into a configuration.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -28,7 +28,8 @@ def parse(arguments: Sequence[str], *, default: str, description: str) -> Config
 
 
 def parse_train(arguments: Sequence[str], *, default: str, description: str) -> tuple[Config, str | None]:
-    """The same, or `--resume DIR [--flag VALUE ...]`: then also the MLflow run that goes on.
+    """Parse the same as `parse`, or `--resume DIR [--flag VALUE ...]`. Returns the configuration, and the id of the MLflow run that
+    continues; None for a new run.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -36,15 +37,17 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
-        begun, run_id, record = interrupted_run(folder, trust=(trust := take_trust(rest)))
+        original, run_id, record = interrupted_run(folder, trust=(trust := take_trust(rest)))
         config = absolute(
-            read_flags(Config, dataclasses.replace(begun, trust=trust), rest, usage=description, call=CALL, main=TRAIN, more=RESUME)
+            read_flags(
+                Config, dataclasses.replace(original, trust=trust), rest, usage=description, call=CALL, main=TRAIN, more=RESUME
+            )
         )
-        if changed := differing(flatten(config), flatten(begun), but=(*ADJUSTABLE, *local_names(Config))):
+        if changed := first_difference(flatten(config), flatten(original), ignore=(*ADJUSTABLE, *local_names(Config))):
             name, now, before = changed
             flag = "--" + name.replace("_", "-")
             raise InputError(
-                f"{flag} is {now!r}, the run in {folder} was begun with {before!r}: leave it out, or begin another run"
+                f"{flag} is {now!r}, but the run in {folder} was started with {before!r}: leave the flag out, or start a new run"
             )
         ensure_complete(config, record)
         return config if record.own or trust else own_store(config), run_id

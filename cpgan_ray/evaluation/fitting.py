@@ -1,8 +1,7 @@
-"""What a tournament consists of, and the fitting of one of its attacks.
+"""The attacks of a tournament, and how one of them is fitted.
 
-`attack_specs` lists the attacks to be fitted; `fit_attack` fits one, in whatever process it is called. The caller decides where:
-one after the other in this process (`fit_in_process`), or as Ray tasks (distributed/tasks.py), whose processes import no more than
-this.
+`attack_specs` lists the attacks; `fit_attack` fits one in the calling process. The caller decides where: one after the other in
+this process (`fit_in_process`), or as Ray tasks (distributed/tasks.py), whose processes import only this module and its imports.
 """
 
 import dataclasses
@@ -23,45 +22,45 @@ from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, split_by_identity
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
-"""The slow ones, which are begun first."""
+"""The slow attacks, which are started first."""
 MIN_SIDE = 8
-"""They are made on pictures of at least this side, in pixels, and on series of at least so many steps. These have width 1 and
-several channels; a vector, whose neighbouring numbers have nothing to do with each other, has one."""
+"""Pixel attacks need pictures with sides of at least this many pixels, or series of at least this many steps. A series has width 1
+and several channels. A vector, in which neighbouring numbers are unrelated, has one channel."""
 LABEL_ATTACKS = ("ridge", "kernel", "mlp")
 FLOOR = "labels"
-"""The variant of the label floor: the true labels in the place of codes."""
+"""Variant of the label floor: its codes are the true labels."""
 
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """One attack that is to be made."""
+    """One attack of a tournament, before it is fitted."""
 
     name: str
     variant: str
-    share: float = 1.0  # of the pictures that the variant has
+    share: float = 1.0  # share of the variant's pictures that it is fitted on
 
     @property
     def counts(self) -> bool:
-        """Whether it may be the strongest: the label floor is a reference, the smaller shares belong to the sweep."""
+        """Whether it may be the strongest attack: the label floor is a reference, and smaller shares belong to the sweep."""
         return self.variant != FLOOR and self.share == 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationContext:
-    """What an attack is made of, in any process: the store pickles as its paths."""
+    """Everything that an attack needs. Can be sent to any process: the data set pickles as the paths of its store."""
 
     dataset: Dataset
     codes: Codes
     config: AttackConfig
     seed: int
     trained_against: tuple[str, ...] = ()
-    task: tuple[str, ...] = ()  # names of the task's labels; none: all
+    task: tuple[str, ...] = ()  # names of the task's labels; if empty, all labels
 
     def pca_basis(self) -> Projection:
         return projection(self.dataset, components=DEFAULT_COMPONENTS)
 
     def data(self, variant: str, *, share: float = 1.0, device: torch.device | None = None) -> AttackData:
-        """The three sets of a variant. For the label floor the codes are the true labels of the task."""
+        """The three sets of a variant. In the label floor the codes are the true labels of the task."""
         codes = self.codes
         if variant == FLOOR:
             labels = {name: self.answers(name) for name in ("train", "val", "test")}
@@ -83,18 +82,18 @@ class EvaluationContext:
         return task_targets(self.dataset, self.task, split=split)
 
     def floor(self, data: AttackData) -> AttackData:
-        """The score set of some data with the true labels as codes; the other sets as they are."""
+        """The same data with the true labels as codes in the score set; the other sets are unchanged."""
         z = torch.from_numpy(self.answers("test")).to(data.score.z.device)
         return dataclasses.replace(data, score=dataclasses.replace(data.score, z=z))
 
 
 @dataclass(frozen=True, eq=False)
 class FittedAttack:
-    """A fitted attack, and how long it took."""
+    """A fitted attack, and how long fitting took."""
 
     spec: AttackSpec
     fitted: Fitted
-    rows: int  # codes that it was fitted on, those of mirrored pictures included
+    rows: int  # number of codes that it was fitted on, including those of mirrored pictures
     seconds: float
 
 
@@ -104,43 +103,43 @@ def trained_against(config: Config) -> tuple[str, ...]:
 
 
 def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False) -> list[AttackSpec]:
-    """All attacks of a tournament, the slowest first. The variant `fresh` is left out where `val` has too few people for it.
+    """All attacks of a tournament, the slowest first. The variant `fresh` is left out if `val` has too few people for it.
 
-    brief: only what takes seconds, for a code in which there is nothing to find.
+    brief: only two attacks that take seconds, for a code that contains nothing to find.
 
-    Raises: InputError where no variant has enough pictures.
+    Raises: InputError if no variant has enough pictures, or if none of the attacks can be fitted on pictures of this size.
     """
-    mine, kept = split_by_identity(dataset.val.identity, seed=0)
-    sizes = {"leaked": len(dataset.train), "fresh": len(mine)}
-    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or min(len(mine), len(kept)) >= MIN_ROWS)]
+    fresh_fit, fresh_tune = split_by_identity(dataset.val.identity, seed=0)
+    sizes = {"leaked": len(dataset.train), "fresh": len(fresh_fit)}
+    has_fresh = min(len(fresh_fit), len(fresh_tune)) >= MIN_ROWS
+    variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or has_fresh)]
     if not variants or min(len(dataset.train), len(dataset.val)) < MIN_ROWS:
         raise InputError(
-            f"the attacks need {MIN_ROWS} pictures to be fitted on and {MIN_ROWS} to be tuned on: train has "
-            f"{len(dataset.train)}, val {len(dataset.val)}, by people {len(mine)} and {len(kept)} for variant 'fresh'; "
-            "give more pictures"
+            f"the attacks need {MIN_ROWS} pictures to fit on and {MIN_ROWS} to tune on: train has {len(dataset.train)}, val has "
+            f"{len(dataset.val)}; split by people for variant 'fresh', val has {len(fresh_fit)} and {len(fresh_tune)}; add pictures"
         )
     height, width, channels = dataset.image_shape
-    series = width == 1 and channels > 1
-    convolve = height >= MIN_SIDE and (series or width >= MIN_SIDE)
+    is_series = width == 1 and channels > 1
+    large_enough = height >= MIN_SIDE and (is_series or width >= MIN_SIDE)
     if brief:
         return [AttackSpec("ridge", variants[0]), AttackSpec("ridge", FLOOR)]
-    names = [name for name in config.names if convolve or name not in PIXEL_ATTACKS]
+    names = [name for name in config.names if large_enough or name not in PIXEL_ATTACKS]
     if not names:
         raise InputError(
-            f"attacks.names has {', '.join(config.names)}, for pictures of {MIN_SIDE} pixels and series of {MIN_SIDE} steps at "
-            f"least; these are {height}x{width}x{channels}: add mlp"
+            f"attacks.names has only {', '.join(config.names)}, which need pictures of at least {MIN_SIDE} pixels or series of at "
+            f"least {MIN_SIDE} steps; these are {height}x{width}x{channels}: add mlp"
         )
-    found = [AttackSpec(name, variant) for variant in variants for name in names]
-    found += [
+    specs = [AttackSpec(name, variant) for variant in variants for name in names]
+    specs += [
         AttackSpec(name, variant, share)
         for variant in variants[:1]
         for share in config.fit_fractions
         for name in names
         if name not in PIXEL_ATTACKS and share * sizes[variant] >= MIN_ROWS
     ]
-    found += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
+    specs += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
     slow = (*PIXEL_ATTACKS, "mlp", "kernel")
-    return sorted(found, key=lambda e: (e.share < 1, e.variant != "leaked", slow.index(e.name) if e.name in slow else len(slow)))
+    return sorted(specs, key=lambda s: (s.share < 1, s.variant != "leaked", slow.index(s.name) if s.name in slow else len(slow)))
 
 
 def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.device | None = None) -> FittedAttack:
@@ -149,18 +148,18 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     started = time.perf_counter()
     data = context.data(spec.variant, share=spec.share, device=device)
     config = context.config
-    if not spec.counts:  # a lower floor is the stricter one, and a sweep shows how things grow
+    if not spec.counts:  # a smaller budget makes the label floor lower, which is stricter; a sweep only needs the trend
         config = dataclasses.replace(config, restarts=1, kernel_features=min(config.kernel_features, 1024))
     fitted = ATTACKS[spec.name](data, config)
     return FittedAttack(spec, fitted, len(data.fit), time.perf_counter() - started)
 
 
 def fit_in_process(
-    todo: Sequence[AttackSpec], context: EvaluationContext, *, done: Callable[[FittedAttack], None]
+    specs: Sequence[AttackSpec], context: EvaluationContext, *, done: Callable[[FittedAttack], None]
 ) -> list[FittedAttack]:
-    """All attacks, one after the other, in this process."""
-    made = []
-    for spec in todo:
-        made.append(fit_attack(spec, context))
-        done(made[-1])
-    return made
+    """Fit all attacks, one after the other, in this process; `done` is called after each."""
+    attacks = []
+    for spec in specs:
+        attacks.append(fit_attack(spec, context))
+        done(attacks[-1])
+    return attacks

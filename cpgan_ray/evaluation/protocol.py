@@ -1,17 +1,18 @@
 """Who sees which pictures: the three disjoint sets of an evaluation.
 
-* The *defender's training set*: the split `train`, which the privatizer was trained on.
-* The *attacks' set*: what an attack is fitted on, and its last part, on which it chooses its settings and stops.
-* The *score set*: the split `test`. Neither privatizers nor attacks are fitted or tuned on it. A
-  search's bounds (`--max-r2`, `--min-accuracy`) are the exception: they choose among settings by their numbers on this set.
+* The *defender's training set*: the split `train`, on which the privatizer was trained.
+* The *attacks' set*: the pictures that an attack is fitted on, and those on which it chooses its settings and stops.
+* The *score set*: the split `test`. Neither privatizers nor attacks are fitted or tuned on it. The only exception are the
+  bounds of a search (`--max-r2`, `--min-accuracy`): they choose among settings by their numbers on this set.
 
-Variant `fresh`: the attacker has pictures of its own. It is fitted on three quarters of the people of `val` and tuned on the rest.
-Variant `leaked`: the defender's training pictures have leaked. The attack is fitted on all of `train` and tuned on `val`: the
-harder one for the defender as a rule, since there are more of them and the codes were made for them.
+Variant `fresh`: the attacker has its own pictures. The attack is fitted on three quarters of the people of `val` and tuned on the
+rest.
+Variant `leaked`: the defender's training pictures have leaked. The attack is fitted on all of `train` and tuned on `val`. This is
+usually the harder variant for the defender: there are more pictures, and the codes were trained on them.
 
-Either way the attacker knows the privatizer, so it has the codes of its pictures' mirror images too, where such are pictures of the
-same kind. Mean picture and principal
-components are those of `train` in both variants: an attacker who has them is no weaker for it.
+In both variants the attacker knows the privatizer. It therefore also has the codes of the mirror images of its pictures, if the
+data set may be mirrored (`DatasetInfo.mirrored`). In both variants the mean picture and the principal components are those of
+`train`: this does not make the attacker weaker.
 """
 
 import numpy as np
@@ -29,12 +30,12 @@ from cpgan_ray.training.adversaries.base import Target
 
 VARIANTS = ("leaked", "fresh")
 TUNING_SHARE = 0.25
-"""Of the people of `val`, how many an attacker with pictures of its own keeps for tuning."""
+"""Share of the people of `val` on which an attack of variant `fresh` is tuned."""
 MIN_ROWS = 4
-"""Pictures that an attack is fitted on, and tuned on, at the least."""
+"""An attack is fitted on at least this many pictures, and tuned on at least this many."""
 
 Codes = dict[str, np.ndarray]
-"""(N, k) float32 of `train`, `val` and `test`; of `train_mirrored` and `val_mirrored` where `Nature.mirrored`."""
+"""Codes (N, k) float32 of `train`, `val` and `test`, and of `train_mirrored` and `val_mirrored` if `DatasetInfo.mirrored`."""
 
 
 def attack_data(
@@ -52,37 +53,37 @@ def attack_data(
     """The three sets of one variant; the attack is fitted on that `share` of its pictures, and on at most `max_rows` of them.
 
     Raises:
-        InputError: too few pictures are left to fit or to tune on, or a person is in two of the sets.
+        InputError: there are too few pictures to fit or to tune on, or a person is in two of the sets.
     """
     if variant == "leaked":
-        split, fitted, tuned = "train", np.arange(len(dataset.train)), ("val", np.arange(len(dataset.val)))
+        fit_split, fit_rows, tune_rows = "train", np.arange(len(dataset.train)), np.arange(len(dataset.val))
     else:
-        mine, kept = split_by_identity(dataset.val.identity, seed=seed)
-        split, fitted, tuned = "val", mine, ("val", kept)
-    count = max(1, round(share * len(fitted)))
+        fit_split = "val"
+        fit_rows, tune_rows = split_by_identity(dataset.val.identity, seed=seed)
+    count = max(1, round(share * len(fit_rows)))
     count = min(count, max_rows) if max_rows else count
-    if count < len(fitted):
-        fitted = np.sort(stream(seed, "attack", "rows", variant, count).choice(fitted, count, replace=False))
-    if min(len(fitted), len(tuned[1])) < MIN_ROWS:
+    if count < len(fit_rows):
+        fit_rows = np.sort(stream(seed, "attack", "rows", variant, count).choice(fit_rows, count, replace=False))
+    if min(len(fit_rows), len(tune_rows)) < MIN_ROWS:
         raise InputError(
-            f"attack variant {variant!r} would be fitted on {len(fitted)} pictures and tuned on {len(tuned[1])}; "
-            f"each must be at least {MIN_ROWS}: leave the variant or the share {share:g} out, or give more pictures"
+            f"attack variant {variant!r} would be fitted on {len(fit_rows)} pictures and tuned on {len(tune_rows)}; "
+            f"each must be at least {MIN_ROWS}: leave out the variant or the share {share:g}, or add pictures"
         )
 
-    def part(name: str, rows: np.ndarray, *, mirrored: bool = False) -> Pairs:
-        chosen: Split = getattr(dataset, name)
-        turned = codes[f"{name}_mirrored"][rows] if mirrored else None
-        return pairs(chosen, rows, codes[name][rows], turned, basis=basis, device=device)
+    def pairs_of(name: str, rows: np.ndarray, *, mirrored: bool = False) -> Pairs:
+        split: Split = getattr(dataset, name)
+        mirrored_z = codes[f"{name}_mirrored"][rows] if mirrored else None
+        return pairs(split, rows, codes[name][rows], mirrored_z, basis=basis, device=device)
 
     mirrored, pictures = dataset.info.mirrored, dataset.train.dtype == np.uint8
-    fit, tune = part(split, fitted, mirrored=mirrored), part(*tuned)
-    least = torch.from_numpy(-1 - basis.mean).to(device)
+    fit, tune = pairs_of(fit_split, fit_rows, mirrored=mirrored), pairs_of("val", tune_rows)
+    lower_bound = torch.from_numpy(-1 - basis.mean).to(device)
     data = AttackData(
         fit=fit,
         tune=tune,
-        score=part("test", np.arange(len(dataset.test))),
+        score=pairs_of("test", np.arange(len(dataset.test))),
         components=torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"])).to(device),
-        bounds=(least, least + 2) if pictures else value_bounds(fit, tune),
+        bounds=(lower_bound, lower_bound + 2) if pictures else value_bounds(fit, tune),
         image_shape=dataset.image_shape,
         seed=seed,
         trained_against=trained_against,
@@ -94,60 +95,63 @@ def attack_data(
     return data
 
 
-def value_bounds(*attackers: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least and largest value (D,) of each pixel in an attacker's own sets: signals have no bounds else."""
-    ends = [torch.stack([x.amin(0), -x.amax(0)]) for some in attackers for _, x in some.pixel_blocks()]
-    low, high = torch.stack(ends).amin(0)
-    return low, -high
+def value_bounds(*sets: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value (D,) of each pixel in the attacker's own sets. Used for signals, which have no bounds by
+    definition."""
+    extremes = [torch.stack([x.amin(0), -x.amax(0)]) for pairs in sets for _, x in pairs.pixel_blocks()]
+    low, negative_high = torch.stack(extremes).amin(0)
+    return low, -negative_high
 
 
 def split_by_identity(identity: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the people that an attacker is fitted on, and of those it is tuned on."""
+    """Rows of the people on whom an attack is fitted, and of the people on whom it is tuned."""
     people = np.unique(identity)
-    kept = stream(seed, "attack", "people").permutation(people)[: max(1, round(TUNING_SHARE * len(people)))]
-    tuning = np.isin(identity, kept)
+    tuning_people = stream(seed, "attack", "people").permutation(people)[: max(1, round(TUNING_SHARE * len(people)))]
+    tuning = np.isin(identity, tuning_people)
     return np.flatnonzero(~tuning), np.flatnonzero(tuning)
 
 
 def pairs(
     split: Split, rows: np.ndarray, z: np.ndarray, mirrored: np.ndarray | None, *, basis: Projection, device: torch.device | None
 ) -> Pairs:
-    """Some rows of a split with their codes (one for each row), and their mirror images with theirs if given."""
-    batch, chosen = consecutive_batch(0, len(rows)), z
+    """Rows (n,) of a split with their codes z (n, k); followed by their mirror images with the codes `mirrored` (n, k), if
+    given."""
+    batch, codes = consecutive_batch(0, len(rows)), z
     batch = Batch(rows=rows, mirrored=batch.mirrored, shift=batch.shift)
     if mirrored is not None:
         both = np.concatenate([rows, rows])
-        turned = np.repeat([False, True], len(rows))
-        batch = Batch(rows=both, mirrored=turned, shift=np.zeros((len(both), 2), np.int16))
-        chosen = np.concatenate([z, mirrored])
+        is_mirrored = np.repeat([False, True], len(rows))
+        batch = Batch(rows=both, mirrored=is_mirrored, shift=np.zeros((len(both), 2), np.int16))
+        codes = np.concatenate([z, mirrored])
     values, residual = coordinates(split, batch, basis=basis)
-    z_, values_, residual_ = (
-        torch.from_numpy(np.require(a, np.float32, ["C", "W"])).to(device) for a in (chosen, values, residual)
-    )
+    z_, values_, residual_ = (torch.from_numpy(np.require(a, np.float32, ["C", "W"])).to(device) for a in (codes, values, residual))
     target = Target(values_, residual_, int(np.prod(split.image_shape)))
     pixels = StoredPixels(split, batch, np.asarray(basis.mean), device)
     return Pairs(z_, target, pixels, split.identity[batch.rows])
 
 
 def coordinates(split: Split, batch: Batch, *, basis: Projection) -> tuple[np.ndarray, np.ndarray]:
-    """`targets` in blocks, so that no more pictures than a block's are in memory."""
+    """`targets` in blocks, so that only the pictures of one block are in memory."""
     values = np.empty((len(batch.rows), len(basis.components)), np.float32)
     residual = np.empty(len(values), np.float32)
     size = max(1, BLOCK_VALUES // int(np.prod(split.image_shape)))
     for start in range(0, len(values), size):
-        here = slice(start, start + size)
-        part = Batch(rows=batch.rows[here], mirrored=batch.mirrored[here], shift=batch.shift[here])
-        values[here], residual[here] = targets(basis, split, part)
+        block = slice(start, start + size)
+        part = Batch(rows=batch.rows[block], mirrored=batch.mirrored[block], shift=batch.shift[block])
+        values[block], residual[block] = targets(basis, split, part)
     return values, residual
 
 
 def ensure_disjoint(data: AttackData) -> None:
-    """Raises: InputError where somebody is in two of the three sets."""
+    """Check that no person is in two of the three sets.
+
+    Raises: InputError if a person is.
+    """
     sets = {name: np.unique(getattr(data, name).identity) for name in ("fit", "tune", "score")}
-    for one, other in (("fit", "tune"), ("fit", "score"), ("tune", "score")):
-        shared = np.intersect1d(sets[one], sets[other])
+    for first, second in (("fit", "tune"), ("fit", "score"), ("tune", "score")):
+        shared = np.intersect1d(sets[first], sets[second])
         if len(shared):
             raise InputError(
-                f"identity {shared[0]} is in the attacks' {one} set and in their {other} set ({len(shared)} people are): "
-                "no identity may cross; draw new partitions with --data.split identity"
+                f"identity {shared[0]} is in the attacks' {first} set and in their {second} set ({len(shared)} people in both): "
+                "the sets must not share people; draw new partitions with --data.split identity"
             )

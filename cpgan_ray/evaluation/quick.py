@@ -1,7 +1,7 @@
-"""A quick fresh attack while a privatizer is still being trained: no result, but no lagging number either.
+"""A quick fresh attack during the training of a privatizer. Its R2 is not a result, but it does not lag behind the privatizer.
 
-A search stops hopeless trials by it. It sees nobody of the score set: it is fitted on a part of the training pictures, and its
-settings are chosen and its R2 is taken on validation people (the prepared store holds no person in two splits).
+A search uses it to stop hopeless trials. The attack never sees people of the score set: it is fitted on a part of the training
+pictures; its settings are chosen, and its R2 is measured, on validation people (in the prepared store no person is in two splits).
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,13 @@ from cpgan_ray.evaluation.attacks.closed_form import best_affine
 from cpgan_ray.evaluation.protocol import pairs
 
 QUICK_ROWS = 4096
-"""Pictures fitted on, and tuned on, at most."""
+"""Maximal number of pictures to fit on, and to tune on."""
 QUICK_CONFIG = AttackConfig(kernel_features=512, restarts=1)
 
 
 def quick_r2(codes: Mapping[str, tuple[np.ndarray, np.ndarray]], dataset: Dataset, *, seed: int) -> float:
-    """R2 of the stronger of ridge and a small kernel attack. `codes`: of `train` and `val`, rows (n,) and their codes (n, k)."""
+    """R2 of the stronger of a ridge and a small kernel attack. `codes`: rows (n,) and their codes (n, k), of `train` and of
+    `val`."""
     basis = projection(dataset, components=DEFAULT_COMPONENTS)
     fit, tune = (pairs(getattr(dataset, name), *codes[name], None, basis=basis, device=None) for name in ("train", "val"))
     components = torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"]))

@@ -1,4 +1,4 @@
-"""The tournament: every attack in every variant, each fitted apart from the others (`fitting`), all scored on the same pictures."""
+"""The tournament: every attack in every variant, each fitted independently (see fitting.py), all scored on the same pictures."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
-from cpgan_ray.evaluation.attributes import Inferred, attribute_map
+from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
 from cpgan_ray.evaluation.fitting import FLOOR, AttackSpec, EvaluationContext, FittedAttack
 from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
 from cpgan_ray.evaluation.scoring import RowErrors, Score, score
@@ -18,84 +18,87 @@ from cpgan_ray.evaluation.scoring import RowErrors, Score, score
 
 @dataclass(frozen=True, eq=False)
 class ScoredAttack:
-    """An attack and what it found on the score set."""
+    """An attack and its score on the score set."""
 
-    made: FittedAttack
+    attack: FittedAttack
     score: Score
     errors: RowErrors
 
     @property
     def spec(self) -> AttackSpec:
-        return self.made.spec
+        return self.attack.spec
 
 
 @dataclass(frozen=True, eq=False)
 class TournamentResult:
-    """All that a tournament found."""
+    """All results of a tournament."""
 
-    attacked: list[ScoredAttack]  # those that count, the strongest first
+    attacks: list[ScoredAttack]  # those that count (`AttackSpec.counts`), the strongest first
     floor: ScoredAttack
-    sweep: list[ScoredAttack]  # smaller shares of the attack's pictures
-    linear_code_r2: float  # the best linear code of k numbers: what an undefended z of that length gives away at least
+    sweep: list[ScoredAttack]  # attacks fitted on smaller shares of the pictures
+    linear_code_r2: float  # of the best linear code of k numbers: an undefended z of that length gives away at least this
     linkage: dict[str, Linkage]
-    attributes: list[Inferred]
+    attributes: list[InferredAttribute]
 
     @property
     def strongest(self) -> ScoredAttack:
-        return self.attacked[0]
+        return self.attacks[0]
 
     @property
     def val_r2(self) -> float:
-        """The largest R2 on the rows that attacks were tuned on: to select by, so that the one on the score set stays unselected.
+        """The largest R2 on the tuning rows. Selection uses this number, so that nothing is selected by the R2 on the score set.
 
-        Of variant `leaked`, which is tuned on all of `val`, where it was played.
+        If variant `leaked` was run, only its attacks count: they are tuned on all of `val`.
         """
-        leaked = [a for a in self.attacked if a.spec.variant == "leaked"]
-        return max(a.made.fitted.tune_r2 for a in leaked or self.attacked)
+        leaked = [a for a in self.attacks if a.spec.variant == "leaked"]
+        return max(a.attack.fitted.tune_r2 for a in leaked or self.attacks)
 
 
-def score_attacks(made: Sequence[FittedAttack], context: EvaluationContext) -> TournamentResult:
-    """Score all attacks on the score set, and see what else the codes give away."""
+def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) -> TournamentResult:
+    """Score all attacks on the score set, and measure what else the codes give away (identities, attributes)."""
     config = context.config
     data = context.data("leaked")
     measures = {"similar": config.similarity, "legacy": config.legacy}
-    none = dict.fromkeys(measures, False)
-    attacked = [
-        ScoredAttack(m, *score(data, m.fitted, **(measures if m.spec.counts else none))) for m in made if m.spec.variant != FLOOR
+    no_measures = dict.fromkeys(measures, False)
+    scored = [
+        ScoredAttack(attack, *score(data, attack.fitted, **(measures if attack.spec.counts else no_measures)))
+        for attack in fitted
+        if attack.spec.variant != FLOOR
     ]
     floor_data = context.floor(data)
-    floors = [m for m in made if m.spec.variant == FLOOR]
-    floor = max(floors, key=lambda m: score(floor_data, m.fitted, **none)[0].r2)
-    by_strength = sorted(attacked, key=lambda a: -a.score.r2)
+    floors = [attack for attack in fitted if attack.spec.variant == FLOOR]
+    floor = max(floors, key=lambda attack: score(floor_data, attack.fitted, **no_measures)[0].r2)
+    by_strength = sorted(scored, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.spec.counts)
     k = min(context.codes["test"].shape[1], len(data.components))
+    task = set(context.task or context.dataset.label_names)
     return TournamentResult(
-        attacked=[a for a in by_strength if a.spec.counts],
+        attacks=[a for a in by_strength if a.spec.counts],
         floor=ScoredAttack(floor, *score(floor_data, floor.fitted, **measures)),
-        sweep=sorted((a for a in attacked if a.spec.share < 1), key=lambda a: (a.spec.share, a.spec.name)),
+        sweep=sorted((a for a in scored if a.spec.share < 1), key=lambda a: (a.spec.share, a.spec.name)),
         linear_code_r2=linear_code_r2(data, k),
-        linkage=link(data, strongest.made.fitted) if config.identity else {},
-        attributes=infer(data, context.dataset, task=set(context.task or context.dataset.label_names)) if config.attributes else [],
+        linkage=link_identities(data, strongest.attack.fitted) if config.identity else {},
+        attributes=infer_attributes(data, context.dataset, task=task) if config.attributes else [],
     )
 
 
 def linear_code_r2(data: AttackData, k: int) -> float:
-    """R2 of the score pictures' own k leading principal components."""
+    """R2 when each score picture is reconstructed from its own k leading principal components."""
     target = data.score.target
-    kept = target.values.clone()
-    kept[:, k:] = 0
-    return 1 - float(target.errors(kept).double().sum() / target.mean_errors().double().sum())
+    leading = target.values.clone()
+    leading[:, k:] = 0
+    return 1 - float(target.errors(leading).double().sum() / target.mean_errors().double().sum())
 
 
-def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
-    """Identity linkage on the score set: of pictures (what this encoder can do at best), of a reconstruction and a picture, of two
-    reconstructions, and of two codes themselves. Empty where too few people have two pictures."""
-    plain = slice(0, len(data.fit) // 2 if data.mirrored else None)  # the rest are their mirror images
+def link_identities(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
+    """Identity linkage on the score set: between two pictures (the best that this encoder can do), a reconstruction and a picture,
+    two reconstructions, and two codes. Empty if too few people have two pictures."""
+    plain = slice(0, len(data.fit) // 2 if data.mirrored else None)  # the other half are mirror images
     people, basis = data.fit.identity[plain], data.components
     reconstructions = predict(lambda z: to_pixels(data, strongest, z) @ basis.T, data.score.z, rows=data.score.pixel_rows)
     try:
         by_picture = Verifier(data.fit.target.values[plain].cpu().numpy(), people)
-        standardise = CodeMap(data.fit.z, how="standardised")  # the discriminant's shrinkage depends on the scales
+        standardise = CodeMap(data.fit.z, how="standardised")  # because the discriminant's shrinkage depends on the scales
         by_code = Verifier(predict(standardise, data.fit.z[plain]).cpu().numpy(), people)
     except ValueError:
         return {}
@@ -108,12 +111,12 @@ def link(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
         "reconstruction and reconstruction": (reconstruction, reconstruction),
         "code and code": (code, code),
     }
-    found = {name: linkage(*pair, data.score.identity, seed=data.seed) for name, pair in compared.items()}
-    return {name: result for name, result in found.items() if result is not None}
+    results = {name: linkage(*pair, data.score.identity, seed=data.seed) for name, pair in compared.items()}
+    return {name: result for name, result in results.items() if result is not None}
 
 
-def infer(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[Inferred]:
-    """The attribute map, taught on the leaked pictures; of labels that are 0/1."""
+def infer_attributes(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[InferredAttribute]:
+    """The attribute map of 0/1 labels, trained on the leaked pictures. Empty if the labels are classes."""
     if dataset.info.classes:
         return []
     train = dataset.train.labels[data.fit.pixels.batch.rows]  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,9 +125,9 @@ def infer(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[Inferre
 
 
 def metrics(result: TournamentResult) -> Metrics:
-    """What a run logs of a tournament; of the two variants of an attack the stronger."""
+    """The metrics that a run logs for a tournament: for each attack, those of its stronger variant."""
     strongest, floor = result.strongest.score.r2, result.floor.score.r2
-    found: Metrics = {
+    values: Metrics = {
         "privacy/strongest_r2": strongest,
         "privacy/strongest_r2_low": result.strongest.score.low,
         "privacy/strongest_r2_high": result.strongest.score.high,
@@ -132,39 +135,39 @@ def metrics(result: TournamentResult) -> Metrics:
         "privacy/label_floor_r2": floor,
         "privacy/excess_r2": strongest - floor,
     }
-    for a in reversed(result.attacked):  # the stronger of two variants is written last
-        found |= {
+    for a in reversed(result.attacks):  # the stronger variant of an attack is written last
+        values |= {
             f"attack/{a.spec.name}/{key}": value
             for key in ("r2", "mse_255", "mse_raw")
             if (value := getattr(a.score, key)) is not None
         }
-        found |= {f"attack/{a.spec.name}/seconds": a.made.seconds}
+        values |= {f"attack/{a.spec.name}/seconds": a.attack.seconds}
     if result.linkage:
-        found["privacy/linkage_auc"] = max(v.auc for name, v in result.linkage.items() if name != "picture and picture")
+        values["privacy/linkage_auc"] = max(v.auc for name, v in result.linkage.items() if name != "picture and picture")
     others = [a.balanced_accuracy for a in result.attributes if not a.task]
     if others:
-        found["privacy/other_attributes"] = float(np.mean(others))
-    return found
+        values["privacy/other_attributes"] = float(np.mean(others))
+    return values
 
 
 def as_json(result: TournamentResult) -> dict[str, Any]:
-    """The part of `report.json` that the tournament answers for."""
+    """The tournament's part of `report.json`."""
 
     def row(a: ScoredAttack) -> dict[str, Any]:
         values = {name: value for name, value in dataclasses.asdict(a.score).items() if value is not None}
-        f = a.made.fitted
+        fitted = a.attack.fitted
         return {
             "name": a.spec.name,
             "variant": a.spec.variant,
             "share": a.spec.share,
             **values,
-            "saturated": f.saturated,
-            "seconds": round(a.made.seconds, 2),
-            "rows": a.made.rows,
-            "tune_r2": f.tune_r2,
-            "budgets": [list(b) for b in f.budgets],
-            "curve": [round(r2, 5) for r2 in f.curve],
-            "settings": f.settings,
+            "saturated": fitted.saturated,
+            "seconds": round(a.attack.seconds, 2),
+            "rows": a.attack.rows,
+            "tune_r2": fitted.tune_r2,
+            "budgets": [list(b) for b in fitted.budgets],
+            "curve": [round(r2, 5) for r2 in fitted.curve],
+            "settings": fitted.settings,
         }
 
     best = result.strongest
@@ -180,7 +183,7 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
             "excess_r2": best.score.r2 - result.floor.score.r2,
             "linear_code_r2": result.linear_code_r2,
         },
-        "attacks": [row(a) for a in result.attacked],
+        "attacks": [row(a) for a in result.attacks],
         "label_floor": row(result.floor),
         "sweep": [row(a) for a in result.sweep],
         "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.linkage.items()},

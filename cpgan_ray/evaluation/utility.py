@@ -1,4 +1,4 @@
-"""How well the utility head answers the task: averaged over its labels, and label by label."""
+"""Accuracy of the utility head on the task: averaged over the labels, and for each label."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,9 @@ from cpgan_ray.evaluation.scoring import accuracy_intervals, mean_interval
 from cpgan_ray.training.losses import accuracy, balanced_accuracy, correct_predictions, is_multiclass, mean_balanced_accuracy
 
 
-def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> dict[str, float]:
-    """Accuracy with its interval over people, balanced accuracy and that of the majority guess on the test split, averaged over the
-    labels of the task; and accuracy on the validation split, by which a search selects.
+def utility_metrics(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> dict[str, float]:
+    """On the test split: accuracy with its interval over people, balanced accuracy, and the accuracy of the majority guess,
+    averaged over the labels of the task. On the validation split: accuracy, by which a search selects.
 
     logits: (N, L or C) of `test` and `val`.
     """
@@ -30,26 +30,30 @@ def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple
     }
 
 
-def labels_of(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> list[dict[str, Any]]:
-    """The same on the test split for each label of the task by itself, with intervals over people. The balanced accuracy is
-    (TPR + TNR) / 2, of several classes their mean recall; None where one of a label's two values does not occur.
+def label_metrics(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> list[dict[str, Any]]:
+    """Accuracy, balanced accuracy and accuracy of the majority guess on the test split, for each label of the task, with intervals
+    over people. The balanced accuracy is (TPR + TNR) / 2; for a task of several classes it is their mean recall. It is None if one
+    of the two values of a label does not occur.
 
     logits: (N, L or C) of `test`.
     """
     columns = label_columns(dataset, labels)
     y = dataset.test.labels[:, columns]
     classes = np.unique(y) if is_multiclass(logits, y) else np.array([0, 1])
-    plain, balanced = accuracy_intervals(correct_predictions(logits, y), y[:, :, None] == classes, dataset.test.identity, seed=seed)
+    accuracy_ends, balanced_ends = accuracy_intervals(
+        correct_predictions(logits, y), y[:, :, None] == classes, dataset.test.identity, seed=seed
+    )
     numbers = {
         "accuracy": accuracy(logits, y),
-        "accuracy_low": plain[:, 0],
-        "accuracy_high": plain[:, 1],
+        "accuracy_low": accuracy_ends[:, 0],
+        "accuracy_high": accuracy_ends[:, 1],
         "balanced_accuracy": balanced_accuracy(logits, y),
-        "balanced_accuracy_low": balanced[:, 0],
-        "balanced_accuracy_high": balanced[:, 1],
+        "balanced_accuracy_low": balanced_ends[:, 0],
+        "balanced_accuracy_high": balanced_ends[:, 1],
         "majority_accuracy": accuracy(majority_logits(dataset, labels, rows=len(y)), y),
     }
     return [
-        {"name": dataset.label_names[column]} | {key: float(v[i]) if np.isfinite(v[i]) else None for key, v in numbers.items()}
+        {"name": dataset.label_names[column]}
+        | {key: float(values[i]) if np.isfinite(values[i]) else None for key, values in numbers.items()}
         for i, column in enumerate(columns)
     ]

@@ -1,1 +1,1 @@
-"""One module or package per job: the whole way from a configuration to the folder that it leaves."""
+"""One module or package per job: all steps from a configuration to the output folder."""

@@ -1,4 +1,4 @@
-"""The whole job of attacking what is there already: a finished run, or anybody's encoder as a file."""
+"""The job of jobs/attack.py: attack a finished run, or any encoder in a file."""
 
 import dataclasses
 import os
@@ -24,42 +24,43 @@ from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
-from cpgan_ray.evaluation.report.report import degenerate
+from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
-from cpgan_ray.pipelines.train import about, check_undefended, headline
+from cpgan_ray.pipelines.train import check_undefended, describe_run, headline
 from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the job prints, and why the gate does not let it pass, if so."""
+    """The summary that the job prints, and the reasons why the target fails the gate; no reasons if it passes."""
 
     summary: dict[str, Any]
     failures: tuple[str, ...]
 
 
 def attack(target: Target, job: AttackJob) -> GateResult:
-    """The tournament on a target; leaves `report/` in the output folder and a run in MLflow, below the attacked one if it is there.
+    """Run the tournament on a target. Writes `report/` to the output folder and logs a run to MLflow, as a child of the attacked
+    run if that is tracked there.
 
-    Raises: InputError for anything the user can mend, before anything is written to the output folder.
+    Raises: InputError for anything the user can fix, before anything is written to the output folder.
     """
     started = time.perf_counter()
     if attacks_on_ray(job.runtime):
         ensure_unchanged()
     set_up_process(threads=job.runtime.threads or available_cpus())
-    beside = target.folder if target.kept else None
-    place = job.output or (beside or Path("outputs").resolve()) / "attack"
+    run_folder = target.folder if target.kept else None
+    planned_output = job.output or (run_folder or Path("outputs").resolve()) / "attack"
     if job.output is not None:
-        ensure_unused(job.output, resume=False)  # now, not after the codes of a whole data set
+        ensure_unused(job.output, resume=False)  # before a whole data set is encoded
     encoder = open_encoder(target.program, job.encoder)
-    config = attacked_config(target, job, encoder, place)
-    ensure_trackable(config.tracking, place)
+    config = attacked_config(target, job, encoder, planned_output)
+    ensure_trackable(config.tracking, planned_output)
     check_undefended(config)
-    other = read_errors(job.against) if job.against is not None else None
+    other_errors = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
-    if other is not None and not np.array_equal(other.identity, dataset.test.identity):
+    if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):
         raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
     attack_specs(config.attacks, dataset)
     projection(dataset, components=DEFAULT_COMPONENTS)
@@ -73,17 +74,19 @@ def attack(target: Target, job: AttackJob) -> GateResult:
 
         connect(config.runtime)
     tags = {"attacked": target.run_id or str(target.program)}
-    tracked = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
+    new_tracker = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
     context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
-    description = (about(config) if target.config else about_encoder(config, encoder)) | {"attacked": encoder.about()}
-    with output_folder(job.output, "attack", parent=beside) as output:
+    description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
+        "attacked": encoder.description()
+    }
+    with output_folder(job.output, "attack", parent=run_folder) as output:
         config = dataclasses.replace(config, output=output)
-        with defer_signals() as stop, tracked(config, output) as tracker, stop.allowed():
+        with defer_signals() as stop, new_tracker(config, output) as tracker, stop.allowed():
             evaluated = evaluate_codes(
                 context,
                 runtime=config.runtime,
                 logits=logits,
-                about=description,
+                description=description,
                 curves=curves,
                 undefended=config.tracking.undefended,
                 against=job.against,
@@ -94,8 +97,8 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
             evaluated.write(output / "report")
             tracker.log_folder(output / "report", "report")
-            if why := degenerate(evaluated.report):
-                tracker.tag("code.degenerate", why[0])
+            if reasons := degeneracy_reasons(evaluated.report):
+                tracker.tag("code.degenerate", reasons[0])
             stop.complete()
     failures = gate_failures(evaluated.report, job.fail_above)
     summary = {"run_id": tracker.run_id, "output": str(output), **headline(evaluated.report)}
@@ -104,30 +107,30 @@ def attack(target: Target, job: AttackJob) -> GateResult:
 
 
 def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str, ...]:
-    """Why a report does not pass the gate at this R2; nothing without a gate."""
+    """The reasons why a report fails the gate at this R2; none if there is no gate."""
     if fail_above is None:
         return ()
     r2 = report["privacy"]["strongest"]["r2"]
-    return (*degenerate(report), *([f"strongest R2 {r2:.4f} is above {fail_above}"] if r2 > fail_above else []))
+    return (*degeneracy_reasons(report), *([f"strongest R2 {r2:.4f} is above {fail_above}"] if r2 > fail_above else []))
 
 
 def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Path) -> Config:
-    """The configuration under which the target is attacked: the run's own, changed as the job says.
+    """The configuration of the attack: that of the run, if the target is one, with the settings of the job.
 
-    Raises: InputError where the pictures cannot have the size that the encoder takes.
+    Raises: InputError if the pictures cannot have the size that the encoder takes.
     """
     height, width, _ = encoder.image_shape
     name = job.dataset or job.data.dataset
     if height != width and name in RESIZED:
-        raise InputError(f"encoder {encoder.path} takes pictures of {height} x {width}: the stores hold square ones")
+        raise InputError(f"encoder {encoder.path} takes pictures of {height} x {width}: the stores hold only square pictures")
     attacks = job.attacks
     if job.variant != "both":
         attacks = dataclasses.replace(attacks, variants=(job.variant,))
     data = dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {}))
-    beside = target.folder if target.kept else None
+    run_folder = target.folder if target.kept else None
     base = target.config or Config(preset="encoder", adversaries={})
     uri = job.tracking.uri or (
-        None if os.environ.get("MLFLOW_TRACKING_URI") or not beside else f"sqlite:///{beside.parent / STORE}"
+        None if os.environ.get("MLFLOW_TRACKING_URI") or not run_folder else f"sqlite:///{run_folder.parent / STORE}"
     )
     tracking = dataclasses.replace(job.tracking, uri=uri, run_name=job.tracking.run_name or f"attack on {target.name}")
     return dataclasses.replace(
@@ -149,38 +152,39 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
 def head_logits(
     target: Target, codes: Codes, dataset: Dataset, config: Config, settings: EncoderConfig | None = None
 ) -> dict[str, np.ndarray]:
-    """What the run's own utility head answers to the codes of `test` and `val`, (N, L or C) each; nothing for an encoder that came
-    alone, or on data that have other labels.
+    """Logits of the run's own utility head on the codes of `test` and `val`, (N, L or C) each; empty for an encoder without a head,
+    or if the data have other labels.
 
-    Raises: InputError where the head is damaged, or another encoder's.
+    Raises: InputError if the head is damaged, or belongs to another encoder.
     """
     if target.folder is None or not (path := target.folder / "utility_head.pt2").is_file():
         return {}
     head = open_program(path, what="utility head", settings=settings or EncoderConfig())
 
-    def answers(z: np.ndarray) -> np.ndarray:
+    def head_outputs(z: np.ndarray) -> np.ndarray:
         (logits,) = head.run(z).values()
         if logits.ndim != 2 or len(logits) != len(z) or logits.dtype != np.float32:
-            raise ProgramError(f"answers of shape {logits.shape}")
+            raise ProgramError(f"logits of shape {logits.shape}")
         return logits
 
     try:
         logits = {
-            split: np.concatenate([answers(codes[split][start : start + 1000]) for start in range(0, len(codes[split]), 1000)])
+            split: np.concatenate([head_outputs(codes[split][start : start + 1000]) for start in range(0, len(codes[split]), 1000)])
             for split in ("test", "val")
         }
-    except (ValueError, RuntimeError) as e:  # of its operations, its limits or its shapes
-        why = str(e) if isinstance(e, ProgramError | SandboxError) else type(e).__name__
-        raise InputError(f"utility head {path} fails on the codes ({why}): attack the privatizer.pt2 alone") from e
+    except (ValueError, RuntimeError) as e:  # raised by its operations, limits or shapes
+        reason = str(e) if isinstance(e, ProgramError | SandboxError) else type(e).__name__
+        raise InputError(f"utility head {path} fails on the codes ({reason}): attack only the privatizer.pt2") from e
     finally:
         head.close()
     return logits if logits["test"].shape[1] == len(label_frequencies(dataset, config.data.labels)) else {}
 
 
-def about_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:
-    """What a report says of an encoder of which nothing but the file is known."""
-    return about(config) | {
+def describe_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:
+    """The report's description of an encoder of which only the file is known."""
+    run = describe_run(config)
+    return run | {
         "name": encoder.path.name,
         "privacy_weight": None,
-        "settings": {name: value for name, value in about(config)["settings"].items() if name in ("data", "attacks")},
+        "settings": {name: value for name, value in run["settings"].items() if name in ("data", "attacks")},
     }

@@ -27,7 +27,7 @@ from cpgan_ray.data import Dataset, label_columns, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.programs import load_program
 from cpgan_ray.evaluation.fitting import AttackSpec, EvaluationContext, fit_attack, trained_against
-from cpgan_ray.evaluation.report.panels import reconstructed
+from cpgan_ray.evaluation.report.panels import reconstruct_rows
 from cpgan_ray.evaluation.report.report import twin_codes
 
 PEOPLE = 6
@@ -116,7 +116,7 @@ def shown_by(folder: Path, config: Config, dataset: Dataset, rows: np.ndarray) -
     material = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
     fitted = fit_attack(AttackSpec(strongest["attack"], strongest["variant"]), material).fitted
     data = material.data(strongest["variant"])
-    flat = reconstructed(data, fitted, rows, np.asarray(material.pca_basis().mean))
+    flat = reconstruct_rows(data, fitted, rows, np.asarray(material.pca_basis().mean))
     pictures = np.clip((flat.reshape(-1, *dataset.image_shape) + 1) / 2, 0, 1)
     head = load_program(folder / "utility_head.pt2").module(check_guards=False)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What finished trials amount to: fronts, hypervolumes, intervals and the recommendation, and how they are written down."""
+"""Tests of fronts, hypervolumes, intervals, the recommendation, and their files."""
 
 import csv
 import io
@@ -17,11 +17,11 @@ from cpgan_ray.analysis.fronts import (
     Reference,
     Trial,
     as_json,
-    comparable,
+    ensure_comparable,
+    explain_no_choice,
     front,
     hypervolume,
     hypervolume_history,
-    nearest,
     points,
     rank_correlations,
     recommend,
@@ -35,84 +35,84 @@ REFERENCE = Reference(0.8)
 
 
 def trial(k: int = 64, weight: float = 1.0, *, accuracy: float | None = 0.86, r2: float | None = 0.1, **more: Any) -> Trial:
-    """A finished trial; its validation numbers are those of the test split unless told."""
+    """A finished trial; by default its validation numbers equal its test numbers."""
     values: dict[str, Any] = {"seed": 0, "state": "finished", "val_accuracy": accuracy, "val_r2": r2, "majority_accuracy": 0.8}
     values |= {"setting": {"k": k, "privacy_weight": weight}, "accuracy": accuracy, "strongest_r2": r2} | more
     return Trial(**({"name": f"k{k} w{weight} s{values['seed']}"} | values))
 
 
 def random_trials(seed: int, *, count: int = 30, ties: bool) -> list[Trial]:
-    """Of settings of their own, some worse than the reference; `ties`: on a coarse grid, with equal points among them."""
+    """Trials with different settings, some worse than the reference; `ties`: on a coarse grid, with some equal points."""
     rng = np.random.default_rng(seed)
-    plane = rng.uniform([0.78, -0.02], [0.9, 1.1], (count, 2))
-    plane = np.round(plane, 2) if ties else plane
-    return [trial(k=i + 1, accuracy=float(a), r2=float(r)) for i, (a, r) in enumerate(plane)]
+    outcomes = rng.uniform([0.78, -0.02], [0.9, 1.1], (count, 2))
+    outcomes = np.round(outcomes, 2) if ties else outcomes
+    return [trial(k=i + 1, accuracy=float(a), r2=float(r)) for i, (a, r) in enumerate(outcomes)]
 
 
-def test_degenerate_code_is_on_no_front_and_never_recommended():
+def test_degenerate_code_is_never_on_front_or_recommended():
     useless, good = trial(1, accuracy=0.9, r2=0.0, degenerate="the code is constant"), trial(2, accuracy=0.85, r2=0.2)
-    found = points([useless, good])
-    assert [p.setting["k"] for p in front(found)] == [2]
-    assert hypervolume(found, REFERENCE) == hypervolume(found[1:], REFERENCE) > 0
+    candidates = points([useless, good])
+    assert [p.setting["k"] for p in front(candidates)] == [2]
+    assert hypervolume(candidates, REFERENCE) == hypervolume(candidates[1:], REFERENCE) > 0
     for bounds in ({}, {"max_r2": 0.5}, {"min_accuracy": 0.8}):
-        chosen = recommend(found, **bounds)
+        chosen = recommend(candidates, **bounds)
         assert chosen is not None and chosen.point.setting["k"] == 2
-    assert recommend(found[:1], max_r2=0.5) is None
-    assert "degenerate" in nearest(found[:1], max_r2=0.5)
-    assert "degenerate" in table(found)
+    assert recommend(candidates[:1], max_r2=0.5) is None
+    assert "degenerate" in explain_no_choice(candidates[:1], max_r2=0.5)
+    assert "degenerate" in table(candidates)
 
 
-def beaten(one: Any, other: Any) -> bool:
-    """Whether `other` is at least as good in both numbers, and better in one."""
-    accuracy, r2 = other.accuracy - one.accuracy, one.strongest_r2 - other.strongest_r2
+def dominates(better: Any, point: Any) -> bool:
+    """Whether `better` is at least as good as `point` in both numbers, and better in one."""
+    accuracy, r2 = better.accuracy - point.accuracy, point.strongest_r2 - better.strongest_r2
     return accuracy >= 0 and r2 >= 0 and (accuracy > 0 or r2 > 0)
 
 
-def area(found: list[Any], reference: Reference) -> float:
-    """The dominated area, cell by cell of the grid that all coordinates make."""
-    x = np.unique([p.strongest_r2 for p in found] + [reference.strongest_r2])
-    y = np.unique([p.accuracy for p in found] + [reference.accuracy])
+def area(candidates: list[Any], reference: Reference) -> float:
+    """The dominated area, summed over the cells of the grid of all coordinates."""
+    x = np.unique([p.strongest_r2 for p in candidates] + [reference.strongest_r2])
+    y = np.unique([p.accuracy for p in candidates] + [reference.accuracy])
     total = 0.0
     for left, right in zip(x, x[1:], strict=False):
         for low, high in zip(y, y[1:], strict=False):
             inside = right <= reference.strongest_r2 and low >= reference.accuracy
-            if inside and any(p.strongest_r2 <= left and p.accuracy >= high for p in found):
+            if inside and any(p.strongest_r2 <= left and p.accuracy >= high for p in candidates):
                 total += (right - left) * (high - low)
     return total
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_the_front_is_what_nothing_beats_and_the_hypervolume_what_it_dominates(seed, ties):
-    found = points(random_trials(seed, ties=ties))
-    best = front(found)
-    unbeaten = [p for p in found if not any(beaten(p, other) for other in found)]
-    assert len(best) == len(unbeaten)
-    assert all(p in unbeaten for p in best)
-    assert [p.strongest_r2 for p in best] == sorted(p.strongest_r2 for p in unbeaten)
-    assert hypervolume(found, REFERENCE) == pytest.approx(area(found, REFERENCE), abs=1e-12)
-    assert hypervolume(best, REFERENCE) == pytest.approx(hypervolume(found, REFERENCE), abs=1e-12)
+def test_front_and_hypervolume_match_brute_force(seed, ties):
+    candidates = points(random_trials(seed, ties=ties))
+    best = front(candidates)
+    expected = [p for p in candidates if not any(dominates(other, p) for other in candidates)]
+    assert len(best) == len(expected)
+    assert all(p in expected for p in best)
+    assert [p.strongest_r2 for p in best] == sorted(p.strongest_r2 for p in expected)
+    assert hypervolume(candidates, REFERENCE) == pytest.approx(area(candidates, REFERENCE), abs=1e-12)
+    assert hypervolume(best, REFERENCE) == pytest.approx(hypervolume(candidates, REFERENCE), abs=1e-12)
 
 
-def test_equal_points_stay_on_the_front_together():
-    found = points([trial(16), trial(32), trial(64, accuracy=0.85), trial(128, accuracy=0.85, r2=0.05)])
-    assert [p.setting["k"] for p in front(found)] == [128, 16, 32]
+def test_front_keeps_equal_points():
+    candidates = points([trial(16), trial(32), trial(64, accuracy=0.85), trial(128, accuracy=0.85, r2=0.05)])
+    assert [p.setting["k"] for p in front(candidates)] == [128, 16, 32]
 
 
-def test_no_points_have_an_empty_front_and_no_hypervolume():
+def test_front_and_hypervolume_are_empty_without_points():
     assert front([]) == []
     assert hypervolume([], REFERENCE) == 0.0
     assert hypervolume_history([], REFERENCE) == []
 
 
-def test_points_worse_than_the_reference_add_nothing():
+def test_hypervolume_ignores_points_worse_than_reference():
     worse = points([trial(16, accuracy=0.79, r2=0.1), trial(32, accuracy=0.85, r2=1.2)])
     assert hypervolume(worse, REFERENCE) == 0.0
     assert hypervolume(points([trial(accuracy=0.9, r2=0.5)]), REFERENCE) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_with_one_seed_a_setting_the_hypervolume_never_falls_and_ends_at_that_of_all(seed):
+def test_hypervolume_history_with_one_seed_never_decreases(seed):
     trials = random_trials(seed, ties=False)
     history = hypervolume_history([*trials, trial(weight=0, control=True), trial(state="stopped")], REFERENCE)
     assert len(history) == len(trials)
@@ -120,7 +120,7 @@ def test_with_one_seed_a_setting_the_hypervolume_never_falls_and_ends_at_that_of
     assert history[-1] == hypervolume(points(trials), REFERENCE)
 
 
-def test_a_second_seed_that_turns_out_worse_lowers_the_hypervolume():
+def test_hypervolume_history_decreases_after_worse_second_seed():
     history = hypervolume_history([trial(accuracy=0.88), trial(accuracy=0.86, seed=1)], REFERENCE)
     assert history == pytest.approx([0.08 * 0.9, 0.07 * 0.9])
 
@@ -137,24 +137,24 @@ def test_a_second_seed_that_turns_out_worse_lowers_the_hypervolume():
     ],
     ids=["stopped", "failed", "running", "no accuracy", "not finite", "control"],
 )
-def test_what_is_no_finished_trial_of_a_defence_is_no_point(other):
+def test_points_ignores_controls_and_unfinished_trials(other):
     assert [p.setting["k"] for p in points([trial(64), other])] == [64]
 
 
-def test_controls_have_points_of_their_own():
+def test_points_of_controls_are_separate():
     (control,) = points([trial(), trial(weight=0, control=True, accuracy=0.89, r2=0.4)], control=True)
     assert control.strongest_r2 == 0.4
 
 
-def test_trials_of_one_setting_are_one_point_however_it_is_written():
-    one = trial(setting={"k": 64, "privacy_weight": 1})
-    other = trial(setting={"privacy_weight": 1.0, "k": 64}, seed=1)
-    (point,) = points([one, other])
+def test_points_merges_equal_settings_in_any_notation():
+    first = trial(setting={"k": 64, "privacy_weight": 1})
+    second = trial(setting={"privacy_weight": 1.0, "k": 64}, seed=1)
+    (point,) = points([first, second])
     assert (point.num_trials, point.seeds) == (2, (0, 1))
-    assert len(points([one, replace(other, method="noise")])) == 2
+    assert len(points([first, replace(second, method="noise")])) == 2
 
 
-def test_one_trainings_interval_is_its_own():
+def test_points_single_seed_keeps_its_own_interval():
     ends = {"accuracy_low": 0.85, "accuracy_high": 0.87, "strongest_r2_low": 0.08, "strongest_r2_high": 0.13}
     (point,) = points([trial(**ends)])
     assert {name: getattr(point, name) for name in ends} == ends
@@ -163,7 +163,7 @@ def test_one_trainings_interval_is_its_own():
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 7])
-def test_the_interval_of_several_seeds_is_students(seeds):
+def test_points_several_seeds_have_students_interval(seeds):
     rng = np.random.default_rng(seeds)
     accuracy, r2 = rng.normal(0.87, 0.01, seeds), rng.normal(0.1, 0.02, seeds)
     (point,) = points(
@@ -176,7 +176,7 @@ def test_the_interval_of_several_seeds_is_students(seeds):
     assert (point.val_accuracy, point.val_r2) == pytest.approx((accuracy.mean(), r2.mean()))
 
 
-def test_a_seed_played_twice_is_no_further_evidence():
+def test_points_repeated_seed_does_not_narrow_interval():
     ends = {"accuracy_low": 0.85, "accuracy_high": 0.87}
     (point,) = points([trial(**ends), trial(**ends)])
     assert (point.num_trials, point.seeds) == (2, (0,))
@@ -210,7 +210,7 @@ CHOICE = (
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_gates_are_on_the_test_split_and_the_ranking_on_the_validation_split(gates, k, rule):
+def test_recommend_gates_on_test_and_ranks_on_validation(gates, k, rule):
     chosen = recommend(points(CHOICE), **gates)
     assert chosen is not None
     assert (chosen.point.setting["k"], chosen.rule) == (k, rule)
@@ -226,65 +226,65 @@ def test_gates_are_on_the_test_split_and_the_ranking_on_the_validation_split(gat
             CHOICE,
             {"max_r2": 0.1, "min_accuracy": 0.875},
             "no setting has both strongest R2 <= 0.1 and accuracy >= 0.875; "
-            "the highest accuracy of the private ones is 0.8700 at k=32 privacy_weight=1",
+            "the highest accuracy among settings with that R2 is 0.8700 at k=32 privacy_weight=1",
         ),
         (
             [trial(val_accuracy=None)],
             {"max_r2": 0.5},
-            "no setting that qualifies has the numbers of the validation split that it would be ranked by",
+            "no qualified setting has the validation numbers that the ranking needs",
         ),
     ],
     ids=["nothing", "max_r2", "min_accuracy", "both", "no validation"],
 )
-def test_where_nothing_qualifies_the_nearest_is_named(trials, gates, text):
+def test_explain_no_choice_names_closest_setting(trials, gates, text):
     assert recommend(points(trials), **gates) is None
-    assert nearest(points(trials), **gates) == text
-    told = as_json(trials, **gates)
-    assert (told["recommended"], told["reason"]) == (None, text)
+    assert explain_no_choice(points(trials), **gates) == text
+    values = as_json(trials, **gates)
+    assert (values["recommended"], values["reason"]) == (None, text)
 
 
-def test_the_reference_is_the_majority_guess_and_all_recovered():
+def test_reference_point_is_majority_accuracy_and_full_recovery():
     assert reference_point([trial(), trial(majority_accuracy=None)]) == (0.8, 1.0)
     assert reference_point([trial(majority_accuracy=None)]) is None
 
 
-def test_rank_correlations_are_spearmans_over_all_and_within_equal_other_fields():
+def test_rank_correlations_match_scipy_overall_and_within_groups():
     rng = np.random.default_rng(0)
     weights = (0.1, 0.3, 1.0, 3.0)
     trials = [trial(k, w, accuracy=float(rng.normal()), r2=k / 100 - w / 100) for k in (16, 64, 256) for w in weights]
-    found = points([replace(t, setting=t.setting | {"privatizer.family": "conv"}) for t in trials])
-    told = rank_correlations(found)
-    assert told.keys() == {"k", "privacy_weight"}
-    for name in told:
-        values = [p.setting[name] for p in found]
+    settings = points([replace(t, setting=t.setting | {"privatizer.family": "conv"}) for t in trials])
+    correlations = rank_correlations(settings)
+    assert correlations.keys() == {"k", "privacy_weight"}
+    for name in correlations:
+        values = [p.setting[name] for p in settings]
         for of in ("strongest_r2", "accuracy"):
-            assert told[name][of] == pytest.approx(stats.spearmanr(values, [getattr(p, of) for p in found]).statistic)
-    assert told["privacy_weight"]["strongest_r2"] > -0.5, "over all points k hides what the weight does"
-    assert told["privacy_weight"]["within"]["strongest_r2"] == pytest.approx(-1)
-    assert told["privacy_weight"]["within"]["num_groups"] == 3
+            assert correlations[name][of] == pytest.approx(stats.spearmanr(values, [getattr(p, of) for p in settings]).statistic)
+    assert correlations["privacy_weight"]["strongest_r2"] > -0.5, "over all points, k hides the effect of the weight"
+    assert correlations["privacy_weight"]["within"]["strongest_r2"] == pytest.approx(-1)
+    assert correlations["privacy_weight"]["within"]["num_groups"] == 3
 
 
-def test_a_correlation_without_variation_is_none():
-    told = rank_correlations(points([trial(k, r2=0.1, accuracy=0.8 + k / 1000) for k in (16, 32, 64)]))
-    assert told == {"k": {"strongest_r2": None, "accuracy": pytest.approx(1), "num_points": 3, "within": None}}
+def test_rank_correlations_without_variation_are_none():
+    correlations = rank_correlations(points([trial(k, r2=0.1, accuracy=0.8 + k / 1000) for k in (16, 32, 64)]))
+    assert correlations == {"k": {"strongest_r2": None, "accuracy": pytest.approx(1), "num_points": 3, "within": None}}
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
-        ({"data": "feed"}, "data set digest beef in k64 w1.0 s0; feed in noise/other"),
-        ({"majority_accuracy": 0.7}, "majority accuracy, so another task, 0.8 in k64 w1.0 s0; 0.7 in noise/other"),
+        ({"data": "feed"}, r"different data sets \(digests\) .*: beef in k64 w1.0 s0; feed in noise/other"),
+        ({"majority_accuracy": 0.7}, r"different tasks \(majority accuracies\) .*: 0.8 in k64 w1.0 s0; 0.7 in noise/other"),
     ],
 )
-def test_trials_scored_on_different_things_have_no_common_front(other, said):
-    one = trial(data="beef")
-    comparable([one, trial(data="beef", method="noise"), trial(state="failed", **other)])
-    with pytest.raises(InputError, match=said):
-        comparable([one, trial(**{"data": "beef", "name": "other", "method": "noise"} | other)])
+def test_ensure_comparable_different_data_or_task_raises(other, message):
+    reference = trial(data="beef")
+    ensure_comparable([reference, trial(data="beef", method="noise"), trial(state="failed", **other)])
+    with pytest.raises(InputError, match=message):
+        ensure_comparable([reference, trial(**{"data": "beef", "name": "other", "method": "noise"} | other)])
 
 
-def made(*, methods: tuple[str, ...] = ("",), seeds: int = 1, weights: int = 3, **more: Any) -> list[Trial]:
-    """A search as it might have gone."""
+def search_trials(*, methods: tuple[str, ...] = ("",), seeds: int = 1, weights: int = 3, **more: Any) -> list[Trial]:
+    """The trials of a plausible search."""
     rng = np.random.default_rng(0)
     trials = []
     for method in methods:
@@ -303,20 +303,22 @@ def made(*, methods: tuple[str, ...] = ("",), seeds: int = 1, weights: int = 3, 
     return trials
 
 
-def strict(text: str) -> Any:
+def strict_json(text: str) -> Any:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
 
 
-def test_the_json_tells_every_trial_and_what_they_amount_to(tmp_path):
-    trials = made(seeds=2)
-    told = write(trials, tmp_path / "new" / "folder", max_r2=0.1, command=lambda setting, seed: f"train k={setting['k']} {seed}")
-    values = strict((tmp_path / "new" / "folder" / "frontier.json").read_text())
-    assert values == told
+def test_write_json_contains_every_trial_and_summary(tmp_path):
+    trials = search_trials(seeds=2)
+    returned = write(
+        trials, tmp_path / "new" / "folder", max_r2=0.1, command=lambda setting, seed: f"train k={setting['k']} {seed}"
+    )
+    values = strict_json((tmp_path / "new" / "folder" / "frontier.json").read_text())
+    assert values == returned
     assert len(values["trials"]) == len(trials) - 1
-    assert [one["name"] for one in values["control"]] == ["control"]
+    assert [row["name"] for row in values["control"]] == ["control"]
     assert {t["state"] for t in values["trials"]} == {"finished", "stopped", "failed"}
     first = values["trials"][0]
     assert (first["k"], first["privacy_weight"], first["setting"]) == (16, 0.1, {"k": 16, "privacy_weight": 0.1})
@@ -335,31 +337,33 @@ def test_the_json_tells_every_trial_and_what_they_amount_to(tmp_path):
     assert "methods" not in values
 
 
-def test_several_methods_have_a_front_each_beside_the_common_one():
-    values = as_json([*made(methods=("a",)), *(replace(t, accuracy=0.8) if t.accuracy else t for t in made(methods=("b",)))])
+def test_as_json_several_methods_have_own_and_common_front():
+    values = as_json(
+        [*search_trials(methods=("a",)), *(replace(t, accuracy=0.8) if t.accuracy else t for t in search_trials(methods=("b",)))]
+    )
     assert values["methods"].keys() == {"a", "b"}
     assert values["methods"]["a"]["hypervolume"] > values["methods"]["b"]["hypervolume"]
     assert {p["method"] for p in values["methods"]["b"]["front"]} == {"b"}
 
 
-def test_nothing_finished_is_written_down_too(tmp_path):
+def test_write_without_finished_trial_writes_all_files(tmp_path):
     values = write([trial(state="failed", accuracy=None, r2=None, majority_accuracy=None)], tmp_path)
     assert (values["front"], values["hypervolume"], values["reference_point"], values["recommended"]) == ([], None, None, None)
     assert {p.name for p in tmp_path.iterdir()} == {"frontier.json", "frontier.csv", "frontier.png"}
 
 
-def test_the_csv_has_a_row_a_trial(tmp_path):
-    trials = made()
+def test_write_csv_has_one_row_per_trial(tmp_path):
+    trials = search_trials()
     write(trials, tmp_path)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "frontier.csv").read_text())))
     assert len(rows) == len(trials)
     by_name = {row["name"]: row for row in rows}
-    for one in trials:
-        row = by_name[one.name]
-        assert (int(row["k"]), float(row["privacy_weight"]), int(row["seed"])) == (*one.setting.values(), one.seed)
-        known = one.strongest_r2 is not None and np.isfinite(one.strongest_r2)
-        assert row["strongest_r2"] == (repr(one.strongest_r2) if known else "")
-        assert (row["state"], row["cause"]) == (one.state, one.cause or "")
+    for trial_ in trials:
+        row = by_name[trial_.name]
+        assert (int(row["k"]), float(row["privacy_weight"]), int(row["seed"])) == (*trial_.setting.values(), trial_.seed)
+        has_r2 = trial_.strongest_r2 is not None and np.isfinite(trial_.strongest_r2)
+        assert row["strongest_r2"] == (repr(trial_.strongest_r2) if has_r2 else "")
+        assert (row["state"], row["cause"]) == (trial_.state, trial_.cause or "")
     assert [row["control"] for row in rows].count("True") == 1
 
 
@@ -370,45 +374,45 @@ def pixels(path: Path) -> np.ndarray:
 
 
 CASES: dict[str, Callable[[], list[Trial]]] = {
-    "a search": made,
-    "several seeds": lambda: made(seeds=3),
-    "many weights": lambda: made(weights=20),
-    "methods with odd names": lambda: made(methods=("cpgan", "noise $x_", "_c", "d" * 40)),
+    "a search": search_trials,
+    "several seeds": lambda: search_trials(seeds=3),
+    "many weights": lambda: search_trials(weights=20),
+    "methods with odd names": lambda: search_trials(methods=("cpgan", "noise $x_", "_c", "d" * 40)),
     "one point": lambda: [trial()],
-    "no numbers beside the two": lambda: [trial(majority_accuracy=None), trial(32)],
+    "only the two numbers": lambda: [trial(majority_accuracy=None), trial(32)],
     "other fields": lambda: [trial(setting={"privatizer.quantization_step": s}, accuracy=0.8 + s, r2=s) for s in (0.01, 0.02)],
-    "a weight of 0 that is no control": lambda: [trial(weight=w, accuracy=0.8 + w / 100) for w in (0.0, 0.1, 1.0)],
+    "a weight of 0 that is not a control": lambda: [trial(weight=w, accuracy=0.8 + w / 100) for w in (0.0, 0.1, 1.0)],
     "nothing finished": lambda: [trial(state="running", accuracy=None, r2=None)],
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_figure_is_a_picture_of_readable_size(tmp_path, case):
+def test_write_png_has_readable_size(tmp_path, case):
     write(CASES[case](), tmp_path)
     picture = pixels(tmp_path / "frontier.png")
     assert picture.shape[:2] == (1040, 1800)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     border = np.concatenate([picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3), picture[:, :2].reshape(-1, 3)])
-    assert border.min() == 255, "nothing is cut off"
+    assert border.min() == 255, "something is cut off"
 
 
 @pytest.mark.parametrize("count", [1, 4, 8, 12])
-def test_a_long_legend_leaves_the_plane_its_height(tmp_path, count):
-    write(made(methods=tuple(f"method {i}" for i in range(count))), tmp_path)
+def test_write_png_long_legend_keeps_plane_height(tmp_path, count):
+    write(search_trials(methods=tuple(f"method {i}" for i in range(count))), tmp_path)
     dark = pixels(tmp_path / "frontier.png").max(axis=2) < 100
     left = dark[:, : dark.shape[1] // 4]
     spine = left[:, left.sum(axis=0).argmax()]
-    assert len(spine) - spine.sum() < 280, "no more than its numbers, its name and the caption need"
+    assert len(spine) - spine.sum() < 280, "the axis labels and the caption need more space than expected"
 
 
-def test_files_of_an_earlier_front_are_replaced_whole(tmp_path):
-    write(made(seeds=2), tmp_path)
+def test_write_replaces_earlier_files(tmp_path):
+    write(search_trials(seeds=2), tmp_path)
     write([trial()], tmp_path)
-    assert len(strict((tmp_path / "frontier.json").read_text())["trials"]) == 1
+    assert len(strict_json((tmp_path / "frontier.json").read_text())["trials"]) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["frontier.csv", "frontier.json", "frontier.png"]
 
 
-def test_the_table_is_aligned_markdown_by_r2_with_the_front_marked():
+def test_table_is_aligned_markdown_sorted_by_r2():
     text = table(points([trial(128, accuracy=0.9, r2=0.3), trial(16, 0.25, r2=0.05, strongest_r2_low=0.04, strongest_r2_high=0.06),
                          trial(64, accuracy=0.7, r2=0.2)]))  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""The mixture's figure: what is drawn, where, and in which unit."""
+"""Tests of the figure of the Gaussian mixture."""
 
 import io
 
@@ -9,77 +9,82 @@ from PIL import Image
 
 from cpgan_ray import theory
 from cpgan_ray.analysis.published import published_theory
-from cpgan_ray.analysis.theory_figure import draw_frontier, frontier_figure, limits, measured, smallest_error
+from cpgan_ray.analysis.theory_figure import draw_frontier, frontier_figure, measured, set_limits, smallest_error
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.report import figures
 
-DRAWN = mixture(9)
-MOMENTS = theory.population_moments(DRAWN.mean, within=DRAWN.covariance)
+DATA = mixture(9)
+MOMENTS = theory.population_moments(DATA.mean, within=DATA.covariance)
 
 
 def cell(seed: int, accuracy: float, mse: float, mechanism: str = "cpgan") -> dict:
     attacks = [{"mse_raw": mse, "r2": 1 - mse / 16, "low": 0.95 - mse / 16, "high": 1.1 - mse / 16}, {"mse_raw": 15, "r2": 0.1}]
     utility = {"accuracy": accuracy, "accuracy_low": accuracy - 0.01, "accuracy_high": accuracy + 0.02}
-    held = {"accuracy": accuracy + 0.001, "mse": mse + 2}
-    return {"cell": {"mechanism": mechanism, "setting": 1.0, "seed": seed}, "utility": utility, "attacks": attacks, "theory": held}
+    of_code = {"accuracy": accuracy + 0.001, "mse": mse + 2}
+    return {
+        "cell": {"mechanism": mechanism, "setting": 1.0, "seed": seed},
+        "utility": utility,
+        "attacks": attacks,
+        "theory": of_code,
+    }
 
 
-def test_of_a_cells_attacks_the_one_of_the_smallest_error_counts_with_its_own_interval():
+def test_smallest_error_uses_interval_of_best_attack():
     assert smallest_error(cell(0, 0.9, 12.0)["attacks"]) == pytest.approx((12.0, 10.4, 12.8))
 
 
-def test_a_settings_place_is_the_mean_over_its_seeds_with_students_interval():
-    one, other = measured([cell(0, 0.9, 12.0), cell(0, 0.8, 13.0, "pca"), cell(1, 0.92, 12.2)])
-    assert (one.mechanism, other.mechanism) == ("cpgan", "pca")
+def test_measured_averages_seeds_with_students_interval():
+    ours, pca = measured([cell(0, 0.9, 12.0), cell(0, 0.8, 13.0, "pca"), cell(1, 0.92, 12.2)])
+    assert (ours.mechanism, pca.mechanism) == ("cpgan", "pca")
     half = 12.706205 * 0.01 / 1  # t(0.975, 1) times the deviation 0.01 sqrt(2), over sqrt(2)
-    assert one.accuracy == pytest.approx((0.91, 0.91 - half, 0.91 + half))
-    assert one.mse == pytest.approx((12.1, 12.1 - 10 * half, 12.1 + 10 * half))
-    assert one.own == pytest.approx((14.1, 0.911))
-    assert other.accuracy == pytest.approx((0.8, 0.79, 0.82)), "one seed's own interval"
+    assert ours.accuracy == pytest.approx((0.91, 0.91 - half, 0.91 + half))
+    assert ours.mse == pytest.approx((12.1, 12.1 - 10 * half, 12.1 + 10 * half))
+    assert ours.theory == pytest.approx((14.1, 0.911))
+    assert pca.accuracy == pytest.approx((0.8, 0.79, 0.82)), "one seed's own interval"
 
 
 @pytest.mark.parametrize("attacker", ["linear", "exact"])
-def test_the_frontier_is_that_of_theory_and_ends_at_the_best_accuracy(attacker):
-    _, one = figures.axes(4, 4)
-    one.set_ylim(0.8, 1)
-    draw_frontier(one, MOMENTS, attacker)
-    mse, accuracy = one.lines[0].get_data()
+def test_draw_frontier_matches_theory_up_to_best_accuracy(attacker):
+    _, ax = figures.new_figure(4, 4)
+    ax.set_ylim(0.8, 1)
+    draw_frontier(ax, MOMENTS, attacker)
+    mse, accuracy = ax.lines[0].get_data()
     best = theory.least_leaking_point(1.0, moments=MOMENTS).accuracy
     assert accuracy[0] == pytest.approx(0.8)
     assert accuracy[-2:] == pytest.approx([best, best])
-    assert mse[-1] == 0, "with the best accuracy a code may tell everything"
-    some = slice(5, 40, 15)
-    points = [theory.least_leaking_point(a, moments=MOMENTS, attacker=attacker) for a in accuracy[some]]
-    assert mse[some] == pytest.approx([p.mse for p in points])
+    assert mse[-1] == 0, "at the best accuracy the frontier ends at a code that leaks everything"
+    rows = slice(5, 40, 15)
+    points = [theory.least_leaking_point(a, moments=MOMENTS, attacker=attacker) for a in accuracy[rows]]
+    assert mse[rows] == pytest.approx([p.mse for p in points])
     errors = {
         "linear": [theory.lmmse(p.direction, total=MOMENTS.total) for p in points],
         "exact": [theory.mmse(p.direction, mean=MOMENTS.mean, within=MOMENTS.within) for p in points],
     }
-    assert mse[some] == pytest.approx(errors[attacker])
+    assert mse[rows] == pytest.approx(errors[attacker])
 
 
-def test_every_setting_is_inside_the_figure():
-    _, one = figures.axes(4, 4)
-    limits(one, measured([cell(0, 0.7, 2.0, "noise"), cell(0, 0.99, 12.0)]), MOMENTS)
-    assert one.get_xlim()[0] < 2 < MOMENTS.mean_mse < one.get_xlim()[1]
-    assert one.get_ylim()[0] < 0.7 < 0.99 < one.get_ylim()[1]
+def test_set_limits_includes_every_setting():
+    _, ax = figures.new_figure(4, 4)
+    set_limits(ax, measured([cell(0, 0.7, 2.0, "noise"), cell(0, 0.99, 12.0)]), MOMENTS)
+    assert ax.get_xlim()[0] < 2 < MOMENTS.mean_mse < ax.get_xlim()[1]
+    assert ax.get_ylim()[0] < 0.7 < 0.99 < ax.get_ylim()[1]
 
 
-def test_the_originals_theory_is_drawn_where_it_is_given():
+def test_frontier_figure_draws_published_theory_if_given():
     def pixels(colour: str, picture: bytes) -> int:
-        drawn = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-        return int((np.abs(drawn - 255 * np.array(to_rgb(colour))).max(axis=2) < 3).sum())
+        rgb = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        return int((np.abs(rgb - 255 * np.array(to_rgb(colour))).max(axis=2) < 3).sum())
 
     cells = [cell(0, 0.95, 11.0), cell(0, 0.9, 12.0, "pca")]
-    alone, beside = frontier_figure(cells, seed=9), frontier_figure(cells, seed=9, published=[(0.96, 11.5), (0.5, 3.0)])
+    without, with_published = frontier_figure(cells, seed=9), frontier_figure(cells, seed=9, published=[(0.96, 11.5), (0.5, 3.0)])
     for colour in figures.TRAINING[:2]:
-        assert pixels(colour, alone) > 20, "a colour for each mechanism"
-    assert pixels(figures.FRESH, alone) == 0
-    assert pixels(figures.FRESH, beside) > 20
+        assert pixels(colour, without) > 20, "a colour for each mechanism"
+    assert pixels(figures.FRESH, without) == 0
+    assert pixels(figures.FRESH, with_published) > 20
 
 
-def test_the_originals_theory_is_read_per_dimension_and_what_is_none_is_refused_by_name(tmp_path):
+def test_published_theory_reads_rows_and_rejects_bad_columns(tmp_path):
     path = tmp_path / "Final_theory.csv"
     assert published_theory(tmp_path) == []
     path.write_text("Lambda,acc,acc_theory,mse,mse_theory\n1,0.84,0.85,14.3,14.2\n")

@@ -1,4 +1,4 @@
-"""From command lines to jobs, and back."""
+"""Tests of parsing command lines into jobs, and of the commands that jobs print."""
 
 import dataclasses
 import json
@@ -57,20 +57,20 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_command_for_a_run_makes_that_run_again(name):
-    known = flatten(preset(name))
-    config = override(preset(name), {field: value for field, value in CHANGES.items() if field in known})
+def test_command_for_run_parses_to_same_config(name):
+    fields = flatten(preset(name))
+    config = override(preset(name), {field: value for field, value in CHANGES.items() if field in fields})
     again = parse(shlex.split(command_for(config)), default="faces", description="")
     assert flatten(again) == flatten(config)
     assert command_for(preset(name)) == name
 
 
-def test_a_searchs_command_leaves_attacks_and_tracking_to_the_preset():
+def test_command_for_search_omits_attacks_and_tracking():
     job, _ = parse_search(["celeba", "--data-dir", "/data", "--attacks.epochs", "9", "--k", "32"], description="")
     assert command_for(job.config) == "celeba --data-dir /data --k 32"
 
 
-def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
+def test_parse_search_accepts_config_fields_without_prefix():
     job, resume = parse_search(
         ["smoke", "--num-samples", "4", "--k", "8", "--privatizer.width", "4", "--num-seeds", "2"], description=""
     )
@@ -81,7 +81,7 @@ def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["smoke", "--num-samples", "0"], "num_samples is 0; it must be at least 1"),
         (["smoke", "--num-smaples", "3"], "'--num-smaples': did you mean --num-samples"),
@@ -89,17 +89,17 @@ def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
         (["smoke", "--searcher", "bayes"], "--searcher is 'bayes'; choose from 'tpe', 'nsga2', 'random', 'grid'$"),
         (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be at most 1"),
         (["smok"], "no preset 'smok'"),
-        (["--resume"], "--resume needs a folder"),
+        (["--resume"], "--resume needs the folder"),
         (["--resume", "nowhere"], "nowhere has no search.json"),
     ],
 )
-def test_bad_flags_of_a_search_are_named(arguments, said):
-    with pytest.raises(InputError, match=said):
+def test_parse_search_bad_flags_raise_named_error(arguments, message):
+    with pytest.raises(InputError, match=message):
         parse_search(arguments, description="")
 
 
 @pytest.fixture
-def begun(tmp_path):
+def search_folder(tmp_path):
     folder = tmp_path / "search"
     folder.mkdir()
     job, _ = parse_search(["smoke", "--k", "8", "--output", str(folder)], description="")
@@ -107,39 +107,39 @@ def begun(tmp_path):
     return folder
 
 
-def test_a_search_is_resumed_with_its_own_settings(begun):
-    job, resume = parse_search([f"--resume={begun}", "--max-r2", "0.1"], description="")
+def test_parse_search_resume_keeps_original_settings(search_folder):
+    job, resume = parse_search([f"--resume={search_folder}", "--max-r2", "0.1"], description="")
     assert resume
-    assert (job.config.k, job.max_r2, job.config.output) == (8, 0.1, begun)
+    assert (job.config.k, job.max_r2, job.config.output) == (8, 0.1, search_folder)
 
 
-def test_a_search_is_not_resumed_with_other_settings(begun):
-    with pytest.raises(InputError, match=r"--k is 9, the search in .* was begun with 8: leave it out"):
-        parse_search(["--resume", str(begun), "--k", "9"], description="")
+def test_parse_search_resume_with_other_settings_raises(search_folder):
+    with pytest.raises(InputError, match=r"--k is 9, but the search in .* was started with 8: leave the flag out"):
+        parse_search(["--resume", str(search_folder), "--k", "9"], description="")
     with pytest.raises(InputError, match=r"--num-seeds is 2"):
-        parse_search(["--resume", str(begun), "--num-seeds", "2"], description="")
+        parse_search(["--resume", str(search_folder), "--num-seeds", "2"], description="")
 
 
-def test_a_strangers_search_is_not_unpickled_unless_it_is_trusted(begun):
-    (begun / f"{SEARCH}{SUFFIX}").unlink()
+def test_parse_search_foreign_folder_needs_trust(search_folder):
+    (search_folder / f"{SEARCH}{SUFFIX}").unlink()
     with pytest.raises(InputError, match=r"search\.json was not written by this user, .* pickled state .*: add --trust"):
-        parse_search(["--resume", str(begun)], description="")
-    job, resume = parse_search(["--resume", str(begun), "--trust"], description="")
+        parse_search(["--resume", str(search_folder)], description="")
+    job, resume = parse_search(["--resume", str(search_folder), "--trust"], description="")
     assert (job.config.k, resume) == (8, True)
 
 
-def test_a_file_written_without_a_secret_asks_for_its_flag_again(begun):
-    values = json.loads((begun / SEARCH).read_text())
+def test_parse_search_resume_without_secret_requires_flag(search_folder):
+    values = json.loads((search_folder / SEARCH).read_text())
     values["job"]["config"]["data_dir"] = "abfs://x/y?client_secret=***"
-    (begun / SEARCH).write_text(json.dumps(values))
-    sign(begun / SEARCH)
+    (search_folder / SEARCH).write_text(json.dumps(values))
+    sign(search_folder / SEARCH)
     with pytest.raises(InputError, match=r"without the secret in --data-dir abfs://x/y\?client_secret=\*+: give --data-dir again"):
-        parse_search(["--resume", str(begun)], description="")
-    job, _ = parse_search(["--resume", str(begun), "--data-dir", "/data"], description="")
+        parse_search(["--resume", str(search_folder)], description="")
+    job, _ = parse_search(["--resume", str(search_folder), "--data-dir", "/data"], description="")
     assert job.config.data_dir == Path("/data")
 
 
-def test_a_strangers_comparison_brings_no_places(tmp_path, capsys):
+def test_parse_reproduce_foreign_folder_ignores_its_paths(tmp_path, capsys):
     folder = tmp_path / "comparison"
     folder.mkdir()
     flags = ["--tracking.uri", "http://elsewhere", "--published", "/p", "--output", str(folder), "--num-seeds", "2", "--k", "9"]
@@ -149,9 +149,9 @@ def test_a_strangers_comparison_brings_no_places(tmp_path, capsys):
     again, _ = parse_reproduce(["--resume", str(folder)], description="")
     assert (again.config.tracking.uri, again.published) == (f"sqlite:///{Path('outputs/mlflow.db').resolve()}", None)
     assert (again.num_seeds, again.config.k, again.config.output) == (2, 9, folder)
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert re.fullmatch(
-        r"warning: \S+ was not written by this user: published, .*tracking\.uri.* add --trust to use what it says\n", told
+        r"warning: \S+ was not written by this user: published, .*tracking\.uri.* add --trust to use what it says\n", stderr
     )
     trusted, _ = parse_reproduce(["--resume", str(folder), "--trust"], description="")
     assert (trusted.config.tracking.uri, trusted.published) == ("http://elsewhere", Path("/p"))
@@ -165,7 +165,7 @@ def test_a_strangers_comparison_brings_no_places(tmp_path, capsys):
     ("name", "parse_resumed"),
     [("config.json", parse_train), (SEARCH, parse_search), (REPRODUCTION, parse_reproduce)],
 )
-def test_json_of_many_brackets_is_damaged_in_one_line(name, parse_resumed, tmp_path):
+def test_resume_deeply_nested_json_raises_one_line_error(name, parse_resumed, tmp_path):
     (tmp_path / name).write_text("[" * 200_000)
     more = {"default": "smoke"} if parse_resumed is parse_train else {}
     with pytest.raises(InputError, match=rf"{name} is damaged \(it is nested too deeply\)"):
@@ -173,7 +173,7 @@ def test_json_of_many_brackets_is_damaged_in_one_line(name, parse_resumed, tmp_p
 
 
 def parts(hint):
-    """The types that a type hint is made of; the names in a dictionary are checked by Config."""
+    """The types inside a type hint; keys of dictionaries are left out, because Config checks them."""
     if hasattr(hint, "__metadata__"):
         yield from parts(hint.__origin__)
     elif get_origin(hint) is dict:
@@ -181,14 +181,14 @@ def parts(hint):
     elif get_origin(hint) is Literal:
         yield Literal
     elif inner := get_args(hint):
-        for one in inner:
-            yield from parts(one)
+        for argument in inner:
+            yield from parts(argument)
     else:
         yield hint
 
 
 def texts(kind, path=""):
-    """Dotted names of the fields that may hold any text or path, and their marks; what a LOCAL field holds is LOCAL too."""
+    """Dotted names of the fields that may contain any text or path, and their marks. Fields inside a LOCAL field are LOCAL too."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         marks = {mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Origin)}
         if name.startswith("__"):
@@ -201,19 +201,19 @@ def texts(kind, path=""):
 
 
 @pytest.mark.parametrize("kind", [Config, AttackJob, SearchJob, ReproduceJob])
-def test_every_field_of_free_text_or_paths_says_whether_it_may_come_from_a_stranger(kind):
-    found = dict(texts(kind))
-    assert {"data_dir", "config.data_dir"} & found.keys()
-    assert [name for name, marks in found.items() if len(marks) != 1] == []
-    assert all(dict(texts(RuntimeConfig)).values()), "what is in a LOCAL field is marked for those who read it"
+def test_text_and_path_fields_declare_their_origin(kind):
+    marks_of = dict(texts(kind))
+    assert {"data_dir", "config.data_dir"} & marks_of.keys()
+    assert [name for name, marks in marks_of.items() if len(marks) != 1] == []
+    assert all(dict(texts(RuntimeConfig)).values()), "fields inside a LOCAL field must be marked, for the reader"
     named = ("dir", "uri", "output", "checkpoints", "address", "published", "against", "undefended", "cache")
-    places = [name for name in found if name.rpartition(".")[2].endswith(named)]
-    assert [name for name in places if found[name] != {Origin.LOCAL}] == []
-    assert set(local_names(kind)) == {name for name, marks in found.items() if marks == {Origin.LOCAL}}
+    path_fields = [name for name in marks_of if name.rpartition(".")[2].endswith(named)]
+    assert [name for name in path_fields if marks_of[name] != {Origin.LOCAL}] == []
+    assert set(local_names(kind)) == {name for name, marks in marks_of.items() if marks == {Origin.LOCAL}}
 
 
-def test_a_search_that_was_moved_or_damaged_is_not_resumed(begun, tmp_path):
-    moved = begun.rename(tmp_path / "moved")
+def test_parse_search_moved_or_damaged_folder_raises(search_folder, tmp_path):
+    moved = search_folder.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"begun in .*search: move it back"):
         parse_search(["--resume", str(moved)], description="")
     (moved / SEARCH).write_text('{"run_id": "abc"')
@@ -221,7 +221,7 @@ def test_a_search_that_was_moved_or_damaged_is_not_resumed(begun, tmp_path):
         parse_search(["--resume", str(moved)], description="")
 
 
-VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flushed to zero in this process
+VALUES = st.recursive(  # no subnormal numbers, because jobs of other tests make this process flush them to zero
     st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=5) | st.just("9" * 5000),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
@@ -230,21 +230,19 @@ VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flus
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.data(), st.sampled_from([*PRESETS]))
-def test_a_config_file_with_other_values_or_bytes_is_refused_in_one_line_or_makes_a_run(tmp_path_factory, drawn, name):
+def test_read_run_fuzzed_config_raises_one_line_error_or_parses(tmp_path_factory, data, name):
     folder = tmp_path_factory.getbasetemp()
     values = to_json(preset(name)) | {"format": FORMAT, "run_id": "0" * 32, "store": "/nowhere"}
-    if drawn.draw(st.booleans()):
+    if data.draw(st.booleans()):
         inner = values
-        while (
-            isinstance(inner[key := drawn.draw(st.sampled_from(sorted(inner)))], dict) and inner[key] and drawn.draw(st.booleans())
-        ):
+        while isinstance(inner[key := data.draw(st.sampled_from(sorted(inner)))], dict) and inner[key] and data.draw(st.booleans()):
             inner = inner[key]
-        inner[key] = drawn.draw(VALUES)
+        inner[key] = data.draw(VALUES)
         content = json.dumps(values).encode()
     else:
         content = json.dumps(values).encode()
-        at = drawn.draw(st.integers(0, len(content)))
-        content = content[:at] + drawn.draw(st.binary(max_size=3)) + content[at + drawn.draw(st.integers(0, 3)) :]
+        at = data.draw(st.integers(0, len(content)))
+        content = content[:at] + data.draw(st.binary(max_size=3)) + content[at + data.draw(st.integers(0, 3)) :]
     (folder / "config.json").write_bytes(content)
     message = ""
     try:
@@ -258,13 +256,13 @@ def test_a_config_file_with_other_values_or_bytes_is_refused_in_one_line_or_make
 
 
 @pytest.mark.parametrize("job", ["frontier.py", "train_celeba.py"])
-def test_who_reads_no_further_ends_a_job_without_a_traceback(job):
+def test_job_with_closed_stdout_exits_without_traceback(job):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(ROOT / "jobs" / job), "--help"]
-    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=HANG_S, check=False)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=HANG_S, check=False)
     os.close(writer)
-    assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, "")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("flag", ["--no-attacks.identity", "--attacks.no-identity"])

@@ -176,4 +176,4 @@ def test_a_job_that_would_be_killed_before_it_has_written_a_checkpoint_is_told_s
         more = {"RAY_JOB_STOP_WAIT_TIME_S": patience} if patience else {}
         ran = subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=HANG_S)
         assert ran.returncode == 2
-        assert ("leaves this job 3 s to write a checkpoint" in ran.stderr) == told
+        assert ("gives this job 3 s to write a checkpoint" in ran.stderr) == told

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cpgan_ray.evaluation.attacks.base import AttackData, Pairs
-from cpgan_ray.evaluation.attributes import Inferred, attribute_map, train_classifiers
+from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map, train_classifiers
 from cpgan_ray.training.adversaries.base import Target
 
 torch.set_num_threads(1)
@@ -50,12 +50,14 @@ def attack_data() -> AttackData:
     )
 
 
-def mapped(given: dict[str, np.ndarray], *, names: tuple[str, ...] = NAMES, task: set[str] | None = None) -> dict[str, Inferred]:
+def mapped(
+    given: dict[str, np.ndarray], *, names: tuple[str, ...] = NAMES, task: set[str] | None = None
+) -> dict[str, InferredAttribute]:
     return {found.name: found for found in attribute_map(attack_data(), given, names=names, task=task or set())}
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Inferred]:
+def found() -> dict[str, InferredAttribute]:
     return mapped(labels(), task={"planted"})
 
 

@@ -8,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import Dataset, load, task_targets
-from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, says_nothing
+from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, is_uninformative
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
 from cpgan_ray.evaluation.tournament import score_attacks
@@ -46,7 +46,7 @@ def test_constant_code_of_any_value_fails(digits, value):
     codes = constant(digits, value)
     codes["test"] = codes["test"] + np.float32(abs(value) * 1e-7) * RNG.normal(size=codes["test"].shape).astype(np.float32)
     found = code_warnings(codes, digits, (), logits={}, seed=0)
-    assert [w.kind for w in found] == ["constant_code"] and says_nothing(found)
+    assert [w.kind for w in found] == ["constant_code"] and is_uninformative(found)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -25,7 +25,7 @@ from cpgan_ray.evaluation.fitting import (
     fit_in_process,
     trained_against,
 )
-from cpgan_ray.evaluation.report.report import references
+from cpgan_ray.evaluation.report.report import reference_rows
 from cpgan_ray.evaluation.report.threat_model import limits, threat_model
 from cpgan_ray.evaluation.tournament import TournamentResult, as_json, linear_code_r2, metrics, score_attacks
 from tests.data.datasets.test_har import lay_out
@@ -108,10 +108,10 @@ def test_of_vectors_no_decoder_is_made(tmp_path):
 
 
 def test_the_strongest_is_the_best_of_both_variants_and_never_the_label_floor_or_a_smaller_share(result):
-    scores = [a.score.r2 for a in result.attacked]
+    scores = [a.score.r2 for a in result.attacks]
     assert scores == sorted(scores, reverse=True)
     assert result.strongest.score.r2 == max(scores)
-    assert all(a.spec.counts for a in result.attacked)
+    assert all(a.spec.counts for a in result.attacks)
     assert result.floor.spec.variant == "labels"
 
 
@@ -132,7 +132,7 @@ def test_the_best_linear_code_of_k_numbers_is_the_share_of_the_leading_component
 def test_the_metrics_of_a_verdict_are_all_in_the_dictionary(result):
     found = metrics(result)
     assert {f"attack/{name}/r2" for name in SMALL.names} <= found.keys()
-    assert found["attack/ridge/r2"] == max(a.score.r2 for a in result.attacked if a.spec.name == "ridge")
+    assert found["attack/ridge/r2"] == max(a.score.r2 for a in result.attacks if a.spec.name == "ridge")
     unknown = [n for n in found if n not in DICTIONARY and "attack/<name>/" + n.rpartition("/")[2] not in DICTIONARY]
     assert unknown == []
 
@@ -162,7 +162,7 @@ def test_the_label_floor_is_made_from_the_labels_of_the_task_alone(context):
 
 
 def test_references_go_from_nothing_to_everything(result):
-    rows = references(result, None)
+    rows = reference_rows(result, None)
     assert [row["r2"] for row in rows][0] == 0
     assert [row["r2"] for row in rows][-1] == 1
     strongest = result.strongest.score
@@ -171,7 +171,7 @@ def test_references_go_from_nothing_to_everything(result):
 
 def test_the_sets_of_the_threat_model_add_up(context):
     sets = {row["name"]: row for row in threat_model(context)["sets"]}
-    assert sets["val, one part"]["pictures"] + sets["val, the rest"]["pictures"] == len(context.dataset.val)
+    assert sets["val, first part"]["pictures"] + sets["val, second part"]["pictures"] == len(context.dataset.val)
     assert sets["train"]["people"] == len(np.unique(context.dataset.train.identity))
 
 

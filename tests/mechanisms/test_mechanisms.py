@@ -22,7 +22,7 @@ from cpgan_ray.mechanisms.noise import noise_like
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
-from cpgan_ray.pipelines.reproduce.play import held_to_theory, linear_code
+from cpgan_ray.pipelines.reproduce.play import compare_with_theory, linear_code
 from cpgan_ray.training.defender import fit_whitening, to_input
 from cpgan_ray.training.losses import accuracy, utility_loss
 
@@ -273,7 +273,7 @@ def test_mechanism_on_the_mixture_is_not_better_than_the_theory(name, mixed):
     release = MECHANISMS[name].release(config, MECHANISMS[name].settings[0], dataset)
     lengths = {"dnn": 24, "noise": 32, "gaussian_noise": 32}
     assert release.codes["test"].shape == (len(dataset.test), lengths.get(name, 1))
-    comparison = held_to_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    comparison = compare_with_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
     assert 0.5 <= comparison["accuracy"] < 0.98474, "the accuracy on the complete sample"
     assert comparison["shortfall"] > -1e-9
     assert 0 <= comparison["mse"] < 14.636, "the MSE of the mean sample"
@@ -282,7 +282,7 @@ def test_mechanism_on_the_mixture_is_not_better_than_the_theory(name, mixed):
 def test_noisy_mixture_matches_the_theory_of_noisy_samples(mixed):
     config, dataset = mixed
     release = MECHANISMS["gaussian_noise"].release(config, 2.0, dataset)
-    comparison = held_to_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
+    comparison = compare_with_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=9)
     data = mixture(9)
     moments = theory.population_moments(data.mean, within=data.covariance)
     noise_variance = 2.0**2 * np.trace(moments.total) / 32
@@ -316,7 +316,7 @@ def test_game_on_the_mixture_reaches_the_frontier_of_its_adversaries(name, tmp_p
     config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp(name), data=data, epochs=40)
     dataset = load(config, progress=False)
     release = MECHANISMS["cpgan"].release(config, 1.36, dataset)
-    comparison = held_to_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=10)
+    comparison = compare_with_theory(release, dataset, {"utility": {"accuracy": 0.9}, "attacks": [{"mse_raw": 14.0}]}, seed=10)
     if name == "gaussian":
         assert comparison["shortfall"] < 0.01
         assert comparison["exact_shortfall"] > 0.25

@@ -43,7 +43,7 @@ from cpgan_ray.config import (
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
-from cpgan_ray.evaluation.utility import utility_of
+from cpgan_ray.evaluation.utility import utility_metrics
 from cpgan_ray.pipelines.attack import GateResult, attack, head_logits
 from cpgan_ray.pipelines.train import train
 from cpgan_ray.tracking import fetch_run, read_curves
@@ -404,7 +404,7 @@ def test_the_report_on_an_encoder_says_nothing_of_a_training_that_nobody_knows(a
     assert report["name"] == "pooled.onnx"
     assert report["settings"].keys() == {"data", "attacks"}
     page = (Path(gate.summary["output"]) / "report" / "report.html").read_text()
-    for absent in ("Training adversaries", "Identity linkage", "What else z tells", "accuracy of the task", "privacy weight"):
+    for absent in ("Training adversaries", "Identity linkage", "What else z reveals", "accuracy of the task", "privacy weight"):
         assert absent not in page
     assert "pooled.onnx, k = 48" in page
 
@@ -454,7 +454,7 @@ def test_the_utility_is_that_of_the_runs_head_where_the_data_have_its_labels(tra
     dataset = load(target.config)
     codes = encode_all(open_encoder(target.program), dataset)
     logits = head_logits(target, codes, dataset, target.config)
-    found = utility_of(logits, dataset, target.config.data.labels, seed=target.config.seed)
+    found = utility_metrics(logits, dataset, target.config.data.labels, seed=target.config.seed)
     assert found == pytest.approx(trained.report["utility"], abs=2e-3)
     assert head_logits(target, codes, dataset, dataclasses.replace(target.config, data=DATA)) == {}, "DATA has more labels"
 
@@ -569,7 +569,7 @@ FAILURES = {
     "no target": Failure(lambda f: [], "nothing to attack: give a run's output folder"),
     "flags alone": Failure(lambda f: ["--variant", "leaked"], "nothing to attack: give a run's output folder"),
     "two targets": Failure(on_run("another"), r"unknown flag or value 'another'"),
-    "missing path": Failure(lambda f: [f / "nowhere"], r"\S+/nowhere is no folder, no file and no MLflow run id"),
+    "missing path": Failure(lambda f: [f / "nowhere"], r"\S+/nowhere is neither a folder, nor a file, nor an MLflow run id"),
     "no run": Failure(lambda f: [f], r"\S+ has no config\.json: give the output folder of a run"),
     "unfinished run": Failure(lambda f: [gone(f / "run/privatizer.pt2").parent], r"\S+/run has no privatizer\.pt2"),
     "torn config": Failure(lambda f: [cut(f / "run/config.json").parent], r"\S+/run/config\.json is damaged"),
@@ -674,7 +674,7 @@ FAILURES = {
         ],
         r"\S+/twin/report/report\.json is damaged",
     ),
-    "taken output": Failure(lambda f: [f / "run", "--output", f / "run"], r"output folder \S+/run holds a run already"),
+    "taken output": Failure(lambda f: [f / "run", "--output", f / "run"], r"output folder \S+/run already holds a run"),
     "file for output": Failure(lambda f: [f / "run", "--output", f / "run/config.json"], r"output \S+/config\.json is a file"),
     "faces to read": Failure(on_run("--data-dir", ".", "--dataset", "faces"), "data_dir is .*faces are drawn, not read"),
     "missing data": Failure(on_run("--data-dir", "nowhere"), r"data folder \S+/nowhere does not exist"),
@@ -699,7 +699,7 @@ FAILURES = {
         lambda f: [pooled_onnx(f / "e.onnx", batch=1)], "encoder .* fails on 250 pictures.*dynamic batch"
     ),
     "codes that are not finite": Failure(
-        lambda f: [program(f / "e.pt2", Logarithm())], "encoder .* answers codes that are not finite"
+        lambda f: [program(f / "e.pt2", Logarithm())], "encoder .* returns codes that are not finite"
     ),
 }
 

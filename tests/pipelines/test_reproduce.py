@@ -107,7 +107,7 @@ def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
     lost.unlink()
     done = run("--resume", str(folder))
     assert done.returncode == 0, done.stderr
-    assert "1 of 12 cells to play" in done.stderr
+    assert "1 of 12 cells to run" in done.stderr
     assert kept.stat().st_mtime_ns == before
     again = json.loads(lost.read_text())
     assert again["utility"] == was["utility"]
@@ -147,7 +147,7 @@ def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_res
     (folder / "reproduction.json").write_bytes(kept)
     sign(folder / "reproduction.json")
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 cells to play" in done.stderr
+    assert "1 of 1 cells to run" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["cells"] == 13
     with (folder / "results.csv").open() as file:
         rows = [(row["mechanism"], float(row["setting"]), int(row["seed"])) for row in csv.DictReader(file)]
@@ -165,7 +165,7 @@ def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
     job, resume = parse_reproduce(["--resume", str(folder), "--num-seeds", "3", "--num-settings", "1"], description="")
     assert resume
     assert (job.num_seeds, job.num_settings, job.mechanisms) == (3, 1, ("cpgan", "bottleneck", "noise"))
-    with pytest.raises(InputError, match=r"^--k is 8, the comparison in .* was begun with 16: leave it out"):
+    with pytest.raises(InputError, match=r"^--k is 8, but the comparison in .* was started with 16: leave the flag out"):
         parse_reproduce(["--resume", str(folder), "--k", "8"], description="")
 
 
@@ -200,11 +200,11 @@ def test_the_originals_results_are_drawn_beside_ours(tmp_path):
 def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
     folder, _, _ = begun
     for arguments, said in (
-        (("digits", "--output", str(folder)), "holds a comparison already"),
+        (("digits", "--output", str(folder)), "already holds a comparison"),
         (("mnist", "--output", str(tmp_path / "a")), "give it with --data-dir"),
         (("nothing",), "there is no preset 'nothing'"),
         ((), "nothing to reproduce"),
-        (("digits", "--theory"), "it is known of gaussian alone"),
+        (("digits", "--theory"), "available only for gaussian"),
         (("digits", "--published", str(tmp_path), "--output", str(tmp_path / "a")), "the original has no files of 'digits'"),
         (("--resume", str(tmp_path)), "has no reproduction.json"),
     ):

@@ -123,7 +123,7 @@ def test_a_finished_run_and_other_settings_are_refused(unbroken, job, tmp_path):
     (begun / "config.json").write_text((unbroken / "config.json").read_text())
     sign(begun / "config.json")
     for flag, value, said in (
-        ("--k", "9", r"--k is 9, the run in .* was begun with 16"),
+        ("--k", "9", r"--k is 9, but the run in .* was started with 16"),
         ("--game.schedule", "stale1", "--game.schedule"),
     ):
         status, _, err = job("--resume", begun, flag, value)

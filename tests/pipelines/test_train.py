@@ -243,7 +243,7 @@ def test_an_output_folder_that_holds_a_run_is_left_as_it_is(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
     ran = run(["smoke", "--output", finished.output, *finished.place.common], cwd=finished.place.folder)
     assert ran.returncode == 2
-    assert re.fullmatch(rf"error: output folder {re.escape(str(finished.output))} holds a run already.*\n", ran.stderr)
+    assert re.fullmatch(rf"error: output folder {re.escape(str(finished.output))} already holds a run.*\n", ran.stderr)
     assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")} == before
 
 

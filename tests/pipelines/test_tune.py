@@ -371,7 +371,7 @@ def test_the_figure_and_the_table_of_a_search_can_be_looked_at(searched):
 
 def test_a_folder_that_holds_a_search_is_left_as_it_is(searched):
     before = (searched.folder / SEARCH).read_bytes()
-    with pytest.raises(InputError, match="holds a search already: go on with it by --resume"):
+    with pytest.raises(InputError, match="already holds a search: continue it with --resume"):
         search(searched.job)
     assert (searched.folder / SEARCH).read_bytes() == before
 
@@ -422,17 +422,17 @@ def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, m
 
 @pytest.mark.usefixtures("process_left_as_it_was")
 def test_who_listens_to_quick_attacks_finds_them_in_mlflow(tiny_config, mlflow_uri, tmp_path):
-    """The scheduler may end a trial's process right after it was told."""
+    """The scheduler may end a trial's process right after the callback."""
     changes = {"runtime.backend": "local", "epochs": 2, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, {**changes, "attacks.quick_every": 1, "privacy_weight": 0.0})
-    client, told = mlflow.MlflowClient(mlflow_uri), []
+    client, pairs = mlflow.MlflowClient(mlflow_uri), []
 
-    def listen(found: Metrics) -> None:
+    def compare(values: Metrics) -> None:
         (run,) = client.search_runs([client.get_experiment_by_name("cpgan").experiment_id])
-        told.append((found["privacy/quick_r2"], run.data.metrics.get("privacy/quick_r2")))
+        pairs.append((values["privacy/quick_r2"], run.data.metrics.get("privacy/quick_r2")))
 
-    train(config, RunContext(listen=listen))
-    assert told and all(logged == pytest.approx(found) for found, logged in told)
+    train(config, RunContext(on_quick_attack=compare))
+    assert pairs and all(logged == pytest.approx(r2) for r2, logged in pairs)
 
 
 @pytest.mark.usefixtures("ray_session")

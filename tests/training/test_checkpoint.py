@@ -231,7 +231,7 @@ def test_resume_from_a_checkpoint_with_code_or_other_players_is_refused(tmp_path
     config = tiny("ridge", output=str(out))
     name = Checkpoints(str(out / "checkpoints"), keep=3, settings=resume_fingerprint(config)).write(snapshot(3))
     write_record(out / "config.json", to_json(config) | {"run_id": "0" * 32})
-    with pytest.raises(InputError, match=r"the checkpoint in \S+ is of other players \(privatizer, mlp\)"):
+    with pytest.raises(InputError, match=r"the checkpoint in \S+ has other players \(privatizer, mlp\)"):
         train(config, resume="0" * 32)
     (out / "checkpoints" / name).write_bytes(sealed({"format": 2, "evil": Payload(tmp_path / "ran")}))
     before = sorted(out.rglob("*"))

@@ -1,8 +1,8 @@
-"""What many finished trainings amount to: the front of accuracy against the strongest fresh attack's R2, and a recommendation."""
+"""Fronts of many finished trainings: accuracy against the R2 of the strongest fresh attack, and a recommended setting."""
 
-from cpgan_ray.analysis.fronts.choice import Recommendation, nearest, recommend
+from cpgan_ray.analysis.fronts.choice import Recommendation, explain_no_choice, recommend
 from cpgan_ray.analysis.fronts.files import as_json, finite, table, with_interval, write
-from cpgan_ray.analysis.fronts.fronts import Reference, comparable, front, hypervolume, hypervolume_history, reference_point
+from cpgan_ray.analysis.fronts.fronts import Reference, ensure_comparable, front, hypervolume, hypervolume_history, reference_point
 from cpgan_ray.analysis.fronts.knobs import rank_correlations, spearman
 from cpgan_ray.analysis.fronts.trials import Estimate, Point, State, Trial, mean, mean_with_ci, points, scored
 
@@ -15,13 +15,13 @@ __all__ = [
     "Trial",
     "mean_with_ci",
     "as_json",
-    "comparable",
+    "ensure_comparable",
     "finite",
     "front",
     "hypervolume",
     "hypervolume_history",
     "mean",
-    "nearest",
+    "explain_no_choice",
     "points",
     "rank_correlations",
     "recommend",

@@ -1,4 +1,4 @@
-"""What is written of some trials: JSON, CSV, a table, a figure."""
+"""Files and tables of trials: JSON, CSV, a Markdown table, a figure."""
 
 import csv
 import dataclasses
@@ -12,14 +12,14 @@ from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from cpgan_ray.analysis.fronts.choice import Recommendation, nearest, recommend, short
+from cpgan_ray.analysis.fronts.choice import Recommendation, explain_no_choice, recommend, short
 from cpgan_ray.analysis.fronts.fronts import Reference, front, hypervolume, hypervolume_history, reference_point
 from cpgan_ray.analysis.fronts.knobs import rank_correlations
-from cpgan_ray.analysis.fronts.trials import Point, Trial, by_method, fields, mean, place, points, scored
+from cpgan_ray.analysis.fronts.trials import Point, Trial, by_method, fields, group_key, mean, points, scored
 from cpgan_ray.common.atomic_io import write_bytes
 
 Command = Callable[[Mapping[str, Any], int], str]
-"""From a setting and a seed to the command that trains it."""
+"""Function from a setting and a seed to the command that trains it."""
 
 
 def write(
@@ -32,9 +32,10 @@ def write(
     command: Command | None = None,
     chosen: Recommendation | None = None,
 ) -> dict[str, Any]:
-    """`frontier.json`, `frontier.csv` (a row a trial) and `frontier.png`, each whole or not at all. Returns the first's values.
+    """Write `frontier.json`, `frontier.csv` (one row per trial) and `frontier.png`, each atomically. Returns the values of
+    `frontier.json`.
 
-    `chosen`: by another rule than that of `recommend`.
+    chosen: a recommendation by another rule than that of `recommend`.
     """
     from cpgan_ray.analysis.fronts.plot import as_png
 
@@ -60,23 +61,23 @@ def as_json(
     command: Command | None = None,
     chosen: Recommendation | None = None,
 ) -> dict[str, Any]:
-    """All that is known of the trials, ready for JSON: what is not known, and what is not finite, is None.
+    """All values of `frontier.json`. Unknown numbers, and those that are not finite, are None.
 
-    `reference`: that of the trials where none is given. `command`: the recommended setting's is told.
+    reference: if None, it is computed from the trials; command: used for the command of the recommended setting.
     """
     reference = reference or reference_point(trials)
-    found = points(trials)
-    best = front(found)
-    on_front = {place(p) for p in best}
-    chosen = chosen or recommend(found, max_r2=max_r2, min_accuracy=min_accuracy)
-    methods = by_method(found)
+    settings = points(trials)
+    best = front(settings)
+    on_front = {group_key(p) for p in best}
+    chosen = chosen or recommend(settings, max_r2=max_r2, min_accuracy=min_accuracy)
+    methods = by_method(settings)
 
-    def volume(some: Sequence[Point]) -> float | None:
-        return None if reference is None else hypervolume(some, reference)
+    def volume(of: Sequence[Point]) -> float | None:
+        return None if reference is None else hypervolume(of, reference)
 
     def rows(control: bool) -> list[dict[str, Any]]:
         return [
-            t.setting | asdict(t) | {"on_front": scored(t) and not control and place(t) in on_front}
+            t.setting | asdict(t) | {"on_front": scored(t) and not control and group_key(t) in on_front}
             for t in trials
             if t.control == control
         ]
@@ -84,36 +85,37 @@ def as_json(
     values = {
         "trials": rows(False),
         "control": rows(True),
-        "points": [row(p) | {"on_front": p in best} for p in found],
+        "points": [row(p) | {"on_front": p in best} for p in settings],
         "front": [row(p) for p in best],
-        "hypervolume": volume(found),
+        "hypervolume": volume(settings),
         "hypervolume_history": [] if reference is None else hypervolume_history(trials, reference),
         "reference_point": None if reference is None else reference._asdict(),
         "label_floor_r2": mean(t.label_floor_r2 for t in trials),
         "majority_accuracy": mean(t.majority_accuracy for t in trials),
-        "spearman": rank_correlations(found),
+        "spearman": rank_correlations(settings),
         "recommended": None,
         "reason": None,
     }
     if len(methods) > 1:
         values["methods"] = {
-            method: {"front": [row(p) for p in front(some)], "hypervolume": volume(some)} for method, some in methods.items()
+            method: {"front": [row(p) for p in front(of_method)], "hypervolume": volume(of_method)}
+            for method, of_method in methods.items()
         }
     if chosen is None:
-        values["reason"] = nearest(found, max_r2=max_r2, min_accuracy=min_accuracy)
+        values["reason"] = explain_no_choice(settings, max_r2=max_r2, min_accuracy=min_accuracy)
     else:
-        told = command(chosen.point.setting, chosen.point.seeds[0]) if command else None
-        values["recommended"] = row(chosen.point) | {"rule": chosen.rule, "command": told}
+        text = command(chosen.point.setting, chosen.point.seeds[0]) if command else None
+        values["recommended"] = row(chosen.point) | {"rule": chosen.rule, "command": text}
     return finite(values)
 
 
 def row(point: Point) -> dict[str, Any]:
-    """A point with its setting's fields beside the numbers."""
+    """The fields of a point, with the fields of its setting at the same level."""
     return point.setting | asdict(point) | {"num_trials": point.num_trials}
 
 
 def finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
+    """The same value, with None in place of numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -122,11 +124,11 @@ def finite(value: Any) -> Any:
 
 
 def as_csv(values: Mapping[str, Any]) -> str:
-    """A row a trial, controls last; a column for each field of a setting."""
+    """One row per trial, controls last; one column for each field of a setting."""
     rows = [*values["trials"], *values["control"]]
     names = fields(row["setting"] for row in rows)
-    own = [field.name for field in dataclasses.fields(Trial) if field.name != "setting"]
-    columns = ["name", *names, *(name for name in own if name != "name" and name not in names), "on_front"]
+    trial_fields = [field.name for field in dataclasses.fields(Trial) if field.name != "setting"]
+    columns = ["name", *names, *(name for name in trial_fields if name != "name" and name not in names), "on_front"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -135,15 +137,15 @@ def as_csv(values: Mapping[str, Any]) -> str:
 
 
 def table(points: Sequence[Point]) -> str:
-    """The points as an aligned Markdown table, by R2; * marks those on the front."""
+    """The points as an aligned Markdown table, sorted by R2; * marks points on the front."""
     names = fields(p.setting for p in points)
     methods = len(by_method(points)) > 1
     best = front(points)
-    drawn = PrettyTable([*(["method"] if methods else []), *names, "seeds", "accuracy", "strongest R2", "front"])
-    drawn.set_style(TableStyle.MARKDOWN)
-    drawn.align = "r"
+    output = PrettyTable([*(["method"] if methods else []), *names, "seeds", "accuracy", "strongest R2", "front"])
+    output.set_style(TableStyle.MARKDOWN)
+    output.align = "r"
     for p in sorted(points, key=lambda p: p.strongest_r2):
-        drawn.add_row(
+        output.add_row(
             [
                 *([p.method] if methods else []),
                 *(short(p.setting.get(name, "")) for name in names),
@@ -153,7 +155,7 @@ def table(points: Sequence[Point]) -> str:
                 "degenerate" if p.degenerate else "*" if p in best else "",
             ]
         )
-    return drawn.get_string()
+    return output.get_string()
 
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:

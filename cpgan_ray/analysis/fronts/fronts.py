@@ -1,4 +1,4 @@
-"""Points that no other beats, and the area that they enclose."""
+"""The front of points that no other point beats, and its hypervolume."""
 
 import math
 from collections.abc import Sequence
@@ -7,79 +7,85 @@ from typing import Any, NamedTuple
 import moocore
 import numpy as np
 
-from cpgan_ray.analysis.fronts.trials import Point, Trial, grouped, identity, place, scored
+from cpgan_ray.analysis.fronts.trials import Point, Trial, group_key, mean_point, scored, setting_key
 from cpgan_ray.errors import InputError
 
 MAXIMISE = [True, False]
-"""Of accuracy and R2, in this order everywhere."""
+"""Whether accuracy and R2 are maximised. Everywhere in this order."""
 
 
 class Reference(NamedTuple):
-    """The worst that counts, from which hypervolumes are measured: the majority guess on the test split, everything recovered."""
+    """The reference point of hypervolumes, the worst outcome that counts: accuracy of the majority guess on the test split, R2 of
+    1."""
 
     accuracy: float
     strongest_r2: float = 1.0
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: none is at least as good in both numbers and better in one. By R2, the most private first.
+    """The nondominated points, sorted by R2, the most private first. A point is dominated if another is at least as good in both
+    numbers and better in one.
 
-    Points that are equal in both numbers do not beat each other: all of them stay. Degenerate codes are left out.
+    Points that are equal in both numbers do not dominate each other: all of them stay. Degenerate codes are left out.
     """
     points = [p for p in points if not p.degenerate]
     if not points:
         return []
-    kept = moocore.is_nondominated(plane(points), maximise=MAXIMISE, keep_weakly=True)
-    return sorted((p for p, keep in zip(points, kept, strict=True) if keep), key=lambda p: (p.strongest_r2, identity(p.setting)))
+    nondominated = moocore.is_nondominated(outcomes(points), maximise=MAXIMISE, keep_weakly=True)
+    best = [p for p, keep in zip(points, nondominated, strict=True) if keep]
+    return sorted(best, key=lambda p: (p.strongest_r2, setting_key(p.setting)))
 
 
-def plane(points: Sequence[Point]) -> np.ndarray:
+def outcomes(points: Sequence[Point]) -> np.ndarray:
     """Accuracy and R2, (N, 2)."""
     return np.array([(p.accuracy, p.strongest_r2) for p in points], dtype=np.float64).reshape(-1, 2)
 
 
 def reference_point(trials: Sequence[Trial]) -> Reference | None:
-    """The majority guess that the trials tell, the largest where they differ; None where none tells it."""
-    told = [t.majority_accuracy for t in trials if t.majority_accuracy is not None and math.isfinite(t.majority_accuracy)]
-    return Reference(max(told)) if told else None
+    """The largest majority accuracy that any trial reports; None if no trial reports it."""
+    values = [t.majority_accuracy for t in trials if t.majority_accuracy is not None and math.isfinite(t.majority_accuracy)]
+    return Reference(max(values)) if values else None
 
 
 def hypervolume(points: Sequence[Point], reference: Reference) -> float:
-    """Area of the outcomes that some point is at least as good as and that are no worse than the reference; 0 without points, of
-    which degenerate codes are none.
+    """Area of the outcomes that some point dominates or equals and that are not worse than the reference; 0 without points.
+    Degenerate codes do not count.
 
     E. Zitzler and L. Thiele, Multiobjective optimization using evolutionary algorithms, PPSN 1998; computed by moocore.
     """
     points = [p for p in points if not p.degenerate]
-    return float(moocore.hypervolume(plane(points), ref=list(reference), maximise=MAXIMISE)) if points else 0.0
+    return float(moocore.hypervolume(outcomes(points), ref=list(reference), maximise=MAXIMISE)) if points else 0.0
 
 
 def hypervolume_history(trials: Sequence[Trial], reference: Reference) -> list[float]:
-    """The hypervolume after each finished trial, in the order given.
+    """The hypervolume after each finished trial, in the given order.
 
-    Each time, seeds of one setting are averaged as in `points`: a second seed that turns out worse lowers it.
+    The seeds of a setting are averaged as in `points`: a second seed with a worse result can lower the hypervolume.
     """
     history: list[float] = []
     groups: dict[tuple[str, str], list[Trial]] = {}
-    found: dict[tuple[str, str], Point] = {}
+    points: dict[tuple[str, str], Point] = {}
     for trial in trials:
         if scored(trial) and not trial.control:
-            group = groups.setdefault(place(trial), [])
+            key = group_key(trial)
+            group = groups.setdefault(key, [])
             group.append(trial)
-            found[place(trial)] = grouped(group)
-            history.append(hypervolume(list(found.values()), reference))
+            points[key] = mean_point(group)
+            history.append(hypervolume(list(points.values()), reference))
     return history
 
 
-def comparable(trials: Sequence[Trial]) -> None:
-    """Raises: InputError where finished trials were scored on different data sets or tasks: their numbers make no common front."""
-    done = [trial for trial in trials if scored(trial)]
-    for told, of in (("data", "data set digest"), ("majority_accuracy", "majority accuracy, so another task,")):
+def ensure_comparable(trials: Sequence[Trial]) -> None:
+    """Check that all finished trials can be on one front.
+
+    Raises: InputError if they were scored on different data sets or tasks.
+    """
+    for field, what in (("data", "data sets (digests)"), ("majority_accuracy", "tasks (majority accuracies)")):
         first: dict[Any, Trial] = {}
-        for trial in done:
-            value = getattr(trial, told)
-            if value is not None:
+        for trial in trials:
+            value = getattr(trial, field)
+            if scored(trial) and value is not None:
                 first.setdefault(round(value, 6) if isinstance(value, float) else value, trial)
         if len(first) > 1:
             runs = "; ".join(f"{value} in {'/'.join(filter(None, (t.method, t.name)))}" for value, t in first.items())
-            raise InputError(f"these runs have no common front, each has its own {of} {runs}: give runs on one test set and task")
+            raise InputError(f"these runs have different {what} and no common front: {runs}; give runs on one test set and task")

@@ -1,4 +1,4 @@
-"""The figure of a front: every setting with its intervals, what the front encloses, and how that grew."""
+"""The figure of a front: every setting with its intervals, the front, and the growth of its hypervolume."""
 
 import io
 import math
@@ -25,21 +25,22 @@ METHODS += ("#d64550", "#eeca3b", "#1f4e5f", "#ff9da6", "#79706e", "#8cd17d")
 SHADES = ("#f2b134", "#e0573e", "#8e2a6b", "#2b1a5e")
 """Colours of privacy weights, from the smallest to the largest."""
 FAR = 1e3
-"""Outside every figure."""
-ABOVE = 2.2
+"""A coordinate outside every figure."""
+HISTORY_HEIGHT = 2.2
 """Height of the hypervolume's panel, in inches."""
 
 
 def as_png(trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None = None) -> bytes:
-    """Accuracy against the strongest fresh R2 of every setting, the front as a staircase; and how the hypervolume grew."""
-    below = max(3.0, 1.2 + 0.45 * len(by_method(points(trials))))  # inches; the legend has two lines a method
-    figure = Figure(figsize=(9, ABOVE + below), dpi=200, layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(ABOVE, below))
+    """Accuracy against the strongest fresh R2 of every setting, with the front as a staircase; and the growth of the
+    hypervolume."""
+    legend_height = max(3.0, 1.2 + 0.45 * len(by_method(points(trials))))  # inches; the legend has two lines per method
+    figure = Figure(figsize=(9, HISTORY_HEIGHT + legend_height), dpi=200, layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(HISTORY_HEIGHT, legend_height))
     main, history, legend = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
-    for one in (main, history):
-        one.grid(color=figures.GRID, linewidth=0.6)
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
+    for ax in (main, history):
+        ax.grid(color=figures.GRID, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
     draw_plane(main, trials, reference=reference, recommended=recommended)
     draw_history(history, trials, reference=reference)
     legend.axis("off")
@@ -50,127 +51,130 @@ def as_png(trials: Sequence[Trial], *, reference: Reference | None, recommended:
     return buffer.getvalue()
 
 
-def draw_plane(one: Axes, trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None) -> None:
-    """The main panel, and the entries of the legend."""
-    found, controls = points(trials), points(trials, control=True)
+def draw_plane(ax: Axes, trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None) -> None:
+    """Draw the main panel, and create the entries of the legend."""
+    settings, controls = points(trials), points(trials, control=True)
     floor = mean(t.label_floor_r2 for t in trials)
-    methods = by_method(found)
+    methods = by_method(settings)
     many = len(methods) > 1
-    ks = sorted({k for p in found if (k := number(p.setting.get("k"))) is not None})
+    ks = sorted({k for p in settings if (k := number(p.setting.get("k"))) is not None})
     colours = method_colours(trials)
-    for method, some in methods.items():
-        best, colour = front(some), colours[method]
-        name = f"front of {figures.plain(shorten(method))}\n" if many else "front "
-        told = name.strip() if reference is None else f"{name}(hypervolume {hypervolume(some, reference):.4f})"
-        if best:  # from below up to the most private point, and from the most accurate one on to the right
+    for method, of_method in methods.items():
+        best, colour = front(of_method), colours[method]
+        name = f"front of {figures.escape_dollars(shorten(method))}\n" if many else "front "
+        label = name.strip() if reference is None else f"{name}(hypervolume {hypervolume(of_method, reference):.4f})"
+        if best:  # the line comes up from below to the most private point, and leaves the most accurate point to the right
             x = [best[0].strongest_r2, *(p.strongest_r2 for p in best), FAR]
             y = [-FAR, *(p.accuracy for p in best), best[-1].accuracy]
-            one.plot(x, y, drawstyle="steps-post", color=colour if many else "black", linewidth=1.4, label=told, zorder=2)
-        for p, shade in zip(some, [colour] * len(some) if many else weight_colours(one, some), strict=True):
+            ax.plot(x, y, drawstyle="steps-post", color=colour if many else "black", linewidth=1.4, label=label, zorder=2)
+        for p, shade in zip(of_method, [colour] * len(of_method) if many else weight_colours(ax, of_method), strict=True):
             size = area(p, ks)
             draw_point(
-                one, p, colour=shade, marker="o", size=size, zorder=(5 if p in best else 4) - size / 1000
-            )  # the small on top
+                ax, p, colour=shade, marker="o", size=size, zorder=(5 if p in best else 4) - size / 1000
+            )  # small markers on top
     for p in controls:
-        draw_point(one, p, colour=colours[p.method] if many else figures.FRESH, marker="D", size=40, zorder=3)
-    mark = partial(one.scatter, [], [], edgecolors="white")
+        draw_point(ax, p, colour=colours[p.method] if many else figures.FRESH, marker="D", size=40, zorder=3)
+    add_legend_entry = partial(ax.scatter, [], [], edgecolors="white")
     if controls:
-        mark(marker="D", s=40, color="#9a9a9a" if many else figures.FRESH, label="undefended control")
+        add_legend_entry(marker="D", s=40, color="#9a9a9a" if many else figures.FRESH, label="undefended control")
     if recommended is not None:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": figures.FRESH, "linewidths": 1.6}
         x, y = [recommended.strongest_r2], [recommended.accuracy]
-        one.scatter(x, y, s=area(recommended, ks) + 130, zorder=6, label="recommended", **ring)
+        ax.scatter(x, y, s=area(recommended, ks) + 130, zorder=6, label="recommended", **ring)
     if floor is not None:
-        one.axvline(floor, color=figures.FLOOR, linestyle="--", linewidth=1.2, label="label floor", zorder=1)
+        ax.axvline(floor, color=figures.FLOOR, linestyle="--", linewidth=1.2, label="label floor", zorder=1)
     if reference is not None:
-        one.axhline(reference.accuracy, color=figures.FLOOR, linestyle=":", linewidth=1.4, label="majority guess", zorder=1)
-    for k in ks if len(ks) <= 5 else spaced(ks, apart=0.3):
-        mark(s=size_area(k, ks), color="#9a9a9a", label=f"k = {k:g}")
-    one.set(xlabel="R2 of the strongest fresh attack (left: more private)", ylabel="accuracy")
-    frame(one, [*found, *controls], floor=floor, majority=reference and reference.accuracy)
+        ax.axhline(reference.accuracy, color=figures.FLOOR, linestyle=":", linewidth=1.4, label="majority guess", zorder=1)
+    for k in ks if len(ks) <= 5 else evenly_spaced_subset(ks, min_distance=0.3):
+        add_legend_entry(s=marker_area(k, ks), color="#9a9a9a", label=f"k = {k:g}")
+    ax.set(xlabel="R2 of the strongest fresh attack (left: more private)", ylabel="accuracy")
+    set_limits(ax, [*settings, *controls], floor=floor, majority=reference and reference.accuracy)
 
 
-def draw_point(one: Axes, p: Point, *, colour: Any, marker: str, size: float, zorder: float) -> None:
-    """A point with its intervals, where they are known."""
-    one.scatter(
+def draw_point(ax: Axes, p: Point, *, colour: Any, marker: str, size: float, zorder: float) -> None:
+    """Draw a point, with its intervals if they are known."""
+    ax.scatter(
         [p.strongest_r2], [p.accuracy], s=size, color=[colour], marker=marker, edgecolors="white", linewidths=0.8, zorder=zorder
     )
     bars = {"color": colour, "alpha": 0.55, "linewidth": 1.1, "zorder": 2.5}
     if p.strongest_r2_low is not None and p.strongest_r2_high is not None:
-        one.plot([p.strongest_r2_low, p.strongest_r2_high], [p.accuracy] * 2, **bars)
+        ax.plot([p.strongest_r2_low, p.strongest_r2_high], [p.accuracy] * 2, **bars)
     if p.accuracy_low is not None and p.accuracy_high is not None:
-        one.plot([p.strongest_r2] * 2, [p.accuracy_low, p.accuracy_high], **bars)
+        ax.plot([p.strongest_r2] * 2, [p.accuracy_low, p.accuracy_high], **bars)
 
 
 def area(p: Point, ks: Sequence[float]) -> float:
-    """Of a point's marker, in points squared: by the logarithm of its k, where there are several."""
+    """Area of a point's marker, in points squared."""
     k = number(p.setting.get("k"))
-    return 48 if k is None else size_area(k, ks)
+    return 48 if k is None else marker_area(k, ks)
 
 
-def size_area(k: float, ks: Sequence[float]) -> float:
+def marker_area(k: float, ks: Sequence[float]) -> float:
+    """Area of a marker by the logarithm of k; constant if `ks` has only one value."""
     return 24 + 76 * math.log(k / ks[0]) / math.log(ks[-1] / ks[0]) if len(ks) > 1 else 48
 
 
-def spaced(values: Sequence[float], *, apart: float) -> list[float]:
-    """Of ascending positive values the ends, and of those between what is `apart` from them on a logarithmic axis of length 1."""
+def evenly_spaced_subset(values: Sequence[float], *, min_distance: float) -> list[float]:
+    """The first and the last of ascending positive values, and values between them, such that neighbours are at least
+    `min_distance` apart on a logarithmic axis of length 1."""
     low, high = math.log(values[0]), math.log(values[-1])
-    kept, at = [values[0]], 0.0
+    subset, previous = [values[0]], 0.0
     for value in values[1:-1]:
-        here = (math.log(value) - low) / (high - low)
-        if here - at >= apart and 1 - here >= apart:
-            kept, at = [*kept, value], here
-    return [*kept, values[-1]]
+        position = (math.log(value) - low) / (high - low)
+        if position - previous >= min_distance and 1 - position >= min_distance:
+            subset, previous = [*subset, value], position
+    return [*subset, values[-1]]
 
 
 def method_colours(trials: Sequence[Trial]) -> dict[str, str]:
     return dict(zip(dict.fromkeys(t.method for t in trials), cycle(METHODS), strict=False))
 
 
-def weight_colours(one: Axes, some: Sequence[Point]) -> list[Any]:
-    """By the privacy weight on a logarithmic scale, with a bar that tells it; one colour where there are not two weights."""
-    weights = [number(p.setting.get("privacy_weight")) for p in some]
-    above = sorted({w for w in weights if w is not None and w > 0})
-    if len(above) < 2:
-        return [METHODS[0]] * len(some)
-    shades = ScalarMappable(LogNorm(above[0], above[-1]), LinearSegmentedColormap.from_list("weights", SHADES))
-    bar = one.figure.colorbar(shades, ax=one, location="top", aspect=50, pad=0.02)
-    ticks = spaced(above, apart=0.11)
+def weight_colours(ax: Axes, points: Sequence[Point]) -> list[Any]:
+    """Colours by the privacy weight on a logarithmic scale, with a colour bar; a single colour if there are fewer than two
+    weights."""
+    weights = [number(p.setting.get("privacy_weight")) for p in points]
+    positive = sorted({w for w in weights if w is not None and w > 0})
+    if len(positive) < 2:
+        return [METHODS[0]] * len(points)
+    shades = ScalarMappable(LogNorm(positive[0], positive[-1]), LinearSegmentedColormap.from_list("weights", SHADES))
+    bar = ax.figure.colorbar(shades, ax=ax, location="top", aspect=50, pad=0.02)
+    ticks = evenly_spaced_subset(positive, min_distance=0.11)
     bar.set_ticks(ticks, labels=[f"{w:.3g}" for w in ticks])
     bar.minorticks_off()
     bar.set_label("privacy weight")
     return [figures.FLOOR if w is None or w <= 0 else shades.to_rgba(np.array(w)) for w in weights]
 
 
-def frame(one: Axes, some: Sequence[Point], *, floor: float | None, majority: float | None) -> None:
-    """Limits that hold all points and lines; of a bar that is much longer than that, a part."""
-    for values, lows, highs, line, limit in (
+def set_limits(ax: Axes, points: Sequence[Point], *, floor: float | None, majority: float | None) -> None:
+    """Set axis limits that contain all points and lines; a much longer interval is shown only in part."""
+    for values, lows, highs, line, set_limit in (
         (
-            [p.strongest_r2 for p in some],
-            [p.strongest_r2_low for p in some],
-            [p.strongest_r2_high for p in some],
+            [p.strongest_r2 for p in points],
+            [p.strongest_r2_low for p in points],
+            [p.strongest_r2_high for p in points],
             floor,
-            one.set_xlim,
+            ax.set_xlim,
         ),
-        ([p.accuracy for p in some], [p.accuracy_low for p in some], [p.accuracy_high for p in some], majority, one.set_ylim),
+        ([p.accuracy for p in points], [p.accuracy_low for p in points], [p.accuracy_high for p in points], majority, ax.set_ylim),
     ):
         inside = [*values, *([] if line is None else [line])] or [0.0, 1.0]
         low, high = min(inside), max(inside)
-        room = (high - low) or 0.1
-        low = max(low - 0.3 * room, min([low, *(v for v in lows if v is not None)])) - 0.05 * room
-        high = min(high + 0.3 * room, max([high, *(v for v in highs if v is not None)])) + 0.05 * room
-        limit(low, high)
+        span = (high - low) or 0.1
+        low = max(low - 0.3 * span, min([low, *(v for v in lows if v is not None)])) - 0.05 * span
+        high = min(high + 0.3 * span, max([high, *(v for v in highs if v is not None)])) + 0.05 * span
+        set_limit(low, high)
 
 
-def draw_history(one: Axes, trials: Sequence[Trial], *, reference: Reference | None) -> None:
-    """Hypervolume after each finished trial, a line a method."""
+def draw_history(ax: Axes, trials: Sequence[Trial], *, reference: Reference | None) -> None:
+    """Draw the hypervolume after each finished trial, one line per method."""
     methods = dict.fromkeys(t.method for t in trials if scored(t) and not t.control)
     colours = method_colours(trials)
     longest = 0
     for method in methods:
         history = [] if reference is None else hypervolume_history([t for t in trials if t.method == method], reference)
         longest = max(longest, len(history))
-        one.plot(
+        ax.plot(
             range(1, len(history) + 1),
             history,
             ".-",
@@ -178,23 +182,23 @@ def draw_history(one: Axes, trials: Sequence[Trial], *, reference: Reference | N
             linewidth=1.2,
             color=colours[method] if len(methods) > 1 else "black",
         )
-    one.set(xlabel="finished trials", ylabel="hypervolume")
-    one.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    one.set_xlim(left=0, right=longest + 1)
+    ax.set(xlabel="finished trials", ylabel="hypervolume")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set_xlim(left=0, right=longest + 1)
 
 
 def shorten(name: str) -> str:
-    """What the legend has room for."""
+    """Shorten a name to the width of the legend."""
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
 def caption(trials: Sequence[Trial]) -> str:
-    """What the figure shows, and what it does not."""
+    """The caption: how many trials are shown, and what the intervals mean."""
     searched = [t for t in trials if not t.control]
     counts = Counter("finished" if scored(t) else "without numbers" if t.state == "finished" else t.state for t in searched)
-    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
     noun = "trial" if len(searched) == 1 else "trials"
     return (
-        f"{len(searched)} {noun} ({told}); only finished ones have a place. All numbers are of the test split.\n"
-        "Bars: 95 % intervals, of one training over the people it is scored on, of several seeds over the trainings (Student's t)."
+        f"{len(searched)} {noun} ({states}); only finished trials are shown. All numbers are measured on the test split.\n"
+        "Bars: 95 % intervals; for one seed over the people of the test split, for several seeds over the trainings (Student's t)."
     )

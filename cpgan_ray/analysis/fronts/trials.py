@@ -1,4 +1,4 @@
-"""Trials, and the points that those of one setting make: means over seeds with their intervals."""
+"""Trials, and points: the means over the seeds of one setting, with their intervals."""
 
 import json
 import math
@@ -15,19 +15,19 @@ State = Literal["finished", "stopped", "failed", "running", "killed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training of a search: a setting under a seed, and what fresh attacks made of it."""
+    """One training of a search: a setting with a seed, and the results of fresh attacks on it."""
 
     name: str
-    """Of its folder and its MLflow run."""
+    """Name of its folder and of its MLflow run."""
     setting: dict[str, Any]
-    """Dotted config field -> value, of the fields that are searched."""
+    """Dotted config field -> value, for the fields that are searched."""
     seed: int
     state: State
-    """`stopped`: early, by the scheduler. Trials that are not `finished` have no place on a front."""
+    """`stopped`: stopped early by the scheduler. Only `finished` trials can be on a front."""
     control: bool = False
-    """The undefended control (privacy weight 0): shown, never on the front."""
+    """The undefended control (privacy weight 0): it is shown, but never on the front."""
     accuracy: float | None = None
-    """On the test split, as all down to `attack`."""
+    """Accuracy on the test split. All fields down to `attack` are measured on the test split."""
     accuracy_low: float | None = None
     """Lower end of its 95 % bootstrap interval over people."""
     accuracy_high: float | None = None
@@ -37,40 +37,42 @@ class Trial:
     """Lower end of its 95 % bootstrap interval over people."""
     strongest_r2_high: float | None = None
     attack: str | None = None
-    """The strongest one's name."""
+    """Name of the strongest attack."""
     val_accuracy: float | None = None
-    """On the validation split: what settings are ranked by."""
+    """Accuracy on the validation split. Settings are ranked by it."""
     val_r2: float | None = None
-    """Of the strongest attack on the validation split, on which it was tuned."""
+    """R2 of the strongest attack on the validation split, on which it was tuned. Settings are ranked by it."""
     majority_accuracy: float | None = None
-    """Accuracy of always guessing each label's commoner training value, on the test split."""
+    """Accuracy on the test split of always guessing each label's most common training value."""
     label_floor_r2: float | None = None
     """R2 of pictures predicted from the task's true labels."""
     seconds: float | None = None
-    """Wall time, attacks included."""
+    """Wall time, including attacks."""
     run_id: str | None = None
-    """Of its MLflow run."""
+    """Id of its MLflow run."""
     output: str | None = None
     """Its folder."""
     cause: str | None = None
     """Why it failed."""
     method: str = ""
-    """Experiment or mechanism, when several are compared."""
+    """Experiment or mechanism, if several are compared."""
     data: str | None = None
-    """Digest of the data set: numbers on different ones cannot be compared."""
+    """Digest of the data set: numbers on different data sets cannot be compared."""
     degenerate: str | None = None
-    """Why its code is degenerate (constant, or useless), if it is: it is shown, is on no front and passes no gate."""
+    """Why its code is degenerate (constant or useless), or None. A degenerate code is shown, but is on no front and passes no
+    gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """All finished trials of one setting: a place in the plane of accuracy and R2. What its intervals mean is said at `grouped`."""
+    """All finished trials of one setting: a point in the plane of accuracy and R2. For the meaning of its intervals see
+    `mean_point`."""
 
     setting: dict[str, Any]
     trials: tuple[str, ...]
-    """Their names."""
+    """Names of the trials."""
     seeds: tuple[int, ...]
-    """Each once."""
+    """The seeds, without repetitions."""
     accuracy: float
     accuracy_low: float | None
     accuracy_high: float | None
@@ -82,7 +84,7 @@ class Point:
     majority_accuracy: float | None
     method: str = ""
     degenerate: bool = False
-    """Whether the code of any of its trials is."""
+    """Whether the code of any of its trials is degenerate."""
 
     @property
     def num_trials(self) -> int:
@@ -90,7 +92,7 @@ class Point:
 
 
 class Estimate(NamedTuple):
-    """A number with the ends of its interval, where they are known."""
+    """A number with the ends of its interval, if they are known."""
 
     value: float | None
     low: float | None = None
@@ -98,46 +100,48 @@ class Estimate(NamedTuple):
 
 
 def scored(trial: Trial) -> bool:
-    """Whether a trial has come to its end with both numbers."""
+    """Whether a trial has finished with both numbers, accuracy and strongest R2."""
     numbers = (trial.accuracy, trial.strongest_r2)
     return trial.state == "finished" and all(number is not None and math.isfinite(number) for number in numbers)
 
 
 def points(trials: Sequence[Trial], *, control: bool = False) -> list[Point]:
-    """The finished trials by method and setting, in the order of their first; `control`: those of the controls instead."""
+    """One point for each method and setting of the finished trials, in order of first occurrence. control: only the controls,
+    instead of all others."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         if scored(trial) and trial.control == control:
-            groups.setdefault(place(trial), []).append(trial)
-    return [grouped(group) for group in groups.values()]
+            groups.setdefault(group_key(trial), []).append(trial)
+    return [mean_point(group) for group in groups.values()]
 
 
-def place(one: Trial | Point) -> tuple[str, str]:
-    """What is the same for trials that are one point, and for that point."""
-    return one.method, identity(one.setting)
+def group_key(item: Trial | Point) -> tuple[str, str]:
+    """A key that is the same for all trials of a point, and for the point."""
+    return item.method, setting_key(item.setting)
 
 
-def identity(setting: Mapping[str, Any]) -> str:
-    """The same for equal settings, whatever the order of their fields and whether 1 is written 1.0."""
+def setting_key(setting: Mapping[str, Any]) -> str:
+    """A key that is the same for equal settings; the order of the fields, and 1 or 1.0, make no difference."""
     values = {name: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for name, v in setting.items()}
     return json.dumps(values, sort_keys=True)
 
 
-def grouped(trials: Sequence[Trial]) -> Point:
-    """The point of finished trials of one setting. Repetitions of a seed are averaged first: they are no further evidence.
+def mean_point(trials: Sequence[Trial]) -> Point:
+    """The point of the finished trials of one setting. Repetitions of a seed are averaged first, because they are no further
+    evidence.
 
-    The intervals mean two things. Of one seed: how the numbers of this one privatizer vary with the people it is scored on. Of
-    several: how the mean varies with the seed of the training, the scored people being the same (`mean_with_ci`).
+    The meaning of the intervals depends on the number of seeds. One seed: how the numbers of this privatizer vary with the people
+    on whom it is scored. Several seeds: how the mean varies with the seed of the training, on the same people (`mean_with_ci`).
     """
     seeds = sorted({trial.seed for trial in trials})
     by_seed = [[trial for trial in trials if trial.seed == seed] for seed in seeds]
 
     def over_seeds(name: str) -> Estimate:
         ends = (name, f"{name}_low", f"{name}_high")
-        return mean_with_ci([Estimate(*(mean([getattr(trial, end) for trial in same]) for end in ends)) for same in by_seed])
+        return mean_with_ci([Estimate(*(mean([getattr(trial, end) for trial in group]) for end in ends)) for group in by_seed])
 
     def average(name: str) -> float | None:
-        return mean([mean([getattr(trial, name) for trial in same]) for same in by_seed])
+        return mean([mean([getattr(trial, name) for trial in group]) for group in by_seed])
 
     accuracy, r2 = over_seeds("accuracy"), over_seeds("strongest_r2")
     assert accuracy.value is not None
@@ -161,7 +165,8 @@ def grouped(trials: Sequence[Trial]) -> Point:
 
 
 def mean_with_ci(seeds: Sequence[Estimate]) -> Estimate:
-    """Of n seeds: mean +- t(0.975, n - 1) s / sqrt(n), Student's interval, s the sample deviation. Of one: its own estimate."""
+    """Mean of n seeds with Student's interval: mean +- t(0.975, n - 1) s / sqrt(n), s is the sample standard deviation. For a
+    single seed, its own estimate."""
     if len(seeds) == 1:
         return seeds[0]
     values = np.array([seed.value for seed in seeds], dtype=np.float64)
@@ -170,9 +175,9 @@ def mean_with_ci(seeds: Sequence[Estimate]) -> Estimate:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known."""
-    there = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(there) if there else None
+    """Mean of the values that are known and finite; None if there are none."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(finite) if finite else None
 
 
 def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -180,6 +185,6 @@ def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def fields(settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All fields of some settings, the code's size and the privacy weight first."""
+    """All fields of the settings, with the code's size and the privacy weight first."""
     names = dict.fromkeys(name for setting in settings for name in setting)
     return sorted(names, key=lambda name: {"k": 0, "privacy_weight": 1}.get(name, 2))

@@ -1,9 +1,9 @@
-"""Fresh attacks: reconstructors that never saw training. Each is fitted on pairs of codes and pictures, chooses its settings on
-tuning rows, and is scored once, by somebody else, on rows that it has never seen.
+"""Fresh attacks: reconstructors that took no part in training. Each is fitted on pairs of codes and pictures and chooses its
+settings on tuning rows. Other code then scores it once, on rows that it has never seen.
 
-An attack is an entry of `ATTACKS`: a function from `AttackData` and `AttackConfig` to a `Fitted`. To add one, write such a
-function in a module of its own and enter it here. What every attack owes (see base.py): it sees codes standardised and whitened,
-restarts under several seeds, and raises its budget until that no longer helps, or says that it still did.
+An attack is an entry of `ATTACKS`: a function from `AttackData` and `AttackConfig` to a `Fitted`. To add an attack, write such a
+function in a new module and add it here. Requirements for every attack (see base.py): try standardised and whitened codes, restart
+with several seeds, and raise the budget until more budget no longer helps; if it still helps at the end, return `saturated=False`.
 """
 
 from collections.abc import Callable

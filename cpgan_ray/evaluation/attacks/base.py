@@ -1,4 +1,4 @@
-"""What an attack is given and what it answers."""
+"""Input and output types of an attack, and functions that all attacks share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ from cpgan_ray.training.adversaries.base import Target, code_map
 
 BLOCK = 2048
 BLOCK_VALUES = 1 << 22
-"""Values of a block of pictures: 16 MB of float32, whatever their size."""
+"""Number of values in a block of pictures: 16 MB of float32 for pictures of any size."""
 GAIN = 0.005
-"""An attack is saturated when doubling its budget gains less R2 than this on the tuning rows, ..."""
+"""Doubling the budget of an attack is considered useless if R2 on the tuning rows rises by less than this."""
 IDLE_DOUBLINGS = 2
-"""... so many times in a row: a network that starts at the ridge reconstruction may take a while to leave it."""
+"""An attack is saturated after so many useless doublings in a row. One is not enough: a network starts at the ridge reconstruction
+and may need some time to improve on it."""
 
 
 class Pixels(Protocol):
-    """Pictures in [-1, 1] less the mean training picture, by row: a Tensor (N, D), or the store's pictures on demand."""
+    """Pictures in [-1, 1] minus the mean training picture, by row: a Tensor (N, D), or pictures read from the store on demand."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: Any, /) -> Tensor: ...
@@ -32,7 +33,7 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StoredPixels:
-    """Pictures of a split that stay in the memory-mapped store until they are asked for."""
+    """Pictures of a split that stay in the memory-mapped store until they are needed."""
 
     split: Split
     batch: Batch
@@ -51,12 +52,12 @@ class StoredPixels:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Codes and the pictures behind them, row by row: as pixels, and on principal components."""
+    """Codes and their pictures, row by row: as pixels, and as coordinates on the principal components."""
 
     z: Tensor  # (N, k)
     target: Target  # values (N, p), residual (N,)
     pixels: Pixels  # (N, D)
-    identity: np.ndarray  # (N,) whose picture it is
+    identity: np.ndarray  # (N,) the person on each picture
 
     def __len__(self) -> int:
         return len(self.z)
@@ -67,7 +68,7 @@ class Pairs:
 
     @property
     def pixel_rows(self) -> int:
-        """Pictures of a block: at most BLOCK_VALUES values."""
+        """Number of pictures in a block of at most BLOCK_VALUES values."""
         return max(1, BLOCK_VALUES // self.target.dimension)
 
     def pixel_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -78,42 +79,42 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class AttackData:
-    """Three disjoint sets of pairs. An attack may look at `fit` and `tune`; `score` is for whoever scores it."""
+    """Three disjoint sets of pairs. An attack may only use `fit` and `tune`; `score` is for scoring it afterwards."""
 
     fit: Pairs
     tune: Pairs
     score: Pairs
     components: Tensor  # (p, D) orthonormal: coordinates @ components are pixels
-    bounds: tuple[Tensor, Tensor] | None  # (D,) least and largest value of a reconstruction's pixels; None: unbounded
-    image_shape: tuple[int, int, int] | None  # (H, W, C); None: no pictures, decoders fall back on perceptrons
+    bounds: tuple[Tensor, Tensor] | None  # (D,) smallest and largest value of each pixel of a reconstruction; None: unbounded
+    image_shape: tuple[int, int, int] | None  # (H, W, C); None: not pictures, and decoders are replaced by perceptrons
     seed: int
     trained_against: tuple[str, ...] = ()  # architectures of the training adversaries
-    unit: float = 127.5  # what 1 of the pixels' values is in the data set's own unit
-    pictures: bool = True  # or signals, which are in the data set's own unit
-    mirrored: bool = True  # whether the second half of `fit` is the mirror images of the first
+    unit: float = 127.5  # a pixel value of 1, in the data set's own unit
+    pictures: bool = True  # False: signals, which are in the data set's own unit
+    mirrored: bool = True  # whether the second half of `fit` are the mirror images of the first half
 
 
 class Reconstructor(Protocol):
-    """Codes (B, k) -> coordinates (B, p) or pixels (B, D). Pickles, so that it can be fitted in another process."""
+    """Codes (B, k) -> coordinates (B, p) or pixels (B, D). Must be picklable, because it may be fitted in another process."""
 
     def __call__(self, z: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """An attack at its best settings."""
+    """An attack, fitted with its best settings."""
 
     reconstruct: Reconstructor
-    space: str  # of what `reconstruct` returns: "components" or "pixels"
+    space: str  # space of the reconstructions: "components" or "pixels"
     tune_r2: float  # on the tuning rows
     saturated: bool  # whether more budget no longer helped
     settings: dict[str, object]
-    budgets: tuple[tuple[int, float], ...] = ()  # (budget, R2 on the tuning rows), as the budget was raised
-    curve: tuple[float, ...] = ()  # of a network: R2 on the tuning rows after each epoch
+    budgets: tuple[tuple[int, float], ...] = ()  # (budget, R2 on the tuning rows), in the order in which the budget was raised
+    curve: tuple[float, ...] = ()  # only for networks: R2 on the tuning rows after each epoch
 
 
 class CodeMap(nn.Module):
-    """Standardises or whitens codes with the statistics of those fitted on, in float64 inside."""
+    """Standardises or whitens codes with the statistics of the codes that the attack is fitted on. Computes in float64."""
 
     origin: Tensor
     matrix: Tensor
@@ -140,27 +141,28 @@ class Mean:
 
 @torch.no_grad()
 def predict(reconstruct: Reconstructor, z: Tensor, *, rows: int = BLOCK) -> Tensor:
-    """What it answers to all codes (N, ...), block by block.
+    """The output for all codes z (N, ...), computed block by block.
 
-    Written into one array: a block's answer, kept by itself, would lie behind the memory that it was computed in and hold it.
+    All blocks are written into one array: if each output were kept separately, it would keep the allocator from reusing the memory
+    of its computation.
     """
     first = reconstruct(z[:rows])
-    answers = first.new_empty(len(z), *first.shape[1:])
-    answers[:rows] = first
+    outputs = first.new_empty(len(z), *first.shape[1:])
+    outputs[:rows] = first
     for start in range(rows, len(z), rows):
-        answers[start : start + rows] = reconstruct(z[start : start + rows])
-    return answers
+        outputs[start : start + rows] = reconstruct(z[start : start + rows])
+    return outputs
 
 
 def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
-    """Reconstructions (B, D) less the mean picture, clipped to what pixels can be, which only brings them nearer: an attack that is
-    linear in unbounded codes would be as far off as a code that it has seen nothing like.
+    """Reconstructions (B, D) minus the mean picture, clipped to possible pixel values. Clipping can only reduce their error: for a
+    code far from all codes that it was fitted on, an attack that is linear in the code would have an unbounded error.
 
-    Raises: ValueError where one is not finite.
+    Raises: ValueError if a reconstruction is not finite.
     """
     with torch.no_grad():
-        answer = fitted.reconstruct(z)
-        pixels = answer @ data.components if fitted.space == "components" else answer
+        reconstructions = fitted.reconstruct(z)
+        pixels = reconstructions @ data.components if fitted.space == "components" else reconstructions
     if not bool(pixels.isfinite().all()):
         raise ValueError("an attack's reconstruction is not finite")
     return pixels if data.bounds is None else pixels.clamp(*data.bounds)
@@ -168,7 +170,7 @@ def to_pixels(data: AttackData, fitted: Fitted, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def r2_score(pairs: Pairs, reconstruct: Reconstructor, *, space: str) -> float:
-    """R2 on some pairs: 1 - MSE / MSE of the mean picture."""
+    """R2 = 1 - MSE / MSE(mean picture) on `pairs`. space: of the reconstructions, "components" or "pixels"."""
     errors = mean_errors = 0.0
     if space == "components":
         for start in range(0, len(pairs), BLOCK):

@@ -1,4 +1,4 @@
-"""Attacks in closed form: at the optimum of their class, so that nobody has to ask whether they were trained long enough."""
+"""Attacks in closed form: each is the optimum of its class, so there is no question whether it was trained long enough."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ KERNEL_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A prepared code, lifted if need be, through an affine map."""
+    """An affine map of a prepared code, or of its Fourier features if there are any."""
 
     prepare: CodeMap
     weight: Tensor  # (q, p)
@@ -27,18 +27,18 @@ class Affine:
     width: float = 1.0
 
     def __call__(self, z: Tensor, /) -> Tensor:
-        inside = self.prepare(z)
+        inputs = self.prepare(z)
         if self.features is not None:
-            inside = self.features(inside, width=self.width)
-        return inside @ self.weight + self.bias
+            inputs = self.features(inputs, width=self.width)
+        return inputs @ self.weight + self.bias
 
 
-def solved(prepare: CodeMap, fit: LinearMap, features: FourierFeatures | None = None, width: float = 1.0) -> Affine:
+def affine_map(prepare: CodeMap, fit: LinearMap, features: FourierFeatures | None = None, width: float = 1.0) -> Affine:
     return Affine(prepare, fit.weight.float(), fit.bias.float(), features, width)
 
 
 def best_affine(data: AttackData, *, space: str) -> tuple[float, float, Affine]:
-    """The ridge solution on whitened codes with the penalty that the tuning rows prefer: their R2, the penalty, the map."""
+    """The ridge solution on whitened codes with the penalty that is best on the tuning rows: R2 on these rows, penalty, map."""
     prepare = CodeMap(data.fit.z, how="whitened")
     blocks: Iterable[tuple[Tensor, Tensor]] = data.fit.blocks() if space == "components" else data.fit.pixel_blocks()
     sums: NormalEquations | None = None
@@ -46,21 +46,23 @@ def best_affine(data: AttackData, *, space: str) -> tuple[float, float, Affine]:
         sums = sums or NormalEquations(prepare.matrix.shape[1], x.shape[1])
         sums.add(prepare(z), x)
     assert sums is not None
-    candidates = ((penalty, solved(prepare, sums.solve(penalty=penalty))) for penalty in RIDGE_PENALTIES)  # one at a time
+    candidates = (
+        (penalty, affine_map(prepare, sums.solve(penalty=penalty))) for penalty in RIDGE_PENALTIES
+    )  # a generator: only one map at a time is in memory
     return max(((r2_score(data.tune, fit, space=space), penalty, fit) for penalty, fit in candidates), key=lambda c: c[0])
 
 
 def ridge_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """The best affine reconstruction of the pixels, on whitened codes: no scale of a direction protects it."""
-    found, penalty, best = best_affine(data, space="pixels")
-    return Fitted(best, "pixels", found, True, {"penalty": penalty})
+    """The best affine reconstruction of the pixels. Codes are whitened, so a small scale protects no direction."""
+    r2, penalty, best = best_affine(data, space="pixels")
+    return Fitted(best, "pixels", r2, True, {"penalty": penalty})
 
 
 def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """RBF kernel ridge by random Fourier features, on standardised and on whitened codes, onto the principal components.
+    """RBF kernel ridge regression with random Fourier features, from standardised or whitened codes to the principal components.
 
-    Bandwidth and penalty by the tuning rows, with few features; then the features are doubled until that gains nothing. The
-    restarts draw other features, and are averaged.
+    Bandwidth and penalty are chosen on the tuning rows with few features. Then the number of features is doubled until that gains
+    nothing. Restarts draw other features; their average is used if it is better.
     """
 
     def fit(how: str, bandwidth: float, features: int, restart: int, penalties: Iterable[float]) -> tuple[float, float, Affine]:
@@ -72,29 +74,29 @@ def kernel_attack(data: AttackData, config: AttackConfig) -> Fitted:
         sums = NormalEquations(features, data.fit.target.values.shape[1])
         for z, x in data.fit.blocks():
             sums.add(phi(prepare(z), width=width), x)
-        candidates = ((penalty, solved(prepare, sums.solve(penalty=penalty), phi, width)) for penalty in penalties)
-        scored = ((r2_score(data.tune, one, space="components"), penalty, one) for penalty, one in candidates)
+        candidates = ((penalty, affine_map(prepare, sums.solve(penalty=penalty), phi, width)) for penalty in penalties)
+        scored = ((r2_score(data.tune, candidate, space="components"), penalty, candidate) for penalty, candidate in candidates)
         return max(scored, key=lambda s: s[0])
 
     limit = config.kernel_features
     features = max(1, limit // 8)
     grid = [(how, bandwidth) for how in ("standardised", "whitened") for bandwidth in KERNEL_BANDWIDTHS]
-    tried = [(fit(how, bandwidth, features, 0, KERNEL_PENALTIES), how, bandwidth) for how, bandwidth in grid]
-    (found, penalty, best), how, bandwidth = max(tried, key=lambda t: t[0][0])
-    budgets, idle = [(features, found)], 0
+    trials = [(fit(how, bandwidth, features, 0, KERNEL_PENALTIES), how, bandwidth) for how, bandwidth in grid]
+    (r2, penalty, best), how, bandwidth = max(trials, key=lambda t: t[0][0])
+    budgets, idle = [(features, r2)], 0
     while features < limit and idle < IDLE_DOUBLINGS:
         features = min(2 * features, limit)
-        more = fit(how, bandwidth, features, 0, KERNEL_PENALTIES)
-        budgets.append((features, more[0]))
-        idle = idle + 1 if more[0] - found < GAIN else 0
-        if more[0] > found:
-            found, penalty, best = more
+        doubled = fit(how, bandwidth, features, 0, KERNEL_PENALTIES)
+        budgets.append((features, doubled[0]))
+        idle = idle + 1 if doubled[0] - r2 < GAIN else 0
+        if doubled[0] > r2:
+            r2, penalty, best = doubled
     saturated = idle == IDLE_DOUBLINGS
     restarts: list[Reconstructor] = [best]
     restarts += [fit(how, bandwidth, features, restart, (penalty,))[2] for restart in range(1, config.restarts)]
     averaged = Mean(tuple(restarts))
-    together = r2_score(data.tune, averaged, space="components")
+    averaged_r2 = r2_score(data.tune, averaged, space="components")
     settings: dict[str, object] = {"codes": how, "bandwidth": bandwidth, "penalty": penalty, "features": features}
-    if together > found:
-        return Fitted(averaged, "components", together, saturated, settings | {"averaged": len(restarts)}, tuple(budgets))
-    return Fitted(best, "components", found, saturated, settings, tuple(budgets))
+    if averaged_r2 > r2:
+        return Fitted(averaged, "components", averaged_r2, saturated, settings | {"averaged": len(restarts)}, tuple(budgets))
+    return Fitted(best, "components", r2, saturated, settings, tuple(budgets))

@@ -1,4 +1,4 @@
-"""The nearest neighbour in z: whose code is like this one, and what did they look like?"""
+"""Nearest neighbours in z: a picture is reconstructed from the pictures with the most similar codes."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predi
 
 NEIGHBOURS = (1, 3, 10, 30, 100, 300, 1000)
 BLOCK_VALUES = 1 << 23
-"""Distances that are in memory at once."""
+"""Number of distances that are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,12 @@ class Neighbours:
         return predict(lambda block: self.average(block, norms), self.prepare(z), rows=max(1, BLOCK_VALUES // len(self.codes)))
 
     def average(self, prepared: Tensor, norms: Tensor) -> Tensor:
-        """|c|^2 - 2 z . c is the squared distance but for |z|^2, which is the same for all c."""
+        """Average of the nearest neighbours. |c|^2 - 2 z . c is the squared distance minus |z|^2, which is the same for all c."""
         nearest = torch.addmm(norms, prepared, self.codes.T, alpha=-2).topk(self.count, largest=False).indices
-        return F.embedding_bag(nearest, self.values, mode="mean")  # without all the neighbours' pictures side by side
+        return F.embedding_bag(nearest, self.values, mode="mean")  # needs no array of all the neighbours' pictures
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The large part as numpy arrays: Ray has them in its object store, and whoever reads them has no copy of their own."""
+        """Pickle the large parts as numpy arrays: Ray puts these into its object store, and readers share them without a copy."""
         return _unpickled, (self.prepare, self.codes.cpu().numpy(), self.values.cpu().numpy(), self.count)
 
 
@@ -47,13 +47,13 @@ def _unpickled(prepare: CodeMap, codes: np.ndarray, values: np.ndarray, count: i
 
 
 def nearest_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """Nearest neighbours among the codes fitted on, standardised or whitened; how many are averaged, by the tuning rows."""
-    found = []
+    """Nearest neighbours among the standardised or whitened codes of `fit`. The tuning rows choose the number that is averaged."""
+    candidates = []
     for how in ("standardised", "whitened"):
         prepare = CodeMap(data.fit.z, how=how)
         codes = predict(prepare, data.fit.z)
         for count in (c for c in NEIGHBOURS if c <= len(codes)):
             attack = Neighbours(prepare, codes, data.fit.target.values, count)
-            found.append((r2_score(data.tune, attack, space="components"), {"codes": how, "neighbours": count}, attack))
-    r2, settings, best = max(found, key=lambda f: f[0])
+            candidates.append((r2_score(data.tune, attack, space="components"), {"codes": how, "neighbours": count}, attack))
+    r2, settings, best = max(candidates, key=lambda c: c[0])
     return Fitted(best, "components", r2, True, settings)

@@ -1,7 +1,8 @@
-"""Attacks by gradient descent: perceptrons onto the principal components, convolutional decoders onto the pixels.
+"""Attacks by gradient descent: perceptrons that predict the principal components, and convolutional decoders that predict pixels.
 
-Each starts from the ridge reconstruction and learns what that leaves over, so that none is weaker than ridge for want of training.
-Several candidates are trained on a small budget; the best goes on, its budget doubled until that gains nothing twice in a row.
+Each starts from the ridge reconstruction and learns its residual, so that too little training cannot make it weaker than ridge.
+Several candidates are trained on a small budget. The best one is trained further: its budget is doubled until that gains nothing
+twice in a row.
 """
 
 import math
@@ -21,19 +22,21 @@ from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine
 from cpgan_ray.models.decoders import Decoder, mlp
 
 MIN_STEPS = 16
-"""An epoch of an attack on few pictures has at least so many steps."""
+"""Minimal number of steps in an epoch, for attacks on few pictures."""
 PATIENCE = 3
-"""Epochs without a better R2 on the tuning rows than its own best (be that below ridge's) after which training ends."""
+"""Training ends after so many epochs in which the network does not exceed its own best R2 on the tuning rows, even if that best is
+below the R2 of ridge."""
 AVERAGING = 0.98
-"""Decay per step of the moving average of the weights that is evaluated: it stands in for a falling learning rate."""
+"""Decay per step of the moving average of the weights. The averaged weights are evaluated; this replaces a decreasing learning
+rate."""
 PIXEL_BATCH, CODE_BATCH = 64, 256
 TRUNK = 512
-"""Units of the perceptron below a decoder."""
+"""Width of the perceptron in front of a decoder."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network, and what is done to the codes before it."""
+    """A network, and the map of the codes in front of it ("standardised" or "whitened")."""
 
     network: NeuralConfig
     codes: str
@@ -41,14 +44,14 @@ class Candidate:
     @property
     def settings(self) -> dict[str, object]:
         n = self.network
-        shown: dict[str, object] = {"architecture": n.architecture, "width": n.width, "depth": n.depth, "dropout": n.dropout}
-        return shown | {"codes": self.codes}
+        network: dict[str, object] = {"architecture": n.architecture, "width": n.width, "depth": n.depth, "dropout": n.dropout}
+        return network | {"codes": self.codes}
 
 
-class Refined(nn.Module):
-    """A perceptron's picture at a quarter of the side, enlarged, plus what a convolutional decoder adds to it.
+class CoarseToFineDecoder(nn.Module):
+    """A perceptron predicts a picture at a quarter of the side, which is enlarged; a convolutional decoder predicts the rest.
 
-    A decoder alone takes ten times as many steps to leave the ridge reconstruction that it starts from.
+    Without the perceptron, a decoder takes ten times as many steps to improve on the ridge reconstruction that it starts from.
     """
 
     def __init__(self, config: NeuralConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
@@ -67,7 +70,7 @@ class Refined(nn.Module):
 
 
 class ResidualOnRidge(nn.Module):
-    """The ridge reconstruction plus a network's, which is zero at the start."""
+    """The ridge reconstruction plus the output of a network, which is zero at the start."""
 
     def __init__(self, base: Affine, prepare: CodeMap, network: nn.Module, *, scale: float) -> None:
         super().__init__()
@@ -77,8 +80,8 @@ class ResidualOnRidge(nn.Module):
         return self.base(z) + self.network(self.prepare(z)) * self.scale
 
 
-class Training:
-    """One network under training, which can go on where it stopped. Keeps the weights that were best on the tuning rows."""
+class Trainer:
+    """Trains one network; training can continue where it stopped. Keeps the weights that were best on the tuning rows."""
 
     def __init__(self, data: AttackData, candidate: Candidate, *, base: Affine, base_r2: float, space: str, restart: int) -> None:
         self.data, self.candidate, self.base, self.space = data, candidate, base, space
@@ -89,26 +92,26 @@ class Training:
         k, outputs = prepare.matrix.shape[1], self.target(slice(0, 1)).shape[1]
         with torch_stream(data.seed, *self.path):
             network = self.build(k, outputs).to(data.fit.z.device)
-        left = self.target(slice(0, 512)) - base(data.fit.z[:512])
-        scale = float(left.square().mean().sqrt().clamp(min=1e-6))
+        residual = self.target(slice(0, 512)) - base(data.fit.z[:512])
+        scale = float(residual.square().mean().sqrt().clamp(min=1e-6))
         self.model = ResidualOnRidge(base, prepare, network, scale=scale)
         self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
         self.evaluated = ResidualOnRidge(base, prepare, self.averaged.module, scale=scale).eval()
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=candidate.network.learning_rate, weight_decay=1e-4)
         self.r2, self.weights, self.epochs = base_r2, self.snapshot(), 0
-        self.own_r2, self.since = float("-inf"), 0
+        self.own_r2, self.epochs_since_best = float("-inf"), 0
         self.curve: list[float] = []
 
     def build(self, k: int, outputs: int) -> nn.Module:
-        """The candidate's network with its last layers at zero."""
+        """The candidate's network, with its last layers set to zero."""
         if self.space == "components":
             network = mlp(self.candidate.network, k=k, target=outputs)
-            last = [network[-1]]  # pyright: ignore[reportIndexIssue]
+            last_layers = [network[-1]]  # pyright: ignore[reportIndexIssue]
         else:
             assert self.data.image_shape is not None
-            network = Refined(self.candidate.network, k=k, image_shape=self.data.image_shape)
-            last = [network.coarse, network.fine.last]
-        for parameter in (p for layer in last for p in layer.parameters()):
+            network = CoarseToFineDecoder(self.candidate.network, k=k, image_shape=self.data.image_shape)
+            last_layers = [network.coarse, network.fine.last]
+        for parameter in (p for layer in last_layers for p in layer.parameters()):
             nn.init.zeros_(parameter)
         return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -120,10 +123,10 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        return self.since >= PATIENCE
+        return self.epochs_since_best >= PATIENCE
 
-    def go_on(self, epochs: int) -> None:
-        """Train up to so many epochs in all, unless it has come to its end before."""
+    def train_until(self, epochs: int) -> None:
+        """Train until so many epochs are done in total, or until training has ended."""
         while self.epochs < epochs and not self.ended:
             with torch_stream(self.data.seed, *self.path, self.epochs):
                 self.epoch()
@@ -132,68 +135,74 @@ class Training:
             self.curve.append(r2)
             if r2 > self.r2:
                 self.r2, self.weights = r2, self.snapshot()
-            self.own_r2, self.since = (r2, 0) if r2 > self.own_r2 else (self.own_r2, self.since + 1)
+            if r2 > self.own_r2:
+                self.own_r2, self.epochs_since_best = r2, 0
+            else:
+                self.epochs_since_best += 1
 
     def epoch(self) -> None:
         network = self.model.network.train()
         rows = self.rows()
-        for chosen in torch.from_numpy(rows).split(self.batch):
-            z = self.data.fit.z[chosen]
+        for batch in torch.from_numpy(rows).split(self.batch):
+            z = self.data.fit.z[batch]
             with torch.no_grad():
-                left = (self.target(chosen) - self.base(z)) / self.model.scale
-            loss = nn.functional.mse_loss(network(self.model.prepare(z)), left)
+                residual = (self.target(batch) - self.base(z)) / self.model.scale
+            loss = nn.functional.mse_loss(network(self.model.prepare(z)), residual)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.optimiser.step()
             self.averaged.update_parameters(network)
 
     def rows(self) -> np.ndarray:
-        """An epoch's rows: each fitted one once, or several times where they are few; of the slow decoders a random quarter."""
+        """Rows of one epoch: each row of `fit` once, or several times if there are few rows; for the slow decoders a random
+        quarter."""
         count = len(self.data.fit)
-        wanted = count // 4 if self.space == "pixels" else count
-        wanted = max(wanted, MIN_STEPS * self.batch)
-        return np.concatenate([self.rng.permutation(count) for _ in range(-(-wanted // count))])[:wanted]
+        epoch_rows = count // 4 if self.space == "pixels" else count
+        epoch_rows = max(epoch_rows, MIN_STEPS * self.batch)
+        return np.concatenate([self.rng.permutation(count) for _ in range(-(-epoch_rows // count))])[:epoch_rows]
 
     def best(self) -> ResidualOnRidge:
-        """The network as it was when it was best."""
+        """The network with its best weights."""
         self.averaged.module.load_state_dict(self.weights)
         return self.evaluated.eval()
 
 
 def train_candidates(data: AttackData, config: AttackConfig, candidates: Sequence[Candidate], *, space: str) -> Fitted:
-    """The best candidate, at the budget that no longer helps, as the average of its restarts if that is better."""
+    """Train all candidates, and the best one further until more budget no longer helps. The result is the average of its restarts,
+    or the best restart if that is better."""
     base_r2, _, base = best_affine(data, space=space)
 
-    def training(candidate: Candidate, restart: int) -> Training:
-        return Training(data, candidate, base=base, base_r2=base_r2, space=space, restart=restart)
+    def new_trainer(candidate: Candidate, restart: int) -> Trainer:
+        return Trainer(data, candidate, base=base, base_r2=base_r2, space=space, restart=restart)
 
     budget, limit = config.epochs, config.epochs * 2**config.max_budget_doublings
-    begun = [training(candidate, 0) for candidate in candidates]
-    for one in begun:
-        one.go_on(budget)
-    best = max(begun, key=lambda one: one.r2)
+    trainers = [new_trainer(candidate, 0) for candidate in candidates]
+    for trainer in trainers:
+        trainer.train_until(budget)
+    best = max(trainers, key=lambda trainer: trainer.r2)
     budgets, idle = [(budget, best.r2)], 0
     while not (saturated := best.ended or idle == IDLE_DOUBLINGS) and budget < limit:
-        before, budget = best.r2, 2 * budget
-        best.go_on(budget)
+        previous_r2, budget = best.r2, 2 * budget
+        best.train_until(budget)
         budgets.append((budget, best.r2))
-        idle = idle + 1 if best.r2 - before < GAIN else 0
-    parts: list[tuple[float, Reconstructor]] = [(best.r2, best.best())]
+        idle = idle + 1 if best.r2 - previous_r2 < GAIN else 0
+    restarts: list[tuple[float, Reconstructor]] = [(best.r2, best.best())]
     for restart in range(1, config.restarts):
-        other = training(best.candidate, restart)
-        other.go_on(best.epochs)
-        parts.append((other.r2, other.best()))
-    settings = best.candidate.settings | {"epochs": best.epochs, "restarts_r2": [round(r2, 4) for r2, _ in parts]}
-    averaged = Mean(tuple(part for _, part in parts))
-    together = r2_score(data.tune, averaged, space=space)
-    r2, alone = max(parts, key=lambda part: part[0])
-    if together > r2:
-        return Fitted(averaged, space, together, saturated, settings | {"averaged": len(parts)}, tuple(budgets), tuple(best.curve))
-    return Fitted(alone, space, r2, saturated, settings, tuple(budgets), tuple(best.curve))
+        trainer = new_trainer(best.candidate, restart)
+        trainer.train_until(best.epochs)
+        restarts.append((trainer.r2, trainer.best()))
+    settings = best.candidate.settings | {"epochs": best.epochs, "restarts_r2": [round(r2, 4) for r2, _ in restarts]}
+    averaged = Mean(tuple(network for _, network in restarts))
+    averaged_r2 = r2_score(data.tune, averaged, space=space)
+    r2, single = max(restarts, key=lambda restart: restart[0])
+    curve = tuple(best.curve)
+    if averaged_r2 > r2:
+        return Fitted(averaged, space, averaged_r2, saturated, settings | {"averaged": len(restarts)}, tuple(budgets), curve)
+    return Fitted(single, space, r2, saturated, settings, tuple(budgets), curve)
 
 
 def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """Two-layer perceptrons of several widths, with and without dropout, on standardised and on whitened codes."""
+    """Two-layer perceptrons of several widths, with and without dropout, on standardised and whitened codes."""
     variants = (("standardised", 0.0), ("standardised", 0.5), ("whitened", 0.5))
     candidates = [
         Candidate(NeuralConfig(architecture="mlp", width=width, depth=2, dropout=dropout), codes)
@@ -204,13 +213,13 @@ def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:
 
 
 def decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """A convolutional decoder of an architecture that no training adversary has, on a perceptron."""
+    """A convolutional decoder behind a perceptron, with an architecture that no training adversary has, if there is one."""
     unused = [a for a in ("upsample", "conv") if a not in data.trained_against]
     network = NeuralConfig(architecture="upsample" if not unused else unused[0], width=config.decoder_width)  # pyright: ignore[reportArgumentType]
     return train_candidates(data, config, [Candidate(network, codes) for codes in ("standardised", "whitened")], space="pixels")
 
 
 def resnet_decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """A decoder of residual blocks, deeper and wider than the other."""
+    """A decoder of residual blocks, deeper and wider than `decoder_attack`."""
     network = NeuralConfig(architecture="resnet", width=config.decoder_width * 3 // 2, depth=1)
     return train_candidates(data, config, [Candidate(network, "standardised")], space="pixels")

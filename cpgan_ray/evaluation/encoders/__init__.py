@@ -1,1 +1,1 @@
-"""Encoders that come as files, checked and run so that a hostile one can do no harm."""
+"""Encoders in files, checked and run so that a hostile file can do no harm."""

@@ -1,7 +1,7 @@
-"""Encoders as files: torch.export programs (`.pt2`) and ONNX models (`.onnx`), ours and other people's.
+"""Encoders as files: torch.export programs (`.pt2`) and ONNX models (`.onnx`), our own and those of other people.
 
-An encoder takes what lies in the store, (B, C, H, W): uint8 pictures or float32 signals, and returns one array (B, ...) or several,
-which are flattened and joined to codes (B, k). One that takes float32 pictures is taken to want them scaled to [-1, 1].
+An encoder takes the values of the store, (B, C, H, W): uint8 pictures or float32 signals. It returns one or several arrays (B,
+...), which are flattened and concatenated to codes (B, k). If an encoder takes float32 pictures, they are scaled to [-1, 1].
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.repeats import check_repeats
 from cpgan_ray.evaluation.encoders.runners import KINDS, Runner, open_runner
-from cpgan_ray.evaluation.encoders.sandbox import Arrays, ProgramError, RefusedError, Sandbox, SandboxError, printable, split_arrays
+from cpgan_ray.evaluation.encoders.sandbox import Arrays, ProgramError, RefusedError, Sandbox, SandboxError, array_sizes, printable
 from cpgan_ray.evaluation.protocol import Codes
 
 BLOCK = 250
-LARGEST_WHOLE = 2**24
-"""Whole numbers up to here are exact in float32."""
+MAX_EXACT_INT = 2**24
+"""Integers up to this size are exact in float32."""
 PRELOAD = {".pt2": "torch", ".onnx": "cpgan_ray.evaluation.encoders.onnx_models"}
 
 
 class Encoder:
-    """An encoder, open. `outputs`: names and sizes of what is attacked, known after the first call."""
+    """An open encoder. `outputs`: names and sizes of the outputs that are attacked, known after the first call."""
 
     def __init__(
         self, path: Path, runner: Runner, image_shape: tuple[int, int, int], *, raw: bool, settings: EncoderConfig
@@ -41,73 +41,79 @@ class Encoder:
         self.repeats: dict[str, Any] = {}
 
     def encode(self, pictures: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) as stored -> float32 (B, k).
+        """Pictures (B, C, H, W) as stored -> codes (B, k) float32.
 
-        Raises: InputError where the program fails, or what it returns is not one row per picture.
+        Raises: InputError if the program fails, or does not return one row of finite numbers per picture.
         """
         x = pictures if self.raw or pictures.dtype != np.uint8 else pictures.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        with self.named_errors(f"fails on {len(pictures)} pictures", "export a dynamic batch"):
-            results = self.runner.run(np.ascontiguousarray(x))
-        codes = self.join(results, len(pictures))
+        with self.as_input_error(f"fails on {len(pictures)} pictures", "export a dynamic batch"):
+            outputs = self.runner.run(np.ascontiguousarray(x))
+        codes = self.concatenate(outputs, len(pictures))
         if not np.isfinite(codes).all():
-            raise InputError(f"encoder {self.path} answers codes that are not finite")
+            raise InputError(f"encoder {self.path} returns codes that are not finite")
         return codes
 
     @contextlib.contextmanager
-    def named_errors(self, what: str, remedy: str) -> Any:
+    def as_input_error(self, failure: str, remedy: str) -> Any:
+        """Convert errors of the program into an InputError that names the file."""
         try:
             yield
         except RefusedError as e:
             raise InputError(f"encoder {self.path} is refused: {e}") from e
         except SandboxError as e:
-            raise InputError(f"encoder {self.path} {what}: {e}") from e
+            raise InputError(f"encoder {self.path} {failure}: {e}") from e
         except ProgramError as e:
-            raise InputError(f"encoder {self.path} {what} ({e}): {remedy}") from e
+            raise InputError(f"encoder {self.path} {failure} ({e}): {remedy}") from e
 
-    def join(self, results: Arrays, rows: int) -> np.ndarray:
-        """The chosen outputs side by side, one row per picture."""
-        chosen = self.settings.outputs or tuple(results)
-        for name in chosen:
-            if name not in results:
-                choices = ", ".join(printable(known, 80) for known in list(results)[:50]) or "none"
+    def concatenate(self, outputs: Arrays, rows: int) -> np.ndarray:
+        """The selected outputs side by side, one row per picture."""
+        selected = self.settings.outputs or tuple(outputs)
+        for name in selected:
+            if name not in outputs:
+                choices = ", ".join(printable(choice, 80) for choice in list(outputs)[:50]) or "none"
                 raise InputError(f"encoder {self.path} has no output {name!r}: choose --encoder.outputs from {choices}")
-        for name in chosen:
-            if results[name].ndim < 1 or results[name].shape[0] != rows:
-                shape = results[name].shape
+        for name in selected:
+            if outputs[name].ndim < 1 or outputs[name].shape[0] != rows:
+                shape = outputs[name].shape
                 raise InputError(
-                    f"encoder {self.path} answers {rows} pictures with shape {shape} in output {printable(name, 80)!r}: it must be "
-                    "(B, k), a row per picture; choose others by --encoder.outputs"
+                    f"encoder {self.path} returns shape {shape} for {rows} pictures in output {printable(name, 80)!r}: it must be "
+                    "(B, k), one row per picture; select other outputs with --encoder.outputs"
                 )
-        outputs = [(name, size) for name, size in split_arrays({n: results[n] for n in chosen})]
-        if self.outputs and outputs != self.outputs:
+        sizes = [(name, size) for name, size in array_sizes({name: outputs[name] for name in selected})]
+        if self.outputs and sizes != self.outputs:
             raise InputError(
-                f"encoder {self.path} answers with codes of other sizes from batch to batch: export one with a fixed size"
+                f"encoder {self.path} returns codes of different sizes for different batches: export an encoder with a fixed size"
             )
-        if not sum(size for _, size in outputs):
-            raise InputError(f"encoder {self.path} answers with no numbers: it must return codes (B, k)")
-        self.outputs, self.left_out = outputs, [name for name in results if name not in chosen]
-        return np.concatenate([self.as_float32(name, results[name].reshape(rows, -1)) for name in chosen], axis=1)
+        if not sum(size for _, size in sizes):
+            raise InputError(f"encoder {self.path} returns no numbers: it must return codes (B, k)")
+        self.outputs, self.left_out = sizes, [name for name in outputs if name not in selected]
+        return np.concatenate([self.as_float32(name, outputs[name].reshape(rows, -1)) for name in selected], axis=1)
 
     def as_float32(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Raises: InputError where float32 does not hold what is in them."""
-        where = f"encoder {self.path}: output {printable(name, 80)!r}"
-        if values.dtype.kind in "iu" and values.size and max(int(values.max()), -int(values.min())) > LARGEST_WHOLE:
-            raise InputError(f"{where} holds whole numbers above 2^24, which float32 does not: scale them, or choose other outputs")
+        """Convert an output to float32.
+
+        Raises: InputError if float32 cannot represent its values.
+        """
+        output = f"encoder {self.path}: output {printable(name, 80)!r}"
+        if values.dtype.kind in "iu" and values.size and max(int(values.max()), -int(values.min())) > MAX_EXACT_INT:
+            raise InputError(
+                f"{output} holds integers above 2^24, which float32 cannot represent: scale them, or select other outputs"
+            )
         with np.errstate(over="ignore"):
             converted = values.astype(np.float32)
         if values.dtype == np.float64 and len(values) > 1:
             with np.errstate(invalid="ignore", over="ignore"):
-                lost, spread = np.abs(values - converted).max(axis=0), values.std(axis=0)
-            if np.any(lost > 1e-3 * spread) and np.any(values != values[:1]):
-                raise InputError(f"{where} holds float64 values that differ by less than float32 can tell: export it as float32")
+                error, spread = np.abs(values - converted).max(axis=0), values.std(axis=0)
+            if np.any(error > 1e-3 * spread) and np.any(values != values[:1]):
+                raise InputError(f"{output} holds float64 values whose differences are lost in float32: export it as float32")
         return converted
 
     def close(self) -> None:
-        """End its process, if it has one of its own."""
+        """End its process, if it has its own."""
         self.runner.close()
 
-    def about(self) -> dict[str, Any]:
-        """What a report says was attacked."""
+    def description(self) -> dict[str, Any]:
+        """The report's entry about what was attacked."""
         return {
             "file": self.path.name,
             "kind": KINDS[self.path.suffix],
@@ -119,16 +125,19 @@ class Encoder:
 
 
 def open_encoder(path: Path, settings: EncoderConfig | None = None) -> Encoder:
-    """Raises: InputError where the file is missing, is neither kind, or takes something else than pictures."""
+    """Open the encoder of a file.
+
+    Raises: InputError if the file is missing, is of neither kind, or does not take pictures.
+    """
     settings = settings or EncoderConfig()
     if not path.is_file():
-        raise InputError(f"encoder {path} is no file: give a torch.export .pt2 or an ONNX file")
+        raise InputError(f"encoder {path} is not a file: give a torch.export .pt2 or an ONNX file")
     if path.suffix not in KINDS:
         raise InputError(f"encoder {path} ends in {path.suffix!r}: give a torch.export .pt2 or an ONNX file")
     runner = open_program(path, what="encoder", settings=settings)
     try:
         if len(runner.inputs) != 1:
-            raise InputError(f"encoder {path} takes {len(runner.inputs)} inputs: export one that takes pictures (B, 3, H, W) alone")
+            raise InputError(f"encoder {path} takes {len(runner.inputs)} inputs: export one that takes only pictures (B, 3, H, W)")
         shape, dtype = runner.inputs[0]
         return Encoder(path, runner, _image_shape(path, shape), raw=_takes_raw(path, dtype), settings=settings)
     except InputError:
@@ -137,14 +146,14 @@ def open_encoder(path: Path, settings: EncoderConfig | None = None) -> Encoder:
 
 
 def open_program(path: Path, *, what: str, settings: EncoderConfig) -> Runner:
-    """A program that this user's own runs have written, in this process; any other, in a process of its own.
+    """Open a program: in this process if this user's own runs have written it, any other in a separate process.
 
-    Raises: InputError where the file is damaged, or holds anything that could be made to run.
+    Raises: InputError if the file is damaged, or contains anything that could execute code.
     """
     try:
         if is_own(path):
             return open_runner(path, stochastic=settings.stochastic, trusted=True)
-        return open_apart(path, settings)
+        return open_in_sandbox(path, settings)
     except RefusedError as e:
         raise InputError(f"{what} {path} is not loaded: {e}") from e
     except ProgramError as e:
@@ -153,12 +162,12 @@ def open_program(path: Path, *, what: str, settings: EncoderConfig) -> Runner:
         raise InputError(f"{what} {path} cannot be opened: {e}") from e
 
 
-def open_apart(path: Path, settings: EncoderConfig) -> Runner:
-    """A program in a process of its own."""
+def open_in_sandbox(path: Path, settings: EncoderConfig) -> Runner:
+    """Open a program in a separate process."""
     limits = {"timeout_s": settings.timeout_s, "memory_gb": settings.memory_gb}
     sandbox = Sandbox(**limits, threads=torch.get_num_threads(), preload=PRELOAD[path.suffix])
     try:
-        reply, _ = sandbox.ask({"path": str(path), "stochastic": settings.stochastic})
+        reply, _ = sandbox.request({"path": str(path), "stochastic": settings.stochastic})
         inputs = tuple(
             (tuple(s if type(s) is int else "?" for s in shape), printable(dtype, 40)) for shape, dtype in reply["inputs"]
         )
@@ -166,11 +175,11 @@ def open_apart(path: Path, settings: EncoderConfig) -> Runner:
         sandbox.close()
         if isinstance(e, RefusedError):
             raise
-        raise SandboxError("its process gave an answer of another form") from e
+        raise SandboxError("its process sent a malformed reply") from e
     except BaseException:
         sandbox.close()
         raise
-    return Runner(inputs, lambda x: sandbox.ask({}, {"x": x})[1], lambda: sandbox.close() and None)
+    return Runner(inputs, lambda x: sandbox.request({}, {"x": x})[1], lambda: sandbox.close() and None)
 
 
 def _image_shape(path: Path, shape: tuple[Any, ...]) -> tuple[int, int, int]:
@@ -182,28 +191,29 @@ def _image_shape(path: Path, shape: tuple[Any, ...]) -> tuple[int, int, int]:
 
 
 def _takes_raw(path: Path, dtype: str) -> bool:
-    """Whether it takes the pictures' bytes as they are; else it takes them scaled to [-1, 1]."""
+    """Whether it takes uint8 pictures; otherwise it takes float32 pictures in [-1, 1]."""
     if dtype not in ("uint8", "float32"):
-        raise InputError(f"encoder {path} takes {dtype}: it must take uint8 pictures, or float32 ones in [-1, 1]")
+        raise InputError(f"encoder {path} takes {dtype}: it must take uint8 pictures, or float32 pictures in [-1, 1]")
     return dtype == "uint8"
 
 
 def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
-    """Codes of all splits, and of the mirrored pictures of those an attack is fitted on; some of them asked for again.
+    """Codes of all splits, and of the mirrored pictures of the splits that attacks are fitted on. Some pictures are encoded again
+    as a check.
 
-    The pictures of all sets come mixed, in an order that the encoder's maker cannot know: what depends on how often or how long it
-    has been asked is then the same in every set.
+    The pictures of all sets are mixed, in an order that the author of the encoder cannot predict: if the codes depend on the number
+    of earlier calls or on time, all sets are affected in the same way.
 
-    Raises: InputError where the pictures have another size than the encoder takes, its codes are not (B, k) or not finite, or a
-    picture gets another code when it is asked for again.
+    Raises: InputError if the pictures have another size than the encoder takes, its codes are not (B, k) or not finite, or a
+    picture gets another code when it is encoded again.
     """
     names = ["train", "val", "test"] + ["train_mirrored", "val_mirrored"] * dataset.info.mirrored
     splits = {name: getattr(dataset, name.partition("_")[0]) for name in names}
     if dataset.train.image_shape != encoder.image_shape:
-        has, wanted = dataset.train.image_shape, encoder.image_shape
+        stored, expected = dataset.train.image_shape, encoder.image_shape
         raise InputError(
-            f"encoder {encoder.path} takes pictures of {wanted}, the store has {has}: set --data.image-size {wanted[0]}, or "
-            "give the data set that it was made for"
+            f"encoder {encoder.path} takes pictures of {expected}, the store has {stored}: set --data.image-size {expected[0]}, or "
+            "choose the data set that it was made for"
         )
 
     def pictures(name: str, rows: np.ndarray) -> np.ndarray:
@@ -211,39 +221,43 @@ def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
         block = block[:, :, ::-1] if name.endswith("_mirrored") else block
         return np.ascontiguousarray(block.transpose(0, 3, 1, 2))
 
-    rng = np.random.default_rng(_unpredictable(encoder.path))
+    rng = np.random.default_rng(_secret_seed(encoder.path))
     sets = np.concatenate([np.full(len(splits[name]), number) for number, name in enumerate(names)])
     rows = np.concatenate([np.arange(len(splits[name])) for name in names])
     order = rng.permutation(len(rows))
     codes: dict[str, np.ndarray] = {}
     for start in range(0, len(order), BLOCK):
-        asked = order[start : start + BLOCK]
-        here = [(name, np.flatnonzero(sets[asked] == number)) for number, name in enumerate(names)]
-        parts = [(places, pictures(name, rows[asked[places]])) for name, places in here]
-        block = np.empty((len(asked), *parts[0][1].shape[1:]), parts[0][1].dtype)
-        for places, part in parts:
-            block[places] = part
+        batch = order[start : start + BLOCK]
+        positions = [(name, np.flatnonzero(sets[batch] == number)) for number, name in enumerate(names)]
+        parts = [(at, pictures(name, rows[batch[at]])) for name, at in positions]
+        block = np.empty((len(batch), *parts[0][1].shape[1:]), parts[0][1].dtype)
+        for at, part in parts:
+            block[at] = part
         z = encoder.encode(block)
         if not codes:
-            codes = {name: _room(encoder, len(splits[name]), len(order), z.shape[1]) for name in names}
-        for name, places in here:
-            codes[name][rows[asked[places]]] = z[places]
-    what, stochastic = f"encoder {encoder.path}", encoder.settings.stochastic
-    encoder.repeats = check_repeats(codes, pictures, encoder.encode, what=what, stochastic=stochastic, rng=rng)
+            codes = {name: _empty_codes(encoder, len(splits[name]), len(order), z.shape[1]) for name in names}
+        for name, at in positions:
+            codes[name][rows[batch[at]]] = z[at]
+    subject, stochastic = f"encoder {encoder.path}", encoder.settings.stochastic
+    encoder.repeats = check_repeats(codes, pictures, encoder.encode, subject=subject, stochastic=stochastic, rng=rng)
     return codes
 
 
-def _unpredictable(path: Path) -> int:
-    """A seed that is the same whenever this user attacks this file, and that nobody else knows."""
+def _secret_seed(path: Path) -> int:
+    """A seed that is the same each time this user attacks this file, and that nobody else can know."""
     key = owner_key() or secrets.token_bytes(32)
     return int.from_bytes(hashlib.sha256(key + path.read_bytes()).digest()[:16])
 
 
-def _room(encoder: Encoder, rows: int, total: int, k: int) -> np.ndarray:
+def _empty_codes(encoder: Encoder, rows: int, total: int, k: int) -> np.ndarray:
+    """An array for `rows` codes.
+
+    Raises: InputError if the codes of all `total` pictures exceed the memory limit.
+    """
     limit_gb = encoder.settings.memory_gb
     if 4 * total * k > limit_gb * 2**30:
         raise InputError(
-            f"encoder {encoder.path} answers with {k} numbers a picture: codes of {total} pictures need "
-            f"{4 * total * k / 2**30:.1f} GB, more than --encoder.memory-gb {limit_gb:g}: raise it"
+            f"encoder {encoder.path} returns {k} numbers per picture: codes of {total} pictures need "
+            f"{4 * total * k / 2**30:.1f} GB, more than --encoder.memory-gb {limit_gb:g}: raise this limit"
         )
     return np.empty((rows, k), np.float32)

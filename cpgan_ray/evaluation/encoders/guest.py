@@ -1,4 +1,4 @@
-"""The process in which somebody else's program is read and called: see sandbox.py for what it may do and how it is asked."""
+"""The process in which a program of unknown origin is read and called. See sandbox.py for its permissions and its protocol."""
 
 import contextlib
 import ctypes
@@ -28,49 +28,49 @@ PRELOADED = (
     "cpgan_ray.common.process",
     "cpgan_ray.evaluation.encoders.runners",
 )
-"""What every program needs; imported once."""
+"""Modules that every program needs; the helper imports them once."""
 
 
 def main(control: int) -> None:
-    """The helper: forks a process for each request, until nobody asks any more."""
+    """The helper: forks a process for each request, until the other side closes the socket `control`."""
     for name in PRELOADED:
         importlib.import_module(name)
-    asked = socket.socket(fileno=control)
-    asked.send(b"ready")
-    started: set[int] = set()
+    connection = socket.socket(fileno=control)
+    connection.send(b"ready")
+    pids: set[int] = set()
     while True:
-        content, handles, _, _ = socket.recv_fds(asked, 1 << 16, 1)
+        content, handles, _, _ = socket.recv_fds(connection, 1 << 16, 1)
         if not content:
             break
         request = json.loads(content)
         if "end" in request:
-            asked.send(str(finish(request["end"], started)).encode())
+            connection.send(str(finish(request["end"], pids)).encode())
             continue
         importlib.import_module(request["preload"])
         if (pid := os.fork()) == 0:
-            child(handles[0], request)
+            run_child(handles[0], request)
         os.close(handles[0])
-        started.add(pid)
-        asked.send(str(pid).encode())
-    for pid in list(started):
-        finish(pid, started)
+        pids.add(pid)
+        connection.send(str(pid).encode())
+    for pid in list(pids):
+        finish(pid, pids)
 
 
-def finish(pid: int, started: set[int]) -> int:
-    """Ends a process that is not yet waited for; its exit status, negative for a signal."""
-    if pid not in started:
+def finish(pid: int, pids: set[int]) -> int:
+    """End one of the running processes `pids`. Returns its exit status, negative for a signal; 0 if it is not among them."""
+    if pid not in pids:
         return 0
     done, status = os.waitpid(pid, os.WNOHANG)
     if not done:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-    started.discard(pid)
+    pids.discard(pid)
     return os.waitstatus_to_exitcode(status)
 
 
-def child(handle: int, settings: dict[str, Any]) -> None:
-    """Does not return."""
+def run_child(handle: int, settings: dict[str, Any]) -> None:
+    """Serve one program in the forked process, then exit. Does not return."""
     status = 1
     try:
         confine(handle)
@@ -82,20 +82,21 @@ def child(handle: int, settings: dict[str, Any]) -> None:
 
 
 def confine(handle: int) -> None:
-    """Leave only the connection, as handle 3; no network where possible, no files, and no life after the helper's."""
+    """Close all files but the connection, which becomes handle 3; remove the network if the system permits it; forbid larger files;
+    and let this process end when the helper ends."""
     libc = ctypes.CDLL(None, use_errno=True)
     null = os.open(os.devnull, os.O_RDWR)
-    kept = os.dup(handle)
+    connection = os.dup(handle)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    os.dup2(kept, 3)
+    os.dup2(connection, 3)
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     if sys.platform == "linux":
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == 1:
             os._exit(1)
         if libc.unshare(CLONE_NEWNET) != 0:
-            libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)  # without privileges; where that is forbidden too, the network stays
+            libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)  # works without privileges; if that is forbidden too, the network stays
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -103,14 +104,14 @@ def confine(handle: int) -> None:
 
 
 def limit_memory(more: int) -> None:
-    """At most so many bytes more than now; address space that is merely reserved does not count."""
+    """Allow so many bytes more than are in use now; address space that is only reserved does not count."""
     with open("/proc/self/status") as file:  # noqa: PTH123
         now = next((int(line.split()[1]) << 10 for line in file if line.startswith("VmData:")), 0)
     resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))
 
 
 def serve(connection: socket.socket, settings: dict[str, Any]) -> None:
-    """Answer requests until the other side closes: the first opens a program, each further one calls it."""
+    """Answer requests until the other side closes the connection: the first request opens a program, each later one calls it."""
     from cpgan_ray.common.process import set_up_process
     from cpgan_ray.evaluation.encoders.runners import open_runner
 
@@ -123,18 +124,18 @@ def serve(connection: socket.socket, settings: dict[str, Any]) -> None:
             request, arrays = receive(connection, deadline=math.inf, limit=settings["memory"])
         except EOFError:
             return
-        answer: dict[str, Any] = {}
+        reply: dict[str, Any] = {}
         results: Any = {}
         try:
             if runner is None:
                 runner = open_runner(request["path"], stochastic=request["stochastic"])
-                answer = {"inputs": [[list(shape), dtype] for shape, dtype in runner.inputs]}
+                reply = {"inputs": [[list(shape), dtype] for shape, dtype in runner.inputs]}
             else:
                 results = runner.run(arrays["x"])
         except RefusedError as e:
-            answer = {"refused": str(e)}
+            reply = {"refused": str(e)}
         except SandboxError:
-            answer = {"memory": True}
+            reply = {"memory": True}
         except ProgramError as e:
-            answer = {"failed": str(e)}
-        send(connection, answer, results, deadline=math.inf)
+            reply = {"failed": str(e)}
+        send(connection, reply, results, deadline=math.inf)

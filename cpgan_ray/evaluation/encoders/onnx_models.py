@@ -1,4 +1,4 @@
-"""ONNX models of other people, checked before onnxruntime reads them: standard operators, without state, in one file."""
+"""Check of ONNX models of unknown origin before onnxruntime reads them: only standard operators, no state, one file."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,67 +9,67 @@ from onnx import ModelProto, NodeProto, TensorProto
 from cpgan_ray.evaluation.encoders.programs import Unsafe
 
 STANDARD = ("", "ai.onnx")
-"""The domain of the standard operators, under its two names."""
+"""The two names of the domain of standard operators."""
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 CONTROL = {"If", "Loop", "Scan", "SequenceMap"}
 STATEFUL = {"SplitToSequence", "ConcatFromSequence", "CausalConvWithState", "LinearAttention", "TensorScatter", "ImageDecoder"}
 MAX_DEPTH = 20
-"""How deeply graphs may be nested."""
+"""Maximal nesting depth of graphs."""
 
 
 def check_model(content: bytes, *, stochastic: bool) -> None:
-    """stochastic: whether it may draw random numbers.
+    """Check a model. stochastic: whether it may draw random numbers.
 
-    Raises: Unsafe in words for the user; on a damaged file, whatever onnx raises.
+    Raises: Unsafe with a message for the user; for a damaged file, any exception of onnx.
     """
     model = onnx.load_model_from_string(content)
     local = {(function.domain, function.name) for function in model.functions}
     for tensor in _tensors(model):
         _check_tensor(tensor, len(content))
-    false = _false(model)
+    always_false = _always_false(model)
     top = {id(node) for node in model.graph.node}
     for node in _nodes(model):
         if (node.domain, node.op_type) in local:
             continue
         if node.domain not in STANDARD:
-            raise Unsafe(f"its operator {_quoted(node)} of the domain {node.domain[:80]!r} is none of the standard ONNX operators")
-        _check_node(node, stochastic, false if id(node) in top else set())
+            raise Unsafe(f"its operator {_quoted(node)} of the domain {node.domain[:80]!r} is not a standard ONNX operator")
+        _check_node(node, stochastic, always_false if id(node) in top else set())
 
 
-def _check_node(node: NodeProto, stochastic: bool, false: set[str]) -> None:
-    kind, given = node.op_type, {a.name: a for a in node.attribute}
+def _check_node(node: NodeProto, stochastic: bool, always_false: set[str]) -> None:
+    kind, attributes = node.op_type, {a.name: a for a in node.attribute}
     if kind in CONTROL or kind in STATEFUL or kind.startswith(("Sequence", "Optional")):
-        raise Unsafe(f"its operator {_quoted(node)} can carry a state or a loop, which no encoder of pictures needs")
+        raise Unsafe(f"its operator {_quoted(node)} can have a state or a loop, which no encoder of pictures needs")
     training = (
-        ("training_mode" in given and given["training_mode"].i)
-        or (kind in ("Dropout", "BatchNormalization") and "is_test" in given and not given["is_test"].i)
-        or (kind == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in false)
+        ("training_mode" in attributes and attributes["training_mode"].i)
+        or (kind in ("Dropout", "BatchNormalization") and "is_test" in attributes and not attributes["is_test"].i)
+        or (kind == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in always_false)
     )
     if training and not (stochastic and kind == "Dropout"):
         raise Unsafe(f"its operator {_quoted(node)} is in training mode: export the network in eval mode")
     if kind in RANDOM and not stochastic:
         raise Unsafe(f"its operator {_quoted(node)} draws random numbers: declare a stochastic release with --encoder.stochastic")
-    if (kind in RANDOM or training) and "seed" in given:
-        raise Unsafe(f"its operator {_quoted(node)} has a fixed seed, so its noise is known beforehand: export it without the seed")
+    if (kind in RANDOM or training) and "seed" in attributes:
+        raise Unsafe(f"its operator {_quoted(node)} has a fixed seed, so its noise is predictable: export it without the seed")
 
 
 def _check_tensor(tensor: TensorProto, size: int) -> None:
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-        raise Unsafe(f"its tensor {tensor.name[:80]!r} lies in another file, {where[:80]!r}: save the model as one file")
+        location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+        raise Unsafe(f"its tensor {tensor.name[:80]!r} is in another file, {location[:80]!r}: save the model as one file")
     elements = 1
     for side in tensor.dims:
         elements *= max(side, 0)
-    if elements > 2 * size:  # the smallest type has two elements a byte
-        raise Unsafe(f"its tensor {tensor.name[:80]!r} claims {elements} elements in a file of {size} bytes")
+    if elements > 2 * size:  # the smallest type has two elements per byte
+        raise Unsafe(f"its tensor {tensor.name[:80]!r} declares {elements} elements in a file of {size} bytes")
 
 
 def _quoted(node: NodeProto) -> str:
     return repr(node.op_type[:80])
 
 
-def _false(model: ModelProto) -> set[str]:
-    """Names of the single values of the outer graph that are always false."""
+def _always_false(model: ModelProto) -> set[str]:
+    """Names of the scalar values of the outer graph that are always false."""
     constants = [(t.name, t) for t in model.graph.initializer]
     constants += [(n.output[0], a.t) for n in model.graph.node if n.op_type == "Constant" and n.output for a in n.attribute]
     single = [(name, t) for name, t in constants if t.data_type == TensorProto.BOOL and not t.dims]
@@ -100,7 +100,7 @@ def _graphs(node: NodeProto) -> Iterator[Any]:
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """All that carry data: initializers, sparse ones, those of attributes."""
+    """All tensors with data: initializers, also sparse ones, and tensors in attributes."""
     graphs = [model.graph]
     for node in _nodes(model):
         graphs += _graphs(node)

@@ -1,18 +1,19 @@
-"""The tensor operations that other people's `.pt2` programs may be made of; everything else is refused by name.
+"""The tensor operations that `.pt2` programs of other people may contain. All others are refused by name.
 
 Three lists of `name.overload` in torch.ops.aten:
 
-* CORE: what torch tags as core ATen operations, without backward ones, and without those that give uninitialised memory, change the
-  size of a tensor, or have outputs whose size depends on the data;
-* MEASURED: what else exports of networks of torchvision 0.28.0 (21 families, as exported and decomposed) and timm 1.0.31 (vit,
-  swin, beit, convnext, convnextv2, efficientnet_lite, mobilenetv3, mobilevit, resnet-t, regnet, repvgg, ghostnet, edgenext,
-  halonet, gernet, as exported) contain: `devtools/list_operations.py` prints it, and knows more families;
-* COMMON: what else a network's `forward` is usually written with, on dense tensors.
+* CORE: operations that torch tags as core ATen operations, except backward operations and those that return uninitialised memory,
+  change the size of a tensor, or have outputs whose size depends on the data;
+* MEASURED: further operations in exports of networks of torchvision 0.28.0 (21 families, as exported and decomposed) and timm
+  1.0.31 (vit, swin, beit, convnext, convnextv2, efficientnet_lite, mobilenetv3, mobilevit, resnet-t, regnet, repvgg, ghostnet,
+  edgenext, halonet, gernet, as exported). `devtools/list_operations.py` prints this list and supports more families;
+* COMMON: further operations on dense tensors that are common in the `forward` of a network.
 
-Left out on purpose: sparse, quantised, nested and foreign tensors, everything named unsafe or internal that no export contains,
-files, printing, `set_`, `resize_`, and `empty` and the like, which show what was in memory before. `devtools/fuzz_operations.py`
-calls operations with random hostile arguments; those whose kernels crash (`_fft_r2c`, `_fft_c2r`, `native_group_norm`) are not on
-the lists, while their checked forms, which exports contain before decomposition (`fft_rfft`, `group_norm`), are.
+Excluded on purpose: sparse, quantised, nested and foreign tensors; operations named unsafe or internal that no export contains;
+files; printing; `set_`; `resize_`; and `empty` and similar operations, which reveal earlier contents of memory.
+`devtools/fuzz_operations.py` calls operations with random hostile arguments. Operations whose kernels crash (`_fft_r2c`,
+`_fft_c2r`, `native_group_norm`) are excluded. Their checked forms (`fft_rfft`, `group_norm`), which exports contain before
+decomposition, are allowed.
 """
 
 CORE = """
@@ -87,4 +88,4 @@ poisson.default rand.default rand_like.default randint.default randint.low randi
 randn.default randn_like.default randperm.default uniform.default uniform_.default
 """
 RANDOM = frozenset(DRAWING.split())
-"""What draws random numbers: allowed in a release that is declared as stochastic."""
+"""Operations that draw random numbers: allowed in a release that is declared as stochastic."""

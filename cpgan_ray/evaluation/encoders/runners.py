@@ -1,6 +1,6 @@
-"""Programs by their file, opened in this process: what they take, and a function from an array to named arrays.
+"""Open a program file in this process: its inputs, and a function from an array to named arrays.
 
-Other people's programs are opened by `guest.py`, in a process of its own.
+Programs of other people are opened by `guest.py`, in a separate process.
 """
 
 import re
@@ -17,55 +17,57 @@ from cpgan_ray.evaluation.encoders.programs import Unsafe, load_program
 from cpgan_ray.evaluation.encoders.sandbox import DTYPES, Arrays, ProgramError, RefusedError, SandboxError
 
 KINDS = {".pt2": "a torch.export program", ".onnx": "an ONNX model"}
-LONE = "z"
-"""Name of an output that is the only one and has no name of its own."""
+UNNAMED_OUTPUT = "z"
+"""Name of the only output, if the program does not name it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Runner:
-    """A program, open."""
+    """An open program."""
 
-    inputs: tuple[tuple[tuple[Any, ...], str], ...]  # shape and type of each; a free size is no integer
+    inputs: tuple[tuple[tuple[Any, ...], str], ...]  # shape and type of each; a variable size is not an integer
     run: Callable[[np.ndarray], Arrays]  # the only input -> outputs by name
-    close: Callable[[], None] = lambda: None  # where it has a process of its own
+    close: Callable[[], None] = lambda: None  # ends its process, if it has its own
 
 
 def open_runner(path: str | Path, *, stochastic: bool = False, trusted: bool = False) -> Runner:
-    """The program of a file. stochastic: whether it may draw random numbers; trusted: whether any tensor operation may be in it.
+    """Open the program of a file. stochastic: whether it may draw random numbers; trusted: whether it may contain any tensor
+    operation.
 
-    Raises: RefusedError, ProgramError, SandboxError as `run` does.
+    Raises: RefusedError, ProgramError, SandboxError; so does `Runner.run`.
     """
     path = Path(path)
     opener = _open_onnx if path.suffix == ".onnx" else _open_program
-    opened = _named_errors(lambda: opener(path, stochastic, trusted))
-    return Runner(opened.inputs, lambda x: _named_errors(lambda: opened.run(x)))
+    runner = _convert_errors(lambda: opener(path, stochastic, trusted))
+    return Runner(runner.inputs, lambda x: _convert_errors(lambda: runner.run(x)))
 
 
 T = TypeVar("T")
 
 
-def _named_errors(call: Callable[[], T]) -> T:
+def _convert_errors(call: Callable[[], T]) -> T:
+    """Call a function; any exception becomes one of the three types of sandbox.py."""
     try:
         return call()
     except (RefusedError, SandboxError):
         raise
     except Unsafe as e:
         raise RefusedError(str(e)) from e
-    except Exception as e:  # torch and onnxruntime raise whatever the damaged part leads to
+    except Exception as e:  # torch and onnxruntime may raise any exception for a damaged file
         if isinstance(e, MemoryError) or re.search("allocat|bad_alloc", str(e), re.IGNORECASE):
-            raise SandboxError("it needs more memory than there is") from e
+            raise SandboxError("it needs more memory than is available") from e
         raise ProgramError(type(e).__name__) from e
 
 
 def _open_program(path: Path, stochastic: bool, trusted: bool) -> Runner:
     program = load_program(path, stochastic=stochastic, any_operation=trusted)
     positional, named = program.example_inputs or ((), {})
-    inputs = [_described(value) for value in _pytree.tree_leaves((positional, named))]
+    inputs = [_shape_and_type(value) for value in _pytree.tree_leaves((positional, named))]
     module = program.module(check_guards=False)
     state = [t for t in (*program.state_dict.values(), *program.constants.values()) if isinstance(t, torch.Tensor)]
     versions = [t._version for t in state]
     if stochastic:
-        torch.seed()  # an output known beforehand would say how many random numbers were drawn, which is a state
+        torch.seed()  # with a known seed, an output would reveal how many random numbers were drawn before, which is a state
 
     def run(x: np.ndarray) -> Arrays:
         with torch.no_grad():
@@ -77,34 +79,34 @@ def _open_program(path: Path, stochastic: bool, trusted: bool) -> Runner:
     return Runner(tuple(inputs), run)
 
 
-def _described(value: Any) -> tuple[tuple[Any, ...], str]:
+def _shape_and_type(value: Any) -> tuple[tuple[Any, ...], str]:
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), str(value.dtype).removeprefix("torch.")
     return (), type(value).__name__
 
 
 def _named_outputs(outputs: Any) -> Arrays:
-    """Nested tuples and dicts as one dict: of `{"a": (x, y)}` the names are `a.0` and `a.1`. None is left out."""
+    """Flatten nested tuples and dicts into one dict: `{"a": (x, y)}` gets the names `a.0` and `a.1`. None is left out."""
     leaves, _ = _pytree.tree_flatten_with_path(outputs)
     named: Arrays = {}
     for path, value in leaves:
-        name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or LONE
+        name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or UNNAMED_OUTPUT
         if value is None:
             continue
         if not isinstance(value, torch.Tensor):
             raise RefusedError(f"its output {name!r} is a {type(value).__name__}, not a tensor: export it without that output")
         if name in named:
-            raise RefusedError(f"two of its outputs are called {name!r}: rename one")
-        named[name] = _plain(name, value)
+            raise RefusedError(f"two of its outputs have the name {name!r}: rename one")
+        named[name] = _as_array(name, value)
     return named
 
 
-def _plain(name: str, value: torch.Tensor) -> np.ndarray:
+def _as_array(name: str, value: torch.Tensor) -> np.ndarray:
     if value.dtype == torch.bfloat16:
         value = value.float()
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in DTYPES or value.layout != torch.strided:
-        raise RefusedError(f"its output {name!r} is made of {kind}: convert it to float32 before it leaves the encoder")
+        raise RefusedError(f"its output {name!r} has type {kind}: convert it to float32 inside the encoder")
     return value.detach().resolve_conj().resolve_neg().contiguous().numpy()
 
 
@@ -115,7 +117,7 @@ def _open_onnx(path: Path, stochastic: bool, trusted: bool) -> Runner:
 
     content = path.read_bytes()
     check_model(content, stochastic=stochastic)
-    onnxruntime.set_default_logger_severity(4)  # an error is raised as well; its warnings are dozens of lines
+    onnxruntime.set_default_logger_severity(4)  # errors are also raised, and its warnings are dozens of lines
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
@@ -128,7 +130,7 @@ def _open_onnx(path: Path, stochastic: bool, trusted: bool) -> Runner:
         for name, value in outputs.items():
             if not isinstance(value, np.ndarray) or value.dtype.name not in DTYPES:
                 kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-                raise RefusedError(f"its output {name!r} is made of {kind}: convert it to float32 before it leaves the encoder")
+                raise RefusedError(f"its output {name!r} has type {kind}: convert it to float32 inside the encoder")
         return outputs
 
     kinds = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}

@@ -1,11 +1,12 @@
-"""A process of its own for each program that somebody else has made: the side that asks. `guest.py` is the other side.
+"""A separate process for each program of unknown origin: the side that sends requests. `guest.py` is the other side.
 
-A crash, a hang or too much memory there is one line here. The process has no environment but a few settings of libraries, no open
-files but its connection, no network where the system permits to take it away, cannot make files larger, and ends when the asking
-process ends. Requests and replies are a length, a JSON header and raw arrays whose types, shapes and sizes are checked before they
-are read. Nothing that comes back is unpickled or executed, and texts are cut to printable ones.
+A crash, a hang or too much memory in that process becomes a one-line error here. The process has only a few environment variables
+for libraries, no open files except its connection, and no network if the system permits to remove it. It cannot make files larger,
+and ends when the requesting process ends. Requests and replies consist of a length, a JSON header and raw arrays, whose types,
+shapes and sizes are checked before they are read. No part of a reply is unpickled or executed, and unprintable characters are
+replaced.
 
-One helper process imports torch once and forks, so that the second program is open after some hundredths of a second.
+One helper process imports torch once and forks, so that opening a second program takes only some hundredths of a second.
 """
 
 import atexit
@@ -29,18 +30,18 @@ from typing import Any
 import numpy as np
 
 DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-"""What an array that crosses the connection may be made of."""
+"""Allowed types of the arrays in a request or reply."""
 START_S = 600.0
-"""How long the helper may take to import torch, in seconds; it is this project's code, on however busy a machine."""
+"""Seconds that the helper may take to import torch. Long, because the helper runs only our own code and the machine may be busy."""
 MAX_HEADER = 1 << 20
 MAX_ARRAYS = 1000
-KEPT = re.compile("LD_LIBRARY_PATH|(OMP|GOMP|KMP|MKL|OPENBLAS|MALLOC)_.*")
-"""Variables that the process keeps: how libraries are found and how many threads they use."""
+LIBRARY_VARIABLES = re.compile("LD_LIBRARY_PATH|(OMP|GOMP|KMP|MKL|OPENBLAS|MALLOC)_.*")
+"""Environment variables that the process keeps: where libraries are and how many threads they use."""
 Arrays = dict[str, np.ndarray]
 
 
 class SandboxError(RuntimeError):
-    """A program went beyond its limits or crashed; the message is the reason in a few words."""
+    """A program exceeded its limits or crashed; the message is the reason in a few words."""
 
 
 class ProgramError(RuntimeError):
@@ -48,7 +49,7 @@ class ProgramError(RuntimeError):
 
 
 class RefusedError(ValueError):
-    """The file holds what is not allowed; the message says what."""
+    """The file contains something that is not allowed; the message names it."""
 
 
 class Sandbox:
@@ -61,10 +62,10 @@ class Sandbox:
         self.pid, self.connection = self.helper.fork({"memory": int(memory_gb * 2**30), "threads": threads, "preload": preload})
         self.close = weakref.finalize(self, end, self.helper, self.pid, self.connection)
 
-    def ask(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> tuple[dict[str, Any], Arrays]:
-        """One request and its reply.
+    def request(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> tuple[dict[str, Any], Arrays]:
+        """Send one request and receive its reply.
 
-        Raises: RefusedError, ProgramError as the program does; SandboxError where it crashes or exceeds a limit.
+        Raises: RefusedError, ProgramError if the program raises them; SandboxError if it crashes or exceeds a limit.
         """
         deadline = time.monotonic() + self.timeout_s
         try:
@@ -74,10 +75,10 @@ class Sandbox:
             self.close()
             raise SandboxError(f"it took longer than {self.timeout_s:g} s: raise --encoder.timeout-s if that is too short") from e
         except (EOFError, ConnectionError) as e:
-            raise SandboxError(how_it_ended(self.close())) from e
+            raise SandboxError(describe_exit(self.close())) from e
         except (ValueError, TypeError, RecursionError) as e:
             self.close()
-            raise SandboxError("its process gave an answer of another form") from e
+            raise SandboxError("its process sent a malformed reply") from e
         if "refused" in reply:
             raise RefusedError(printable(reply["refused"]))
         if "failed" in reply:
@@ -89,12 +90,12 @@ class Sandbox:
         return reply, received
 
 
-def how_it_ended(status: int | None) -> str:
+def describe_exit(status: int | None) -> str:
     if status is None or status >= 0:
         return "its process ended unexpectedly"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-    why = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{why}"
+    cause = ", which the kernel sends when memory runs out" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{cause}"
 
 
 def printable(text: object, limit: int = 400) -> str:
@@ -106,7 +107,7 @@ def printable(text: object, limit: int = 400) -> str:
 
 
 def send(connection: socket.socket, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, deadline: float) -> None:
-    """Raises: TimeoutError; ConnectionError where nobody reads."""
+    """Raises: TimeoutError; ConnectionError if the other side has closed the connection."""
     layout = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
     content = json.dumps({**header, "arrays": layout}).encode()
     for part in (len(content).to_bytes(4, "big") + content, *map(as_bytes, arrays.values())):
@@ -115,9 +116,9 @@ def send(connection: socket.socket, header: Mapping[str, Any], arrays: Mapping[s
 
 
 def receive(connection: socket.socket, *, deadline: float, limit: int) -> tuple[dict[str, Any], Arrays]:
-    """A header and its arrays, together at most `limit` bytes.
+    """Receive a header and its arrays; the arrays have at most `limit` bytes in total.
 
-    Raises: TimeoutError; EOFError where the other side has gone; ValueError for what is not of this form.
+    Raises: TimeoutError; EOFError if the other side has closed the connection; ValueError if the data is malformed.
     """
     size = int.from_bytes(read(connection, bytearray(4), deadline), "big")
     if size > MAX_HEADER:
@@ -128,8 +129,8 @@ def receive(connection: socket.socket, *, deadline: float, limit: int) -> tuple[
         raise ValueError("no header")
     arrays: Arrays = {}
     for name, dtype, shape in layout:
-        plain = isinstance(name, str) and dtype in DTYPES and isinstance(shape, list) and len(shape) <= 32
-        if not plain or any(type(side) is not int or not 0 <= side < 2**40 for side in shape):
+        valid = isinstance(name, str) and dtype in DTYPES and isinstance(shape, list) and len(shape) <= 32
+        if not valid or any(type(side) is not int or not 0 <= side < 2**40 for side in shape):
             raise ValueError("array")
         limit -= math.prod(shape) * np.dtype(dtype).itemsize
         if limit < 0 or name in arrays:
@@ -147,25 +148,25 @@ def read(connection: socket.socket, buffer: Any, deadline: float) -> Any:
     view = memoryview(buffer)
     while view:
         connection.settimeout(remaining(deadline))
-        if not (got := connection.recv_into(view)):
+        if not (count := connection.recv_into(view)):
             raise EOFError
-        view = view[got:]
+        view = view[count:]
     return buffer
 
 
 def remaining(deadline: float) -> float | None:
     if math.isinf(deadline):
         return None
-    if (left := deadline - time.monotonic()) <= 0:
+    if (seconds := deadline - time.monotonic()) <= 0:
         raise TimeoutError
-    return left
+    return seconds
 
 
 # -------------------------------------------------------------------------------------------------------------------- the helper
 
 
 class Helper:
-    """The process that the others are forked from."""
+    """The process from which the processes of programs are forked."""
 
     def __init__(self) -> None:
         self.control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -182,7 +183,7 @@ class Helper:
                 pass_fds=(other.fileno(),),
                 env=minimal_environment(),
                 cwd="/",
-                start_new_session=True,  # a terminal's Ctrl-C ends the job, and the job its programs
+                start_new_session=True,  # Ctrl-C in a terminal must reach only the job, which then ends its programs
             )
             other.close()
             self.lock = threading.Lock()
@@ -195,18 +196,18 @@ class Helper:
                 self.process.kill()
                 self.process.wait()
                 errors.seek(0)
-                last = errors.read()[-2000:].decode(errors="replace").strip().splitlines()
-                raise SandboxError(f"the process for programs does not start: {printable(last[-1] if last else '')}")
+                lines = errors.read()[-2000:].decode(errors="replace").strip().splitlines()
+                raise SandboxError(f"the process for programs does not start: {printable(lines[-1] if lines else '')}")
 
     def fork(self, settings: Mapping[str, Any]) -> tuple[int, socket.socket]:
-        """A new process with a connection to it."""
-        ours, theirs = socket.socketpair()
-        with self.lock, theirs:
-            socket.send_fds(self.control, [json.dumps(settings).encode()], [theirs.fileno()])
-            return int(self.control.recv(100)), ours
+        """Start a new process. Returns its id and a connection to it."""
+        parent_end, child_end = socket.socketpair()
+        with self.lock, child_end:
+            socket.send_fds(self.control, [json.dumps(settings).encode()], [child_end.fileno()])
+            return int(self.control.recv(100)), parent_end
 
     def end(self, pid: int) -> int:
-        """The process's exit status, negative for a signal; it is ended if it still runs."""
+        """End a process if it still runs. Returns its exit status, negative for a signal."""
         with self.lock:
             self.control.send(json.dumps({"end": pid}).encode())
             return int(self.control.recv(100))
@@ -221,13 +222,13 @@ class Helper:
 
 
 def minimal_environment() -> dict[str, str]:
-    """The environment of the helper and its children: nothing that could be a secret."""
-    kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
-    return kept | {"LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
+    """The environment of the helper and its children, without anything that could be a secret."""
+    variables = {name: value for name, value in os.environ.items() if LIBRARY_VARIABLES.fullmatch(name)}
+    return variables | {"LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 _helpers: dict[int, Helper] = {}
-"""The helper of this process, by its id: a fork has none."""
+"""The helper of this process, by the process's id: after a fork, the child has none."""
 
 
 def helper() -> Helper:
@@ -241,7 +242,7 @@ def helper() -> Helper:
 
 
 def end(owner: Helper, pid: int, connection: socket.socket) -> int | None:
-    """The exit status of a process that is no longer needed."""
+    """End a process that is no longer needed. Returns its exit status; None if it is unknown."""
     connection.close()
     if _helpers.get(os.getpid()) is not owner:
         return None
@@ -250,6 +251,6 @@ def end(owner: Helper, pid: int, connection: socket.socket) -> int | None:
     return None
 
 
-def split_arrays(arrays: Mapping[str, np.ndarray]) -> Sequence[tuple[str, int]]:
-    """Names and sizes of what one sample has in each array."""
+def array_sizes(arrays: Mapping[str, np.ndarray]) -> Sequence[tuple[str, int]]:
+    """Name of each array, and its number of values per sample."""
     return [(name, math.prod(array.shape[1:])) for name, array in arrays.items()]

@@ -1,4 +1,4 @@
-"""The report card: one HTML page that needs no network, made from `report.json` and the panels alone."""
+"""The report card: one HTML page that needs no network, made only from `report.json`, the panels and the learning curves."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from cpgan_ray.errors import printable
 from cpgan_ray.evaluation.report import figures
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
-"""Training adversary -> rounds, R2 on them."""
+"""Training adversary -> rounds, and its R2 in each."""
 
 
 def data_uri(picture: Image) -> str:
@@ -23,10 +23,10 @@ def data_uri(picture: Image) -> str:
 
 
 def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curves) -> str:
-    """The page. `panels`: `pictures` and `worst`; `curves` is empty where nothing is known of the training.
+    """The page as HTML. `panels`: `pictures` and `worst`; `curves`: empty if the training is not known.
 
-    Names in the report may come from anybody's files: the page shows their control characters as escapes, and its Content-Security-
-    Policy lets a browser run and fetch nothing, whatever they hold.
+    Names in the report may come from files of unknown origin: the page shows control characters as escapes, and its
+    Content-Security-Policy forbids the browser to run scripts or to fetch anything.
     """
     report = printable_values(report)
     curves = {printable(name): curve for name, curve in curves.items()}
@@ -34,47 +34,54 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )  # names and settings come from users' files
     template = environment.from_string(resources.files("cpgan_ray.evaluation.report").joinpath("card.html.j2").read_text())
-    drawn = {
+    plots = {
         "curves": figures.learning_curves(curves, report) if curves else "",
         "attacks": figures.attack_curves(report) if any(row["curve"] for row in report["attacks"]) else "",
         "sizes": figures.attack_sizes(report) if report["sweep"] else "",
         "attributes": figures.attributes(report["attributes"]) if report["attributes"] else "",
     }
-    shown = {name: data_uri(p) for name, p in panels.items()}
-    return template.render(r=report, panels=shown, figures=drawn, words=words(report), sample=sample(report), people=people(report))
+    uris = {name: data_uri(picture) for name, picture in panels.items()}
+    return template.render(
+        r=report,
+        panels=uris,
+        figures=plots,
+        summary=summary(report),
+        sample=sample_noun(report),
+        people=has_people(report),
+    )
 
 
-def sample(report: Mapping[str, Any]) -> str:
-    """What one of the data set's values is called."""
+def sample_noun(report: Mapping[str, Any]) -> str:
+    """What the page calls a sample of the data set."""
     return "picture" if "mse_255" in report["attacks"][0] else "sample"
 
 
-def people(report: Mapping[str, Any]) -> bool:
-    """Whether samples are known to be some person's; otherwise each is by itself."""
+def has_people(report: Mapping[str, Any]) -> bool:
+    """Whether several samples belong to the same person. Otherwise each sample counts as its own person."""
     return any(row["people"] < row["pictures"] for row in report["threat_model"]["sets"])
 
 
-def words(report: Mapping[str, Any]) -> dict[str, str]:
-    """The headline in words."""
+def summary(report: Mapping[str, Any]) -> dict[str, str]:
+    """The main results in sentences."""
     best, floor = report["privacy"]["strongest"], report["privacy"]["label_floor_r2"]
     share = 100 * best["r2"]
     unsaturated = [f"{a['name']} ({a['variant']})" for a in report["attacks"] if not a["saturated"]]
-    unseen = f"{sample(report)}s of people" if people(report) else f"{sample(report)}s"
-    lead = (
+    unseen = f"{sample_noun(report)}s of people" if has_people(report) else f"{sample_noun(report)}s"
+    strongest = (
         f"The strongest of {len(report['attacks'])} fresh attacks recovers {share:.1f} % of the variance of {unseen} "
         f"it has never seen (95 % interval {100 * best['low']:.1f} to {100 * best['high']:.1f} %)."
     )
-    beside = f"The answers to the task alone, the label floor, give away {100 * floor:.1f} %"
+    label_floor = f"The label floor, that is the answers to the task alone, gives away {100 * floor:.1f} %"
     excess = 100 * report["privacy"]["excess_r2"]
     if best["low"] > floor:
-        beside += f": the code gives away {excess:.1f} points more than it has to."
+        label_floor += f": the code gives away {excess:.1f} points more than necessary."
     elif best["high"] < floor:
-        beside += f": the code gives away {-excess:.1f} points less than a full answer would."
+        label_floor += f": the code gives away {-excess:.1f} points less than a full answer would."
     else:
-        beside += ": what the code gives away beyond them is within the interval."
-    lag = (
-        "Every attack was given more budget until that no longer helped."
+        label_floor += ": the excess of the code is within the interval."
+    saturation = (
+        "The budget of every attack was raised until that no longer helped."
         if not unsaturated
-        else "Still gaining when its budget ended, so a lower bound: " + ", ".join(unsaturated) + "."
+        else "Still improving when the budget ended, so only a lower bound: " + ", ".join(unsaturated) + "."
     )
-    return {"lead": lead, "beside": beside, "saturation": lag}
+    return {"strongest": strongest, "label_floor": label_floor, "saturation": saturation}

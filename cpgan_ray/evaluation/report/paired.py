@@ -11,30 +11,33 @@ from cpgan_ray.evaluation.scoring import RowErrors, paired_difference
 from cpgan_ray.evaluation.tournament import TournamentResult
 
 ERRORS = "errors.npz"
-"""The strongest attack's error on each score picture: what a paired comparison with another run needs."""
+"""Holds the strongest attack's error on each score picture. A paired comparison with another run needs it."""
 MAX_ERRORS_BYTES = 256 << 20
-"""No array of it is read that is larger."""
+"""A file with a larger array is rejected."""
 MAX_ERROR = 1e12
-"""No squared error on a picture is larger than this."""
+"""A file with a larger squared error is rejected."""
 
 
 def comparison(result: TournamentResult, against: Path, *, seed: int) -> dict[str, Any]:
-    """The strongest attack here less the other report's, on the same score pictures."""
+    """The report's entry: difference in R2 between the strongest attack of `result` and that of the report in folder `against`."""
     return {"other": str(against), **asdict(difference(result.strongest.errors, against, seed=seed))}
 
 
 def difference(errors: RowErrors, against: Path, *, seed: int) -> Any:
-    """Raises: InputError where the other report was scored on other pictures."""
+    """R2 of `errors` minus R2 of the strongest attack in the report folder `against`, on the same score pictures.
+
+    Raises: InputError if the other report was scored on other pictures.
+    """
     try:
         return paired_difference(errors, read_errors(against), seed=seed)
     except ValueError as e:
-        raise InputError(f"{against} cannot be compared with: {e}; give a report on the same prepared store") from e
+        raise InputError(f"cannot compare with {against}: {e}; choose a report on the same prepared store") from e
 
 
 def read_errors(folder: Path) -> RowErrors:
-    """The row errors of a report folder, or of the run folder that it is in.
+    """Read the row errors from a report folder, or from a run folder that contains one.
 
-    Raises: InputError where there are none.
+    Raises: InputError if there are none, or the file is damaged.
     """
     for path in (folder / ERRORS, folder / "report" / ERRORS):
         if path.is_file():
@@ -51,6 +54,6 @@ def read_errors(folder: Path) -> RowErrors:
                 if min(errors.min(), mean_errors.min()) < 0 or max(errors.max(), mean_errors.max()) > MAX_ERROR:
                     raise ValueError("values")
                 return RowErrors(errors, mean_errors, identity)
-            except Exception as e:  # numpy raises whatever the damaged part leads to
+            except Exception as e:  # numpy may raise any exception for a damaged file
                 raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
-    raise InputError(f"{folder} has no {ERRORS}: give the output folder of a run, or the report folder of an attack")
+    raise InputError(f"{folder} has no {ERRORS}: choose the output folder of a run, or the report folder of an attack")

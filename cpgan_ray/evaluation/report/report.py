@@ -1,4 +1,4 @@
-"""From codes to a report card: the tournament on Ray or in this process, `report.json`, `report.html` and the panels."""
+"""Contents and files of a report: `report.json`, `report.html`, the panels and the errors for paired comparisons."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics
 
 @dataclass(frozen=True, eq=False)
 class EvaluationReport:
-    """A result with everything that is written about it."""
+    """The result of a tournament, with everything that is written to its report folder."""
 
     result: TournamentResult
     report: dict[str, Any]
@@ -32,7 +32,7 @@ class EvaluationReport:
     page: str
 
     def write(self, folder: Path) -> None:
-        """`report.json`, `report.html`, the panels and `errors.npz`."""
+        """Write `report.json`, `report.html`, the panels and `errors.npz`."""
         make_folder(folder)
         write_text(folder / "report.json", json.dumps(self.report, indent=1) + "\n")
         write_text(folder / "report.html", self.page)
@@ -45,19 +45,19 @@ class EvaluationReport:
 
 
 def console_lines(utility: Mapping[str, float], warnings: Sequence[ReportWarning]) -> list[str]:
-    """The utility next to what a guess would have, and every warning."""
+    """Lines for the console: the accuracies next to the accuracy of a guess, and every warning."""
     accuracies = ("accuracy", "majority_accuracy", "balanced_accuracy")
     numbers = [f"{name.replace('_', ' ')} {utility[name]:.4f}" for name in accuracies if name in utility]
     return ([", ".join(numbers)] if numbers else []) + [f"warning: {warning.message}" for warning in warnings]
 
 
-def degenerate(report: Mapping[str, Any]) -> list[str]:
-    """Why the code of a report passes no gate, if it is degenerate."""
+def degeneracy_reasons(report: Mapping[str, Any]) -> list[str]:
+    """Reasons why the code of a report passes no gate; empty unless it is degenerate."""
     return [warning["message"] for warning in report.get("warnings", ()) if warning["fails_gates"]]
 
 
-def references(result: TournamentResult, undefended: Path | None) -> list[dict[str, Any]]:
-    """What the attacks are held against, from nothing to everything."""
+def reference_rows(result: TournamentResult, undefended: Path | None) -> list[dict[str, Any]]:
+    """The rows with which the attacks are compared, from "nothing recovered" to "everything recovered"."""
     best, floor = result.strongest.score, result.floor.score
     unit = "mse_raw" if best.mse_255 is None else "mse_255"
     mean = getattr(floor, unit) / (1 - floor.r2) if floor.r2 < 1 else 0.0
@@ -73,7 +73,7 @@ def references(result: TournamentResult, undefended: Path | None) -> list[dict[s
             unit: mean * (1 - result.linear_code_r2),
         },
     ]
-    if undefended is not None and (twin := strongest_of(undefended)) is not None:
+    if undefended is not None and (twin := read_strongest_attack(undefended)) is not None:
         rows.append(
             {"name": f"undefended twin ({twin['attack']})", **{key: twin[key] for key in ("r2", "low", "high")}}
             | {unit: mean * (1 - twin["r2"])}
@@ -81,31 +81,31 @@ def references(result: TournamentResult, undefended: Path | None) -> list[dict[s
     return [*rows, {"name": "identity (z = x)", "r2": 1.0, unit: 0.0}]
 
 
-def strongest_of(folder: Path) -> dict[str, Any] | None:
-    """Name, R2 and interval of the strongest attack on a run, by its report; None where it has none.
+def read_strongest_attack(folder: Path) -> dict[str, Any] | None:
+    """Name, R2 and interval of the strongest attack on a run, from its report; None if it has no report.
 
-    Raises: InputError where the report is damaged.
+    Raises: InputError if the report is damaged.
     """
     path = folder / "report" / "report.json"
     if not path.is_file():
         return None
     try:
-        found = read_json(path)["privacy"]["strongest"]
-        numbers = {key: float(found[key]) for key in ("r2", "low", "high")}
+        strongest = read_json(path)["privacy"]["strongest"]
+        numbers = {key: float(strongest[key]) for key in ("r2", "low", "high")}
         if not all(-1e6 < number <= 1 for number in numbers.values()):
             raise ValueError("numbers")
-        return {"attack": printable(str(found["attack"]))[:60], **numbers}
-    except Exception as e:  # whatever its values lead to
+        return {"attack": printable(str(strongest["attack"]))[:60], **numbers}
+    except Exception as e:  # a damaged file may lead to any exception
         raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
 
 
 def twin_codes(program: Path, dataset: Dataset) -> Codes:
-    """Codes of all splits by an exported privatizer."""
+    """Codes of all splits, computed by an exported privatizer."""
     from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 
     return encode_all(open_encoder(program), dataset)
 
 
 def report_settings(attacks: AttackConfig, **more: Any) -> dict[str, Any]:
-    """What the card shows of the settings."""
+    """The settings that the card shows."""
     return {"attacks": asdict(attacks)} | more

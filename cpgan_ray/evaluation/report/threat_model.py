@@ -1,4 +1,4 @@
-"""What a report states about the attacker, the data sets and the limits of the number."""
+"""What a report states about the attacker, the sets of pictures and the limits of its numbers."""
 
 from typing import Any
 
@@ -9,74 +9,76 @@ from cpgan_ray.evaluation.fitting import EvaluationContext
 from cpgan_ray.evaluation.protocol import split_by_identity
 
 ATTACKER = (
-    "Eve reads codes z on the wire and wants the {samples} behind them. She knows the privatizer and can run it (white box): she "
+    "Eve reads codes z on the wire and wants to recover the {samples}. She knows the privatizer and can run it (white box): she "
     "makes pairs of codes and {samples}, fits a reconstructor on them, and applies it to codes of {unseen} she has never seen. Her "
-    "{samples} are the defender's own training set (variant 'leaked') or others (variant 'fresh')."
+    "{samples} are the defender's own training set (variant 'leaked') or other {samples} (variant 'fresh')."
 )
 NOT_COVERED = {
-    True: "She does not change the code, ask the classifier, or combine several codes of one person. No person is in two of the "
+    True: "She does not change the code, query the classifier, or combine several codes of one person. No person is in two of the "
     "sets.",
-    False: "She does not change the code or ask the classifier. No two of the sets share any of the {samples}.",
+    False: "She does not change the code or query the classifier. The sets share none of the {samples}.",
 }
 LIMITS = (
-    "The number is that of the attacks made here; a better attack finds more. An attack marked as not saturated would itself have.",
-    "The code is deterministic: it carries no differential-privacy guarantee, and none is claimed.",
+    "The result holds for the attacks made here; a better attack may recover more. An attack marked as not saturated would recover "
+    "more with a larger budget.",
+    "The code is deterministic: it gives no differential-privacy guarantee.",
     "Attackers with a generative prior (GAN, diffusion) or with side information about {whom} are not among the attacks.",
 )
 STOCHASTIC = (
-    "The release is declared as stochastic: the attacks saw one code of each sample, and averaging several codes of one sample "
-    "recovers more. No differential-privacy guarantee is claimed."
+    "The release is declared as stochastic: the attacks saw one code of each sample; an attacker who averages several codes of a "
+    "sample recovers more. No differential-privacy guarantee is claimed."
 )
 HIDDEN = {
-    True: "R2 weighs all values alike: a small detail that identifies a person may hide in a small R2. See the worst {samples}, "
-    "the identity linkage and the attribute map.",
-    False: "R2 weighs all values alike: a small detail that matters may hide in a small R2. See the worst {samples}.",
+    True: "R2 gives all values the same weight: a small detail that identifies a person may be visible although R2 is small. See "
+    "the worst {samples}, the identity linkage and the attribute map.",
+    False: "R2 gives all values the same weight: a small detail that matters may be visible although R2 is small. See the worst "
+    "{samples}.",
 }
-"""Of data about people, and of other data."""
+"""For data about people (True), and for other data."""
 ANONYMOUS = (
-    "The data do not say who is on a picture, so one person may be in several of the sets: an attack may have been fitted on "
-    "pictures of the very people that it is scored on, and intervals take each picture by itself."
+    "The data contain no identities, so one person may be in several of the sets: an attack may have been fitted on pictures of "
+    "the same people that it is scored on, and intervals treat pictures as independent."
 )
-"""Of pictures of people without identities."""
+"""For pictures of people without identities."""
 
 
 def nouns(dataset: Dataset) -> dict[str, str]:
-    """What the values of a data set are called. `unseen`: those that no attack was fitted on."""
+    """Words for the samples of a data set. `unseen`: those on which no attack was fitted."""
     samples = "pictures" if dataset.train.dtype == np.uint8 else "samples"
     people = about_people(dataset)
     return {"samples": samples, "unseen": "people" if people else samples, "whom": "a person" if people else "a sample"}
 
 
 def about_people(dataset: Dataset) -> bool:
-    """Whether samples are known to be some person's: otherwise each is by itself."""
+    """Whether several samples belong to the same person. Otherwise each sample counts as its own person."""
     return any(len(np.unique(part.identity)) < len(part) for part in (dataset.train, dataset.val, dataset.test))
 
 
 def limits(dataset: Dataset, *, stochastic: bool = False) -> list[str]:
-    """What the number does not say. stochastic: whether the release is declared to draw random numbers."""
+    """What the R2 of a report does not show. stochastic: whether the release is declared to draw random numbers."""
     lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
     lines = [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
     return [*lines, ANONYMOUS] if dataset.info.anonymous else lines
 
 
 def threat_model(context: EvaluationContext) -> dict[str, Any]:
-    """Who attacks, with what, in words; and the sets with their sizes."""
+    """A description of the attacker, and the sets with their sizes."""
     dataset = context.dataset
-    called = nouns(dataset)
-    mine, kept = split_by_identity(dataset.val.identity, seed=context.seed)
+    words = nouns(dataset)
+    fit_rows, tune_rows = split_by_identity(dataset.val.identity, seed=context.seed)
     sets = []
     for name, rows, use in (
-        ("train", np.arange(len(dataset.train)), "the defender's training; fitting the attacks of variant 'leaked'"),
-        ("val, one part", mine, "fitting the attacks of variant 'fresh'; tuning those of 'leaked'"),
-        ("val, the rest", kept, "tuning the attacks of both variants"),
-        ("test", np.arange(len(dataset.test)), "scoring alone"),
+        ("train", np.arange(len(dataset.train)), "training the defender; fitting the attacks of variant 'leaked'"),
+        ("val, first part", fit_rows, "fitting the attacks of variant 'fresh'; tuning the attacks of variant 'leaked'"),
+        ("val, second part", tune_rows, "tuning the attacks of both variants"),
+        ("test", np.arange(len(dataset.test)), "only scoring"),
     ):
         split = getattr(dataset, name.split(",")[0])
         sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})
     return {
-        "attacker": ATTACKER.format(**called),
+        "attacker": ATTACKER.format(**words),
         "not_covered": " ".join(
-            [NOT_COVERED[about_people(dataset)].format(**called), *([ANONYMOUS] if dataset.info.anonymous else [])]
+            [NOT_COVERED[about_people(dataset)].format(**words), *([ANONYMOUS] if dataset.info.anonymous else [])]
         ),
         "sets": sets,
     }

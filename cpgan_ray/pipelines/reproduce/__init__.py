@@ -1,1 +1,1 @@
-"""The job of `jobs/reproduce.py`: mechanisms on a data set, every cell a Ray task."""
+"""The job of `jobs/reproduce.py`: a comparison of mechanisms on a data set, with a Ray task for each cell."""

@@ -1,9 +1,7 @@
-"""The whole job of jobs/reproduce.py: mechanisms on a data set, every cell a Ray task, and what they amount to."""
+"""The job of jobs/reproduce.py: run the cells of a comparison as Ray tasks, and write its results."""
 
-import dataclasses
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ from cpgan_ray.analysis.fronts import reference_point, write
 from cpgan_ray.analysis.published import measured, published, published_theory, side_by_side
 from cpgan_ray.analysis.theory_figure import frontier_figure
 from cpgan_ray.common.atomic_io import refuse_link, write_bytes, write_text
-from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
@@ -29,70 +26,72 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
-from cpgan_ray.pipelines.output_folder import output_folder
+from cpgan_ray.pipelines.output_folder import output_folder, with_output
 from cpgan_ray.pipelines.reproduce.play import play
 from cpgan_ray.pipelines.reproduce.results import (
     PUBLISHED,
     TABLE,
     THEORY,
     Values,
-    all_played,
+    cell_metrics,
     finished,
     line,
-    logged,
     outcome_tags,
     read_cell,
+    read_cells,
     settings_table,
     volumes_table,
     write_table,
 )
-from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
+from cpgan_ray.tracking import SearchRun, ensure_trackable
 
 logger = logging.getLogger(__name__)
 
 DUMP_EVERY = 10
-"""Cells after which the table is written, in mid-comparison."""
+"""The table is written each time so many cells have finished."""
 
 
 def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
-    """Play the cells that are not there yet, write the results of all; returns the table and the summary that the job prints.
+    """Run the cells that have no result yet, and write the results of all cells. Returns the table and the summary that the job
+    prints.
 
-    Raises: InputError for anything the user can mend, before anything is written.
+    Raises: InputError for anything the user can fix, before anything is written.
     """
     with output_folder(job.config.output, f"reproduce-{job.config.preset}", resume=resume) as folder:
-        return reproduce_in(folder, job if resume else settled(job, folder), resume=resume)
+        return reproduce_in(folder, job if resume else with_output(job, folder), resume=resume)
 
 
 def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
-    """The same in a folder that is this comparison's."""
+    """`reproduce`, in an output folder that is already locked for this comparison."""
     started = time.perf_counter()
     ensure_trackable(job.config.tracking, folder)
     dataset_name = job.config.data.dataset
-    theirs = published(job.published, dataset_name) if job.published else []
+    reported = published(job.published, dataset_name) if job.published else []
     best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
     set_up_process(threads=available_cpus())
     if job.config.runtime.backend != "local":
         ensure_unchanged()
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, NOISE_COMPONENTS):
-        projection(dataset, components=components)  # once, before many processes ask for it
-    todo = cells(job, dataset)
-    with defer_signals() as stop:  # or a signal could leave the run RUNNING, between its beginning or its end and the block
+        projection(dataset, components=components)  # computed once here, before many processes need it
+    all_cells = cells(job, dataset)
+    with defer_signals() as stop:  # otherwise a signal just before or after the `try` could leave the MLflow run RUNNING
         run = open_run(job, folder, resume=resume)
         status = "FAILED"
         try:
             with stop.allowed():
-                missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
-                played(missing, pin_store(job.config, dataset), folder, run, of=len(todo))
+                missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
+                run_cells(missing, pin_store(job.config, dataset), folder, run, total=len(all_cells))
                 shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
-                values = all_played(folder)
-                summary = conclude(values, folder, run)
-                if theirs:
-                    write_bytes(folder / PUBLISHED, side_by_side(theirs, measured(finished(values), dataset_name), dataset_name))
+                values = read_cells(folder)
+                summary = write_results(values, folder, run)
+                if reported:
+                    figure = side_by_side(reported, measured(finished(values), dataset_name), dataset_name)
+                    write_bytes(folder / PUBLISHED, figure)
                     run.log_files([folder / PUBLISHED])
                 if dataset_name == "gaussian":
-                    drawn = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
-                    write_bytes(folder / THEORY, drawn)
+                    figure = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
+                    write_bytes(folder / THEORY, figure)
                     run.log_files([folder / THEORY])
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -105,7 +104,7 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
 
 
 def cells(job: ReproduceJob, dataset: Dataset) -> list[Cell]:
-    """All trainings, seed by seed, the slow mechanisms first."""
+    """All cells, seed by seed, the slow mechanisms first."""
     seeds = range(job.config.seed, job.config.seed + job.num_seeds)
     return [
         Cell(mechanism=name, setting=setting, seed=seed)
@@ -116,34 +115,25 @@ def cells(job: ReproduceJob, dataset: Dataset) -> list[Cell]:
 
 
 def settings_of(name: str, job: ReproduceJob, dataset: Dataset) -> Sequence[float]:
-    """What a mechanism's knob is tried at; code lengths once each."""
-    known = MECHANISMS[name]
-    if job.weights and known.knob == "privacy_weight":
+    """The settings of a mechanism's knob that are compared; settings with equal code lengths only once."""
+    mechanism = MECHANISMS[name]
+    if job.weights and mechanism.knob == "privacy_weight":
         return job.weights
-    settings = thinned(known.settings, job.num_settings)
-    if known.length is None:
+    settings = evenly_spaced_subset(mechanism.settings, job.num_settings)
+    if mechanism.length is None:
         return settings
-    lengths = [known.length(job.config, setting, dataset) for setting in settings]
+    lengths = [mechanism.length(job.config, setting, dataset) for setting in settings]
     return [setting for i, setting in enumerate(settings) if lengths[i] not in lengths[:i]]
 
 
-def thinned(settings: Sequence[float], limit: int) -> list[float]:
-    """At most `limit` of a mechanism's settings, evenly spaced."""
+def evenly_spaced_subset(settings: Sequence[float], limit: int) -> list[float]:
+    """At most `limit` of the settings, evenly spaced."""
     count = min(limit, len(settings))
     return [settings[round(i * (len(settings) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def settled(job: ReproduceJob, folder: Path) -> ReproduceJob:
-    """With this folder and a tracking store of its own, both absolute."""
-    uri = tracking_uri(job.config.tracking, folder)
-    if redacted(uri) != uri:  # a password that has to stay in it: not in `reproduction.json`
-        os.environ["MLFLOW_TRACKING_URI"] = uri
-    tracking = dataclasses.replace(job.config.tracking, uri=uri if redacted(uri) == uri else None)
-    return dataclasses.replace(job, config=dataclasses.replace(job.config, output=folder, tracking=tracking))
-
-
 def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
-    """The comparison's MLflow run, and the file with its id: from here on it can be resumed."""
+    """Open the comparison's MLflow run, and write the record with its id. From then on the comparison can be resumed."""
     c = job.config
     name = c.tracking.run_name or f"reproduce {c.preset}"
     params = {
@@ -161,52 +151,53 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
     return run
 
 
-def played(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, of: int) -> None:
-    """Cells as Ray tasks, or one after the other; a line on standard error and a run in MLflow for each."""
-    started, done = time.perf_counter(), of - len(missing)
+def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, total: int) -> None:
+    """Run cells as Ray tasks, or one after the other in this process. Logs a line and a child run in MLflow for each."""
+    started, num_done = time.perf_counter(), total - len(missing)
     if missing:
-        logger.info(f"{len(missing)} of {of} cells to play")
+        logger.info(f"{len(missing)} of {total} cells to run")
 
-    def told(cell: Cell) -> None:
-        nonlocal done
-        done += 1
+    def log_cell(cell: Cell) -> None:
+        nonlocal num_done
+        num_done += 1
         values = read_cell(folder / "cells" / cell.name / CELL)
-        run.add_child(cell.name, params=asdict(cell), metrics=logged(values), tags=outcome_tags(values))
-        logger.info(f"[{time.perf_counter() - started:.0f} s] {done}/{of} {line(values)}")
-        if done % DUMP_EVERY == 0:
-            write_table(all_played(folder), folder)
+        run.add_child(cell.name, params=asdict(cell), metrics=cell_metrics(values), tags=outcome_tags(values))
+        logger.info(f"[{time.perf_counter() - started:.0f} s] {num_done}/{total} {line(values)}")
+        if num_done % DUMP_EVERY == 0:
+            write_table(read_cells(folder), folder)
 
     if config.runtime.backend == "local":
         for cell in missing:
             play(cell, config, folder / "cells" / cell.name)
-            told(cell)
+            log_cell(cell)
         return
     from cpgan_ray.distributed.cluster import connect
     from cpgan_ray.distributed.tasks import in_tasks
 
     connect(config.runtime)
     work = [(cell, config, folder / "cells" / cell.name) for cell in missing]
-    in_tasks(play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: told(missing[i]))
+    in_tasks(play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: log_cell(missing[i]))
 
 
-def conclude(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str, Any]:
-    """The files of the results, and what MLflow hears of them."""
-    good = finished(values)
-    trials = [trial(v, folder / "cells" / Cell(**v["cell"]).name) for v in good]
+def write_results(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str, Any]:
+    """Write the files of the results, and log them to MLflow. Returns their part of the summary."""
+    done = finished(values)
+    trials = [trial(v, folder / "cells" / Cell(**v["cell"]).name) for v in done]
     reference = reference_point(trials)
     if reference is None:
-        raise RuntimeError("no cell came to its end")
+        raise RuntimeError("no cell has finished")
     write(trials, folder, chosen=recommended(trials))
-    told: dict[str, Any] = findings(good, trials, reference) | {"failed": [Cell(**v["cell"]).name for v in values if "failed" in v]}
+    failed = [Cell(**v["cell"]).name for v in values if "failed" in v]
+    results: dict[str, Any] = findings(done, trials, reference) | {"failed": failed}
     files = {
-        "results.json": json.dumps(told | {"label_floor_r2": trials[0].label_floor_r2}, indent=1) + "\n",
-        "results.md": "\n\n".join([settings_table(good, trials), volumes_table(told)]) + "\n",
+        "results.json": json.dumps(results | {"label_floor_r2": trials[0].label_floor_r2}, indent=1) + "\n",
+        "results.md": "\n\n".join([settings_table(done, trials), volumes_table(results)]) + "\n",
     }
     for name, text in files.items():
         write_text(folder / name, text)
-    write_table(good, folder)
-    write_bytes(folder / "attackers.png", attacker_lines(good, {name: known.knob for name, known in MECHANISMS.items()}))
+    write_table(done, folder)
+    write_bytes(folder / "attackers.png", attacker_lines(done, {name: mechanism.knob for name, mechanism in MECHANISMS.items()}))
     names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", TABLE, REPRODUCTION, *files)
     run.log_files(folder / name for name in names)
-    ours = told["hypervolume"].get("cpgan", {}).get("value")
-    return {"cells": len(values), "failed": len(told["failed"]), "hypervolume": ours, "gap": told["gap"]}
+    ours = results["hypervolume"].get("cpgan", {}).get("value")
+    return {"cells": len(values), "failed": len(failed), "hypervolume": ours, "gap": results["gap"]}

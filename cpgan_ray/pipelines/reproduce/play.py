@@ -1,4 +1,4 @@
-"""Playing one cell of a comparison: make the codes, attack them, and check the Gaussian mixture against theory."""
+"""One cell of a comparison: compute its codes, attack them, and compare codes of the Gaussian mixture with theory."""
 
 import dataclasses
 import json
@@ -17,23 +17,23 @@ from cpgan_ray.common.process import set_up_process
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.datasets.gaussian import mixture
-from cpgan_ray.evaluation.degenerate import code_warnings, says_nothing
+from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process, trained_against
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
 from cpgan_ray.evaluation.tournament import TournamentResult, as_json, score_attacks
-from cpgan_ray.evaluation.utility import utility_of
+from cpgan_ray.evaluation.utility import utility_metrics
 from cpgan_ray.mechanisms import MECHANISMS, Released
 from cpgan_ray.mechanisms.base import samples
 
 NO_NOISE = 1e-6
-"""Share of a code's variance that rounding to float32 may make."""
+"""A residual variance up to this share of the code's variance is float32 rounding."""
 
 
 def play(cell: Cell, config: Config, folder: Path) -> None:
-    """Make the codes, attack them, and leave `cell.json`, written last, `errors.npz` and pictures in the cell's folder.
+    """Compute the codes and attack them. Writes pictures, `errors.npz` and, as the last file, `cell.json` to the cell's folder.
 
-    A training that diverges is a result too: `cell.json` then says how it failed.
+    A training that diverges is also a result: `cell.json` then contains the error.
     """
     started = time.perf_counter()
     set_up_process(threads=config.runtime.threads or 1)
@@ -49,14 +49,14 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
         return
     context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
     warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
-    todo = attack_specs(config.attacks, dataset, brief=says_nothing(warnings))
-    result = score_attacks(fit_in_process(todo, context, done=lambda made: None), context)
-    utility = utility_of(released.logits, dataset, config.data.labels, seed=cell.seed)
+    specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings))
+    result = score_attacks(fit_in_process(specs, context, done=lambda attack: None), context)
+    utility = utility_metrics(released.logits, dataset, config.data.labels, seed=cell.seed)
     values = {"cell": asdict(cell), "k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
     values |= {"warnings": [asdict(warning) for warning in warnings]}
     values |= {"direct": direct(released, dataset, result, seed=cell.seed), "data": dataset.digest}
     if config.data.dataset == "gaussian":
-        values["theory"] = held_to_theory(released, dataset, values, seed=config.data.mixture_seed)
+        values["theory"] = compare_with_theory(released, dataset, values, seed=config.data.mixture_seed)
     values |= {"seconds": round(time.perf_counter() - started, 1)}
     for name, picture in attack_panels(result, context, undefended=None).items():
         with atomic_path(folder / f"{name}.png") as temporary:
@@ -72,49 +72,57 @@ def write(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def direct(released: Released, dataset: Dataset, result: TournamentResult, *, seed: int) -> dict[str, float] | None:
-    """R2 of the code itself as a reconstruction, where it is a sample: no attack at all, but it may be the strongest."""
+    """R2 of the code itself as a reconstruction, if it is a sample: it needs no attack, but may be the strongest one."""
     if released.direct is None:
         return None
     rows = result.strongest.errors
     errors = np.square(released.direct - samples(dataset, "test"), dtype=np.float64).mean(axis=1)
-    found = RowErrors(errors, rows.mean_errors, rows.identity)
-    low, high = interval(found, seed=seed)
-    return {"r2": found.r2, "low": low, "high": high}
+    scored = RowErrors(errors, rows.mean_errors, rows.identity)
+    low, high = interval(scored, seed=seed)
+    return {"r2": scored.r2, "low": low, "high": high}
 
 
-def held_to_theory(released: Released, dataset: Dataset, values: Mapping[str, Any], *, seed: int) -> dict[str, float]:
-    """How a code of the Gaussian mixture stands to the best one possible, by the population's moments.
+def compare_with_theory(released: Released, dataset: Dataset, values: Mapping[str, Any], *, seed: int) -> dict[str, float]:
+    """Compare a code of the Gaussian mixture with the best possible code, using the population's moments.
 
-    `accuracy`, `mse`: of the best classifier and the best linear attack on a linear code's directions, which are found from the
-    codes themselves, with what these do not explain as its noise; `shortfall`: of this MSE below the frontier's at this accuracy.
-    `measured_shortfall`: of the strongest fresh attack's below the exact attacker's frontier at the measured accuracy, which may be
-    off by 0.005.
-    `exact_mse`, `exact_shortfall`: the same of the best attack of any kind, of one number without noise.
+    `accuracy`, `mse`: of the best classifier and of the best linear attack on a linear code with the same directions, which are
+    estimated from the codes; the unexplained part of the codes counts as noise.
+    `shortfall`: how far this MSE is below the frontier at this accuracy.
+    `measured_shortfall`: how far the MSE of the strongest fresh attack is below the frontier of the exact attacker at the measured
+    accuracy; an error of 0.005 in this accuracy is tolerated.
+    `exact_mse`, `exact_shortfall`: `mse` and `shortfall` for the best attack of any kind; only for codes of one number without
+    noise.
     """
-    drawn = mixture(seed)
-    moments = theory.population_moments(drawn.mean, within=drawn.covariance)
+    data = mixture(seed)
+    moments = theory.population_moments(data.mean, within=data.covariance)
     x, z = (v.astype(np.float64) for v in (samples(dataset, "train"), released.codes["train"]))
     directions, noise_variance = linear_code(x * dataset.info.unit, z)
     accuracy = theory.bayes_accuracy(directions, mean=moments.mean, within=moments.within, noise_variance=noise_variance)
     mse = theory.lmmse(directions, total=moments.total, noise_variance=noise_variance)
-    short = float(theory.shortfall([accuracy], [mse], moments=moments)[0])
-    found, fresh = values["utility"]["accuracy"], min(a["mse_raw"] for a in values["attacks"])
-    measured = theory.shortfall([found], [fresh], moments=moments, attacker="exact", accuracy_tolerance=0.005)
-    told = {"accuracy": accuracy, "mse": mse, "shortfall": short, "measured_accuracy": found, "measured_mse": fresh}
-    told |= {"measured_shortfall": float(measured[0])}
+    shortfall = float(theory.shortfall([accuracy], [mse], moments=moments)[0])
+    measured_accuracy, measured_mse = values["utility"]["accuracy"], min(a["mse_raw"] for a in values["attacks"])
+    measured_shortfall = theory.shortfall(
+        [measured_accuracy], [measured_mse], moments=moments, attacker="exact", accuracy_tolerance=0.005
+    )
+    comparison = {"accuracy": accuracy, "mse": mse, "shortfall": shortfall}
+    comparison |= {"measured_accuracy": measured_accuracy, "measured_mse": measured_mse}
+    comparison |= {"measured_shortfall": float(measured_shortfall[0])}
     if len(directions) == 1 and noise_variance == 0:
         exact = theory.mmse(directions[0], mean=moments.mean, within=moments.within)
-        told |= {"exact_mse": exact}
-        told |= {"exact_shortfall": float(theory.shortfall([accuracy], [exact], moments=moments, attacker="exact")[0])}
-    return told
+        comparison |= {"exact_mse": exact}
+        comparison |= {"exact_shortfall": float(theory.shortfall([accuracy], [exact], moments=moments, attacker="exact")[0])}
+    return comparison
 
 
 def linear_code(x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, float]:
-    """A (k, d) and s^2 of codes z = A x + noise of covariance s^2 I, as good as (N, k) codes z of samples x (N, d): of noisy ones
-    those made white by their noise, s = 1; of others themselves, s = 0."""
+    """Fit z = A x + noise with noise covariance s^2 I to the codes z (N, k) of samples x (N, d). Returns A (k, d) and s^2.
+
+    Without noise, A belongs to the codes themselves and s = 0. With noise, A belongs to equivalent codes, which are whitened by
+    their noise, and s = 1.
+    """
     x, z = x - x.mean(axis=0), z - z.mean(axis=0)
     directions = np.linalg.lstsq(x, z, rcond=None)[0].T
-    left = z - x @ directions.T
-    if np.square(left).mean() <= NO_NOISE * np.square(z).mean():
+    residual = z - x @ directions.T
+    if np.square(residual).mean() <= NO_NOISE * np.square(z).mean():
         return directions, 0.0
-    return np.linalg.solve(np.linalg.cholesky(left.T @ left / len(left)), directions), 1.0
+    return np.linalg.solve(np.linalg.cholesky(residual.T @ residual / len(residual)), directions), 1.0

@@ -1,9 +1,9 @@
-"""Ray Tune over whole games: two objectives, utility up and the strongest fresh attack's R2 down.
+"""Search with Ray Tune over whole games. Two objectives: high utility, and low R2 of the strongest fresh attack.
 
-A trial's process hosts the privatizer; its adversaries, and later its attacks, run in the trial's own placement group. It leaves a
-run's folder in `<output>/trials/`, named after its setting and seed, and a run in MLflow below the search's. `trial.json` in that
-folder is written last: a trial that has one is never played again, whoever asks for it.
+A trial's process hosts the privatizer; its adversaries, and later its attacks, run in the trial's own placement group. Each trial
+writes a run folder to `<output>/trials/`, named after its setting and seed, and logs a run to MLflow, as a child of the search's
+run. `trial.json` in that folder is written last: a trial that has this file is never run again.
 
-What is chosen by what: proposals and the recommendation go by the validation split (`val_accuracy`, `val_r2`), early stopping by
-quick fresh attacks on validation people; never by a training adversary. What is reported is the test split's.
+Proposals and the recommendation use the validation split (`val_accuracy`, `val_r2`). Early stopping uses quick fresh attacks on
+validation people, never a training adversary. Reported numbers are measured on the test split.
 """

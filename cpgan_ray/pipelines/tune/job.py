@@ -1,4 +1,4 @@
-"""The whole job of jobs/tune_celeba.py: room for the trials, Tune, and what the trials amount to."""
+"""The job of jobs/tune_celeba.py: resources of the trials, the search with Ray Tune, and its results."""
 
 import dataclasses
 import logging
@@ -15,7 +15,7 @@ from ray import tune
 
 from cpgan_ray.analysis.fronts import Trial, points, table, write
 from cpgan_ray.common.atomic_io import refuse_link
-from cpgan_ray.common.credentials import export_env, redacted
+from cpgan_ray.common.credentials import export_env
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
@@ -26,110 +26,115 @@ from cpgan_ray.data import Dataset, label_columns, majority_logits, pin_store
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.resources import Bundle, ensure_room, shares
 from cpgan_ray.errors import InputError
-from cpgan_ray.pipelines.output_folder import output_folder
+from cpgan_ray.pipelines.output_folder import output_folder, with_output
 from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
 from cpgan_ray.pipelines.tune.progress import Progress, read_trials
 from cpgan_ray.pipelines.tune.proposals import proposals, scheduler
 from cpgan_ray.pipelines.tune.trial import Shared, play_trial
-from cpgan_ray.tracking import SearchRun, ensure_trackable, tracking_uri
+from cpgan_ray.tracking import SearchRun, ensure_trackable
 from cpgan_ray.training.game import active_adversaries
 from cpgan_ray.training.losses import accuracy
 
 logger = logging.getLogger(__name__)
 
 TUNE = "tune"
-"""Folder of Ray Tune's own state. It is restored with pickle: continue only searches that are your own."""
+"""Folder of Ray Tune's own state. It is restored with pickle: continue only your own searches."""
 
 TUNE_ENVIRONMENT = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # the default of ten seconds and more forgets what has just finished
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # with the default of at least ten seconds, trials that have just finished can be lost
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",  # whose `verbose=0` still prints
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even with `verbose=0`
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is handled here
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the scheduler's score is not part of a trial's last report
 }
 
 
 def trial_sizes(job: SearchJob, cluster: Mapping[str, float], *, total: int) -> dict[str, list[Bundle]]:
-    """What a trial needs, the bundle of its own process first. On a cluster with fewer CPUs than a game has players, a trial's
-    players share one CPU, or more where the `total` trials are fewer: many at once use the cores better than one after the other.
+    """Resource bundles of a defended trial and of a control, the bundle of the trial's own process first. If the cluster has fewer
+    CPUs than a game has players, the players of a trial share one CPU, or more if there are few trials (`total`): many trials at
+    once use the cores better than one after the other.
 
-    Raises: InputError with the numbers where a trial does not fit the cluster.
+    Raises: InputError with the numbers if a trial does not fit into the cluster.
     """
     names = [] if job.config.runtime.backend == "local" else active_adversaries(dataclasses.replace(job.config, privacy_weight=1.0))
-    there = cluster.get("CPU", 0.0)
-    wanted = min(total, job.max_concurrent or total)
-    cpus = there if there >= len(names) + 1 else min(there, max(1.0, there / wanted))
+    available = cluster.get("CPU", 0.0)
+    concurrent = min(total, job.max_concurrent or total)
+    cpus = available if available >= len(names) + 1 else min(available, max(1.0, available / concurrent))
     sizes = {"defended": shares(job.config, names, cpus=cpus), "control": shares(job.config, [], cpus=cpus)}
-    for one in sizes.values():
-        ensure_room(one, cluster, job.config.runtime)
+    for bundles in sizes.values():
+        ensure_room(bundles, cluster, job.config.runtime)
     return sizes
 
 
 def concurrency(job: SearchJob, sizes: Sequence[Bundle], cluster: Mapping[str, float]) -> int:
     """How many trials run at once."""
     totals = {kind: sum(s.get(kind, 0.0) for s in sizes) for kind in ("CPU", "GPU")}
-    most = min((int(cluster.get(kind, 0.0) / total + 1e-6) for kind, total in totals.items() if total > 0), default=1)
-    return max(1, min(most, job.max_concurrent or most))
+    limit = min((int(cluster.get(kind, 0.0) / total + 1e-6) for kind, total in totals.items() if total > 0), default=1)
+    return max(1, min(limit, job.max_concurrent or limit))
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the job prints, and whether any trial came to its end."""
+class SearchResult:
+    """The summary and the text that the job prints, and whether any trial finished."""
 
     summary: dict[str, Any]
     text: str
     ok: bool
 
 
-def search(job: SearchJob, *, resume: bool = False) -> Found:
-    """Play all trials; leave `frontier.json`, `.csv` and `.png` in the output folder and in MLflow, and each trial in `trials/`.
+def search(job: SearchJob, *, resume: bool = False) -> SearchResult:
+    """Run all trials. Writes `frontier.json`, `.csv` and `.png` to the output folder and to MLflow, and each trial to `trials/`.
 
-    resume: go on with the search in the job's output folder.
+    resume: continue the search in the job's output folder.
 
-    Raises: InputError for anything the user can mend, before anything is written to the output folder.
+    Raises: InputError for anything the user can fix, before anything is written to the output folder.
     """
     with output_folder(job.config.output, f"search-{job.config.preset}", resume=resume) as folder:
-        return search_in(folder, job if resume else settled(job, folder), resume=resume)
+        return search_in(folder, job if resume else with_output(job, folder), resume=resume)
 
 
-def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
-    """The same in a folder that is this search's."""
+def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
+    """`search`, in an output folder that is already locked for this search."""
     started = time.perf_counter()
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_ENVIRONMENT.items()})
-    ensure_unchanged()  # trials are processes of their own, whatever the backend
+    ensure_unchanged()  # with any backend, trials run in other processes
     ensure_trackable(job.config.tracking, folder)
-    found = dimensions(job.search_space, job.config, grid=job.searcher == "grid")
+    space = dimensions(job.search_space, job.config, grid=job.searcher == "grid")
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = prepare_run(job.config)
-    ensure_buildable(job, found, dataset)
+    ensure_buildable(job, space, dataset)
     connect(job.config.runtime)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of failures it prints tracebacks; they are in tune/*/error.txt too
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of failures, which are also in tune/*/error.txt
     cluster = ray.cluster_resources()
-    asked, total = proposals(job, found)
+    searcher, total = proposals(job, space)
     sizes = trial_sizes(job, cluster, total=total)
     at_once = concurrency(job, sizes["defended"], cluster)
     ensure_reachable(job.config)
     majority = majority_guess(dataset, job.config.data.labels)
-    same = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in found)  # one store for all trials
-    told = dataclasses.replace(job, config=pin_store(job.config, dataset)) if same else job
-    logger.info(f"{total} trials, {at_once} at once: {', '.join(map(described_dimension, found))}; in {folder}")
-    with defer_signals() as stop:  # or a signal could leave the run RUNNING, between its beginning or its end and the block
+    one_store = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in space)  # all trials use the same store
+    trial_job = dataclasses.replace(job, config=pin_store(job.config, dataset)) if one_store else job
+    logger.info(f"{total} trials, {at_once} at once: {', '.join(map(describe_dimension, space))}; in {folder}")
+    with defer_signals() as stop:  # otherwise a signal just before or after the `try` could leave the MLflow run RUNNING
         parent = open_run(job, folder, resume=resume)
         status = "FAILED"
         try:
-            shared = Shared(job=told, sizes=sizes, parent=parent.run_id, majority=majority, environment=export_env())
+            shared = Shared(job=trial_job, sizes=sizes, parent=parent.run_id, majority=majority, environment=export_env())
             trainable = tune.with_resources(
                 tune.with_parameters(play_trial, shared=shared),
                 lambda spec: tune.PlacementGroupFactory(
                     sizes["control" if spec["control"] else "defended"], strategy=job.config.runtime.placement
                 ),
             )
-            tuner = restored(folder, trainable) if resume else None
+            tuner = restore_tuner(folder, trainable) if resume else None
             tuner = tuner or tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=asked, scheduler=scheduler(job), num_samples=total, max_concurrent_trials=at_once, reuse_actors=False
+                    search_alg=searcher,
+                    scheduler=scheduler(job),
+                    num_samples=total,
+                    max_concurrent_trials=at_once,
+                    reuse_actors=False,
                 ),
                 run_config=tune.RunConfig(
                     name=TUNE,
@@ -147,10 +152,10 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
             raise
         finally:
             if status != "FINISHED":
-                ray.shutdown()  # first: a trial that came to its end meanwhile would mark its run anew
+                ray.shutdown()  # first, because a trial that finishes now would set the status of its MLflow run again
                 parent.end_children("KILLED")
             trials = read_trials(folder)
-            values = conclude(job, folder, trials, parent)
+            values = write_results(job, folder, trials, parent)
             parent.close(stop.run_status(status))
     summary = {
         "run_id": parent.run_id,
@@ -161,41 +166,35 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> Found:
         "recommended": values["recommended"],
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return Found(summary, concluded(trials, values), bool(values["front"]))
+    return SearchResult(summary, results_text(trials, values), bool(values["front"]))
 
 
 def majority_guess(dataset: Dataset, labels: tuple[str, ...]) -> float:
-    """Accuracy on the validation split of always guessing each label's commoner training value."""
+    """Accuracy on the validation split of always guessing each label's most common training value."""
     y = dataset.val.labels[:, label_columns(dataset, labels)]
     return float(accuracy(majority_logits(dataset, labels, rows=len(y)), y).mean())
 
 
 def ensure_reachable(config: Config) -> None:
-    """Raises: InputError where trials would be tracked in a file that is on another machine than they are."""
+    """Check that trials on all machines can reach the tracking store.
+
+    Raises: InputError if the store is a file, and the cluster has several machines.
+    """
     machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(machines) > 1 and (config.tracking.uri or "").startswith("sqlite:"):
         raise InputError(
-            f"the cluster has {len(machines)} machines, and {config.tracking.uri} is a file on this one: "
+            f"the cluster has {len(machines)} machines, but {config.tracking.uri} is a file on this machine: "
             "start an MLflow server and give its address with --tracking.uri or MLFLOW_TRACKING_URI"
         )
 
 
-def settled(job: SearchJob, folder: Path) -> SearchJob:
-    """With this folder and a tracking store of its own, both absolute: its trials run elsewhere."""
-    uri = tracking_uri(job.config.tracking, folder)
-    if redacted(uri) != uri:  # a password that has to stay in it: not in `search.json`
-        os.environ["MLFLOW_TRACKING_URI"] = uri
-    tracking = dataclasses.replace(job.config.tracking, uri=uri if redacted(uri) == uri else None)
-    return dataclasses.replace(job, config=dataclasses.replace(job.config, output=folder, tracking=tracking))
-
-
 def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
-    """The search's MLflow run, and `search.json` with its id: from here on the search can be resumed."""
+    """Open the search's MLflow run, and write `search.json` with its id. From then on the search can be resumed."""
     c = job.config
     name = c.tracking.run_name or f"search {c.preset} over {' '.join(job.search_space)}"
     if resume:
         run = SearchRun(c, folder, name=name, params={}, run_id=read_search(folder)[1])
-        run.end_children("KILLED")  # of trials that were under way when the search ended
+        run.end_children("KILLED")  # runs of trials that were still running when the search ended
         return run
     params = {
         "preset": c.preset,
@@ -211,16 +210,16 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
     return run
 
 
-def restored(folder: Path, trainable: Any) -> tune.Tuner | None:
-    """Tune's own state of an interrupted search; None where it ended before Tune had written any."""
+def restore_tuner(folder: Path, trainable: Any) -> tune.Tuner | None:
+    """Restore Tune's own state of an interrupted search; None if the search ended before Tune had written any."""
     path = str(refuse_link(folder / TUNE))
     if not tune.Tuner.can_restore(path):
         return None
     return tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
 
 
-def conclude(job: SearchJob, folder: Path, trials: Sequence[Trial], parent: SearchRun) -> dict[str, Any]:
-    """The front's files, and what MLflow hears of it."""
+def write_results(job: SearchJob, folder: Path, trials: Sequence[Trial], parent: SearchRun) -> dict[str, Any]:
+    """Write the files of the front, and log them to MLflow. Returns the values of `frontier.json`."""
     values = write(trials, folder, max_r2=job.max_r2, min_accuracy=job.min_accuracy, command=partial(training_command, job))
     parent.log_files(folder / name for name in ("frontier.json", "frontier.csv", "frontier.png", SEARCH))
     best = {name for point in values["front"] for name in point["trials"]}
@@ -229,12 +228,12 @@ def conclude(job: SearchJob, folder: Path, trials: Sequence[Trial], parent: Sear
 
 
 def training_command(job: SearchJob, setting: Mapping[str, Any], seed: int) -> str:
-    """What trains a setting, with the whole tournament of its preset in the end."""
+    """The command that trains a setting, with the complete tournament of its preset at the end."""
     c = override(job.config, {**setting, "seed": seed})
     return "python jobs/train_celeba.py " + command_for(c)
 
 
-def concluded(trials: Sequence[Trial], values: Mapping[str, Any]) -> str:
+def results_text(trials: Sequence[Trial], values: Mapping[str, Any]) -> str:
     """The table of settings and the recommendation, as text."""
     lines = [table(points(trials)), ""]
     if best := values["recommended"]:
@@ -245,5 +244,5 @@ def concluded(trials: Sequence[Trial], values: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"failed: {t.name}: {t.cause}" for t in failed)])
 
 
-def described_dimension(d: Dimension) -> str:
+def describe_dimension(d: Dimension) -> str:
     return f"{d.name} among {', '.join(map(str, d.values))}" if d.values else f"{d.name} {d.low:g} to {d.high:g}"

@@ -1,4 +1,4 @@
-"""Whether the networks that a search may propose go with its data: known before it begins, not after its trials have failed."""
+"""Check before a search starts that all networks it may propose can be built for its data."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,16 @@ from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.training.game import active_adversaries
 
 
-def ensure_buildable(job: SearchJob, found: Sequence[Dimension], dataset: Dataset) -> None:
-    """The control, and every two of the values that are searched. Fields of the data are left out: their trials have other stores.
+def ensure_buildable(job: SearchJob, space: Sequence[Dimension], dataset: Dataset) -> None:
+    """Build the networks of the control, and of every pair of values in the search space. Fields of the data are left out, because
+    they lead to other stores.
 
-    Raises: InputError naming the values, where networks cannot be built with them.
+    Raises: InputError naming the values with which networks cannot be built.
     """
     outputs = len(label_frequencies(dataset, job.config.data.labels))
     if job.train_undefended:
         build(replace(job.config, privacy_weight=0.0), dataset, outputs=outputs)
-    for setting in pairs([d for d in found if not d.name.startswith("data.")]):
+    for setting in pairs([d for d in space if not d.name.startswith("data.")]):
         try:
             build(override(job.config, setting), dataset, outputs=outputs)
         except InputError as e:
@@ -30,16 +31,16 @@ def ensure_buildable(job: SearchJob, found: Sequence[Dimension], dataset: Datase
 
 
 def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
-    """All networks of a game, without memory or numbers.
+    """Build all networks of a game on the meta device, without memory for their weights.
 
-    Raises: InputError where one is not for such samples or codes.
+    Raises: InputError if a network does not support these samples or codes.
     """
     shape, k = dataset.image_shape, config.k
     size = math.prod(shape)
     if config.privatizer.family == "whitened" and size > len(dataset.train):
         raise InputError(
-            f"privatizer.family 'whitened' needs as many training samples as each has values, {size}; there are "
-            f"{len(dataset.train)}: take another one"
+            f"privatizer.family 'whitened' needs at least as many training samples as a sample has values, {size}; there are "
+            f"{len(dataset.train)}: choose another family"
         )
     with torch.device("meta"):
         build_privatizer(config.privatizer, k=k, image_shape=shape)

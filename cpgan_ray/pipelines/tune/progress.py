@@ -1,4 +1,4 @@
-"""What is told of a search under way: `trials.json`, a line on standard error, the hypervolume in MLflow."""
+"""Progress of a running search: `trials.json`, a log line per trial, the hypervolume in MLflow."""
 
 import dataclasses
 import logging
@@ -23,9 +23,9 @@ TRIALS = "trials.json"
 
 
 class Progress(Callback):
-    """After each trial: `trials.json`, a line on standard error, the parent run's hypervolume.
+    """After each trial: write `trials.json`, log a line, and log the hypervolume to the search's run.
 
-    Tune pickles it: it holds a path alone.
+    Tune pickles this object, so its state is only a path and a number.
     """
 
     def __init__(self, folder: Path, total: int) -> None:
@@ -40,34 +40,34 @@ class Progress(Callback):
         self.run = SearchRun(job.config, self.folder, name="", params={}, run_id=parent)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.note(trials, trial, TuneTrial.TERMINATED)
+        self.record(trials, trial, TuneTrial.TERMINATED)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.note(trials, trial, TuneTrial.ERROR)
+        self.record(trials, trial, TuneTrial.ERROR)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        logger.info(f"{trial_name(trial.config)} failed and is tried again: {cause(trial)}")
+        logger.info(f"{trial_name(trial.config)} failed and is started again: {cause(trial)}")
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
-        write_json(self.folder / TRIALS, [asdict(row(t, t.status)) for t in in_order(trials)])
+        write_json(self.folder / TRIALS, [asdict(row(t, t.status)) for t in by_last_report(trials)])
 
-    def note(self, trials: list[TuneTrial], trial: TuneTrial, status: str) -> None:
-        """status: the trial's own; Tune calls before it has set it."""
+    def record(self, trials: list[TuneTrial], trial: TuneTrial, status: str) -> None:
+        """Record the end of a trial. status: the new status of the trial, because Tune calls this before it sets `trial.status`."""
         assert self.run is not None
-        one = row(trial, status)
-        rows = [one if t is trial else row(t, t.status) for t in in_order(trials)]
+        ended_trial = row(trial, status)
+        rows = [ended_trial if t is trial else row(t, t.status) for t in by_last_report(trials)]
         write_json(self.folder / TRIALS, [asdict(r) for r in rows])
-        self.run.end_children("FAILED" if one.state == "failed" else "FINISHED", names={one.name})
+        self.run.end_children("FAILED" if ended_trial.state == "failed" else "FINISHED", names={ended_trial.name})
         ended = [r for r in rows if r.state in ("finished", "stopped", "failed")]
         finished = [r for r in ended if r.state == "finished"]
         reference = reference_point(finished)
         volume = hypervolume(points(finished), reference) if reference else 0.0
         self.run.log({"search/trials": len(ended), "search/hypervolume": volume}, step=len(ended))
-        logger.info(f"trial {len(ended)}/{self.total}: {described(one)}; hypervolume {volume:.4f}")
+        logger.info(f"trial {len(ended)}/{self.total}: {describe_outcome(ended_trial)}; hypervolume {volume:.4f}")
 
 
-def described(trial: Trial) -> str:
-    """A trial's outcome in a line."""
+def describe_outcome(trial: Trial) -> str:
+    """A trial's outcome in one line."""
     if trial.state == "failed":
         return f"{trial.name} failed: {trial.cause}"
     if trial.state != "finished":
@@ -77,17 +77,17 @@ def described(trial: Trial) -> str:
     return f"{trial.name}: accuracy {trial.accuracy:.4f}, {r2}, {trial.seconds:.0f} s"
 
 
-def in_order(trials: Sequence[TuneTrial]) -> list[TuneTrial]:
-    """By the time of their last report."""
+def by_last_report(trials: Sequence[TuneTrial]) -> list[TuneTrial]:
+    """The trials, sorted by the time of their last report."""
     return sorted(trials, key=lambda t: (t.last_result or {}).get("timestamp", float("inf")))
 
 
 def row(trial: TuneTrial, status: str) -> Trial:
-    """What Tune knows of a trial in that status."""
+    """The trial as Tune knows it, with this status."""
     spec, result = trial.config, trial.last_result or {}
     finished = status == TuneTrial.TERMINATED and "accuracy" in result
     states = {TuneTrial.TERMINATED: "finished" if finished else "stopped", TuneTrial.ERROR: "failed"}
-    found = {f.name: result[f.name] for f in dataclasses.fields(Trial) if finished and f.name in result}
+    results = {f.name: result[f.name] for f in dataclasses.fields(Trial) if finished and f.name in result}
     state: Any = states.get(status, "running")
     return Trial(
         name=trial_name(spec),
@@ -96,15 +96,15 @@ def row(trial: TuneTrial, status: str) -> Trial:
         control=spec["control"],
         state=state,
         cause=cause(trial) if state == "failed" else None,
-        **found,
+        **results,
     )
 
 
 def cause(trial: TuneTrial) -> str:
-    """The last line that a failed trial's process said."""
+    """The last line of a failed trial's error output."""
     file = trial.error_file
     lines = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()] if file else []
-    return lines[-1] if lines else "its process ended without a word (killed, or out of memory)"
+    return lines[-1] if lines else "its process ended without an error message (killed, or out of memory)"
 
 
 def read_trials(folder: Path) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""What a search tries: settings under every seed, by grid, chance or Optuna, and who stops a trial early."""
+"""The trials of a search: settings from a grid, random or from Optuna, each with every seed; and the early stopping of trials."""
 
 import json
 import pickle
@@ -19,48 +19,48 @@ from cpgan_ray.config.search_space import Dimension, Setting, combinations
 
 OBJECTIVES = {"val_accuracy": "max", "val_r2": "min"}
 
-KEPT = 3 / 4
-"""Share of the trials that asha lets go on at each of its rungs: it stops the hopeless, it does not look for the best."""
+CONTINUED_SHARE = 3 / 4
+"""Share of the trials that ASHA continues at each of its rungs. It is large because ASHA should only stop hopeless trials."""
 
 
 class Proposals(Searcher):
-    """Settings, each under every seed: first those that are given, then Optuna's, which hears the mean over the seeds.
+    """Settings, each with every seed: first the fixed ones, then those of Optuna, which gets the mean result over the seeds.
 
-    A setting that is proposed again gets seeds that it has not had: the same training again would tell nothing.
+    A setting that is proposed again gets new seeds, because the same training again would give no information.
     """
 
     def __init__(
         self,
-        given: Sequence[dict[str, Any]],
+        fixed: Sequence[dict[str, Any]],
         *,
         seeds: Sequence[int],
         sampler: OptunaSearch | None,
         samples: int,
-        found: Sequence[Dimension],
+        space: Sequence[Dimension],
     ) -> None:
-        """given: `setting` and `control` of each; samples: how many settings the sampler adds, along `found`."""
+        """fixed: `setting` and `control` of each; samples: how many settings the sampler adds; space: its search space."""
         super().__init__()
-        self.seeds, self.sampler, self.samples, self.dimensions = list(seeds), sampler, samples, list(found)
-        self.asked = 0
-        self.times: dict[str, int] = {}
-        self.queue = [spec for one in given for spec in self.repeated(one["setting"], control=one["control"], key=None)]
+        self.seeds, self.sampler, self.samples, self.dimensions = list(seeds), sampler, samples, list(space)
+        self.num_sampled = 0
+        self.repetitions: dict[str, int] = {}
+        self.queue = [spec for f in fixed for spec in self.with_seeds(f["setting"], control=f["control"], key=None)]
         self.keys: dict[str, str | None] = {}
-        self.heard: dict[str, list[dict[str, float] | None]] = {}
+        self.results: dict[str, list[dict[str, float] | None]] = {}
 
-    def repeated(self, setting: Setting, *, control: bool, key: str | None) -> list[dict[str, Any]]:
-        """A setting under as many seeds as each has."""
-        told = json.dumps(setting, sort_keys=True)
-        times = self.times[told] = self.times.get(told, -1) + 1
-        seeds = [seed + times * len(self.seeds) for seed in self.seeds]
+    def with_seeds(self, setting: Setting, *, control: bool, key: str | None) -> list[dict[str, Any]]:
+        """One trial per seed for a setting; with new seeds if it was proposed before."""
+        text = json.dumps(setting, sort_keys=True)
+        repetition = self.repetitions[text] = self.repetitions.get(text, -1) + 1
+        seeds = [seed + repetition * len(self.seeds) for seed in self.seeds]
         return [{"setting": setting, "control": control, "seed": seed, "key": key} for seed in seeds]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if not self.queue and self.sampler is not None and self.asked < self.samples:
-            key = f"setting {self.asked}"
-            self.asked += 1
+        if not self.queue and self.sampler is not None and self.num_sampled < self.samples:
+            key = f"setting {self.num_sampled}"
+            self.num_sampled += 1
             values = self.sampler.suggest(key) or {}
             setting = {d.name: d.rounded(values[d.name]) for d in self.dimensions}
-            self.queue = self.repeated(setting, control=False, key=key)
+            self.queue = self.with_seeds(setting, control=False, key=key)
         if not self.queue:
             return Searcher.FINISHED
         spec = self.queue.pop(0)
@@ -71,13 +71,13 @@ class Proposals(Searcher):
         key = self.keys.get(trial_id)
         if key is None or self.sampler is None:
             return
-        known = result is not None and all(result.get(name) is not None for name in OBJECTIVES)
-        heard = self.heard.setdefault(key, [])
-        heard.append({name: float(result[name]) for name in OBJECTIVES} if known and result else None)
-        if len(heard) < len(self.seeds):
+        complete = result is not None and all(result.get(name) is not None for name in OBJECTIVES)
+        results = self.results.setdefault(key, [])
+        results.append({name: float(result[name]) for name in OBJECTIVES} if complete and result else None)
+        if len(results) < len(self.seeds):
             return
-        told = [one for one in heard if one is not None]
-        mean = {name: sum(one[name] for one in told) / len(told) for name in OBJECTIVES} if told else None
+        successes = [values for values in results if values is not None]
+        mean = {name: sum(v[name] for v in successes) / len(successes) for name in OBJECTIVES} if successes else None
         self.sampler.on_trial_complete(key, result=mean, error=mean is None and error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -87,27 +87,27 @@ class Proposals(Searcher):
         vars(self).update(pickle.loads(Path(checkpoint_path).read_bytes()))
 
 
-def proposals(job: SearchJob, found: Sequence[Dimension]) -> tuple[Proposals, int]:
-    """What a search tries, and how many trials that makes."""
+def proposals(job: SearchJob, space: Sequence[Dimension]) -> tuple[Proposals, int]:
+    """The proposals of a search, and its number of trials."""
     seeds = range(job.config.seed, job.config.seed + job.num_seeds)
-    given = [{"setting": {"privacy_weight": 0.0}, "control": True}] if job.train_undefended else []
+    fixed = [{"setting": {"privacy_weight": 0.0}, "control": True}] if job.train_undefended else []
     sampler = None
     if job.searcher == "grid":
-        settings = combinations(found)
+        settings = combinations(space)
     elif job.searcher == "random":
         rng = stream(job.config.seed, "search")
-        settings = [{d.name: d.sample(rng) for d in found} for _ in range(job.num_samples)]
+        settings = [{d.name: d.sample(rng) for d in space} for _ in range(job.num_samples)]
     else:
-        settings, sampler = [], optuna_sampler(job, found)
-    given += [{"setting": setting, "control": False} for setting in settings]
-    asked = Proposals(given, seeds=seeds, sampler=sampler, samples=job.num_samples if sampler else 0, found=found)
-    return asked, (len(given) + asked.samples) * job.num_seeds
+        settings, sampler = [], optuna_sampler(job, space)
+    fixed += [{"setting": setting, "control": False} for setting in settings]
+    searcher = Proposals(fixed, seeds=seeds, sampler=sampler, samples=job.num_samples if sampler else 0, space=space)
+    return searcher, (len(fixed) + searcher.samples) * job.num_seeds
 
 
-def optuna_sampler(job: SearchJob, found: Sequence[Dimension]) -> OptunaSearch:
+def optuna_sampler(job: SearchJob, space: Sequence[Dimension]) -> OptunaSearch:
     """Optuna's multi-objective TPE (Ozaki et al., JAIR 2022) or NSGA-II (Deb et al., 2002).
 
-    A third of TPE's settings, and NSGA-II's first generation, are drawn by chance.
+    A third of TPE's settings, and NSGA-II's first generation, are random.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = torch_seed(job.config.seed, "search") % 2**32
@@ -116,8 +116,8 @@ def optuna_sampler(job: SearchJob, found: Sequence[Dimension]) -> OptunaSearch:
         sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(n_startup_trials=first, seed=seed)
     else:
         sampler = optuna.samplers.NSGAIISampler(population_size=first, seed=seed)
-    space = {d.name: distribution(d) for d in found}
-    return OptunaSearch(space, metric=list(OBJECTIVES), mode=list(OBJECTIVES.values()), sampler=sampler)
+    distributions = {d.name: distribution(d) for d in space}
+    return OptunaSearch(distributions, metric=list(OBJECTIVES), mode=list(OBJECTIVES.values()), sampler=sampler)
 
 
 def distribution(d: Dimension) -> optuna.distributions.BaseDistribution:
@@ -129,27 +129,27 @@ def distribution(d: Dimension) -> optuna.distributions.BaseDistribution:
 
 
 class PatientASHA(ASHAScheduler):
-    """ASHA (Li et al., MLSys 2020) that stops nobody before it has heard enough trials of the same age.
+    """ASHA (Li et al., MLSys 2020) that stops no trial before enough trials have reported at the same epoch.
 
-    Tune's compares the second trial with the first alone, and stops it where it is the worse of the two.
+    Tune's ASHA compares the second trial only with the first, and stops it if it is the worse of the two.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.heard: dict[int, set[str]] = {}
+        self.reported: dict[int, set[str]] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
         if "score" not in result:
             return decision
-        heard = self.heard.setdefault(result["epoch"], set())
-        heard.add(trial.trial_id)
-        return decision if len(heard) > 1 / (1 - KEPT) else TrialScheduler.CONTINUE
+        trials = self.reported.setdefault(result["epoch"], set())
+        trials.add(trial.trial_id)
+        return decision if len(trials) > 1 / (1 - CONTINUED_SHARE) else TrialScheduler.CONTINUE
 
 
 def scheduler(job: SearchJob) -> TrialScheduler:
-    """Who stops trials early: on the area of a trial's own box, (validation accuracy - majority) * (1 - quick R2), from the middle
-    of a run or the end of the warm-up on, whichever is later."""
+    """The scheduler that stops trials early. Its score is the area (validation accuracy - majority) * (1 - quick R2). It starts in
+    the middle of a run or at the end of the warm-up, whichever is later."""
     if not stops_early(job):
         return FIFOScheduler()
     c = job.config
@@ -160,7 +160,7 @@ def scheduler(job: SearchJob) -> TrialScheduler:
         mode="max",
         grace_period=grace,
         max_t=max(c.epochs, grace),
-        reduction_factor=1 / KEPT,
+        reduction_factor=1 / CONTINUED_SHARE,
         stop_last_trials=False,
     )
 

@@ -22,7 +22,7 @@ from cpgan_ray.config.search_space import shown
 from cpgan_ray.distributed.host import host_here
 from cpgan_ray.distributed.resources import Bundle
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.report.report import degenerate
+from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.pipelines.session import LocalGame
 from cpgan_ray.pipelines.train import RunContext, train
 from cpgan_ray.pipelines.tune.proposals import stops_early
@@ -35,21 +35,21 @@ RESULT = "trial.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What every trial of a search is told."""
+    """Values that all trials of a search share."""
 
     job: SearchJob
     sizes: dict[str, list[Bundle]]
     """Bundles of a defended trial and of a `control`; see `trial_sizes`."""
     parent: str
-    """MLflow run of the search."""
+    """Id of the search's MLflow run."""
     majority: float
     """Accuracy of the majority guess on the validation split."""
     environment: dict[str, str]
-    """Variables by which the tracking store is reached."""
+    """Environment variables that are needed to reach the tracking store."""
 
 
 def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
-    """One training with its fresh attacks; reports to Tune what a `frontier.Trial` is made of."""
+    """Run one training with its fresh attacks, and report the fields of a `Trial` (analysis/fronts/trials.py) to Tune."""
     os.environ.update(shared.environment)
     job, name = shared.job, trial_name(spec)
     assert job.config.output is not None
@@ -57,19 +57,19 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     if (output / RESULT).is_file():
         tune.report(read_result(output / RESULT))
         return
-    shutil.rmtree(output, ignore_errors=True)  # what an interrupted attempt has left
+    shutil.rmtree(output, ignore_errors=True)  # files of an interrupted attempt
     sizes = shared.sizes["control" if spec["control"] else "defended"]
     config = trial_config(job, spec, output, sizes)
     end_attempts(tracking_uri(config.tracking, output), shared.parent, name)
 
-    def listen(found: Metrics) -> None:
-        gain, hidden = found["utility/val_accuracy"] - shared.majority, 1 - max(0.0, found["privacy/quick_r2"])
-        score = gain * hidden if gain > 0 else gain  # what is worse than guessing does not get better by hiding less
-        tune.report({"epoch": int(found["epoch"]), "score": score})
+    def report_score(values: Metrics) -> None:
+        gain, hidden = values["utility/val_accuracy"] - shared.majority, 1 - max(0.0, values["privacy/quick_r2"])
+        score = gain * hidden if gain > 0 else gain  # if it is worse than guessing, less privacy must not raise the score
+        tune.report({"epoch": int(values["epoch"]), "score": score})
 
     context = RunContext(
         host=partial(trial_host, sizes=sizes),
-        listen=listen,
+        on_quick_attack=report_score,
         parent=shared.parent,
         tags={
             "search.role": "trial",
@@ -94,7 +94,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
         "val_r2": report["privacy"]["val_r2"],
         "majority_accuracy": utility["majority_accuracy"],
         "label_floor_r2": report["privacy"]["label_floor_r2"],
-        "degenerate": next(iter(degenerate(report)), None),
+        "degenerate": next(iter(degeneracy_reasons(report)), None),
         "seconds": summary["seconds"],
         "run_id": summary["run_id"],
         "output": summary["output"],
@@ -104,11 +104,14 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Raises: InputError if the file is damaged: a search's folder may have been copied."""
+    """Read a trial's result. It is checked, because the search's folder may have been copied.
+
+    Raises: InputError if the file is damaged.
+    """
     try:
         return dict(read_json(path))
     except (OSError, ValueError, TypeError) as e:
-        raise InputError(f"{path} is damaged ({type(e).__name__}): remove its folder, and the trial is played again") from e
+        raise InputError(f"{path} is damaged ({type(e).__name__}): remove its folder, and the trial is run again") from e
 
 
 def trial_name(spec: Mapping[str, Any]) -> str:
@@ -120,29 +123,30 @@ def folder_name(name: str) -> str:
 
 
 def trial_config(job: SearchJob, spec: Mapping[str, Any], output: Path, sizes: Sequence[Bundle]) -> Config:
-    """The run of one trial. Its attacks are Ray tasks in the places of its adversaries where those have room for one, or where no
-    other trial waits for their cores; else they are made one after the other in the trial's process."""
+    """The configuration of one trial. Its attacks are Ray tasks in the bundles of its adversaries if an attack fits into one of
+    these bundles, or if the trial has several cores. Otherwise they run one after the other in the trial's process."""
     c = override(job.config, {**spec["setting"], "seed": spec["seed"]})
-    most = {kind: max((s.get(kind, 0.0) for s in sizes[1:]), default=0.0) for kind in ("CPU", "GPU")}
-    alone = sum(s.get("CPU", 0.0) for s in sizes) > 1
-    cpus = min(c.attacks.cpus, most["CPU"]) if alone and most["CPU"] else c.attacks.cpus
-    room = cpus <= most["CPU"] and c.attacks.gpus <= most["GPU"]
+    largest = {kind: max((s.get(kind, 0.0) for s in sizes[1:]), default=0.0) for kind in ("CPU", "GPU")}
+    several_cores = sum(s.get("CPU", 0.0) for s in sizes) > 1
+    cpus = min(c.attacks.cpus, largest["CPU"]) if several_cores and largest["CPU"] else c.attacks.cpus
+    fits = cpus <= largest["CPU"] and c.attacks.gpus <= largest["GPU"]
     threads = c.runtime.threads or max(1, int(sizes[0].get("CPU", 1)))
     quick_every = (c.attacks.quick_every or -(-c.epochs // 4)) if stops_early(job) and not spec["control"] else 0
     return dataclasses.replace(
         c,
         output=output,
         attacks=dataclasses.replace(c.attacks, quick_every=quick_every, cpus=cpus),
-        runtime=dataclasses.replace(c.runtime, backend="ray" if room else "local", threads=threads),
-        recovery=dataclasses.replace(c.recovery, checkpoint_every=0, num_spares=0),  # an interrupted trial is played again
+        runtime=dataclasses.replace(c.runtime, backend="ray" if fits else "local", threads=threads),
+        recovery=dataclasses.replace(c.recovery, checkpoint_every=0, num_spares=0),  # an interrupted trial is run again
         tracking=dataclasses.replace(c.tracking, run_name=trial_name(spec)),
     )
 
 
 @contextmanager
 def trial_host(config: Config, snapshot: Snapshot | None, *, sizes: Sequence[Bundle]) -> Iterator[LocalGame]:
-    """The game of a trial: the privatizer here, each adversary an actor, or all here where the search's backend is local."""
-    assert snapshot is None, "a trial is played from its beginning"
+    """The game of a trial: the privatizer in this process, each adversary in an actor; if the search's backend is local, all
+    players in this process."""
+    assert snapshot is None, "a trial always starts at its first round"
     if len(sizes) > 1:
         with host_here(config, sizes) as host:
             yield LocalGame(host.game)
@@ -151,5 +155,5 @@ def trial_host(config: Config, snapshot: Snapshot | None, *, sizes: Sequence[Bun
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(values, indent=1) + "\n")

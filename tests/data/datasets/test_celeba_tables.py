@@ -101,7 +101,7 @@ def test_csv_layout_without_identities_takes_each_picture_by_itself(tmp_path, ca
     assert dataset.info.anonymous
     assert "has no identity_CelebA.txt: one person may be in several splits" in capsys.readouterr().err
     assert data.open_store(dataset.folder).info.anonymous, "whoever opens it later knows it too"
-    assert limits(dataset)[-1].startswith("The data do not say who is on a picture, so one person may be in several of the sets")
+    assert limits(dataset)[-1].startswith("The data contain no identities, so one person may be in several of the sets")
     said = refusal(tmp_path / "kaggle", split="identity")
     assert "data.split 'identity' is not possible" in said
 

@@ -349,11 +349,11 @@ STATE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "dropout in training": (lambda m, x: nn.functional.dropout(flat(x), training=True), "dropout.* in training mode"),
     "random numbers": (lambda m, x: flat(x) + torch.rand(1), "rand.default draws random numbers: .* --encoder.stochastic"),
-    "memory of before": (lambda m, x: flat(x) + torch.empty(1), r"aten.empty.memory_format' is none of those"),
-    "unchecked sparse index": (sparse, "_sparse_coo_tensor_unsafe.default' is none of those"),
-    "printing": (printing, "_print.default' is none of those that encoders"),
+    "memory of before": (lambda m, x: flat(x) + torch.empty(1), r"aten.empty.memory_format' is not in the list"),
+    "unchecked sparse index": (sparse, "_sparse_coo_tensor_unsafe.default' is not in the list"),
+    "printing": (printing, "_print.default' is not in the list of allowed operations"),
     "number for an output": (lambda m, x: (flat(x), x.shape[0]), "output '1' is a int, not a tensor"),
-    "complex output": (lambda m, x: flat(x).to(torch.complex64), "output 'z' is made of complex64: convert it to float32"),
+    "complex output": (lambda m, x: flat(x).to(torch.complex64), "output 'z' has type complex64: convert it to float32"),
 }
 
 

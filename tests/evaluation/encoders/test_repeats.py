@@ -56,7 +56,7 @@ def evaluated(encode: Answer, *, stochastic: bool = False) -> dict:
         codes[name] = np.concatenate([as_float32(x[start : start + 50]) for start in range(0, len(x), 50)])
     rng = np.random.default_rng(0)
     return check_repeats(
-        codes, lambda name, rows: PICTURES[name][rows], as_float32, what="encoder e", stochastic=stochastic, rng=rng
+        codes, lambda name, rows: PICTURES[name][rows], as_float32, subject="encoder e", stochastic=stochastic, rng=rng
     )
 
 
@@ -86,9 +86,7 @@ DECLARED: dict[str, Callable[[], Answer]] = {name: make for name, make in DEPEND
 
 @pytest.mark.parametrize("case", DECLARED)
 def test_a_declared_stochastic_release_that_differs_by_more_than_noise_is_refused(case):
-    with pytest.raises(
-        InputError, match="declared as stochastic, but its answers differ by more than noise: .*; export it without"
-    ):
+    with pytest.raises(InputError, match="declared as stochastic, but its codes differ by more than noise: .*; export it without"):
         evaluated(DECLARED[case](), stochastic=True)
 
 

@@ -24,7 +24,7 @@ def test_a_program_has_no_secrets_no_files_and_no_network_and_its_crash_is_one_l
     assert "secret" not in str(minimal_environment())
     sandbox = Sandbox(timeout_s=600, memory_gb=1, threads=1, preload="torch")
     with pytest.raises(Exception, match="KeyError|FileNotFoundError"):
-        sandbox.ask({"path": "/nowhere.pt2", "stochastic": False})  # it answers, so it is set up
+        sandbox.request({"path": "/nowhere.pt2", "stochastic": False})  # it answers, so it is set up
     variables = {entry.partition("=")[0] for entry in proc(sandbox, "environ").read_text().split("\0") if entry}
     assert not {name for name in variables if name.startswith(("AWS", "MLFLOW", "RAY", "CPGAN"))}
     files = {int(path.name): str(path.readlink()) for path in proc(sandbox, "fd").iterdir()}
@@ -39,7 +39,7 @@ def test_a_program_has_no_secrets_no_files_and_no_network_and_its_crash_is_one_l
         assert proc(sandbox, "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
     os.kill(sandbox.pid, signal.SIGSEGV)
     with pytest.raises(SandboxError, match=r"^its process was ended by SIGSEGV$"):
-        sandbox.ask({})
+        sandbox.request({})
 
 
 def test_arrays_come_back_as_they_were_sent():

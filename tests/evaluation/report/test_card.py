@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cpgan_ray.evaluation.report import figures
-from cpgan_ray.evaluation.report.card import card, words
+from cpgan_ray.evaluation.report.card import card, summary
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 PANELS = {"pictures": Image.new("RGB", (4, 3), "red"), "worst": Image.new("RGB", (5, 2), "blue")}
@@ -170,8 +170,8 @@ def test_linkage_and_a_comparison_are_shown_where_there_are_any():
     compared = REPORT | {"comparison": {"other": "runs/b", "r2": -0.0123, "low": -0.02, "high": 0.0044, "p": 0.0512}}
     shown = page(compared)
     assert ["code and code", "0.712", "0.613 to 0.811", "0.071", "40"] in shown.rows
-    assert "Against runs/b" in shown.text and "-0.0123" in shown.text and "-0.0200 to +0.0044, p = 0.0512" in shown.text
-    assert "Against runs/b" not in page().text
+    assert "Compared with runs/b" in shown.text and "-0.0123" in shown.text and "-0.0200 to +0.0044, p = 0.0512" in shown.text
+    assert "Compared with runs/b" not in page().text
 
 
 def test_each_label_of_the_task_has_a_row_and_what_cannot_be_balanced_an_empty_place():
@@ -189,7 +189,7 @@ def test_a_report_with_nothing_but_attacks_makes_a_page_without_the_other_parts(
         "What the utility head answers",
         "How many pictures",
         "Identity linkage",
-        "What else z tells",
+        "What else z reveals",
         "accuracy of the task",
     ):
         assert heading not in shown.text
@@ -246,27 +246,27 @@ def test_hostile_names_are_shown_and_not_obeyed():
     assert shown.tags == page().tags
     cells = [row[0] for row in shown.rows]
     assert cells.count(HOSTILE) == len([*REPORT["attacks"], *REPORT["references"], *REPORT["labels"], "a set", "linkage"])
-    assert f"Against {HOSTILE}" in shown.text
+    assert f"Compared with {HOSTILE}" in shown.text
     assert json.loads(shown.pre[0]) == {HOSTILE: [HOSTILE]}
 
 
 @pytest.mark.parametrize(
     ("low", "high", "excess", "said"),
     [
-        (0.15, 0.25, 0.1, "10.0 points more than it has to"),
+        (0.15, 0.25, 0.1, "10.0 points more than necessary"),
         (0.02, 0.05, -0.065, "6.5 points less than a full answer would"),
         (0.05, 0.15, 0.01, "within the interval"),
     ],
 )
 def test_the_words_say_whether_the_code_gives_away_more_than_the_labels(low, high, excess, said):
     privacy = {"strongest": {"r2": 0.2, "low": low, "high": high}, "label_floor_r2": 0.1, "excess_r2": excess}
-    assert said in words(REPORT | {"privacy": privacy})["beside"]
+    assert said in summary(REPORT | {"privacy": privacy})["label_floor"]
 
 
 def test_the_words_name_the_attacks_that_had_not_come_to_their_end():
-    assert words(REPORT)["saturation"].endswith("a lower bound: mlp (fresh).")
+    assert summary(REPORT)["saturation"].endswith("a lower bound: mlp (fresh).")
     done = REPORT | {"attacks": [a | {"saturated": True} for a in REPORT["attacks"]]}
-    assert "lower bound" not in words(done)["saturation"]
+    assert "lower bound" not in summary(done)["saturation"]
 
 
 FIGURES = {

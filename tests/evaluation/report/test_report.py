@@ -6,7 +6,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import Dataset, label_columns, load
-from cpgan_ray.evaluation.utility import labels_of, utility_of
+from cpgan_ray.evaluation.utility import label_metrics, utility_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +21,7 @@ def test_each_label_is_told_with_its_accuracies_in_their_intervals(tiny_config):
     labels = dataset.label_names[4:7]
     y = dataset.test.labels[:, label_columns(dataset, labels)]
     logits = {"test": RNG.normal(size=y.shape) + 2 * y - 1, "val": RNG.normal(size=(len(dataset.val), 3))}
-    told = labels_of(logits["test"], dataset, labels, seed=0)
+    told = label_metrics(logits["test"], dataset, labels, seed=0)
     assert tuple(row["name"] for row in told) == labels
     for i, row in enumerate(told):
         assert row["accuracy"] == pytest.approx(accuracy_score(y[:, i], logits["test"][:, i] > 0))
@@ -30,7 +30,7 @@ def test_each_label_is_told_with_its_accuracies_in_their_intervals(tiny_config):
             assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
         ones = dataset.train.labels[:, label_columns(dataset, labels)[i]].mean() > 0.5
         assert row["majority_accuracy"] == pytest.approx(np.mean(y[:, i] == ones))
-    mean = utility_of(logits, dataset, labels, seed=0)
+    mean = utility_metrics(logits, dataset, labels, seed=0)
     for name in ("accuracy", "balanced_accuracy", "majority_accuracy"):
         assert np.mean([row[name] for row in told]) == pytest.approx(mean[name])
 
@@ -38,7 +38,7 @@ def test_each_label_is_told_with_its_accuracies_in_their_intervals(tiny_config):
 def test_a_label_of_several_classes_is_one_row_with_their_mean_recall(digits):
     y = digits.test.labels[:, 0]
     logits = RNG.normal(size=(len(y), 10)) + 2 * np.eye(10)[y]
-    [row] = labels_of(logits, digits, (), seed=0)
+    [row] = label_metrics(logits, digits, (), seed=0)
     assert row["name"] == "digit"
     assert row["accuracy"] == pytest.approx(accuracy_score(y, logits.argmax(axis=1)))
     assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, logits.argmax(axis=1)))

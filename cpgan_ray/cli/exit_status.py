@@ -1,4 +1,4 @@
-"""How a job ends: its exit status, and one line for bad input."""
+"""Run a job and end the process with its exit status; bad input ends it with one line."""
 
 import logging
 import os
@@ -18,14 +18,15 @@ logger = logging.getLogger(__name__)
 
 BAD_INPUT, FAILED = 2, 1
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Variable by which a process knows that it is the entrypoint of a Ray job."""
+"""Environment variable that is set in the entrypoint of a Ray job."""
 
 
 def run(job: Callable[[], None]) -> None:
-    """Run a job and end the process: 0, 2 after one line for bad input, 130 or 143 when stopped; other errors end it with 1.
+    """Run a job and end the process. Exit status: 0 for success, 2 after one line for bad input, 130 or 143 when stopped by a
+    signal, 1 for other errors.
 
-    Before torch is imported, its threads are told to sleep while they wait: spinning ones cost others several times their time. The
-    processes of a local Ray inherit that.
+    Before torch is imported, its waiting threads are set to sleep, because spinning threads slow down other processes several
+    times. The processes of a local Ray inherit this setting.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.install()
@@ -36,10 +37,10 @@ def run(job: Callable[[], None]) -> None:
         if "MLFLOW_TRACKING_URI" in os.environ:
             os.environ["MLFLOW_TRACKING_URI"] = move_to_env(os.environ["MLFLOW_TRACKING_URI"])
         ensure_folders()
-        warn_of_hasty_end()
+        warn_of_short_grace_period()
         job()
     except BaseException as e:
-        if (number := signals.requested()) is not None:  # whatever it has led to: Ray turns SystemExit(143) into SystemExit(1)
+        if (number := signals.requested()) is not None:  # after any error: Ray turns SystemExit(143) into SystemExit(1)
             end_stopped(number, e)
         signals.end(status_of(e))
         end_failed(e)
@@ -48,7 +49,7 @@ def run(job: Callable[[], None]) -> None:
 
 
 def take_log_level(arguments: list[str]) -> str | None:
-    """Take `--log-level LEVEL` out of the arguments, which any job has; None if it is not given.
+    """Remove `--log-level LEVEL`, a flag of every job, from the arguments and return the level; None if it is absent.
 
     Raises: InputError if no level follows it.
     """
@@ -68,15 +69,15 @@ def ensure_folders() -> None:
     try:
         Path.cwd()
     except OSError as e:
-        raise InputError("the current folder has been deleted: change to one that exists (cd) and start again") from e
+        raise InputError("the current folder has been deleted: change to an existing folder (cd) and start again") from e
     try:
         tempfile.gettempdir()
     except OSError as e:
-        raise InputError("no folder for temporary files can be written to: set TMPDIR to one that can") from e
+        raise InputError("no folder for temporary files is writable: set TMPDIR to a writable folder") from e
 
 
 def end_stopped(number: int, error: BaseException) -> None:
-    """Exit with the status of a job that was asked to stop, after a line on what else went wrong meanwhile.
+    """Exit with the status of a job that was stopped by a signal, after a line about any other error.
 
     Raises: SystemExit.
     """
@@ -84,14 +85,14 @@ def end_stopped(number: int, error: BaseException) -> None:
     signals.end(status)
     if isinstance(error, Exception):
         reason = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:300])
-        logger.warning(f"stopped by {signal.Signals(number).name}, and meanwhile: {reason}")
+        logger.warning(f"stopped by {signal.Signals(number).name}, and another error occurred: {reason}")
     elif number == signal.SIGINT:
         logger.info("interrupted")
     sys.exit(status)
 
 
 def end_failed(error: BaseException) -> None:
-    """Exit with the status and the line of an error that has one; return for any other.
+    """Exit with the status and the line of a known kind of error; return for any other error.
 
     Raises: SystemExit.
     """
@@ -102,7 +103,7 @@ def end_failed(error: BaseException) -> None:
         logger.info("interrupted")
         sys.exit(128 + signal.SIGINT)
     if isinstance(error, BrokenPipeError | SystemExit):
-        end_where_nobody_reads()
+        exit_if_output_is_closed()
 
 
 def status_of(error: BaseException) -> int:
@@ -111,21 +112,21 @@ def status_of(error: BaseException) -> int:
     return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else FAILED
 
 
-def warn_of_hasty_end() -> None:
-    """Say where `ray job stop` would kill this job before it has written a checkpoint: after 3 seconds, unless it was submitted
-    with more."""
-    patience_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
-    if JOB_CONFIG in os.environ and patience_s.isdigit() and int(patience_s) < SHUTDOWN_GRACE_S:
+def warn_of_short_grace_period() -> None:
+    """Warn if `ray job stop` may kill this job before it has written a checkpoint. Ray waits 3 seconds, unless the job was
+    submitted with a longer time."""
+    wait_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
+    if JOB_CONFIG in os.environ and wait_s.isdigit() and int(wait_s) < SHUTDOWN_GRACE_S:
         logger.warning(
-            f"`ray job stop` leaves this job {patience_s} s to write a checkpoint, which may take {SHUTDOWN_GRACE_S}: submit it "
+            f"`ray job stop` gives this job {wait_s} s to write a checkpoint, which may take {SHUTDOWN_GRACE_S} s: submit it "
             f"with RAY_JOB_STOP_WAIT_TIME_S={SHUTDOWN_GRACE_S} in the env_vars of its runtime environment"
         )
 
 
-def end_where_nobody_reads() -> None:
-    """End as a shell's own commands do where who read standard output (`| head`) has gone; otherwise do nothing."""
+def exit_if_output_is_closed() -> None:
+    """If the reader of standard output has closed it (`| head`), exit like a shell command does; otherwise do nothing."""
     readers = select.poll()
     readers.register(1, 0)
     if any(event & select.POLLERR for _, event in readers.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard buffered output
         sys.exit(128 + signal.SIGPIPE)
