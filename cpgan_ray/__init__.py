@@ -1,1 +1,172 @@
-"""Compressive Privacy GANs on Ray: codes that keep a task solvable and defeat reconstruction, judged by fresh attacks."""
+"""Compressive Privacy GANs on Ray: codes that keep a task solvable and defeat reconstruction, judged by fresh attacks.
+
+The Python interface; the commands in `jobs/` do the same from a shell. Importing this package is cheap: torch, Ray and MLflow are
+imported when a function needs them.
+
+    train(config)             train a privatizer, attack it afresh, leave an output folder
+    attack(target)            attack a finished run, or anybody's encoder
+    load_privatizer(folder)   the encoder of a finished run
+    load_report(folder)       the report of a run or an attack
+    presets                   whole configurations by name: `presets.celeba()`
+    Config                    the configuration of a run
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cpgan_ray.config import Config, presets
+    from cpgan_ray.evaluation.encoders.encoder import Encoder
+
+__all__ = ["Config", "attack", "load_privatizer", "load_report", "presets", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Config` and `presets`, imported on first use."""
+    if name == "Config":
+        from cpgan_ray.config import Config
+
+        return Config
+    if name == "presets":
+        from cpgan_ray.config import presets
+
+        return presets
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def train(config: "Config | None" = None, *, resume: str | Path | None = None, log_level: str = "info") -> dict[str, Any]:
+    """Train a privatizer against its adversaries, then attack its codes afresh.
+
+    >>> from dataclasses import replace
+    >>> import cpgan_ray
+    >>> small = cpgan_ray.presets.smoke()
+    >>> quick = replace(small.attacks, names=("ridge",), fit_fractions=(), restarts=1)
+    >>> in_process = replace(small.runtime, backend="local")
+    >>> config = replace(small, epochs=1, attacks=quick, runtime=in_process, output=folder, cache_dir=cache)
+    >>> result = cpgan_ray.train(config, log_level="error")
+    >>> sorted(result)[:3], result["output"] == str(folder)
+    (['accuracy', 'balanced_accuracy', 'label_floor_r2'], True)
+
+    Args:
+        config: of the run, for example a preset with `dataclasses.replace`. `config.output` is the folder that is written
+            (`config.json`, `metrics.jsonl`, `privatizer.pt2`, `utility_head.pt2`, `report/`).
+        resume: instead of a configuration, the folder of an interrupted run to continue.
+        log_level: least level of the lines on standard error: debug, info, warning or error.
+
+    Returns:
+        The summary that `jobs/train_celeba.py` prints: run_id (of MLflow), output, accuracy, majority_accuracy, balanced_accuracy,
+        strongest (attack, variant, r2, low, high), label_floor_r2, warnings, seconds.
+
+    Raises:
+        cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written to the output folder.
+    """
+    from cpgan_ray.cli.flags import absolute
+    from cpgan_ray.common import logs
+    from cpgan_ray.config.folders import interrupted_run
+    from cpgan_ray.errors import InputError
+    from cpgan_ray.pipelines import train as pipeline
+
+    logs.configure(log_level)
+    if (config is None) == (resume is None):
+        raise InputError("train() takes a configuration, or the folder of an interrupted run as resume: give one of the two")
+    if resume is not None:
+        begun, run_id, _ = interrupted_run(Path(resume).expanduser().resolve())
+        return pipeline.train(begun, resume=run_id)
+    assert config is not None
+    return pipeline.train(absolute(config))
+
+
+def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", **settings: Any) -> dict[str, Any]:
+    """Attack a finished run, or an encoder that is given as a file, with the tournament of fresh attacks.
+
+    >>> gate = cpgan_ray.attack(folder, variant="leaked", fail_above=0.01, log_level="error")
+    >>> gate["strongest"]["variant"], gate["passed"]
+    ('leaked', False)
+
+    Args:
+        target: the output folder of a run, the id of an MLflow run, or an encoder (torch.export `.pt2` or `.onnx`) that takes uint8
+            pictures (B, 3, H, W), or float32 ones in [-1, 1], and returns codes (B, k).
+        trust: use paths and files of a folder that another user has written. log_level: least level of the lines on standard error.
+        settings: fields of `cpgan_ray.config.AttackJob`, such as `data_dir`, `dataset`, `output`, `fail_above`, `attacks`. If the
+        target is
+            a run, they default to the settings of the run.
+
+    Returns:
+        The summary that `jobs/attack.py` prints: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2,
+        warnings, passed, seconds. `passed` is false if the R2 is above `fail_above`, or if the code is degenerate.
+
+    Raises:
+        cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written.
+    """
+    import dataclasses
+
+    from cpgan_ray.cli.attack import find_target
+    from cpgan_ray.cli.flags import absolute
+    from cpgan_ray.common import logs
+    from cpgan_ray.config.folders import attack_job_of
+    from cpgan_ray.errors import InputError
+    from cpgan_ray.pipelines import attack as pipeline
+    from cpgan_ray.tracking import fetch_run
+
+    logs.configure(log_level)
+    found = find_target(str(target), fetch=fetch_run, trust=trust)
+    job = attack_job_of(found)
+    if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(job)}):
+        raise InputError(f"attack() has no setting {unknown[0]!r}: see the fields of cpgan_ray.config.AttackJob")
+    return pipeline.attack(found, absolute(dataclasses.replace(job, trust=trust, **settings))).summary
+
+
+def load_privatizer(folder: str | Path) -> "Encoder":
+    """The privatizer of a finished run, ready to encode pictures.
+
+    >>> import numpy as np
+    >>> privatizer = cpgan_ray.load_privatizer(folder)
+    >>> pictures = np.zeros((2, 3, 32, 32), np.uint8)
+    >>> privatizer.encode(pictures).shape
+    (2, 16)
+
+    Args:
+        folder: the output folder of a run.
+
+    Returns:
+        An encoder: `encode` turns uint8 pictures (B, C, H, W) into codes z, float32 (B, k); `image_shape` is (H, W, C); `close`
+        ends it. A program that another user has written runs in a process of its own, with limits on memory and time.
+
+    Raises:
+        cpgan_ray.errors.InputError: if the folder has no privatizer, or the file is damaged.
+    """
+    from cpgan_ray.evaluation.encoders.encoder import open_encoder
+
+    return open_encoder(Path(folder).expanduser() / "privatizer.pt2")
+
+
+def load_report(folder: str | Path) -> dict[str, Any]:
+    """The report of a run or of an attack, as docs/outputs.md describes it.
+
+    >>> report = cpgan_ray.load_report(folder)
+    >>> report["k"], round(report["privacy"]["strongest"]["r2"], 4) == result["strongest"]["r2"]
+    (16, True)
+
+    Args:
+        folder: the output folder of a run or an attack, or its `report` folder.
+
+    Returns:
+        The content of `report.json`: `privacy`, `attacks`, `utility`, `labels`, `warnings`, `threat_model`, `limits` and more.
+
+    Raises:
+        cpgan_ray.errors.InputError: if there is no report, or it is damaged.
+    """
+    from cpgan_ray.common.json_files import read_json
+    from cpgan_ray.errors import InputError
+
+    given = Path(folder).expanduser()
+    for path in (given / "report" / "report.json", given / "report.json"):
+        if path.is_file():
+            try:
+                report = read_json(path)
+            except (OSError, ValueError) as e:
+                raise InputError(f"{path} is damaged ({e}): attack that run again") from e
+            if not (isinstance(report, dict) and "privacy" in report):
+                raise InputError(f"{path} is no report of cpgan_ray: give the output folder of a run or an attack")
+            return report
+    raise InputError(f"{folder} has no report: give the output folder of a finished run or attack")

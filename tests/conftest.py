@@ -1,6 +1,7 @@
 """What several test modules share: faces drawn once, a small configuration, an MLflow database made once, a Ray session."""
 
 import contextlib
+import logging
 import os
 import runpy
 import secrets
@@ -232,6 +233,16 @@ def signals_left_as_they_were() -> Iterator[None]:
     """`cli.run` handles signals until the process has ended."""
     yield
     signals.reset()
+
+
+@pytest.fixture(autouse=True)
+def logger_left_as_it_was() -> Iterator[None]:
+    """Removes the log handler that a job in this process has added, so that pytest captures messages again."""
+    yield
+    logger = logging.getLogger("cpgan_ray")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, read_flags, take_trust
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.cli.help import ATTACK, HELP, HELP_ALL
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import AttackJob
 from cpgan_ray.config.folders import CONFIG, Target, ensure_complete, own_store, read_record, run_target
 from cpgan_ray.errors import InputError
+
+CALL = "attack.py RUN_FOLDER | RUN_ID | ENCODER_FILE [--flag VALUE ...]"
 
 
 def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[[str], Path]) -> tuple[Target, AttackJob]:
@@ -19,9 +22,9 @@ def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
-    if not rest or (rest[0].startswith("-") and not {"-h", "--help"} & set(rest)):
+    if not rest or (rest[0].startswith("-") and not {*HELP, HELP_ALL} & set(rest)):
         raise InputError("nothing to attack: give a run's output folder, an MLflow run id, or an encoder file (.pt2, .onnx)")
     trust = take_trust(rest)
     if not rest:
@@ -32,7 +35,7 @@ def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[
         same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
         base = dataclasses.replace(base, **{name: getattr(c, name) for name in same})
         base = dataclasses.replace(base, tracking=dataclasses.replace(base.tracking, run_name=None))
-    job = absolute(read_flags(AttackJob, dataclasses.replace(base, trust=trust), rest, usage=description))
+    job = absolute(read_flags(AttackJob, dataclasses.replace(base, trust=trust), rest, usage=description, call=CALL, main=ATTACK))
     if target is None:  # --help has ended the process
         raise InputError("nothing to attack")
     if target.folder is not None:

@@ -29,6 +29,7 @@ def run(job: Callable[[], None]) -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.install()
+    signals.ignore_at_exit()
     logs.configure("info")
     try:
         logs.configure(take_log_level(sys.argv))

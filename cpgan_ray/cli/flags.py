@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from cpgan_ray.cli.help import HELP, HELP_ALL, short_help
 from cpgan_ray.common.credentials import move_to_env
 from cpgan_ray.config import AttackJob, Config, flatten
 from cpgan_ray.errors import InputError
@@ -19,12 +20,28 @@ T = TypeVar("T")
 C = TypeVar("C", Config, AttackJob)
 
 
-def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
+def read_flags(
+    kind: type[T],
+    base: T,
+    rest: Sequence[str],
+    *,
+    usage: str,
+    call: str = "",
+    main: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
+) -> T:
     """`--any.field VALUE ...` on top of `base`; credentials in a URI go to the environment, so that no configuration holds any.
+
+    call, main, more: the shape of the command line, the fields and the further flags that a short `--help` shows; without `main` it
+    shows all.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    said, rest = io.StringIO(), [move_to_env(argument) for argument in rest]
+    if main and set(HELP) & set(rest):
+        print(short_help(base, call=call, usage=usage, fields=main, more=more))
+        raise SystemExit(0)
+    said, rest = io.StringIO(), [NEGATED.sub(r"--\1.no-\2", move_to_env(argument)) for argument in rest]
+    rest = ["--help" if argument == HELP_ALL else argument for argument in rest]
     try:
         with contextlib.redirect_stderr(said):
             read, unknown = tyro.cli(  # pyright: ignore[reportCallIssue]
@@ -48,6 +65,8 @@ def read_flags(kind: type[T], base: T, rest: Sequence[str], *, usage: str) -> T:
     return read
 
 
+NEGATED = re.compile(r"^--no-([\w.-]+)\.([\w-]+)$")
+"""`--no-attacks.identity`, which is read as `--attacks.no-identity`."""
 FLAG = r"'?(--[\w.-]+)'?"
 PLAIN = (
     (rf"Invalid choice invalid choice (.*?) for argument {FLAG}\. Expected one of \((.*?),?\)\.?", r"\2 is \1; choose from \3"),

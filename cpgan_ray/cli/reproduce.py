@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.cli.help import HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, ReproduceJob, flatten, local_names
 from cpgan_ray.config.folders import (
     EXTENDABLE,
@@ -17,6 +18,9 @@ from cpgan_ray.config.folders import (
 )
 from cpgan_ray.config.presets import PRESETS, for_comparison, preset
 from cpgan_ray.errors import InputError
+
+CALL = "reproduce.py DATASET [--flag VALUE ...]"
+HELP_OPTIONS: dict[str, Any] = {"call": CALL, "main": (*REPRODUCE, *OF_RUN), "more": RESUME}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +35,15 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
         record, begun, _ = reproduction_record(folder, trust=(trust := take_trust(rest)))
         begun = dataclasses.replace(begun, config=dataclasses.replace(begun.config, trust=trust))
-        job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(begun)), rest, usage=description)))
+        job = ReproduceJob(
+            **vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(begun)), rest, usage=description, **HELP_OPTIONS))
+        )
         places = [name for name in local_names(ReproduceJob) if name != "config.output"]
         if changed := differing(flatten(job), flatten(begun), but=(*EXTENDABLE, *places)):
             name, now, before = changed
@@ -49,13 +55,13 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
         if not (record.own or trust):
             job = dataclasses.replace(job, config=own_store(job.config))
         return settled_paths(job), True
-    if not rest or (rest[0].startswith("-") and not {"-h", "--help"} & set(rest)):
+    if not rest or (rest[0].startswith("-") and not {*HELP, HELP_ALL} & set(rest)):
         raise InputError(f"nothing to reproduce: give a data set's preset, one of {', '.join(PRESETS)}")
     name = "digits" if rest[0].startswith("-") else rest.pop(0)
     full = "--full" in rest
     base = preset(name) if full else for_comparison(preset(name))
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)}. Values shown are those of {name}."
-    job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(config=base), rest, usage=usage)))
+    job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(config=base), rest, usage=usage, **HELP_OPTIONS)))
     if job.theory and name != "gaussian":
         raise InputError(f"--theory of {name}: it is known of gaussian alone")
     return settled_paths(dataclasses.replace(job, config=with_dataset(job.config))), False

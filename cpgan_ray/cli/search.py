@@ -7,11 +7,15 @@ from typing import Annotated
 import tyro
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.cli.help import OF_RUN, RESUME
+from cpgan_ray.cli.help import SEARCH as SEARCH_FLAGS
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, SearchJob, flatten
 from cpgan_ray.config.folders import RESUMABLE, ensure_complete, search_record
 from cpgan_ray.config.presets import PRESETS, for_search, preset
 from cpgan_ray.errors import InputError
+
+CALL = "tune_celeba.py [PRESET] [--flag VALUE ...]"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
@@ -47,4 +51,10 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
 
 
 def read_job(base: SearchJob, rest: Sequence[str], usage: str) -> SearchJob:
-    return SearchJob(**vars(read_flags(SearchFlags, SearchFlags(**vars(base)), rest, usage=usage)))
+    return SearchJob(
+        **vars(
+            read_flags(
+                SearchFlags, SearchFlags(**vars(base)), rest, usage=usage, call=CALL, main=(*SEARCH_FLAGS, *OF_RUN), more=RESUME
+            )
+        )
+    )

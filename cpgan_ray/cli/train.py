@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from cpgan_ray.cli.flags import absolute, differing, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.common.environment import ensure_here
+from cpgan_ray.cli.help import RESUME, TRAIN
+from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, flatten, local_names
 from cpgan_ray.config.folders import (
     ADJUSTABLE,
@@ -14,6 +15,8 @@ from cpgan_ray.config.folders import (
 )
 from cpgan_ray.config.presets import PRESETS, preset
 from cpgan_ray.errors import InputError
+
+CALL = "train_celeba.py [PRESET] [--flag VALUE ...]"
 
 
 def parse(arguments: Sequence[str], *, default: str, description: str) -> Config:
@@ -29,12 +32,14 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
-    ensure_here()
+    ensure_current_folder()
     rest = list(arguments)
     folder = take_resume(rest)
     if folder is not None:
         begun, run_id, record = interrupted_run(folder, trust=(trust := take_trust(rest)))
-        config = absolute(read_flags(Config, dataclasses.replace(begun, trust=trust), rest, usage=description))
+        config = absolute(
+            read_flags(Config, dataclasses.replace(begun, trust=trust), rest, usage=description, call=CALL, main=TRAIN, more=RESUME)
+        )
         if changed := differing(flatten(config), flatten(begun), but=(*ADJUSTABLE, *local_names(Config))):
             name, now, before = changed
             flag = "--" + name.replace("_", "-")
@@ -45,4 +50,4 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
         return config if record.own or trust else own_store(config), run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
-    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage))), None
+    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=RESUME))), None

@@ -1,1 +1,1 @@
-"""What every part of the package may use, and what uses no other part of it."""
+"""Helpers that every other package may use. They import no other package of cpgan_ray."""

@@ -1,7 +1,7 @@
-"""Files that are either complete or absent, written without following a link that somebody else has put in the way.
+"""Atomic writes: a file is either complete or absent, and no write follows a symbolic link.
 
-A folder that came from elsewhere may hold symbolic links under the very names that are about to be written. Every write therefore
-goes to a new file of a random name in the same folder (created exclusively), which is synced and then renamed: a rename replaces a
+A folder copied from somebody else may hold symbolic links under the names that are about to be written. Every write therefore goes
+to a new file with a random name in the same folder (created exclusively), which is synced and then renamed: a rename replaces a
 link instead of following it.
 """
 
@@ -20,7 +20,10 @@ from cpgan_ray.errors import InputError
 @contextlib.contextmanager
 def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a new, empty file next to `path` to write to. It is synced and renamed to `path` when the block ends normally, and
-    removed when the block raises. Without `durable` it is not synced: one of many files that can be had again."""
+    removed when the block raises.
+
+    durable: sync the file before the rename. False is for files that can be produced again.
+    """
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     try:
@@ -34,49 +37,49 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by a file with this content."""
+    """Replaces `path` by a file with the given content."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Replaces `path` by a file with this content, in UTF-8."""
+    """Replaces `path` by a file with the given content, in UTF-8."""
     write_bytes(path, content.encode())
 
 
 def open_to_append(path: Path) -> IO[str]:
-    """A file to append text to, in UTF-8, created if need be.
+    """Opens a file to append text to, in UTF-8; creates it if absent.
 
-    Raises: InputError if it is a symbolic link or no regular file.
+    Raises: InputError if it is a symbolic link or not a regular file.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as e:
         if e.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a named pipe, a folder
             raise
-        raise InputError(f"{path} is a link or no regular file: remove it, it is written to") from e
+        raise InputError(f"{path} is a link or not a regular file: remove it, the run writes to this path") from e
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise InputError(f"{path} is no regular file: remove it, it is written to")
+        raise InputError(f"{path} is not a regular file: remove it, the run writes to this path")
     return os.fdopen(handle, "a", encoding="utf-8")
 
 
 def make_folder(path: Path) -> Path:
-    """Creates a folder inside one that may come from elsewhere; returns it.
+    """Creates a folder inside a folder that may come from somebody else; returns it.
 
-    Raises: InputError if it is a symbolic link, which could lead the files written to it anywhere.
+    Raises: InputError if it is a symbolic link: the files would be written to wherever it points.
     """
-    no_link(path).mkdir(parents=True, exist_ok=True)
+    refuse_link(path).mkdir(parents=True, exist_ok=True)
     return path
 
 
-def no_link(path: Path) -> Path:
-    """The path of a folder inside one that may come from elsewhere.
+def refuse_link(path: Path) -> Path:
+    """Returns the path of a file or folder that must not be a symbolic link.
 
     Raises: InputError if it is a symbolic link.
     """
     if path.is_symlink():
-        raise InputError(f"{path} is a symbolic link to {path.readlink()}: remove the link, nothing is written through it")
+        raise InputError(f"{path} is a symbolic link to {path.readlink()}: remove it, the run does not write through links")
     return path
 
 

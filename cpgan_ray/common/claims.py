@@ -1,10 +1,10 @@
-"""One process at a time for an output folder.
+"""Exclusive access to an output folder: one process at a time.
 
 A process that writes to a folder holds an exclusive lock (flock) on the file `.lock` in it. The operating system frees the lock
-when the process ends, however it ends, so that a file that is left over blocks nobody. The file says which process on which
-machine holds the lock, for the message that another process gets. NFS passes such locks on to its server. A file system without
-locks has only that note: there a file left over by a process of this machine that has ended is taken over, and one of another
-machine has to be removed by hand.
+when the process ends, even if it is killed, so that a lock file left behind blocks nobody. The file names the process and the
+machine that hold the lock; the error message of another process repeats this note. NFS passes such locks on to its server. On a
+file system without locks only the note protects the folder: the lock file of an ended process on this machine is taken over, and
+the lock file of another machine must be removed by hand.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from cpgan_ray.errors import InputError
 LOCK = ".lock"
 NOTE = re.compile(r"process (\d{1,10}) on ([\w.-]{1,255}) since [\d: -]{19}")
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-"""What flock answers on a file system that has no locks."""
+"""Error numbers of flock on a file system without locks."""
 MAX_SUFFIX = 1000
 
 
 @contextlib.contextmanager
 def claim_folder(folder: Path, *, flag: str = "--output") -> Iterator[Path]:
-    """The folder is this process's until the block ends. It is made if absent, and removed again if the block leaves it empty.
+    """Locks the folder for this process until the block ends. Creates it if absent, and removes it again if it is empty at the end.
 
-    flag: by which another one is given.
+    flag: the command-line flag that sets the folder, for error messages.
 
-    Raises: InputError if another process has it, or it cannot be made or written to; nothing in it is changed then.
+    Raises: InputError if another process has locked it, or if it cannot be created or written to. Its content is then unchanged.
     """
     try:
         claim = contextlib.ExitStack()
@@ -45,7 +45,7 @@ def claim_folder(folder: Path, *, flag: str = "--output") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def claim_new_folder(base: Path) -> Iterator[Path]:
-    """The same for a folder that did not exist: `base`, or if there is one of that name `base-2`, `base-3` and so on."""
+    """Creates and locks a new folder: `base`, or if that exists, the first free one of `base-2`, `base-3` and so on."""
     for number in range(1, MAX_SUFFIX):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
         with contextlib.ExitStack() as stack:
@@ -55,19 +55,19 @@ def claim_new_folder(base: Path) -> Iterator[Path]:
                 continue
             yield folder
             return
-    raise InputError(f"{base} and {MAX_SUFFIX} more of that name exist: give another --output")
+    raise InputError(f"{base} and {base}-2 to {base}-{MAX_SUFFIX - 1} exist: give another --output")
 
 
 @contextlib.contextmanager
 def _claim(folder: Path, *, new: bool) -> Iterator[None]:
-    """Raises: FileExistsError if there is a folder that should be new."""
+    """Raises: FileExistsError if `new` and the folder exists."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file: give a folder with --output")
-    made: list[Path] = []
+    created: list[Path] = []
     try:
-        handle = _make_and_lock(folder, made, new=new)
+        handle = _make_and_lock(folder, created, new=new)
     except BaseException as e:
-        _remove_empty(made)
+        _remove_empty(created)
         if isinstance(e, OSError) and not isinstance(e, FileExistsError):
             raise InputError(f"cannot write to the output folder {folder} ({e.strerror}): give another --output") from e
         raise
@@ -78,27 +78,27 @@ def _claim(folder: Path, *, new: bool) -> Iterator[None]:
             if _is_at(handle, folder / LOCK):
                 (folder / LOCK).unlink()
         os.close(handle)
-        _remove_empty(made)
+        _remove_empty(created)
 
 
-def _make_and_lock(folder: Path, made: list[Path], *, new: bool) -> int:
+def _make_and_lock(folder: Path, created: list[Path], *, new: bool) -> int:
     while True:
         for part in (*reversed(folder.parents), folder):
             try:
                 if new and part == folder or not part.exists():
                     part.mkdir()
-                    made.append(part)
+                    created.append(part)
             except FileExistsError:
                 if new and part == folder:
                     raise
         try:
             return _lock(folder / LOCK, folder)
-        except FileNotFoundError:  # who had made the folder has removed it again
-            made.clear()
+        except FileNotFoundError:  # the process that had created the folder has removed it again
+            created.clear()
 
 
 def _lock(path: Path, folder: Path) -> int:
-    """A handle on the lock file, locked."""
+    """Opens and locks the lock file; returns its handle."""
     while True:
         created = True
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -108,28 +108,28 @@ def _lock(path: Path, folder: Path) -> int:
             created = False
             try:
                 handle = os.open(path, flags)
-            except FileNotFoundError:  # it has just been given back
+            except FileNotFoundError:  # its owner has just released it
                 continue
             except OSError as e:
                 if e.errno == errno.ELOOP:
-                    raise InputError(f"{path} is a symbolic link: remove it, nothing is written through it") from e
+                    raise InputError(f"{path} is a symbolic link: remove it, the run does not write through links") from e
                 raise
         try:
             if not _is_free(handle, path, folder, created=created):
                 continue
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {_host()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
-            taken, handle = handle, -1
-            return taken
+            locked, handle = handle, -1
+            return locked
         finally:
             if handle >= 0:
                 os.close(handle)
 
 
 def _is_free(handle: int, path: Path, folder: Path, *, created: bool) -> bool:
-    """Whether the file is locked by this process now; not if it is no longer the one at `path`.
+    """Tries to lock the file. Returns whether this process now holds the lock and the file is still the one at `path`.
 
-    Raises: InputError if another process has it.
+    Raises: InputError if another process holds the lock.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""What a process may lack, and what stands in for it: a home folder, a user name, open standard streams.
+"""Substitutes for what a process may lack: a home folder, a user name, open standard streams.
 
-Containers run under numbers that no password file has, with file systems that cannot be written to. Libraries fail there when they
-are imported, or print warnings that a user can do nothing about.
+Containers run with user ids that are in no password file and with read-only file systems. Libraries then fail at import, or print
+warnings that a user can do nothing about.
 """
 
 import atexit
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 def complete_environment() -> None:
-    """Give this process, and those that it starts, what it lacks. Called before the libraries that need it are imported; without
-    effect where nothing is missing."""
+    """Sets what is missing in this process and in those that it starts. Call it before importing the libraries that need it. It
+    changes nothing if nothing is missing."""
     open_streams()
-    give_home()
-    give_user_name()
-    give_matplotlib_a_folder()
+    set_home()
+    set_user_name()
+    set_matplotlib_folder()
 
 
 def open_streams() -> None:
-    """Standard streams that are closed lead to nowhere. Otherwise the next file that is opened would take the number of one, and
-    get what is printed."""
+    """Opens closed standard streams on /dev/null. Otherwise the next file that is opened would get the descriptor of a standard
+    stream, and all output printed to it."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -43,45 +43,44 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the locale has no characters for
+        sys.stdout.reconfigure(errors="backslashreplace")  # characters that the locale's encoding lacks
 
 
-def give_home() -> None:
-    """HOME is a temporary folder where the user has none: libraries look for it as they are imported."""
+def set_home() -> None:
+    """Sets HOME to a temporary folder if the user has no home: libraries look for it at import."""
     try:
         Path.home()
     except (RuntimeError, KeyError):
         if folder := temporary_folder("cpgan-home-"):
             os.environ["HOME"] = folder
             if not any(argument.startswith("--cache-dir") for argument in sys.argv):
-                told = "there is no home folder (HOME is not set): prepared data are kept for this run only; --cache-dir keeps them"
-                logger.warning(told)
+                logger.warning("no home folder (HOME is not set): prepared data are deleted after this run; --cache-dir keeps them")
 
 
-def give_user_name() -> None:
-    """MLflow and torch ask for the name of the user."""
+def set_user_name() -> None:
+    """Sets LOGNAME if the user has no name: MLflow and torch need one."""
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
         os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
-def give_matplotlib_a_folder() -> None:
-    """Matplotlib prints two lines where its folder of settings cannot be made."""
+def set_matplotlib_folder() -> None:
+    """Sets MPLCONFIGDIR if Matplotlib cannot create its configuration folder: it would print a warning of two lines."""
     if "MPLCONFIGDIR" in os.environ:
         return
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "matplotlib"
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # as it does itself
+        folder.mkdir(parents=True, exist_ok=True)  # as Matplotlib itself does
         usable = os.access(folder, os.W_OK)
     except OSError:
         usable = False
-    if not usable and (made := temporary_folder("cpgan-matplotlib-")):
-        os.environ["MPLCONFIGDIR"] = made
+    if not usable and (temporary := temporary_folder("cpgan-matplotlib-")):
+        os.environ["MPLCONFIGDIR"] = temporary
 
 
 def temporary_folder(prefix: str) -> str | None:
-    """A new folder that is removed when the process ends; None if there is no place for one."""
+    """A new folder that is removed when the process ends; None if it cannot be created."""
     with contextlib.suppress(OSError):
         folder = tempfile.mkdtemp(prefix=prefix)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -89,7 +88,7 @@ def temporary_folder(prefix: str) -> str | None:
     return None
 
 
-def ensure_here() -> None:
+def ensure_current_folder() -> None:
     """Raises: InputError if the current folder has been removed."""
     try:
         Path.cwd()

@@ -1,4 +1,4 @@
-"""JSON files that may come from elsewhere: read within limits, with one kind of error."""
+"""Reads JSON files that may come from somebody else, within limits and with one type of error."""
 
 import json
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 64 << 20
-"""No JSON file is read that is larger; a report of the largest run has about a thousandth of it."""
+"""Larger JSON files are not read. The report of the largest run has about a thousandth of this size."""
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """The value in a JSON file.
 
-    Raises: ValueError, in a few words, if it is no regular file, too large, not UTF-8 or not JSON, nested too deeply or has numbers
-    of too many digits; OSError if it cannot be read.
+    Raises: ValueError with a short message if the file is not a regular file, too large, not UTF-8, not JSON, nested too deeply or
+    has numbers with too many digits; OSError if it cannot be read.
     """
     return parse_json(read_limited(path, max_bytes=max_bytes))
 
@@ -22,12 +22,12 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
 def read_limited(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of a file.
 
-    Raises: ValueError if it is no regular file (a named pipe would block) or too large; OSError if it cannot be read.
+    Raises: ValueError if it is not a regular file (a named pipe would block) or too large; OSError if it cannot be read.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"it has more than {max_bytes} bytes")
@@ -35,9 +35,9 @@ def read_limited(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that a JSON text stands for.
+    """The value of a JSON text.
 
-    Raises: ValueError if it is no JSON, or is nested too deeply.
+    Raises: ValueError if it is not JSON or is nested too deeply.
     """
     try:
         return json.loads(text)

@@ -1,4 +1,4 @@
-"""Locks between processes of a node."""
+"""Locks between the processes of a node."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from cpgan_ray.errors import InputError
 
 
 def file_lock(path: Path) -> FileLock:
-    """The lock that is kept in a file, not held yet.
+    """A lock on a file, not acquired yet.
 
-    Raises: InputError if something else lies there: a link would be opened for writing, a named pipe would wait for ever.
+    Raises: InputError if the path is not a regular file: a link would be opened for writing, a named pipe would block for ever.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise InputError(f"{path} is a link or no regular file: remove it, a lock is kept there")
+        raise InputError(f"{path} is a link or not a regular file: remove it, this path is a lock file")
     return FileLock(path)

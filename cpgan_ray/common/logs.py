@@ -1,8 +1,7 @@
-"""What the jobs report while they run: the loggers of this package, on standard error, with one format.
+"""Configuration of the package's loggers: standard error, one format.
 
 Modules log to `logging.getLogger(__name__)`. As a library the package configures nothing; a job calls `configure`, and every Ray
-process of a job `configure_like_job`. Messages may name anything: secrets in them are replaced by stars, control characters by
-escapes.
+process of a job calls `configure_like_job`. Secrets in messages are replaced by stars, control characters by escapes.
 """
 
 import logging
@@ -14,11 +13,11 @@ from cpgan_ray.errors import InputError, printable
 
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL_VARIABLE = "CPGAN_LOG_LEVEL"
-"""Environment variable by which the processes of a job know its level."""
+"""Environment variable that passes the log level to all processes of a job."""
 
 
 class Formatter(logging.Formatter):
-    """The message alone at level info, behind the name of the level at every other."""
+    """Writes only the message at level info, and the name of the level before it at all other levels."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = printable(redacted(super().format(record)))
@@ -26,7 +25,7 @@ class Formatter(logging.Formatter):
 
 
 class StandardError(logging.StreamHandler):
-    """Writes to what `sys.stderr` is at the time of the message: tests and notebooks replace it."""
+    """Writes to the `sys.stderr` of the moment: tests and notebooks replace that object."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -38,9 +37,9 @@ class StandardError(logging.StreamHandler):
 
 
 def configure(level: str | None = None) -> None:
-    """Show the messages of this package from a level on: the one given, that of the environment, or `info`.
+    """Show this package's messages at a level and above. `level` defaults to the environment's CPGAN_LOG_LEVEL, then to `info`.
 
-    Raises: InputError for a level that does not exist.
+    Raises: InputError if the level is unknown.
     """
     level = level or os.environ.get(LEVEL_VARIABLE) or "info"
     if level not in LEVELS:
@@ -54,6 +53,6 @@ def configure(level: str | None = None) -> None:
 
 
 def configure_like_job() -> None:
-    """The same in another process of a job; nothing in a process of another program."""
+    """Show messages at the level of the job that started this process. Does nothing in a process of another program."""
     if LEVEL_VARIABLE in os.environ:
         configure()

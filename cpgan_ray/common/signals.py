@@ -1,15 +1,16 @@
-"""SIGINT and SIGTERM: requests to stop. The work under way ends in order, and the exit status is 130 or 143.
+"""SIGINT and SIGTERM as requests to stop: the job ends in order, with exit status 130 or 143.
 
 The first request raises KeyboardInterrupt or SystemExit(143) in the main thread; within `defer_signals` only after the block.
 Many senders deliver one request twice: `timeout` signals its child and then the child's group; a terminal signals the group, and
-a wrapper forwards its own signal. Whatever follows within REPEAT_S therefore belongs to the first request. A later signal ends the
-work at once, wherever it is.
+a wrapper forwards its own signal. Signals within REPEAT_S after the first therefore belong to the same request. A later signal ends
+the job at once, at any point.
 
-Once the work is complete (`Stop.complete`) a request changes nothing any more: what is left is to close and to exit.
+After the work is complete (`Stop.complete`) a request has no effect: the job is already closing and exiting.
 
-A SIGINT that the process was started to ignore, as shells start a background job, stays ignored.
+If the process was started with SIGINT ignored, as shells start background jobs, SIGINT stays ignored.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -20,17 +21,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SHUTDOWN_GRACE_S = 30
-"""How long a job that was asked to stop may need to end the rounds under way, write a checkpoint and close its MLflow run."""
+"""Time that a job has after a request to stop: to end the current rounds, write a checkpoint and close its MLflow run."""
 REPEAT_S = 2.0
-"""Signals within this time after the first are the same request, in seconds."""
+"""Signals within this time after the first are part of the same request."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class _State:
-    """What this process was asked for. Only the main thread changes it."""
+    """The request to stop, if any, and how to treat it. Only the main thread changes it."""
 
-    previous: dict[int, Any] = field(default_factory=dict)  # signal -> its handler before ours
+    previous: dict[int, Any] = field(default_factory=dict)  # signal -> the handler before `install`
     number: int | None = None  # the signal of the request
     at: float = 0.0
     raised: bool = False
@@ -43,33 +44,33 @@ _state = _State()
 
 
 class Stop:
-    """What `defer_signals` yields: whether the job was asked to stop meanwhile."""
+    """The object that `defer_signals` yields: reports whether the job was requested to stop."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return requested() is not None
 
     def now(self) -> None:
-        """Ends the work if it was asked to stop.
+        """Ends the work if a stop was requested.
 
-        Raises: KeyboardInterrupt or SystemExit(143), as was asked.
+        Raises: KeyboardInterrupt after SIGINT, SystemExit(143) after SIGTERM.
         """
         if requested() is not None:
             _raise()
 
     def complete(self) -> None:
-        """The work is done: a request that comes now changes nothing, and the process ends as finished."""
+        """Marks the work as complete: later requests have no effect, and the process ends as finished."""
         if _in_main_thread() and _state.number is None:
             _state.complete = True
 
     def run_status(self, status: str) -> str:
-        """With which status an MLflow run that would end with `status` is closed; nothing is left to be stopped then."""
+        """Final status of an MLflow run: KILLED if a stop was requested, else `status`. Marks the work as complete."""
         self.complete()
-        return "KILLED" if self.asked else status
+        return "KILLED" if self.requested else status
 
     @contextlib.contextmanager
     def allowed(self) -> Iterator[None]:
-        """Within this block a request is not deferred. What surrounds the block, to open and to close something, is never torn."""
+        """Within this block a request is not deferred. Code around it, which opens and closes something, is not interrupted."""
         if not _in_main_thread():
             yield
             return
@@ -83,7 +84,7 @@ class Stop:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Stop]:
-    """Within the block a first request is only noted; it is raised when the block has ended. No effect outside the main thread."""
+    """Within the block a first request is only recorded; it is raised after the block. No effect outside the main thread."""
     stop = Stop()
     if not _in_main_thread():
         yield stop
@@ -100,7 +101,7 @@ def defer_signals() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM are requests to stop; nested blocks add nothing. No effect outside the main thread."""
+    """Within the block SIGINT and SIGTERM are requests to stop. Nested blocks and other threads' blocks have no effect."""
     if not _in_main_thread() or _state.previous:
         yield
         return
@@ -112,7 +113,7 @@ def handle_signals() -> Iterator[None]:
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM from here on, until `reset`."""
+    """Handle SIGINT and SIGTERM until `reset`."""
     reset()
     for number in STOP_SIGNALS:
         if (before := signal.getsignal(number)) is not signal.SIG_IGN:
@@ -120,27 +121,49 @@ def install() -> None:
             signal.signal(number, _receive)
 
 
-def take_back() -> None:
-    """Install the handlers again, after a library has put its own in their place."""
+def reinstall() -> None:
+    """Install the handlers again, after a library has replaced them by its own."""
     if _in_main_thread():
         for number in _state.previous:
             signal.signal(number, _receive)
 
 
+def ignore_at_exit() -> None:
+    """Ignore SIGINT and SIGTERM once everything registered with `atexit` from now on has run: the interpreter then restores the
+    default handlers, and a late signal would turn the exit status of finished work into that of a killed process."""
+    atexit.register(_ignore)
+
+
+def _ignore() -> None:
+    for number in _state.previous:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM wait, for this thread and those that it starts: unlike a deferred signal they reach no
+    handler at all, not even one that a library installs meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def reset() -> None:
-    """Put the handlers of before `install` back, and forget what was asked."""
+    """Restore the handlers from before `install`, and clear the request."""
     for number, handler in _state.previous.items():
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     vars(_state).update(vars(_State()))
 
 
 def requested() -> int | None:
-    """The signal by which this process was asked to stop, or None if it was not, or only after its work was complete."""
+    """The signal that requested this process to stop. None if there was none, or if the work was already complete."""
     return None if _state.complete else _state.number
 
 
 def end(status: int) -> None:
-    """The process is about to exit with this status: a first signal does not disturb it, a second one ends it at once."""
+    """Declare that the process is about to exit with this status: a first signal has no effect, a second one ends it at once."""
     _state.ending, _state.complete = status, True
 
 
@@ -148,7 +171,7 @@ def _receive(number: int, frame: Any) -> None:
     now = time.monotonic()
     if _state.number is not None and now - _state.at < REPEAT_S:
         return
-    if _in_destructor(frame):  # Python drops what is raised here
+    if _in_destructor(frame):  # Python ignores exceptions raised in a destructor
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         return
     first = _state.number is None

@@ -1,4 +1,4 @@
-"""Text that comes from elsewhere, made fit to be shown."""
+"""Makes text from other sources safe to print."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from cpgan_ray.errors import printable
 
 
 def printable_values(value: Any) -> Any:
-    """Nested mappings and lists with every text in them made printable."""
+    """Nested mappings and lists with every string in them made printable."""
     if isinstance(value, Mapping):
         return {printable_values(name): printable_values(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What crosses a process border during a game. Arrays are numpy; those that arrive through Ray are read-only.
+"""Messages between the processes of a game. Arrays are numpy arrays; arrays that arrive through Ray are read-only.
 
 A release costs 4 k + 13 bytes per picture, a feedback 4 k: pictures never travel.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 Metrics = dict[str, float]
-"""Metric name (a path, defined in metrics.py, explained in docs/outputs.md) -> value."""
+"""Metric name (a path, defined in metric_names.py, explained in docs/outputs.md) -> value."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Which pictures of a split, and how. Made by `data.base.batch`; every player reads the pictures from its own node."""
+    """Row numbers and augmentation of a batch. Made by `data.batching`; every player reads the pictures from its own node."""
 
     rows: np.ndarray  # (B,) int64, row numbers in the split
     mirrored: np.ndarray  # (B,) bool
@@ -27,14 +27,14 @@ class Release:
     round: int
     batch: Batch
     z: np.ndarray  # (B, k) float32
-    split: str = "train"  # which split the rows are of
+    split: str = "train"  # the split of the rows
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """An adversary's answer to a release. Made by AdversaryWorker.respond; read by PrivatizerWorker.update."""
+    """An adversary's response to a release. Made by AdversaryWorker.respond; read by PrivatizerWorker.update."""
 
-    name: str  # of the adversary
+    name: str  # name of the adversary
     round: int
     grad_z: np.ndarray  # (B, k) float32: d(privacy term of this adversary) / dz
     r2: float  # share of variance recovered on rows that the adversary was not fitted on
@@ -43,27 +43,27 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished game hands to the evaluation. Made by PrivatizerWorker.outcome; read by the driver."""
+    """The result of a finished game, for the evaluation. Made by PrivatizerWorker.outcome; read by the driver."""
 
-    codes: dict[str, np.ndarray]  # (N, k) float32 of `train`, `val`, `test`; `train_mirrored`, `val_mirrored` where there are such
+    codes: dict[str, np.ndarray]  # (N, k) float32 of `train`, `val`, `test`; with mirroring, of `train_mirrored`, `val_mirrored`
     logits: dict[str, np.ndarray]  # (N, L or C) float32 of `val`, `test`
     programs: dict[str, bytes]  # torch.export programs: `privatizer`, `utility_head`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A loss that the game survived. Made by actors.Crew and actors.RayGame; logged by the driver."""
+    """A failure that the game recovered from. Made by AdversaryPool and RayGame; logged by the driver."""
 
-    round: int  # where the game stood
+    round: int  # the round at the time of the failure
     replayed: int  # rounds that were played again
-    players: tuple[str, ...]  # who was replaced; empty: an object was lost
+    players: tuple[str, ...]  # the replaced players; empty if only an object was lost
     cause: str
-    seconds: float  # until the replacements were there
+    seconds: float  # until the replacements were ready
 
 
 @dataclass(frozen=True)
-class Played:
-    """Some rounds. Made by actors.GameHost.play; read by the driver."""
+class PlayedRounds:
+    """The metrics and failures of consecutive rounds. Made by GameHost.play; read by the driver."""
 
-    metrics: list[Metrics]  # of each round, with its `round`
+    metrics: list[Metrics]  # one dict per round, which includes the number `round`
     events: tuple[Event, ...]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cpgan_ray.common.atomic_io import write_text
-from cpgan_ray.common.credentials import has_stars, redacted, redacted_values
+from cpgan_ray.common.credentials import is_redacted, redacted, redacted_values
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import is_own, sign
 from cpgan_ray.config.io import flatten, from_json, local_names, with_local
@@ -107,7 +107,7 @@ def ensure_complete(job: Any, record: Record) -> None:
     flat = flatten(job)
     for name in local_names(type(job)):
         for field in [field for field in flat if field == name or field.startswith(f"{name}.")]:
-            if has_stars(flat[field]):
+            if is_redacted(flat[field]):
                 flag = "--" + field.removeprefix("config.").replace("_", "-")
                 raise InputError(f"{record.path} was written without the secret in {flag} {flat[field]}: give {flag} again")
 
@@ -280,3 +280,13 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
     if not (folder / "privatizer.pt2").is_file():
         raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")
     return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=record.own or trust)
+
+
+def attack_job_of(target: Target) -> AttackJob:
+    """The default settings of an attack: those of the attacked run if the target is one."""
+    job = AttackJob()
+    if target.config is None:
+        return job
+    same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
+    job = dataclasses.replace(job, **{name: getattr(target.config, name) for name in same})
+    return dataclasses.replace(job, tracking=dataclasses.replace(job.tracking, run_name=None))

@@ -8,13 +8,15 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from cpgan_ray.config.schema import LOCAL, Config
+from cpgan_ray.config.constraints import requirement
+from cpgan_ray.config.marks import LOCAL
+from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
 
 
 @cache
 def adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    """Of a kind of configuration; made once, for it takes fifty times as long as what it is then used for."""
+    """The adapter of a configuration class; made once because that takes fifty times as long as using it."""
     return TypeAdapter(kind)
 
 
@@ -34,11 +36,13 @@ def from_json(values: dict[str, Any], *, kind: type[T] = Config) -> T:
     try:
         return adapter(kind).validate_python(values)
     except ValidationError as e:
-        first = e.errors()[0]
+        first = e.errors(include_url=False)[0]
         where, got = ".".join(str(part) for part in first["loc"]), repr(first["input"])
         if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
             raise InputError(f"config field {where}: {cause}" if where else str(cause)) from e
-        raise InputError(f"config field {where}: {first['msg']}, got {got[:60]}") from e
+        if first["type"] == "unexpected_keyword_argument":
+            raise InputError(f"config field {where} does not exist; it is {got[:60]}: remove it") from e
+        raise InputError(f"config field {where} is {got[:60]}; it must be {requirement(first)}") from e
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -1,137 +1,19 @@
-"""What each job takes in addition to a run configuration."""
+"""What each job takes in addition to the configuration of a run."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field, NonNegativeInt
 
-from cpgan_ray.config.schema import (
-    LOCAL,
-    PORTABLE,
-    STRICT,
-    AttackConfig,
-    Config,
-    DataConfig,
-    DatasetName,
-    RuntimeConfig,
-    TrackingConfig,
-    _require,
-    folder_or_uri,
-)
+from cpgan_ray.config.attacks import AttackConfig
+from cpgan_ray.config.constraints import ClosedFraction, NonNegative, Positive, PositiveInt, config_class
+from cpgan_ray.config.data import DataConfig, DatasetName
+from cpgan_ray.config.marks import LOCAL, PORTABLE
+from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
+from cpgan_ray.config.schema import Config, folder_or_uri
 from cpgan_ray.errors import InputError
-
-
-def _check_one_process(c: Config, where: str) -> None:
-    if c.privatizer.num_workers > 1:
-        workers = c.privatizer.num_workers
-        raise InputError(f"privatizer.num_workers is {workers}, but {where} gives each game one privatizer process: set it to 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """How an encoder that comes as a file is called."""
-
-    __pydantic_config__ = STRICT
-
-    outputs: Annotated[tuple[str, ...], PORTABLE] = ()
-    """Outputs that are attacked, by name; none given: all together."""
-    stochastic: bool = False
-    """Declare a stochastic release: the encoder may draw random numbers, and is tested for differing by independent noise only."""
-    memory_gb: float = 8.0
-    """Memory that the process of somebody else's encoder may take, in GB."""
-    timeout_s: float = 300.0
-    """How long it may take to open the encoder, or to encode a block of 250 pictures, in seconds."""
-
-    def __post_init__(self) -> None:
-        _require(len(set(self.outputs)) == len(self.outputs), "encoder.outputs", self.outputs, "each named once")
-        for name in ("memory_gb", "timeout_s"):
-            value = getattr(self, name)
-            _require(0 < value < float("inf"), f"encoder.{name}", value, "above 0 and finite")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackJob:
-    """What `jobs/attack.py` is told beside its target. Values shown are the attacked run's own, where it is a run."""
-
-    __pydantic_config__ = STRICT
-
-    variant: Literal["both", "leaked", "fresh"] = "both"
-    """Which variants are played: the attacker has the defender's training pictures, its own, or each in turn."""
-    fail_above: float | None = None
-    """Release gate: exit with status 1 where the strongest attack's R2 is above this."""
-    against: Annotated[Path | None, LOCAL] = None
-    """Run or report folder to compare with, picture by picture."""
-    dataset: DatasetName | None = None
-    """Which data set is attacked; none given: the run's, or for an encoder file `celeba` where there is a `--data-dir`."""
-    data_dir: Annotated[str | Path | None, LOCAL] = None
-    """Folder in the data set's official layout, or a URI of one; none for the embedded faces."""
-    cache_dir: Annotated[Path | None, LOCAL] = None
-    """Where prepared stores are kept; see train_celeba."""
-    shared_cache: Annotated[str | Path | None, LOCAL] = None
-    """Folder or URI where nodes share prepared stores; see train_celeba."""
-    trust: Annotated[bool, LOCAL] = False
-    """Use files that another user has written: what the attacked folder says of places, prepared stores that came with the data."""
-    output: Annotated[Path | None, LOCAL] = None
-    """Where the report goes; none given: `<run>/attack-<time>`, or `outputs/attack-<time>`."""
-    seed: int = 0
-    """Of the attacks."""
-    skip_corrupt: bool = False
-    """Leave out pictures that cannot be decoded."""
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    attacks: AttackConfig = field(default_factory=AttackConfig)
-    runtime: Annotated[RuntimeConfig, LOCAL] = field(default_factory=RuntimeConfig)
-    tracking: Annotated[TrackingConfig, LOCAL] = field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("data_dir", "shared_cache"):
-            object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
-        _require(self.fail_above is None or 0 <= self.fail_above <= 1, "fail_above", self.fail_above, "between 0 and 1")
-        _require(self.seed >= 0, "seed", self.seed, "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchJob:
-    """What `jobs/tune_celeba.py` is told: how to search, and the run that every trial starts from."""
-
-    __pydantic_config__ = STRICT
-
-    search_space: Annotated[tuple[str, ...], PORTABLE] = ("k", "privacy_weight")
-    """Fields that are searched, by dotted name. Where: as declared in config.py, or `k=16,64,256` (these values), or
-    `privacy_weight=0.1..10` (between these)."""
-    searcher: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
-    """Who proposes settings: Optuna's two multi-objective samplers, chance, or nobody: `grid` tries every combination."""
-    num_samples: int = 12
-    """Settings that are tried; a grid has its own number."""
-    num_seeds: int = 1
-    """Seeds under which each setting is trained, from --seed on; the mean over them counts."""
-    scheduler: Literal["auto", "asha", "none"] = "auto"
-    """`asha` stops hopeless trials early, on quick fresh attacks; `auto`: asha, but for a grid none."""
-    train_undefended: bool = True
-    """Also train the undefended control (privacy weight 0)."""
-    max_failures: int = 1
-    """How often a trial that failed is tried again."""
-    max_concurrent: int = 0
-    """Trials at once; 0: as many as the cluster has room for."""
-    max_r2: float | None = None
-    """Recommend the setting of the best utility whose strongest R2 is at most this."""
-    min_accuracy: float | None = None
-    """Recommend the setting of the least strongest R2 whose accuracy is at least this."""
-    config: Config = field(default_factory=Config)
-    """The run that every trial is a variant of; its `output` is the search's folder."""
-
-    def __post_init__(self) -> None:
-        _require(len(self.search_space) > 0, "search_space", self.search_space, "at least one field")
-        for name in ("num_samples", "num_seeds"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_failures", "max_concurrent"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("max_r2", "min_accuracy"):
-            value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
-        _check_one_process(self.config, "a search")
-
 
 MechanismName = Literal[
     "cpgan",
@@ -149,57 +31,139 @@ MechanismName = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReproduceJob:
-    """What `jobs/reproduce.py` is told: which mechanisms, how often, and the run that every cell is a variant of."""
+@config_class("encoder")
+class EncoderConfig:
+    """How to call an encoder that is given as a file."""
 
-    __pydantic_config__ = STRICT
-
-    mechanisms: tuple[MechanismName, ...] = ()
-    """Which are compared; none given: all."""
-    num_settings: int = 3
-    """Settings of each mechanism's knob, at most."""
-    num_seeds: int = 3
-    """Seeds under which each setting is trained, from --seed on."""
-    full: bool = False
-    """All training samples and the whole tournament instead of the quick comparison."""
-    weights: tuple[float, ...] = ()
-    """Privacy weights of the mechanisms that have one; none given: their own settings."""
-    published: Annotated[Path | None, LOCAL] = None
-    """Folder of the original's result files of this data set, to be drawn beside ours (mnist, genki4k, har, gaussian)."""
-    theory: bool = False
-    """`gaussian` only: print what theory says is best, and train nothing."""
-    lambdas: tuple[float, ...] = (*range(1, 90), 100)
-    """Weights of utility for --theory; those given are the original's."""
-    config: Config = field(default_factory=Config)
-    """The run that every cell is a variant of; its `output` is the comparison's folder."""
+    outputs: Annotated[tuple[str, ...], PORTABLE] = ()
+    """Outputs that are attacked, by name; empty: all together."""
+    stochastic: bool = False
+    """Declare a stochastic release: the encoder may draw random numbers, and its codes may only differ by independent noise."""
+    memory_gb: Positive = 8.0
+    """Memory limit of the process of another user's encoder, in GB."""
+    timeout_s: Positive = 300.0
+    """How long it may take to open the encoder, or to encode a block of 250 pictures, in seconds."""
 
     def __post_init__(self) -> None:
-        for name in ("num_settings", "num_seeds"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for value in self.lambdas:
-            _require(0 <= value < float("inf"), "lambda", value, "finite and at least 0")
+        if len(set(self.outputs)) < len(self.outputs):
+            raise InputError(f"encoder.outputs is {self.outputs!r}; it must name each output once")
+
+
+@config_class()
+class AttackJob:
+    """The settings of `jobs/attack.py`, in addition to its target. If that is a run, the defaults are the settings of the run."""
+
+    variant: Literal["both", "leaked", "fresh"] = "both"
+    """Which variants are fitted: the attacker has the defender's training pictures, its own, or both in turn."""
+    fail_above: ClosedFraction | None = None
+    """Release gate: exit with status 1 if the R2 of the strongest attack is above this."""
+    against: Annotated[Path | None, LOCAL] = None
+    """Run or report folder to compare with, picture by picture."""
+    dataset: DatasetName | None = None
+    """Which data set is attacked. Default: that of the run; for an encoder file `celeba` if `--data-dir` is given."""
+    data_dir: Annotated[str | Path | None, LOCAL] = None
+    """Folder in the official layout of the data set, or its URI. Not needed for the embedded faces."""
+    cache_dir: Annotated[Path | None, LOCAL] = None
+    """Where prepared stores are kept; see train_celeba."""
+    shared_cache: Annotated[str | Path | None, LOCAL] = None
+    """Folder or URI where nodes share prepared stores; see train_celeba."""
+    trust: Annotated[bool, LOCAL] = False
+    """Use files that another user has written: paths and URIs in the attacked folder, prepared stores that came with the data."""
+    output: Annotated[Path | None, LOCAL] = None
+    """Folder of the report. Default: `<run>/attack-<time>`, or `outputs/attack-<time>`."""
+    seed: NonNegativeInt = 0
+    """Seed of the attacks."""
+    skip_corrupt: bool = False
+    """Leave out pictures that cannot be decoded."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    attacks: AttackConfig = field(default_factory=AttackConfig)
+    runtime: Annotated[RuntimeConfig, LOCAL] = field(default_factory=RuntimeConfig)
+    tracking: Annotated[TrackingConfig, LOCAL] = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("data_dir", "shared_cache"):
+            object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
+
+
+@config_class()
+class SearchJob:
+    """The settings of `jobs/tune_celeba.py`: how to search, and the run that every trial starts from."""
+
+    search_space: Annotated[tuple[str, ...], Field(min_length=1), PORTABLE] = ("k", "privacy_weight")
+    """Fields to search, by dotted name, over their declared range; or `k=16,64,256` (these values), or `privacy_weight=0.1..10`
+    (between these)."""
+    searcher: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
+    """What proposes settings: one of the two multi-objective samplers of Optuna, random search, or `grid`: every combination."""
+    num_samples: PositiveInt = 12
+    """Number of settings tried; that of a grid is its own."""
+    num_seeds: PositiveInt = 1
+    """Number of seeds with which each setting is trained, from --seed on; the mean over them counts."""
+    scheduler: Literal["auto", "asha", "none"] = "auto"
+    """`asha` stops trials without prospects early, by quick fresh attacks. `auto`: asha, except for a grid."""
+    train_undefended: bool = True
+    """Also train the undefended control (privacy weight 0)."""
+    max_failures: NonNegativeInt = 1
+    """How often a failed trial is repeated."""
+    max_concurrent: NonNegativeInt = 0
+    """Number of trials at a time; 0: as many as fit into the cluster."""
+    max_r2: ClosedFraction | None = None
+    """Recommend the setting with the best utility whose strongest R2 is at most this."""
+    min_accuracy: ClosedFraction | None = None
+    """Recommend the setting with the smallest strongest R2 whose accuracy is at least this."""
+    config: Config = field(default_factory=Config)
+    """The run of which every trial is a variant; its `output` is the folder of the search."""
+
+    def __post_init__(self) -> None:
+        _check_one_process(self.config, "a search")
+
+
+@config_class()
+class ReproduceJob:
+    """The settings of `jobs/reproduce.py`: which mechanisms, how often, and the run of which every cell is a variant."""
+
+    mechanisms: tuple[MechanismName, ...] = ()
+    """Which mechanisms are compared; empty: all."""
+    num_settings: PositiveInt = 3
+    """Largest number of settings of each mechanism's knob."""
+    num_seeds: PositiveInt = 3
+    """Number of seeds with which each setting is trained, from --seed on."""
+    full: bool = False
+    """Use all training samples and the whole tournament instead of the quick comparison."""
+    weights: tuple[float, ...] = ()
+    """Privacy weights of the mechanisms that have one; empty: their default settings."""
+    published: Annotated[Path | None, LOCAL] = None
+    """Folder of the reference implementation's result files for this data set, to be drawn next to ours (mnist, genki4k, har,
+    gaussian)."""
+    theory: bool = False
+    """Print the theoretical optimum and train nothing (`gaussian` only)."""
+    lambdas: tuple[NonNegative, ...] = (*range(1, 90), 100)
+    """Weights of utility for --theory; the default are those of the reference implementation."""
+    config: Config = field(default_factory=Config)
+    """The run of which every cell is a variant; its `output` is the folder of the comparison."""
+
+    def __post_init__(self) -> None:
         _check_one_process(self.config, "a comparison")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class()
 class FrontierJob:
-    """What `jobs/frontier.py` draws."""
-
-    __pydantic_config__ = STRICT
+    """The settings of `jobs/frontier.py`."""
 
     experiments: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPERIMENT...")]] = ()
-    """MLflow experiments by name, or searches by the id of their MLflow run; each has a front of its own."""
+    """MLflow experiments by name, or searches by the id of their MLflow run; each has its own front."""
     output: Path | None = None
-    """Where `frontier.png`, `.json` and `.csv` go; none given: `outputs/frontier-<time>`."""
-    max_r2: float | None = None
-    """Recommend the setting of the best accuracy whose strongest R2 is at most this."""
-    min_accuracy: float | None = None
+    """Folder of `frontier.png`, `.json` and `.csv`. Default: `outputs/frontier-<time>`."""
+    max_r2: ClosedFraction | None = None
+    """Recommend the setting with the best accuracy whose strongest R2 is at most this."""
+    min_accuracy: ClosedFraction | None = None
     """Recommend the most private setting whose accuracy is at least this."""
     tracking_uri: str | None = None
-    """Tracking store; none given: MLFLOW_TRACKING_URI, or `outputs/mlflow.db` (SQLite)."""
+    """Tracking store. Default: MLFLOW_TRACKING_URI, or `outputs/mlflow.db` (SQLite)."""
 
-    def __post_init__(self) -> None:
-        for name in ("max_r2", "min_accuracy"):
-            value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, name, value, "between 0 and 1")
+
+def _check_one_process(c: Config, job: str) -> None:
+    """Raises: InputError if the privatizer has several workers."""
+    if c.privatizer.num_workers > 1:
+        workers = c.privatizer.num_workers
+        raise InputError(f"privatizer.num_workers is {workers}, but {job} runs each privatizer in one process: set it to 1")

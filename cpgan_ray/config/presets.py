@@ -6,19 +6,11 @@ To add one: a function that returns a Config, and a line in PRESETS.
 from collections.abc import Callable
 from dataclasses import replace
 
-from cpgan_ray.config.schema import (
-    AttackConfig,
-    Config,
-    DataConfig,
-    DatasetName,
-    GameConfig,
-    KernelConfig,
-    NeuralConfig,
-    PrivatizerConfig,
-    RidgeConfig,
-    RuntimeConfig,
-    UtilityConfig,
-)
+from cpgan_ray.config.attacks import AttackConfig
+from cpgan_ray.config.data import DataConfig, DatasetName
+from cpgan_ray.config.players import GameConfig, KernelConfig, NeuralConfig, PrivatizerConfig, RidgeConfig, UtilityConfig
+from cpgan_ray.config.runtime import RuntimeConfig
+from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
 
 
@@ -160,7 +152,8 @@ def har() -> Config:
 
 
 def genki4k() -> Config:
-    """GENKI-4K, smiling or not, 64 x 64: 2,520 pictures to learn from, so small batches, shifted, and several past batches in memory."""
+    """GENKI-4K, smiling or not, 64 x 64: 2,520 pictures to learn from, so small batches, shifted, and several past batches in
+    memory."""
     config = small("genki4k", k=32, epochs=30, batch_size=100, privatizer=PrivatizerConfig(family="lenet", quantization_step=1.0))
     adversaries = {name: replace(a, memory_batches=4 if a.kind == "neural" else 6) for name, a in config.adversaries.items()}
     utility = replace(config.utility, dropout=0.4)

@@ -11,7 +11,8 @@ import numpy as np
 
 from cpgan_ray.common.json_files import parse_json
 from cpgan_ray.config.io import flatten, override
-from cpgan_ray.config.schema import Choices, Config, Range
+from cpgan_ray.config.marks import Choices, Range
+from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
 
 Setting = dict[str, Any]

@@ -1,18 +1,19 @@
 """Data sets: from a folder in its official layout to a prepared, memory-mapped store, and to the batches of each round.
 
-`registry` has the data sets by name, `datasets/` a reader for each, `formats/` the file formats that they need, `store/` the
-prepared store, `sync/` how each node gets it, `batching` the rows of each round, `pca` the principal components of the pictures.
+`registry` lists the data sets by name, `datasets/` has a reader for each, `formats/` reads the file formats that they need,
+`store/` is the prepared store, `sync/` brings it to each node, `batching` selects the rows of each round, `pca` computes the
+principal components of the pictures.
 """
 
 from cpgan_ray.data.registry import DATASETS, load, pin_store, prepare
 from cpgan_ray.data.store import Dataset, Split, open_store
-from cpgan_ray.data.task import answers, ensure_learnable, label_columns, majority_logits, shares
+from cpgan_ray.data.task import ensure_learnable, label_columns, label_frequencies, majority_logits, task_targets
 
 __all__ = [
     "DATASETS",
     "Dataset",
     "Split",
-    "answers",
+    "task_targets",
     "ensure_learnable",
     "label_columns",
     "load",
@@ -20,5 +21,5 @@ __all__ = [
     "pin_store",
     "open_store",
     "prepare",
-    "shares",
+    "label_frequencies",
 ]

@@ -1,4 +1,4 @@
-"""Equally many samples of both values of a label (`data.balanced`), so that the majority guess is 0.5 wherever a number is made."""
+"""Keep equally many samples of both values of a label (`data.balanced`), so that the majority guess is right for half of them."""
 
 from collections.abc import Mapping
 
@@ -10,29 +10,29 @@ from cpgan_ray.errors import InputError
 
 
 def settings(data: DataConfig) -> dict[str, object]:
-    """What a store depends on where it is balanced; nothing where it is not."""
+    """The settings that a balanced store depends on; empty if it is not balanced."""
     return {"balanced": [*data.labels], "balanced_seed": data.balanced_seed} if data.balanced else {}
 
 
-def balanced(rows: Mapping[str, np.ndarray], values: np.ndarray, *, label: str, data: DataConfig) -> dict[str, np.ndarray]:
-    """Of each split's row numbers, in their order, all of the rarer value and as many of the other, drawn by `data.balanced_seed`.
-    A row stays in its split, so that no identity changes sides.
+def balance_rows(rows: Mapping[str, np.ndarray], values: np.ndarray, *, label: str, data: DataConfig) -> dict[str, np.ndarray]:
+    """Keep, in each split, all rows with the rarer value of a label and equally many with the other value, drawn by
+    `data.balanced_seed`. Rows keep their order and their split, so no identity changes its split.
 
-    values: (N,) of 0/1, of the label.
+    values: (N,), the label's value (0 or 1) of each row.
 
     Raises:
         InputError: one of the two values does not occur in a split.
     """
-    kept = {}
+    selected = {}
     for split, members in rows.items():
-        sides = [members[values[members] == value] for value in (0, 1)]
-        fewest = min(map(len, sides))
+        rows_by_value = [members[values[members] == value] for value in (0, 1)]
+        fewest = min(map(len, rows_by_value))
         if fewest == 0:
-            absent = int(len(sides[1]) == 0)
+            missing_value = int(len(rows_by_value[1]) == 0)
             raise InputError(
-                f"data.balanced is True, but no sample of the {split} split has the value {absent} of {label}: give another label "
-                "with --data.labels, or set --data.no-balanced"
+                f"data.balanced is True, but no sample of the {split} split has the value {missing_value} of {label}: give another "
+                "label with --data.labels, or set --data.no-balanced"
             )
         rng = stream(data.balanced_seed, "balanced", split)
-        kept[split] = members[np.isin(members, [rng.choice(side, fewest, replace=False) for side in sides])]
-    return kept
+        selected[split] = members[np.isin(members, [rng.choice(group, fewest, replace=False) for group in rows_by_value])]
+    return selected

@@ -1,8 +1,8 @@
-"""From the bytes of a picture file to pixels, within limits: files come from anywhere.
+"""Decode picture files into pixels, within limits, because the files may come from anywhere.
 
-The format is known by the content, never by the name. Of an animation (or of several pages) the first frame counts, an alpha
-channel is left out, 16-bit values are scaled. An EXIF orientation is applied only where the caller wants it; a TIFF's own
-orientation is a part of that format, and its decoder applies it.
+The content determines the format, never the name. Only the first frame of an animation (or the first of several pages) is read, an
+alpha channel is dropped, 16-bit values are scaled. An EXIF orientation is applied only if the caller asks for it; a TIFF's own
+orientation is part of that format, and its decoder applies it.
 """
 
 import io
@@ -16,16 +16,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-"""What Pillow may take a file for (PPM: PGM and PBM too); some of its other decoders start programs."""
+"""Formats that Pillow may open (PPM includes PGM and PBM). Some of its other decoders start programs."""
 MAX_FILE_BYTES = 64 << 20
-"""No picture file is read that is larger."""
+"""Larger picture files are not read."""
 MAX_PIXELS = 1 << 26
-"""No picture is decoded that has more: 200 MB as RGB."""
+"""Pictures with more pixels are not decoded: 200 MB as RGB."""
 MAX_SCANS = 100
-"""No JPEG is decoded that has more. Some ten are usual; each costs as much time as the whole picture, and few bytes."""
+"""JPEG files with more scans are not decoded. About ten are usual; each takes as much time as the whole picture but few bytes."""
 ORIENTATION = 0x0112
 """EXIF tag; 1 is upright."""
-TURNS = {
+UPRIGHT_OPERATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,18 +34,18 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of each other orientation upright."""
+"""For each other orientation, the operation that makes the picture upright."""
 REMARKS = {
     "exif_orientation": "have an EXIF orientation that is not applied: pixels are read as they are stored",
     "several_frames": "have several frames: the first one is read",
-    "other_name": "are stored under another spelling of the name that the lists have (Unicode form or extension)",
+    "other_name": "are stored under another spelling of the name in the lists (Unicode form or extension)",
 }
-"""What is reported of pictures that are read, not left out: kind -> the end of the sentence "3 of 60 pictures ..."."""
+"""Remarks about pictures that are read, not skipped: kind -> the end of the sentence "3 of 60 pictures ..."."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A picture as it goes into a store."""
+    """A decoded picture, ready for a store."""
 
     pixels: np.ndarray
     """(image_size, image_size, 3) uint8."""
@@ -56,42 +56,45 @@ class Decoded:
 def decode(blob: bytes, *, image_size: int, crop: float, upright: bool = False) -> Decoded:
     """The centred square of a picture, `crop` times its shorter side, resized.
 
-    upright: apply the EXIF orientation, instead of remarking on it.
+    upright: apply the EXIF orientation; otherwise only a remark reports it.
 
-    Raises whatever Pillow raises on bytes that are no whole picture; ValueError where there are too many pixels.
+    Raises:
+        ValueError: the picture has too many pixels or scans, or values of unknown range.
+        Exception: any error that Pillow raises for bytes that are not a complete picture.
     """
     try:
-        opened = Image.open(io.BytesIO(blob), formats=FORMATS)
+        image = Image.open(io.BytesIO(blob), formats=FORMATS)
     except UnidentifiedImageError as e:
-        raise ValueError(f"it is no {', '.join(FORMATS)} file") from e
-    with opened as picture:
+        raise ValueError(f"it is not a {', '.join(FORMATS)} file") from e
+    with image as picture:
         if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width} x {picture.height} pixels are more than the limit of {MAX_PIXELS}")
+            raise ValueError(f"it has {picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS}")
         packed_as_jpeg = picture.format in ("JPEG", "MPO") or "jpeg" in str(picture.info.get("compression", ""))  # in a TIFF
         if packed_as_jpeg and (scans := blob.count(b"\xff\xda")) > MAX_SCANS:
             raise ValueError(f"it has {scans} scans, the limit is {MAX_SCANS}")
         remarks = ["several_frames"] if getattr(picture, "is_animated", False) else []
-        # Lets the JPEG decoder halve large pictures as it goes; twice the final resolution is left to the filter.
+        # The JPEG decoder may halve large pictures while it decodes; twice the final resolution remains for the filter.
         scale = 2 * image_size / (crop * min(picture.size))
         picture.draft("RGB", (int(picture.width * scale) + 1, int(picture.height * scale) + 1))
         picture.load()
-        turned = picture.format != "TIFF" and _orientation(picture) != 1
-        shown = eight_bit(picture)
-        if turned and upright:
-            shown = shown.transpose(TURNS[_orientation(picture)])
-        elif turned:
+        is_rotated = picture.format != "TIFF" and _orientation(picture) != 1
+        rgb = eight_bit(picture)
+        if is_rotated and upright:
+            rgb = rgb.transpose(UPRIGHT_OPERATIONS[_orientation(picture)])
+        elif is_rotated:
             remarks.append("exif_orientation")
-        side = crop * min(shown.size)
-        left, top = (shown.width - side) / 2, (shown.height - side) / 2
+        side = crop * min(rgb.size)
+        left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
         square = (left, top, left + side, top + side)
-        pixels = np.asarray(shown.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square))
+        pixels = np.asarray(rgb.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square))
         return Decoded(pixels, tuple(remarks))
 
 
 def eight_bit(picture: Image.Image) -> Image.Image:
-    """The picture as RGB. Values of more than 8 bits are scaled, which Pillow itself would clip at 255.
+    """The picture as RGB. Values of more than 8 bits are scaled; Pillow itself would clip them at 255.
 
-    Raises: ValueError where the values have no known range.
+    Raises:
+        ValueError: the range of the values is unknown.
     """
     bits = 16
     if picture.format == "TIFF":
@@ -102,26 +105,31 @@ def eight_bit(picture: Image.Image) -> Image.Image:
         return Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
         kind = "floating-point" if picture.mode == "F" else "32-bit"
-        raise ValueError(f"it has {kind} values, of which the range is not known: convert it to 8 or 16 bits")
+        raise ValueError(f"it has {kind} values of unknown range: convert it to 8 or 16 bits")
     return picture.convert("RGB")
 
 
 def _orientation(picture: Image.Image) -> int:
-    """1 to 8; 1 where there is none, or the EXIF data are damaged."""
+    """The EXIF orientation, 1 to 8; 1 if absent or if the EXIF data are damaged."""
     try:
-        found = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever its damaged part leads to
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF data may raise any error
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def decode_block(
     files: Sequence[Path | bytes | str], *, image_size: int, crop: float, upright: bool = False
 ) -> list[Decoded | str]:
-    """Several pictures, from their path or bytes (a string is a reason why there are none); the reason for each that fails."""
+    """Decode several pictures.
+
+    files: for each picture its path, its bytes, or (as a string) the reason why it could not be read.
+
+    Returns for each picture the decoded picture, or the reason why it failed.
+    """
     decoded: list[Decoded | str] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about odd metadata
+        warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
         for file in files:
             try:
                 if isinstance(file, str):
@@ -130,24 +138,26 @@ def decode_block(
                     raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
                 blob = file.read_bytes() if isinstance(file, Path) else file
                 decoded.append(decode(blob, image_size=image_size, crop=crop, upright=upright))
-            except Exception as e:  # Pillow's decoders raise nearly every kind
+            except Exception as e:  # Pillow's decoders raise nearly every kind of error
                 decoded.append(" ".join(f"{e}".split()) or type(e).__name__)
     return decoded
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A file of a zip; never more of it than the zip declares, whatever it would inflate to.
+    """The content of a file in a zip archive; never more bytes than the archive declares for it.
 
-    Raises ValueError where that is too much or the compression has no such bound; what zipfile raises on a damaged file.
+    Raises:
+        ValueError: the file is too large, or its compression method has no such bound.
+        Exception: any error that zipfile raises for a damaged file.
     """
     if member.file_size > MAX_FILE_BYTES:
         raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError("it is compressed by another method than deflate")
+        raise ValueError("its compression method is not deflate")
     with archive.open(member) as file:
         return file.read(member.file_size)
 
 
-def sentences(remarks: Mapping[str, int], total: int) -> Iterable[str]:
-    """What to report of the remarks on `total` pictures, a line each."""
+def format_remarks(remarks: Mapping[str, int], total: int) -> Iterable[str]:
+    """Log lines for the remarks on `total` pictures, one for each kind."""
     return [f"{count} of {total} pictures {REMARKS[kind]}" for kind, count in remarks.items() if kind in REMARKS and count]

@@ -20,7 +20,7 @@ from ray._private import worker as ray_worker
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus
 from cpgan_ray.common.registry import ensure_unchanged
-from cpgan_ray.common.signals import defer_signals, take_back
+from cpgan_ray.common.signals import blocked_signals, defer_signals, reinstall
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.distributed.machine import ensure_shared_memory, ensure_token, temporary_folder, warn_of_readable_token
 from cpgan_ray.errors import InputError
@@ -94,10 +94,11 @@ def own_signal_handlers() -> Iterator[None]:
     set_handler, core_worker = ray_utils.set_sigterm_handler, raylet.CoreWorker
 
     def join(*arguments: Any, **options: Any) -> Any:
-        try:
-            return core_worker(*arguments, **options)
-        finally:
-            take_back()
+        with blocked_signals():  # one that reached Ray's handler would end the process with a stack trace
+            try:
+                return core_worker(*arguments, **options)
+            finally:
+                reinstall()
 
     ray_utils.set_sigterm_handler, raylet.CoreWorker = lambda handler: None, join
     try:
@@ -149,6 +150,11 @@ def start_local() -> None:
             f"Ray cannot be started on this machine ({reason}); its logs are in {folder}: mend that, or work in one process with "
             "--runtime.backend local"
         ) from e
+
+
+def is_local() -> bool:
+    """Whether this process has started the cluster itself, which then ends with it."""
+    return ray_worker.global_worker.node is not None and ray_worker.global_worker.node.head
 
 
 def is_loopback(address: str) -> bool:

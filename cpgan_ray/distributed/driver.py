@@ -13,7 +13,7 @@ from ray._private.state import state as ray_state
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cpgan_ray.common.credentials import export_env
-from cpgan_ray.common.types import Event, Metrics, Outcome, Played
+from cpgan_ray.common.types import Event, Metrics, Outcome, PlayedRounds
 from cpgan_ray.config import Config
 from cpgan_ray.distributed.adversary_pool import BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S
 from cpgan_ray.distributed.cluster import connect
@@ -106,7 +106,7 @@ class RayGame:
             try:
                 # where an adversary's place is missing the host gives up, if anybody
                 wait_for_replies([reference], self.group, self.waiter(), for_ever=True, workers=self.workers_waiter())
-                played: Played = get_result(reference)
+                played: PlayedRounds = get_result(reference)
                 self.events += played.events
                 if played.events:
                     self.workers_group = get_result(host.workers_group.remote())

@@ -8,7 +8,7 @@ import numpy as np
 from ray.util.placement_group import PlacementGroup
 
 from cpgan_ray.common.credentials import import_env
-from cpgan_ray.common.types import Outcome, Played
+from cpgan_ray.common.types import Outcome, PlayedRounds
 from cpgan_ray.config import Config
 from cpgan_ray.distributed.adversary_pool import BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S, AdversaryPool, prepare_data
 from cpgan_ray.distributed.resources import Bundle, compute_kwargs
@@ -68,12 +68,12 @@ class GameHost:
         """Rounds played."""
         return self.game.round
 
-    def play(self, rounds: int) -> Played:
+    def play(self, rounds: int) -> PlayedRounds:
         """Some more rounds, and what was lost and mended meanwhile."""
         metrics = self.game.play(rounds)
         self.pool.in_a_row = 0
         events, self.pool.events = self.pool.events, []
-        return Played(metrics, tuple(events))
+        return PlayedRounds(metrics, tuple(events))
 
     def snapshot(self) -> Snapshot:
         return self.game.snapshot()

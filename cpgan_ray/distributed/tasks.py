@@ -11,8 +11,9 @@ from ray.exceptions import RayTaskError
 
 from cpgan_ray.common.credentials import export_env, import_env
 from cpgan_ray.common.process import pick_device, set_up_process
+from cpgan_ray.common.signals import requested
 from cpgan_ray.config import RuntimeConfig
-from cpgan_ray.distributed.cluster import connect
+from cpgan_ray.distributed.cluster import connect, is_local
 from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, ensure_room
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.fitting import AttackSpec, EvaluationContext, FittedAttack, fit_attack
@@ -51,18 +52,31 @@ def fit_on_ray(
     shared = ray.put(context)
     task: Any = ray.remote(attack_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=2)  # pyright: ignore
     references = [task.remote(spec, shared, runtime=runtime) for spec in todo]
-    waiting, made = list(references), {}
+    return gather_in_order(references, done=lambda index, fitted: done(fitted))
+
+
+def gather_in_order(references: Sequence[Any], *, done: Callable[[int, Any], None]) -> list[Any]:
+    """The results of tasks, in the order of `references`. `done` is called with index and result of each task as it ends. The tasks
+    that are left when it raises, or when one of them fails, are cancelled.
+
+    Raises: what a task raised, without Ray's wrapping.
+    """
+    indices = {reference: i for i, reference in enumerate(references)}
+    results: dict[int, Any] = {}
+    waiting = list(references)
     try:
         while waiting:
             (ready, *_), waiting = ray.wait(waiting, num_returns=1)
-            made[ready] = ray.get(ready)
-            done(made[ready])
-        return [made[reference] for reference in references]
+            index = indices[ready]
+            results[index] = ray.get(ready)
+            done(index, results[index])
     except RayTaskError as e:
         raise e.cause from e
     finally:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
+        if not (requested() and is_local()):  # a local cluster ends with this process; Ray may crash on a task that ends meanwhile
+            for reference in waiting:
+                ray.cancel(reference, force=True)
+    return [results[i] for i in range(len(references))]
 
 
 def equipped(environment: Mapping[str, str], work: Callable[..., None], arguments: Sequence[Any]) -> None:
@@ -87,15 +101,5 @@ def in_tasks(
     """
     ensure_room([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
     task: Any = ray.remote(equipped).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
-    numbers = {task.remote(export_env(), work, arguments): i for i, arguments in enumerate(todo)}
-    waiting = list(numbers)
-    try:
-        while waiting:
-            (ready, *_), waiting = ray.wait(waiting, num_returns=1)
-            ray.get(ready)
-            done(numbers[ready])
-    except RayTaskError as e:
-        raise e.cause from e
-    finally:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
+    references = [task.remote(export_env(), work, arguments) for arguments in todo]
+    gather_in_order(references, done=lambda index, _: done(index))

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from cpgan_ray.data import Dataset, answers, label_columns, majority_logits
+from cpgan_ray.data import Dataset, label_columns, majority_logits, task_targets
 from cpgan_ray.data.task import class_names
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval, mean_interval
-from cpgan_ray.training.losses import mean_balanced_accuracy, of_classes, right_answers
+from cpgan_ray.training.losses import correct_predictions, is_multiclass, mean_balanced_accuracy
 
 Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "rare_class"]
 NO_VARIATION = 1e-6
@@ -81,7 +81,7 @@ def too_few_codes(z: np.ndarray, dataset: Dataset, task: tuple[str, ...]) -> Rep
     majority guess by more than LEAST_GAIN of the way to no error: it answers each code with the commonest label of its samples."""
     code = distinct(z)
     count = int(code.max()) + 1
-    y = answers(dataset, task, split="test") > 0.5
+    y = task_targets(dataset, task, split="test") > 0.5
     rows = np.bincount(code, minlength=count)
     ones = np.stack([np.bincount(code, weights=column, minlength=count) for column in y.T], axis=1)
     if class_names(dataset, task) is None:
@@ -127,9 +127,9 @@ def useless_code(
         answered, rows = probed(codes, dataset, task)
     y = dataset.test.labels[rows][:, label_columns(dataset, task)]
     identity = dataset.test.identity[rows]
-    right = right_answers(answered, y)
+    right = correct_predictions(answered, y)
     gain = right.mean(axis=1) - majority_right(dataset, task)[rows]
-    classes = answered.shape[1] if of_classes(answered, y) else 2
+    classes = answered.shape[1] if is_multiclass(answered, y) else 2
     low, _ = balanced_accuracy_interval(right, y[:, :, None] == np.arange(classes), identity, seed=seed)
     if mean_interval(gain, identity, seed=seed)[0] > 0 or low > 1 / classes + MIN_BALANCED_GAIN * (1 - 1 / classes):
         return None
@@ -145,7 +145,7 @@ def useless_code(
 def majority_right(dataset: Dataset, task: tuple[str, ...]) -> np.ndarray:
     """Share (N,) of each test sample's labels that the majority guess answers right."""
     y = dataset.test.labels[:, label_columns(dataset, task)]
-    return right_answers(majority_logits(dataset, task, rows=len(y)), y).mean(axis=1)
+    return correct_predictions(majority_logits(dataset, task, rows=len(y)), y).mean(axis=1)
 
 
 def probed(codes: Codes, dataset: Dataset, task: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +157,7 @@ def probed(codes: Codes, dataset: Dataset, task: tuple[str, ...]) -> tuple[np.nd
     rows = {name: np.linspace(0, len(codes[name]) - 1, min(n, len(codes[name]))).astype(int) for name, n in PROBE_ROWS.items()}
     center, scale = codes["train"].mean(axis=0), codes["train"].std(axis=0)
     z = {name: (codes[name][chosen] - center) / np.where(scale > 0, scale, 1) for name, chosen in rows.items()}
-    y = {name: answers(dataset, task, split=name)[chosen] for name, chosen in rows.items()}
+    y = {name: task_targets(dataset, task, split=name)[chosen] for name, chosen in rows.items()}
     labels = dataset.val.labels[rows["val"]][:, label_columns(dataset, task)]
     models = [*map(Ridge, PENALTIES), *(KNeighborsRegressor(min(n, len(z["train"]))) for n in NEIGHBOURS)]
     best, found = -1.0, np.zeros(())
@@ -165,7 +165,7 @@ def probed(codes: Codes, dataset: Dataset, task: tuple[str, ...]) -> tuple[np.nd
         model.fit(z["train"], y["train"])
         offset = 0.5 if class_names(dataset, task) is None else 0.0
         val, test = (np.asarray(model.predict(z[name])).reshape(len(z[name]), -1) - offset for name in ("val", "test"))
-        if (score := float(right_answers(val, labels).mean())) > best:
+        if (score := float(correct_predictions(val, labels).mean())) > best:
             best, found = score, test
     return found, rows["test"]
 

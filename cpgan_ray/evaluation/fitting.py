@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cpgan_ray.common.process import give_back
+from cpgan_ray.common.process import trim_memory
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
-from cpgan_ray.data import Dataset, answers
+from cpgan_ray.data import Dataset, task_targets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
@@ -80,7 +80,7 @@ class EvaluationContext:
 
     def answers(self, split: str) -> np.ndarray:
         """The true labels of the task (N, L or C) float32: the codes of the label floor."""
-        return answers(self.dataset, self.task, split=split)
+        return task_targets(self.dataset, self.task, split=split)
 
     def floor(self, data: AttackData) -> AttackData:
         """The score set of some data with the true labels as codes; the other sets as they are."""
@@ -145,7 +145,7 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
 
 def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.device | None = None) -> FittedAttack:
     """Fit one attack."""
-    give_back()
+    trim_memory()
     started = time.perf_counter()
     data = context.data(spec.variant, share=spec.share, device=device)
     config = context.config

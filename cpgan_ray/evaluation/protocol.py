@@ -20,7 +20,7 @@ import torch
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Batch
 from cpgan_ray.data import Dataset
-from cpgan_ray.data.batching import consecutive
+from cpgan_ray.data.batching import consecutive_batch
 from cpgan_ray.data.pca import Projection, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.errors import InputError
@@ -113,7 +113,7 @@ def pairs(
     split: Split, rows: np.ndarray, z: np.ndarray, mirrored: np.ndarray | None, *, basis: Projection, device: torch.device | None
 ) -> Pairs:
     """Some rows of a split with their codes (one for each row), and their mirror images with theirs if given."""
-    batch, chosen = consecutive(0, len(rows)), z
+    batch, chosen = consecutive_batch(0, len(rows)), z
     batch = Batch(rows=rows, mirrored=batch.mirrored, shift=batch.shift)
     if mirrored is not None:
         both = np.concatenate([rows, rows])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from cpgan_ray.common.process import give_back
+from cpgan_ray.common.process import trim_memory
 from cpgan_ray.common.rng import stream
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.similarity import as_unit, legacy_mse, similarity
@@ -52,7 +52,7 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
 
     Raises: ValueError where a reconstruction is not on the scale of the pictures, or not finite.
     """
-    give_back()
+    trim_memory()
     errors, mean_errors = np.empty((2, len(data.score)))
     likeness: dict[str, float] = {}  # sums
     start = 0

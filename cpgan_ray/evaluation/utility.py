@@ -7,7 +7,7 @@ import numpy as np
 
 from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.evaluation.scoring import accuracy_intervals, mean_interval
-from cpgan_ray.training.losses import accuracy, balanced_accuracy, mean_balanced_accuracy, of_classes, right_answers
+from cpgan_ray.training.losses import accuracy, balanced_accuracy, correct_predictions, is_multiclass, mean_balanced_accuracy
 
 
 def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> dict[str, float]:
@@ -18,7 +18,7 @@ def utility_of(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple
     """
     columns = label_columns(dataset, labels)
     y = dataset.test.labels[:, columns]
-    right = right_answers(logits["test"], y).mean(axis=1)
+    right = correct_predictions(logits["test"], y).mean(axis=1)
     low, high = mean_interval(right, dataset.test.identity, seed=seed)
     return {
         "accuracy": float(right.mean()),
@@ -38,8 +38,8 @@ def labels_of(logits: np.ndarray, dataset: Dataset, labels: tuple[str, ...], *, 
     """
     columns = label_columns(dataset, labels)
     y = dataset.test.labels[:, columns]
-    classes = np.unique(y) if of_classes(logits, y) else np.array([0, 1])
-    plain, balanced = accuracy_intervals(right_answers(logits, y), y[:, :, None] == classes, dataset.test.identity, seed=seed)
+    classes = np.unique(y) if is_multiclass(logits, y) else np.array([0, 1])
+    plain, balanced = accuracy_intervals(correct_predictions(logits, y), y[:, :, None] == classes, dataset.test.identity, seed=seed)
     numbers = {
         "accuracy": accuracy(logits, y),
         "accuracy_low": plain[:, 0],

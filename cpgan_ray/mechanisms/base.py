@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, shares
-from cpgan_ray.data.batching import representative_rows, rounds_per_epoch, training_batch, unvaried
+from cpgan_ray.data import Dataset, label_columns, label_frequencies
+from cpgan_ray.data.batching import plain_batch, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.pca import scale
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.models.statistics import refresh_statistics
@@ -63,7 +63,9 @@ def train_classifier(
     device = pick_device(config.runtime.device)
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)].astype(np.float32)
     positive = (
-        torch.from_numpy(shares(dataset, config.data.labels)).float().to(device) if config.utility.class_weighted_loss else None
+        torch.from_numpy(label_frequencies(dataset, config.data.labels)).float().to(device)
+        if config.utility.class_weighted_loss
+        else None
     )
     net = net.to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.utility.learning_rate, weight_decay=config.privatizer.weight_decay)
@@ -80,7 +82,7 @@ def train_classifier(
                 loss.backward()
                 optimiser.step()
                 rate.step()
-    shown = (unvaried(rows) for rows in representative_rows(len(labels), config.batch_size))
+    shown = (plain_batch(rows) for rows in representative_rows(len(labels), config.batch_size))
     refresh_statistics(net, (torch.from_numpy(varied(chosen)).to(device) for chosen in shown))
     return {split: predict_logits(net, inputs[split], device) for split in ("val", "test")}
 

@@ -14,14 +14,14 @@ from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, shares
-from cpgan_ray.data.batching import vary
+from cpgan_ray.data import Dataset, label_frequencies
+from cpgan_ray.data.batching import augment
 from cpgan_ray.data.pca import Projection, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, samples, train_classifier
 from cpgan_ray.mechanisms.games import features
 from cpgan_ray.mechanisms.projections import classified, mirrored, standardised
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.training.defender import fit_input
+from cpgan_ray.training.defender import fit_whitening
 
 LONGEST_CODE = 1024
 """Noisy samples of more values are attacked in their leading principal components: what noise leaves of the rest is less."""
@@ -51,8 +51,8 @@ def noisy(config: Config, noise: float, dataset: Dataset, *, kind: Literal["lapl
     scored = {split: channels_first(images[split]) for split in ("val", "test")}
     with torch_stream(config.seed, "mechanism", kind, "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape)
-        fit_input(encoder, dataset)
-        outputs = len(shares(dataset, config.data.labels))
+        fit_whitening(encoder, dataset)
+        outputs = len(label_frequencies(dataset, config.data.labels))
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape)
     logits = train_classifier(
         nn.Sequential(encoder, head),
@@ -60,7 +60,7 @@ def noisy(config: Config, noise: float, dataset: Dataset, *, kind: Literal["lapl
         dataset,
         config,
         name=kind,
-        varied=lambda chosen: channels_first(vary(images["train"][chosen.rows], chosen)),
+        varied=lambda chosen: channels_first(augment(images["train"][chosen.rows], chosen)),
     )
     return Released({name: short(values, basis) for name, values in x.items()}, logits, direct=x["test"])
 

@@ -9,7 +9,7 @@ from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, shares
+from cpgan_ray.data import Dataset, label_columns, label_frequencies
 from cpgan_ray.data.batching import pictures
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.mechanisms.base import SPLITS, Released, samples, shared_k, train_classifier
@@ -94,7 +94,7 @@ def classified(
     codes: dict[str, np.ndarray], config: Config, dataset: Dataset, *, name: str, varied: Callable[[Batch], np.ndarray]
 ) -> Released:
     """Codes with a utility head of the configuration's kind, taught on them; varied: see `train_classifier`."""
-    outputs = len(shares(dataset, config.data.labels))
+    outputs = len(label_frequencies(dataset, config.data.labels))
     with torch_stream(config.seed, "mechanism", name, "weights"):
         head = build_head(config.utility, k=codes["train"].shape[1], num_labels=outputs, image_shape=dataset.image_shape)
     return Released(codes, train_classifier(head, codes, dataset, config, name=name, varied=varied))

@@ -10,14 +10,14 @@ from torch import nn
 
 from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, shares
+from cpgan_ray.data import Dataset, label_columns, label_frequencies
 from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms.base import SPLITS, Released, predict_logits
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
-from cpgan_ray.training.defender import corrupt_inputs, fit_input, to_input
+from cpgan_ray.training.defender import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import utility_loss
 
 UTILITY_STEPS = 3
@@ -31,13 +31,13 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     device = pick_device(config.runtime.device)
     (settings,) = neural(config).values()
     dimension = int(np.prod(dataset.image_shape))
-    outputs = len(shares(dataset, config.data.labels))
+    outputs = len(label_frequencies(dataset, config.data.labels))
     basis = projection(dataset, components=DEFAULT_COMPONENTS, progress=False)
     mean = torch.from_numpy(np.array(basis.mean)).to(device)
     with torch_stream(config.seed, "mechanism", "ran", "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).to(device)
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape).to(device)
-        fit_input(encoder, dataset)
+        fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
     mine, theirs = [*encoder.parameters(), *head.parameters()], [*decoder.parameters()]
     for_task, against = (torch.optim.Adam(mine, lr=config.privatizer.learning_rate) for _ in range(2))
@@ -58,7 +58,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         chosen = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, chosen), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
-        x = corrupt_inputs(x, config, round=round, num_rows=len(x), own=slice(None))
+        x = corrupt_inputs(x, config, round=round, num_rows=len(x), local=slice(None))
         y = torch.from_numpy(labels[chosen.rows]).float().to(device)
         with torch_stream(config.seed, "mechanism", "ran", round):
             z = encoder(x)

@@ -15,7 +15,7 @@ from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import AttackJob, Config, EncoderConfig
 from cpgan_ray.config.folders import Target
-from cpgan_ray.data import Dataset, load, shares
+from cpgan_ray.data import Dataset, label_frequencies, load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.data.registry import RESIZED
 from cpgan_ray.errors import InputError
@@ -174,7 +174,7 @@ def head_logits(
         raise InputError(f"utility head {path} fails on the codes ({why}): attack the privatizer.pt2 alone") from e
     finally:
         head.close()
-    return logits if logits["test"].shape[1] == len(shares(dataset, config.data.labels)) else {}
+    return logits if logits["test"].shape[1] == len(label_frequencies(dataset, config.data.labels)) else {}
 
 
 def about_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cpgan_ray.common.atomic_io import no_link
+from cpgan_ray.common.atomic_io import refuse_link
 from cpgan_ray.common.claims import claim_folder
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
@@ -81,7 +81,7 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
         kept = Checkpoints(
-            config.recovery.checkpoints or str(no_link(output / "checkpoints")),
+            config.recovery.checkpoints or str(refuse_link(output / "checkpoints")),
             keep=config.recovery.num_checkpoints,
             settings=resume_fingerprint(config),
         )
@@ -98,7 +98,9 @@ def train_in(output: Path, config: Config, context: RunContext, kept: Checkpoint
         kept.ensure_free()
     snapshot = kept.latest() if resume else None
     if snapshot is not None and snapshot.players.keys() != {"privatizer", *active_adversaries(config)}:
-        raise InputError(f"the checkpoint in {kept.where} is of other players ({', '.join(snapshot.players)}): begin the run again")
+        raise InputError(
+            f"the checkpoint in {kept.location} is of other players ({', '.join(snapshot.players)}): begin the run again"
+        )
     set_up_process(threads=config.runtime.threads or available_cpus())
     dataset = prepare_run(config)
     if resume and (begun := store_of(output)) not in (None, dataset.folder.name):
@@ -175,7 +177,7 @@ class CheckpointWriter:
         try:
             self.checkpoints.write(snapshot)
         except OSError as e:
-            told = f"checkpoint of round {snapshot.round} not written to {self.checkpoints.where} ({redacted(str(e))})"
+            told = f"checkpoint of round {snapshot.round} not written to {self.checkpoints.location} ({redacted(str(e))})"
             logger.warning(told)
 
 
@@ -201,7 +203,7 @@ def play(
             played = game.get(coming)
             done = int(played[-1]["round"]) + 1
             chunk = max(1, round(CHUNK_S * len(played) / sum(m["time/round_s"] for m in played)))
-            over, stopping = done == game.total_rounds, stop.asked  # asked once: a signal may come at any line
+            over, stopping = done == game.total_rounds, stop.requested  # asked once: a signal may come at any line
             due = [pause for pause in pauses if pause.due(done) and not over]
             snapshot = game.snapshot() if keeper.due(done, last=over or stopping or game.warned()) else None
             if not (over or due or stopping):

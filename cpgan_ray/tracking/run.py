@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
-from cpgan_ray.common.atomic_io import atomic_path, make_folder, no_link, open_to_append, write_bytes, write_text
+from cpgan_ray.common.atomic_io import atomic_path, make_folder, open_to_append, refuse_link, write_bytes, write_text
 from cpgan_ray.common.credentials import redacted, redacted_values
 from cpgan_ray.common.ownership import SUFFIX, sign
 from cpgan_ray.common.signals import requested
@@ -153,9 +153,9 @@ class Tracker:
 
         Raises: InputError where the tracking store does not answer or cannot be written to.
         """
-        no_link(output / "report")
+        refuse_link(output / "report")
         if not resume:  # else it is read, and replaced
-            no_link(output / "metrics.jsonl")
+            refuse_link(output / "metrics.jsonl")
         self.config, self.output = config, output
         self.missed: list[tuple[str, Callable[[], object]]] = []
         with open_store(config.tracking, output) as self.client:

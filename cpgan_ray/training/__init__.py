@@ -1,1 +1,1 @@
-"""The game in one process: losses, the defender, its adversaries, the players and the loop. No Ray, no MLflow."""
+"""The game in one process: losses, defender, adversaries, players and training loop. Imports neither Ray nor MLflow."""

@@ -1,7 +1,7 @@
-"""The whole game as bytes: snapshots that a host keeps in memory, checkpoints that outlive every process.
+"""The state of a game as bytes: snapshots in a host's memory, checkpoints on disk or in a bucket.
 
-A checkpoint is one file: the SHA-256 of what follows, then tensors and plain values as torch saves them. It is written under
-another name and renamed, so that a half-written one is never found under its name, and read with `weights_only`: nothing in it is
+A checkpoint is one file: the SHA-256 of its content, then tensors and plain values in torch's format. It is written under a
+temporary name and then renamed, so that its name never shows a half-written file. It is read with `weights_only`: nothing in it is
 executed.
 """
 
@@ -28,17 +28,17 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 NAME = re.compile(r"round-(\d{8})(?:-val-(\d\.\d{6}))?\.ckpt")
 DIGEST = 64
-"""Characters of a file's checksum; a line break follows them."""
+"""Length of a file's checksum in characters; a line break follows it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A game between two rounds. Made by Game.snapshot; read by Game.restore."""
+    """The state of a game between two rounds. Made by Game.snapshot; read by Game.restore."""
 
     round: int  # rounds played
-    best_accuracy: float  # on the validation split, of any epoch so far
-    val_accuracy: float | None  # of the last epoch that has ended
-    players: dict[str, bytes]  # `privatizer` and each adversary -> `pack`ed state: weights, optimisers, random state, bank
+    best_accuracy: float  # best validation accuracy of any epoch so far
+    val_accuracy: float | None  # validation accuracy of the last finished epoch
+    players: dict[str, bytes]  # `privatizer` and each adversary -> `pack`ed state: weights, optimisers, random state, memory
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
@@ -48,23 +48,22 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, device: torch.device) -> dict[str, Any]:
-    """The inverse of `pack`; unpickles nothing but tensors and plain values."""
+    """The inverse of `pack`; unpickles only tensors and plain values."""
     return torch.load(io.BytesIO(data), weights_only=True, map_location=device)
 
 
 def encode(snapshot: Snapshot, settings: Mapping[str, Any] | None = None) -> bytes:
-    """A checkpoint file's content. settings: field -> JSON-ready value of what decides how the game goes."""
+    """Content of a checkpoint file. settings: field -> JSON-ready value, for all settings that change the course of the game."""
     players = {name: torch.from_numpy(np.frombuffer(data, np.uint8).copy()) for name, data in snapshot.players.items()}
-    told = {"round": snapshot.round, "best_accuracy": snapshot.best_accuracy, "val_accuracy": snapshot.val_accuracy}
-    content = pack({"format": FORMAT, **told, "players": players, "settings": json.dumps(dict(settings or {}))})
+    progress = {"round": snapshot.round, "best_accuracy": snapshot.best_accuracy, "val_accuracy": snapshot.val_accuracy}
+    content = pack({"format": FORMAT, **progress, "players": players, "settings": json.dumps(dict(settings or {}))})
     return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
 def decode(data: bytes, name: str, settings: Mapping[str, Any] | None = None) -> Snapshot:
-    """settings: those of the run that asks.
+    """The inverse of `encode`. settings: the settings of the present run; None: do not compare.
 
-    Raises: InputError where the bytes are not those that were written, hold anything but tensors and plain values, or are of a game
-    under other settings.
+    Raises: InputError if the checksum does not match, the content is not tensors and plain values only, or the settings differ.
     """
     digest, content = data[:DIGEST], data[DIGEST + 1 :]
     if data[DIGEST : DIGEST + 1] != b"\n" or hashlib.sha256(content).hexdigest().encode() != digest:
@@ -73,8 +72,8 @@ def decode(data: bytes, name: str, settings: Mapping[str, Any] | None = None) ->
         values = unpack(content, torch.device("cpu"))
         if not isinstance(values, dict):
             raise TypeError(f"{type(values)}")
-    except Exception as e:  # torch raises whatever the damaged part leads to
-        raise InputError(f"checkpoint {name} holds something else than tensors and plain values; it is not loaded") from e
+    except Exception as e:  # a damaged file can raise almost any error in torch
+        raise InputError(f"checkpoint {name} contains other objects than tensors and plain values: not loaded") from e
     if values.get("format") != FORMAT:
         raise InputError(
             f"checkpoint {name} has format {values.get('format')!r:.40}, this version reads {FORMAT}: use the version that wrote it"
@@ -84,57 +83,57 @@ def decode(data: bytes, name: str, settings: Mapping[str, Any] | None = None) ->
         for packed in players.values():
             dict(unpack(packed, torch.device("cpu")))
         val = values["val_accuracy"]
-        read = Snapshot(int(values["round"]), float(values["best_accuracy"]), None if val is None else float(val), players)
-        played = dict(json.loads(values.get("settings", "{}")))
-    except Exception as e:  # the same
-        raise InputError(f"checkpoint {name} holds something else than the state of a game; it is not loaded") from e
+        snapshot = Snapshot(int(values["round"]), float(values["best_accuracy"]), None if val is None else float(val), players)
+        stored = dict(json.loads(values.get("settings", "{}")))
+    except Exception as e:  # see above
+        raise InputError(f"checkpoint {name} does not contain the state of a game: not loaded") from e
     expected = dict(settings or {})
-    for field in {**expected, **played} if settings is not None else ():
-        if field not in played or field not in expected:
-            where = "this run" if field not in expected else "the checkpoint"
-            raise InputError(f"checkpoint {name} is of another version: {where} has no field {field}; it is not loaded")
-        if played[field] != expected[field]:
-            difference = f"{field} {played[field]!r:.40}, here it is {expected[field]!r:.40}"
-            raise InputError(f"checkpoint {name} is of another run, with {difference}: it is not loaded")
-    return read
+    for field in {**expected, **stored} if settings is not None else ():
+        if field not in stored or field not in expected:
+            lacking = "this run" if field not in expected else "the checkpoint"
+            raise InputError(f"checkpoint {name} is from another version: {lacking} has no field {field}; not loaded")
+        if stored[field] != expected[field]:
+            difference = f"{field} is {stored[field]!r:.40}, but {expected[field]!r:.40} in this run"
+            raise InputError(f"checkpoint {name} is from another run: {difference}; not loaded")
+    return snapshot
 
 
 class Checkpoints:
-    """A run's checkpoints: a local folder, or a folder of any file system that pyarrow knows by a URI (s3://, gs://, hdfs://).
+    """The checkpoints of a run, in a local folder or in a folder that pyarrow can open by URI (s3://, gs://, hdfs://).
 
-    The last `keep` are kept, and beside them the one with the best validation accuracy.
+    The last `keep` checkpoints stay, and also the one with the best validation accuracy.
     """
 
-    def __init__(self, where: str, *, keep: int, settings: Mapping[str, Any] | None = None) -> None:
-        """settings: what decides how the game goes; checkpoints of a game under others are refused.
+    def __init__(self, location: str, *, keep: int, settings: Mapping[str, Any] | None = None) -> None:
+        """settings: all settings that change the course of the game; checkpoints with other settings are refused.
 
-        Raises: InputError where no file system answers to the URI.
+        Raises: InputError if pyarrow has no file system for the URI.
         """
-        self.where, self.keep, self.settings = redacted(where), keep, settings
+        self.location, self.keep, self.settings = redacted(location), keep, settings
         try:
-            if "://" in where:
-                self.system, self.root = fs.FileSystem.from_uri(where)
+            if "://" in location:
+                self.system, self.root = fs.FileSystem.from_uri(location)
             else:
-                self.system, self.root = fs.LocalFileSystem(), str(Path(where).expanduser().resolve())
+                self.system, self.root = fs.LocalFileSystem(), str(Path(location).expanduser().resolve())
         except (OSError, ValueError) as e:
             raise InputError(
-                f"checkpoints cannot be kept at {self.where!r} ({e}): give a folder, or a URI that pyarrow knows"
+                f"checkpoints cannot be stored at {self.location!r} ({e}): give a folder or a URI that pyarrow supports"
             ) from e
 
     @property
     def local_folder(self) -> Path | None:
-        """Where they are, if that is on a file system of this machine."""
+        """The folder of the checkpoints; None if they are not on this machine's file system."""
         return Path(self.root) if isinstance(self.system, fs.LocalFileSystem) else None
 
     def names(self) -> list[str]:
-        """The oldest first."""
-        found = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
-        return sorted(f.base_name for f in found if f.is_file and NAME.fullmatch(f.base_name))
+        """File names, the oldest checkpoint first."""
+        files = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+        return sorted(f.base_name for f in files if f.is_file and NAME.fullmatch(f.base_name))
 
     def write(self, snapshot: Snapshot) -> str:
-        """Keep one; the ones before it stay until it is whole.
+        """Writes a checkpoint, then deletes old ones. Returns its file name.
 
-        Raises: OSError where the disk is full or the store does not answer; what was there before is left.
+        Raises: OSError if the disk is full or the store does not respond; the earlier checkpoints stay.
         """
         val = "" if snapshot.val_accuracy is None else f"-val-{snapshot.val_accuracy:.6f}"
         name = f"round-{snapshot.round:08d}{val}.ckpt"
@@ -142,60 +141,60 @@ class Checkpoints:
         if isinstance(self.system, fs.LocalFileSystem):
             Path(self.root).mkdir(parents=True, exist_ok=True)
             write_bytes(Path(self.root, name), content)
-        else:  # an object store shows an object when it is whole
+        else:  # an object store shows an object only when it is complete
             self.system.create_dir(self.root, recursive=True)
             with self.system.open_output_stream(f"{self.root}/{name}") as stream:
                 stream.write(content)
-        self.forget()
+        self.delete_old()
         return name
 
-    def forget(self) -> None:
-        """Delete all but the last few and the best."""
+    def delete_old(self) -> None:
+        """Deletes all checkpoints except the last `keep` and the best."""
         names = self.names()
         scored = [(match.group(2), name) for name in names if (match := NAME.fullmatch(name)) and match.group(2)]
-        kept = {*names[-self.keep :], *([max(scored)[1]] if scored else [])}
+        retained = {*names[-self.keep :], *([max(scored)[1]] if scored else [])}
         for name in names:
-            if name not in kept:
+            if name not in retained:
                 self.system.delete_file(f"{self.root}/{name}")
 
     def read(self, name: str) -> Snapshot:
-        """Raises: InputError where the file is damaged, of another run, or cannot be read."""
+        """Raises: InputError if the file is damaged, from another run, or cannot be read."""
         try:
             with self.system.open_input_stream(f"{self.root}/{name}") as stream:
                 content = stream.read()
         except OSError as e:
-            raise InputError(f"checkpoint {self.where}/{name} cannot be read ({' '.join(str(e).split())[:200]})") from e
-        return decode(content, f"{self.where}/{name}", self.settings)
+            raise InputError(f"checkpoint {self.location}/{name} cannot be read ({' '.join(str(e).split())[:200]})") from e
+        return decode(content, f"{self.location}/{name}", self.settings)
 
     def ensure_free(self) -> None:
-        """Raises: InputError where there are checkpoints: a run that begins would take them for its own, and delete them."""
-        if names := self.there():
+        """Raises: InputError if there are checkpoints: a new run would treat them as its own and delete them."""
+        if names := self.readable_names():
             raise InputError(
-                f"{self.where} holds checkpoints of another run ({names[-1]}): give another --recovery.checkpoints or --output"
+                f"{self.location} has checkpoints of another run ({names[-1]}): give another --recovery.checkpoints or --output"
             )
 
-    def there(self) -> list[str]:
-        """The oldest first.
+    def readable_names(self) -> list[str]:
+        """The same as `names`.
 
-        Raises: InputError where the place cannot be read.
+        Raises: InputError if the folder cannot be read.
         """
         try:
             return self.names()
         except OSError as e:
             reason = " ".join(str(e).split())[:200]
-            raise InputError(f"checkpoints at {self.where!r} cannot be read ({reason}): mend --recovery.checkpoints") from e
+            raise InputError(f"checkpoints at {self.location!r} cannot be read ({reason}): correct --recovery.checkpoints") from e
 
     def latest(self) -> Snapshot | None:
-        """The newest one that is whole and this run's; the others are named on standard error. None where there is none at all.
+        """The newest valid checkpoint of this run; invalid ones are logged as warnings. None if there are no checkpoints.
 
-        Raises: InputError where there are some and none can be used, or the place cannot be read.
+        Raises: InputError if there are checkpoints but none is valid, or if the folder cannot be read.
         """
-        names = self.there()
+        names = self.readable_names()
         for name in reversed(names):
             try:
                 return self.read(name)
             except InputError as e:
-                logger.warning(f"{e}; the one before it is used")
+                logger.warning(f"{e}; trying the previous checkpoint")
         if names:
-            raise InputError(f"no checkpoint in {self.where} can be used: begin the run again in another --output")
+            raise InputError(f"no checkpoint in {self.location} can be used: start the run again in another --output")
         return None

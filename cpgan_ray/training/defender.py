@@ -1,4 +1,4 @@
-"""The defender: encoder and utility head with their optimisers; one step of the privatizer's side of the game."""
+"""The defender: privatizer and utility head with their optimisers, and their part of a round."""
 
 import copy
 from collections import deque
@@ -22,20 +22,20 @@ from cpgan_ray.data.pca import projection
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.privatizers import Whitened
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
-from cpgan_ray.training.losses import of_classes, utility_loss, utility_mass
+from cpgan_ray.training.losses import is_multiclass, utility_loss, utility_normalizer
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + float(np.cos(np.pi * done))),
     "steps": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
 }
-"""Share of the peak rate, by the share of the run that is done."""
+"""Name -> function from the completed share of the run to the share of the peak learning rate."""
 remember(__name__, "LR_SCHEDULES")
 GRADIENT_NORMS = ("utility/grad_norm", "privacy/grad_norm")
 
 
 def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """(B, H, W, C) from the store -> float32 (B, C, H, W): uint8 pictures in [-1, 1], float32 values as they are."""
+    """(B, H, W, C) from the store -> float32 (B, C, H, W): uint8 pictures scaled to [-1, 1], float32 values unchanged."""
     x = torch.from_numpy(pictures)
     if device.type == "cuda":
         x = x.pin_memory()
@@ -43,24 +43,26 @@ def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
     return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
 
 
-def corrupt_inputs(x: Tensor, config: Config, *, round: int, num_rows: int, own: slice) -> Tensor:
-    """What the privatizer sees of the pictures (B, C, H, W) of a training round: noisy, and with a grey square over them, where the
-    configuration wants that. Drawn for the whole batch of `num_rows`; `own`: which of them these are."""
+def corrupt_inputs(x: Tensor, config: Config, *, round: int, num_rows: int, local: slice) -> Tensor:
+    """Adds noise and a grey square to the pictures (B, C, H, W) of a training round, as configured (`input_noise`, `cutout`).
+
+    Both are drawn for the whole batch of `num_rows` pictures; `local`: the rows of the batch that `x` holds.
+    """
     d = config.data
     if d.input_noise:
-        drawn = stream(config.seed, "input noise", round).standard_normal((num_rows, *x.shape[1:]), np.float32)[own]
-        x = x + d.input_noise * torch.from_numpy(drawn).to(x.device)
+        noise = stream(config.seed, "input noise", round).standard_normal((num_rows, *x.shape[1:]), np.float32)[local]
+        x = x + d.input_noise * torch.from_numpy(noise).to(x.device)
     if d.cutout:
         sides = x.shape[2:]
-        first = stream(config.seed, "cutout", round).integers(sides, size=(num_rows, 2))[own] - d.cutout // 2  # may begin outside
+        first = stream(config.seed, "cutout", round).integers(sides, size=(num_rows, 2))[local] - d.cutout // 2  # may be negative
         down, right = (np.arange(side) - start[:, None] for side, start in zip(sides, first.T, strict=True))
         covered = ((down >= 0) & (down < d.cutout))[:, :, None] & ((right >= 0) & (right < d.cutout))[:, None, :]
         x = x.masked_fill(torch.from_numpy(covered[:, None]).to(x.device), 0.0)
     return x
 
 
-def fit_input(privatizer: nn.Module, dataset: Dataset) -> None:
-    """Give a privatizer that looks at principal components those of the training samples."""
+def fit_whitening(privatizer: nn.Module, dataset: Dataset) -> None:
+    """Set the principal components of a privatizer that whitens its input, from the training samples."""
     for part in privatizer.modules():
         if isinstance(part, Whitened):
             basis = projection(dataset, components=len(part.mean), progress=False)
@@ -68,36 +70,36 @@ def fit_input(privatizer: nn.Module, dataset: Dataset) -> None:
 
 
 class DataParallelGroup(Protocol):
-    """Those that share a batch, each with a copy of the defender, as one of them sees them: all make the same calls in the same
-    order. Alone, or parallel.Group."""
+    """The processes that share a batch, each with a copy of the defender, as seen by one of them. All make the same calls in the
+    same order. Implemented by `SingleProcess` and by the group of distributed/ddp."""
 
     count: int
     rank: int
 
     def local_slice(self, num_rows: int) -> slice:
-        """Which of so many rows are this one's."""
+        """The rows of this process, of a batch of `num_rows`."""
         ...
 
     def gather(self, part: Tensor, num_rows: int) -> Tensor:
-        """Everybody's rows, in order, from this one's."""
+        """The rows of all processes, in order; `part`: the rows of this one."""
         ...
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of what each has."""
+        """The sum of the values of all processes."""
         ...
 
     def average(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The mean of what each has, for each of some tensors."""
+        """The mean over all processes, for each of the tensors."""
         ...
 
     def wrap_ddp(self, network: nn.Module) -> nn.Module:
-        """What is called in training in the place of a network: it normalises and draws as if the whole batch were here, and
-        its parameters' gradients are the mean of everybody's."""
+        """A wrapper to call in training instead of the network: normalisation and random draws are those of the whole batch, and
+        gradients of the parameters are averaged over all processes."""
         ...
 
 
 class SingleProcess:
-    """The whole batch is here."""
+    """A group of one process, which holds the whole batch."""
 
     count, rank = 1, 0
 
@@ -119,36 +121,36 @@ class SingleProcess:
 
 @dataclass
 class Pending:
-    """Codes that were released and await their step."""
+    """Released codes that have not been used for a step yet."""
 
-    code: Tensor  # (B, k), with its graph; of this one's rows, where there are peers
-    copies: dict[str, Tensor] = field(default_factory=dict)  # the parameters that the graph leads to; none: the encoder's own
+    code: Tensor  # (B, k), with its graph; only the rows of this process
+    copies: dict[str, Tensor] = field(default_factory=dict)  # the parameters in the graph; empty: the encoder's own
     grad: Tensor | None = None  # (B, k) of the utility loss
 
 
 def utility_gradient(pending: Pending, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Of the utility loss alone, at the parameters that the codes' graph leads to; the graph is kept."""
-    found = torch.autograd.grad(pending.code, leaves, pending.grad, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
+    """Gradient of only the utility loss with respect to the parameters in the codes' graph; keeps the graph."""
+    grads = torch.autograd.grad(pending.code, leaves, pending.grad, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
 
 
-def gradient_norms(of_utility: Sequence[Tensor], leaves: Sequence[Tensor]) -> Metrics:
-    """Euclidean norms of the utility's gradient, and of what the whole one is beside it: the weighted privacy term's."""
-    whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
-    rest = [a - b for a, b in zip(whole, of_utility, strict=True)]
-    parts = zip(GRADIENT_NORMS, (of_utility, rest), strict=True)
-    return {name: float(torch.cat([g.flatten() for g in some]).norm()) for name, some in parts}
+def gradient_norms(utility_grads: Sequence[Tensor], leaves: Sequence[Tensor]) -> Metrics:
+    """Euclidean norms of the utility's gradient and of the remaining gradient, which is the weighted privacy term's."""
+    total = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
+    privacy_grads = [a - b for a, b in zip(total, utility_grads, strict=True)]
+    parts = zip(GRADIENT_NORMS, (utility_grads, privacy_grads), strict=True)
+    return {name: float(torch.cat([g.flatten() for g in grads]).norm()) for name, grads in parts}
 
 
 class Defender:
     """Minimises L_U + privacy_weight * P over the privatizer, and L_U over the utility head.
 
-    A round is `release`, `utility`, `step`: the code's graph is kept between them, and the utility's half of its gradient is
-    taken while the adversaries still work on theirs. With `ahead` the next codes are released before the step on the last ones;
-    theirs is then a delayed gradient, the one at the weights that they were released with.
+    A round is `release`, `utility`, `step`. The code's graph is kept between them, and the utility's part of its gradient is
+    computed while the adversaries compute their part. With `ahead` the next codes are released before the step on the last codes;
+    their gradient is then delayed: it is the gradient at the weights with which they were released.
 
-    With peers it gets the pictures and labels of its own rows. The gradients of its parameters are the mean over all peers, so each
-    takes that of `peers.count` times its share of the loss.
+    With peers it gets only the pictures and labels of its own rows. Gradients of its parameters are averaged over all peers;
+    therefore each peer differentiates `peers.count` times its share of the loss.
     """
 
     def __init__(
@@ -163,10 +165,10 @@ class Defender:
         pictures: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
         """pictures: batches of training pictures (B, C, H, W), from which the batch norm statistics of the released weights are
-        computed; None: the running ones of training are released."""
+        computed. None: release the running statistics of training."""
         self.config, self.device, self.peers = config, device, peers or SingleProcess()
         self.pictures = pictures
-        self.handed_out: nn.ModuleDict | None = None
+        self._released: nn.ModuleDict | None = None
         with torch_stream(config.seed, "privatizer", "weights"):
             privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
             head = build_head(config.utility, k=config.k, num_labels=len(positive_share), image_shape=image_shape)
@@ -191,10 +193,10 @@ class Defender:
             compile_networks(privatizer, head)
 
     def release(self, x: Tensor, *, ahead: bool = False) -> Tensor:
-        """Codes (B, k) of pictures (B, C, H, W), detached; the graph to them is kept for `step`.
+        """Codes (B, k) of pictures (B, C, H, W), detached; their graph is kept for `step`.
 
-        With `ahead` those released before keep their turn: `utility` and `step` take the oldest. By the time of its step the
-        parameters will have moved, so the graph leads to copies of them; the batch statistics are the encoder's own.
+        With `ahead` earlier codes stay pending: `utility` and `step` use the oldest. The parameters will have changed by the time
+        of the step, so the graph contains copies of them; the batch statistics are the encoder's own.
         """
         encoder = self.net.train()["privatizer"]
         with autocast(self.device, self.config.precision):
@@ -208,9 +210,9 @@ class Defender:
         return pending.code.detach()
 
     def utility(self, y: Tensor, *, round: int) -> tuple[float, Tensor]:
-        """Loss and logits on the codes whose turn it is; leaves the gradients for the head and for the codes.
+        """Loss and logits on the oldest pending codes; sets the gradients of the head and of the codes.
 
-        Raises: FloatingPointError where the loss is not finite.
+        Raises: FloatingPointError if the loss is not finite.
         """
         pending = self.pending[0]
         z = pending.code.detach().requires_grad_()
@@ -218,7 +220,7 @@ class Defender:
         with torch_stream(self.config.seed, "head", round), autocast(self.device, self.config.precision):
             logits = self.wrapped["head"](z).float()
         loss = utility_loss(logits, y, positive_share=self.positive_share)
-        mass = utility_mass(y, of_one_label=of_classes(logits, y), positive_share=self.positive_share)
+        mass = utility_normalizer(y, multiclass=is_multiclass(logits, y), positive_share=self.positive_share)
         share = mass / self.peers.total(mass)
         value = float(self.peers.total(loss.detach() * share))
         if not np.isfinite(value):
@@ -228,23 +230,23 @@ class Defender:
         return value, logits.detach()
 
     def step(self, grad_z: Tensor | None, *, move_head: bool = True) -> Metrics:
-        """One step on the gradient of L_U plus `grad_z` (B, k), that of the weighted privacy term, of all peers' rows.
+        """One step on the gradient of L_U plus `grad_z` (B, k), the gradient of the weighted privacy term for all peers' rows.
 
-        Returns the norms of both over the encoder's parameters, where the configuration wants them.
+        Returns the norms of both gradients over the encoder's parameters if `game.gradient_norms` is set, else no metrics.
         """
         pending = self.pending.popleft()
         assert pending.grad is not None
         self.optimisers["privatizer"].zero_grad(set_to_none=True)
         leaves = list(pending.copies.values()) or list(self.net["privatizer"].parameters())
-        of_utility = utility_gradient(pending, leaves) if self.config.game.gradient_norms else None
+        utility_grads = utility_gradient(pending, leaves) if self.config.game.gradient_norms else None
         if grad_z is not None:
             pending.grad = pending.grad + self.peers.count * grad_z[self.peers.local_slice(len(grad_z))]
         pending.code.backward(pending.grad)
-        norms = gradient_norms(of_utility, leaves) if of_utility is not None else {}
-        copied = {name: copy.grad for name, copy in pending.copies.items() if copy.grad is not None}
-        for name, grad in zip(copied, self.peers.average(list(copied.values())), strict=True):
+        norms = gradient_norms(utility_grads, leaves) if utility_grads is not None else {}
+        copy_grads = {name: copy.grad for name, copy in pending.copies.items() if copy.grad is not None}
+        for name, grad in zip(copy_grads, self.peers.average(list(copy_grads.values())), strict=True):
             self.net["privatizer"].get_parameter(name).grad = grad
-        self.handed_out = None
+        self._released = None
         self.optimisers["privatizer"].step()
         self.schedules["privatizer"].step()
         if move_head:
@@ -254,22 +256,22 @@ class Defender:
         return norms
 
     def step_head(self) -> None:
-        """One step of the utility head on the gradient that `utility` left."""
-        self.handed_out = None
+        """One step of the utility head on the gradient that `utility` has set."""
+        self._released = None
         self.optimisers["head"].step()
         self.schedules["head"].step()
 
     @property
     def released(self) -> nn.ModuleDict:
-        """What is handed out and evaluated: a copy of the present weights (of the averaged ones, if there are any) with batch norm
-        statistics of their own."""
-        if self.handed_out is None:
-            self.handed_out = self.with_own_statistics(self.net if self.averaged is None else self.averaged.module)
-        return self.handed_out
+        """The networks that are exported and evaluated: a copy of the present weights (or of the averaged weights, if any) with
+        batch norm statistics computed for exactly these weights."""
+        if self._released is None:
+            self._released = self.with_recomputed_statistics(self.net if self.averaged is None else self.averaged.module)
+        return self._released
 
     @torch.no_grad()
-    def with_own_statistics(self, net: nn.Module) -> nn.ModuleDict:
-        """A copy of privatizer and head whose batch norms have the statistics of these very weights on training pictures."""
+    def with_recomputed_statistics(self, net: nn.Module) -> nn.ModuleDict:
+        """A copy of privatizer and head with the batch norm statistics of these weights on training pictures."""
         net = copy.deepcopy(net).eval()
         assert isinstance(net, nn.ModuleDict)
         if self.pictures is not None and norm_layers(net):
@@ -279,14 +281,14 @@ class Defender:
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, k) and logits (B, L) of the weights that are handed out."""
+        """Codes (B, k) and logits (B, L) of the released weights."""
         net = self.released
         z = net["privatizer"](x)
         return z, net["head"](z)
 
     @torch.no_grad()
     def current_codes(self, x: Tensor) -> Tensor:
-        """Codes (B, k) as a release of the current weights would have them (batch statistics); nothing is changed by it."""
+        """Codes (B, k) as in a release of the current weights, with batch statistics. Changes no state."""
         encoder = self.net["privatizer"].train()
         norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]
@@ -300,13 +302,13 @@ class Defender:
                 norm.momentum = momentum
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on. Nothing may be pending."""
+        """All state that the next step depends on. No codes may be pending."""
         return {name: part.state_dict() for name, part in self.parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a `state_dict`, whatever was pending."""
+        """Restore a `state_dict`; pending codes are dropped."""
         self.pending.clear()
-        self.handed_out = None
+        self._released = None
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
 

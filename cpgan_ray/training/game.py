@@ -1,4 +1,5 @@
-"""The game: one privatizer, its adversaries, and the loop. Imports no Ray: the handles decide where the adversaries run."""
+"""The game: one privatizer, its adversaries, and the training loop. It does not import Ray: handles decide where adversaries
+run."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,9 @@ T = TypeVar("T")
 
 
 class AdversaryHandle(Protocol):
-    """An adversary as the game sees it. Each method starts the work; `gather` turns what it returned into the answer.
+    """An adversary as the game sees it. Each method starts the work; `gather` turns its return value into the result.
 
-    AdversaryWorker is a handle itself (its answer is what it returned); actors.RaySeat returns object references.
+    An AdversaryWorker is itself a handle: its methods return the results. RayAdversaryHandle's methods return object references.
     """
 
     def respond(self, release: Release) -> Any: ...
@@ -31,9 +32,9 @@ class AdversaryHandle(Protocol):
     def restore(self, snapshot: bytes) -> Any: ...
 
 
-def gather_in_process(answers: Sequence[Any]) -> list[Any]:
-    """In one process the answers are there already."""
-    return list(answers)
+def gather_in_process(replies: Sequence[Any]) -> list[Any]:
+    """The results of handles in this process: their methods have already returned them."""
+    return list(replies)
 
 
 class Game:
@@ -41,7 +42,7 @@ class Game:
     replies.
 
     `replace_failed` is called when a player is lost: it replaces the actors behind the handles, or raises. Then all players return
-    to the last snapshot, and the rounds since are played again: the outcome is that of a game in which nothing was lost.
+    to the last snapshot, and the later rounds are played again. The result is the same as without the failure.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Game:
         replace_failed: Callable[[LostError], None] | None = None,
         keep: bool = False,
     ) -> None:
-        """keep: take snapshots even if nobody mends, for whoever writes checkpoints."""
+        """keep: take snapshots even without `replace_failed`, for checkpoints."""
         self.config: Config = privatizer.config
         self.privatizer, self.handles, self.gather, self.share, self.replace_failed = (
             privatizer,
@@ -77,9 +78,9 @@ class Game:
         ]
 
     def play(self, rounds: int) -> list[Metrics]:
-        """Up to `rounds` more rounds, but not past the end of an epoch; the metrics of each, with its `round`.
+        """Plays up to `rounds` more rounds, but not past the end of an epoch. Returns each round's metrics, which include `round`.
 
-        The last round of an epoch carries the validation metrics. `epochwise` plays whole epochs.
+        The metrics of an epoch's last round include the validation metrics. `epochwise` plays whole epochs.
         """
         stop = min(self.round + rounds, (self.round // self.rounds_per_epoch + 1) * self.rounds_per_epoch, self.total_rounds)
         epochwise = self.config.game.schedule == "epochwise"
@@ -89,7 +90,7 @@ class Game:
         while self.round < stop:
             round = self.round
             try:
-                if self.keeping and self.due():
+                if self.keeping and self.snapshot_due():
                     self.snapshot()
                 played[round] = {"round": float(round)} | self.play_round()
             except LostError as lost:
@@ -97,7 +98,7 @@ class Game:
         return [played[round] for round in range(start, stop)]
 
     def play_round(self) -> Metrics:
-        """The next round, with what belongs to it at the beginning or the end of an epoch."""
+        """Plays the next round, with the work at the beginning and at the end of an epoch."""
         started = time.perf_counter()
         if self.round % self.rounds_per_epoch == 0:
             self.begin_epoch()
@@ -108,21 +109,22 @@ class Game:
             metrics |= self.end_epoch()
         return metrics
 
-    def due(self) -> bool:
-        """Whether a snapshot is to be taken before the next round."""
+    def snapshot_due(self) -> bool:
+        """Whether to take a snapshot before the next round."""
         if self.last_snapshot is None:
             return True
-        return self.at_rest and self.round - self.last_snapshot.round >= self.config.recovery.snapshot_every
+        return self.can_snapshot and self.round - self.last_snapshot.round >= self.config.recovery.snapshot_every
 
     @property
-    def at_rest(self) -> bool:
-        """Whether the game can be left here: within an epoch `stale1` has codes in flight and `epochwise` an opponent."""
+    def can_snapshot(self) -> bool:
+        """Whether the game can be resumed from here. Inside an epoch `stale1` has codes in flight and `epochwise` a chosen
+        adversary."""
         return self.config.game.schedule == "sync" or self.round % self.rounds_per_epoch == 0
 
     def snapshot(self) -> Snapshot:
-        """The whole game as it stands between two rounds, which is also what it would go back to; the last one kept where it is
-        not at rest."""
-        if not self.at_rest:
+        """Takes and returns a snapshot of the game between two rounds, to which `rollback` returns. Returns the last snapshot if
+        the game cannot be resumed from this round."""
+        if not self.can_snapshot:
             assert self.last_snapshot is not None
             return self.last_snapshot
         names = list(self.handles)
@@ -132,7 +134,7 @@ class Game:
         return self.last_snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
-        """All players as they were."""
+        """Restores all players from a snapshot."""
         self.inflight = None
         restored = [handle.restore(snapshot.players[name]) for name, handle in self.handles.items()]
         self.privatizer.restore(snapshot.players["privatizer"])
@@ -141,17 +143,17 @@ class Game:
         self.last_snapshot, self.epoch_started = snapshot, time.perf_counter()
 
     def rollback(self, lost: LostError) -> None:
-        """Mend what was lost, and go back to the last snapshot; again where somebody is lost on the way.
+        """Replaces the lost players and returns to the last snapshot; starts again if another player is lost meanwhile.
 
-        Raises: LostError where nobody mends; what `replace_failed` raises when it gives up.
+        Raises: LostError without `replace_failed`; otherwise the error of `replace_failed` if it gives up.
         """
         while self.replace_failed is not None and self.last_snapshot is not None:
             try:
                 self.replace_failed(lost)
                 self.restore(self.last_snapshot)
                 return
-            except LostError as another:
-                lost = another
+            except LostError as next_loss:
+                lost = next_loss
         raise lost
 
     def begin_epoch(self) -> None:
@@ -168,52 +170,52 @@ class Game:
         metrics["utility/val_accuracy_best"] = self.best_accuracy
         return metrics | {"time/epoch_s": time.perf_counter() - self.epoch_started}
 
-    def ask(self, release: Release) -> list[Any]:
-        """Start every adversary on a release."""
+    def start_responses(self, release: Release) -> list[Any]:
+        """Sends a release to every adversary; returns the started calls."""
         shared = self.share(release)
         return [handle.respond(shared) for handle in self.handles.values()]
 
-    def answers(self, started: list[Any]) -> tuple[list[Feedback], float]:
-        """Wait for the adversaries; also how long that took, in seconds."""
+    def wait_for_feedback(self, started: list[Any]) -> tuple[list[Feedback], float]:
+        """Waits for the adversaries. Returns their feedback and the waiting time in seconds."""
         before = time.perf_counter()
         return self.gather(started), time.perf_counter() - before
 
     def play_sync(self) -> Metrics:
-        """One exact round: the utility's half is computed while the adversaries work."""
+        """One exact round. The utility gradient is computed while the adversaries work."""
         release = self.privatizer.release(self.round)
-        started = self.ask(release)
+        started = self.start_responses(release)
         metrics = self.privatizer.utility(release)
-        feedback, waited = self.answers(started)
-        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": waited}
+        feedback, wait_s = self.wait_for_feedback(started)
+        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": wait_s}
 
     def play_stale1(self) -> Metrics:
-        """One round with the gradient at the weights of one step ago, at which its codes were released.
+        """One round with a gradient that is one step old: it is taken at the weights with which its codes were released.
 
-        The next round's codes go to the adversaries before this round's step, so they have work while the privatizer has its own.
-        An epoch's first gradient is not delayed: nothing is in flight across its end.
+        The next round's codes are sent to the adversaries before this round's step, so that both sides work at the same time. The
+        first gradient of an epoch is not delayed: no codes are in flight at the end of an epoch.
         """
         if self.inflight is None:
             release = self.privatizer.release(self.round)
-            self.inflight = (release, self.ask(release))
+            self.inflight = (release, self.start_responses(release))
         (release, started), self.inflight = self.inflight, None
         if (self.round + 1) % self.rounds_per_epoch:
-            coming = self.privatizer.release(self.round + 1, ahead=True)
-            self.inflight = (coming, self.ask(coming))
+            next_release = self.privatizer.release(self.round + 1, ahead=True)
+            self.inflight = (next_release, self.start_responses(next_release))
         metrics = self.privatizer.utility(release)
-        feedback, waited = self.answers(started)
-        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": waited}
+        feedback, wait_s = self.wait_for_feedback(started)
+        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": wait_s}
 
     def play_epochwise(self) -> Metrics:
-        """One step of the privatizer alone against the adversary chosen for this epoch."""
+        """One step of only the privatizer, against the adversary chosen for this epoch."""
         release = self.privatizer.release(self.round)
         started = [self.handles[self.chosen].respond_without_learning(self.share(release))] if self.handles else []
         metrics = self.privatizer.utility(release)
-        feedback, waited = self.answers(started)
-        return metrics | self.privatizer.update(feedback, move_head=False) | {"time/adversary_wait_s": waited}
+        feedback, wait_s = self.wait_for_feedback(started)
+        return metrics | self.privatizer.update(feedback, move_head=False) | {"time/adversary_wait_s": wait_s}
 
     def choose_adversary(self) -> None:
-        """The paper's epoch of teaching: the neural adversaries and the utility head learn on every batch; the closed-form ones are
-        fitted on all training codes; the adversary with the smallest error on the validation split is the epoch's opponent."""
+        """The paper's training epoch of the adversaries. Neural adversaries and the utility head learn on every batch, closed-form
+        adversaries are fitted on all training codes. The one with the smallest validation error is chosen for this epoch."""
         neural = [handle for name, handle in self.handles.items() if name not in self.streamed]
         for round in range(self.round, self.round + self.rounds_per_epoch):
             release = self.privatizer.release(round)
@@ -234,7 +236,7 @@ class Game:
             self.chosen = min(scores, key=scores.__getitem__)
 
     def fit_streamed(self) -> None:
-        """Once per epoch: all training codes, block by block, to the adversaries with `fit="epoch"`."""
+        """Fits the adversaries with `fit="epoch"` on all training codes, block by block. Runs once per epoch."""
         handles = [self.handles[name] for name in self.streamed]
         if not handles:
             return
@@ -244,7 +246,7 @@ class Game:
         self.gather([handle.solve() for handle in handles])
 
     def weights(self) -> dict[str, dict[str, Any]]:
-        """Every player's state, by name; the defender's is `privatizer`."""
+        """Name of each player -> its weights; `privatizer` includes the utility head."""
         names = list(self.handles)
         states = self.gather([self.handles[name].weights() for name in names])
         return {"privatizer": self.privatizer.weights(), **dict(zip(names, states, strict=True))}
@@ -259,12 +261,12 @@ remember(__name__, "SCHEDULES")
 
 
 def play_in_process(config: Config, *, threads: int, keep: bool = False) -> Game:
-    """The game with all its players in this process: the reference for every other way of running it."""
+    """A game with all players in this process. All other ways to run a game must give the same results."""
     privatizer = PrivatizerWorker(config, threads=threads)
     handles = {name: AdversaryWorker(name, config, threads=threads) for name in active_adversaries(config)}
     return Game(privatizer, handles, keep=keep)
 
 
 def active_adversaries(config: Config) -> list[str]:
-    """Who plays: nobody against the undefended control."""
+    """Names of the adversaries that play; none if the privacy weight is 0 (undefended control)."""
     return list(config.adversaries) if config.privacy_weight > 0 else []

@@ -87,7 +87,7 @@ def test_the_fields_of_a_searchs_runs_are_flags_without_a_prefix():
         (["smoke", "--num-smaples", "3"], "'--num-smaples': did you mean --num-samples"),
         (["smoke", "--privacy-wieght", "3"], "'--privacy-wieght': did you mean --privacy-weight"),
         (["smoke", "--searcher", "bayes"], "--searcher is 'bayes'; choose from 'tpe', 'nsga2', 'random', 'grid'$"),
-        (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be between 0 and 1"),
+        (["smoke", "--max-r2", "2"], "max_r2 is 2.0; it must be at most 1"),
         (["smok"], "no preset 'smok'"),
         (["--resume"], "--resume needs a folder"),
         (["--resume", "nowhere"], "nowhere has no search.json"),
@@ -265,3 +265,28 @@ def test_who_reads_no_further_ends_a_job_without_a_traceback(job):
     ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=HANG_S, check=False)
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("flag", ["--no-attacks.identity", "--attacks.no-identity"])
+def test_negated_flag_in_either_form_switches_off(flag):
+    assert not parse(["smoke", flag], default="faces", description="").attacks.identity
+
+
+@pytest.mark.parametrize("job", ["train_celeba", "tune_celeba", "attack", "reproduce", "frontier"])
+def test_help_shows_the_main_flags_and_help_all_every_flag(job):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), flag]
+        shown[flag] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    main = set(re.findall(r"^  (--[\w.-]+)", shown["--help"], re.MULTILINE))
+    every = set(re.findall(r"(--[\w.-]+)", shown["--help-all"]))
+    assert {"--output", "--help-all", "--log-level"} <= main
+    assert main - every <= {"--resume", "--trust", "--log-level", "--help-all"}
+    assert len(shown["--help"].splitlines()) < 100
+
+
+@pytest.mark.parametrize(("arguments", "status", "lines"), [(["--log-level", "error"], 0, 0), (["--log-level=loud"], 2, 1)])
+def test_log_level_of_a_job_hides_lines_or_is_refused(arguments, status, lines, tmp_path):
+    command = [sys.executable, str(ROOT / "jobs" / "reproduce.py"), "gaussian", "--theory", "--lambdas", "1", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (status, lines)

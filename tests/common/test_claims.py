@@ -1,4 +1,4 @@
-"""One process at a time for an output folder."""
+"""Tests of the exclusive lock on an output folder."""
 
 import errno
 import fcntl
@@ -29,7 +29,7 @@ def content(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
 
 
-def test_folder_of_another_process_is_refused_until_that_is_killed(tmp_path):
+def test_claim_of_a_locked_folder_is_refused_until_its_process_is_killed(tmp_path):
     folder = tmp_path / "a" / "out"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -45,12 +45,12 @@ def test_folder_of_another_process_is_refused_until_that_is_killed(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
-    assert (folder / LOCK).exists(), "what a killed process leaves behind"
+    assert (folder / LOCK).exists(), "a killed process leaves its lock file behind"
     with claim_folder(folder):
         assert f"process {os.getpid()} " in (folder / LOCK).read_text()
 
 
-def test_refused_claim_names_the_flag_for_another_folder(tmp_path):
+def test_refused_claim_names_the_flag_of_the_folder(tmp_path):
     second = claim_folder(tmp_path, flag="--recovery.checkpoints")
     with claim_folder(tmp_path), pytest.raises(InputError, match="give another --recovery.checkpoints"), second:
         pass
@@ -65,14 +65,14 @@ def test_claimed_folder_is_removed_only_if_empty(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 
-def test_many_claims_at_once_get_different_new_folders(tmp_path):
+def test_concurrent_claims_of_new_folders_get_different_folders(tmp_path):
     with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
         base = tmp_path / "run"
         folders = list(pool.map(lambda _: stack.enter_context(claim_new_folder(base)), range(8)))
     assert sorted(path.name for path in folders) == ["run", *(f"run-{n}" for n in range(2, 9))]
 
 
-def test_one_of_many_claims_at_once_gets_the_folder(tmp_path):
+def test_concurrent_claims_of_one_folder_succeed_once(tmp_path):
     held = ExitStack()
 
     def claim(_: int) -> bool:
@@ -96,7 +96,7 @@ def test_one_of_many_claims_at_once_gets_the_folder(tmp_path):
     ],
     ids=["running", "ended", "another machine", "torn"],
 )
-def test_file_system_without_locks_goes_by_the_note(note, refused, tmp_path, monkeypatch):
+def test_claim_without_file_locks_obeys_the_note(note, refused, tmp_path, monkeypatch):
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -114,17 +114,17 @@ def test_file_system_without_locks_goes_by_the_note(note, refused, tmp_path, mon
             pass
 
 
-def test_lock_that_is_a_link_is_refused(tmp_path):
+def test_claim_with_a_link_as_lock_file_is_refused(tmp_path):
     victim = tmp_path / "victim"
-    victim.write_text("mine")
+    victim.write_text("precious")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / LOCK).symlink_to(victim)
     with pytest.raises(InputError, match="symbolic link"), claim_folder(tmp_path / "out"):
         pass
-    assert victim.read_text() == "mine"
+    assert victim.read_text() == "precious"
 
 
-def test_folder_that_cannot_be_made_is_named(tmp_path):
+def test_claim_of_an_impossible_folder_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: give a folder with --output"), claim_folder(tmp_path / "file"):
         pass

@@ -1,4 +1,4 @@
-"""Secrets: a run that is given some leaves them nowhere."""
+"""Tests that the secrets of a run appear in none of its outputs."""
 
 import json
 import os
@@ -29,14 +29,14 @@ TOKEN, KEY, URI_KEY = "t0k3n" * 8, "k3y/of+the/st0re", "an0ther%2Fk3y%2Bof"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """Whatever goes to the environment is gone after the test."""
+    """Restores the environment variables after the test."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
     for name in export_env().keys() - {KEY_VARIABLE}:
         del os.environ[name]
 
 
 @pytest.mark.parametrize(
-    ("uri", "left", "variables"),
+    ("uri", "stripped", "variables"),
     [
         (f"http://alice:{ENCODED}@host:5000/x", "http://host:5000/x", dict(zip(MLFLOW, ("alice", PASSWORD), strict=True))),
         ("https://alice@host", "https://host", {MLFLOW[0]: "alice"}),
@@ -47,13 +47,13 @@ def environment(monkeypatch):
         ("http://host/a@b", "http://host/a@b", {}),
     ],
 )
-def test_credentials_leave_a_uri_for_the_variables_by_which_libraries_find_them(uri, left, variables):
-    assert move_to_env(uri) == left
+def test_move_to_env_moves_credentials_to_the_libraries_variables(uri, stripped, variables):
+    assert move_to_env(uri) == stripped
     assert {name: value for name, value in export_env().items() if name != KEY_VARIABLE} == variables
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("cannot open postgresql://alice:secret@host/db now", "cannot open postgresql://***@host/db now"),
         ('{"uri": "abfs://:key@account.net/x"}', '{"uri": "abfs://***@account.net/x"}'),
@@ -76,8 +76,8 @@ def test_credentials_leave_a_uri_for_the_variables_by_which_libraries_find_them(
         ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
     ],
 )
-def test_what_has_to_stay_in_a_uri_is_stars_in_what_is_said(text, said):
-    assert redacted(text) == said
+def test_redacted_uri_has_stars_in_place_of_secrets(text, expected):
+    assert redacted(text) == expected
 
 
 SAFE = "abcdefghijklmnopqrstuvwxyz0123456789.-"
@@ -107,7 +107,7 @@ FRAMES = st.sampled_from(
 
 @st.composite
 def uris(draw):
-    """A URI whose secrets are encoded as they have to be, the secrets as they are and encoded, and its other parts."""
+    """A URI with percent-encoded secrets; the secrets, plain and encoded; the other parts of the URI."""
     user, host, path, secret, other = (draw(s) for s in (WORDS, WORDS, WORDS, SECRETS, SECRETS))
     value, name = draw(SECRETS), draw(SECRET_NAMES)
     plain = draw(WORDS.filter(lambda word: not re.search("pass|pwd|key|sig|tok|auth|cred|secret", word)))
@@ -119,8 +119,8 @@ def uris(draw):
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(uris(), FRAMES, st.booleans())
-def test_redacted_shows_no_secret_and_loses_nothing_else(made, frame, as_json):
-    uri, secrets, others = made
+def test_redacted_text_has_no_secret_and_all_other_parts(uri_and_parts, frame, as_json):
+    uri, secrets, others = uri_and_parts
     text = frame.format(uri)
     shown = json.loads(redacted(json.dumps({"a": [text], "x@y": 1})))["a"][0] if as_json else redacted(text)
     assert [secret for secret in secrets if secret in shown] == []
@@ -134,8 +134,8 @@ def test_redacted_shows_no_secret_and_loses_nothing_else(made, frame, as_json):
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(SCHEMES, WORDS, SECRETS.filter(lambda secret: "@" not in secret), WORDS)
-def test_a_setting_that_is_one_uri_may_have_nearly_any_secret(scheme, user, secret, host):
-    """Secrets that are not encoded as they have to be, but for an @, and for digits and a slash in front, which read as a port."""
+def test_redacted_values_of_one_uri_replaces_unencoded_secrets(scheme, user, secret, host):
+    """Secrets without percent-encoding. Excluded: an @, and digits before a slash at the beginning, which would be a port."""
     shown = redacted_values({"uri": [f"{scheme}://{user}:{secret}@{host}"]})["uri"][0]
     assert shown == f"{scheme}://***@{host}"
     if scheme in ("http", "HTTPS", "s3"):
@@ -144,19 +144,19 @@ def test_a_setting_that_is_one_uri_may_have_nearly_any_secret(scheme, user, secr
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.text(max_size=60))
-def test_text_without_uris_and_parameters_is_left_as_it_is(text):
+def test_redacted_text_without_uris_and_parameters_is_unchanged(text):
     if "://" not in text and "=" not in text and "%2" not in text and "uthorization" not in text:
         assert redacted(text) == text
         assert move_to_env(text) == text
 
 
-def test_a_secret_that_was_seen_in_a_uri_is_replaced_wherever_it_turns_up():
+def test_secret_seen_in_a_uri_is_redacted_in_later_texts():
     redacted("postgresql://alice:long%2Fenough@host/db")
     assert redacted('FATAL: password "long/enough" is wrong') == 'FATAL: password "***" is wrong'
     assert redacted(f"key {os.environ[KEY_VARIABLE]}!") == "key ***!"
 
 
-def test_no_configuration_holds_credentials():
+def test_config_parsed_from_flags_has_no_credentials():
     flags = ["smoke", "--tracking.uri", f"http://alice:{ENCODED}@host", "--recovery.checkpoints=s3://AK:SK@bucket"]
     config = cli.parse(flags, default="smoke", description="")
     assert (config.tracking.uri, config.recovery.checkpoints) == ("http://host", "s3://bucket")
@@ -164,7 +164,7 @@ def test_no_configuration_holds_credentials():
 
 
 @pytest.mark.parametrize("scheme", ["http", "gopher"])
-def test_a_store_that_does_not_answer_is_named_without_its_credentials(scheme, tmp_path, capsys):
+def test_unreachable_store_is_named_without_its_credentials(scheme, tmp_path, capsys):
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
     def job() -> None:
@@ -173,17 +173,17 @@ def test_a_store_that_does_not_answer_is_named_without_its_credentials(scheme, t
 
     with pytest.raises(SystemExit):
         cli.run(job)
-    said = capsys.readouterr().err
-    assert f"{scheme}://" in said
-    assert "127.0.0.1:9" in said
-    assert ENCODED not in said
+    error_output = capsys.readouterr().err
+    assert f"{scheme}://" in error_output
+    assert "127.0.0.1:9" in error_output
+    assert ENCODED not in error_output
 
 
-def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_server, request):
-    """Not in what it prints, in its folder, in the tracking server's database and artifacts, nor in Ray's logs."""
+def test_run_with_secrets_writes_them_nowhere(tmp_path, cache_dir, mlflow_server, request):
+    """Not to its output, its folder, the tracking server's database and artifacts, nor Ray's logs."""
     address = mlflow_server.start().removeprefix("http://")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTEST_"))}
-    ray_logs = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: Ray makes socket paths of it
+    ray_logs = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: Ray's socket paths begin with it
     request.addfinalizer(lambda: shutil.rmtree(ray_logs, ignore_errors=True))  # Ray's processes may still write there
     env |= {
         "RAY_TMPDIR": ray_logs,
@@ -201,21 +201,25 @@ def test_a_run_with_secrets_leaves_them_nowhere(tmp_path, cache_dir, mlflow_serv
     with running(tmp_path / "buckets") as store:
         job += ["--shared-cache", store.uri("stores", credentials=f"AK:{URI_KEY}@")]
         job += ["--recovery.checkpoints", store.uri("checkpoints/run", credentials=f"AK:{URI_KEY}@")]
-        ran = subprocess.run(job, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S)
-    assert ran.returncode == 0, ran.stderr
+        result = subprocess.run(job, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S)
+    assert result.returncode == 0, result.stderr
     files = [path for folder in (tmp_path, Path(ray_logs)) for path in folder.rglob("*") if path.is_file()]
     assert {"config.json", "report.json", "server.db", "metrics.jsonl", "raylet.out", "gcs_server.out"} <= {
         path.name for path in files
     }
-    said = {"stdout": ran.stdout.encode(), "stderr": ran.stderr.encode(), **{str(path): path.read_bytes() for path in files}}
+    outputs = {
+        "stdout": result.stdout.encode(),
+        "stderr": result.stderr.encode(),
+        **{str(path): path.read_bytes() for path in files},
+    }
     secrets = [secret.encode() for secret in (PASSWORD, ENCODED, TOKEN, KEY, URI_KEY, unquote(URI_KEY), os.environ[KEY_VARIABLE])]
-    assert [where for where, content in said.items() if any(secret in content for secret in secrets)] == []
+    assert [name for name, content in outputs.items() if any(secret in content for secret in secrets)] == []
     written = json.loads((output / "config.json").read_text())
     assert written["tracking"]["uri"] is None
     assert written["shared_cache"].startswith("s3://stores")
     assert any((tmp_path / "buckets" / "stores").iterdir())
 
 
-def test_the_api_keeps_credentials_out_too():
+def test_tracking_uri_has_no_credentials():
     assert tracking_uri(TrackingConfig(uri=f"http://alice:{ENCODED}@host"), Path("x")) == "http://host"
     assert export_env()["MLFLOW_TRACKING_PASSWORD"] == PASSWORD

@@ -1,4 +1,4 @@
-"""Nothing is written through a link: a folder that came from elsewhere may have one under any name that is to be written."""
+"""Tests that no write follows a symbolic link: a folder from somebody else may have a link under any name."""
 
 import ast
 import dataclasses
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("process_left_as_it_was")
 
 
 class Victims:
-    """Files outside, each at the other end of a link; `unharmed` checks them."""
+    """Files outside of the folder, each the target of a link; `unharmed` checks that they are unchanged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,12 +32,12 @@ class Victims:
 
     def link(self, path: Path) -> None:
         victim = self.folder / f"{len(list(self.folder.iterdir()))}-{path.name}"
-        victim.write_text("theirs")
+        victim.write_text("precious")
         path.unlink(missing_ok=True)
         path.symlink_to(victim)
 
     def unharmed(self) -> bool:
-        return all(path.read_text() == "theirs" and not path.is_symlink() for path in self.folder.iterdir())
+        return all(path.read_text() == "precious" and not path.is_symlink() for path in self.folder.iterdir())
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def victims(tmp_path: Path) -> Victims:
     return Victims(tmp_path / "victims")
 
 
-def guesses(path: Path) -> list[Path]:
-    """Names of temporary files that a program might write to on its way to a file."""
+def temporary_names(path: Path) -> list[Path]:
+    """Names that a program might give to a temporary file before it renames it to `path`."""
     names = (f"{path.name}.part", f".{path.name}.tmp", f"{path.name}.tmp", f"{path.stem}.part")
     return [path.with_name(name) for name in names]
 
@@ -56,18 +56,18 @@ def play(config: Config, output: Path, *, resume: str | None = None) -> None:
     train(dataclasses.replace(config, output=output, recovery=recovery), resume=resume)
 
 
-def test_training_resumed_in_a_folder_of_links_harms_no_file(tiny_config, tmp_path, victims):
+def test_resumed_training_in_a_folder_of_links_changes_no_target(tiny_config, tmp_path, victims):
     first, resumed = tmp_path / "first", tmp_path / "resumed"
     play(tiny_config, first)
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert {"config.json", "privatizer.pt2", "report/report.json", "report/errors.npz"} <= {str(name) for name in names}
     for name in names:
         (resumed / name).parent.mkdir(parents=True, exist_ok=True)
-        for path in (resumed / name, *guesses(resumed / name)):
-            if path.suffix != ".ckpt" and path != resumed / "report" / "report.json":  # with which the run would have ended
+        for path in (resumed / name, *temporary_names(resumed / name)):
+            if path.suffix != ".ckpt" and path != resumed / "report" / "report.json":  # this file would mark the run as finished
                 victims.link(path)
     shutil.copy(first / "metrics.jsonl", victims.folder.parent)
-    (resumed / "metrics.jsonl").unlink()  # which is read: with lines, but a link all the same
+    (resumed / "metrics.jsonl").unlink()  # a link to a valid file, because the run reads it
     (resumed / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
     before = (tmp_path / "metrics.jsonl").read_bytes()
     shutil.copy(max((first / "checkpoints").iterdir()), resumed / "checkpoints")
@@ -87,7 +87,7 @@ def test_training_resumed_in_a_folder_of_links_harms_no_file(tiny_config, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "report", "metrics.jsonl"])
-def test_output_folder_with_a_link_inside_is_refused_in_one_line(tiny_config, tmp_path, victims, name):
+def test_output_folder_with_a_link_inside_is_refused(tiny_config, tmp_path, victims, name):
     elsewhere = tmp_path / "elsewhere"
     for folder in (tmp_path / "out", elsewhere):
         folder.mkdir()
@@ -101,10 +101,10 @@ def test_output_folder_with_a_link_inside_is_refused_in_one_line(tiny_config, tm
     assert list(elsewhere.iterdir()) == []
 
 
-def test_files_of_searches_comparisons_and_checkpoints_replace_links(tmp_path, victims):
+def test_writers_of_search_cells_and_checkpoints_replace_links(tmp_path, victims):
     names = ("cell.json", "search.json", "0.npz", "round-00000001.ckpt")
     for name in names:
-        for path in (tmp_path / name, *guesses(tmp_path / name)):
+        for path in (tmp_path / name, *temporary_names(tmp_path / name)):
             victims.link(path)
     write_cell(tmp_path, {"a": 1})
     write_json(tmp_path / "search.json", [2])
@@ -119,39 +119,39 @@ def test_files_of_searches_comparisons_and_checkpoints_replace_links(tmp_path, v
 
 WRITERS = {"savefig", "savez", "savez_compressed", "open_memmap", "touch"}
 EXEMPT = {
-    "cpgan_ray/common/atomic_io.py": "it is the helper itself",
-    "cpgan_ray/devtools/bench/material.py": "in a temporary folder of its own",
-    "cpgan_ray/distributed/ddp/worker.py": "in a temporary folder of its own",
-    "cpgan_ray/data/datasets/faces/files.py": "in a new folder of a random name",
-    "cpgan_ray/data/pca.py": "coordinates, mapped, in a folder that was made empty under a lock",
-    "cpgan_ray/evaluation/encoders/programs.py": "the members of an archive in memory",
+    "cpgan_ray/common/atomic_io.py": "the helper itself",
+    "cpgan_ray/devtools/bench/material.py": "in a private temporary folder",
+    "cpgan_ray/distributed/ddp/worker.py": "in a private temporary folder",
+    "cpgan_ray/data/datasets/faces/files.py": "in a new folder with a random name",
+    "cpgan_ray/data/pca.py": "memory-mapped coordinates, in a folder that was emptied under a lock",
+    "cpgan_ray/evaluation/encoders/programs.py": "members of an archive in memory",
 }
-"""Modules that write directly, and why no link can be in the way."""
+"""Modules that write directly, and why no link can be there."""
 
 
-def called(call: ast.Call) -> str:
+def called_name(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""
 
 
 def direct_writes(path: Path) -> list[int]:
-    """Lines of a module that write to a file by its name, but for those in the block of an `atomic_path`."""
+    """Lines of a module that write to a file by its name, outside of an `atomic_path` block."""
     tree = ast.parse(path.read_text())
     inside: set[int] = set()
     for node in ast.walk(tree):
         items = [item.context_expr for item in node.items] if isinstance(node, ast.With) else []
-        if any(isinstance(item, ast.Call) and called(item) == "atomic_path" for item in items):
+        if any(isinstance(item, ast.Call) and called_name(item) == "atomic_path" for item in items):
             inside |= {id(below) for below in ast.walk(node)}
     return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and id(node) not in inside and writes(node)]
 
 
 def writes(call: ast.Call) -> bool:
-    name, is_method = called(call), isinstance(call.func, ast.Attribute)
+    name, is_method = called_name(call), isinstance(call.func, ast.Attribute)
     constants = [a.value for a in [*call.args, *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
     to_memory = any(isinstance(a, ast.NamedExpr) for a in call.args)  # buffer := io.BytesIO()
     if name in ("open", "OSFile"):
         modes = [mode for mode in constants if isinstance(mode, str) and mode and set(mode) <= set("rwaxbt+")]
         return any(set(mode) & set("wax+") for mode in modes)
-    if name == "replace":  # of a path by a path: str.replace has two arguments, dataclasses.replace keywords
+    if name == "replace":  # Path.replace: str.replace has two arguments, dataclasses.replace has keywords
         on_self = isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "self"
         return is_method and len(call.args) == 1 and not call.keywords and not on_self
     if name in ("write_text", "write_bytes"):
@@ -159,14 +159,14 @@ def writes(call: ast.Call) -> bool:
     return (name in WRITERS or name == "save") and is_method and not to_memory
 
 
-def test_every_write_goes_through_the_helper_or_is_exempt():
+def test_every_write_in_the_package_is_atomic_or_exempt():
     modules = sorted((ROOT / "cpgan_ray").rglob("*.py"))
-    found = {str(path.relative_to(ROOT)): lines for path in modules if (lines := direct_writes(path))}
-    assert {name: lines for name, lines in found.items() if name not in EXEMPT} == {}
-    assert found.keys() >= EXEMPT.keys(), "an exemption that nothing needs"
+    written = {str(path.relative_to(ROOT)): lines for path in modules if (lines := direct_writes(path))}
+    assert {name: lines for name, lines in written.items() if name not in EXEMPT} == {}
+    assert written.keys() >= EXEMPT.keys(), "an unneeded exemption"
 
 
-def test_direct_writes_are_seen(tmp_path):
+def test_direct_writes_finds_every_kind_of_write(tmp_path):
     (tmp_path / "module.py").write_text(
         "path.write_text('a')\nopen(path, 'w')\npath.open('ab')\ntemporary.replace(path)\nnp.save(path, a)\npicture.save(path)\n"
         "figure.savefig(path)\nnp.savez(path)\npath.open()\n'a'.replace('b', 'c')\nfigure.savefig(buffer := io.BytesIO())\n"

@@ -1,3 +1,5 @@
+"""Tests of the signatures that mark a user's own files."""
+
 import pytest
 
 from cpgan_ray.common.ownership import KEY_VARIABLE, is_own, owner_key, sign
@@ -10,7 +12,7 @@ def state(tmp_path, monkeypatch):
     return tmp_path / "state" / "cpgan_ray"
 
 
-def test_signed_file_is_own_until_a_byte_of_it_changes(tmp_path):
+def test_is_own_after_a_byte_changes_is_false(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("{}")
     assert not is_own(path)
@@ -20,7 +22,7 @@ def test_signed_file_is_own_until_a_byte_of_it_changes(tmp_path):
     assert not is_own(path)
 
 
-def test_signature_of_another_user_or_another_name_does_not_count(tmp_path, monkeypatch):
+def test_is_own_with_another_user_or_file_name_is_false(tmp_path, monkeypatch):
     path, other = tmp_path / "config.json", tmp_path / "search.json"
     path.write_text("{}")
     other.write_text("{}")
@@ -31,13 +33,13 @@ def test_signature_of_another_user_or_another_name_does_not_count(tmp_path, monk
     assert not is_own(path)
 
 
-def test_key_is_readable_for_the_user_only(state, tmp_path):
+def test_owner_key_is_readable_only_for_the_user(state, tmp_path):
     key = owner_key()
     assert key is not None and owner_key() == key
     assert (state / "owner.key").stat().st_mode & 0o777 == 0o600
 
 
-def test_key_of_the_environment_counts_first(tmp_path, monkeypatch):
+def test_owner_key_in_the_environment_has_priority(tmp_path, monkeypatch):
     path = tmp_path / "f"
     path.write_text("x")
     monkeypatch.setenv(KEY_VARIABLE, "0f" * 32)
@@ -47,7 +49,7 @@ def test_key_of_the_environment_counts_first(tmp_path, monkeypatch):
     assert not is_own(path)
 
 
-def test_without_a_home_nothing_is_own_and_nothing_fails(tmp_path, monkeypatch):
+def test_sign_without_a_home_does_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/nowhere")
     path = tmp_path / "f"
     path.write_text("x")
@@ -56,7 +58,7 @@ def test_without_a_home_nothing_is_own_and_nothing_fails(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, "ß" * 64, b"0" * 10_000_000], ids=len)
-def test_damaged_signature_is_none(tmp_path, content):
+def test_is_own_with_a_damaged_signature_is_false(tmp_path, content):
     path = tmp_path / "f"
     path.write_text("x")
     sign(path)

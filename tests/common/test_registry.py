@@ -1,4 +1,4 @@
-"""A registry that was changed at run time: allowed in one process, refused on Ray."""
+"""Tests that a registry changed at run time works in one process and is refused on Ray."""
 
 import importlib
 import pkgutil
@@ -17,20 +17,20 @@ from cpgan_ray.models import privatizers
 from cpgan_ray.models.privatizers import FAMILIES
 
 PER_DRIVER = {"cpgan_ray.config.presets PRESETS"}
-"""A preset is a whole configuration by the time that it leaves the driver."""
+"""Only the driver reads the presets: it sends complete configurations to the other processes."""
 
 
-def test_every_dict_of_functions_or_classes_is_remembered():
-    found = set()
+def test_every_registry_of_the_package_is_remembered():
+    ids = set()
     for module in pkgutil.walk_packages(cpgan_ray.__path__, "cpgan_ray."):
         if module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             if name.isupper() and isinstance(value, dict) and value and all(map(is_part, value.values())):
-                found.add(id(value))
-    known = {id(getattr(importlib.import_module(module), name)): f"{module} {name}" for module, name in registry._as_imported}
-    left = [name for name in named(found) if name not in PER_DRIVER and name not in known.values()]
-    assert left == []
+                ids.add(id(value))
+    remembered = {id(getattr(importlib.import_module(module), name)): f"{module} {name}" for module, name in registry._as_imported}
+    missing = [name for name in registry_names(ids) if name not in PER_DRIVER and name not in remembered.values()]
+    assert missing == []
     ensure_unchanged()
 
 
@@ -38,8 +38,8 @@ def is_part(value: object) -> bool:
     return callable(value) or any(callable(getattr(value, field, None)) for field in getattr(value, "__dataclass_fields__", ()))
 
 
-def named(ids: set[int]) -> list[str]:
-    """Where dicts are defined: the module whose source assigns them."""
+def registry_names(ids: set[int]) -> list[str]:
+    """Module and name of dicts: the module is the one whose source assigns the dict."""
     names = []
     for module in pkgutil.walk_packages(cpgan_ray.__path__, "cpgan_ray."):
         if module.name.endswith("__main__"):
@@ -51,7 +51,7 @@ def named(ids: set[int]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda patch: patch.setitem(FAMILIES, "conv", FAMILIES["lenet"]),
@@ -66,16 +66,16 @@ def named(ids: set[int]) -> list[str]:
     ],
     ids=["replaced", "added", "removed", "bound anew"],
 )
-def test_changed_registry_is_refused_with_the_entry(change: Callable, said, monkeypatch):
+def test_ensure_unchanged_after_a_change_names_the_entry(change: Callable, message, monkeypatch):
     ensure_unchanged()
     change(monkeypatch)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         ensure_unchanged()
 
 
 @pytest.mark.usefixtures("process_left_as_it_was")
-def test_own_network_is_refused_on_ray_before_the_folder_and_played_in_process(tiny, monkeypatch, tmp_path):
-    """Through every way onto Ray; in one process it plays."""
+def test_replaced_network_is_refused_on_ray_and_used_in_process(tiny, monkeypatch, tmp_path):
+    """Every function that starts Ray refuses it, before it creates the output folder."""
     from cpgan_ray.config import ReproduceJob, SearchJob
     from cpgan_ray.distributed.driver import RayGame
     from cpgan_ray.distributed.tasks import fit_on_ray
@@ -86,24 +86,24 @@ def test_own_network_is_refused_on_ray_before_the_folder_and_played_in_process(t
 
     used = []
 
-    def mine(*arguments):
+    def recording_network(*arguments):
         used.append(arguments)
-        return stock(*arguments)
+        return original_network(*arguments)
 
-    stock = FAMILIES["conv"]
-    monkeypatch.setitem(FAMILIES, "conv", mine)
+    original_network = FAMILIES["conv"]
+    monkeypatch.setitem(FAMILIES, "conv", recording_network)
     config = tiny("ridge", output=str(tmp_path / "out"))
     on_ray = override(config, {"runtime.backend": "ray"})
-    ways = [
+    starts = [
         lambda: train(on_ray),
         lambda: RayGame(on_ray),
         lambda: fit_on_ray([], None, runtime=on_ray.runtime, done=lambda made: None),  # pyright: ignore[reportArgumentType]
         lambda: search(SearchJob(search_space=("k=4,5",), searcher="grid", config=config)),
         lambda: reproduce(ReproduceJob(config=on_ray, mechanisms=("cpgan",)), resume=False),
     ]
-    for way in ways:
+    for start in starts:
         with pytest.raises(InputError, match=r"FAMILIES\['conv'\]"):
-            way()
+            start()
     assert used == []
     assert not (tmp_path / "out").exists()
     play_in_process(config, threads=1).play(1)

@@ -1,4 +1,4 @@
-"""Random streams: repeatable everywhere, different for every role."""
+"""Tests that random streams are repeatable in every process and different for every role."""
 
 import itertools
 import os
@@ -33,19 +33,19 @@ PATHS: list[tuple[int, tuple[str | int, ...]]] = [
 
 
 @pytest.mark.parametrize(("seed", "path"), PATHS)
-def test_the_same_path_gives_the_same_draws(seed, path):
+def test_stream_with_the_same_path_repeats_its_draws(seed, path):
     assert stream(seed, *path).random(8).tolist() == stream(seed, *path).random(8).tolist()
     assert torch_seed(seed, *path) == torch_seed(seed, *path)
 
 
-def test_different_paths_give_different_and_uncorrelated_draws():
+def test_streams_with_different_paths_are_uncorrelated():
     """Equal streams would correlate by 1; independent ones, 4000 draws each, by less than 5 / sqrt(4000) in all 120 pairs."""
     draws = np.stack([stream(seed, *path).standard_normal(4000) for seed, path in PATHS])
     correlations = np.corrcoef(draws) - np.eye(len(PATHS))
     assert np.abs(correlations).max() < 5 / np.sqrt(4000)
 
 
-def test_torch_seeds_differ_and_fit_a_generator():
+def test_torch_seeds_of_different_paths_differ():
     seeds = [torch_seed(seed, *path) for seed, path in PATHS]
     assert len(set(seeds)) == len(PATHS)
     assert all(0 <= s < 2**63 for s in seeds)
@@ -53,18 +53,18 @@ def test_torch_seeds_differ_and_fit_a_generator():
     assert all(a != b for a, b in itertools.combinations(draws, 2))
 
 
-def test_a_numpy_round_number_is_as_good_as_a_python_one():
+def test_stream_with_a_numpy_integer_equals_a_python_integer():
     assert stream(3, "augment", np.int64(7)).random() == stream(3, "augment", 7).random()
 
 
-def test_another_process_with_another_hash_seed_draws_the_same():
+def test_stream_in_a_process_with_another_hash_seed_is_equal():
     code = "from cpgan_ray.common.rng import stream; print(stream(5, 'adversary', 'rbf', 3).integers(2**63))"
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert int(ran.stdout) == stream(5, "adversary", "rbf", 3).integers(2**63)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(result.stdout) == stream(5, "adversary", "rbf", 3).integers(2**63)
 
 
-def test_a_torch_stream_is_repeatable_inside_and_leaves_the_outside_alone():
+def test_torch_stream_is_repeatable_and_leaves_the_outer_stream_alone():
     torch.manual_seed(11)
     undisturbed = torch.rand(3).tolist()
     torch.manual_seed(11)
@@ -79,7 +79,7 @@ def test_a_torch_stream_is_repeatable_inside_and_leaves_the_outside_alone():
     assert first != other
 
 
-def test_a_torch_stream_gives_back_the_outer_stream_after_an_error():
+def test_torch_stream_after_an_error_restores_the_outer_stream():
     torch.manual_seed(11)
     undisturbed = torch.rand(3).tolist()
     torch.manual_seed(11)

@@ -1,4 +1,4 @@
-"""A request to stop: raised at once, deferred, repeated, too late."""
+"""Tests of requests to stop: raised at once, deferred, repeated, too late."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def handled() -> Iterator[None]:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every signal comes long after the one before."""
+    """Every signal comes long after the previous signal."""
     now = [0.0]
 
     def monotonic() -> float:
@@ -45,15 +45,15 @@ def test_first_signal_raises_at_once(sent, raised):
 def test_deferred_signal_raises_after_the_block(sent, raised):
     done = []
     with pytest.raises(raised), defer_signals() as stop:  # noqa: PT012
-        assert not stop.asked
+        assert not stop.requested
         signal.raise_signal(sent)
-        assert stop.asked
+        assert stop.requested
         done.append("the rest")
     assert done == ["the rest"]
 
 
-def test_signal_sent_twice_at_once_counts_once():
-    """As `timeout` does: to its child, and to the group."""
+def test_signal_sent_twice_in_a_row_counts_once():
+    """The command `timeout` does this: it signals its child, and then the child's group."""
     done = []
     with pytest.raises(SystemExit), defer_signals():  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)
@@ -64,14 +64,14 @@ def test_signal_sent_twice_at_once_counts_once():
 
 
 @pytest.mark.usefixtures("later")
-def test_second_signal_later_ends_a_deferral_at_once():
+def test_second_signal_after_a_pause_ends_a_deferral_at_once():
     with pytest.raises(SystemExit), defer_signals():  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        pytest.fail("it went on")
+        pytest.fail("the block continued")
 
 
-def test_allowed_signal_is_raised_inside_and_closing_is_not_torn():
+def test_allowed_signal_is_raised_inside_and_closing_is_not_interrupted():
     steps = []
     with pytest.raises(SystemExit), defer_signals() as stop:  # noqa: PT012
         try:
@@ -89,7 +89,7 @@ def test_signal_before_an_allowed_block_is_raised_at_its_start():
     with pytest.raises(SystemExit), defer_signals() as stop:  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)
         with stop.allowed():
-            pytest.fail("it began")
+            pytest.fail("the block began")
 
 
 def test_signal_after_the_work_is_complete_changes_nothing():
@@ -106,9 +106,9 @@ def test_signal_in_a_destructor_is_not_lost():
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
 
-    one = Dropped()
+    dropped = Dropped()
     with pytest.raises(SystemExit):  # noqa: PT012
-        del one
+        del dropped
         time.sleep(10)
 
 
@@ -129,7 +129,7 @@ def test_other_threads_are_not_affected():
 
     def work() -> None:
         with defer_signals() as stop, stop.allowed():
-            seen.append(stop.asked)
+            seen.append(stop.requested)
             stop.complete()
 
     thread = threading.Thread(target=work)
@@ -140,22 +140,22 @@ def test_other_threads_are_not_affected():
         signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("led_to", [SystemExit(1), RuntimeError("an actor is gone"), InputError("no room")])
-def test_job_ends_with_the_signals_status_whatever_it_led_to(led_to, capsys):
+@pytest.mark.parametrize("error", [SystemExit(1), RuntimeError("an actor is gone"), InputError("no room")])
+def test_job_that_fails_after_a_signal_has_the_signals_status(error, capsys):
     def job() -> None:
         with defer_signals():
             signal.raise_signal(signal.SIGTERM)
-            raise led_to
+            raise error
 
     with pytest.raises(SystemExit) as ended:
         cli.run(job)
     assert ended.value.code == 143
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert isinstance(led_to, SystemExit) or f"{type(led_to).__name__}: {led_to}" in err
+    assert isinstance(error, SystemExit) or f"{type(error).__name__}: {error}" in err
 
 
-def test_signal_after_a_jobs_end_leaves_its_status(capsys):
+def test_signal_after_a_job_has_ended_keeps_its_status(capsys):
     cli.run(lambda: None)
     os.kill(os.getpid(), signal.SIGTERM)
     assert requested() is None

@@ -1,4 +1,4 @@
-"""Text from elsewhere is shown without acting on the terminal; JSON from elsewhere is read within limits."""
+"""Tests that text from other sources is safe to print, and that JSON files are read within limits."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from cpgan_ray.errors import InputError, printable
         ("\udcff", "\\udcff"),
     ],
 )
-def test_printable_escapes_what_acts_on_a_terminal(text, shown):
+def test_printable_escapes_control_characters(text, shown):
     assert printable(text) == shown
     assert printable(shown) == shown
     assert printable_values({text: [text, 1, None]}) == {shown: [shown, 1, None]}
@@ -28,22 +28,22 @@ def test_printable_escapes_what_acts_on_a_terminal(text, shown):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("[" * 200_000, "nested too deeply"), ("{", "Expecting"), (b"\xff\xfe\x00", "utf|Expecting"), ("9" * 5000, "digits|limit")],
 )
-def test_a_hostile_json_file_is_a_value_error_of_few_words(content, said, tmp_path):
+def test_read_json_of_a_hostile_file_raises_a_short_error(content, message, tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_json(path)
 
 
-def test_a_json_file_is_regular_and_of_limited_size(tmp_path):
+def test_read_json_of_a_large_or_irregular_file_is_refused(tmp_path):
     path, pipe = tmp_path / "x.json", tmp_path / "pipe"
     path.write_text(json.dumps([1] * 100))
     assert read_json(path) == parse_json(path.read_text()) == [1] * 100
     with pytest.raises(ValueError, match="more than 99 bytes"):
         read_json(path, max_bytes=99)
     os.mkfifo(pipe)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_json(pipe)

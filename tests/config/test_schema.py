@@ -31,13 +31,14 @@ from cpgan_ray.config import (
     to_json,
 )
 from cpgan_ray.config import jobs as module
+from cpgan_ray.config.marks import Choices, Range
 from cpgan_ray.errors import InputError
 
 NAN = math.nan
 SECTIONS = [
     c
     for c in {**vars(schema), **vars(module)}.values()
-    if dataclasses.is_dataclass(c) and isinstance(c, type) and c not in (schema.Range, schema.Choices)
+    if dataclasses.is_dataclass(c) and isinstance(c, type) and c not in (Range, Choices)
 ]
 ADVERSARIES = [RidgeConfig, KernelConfig, NeuralConfig]
 
@@ -245,7 +246,7 @@ def test_an_override_changes_the_named_fields_alone(config):
         ({"adversaries.rbf.penalty": 1}, ["'adversaries.rbf.penalty'", "adversaries.rbf.penalties"]),
         ({"adversaries.nobody.memory_batches": 1}, ["'adversaries.nobody.memory_batches'"]),
         ({"game.privacy_loss": "raw"}, ["game.privacy_loss", "'raw'", "'recovered'", "'negated_mse'"]),
-        ({"k": 2.5}, ["k", "2.5", "integer"]),
+        ({"k": 2.5}, ["k", "2.5", "a whole number"]),
         ({"game.gradient_norms": True, "runtime.compile": True}, ["game.gradient_norms", "runtime.compile"]),
         ({"k": 0}, ["k is 0"]),
         ({"data.crop": 2.0}, ["data.crop is 2.0"]),

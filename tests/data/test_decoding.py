@@ -132,7 +132,7 @@ def test_decode_is_by_content_and_not_every_format_of_pillow():
     for kind in ("ICO", "TGA", "PCX", "EPS"):
         [reason] = decode_block([encoded(Image.fromarray(RGB), kind)], image_size=SIDE, crop=1.0)
         assert isinstance(reason, str)
-        assert reason.startswith("it is no JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF file")
+        assert reason.startswith("it is not a JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF file")
 
 
 def test_decode_pixels_are_counted_before_they_are_made():

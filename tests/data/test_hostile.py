@@ -293,8 +293,8 @@ def many_scans_in_a_tiff() -> bytes:
 
 
 BAD_PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "it is no JPEG, PNG, .*AVIF file"),
-    "text": (lambda: b"hello" * 1000, "it is no JPEG, PNG"),
+    "empty": (lambda: b"", "it is not a JPEG, PNG, .*AVIF file"),
+    "text": (lambda: b"hello" * 1000, "it is not a JPEG, PNG"),
     "first bytes of a JPEG": (lambda: b"\xff\xd8\xff\xe0", "no JPEG"),
     "truncated JPEG": (lambda: encoded(pixels(0, (90, 90)), "JPEG")[:-300], "truncated"),
     "truncated PNG": (lambda: encoded(pixels(0))[:200], "truncated"),
@@ -309,7 +309,7 @@ BAD_PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "numbers without a range": (lambda: encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point values"),
     "whole numbers without a range": (lambda: encoded(Image.new("I", (9, 9), 70_000), "TIFF"), "32-bit values"),
     "bomb": (lambda: png(50_000, 50_000), "limit"),
-    "smaller bomb": (lambda: png(8193, 8192), "8193 x 8192 pixels are more than the limit of 67108864"),
+    "smaller bomb": (lambda: png(8193, 8192), "8193 x 8192 pixels, the limit is 67108864"),
     "WebP bomb": (lambda: wide_webp(), "limit"),
     "BMP that claims too much": (lambda: claiming(encoded(pixels(0), "BMP"), 18, 30_000, 30_000), "limit"),
     "JPEG of endless passes": (lambda: many_scans(2000), "it has 2006 scans, the limit is 100"),
@@ -520,7 +520,7 @@ def test_pictures_of_one_colour_each_have_a_projection(tmp_path, make_store):
     images = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None] * 5, (50, 8, 6, 3))
     dataset, *_ = make_store(tmp_path / "store", images=np.ascontiguousarray(images))
     found = projection(dataset, components=8, progress=False)
-    assert found.captured == pytest.approx(1, abs=1e-4)
+    assert found.explained_variance_ratio == pytest.approx(1, abs=1e-4)
     assert all(np.isfinite(array).all() for array in (found.mean, found.components, found.coordinates, found.residual))
 
 
@@ -588,7 +588,7 @@ SIZE, CRC, FLAGS = (22, 24), (14, 16), (6, 8)
 MEMBER = f"{PICTURES}/000003.jpg"
 Spoil = Callable[[Path], None]
 BAD_MEMBERS: dict[str, tuple[Sequence[tuple[zipfile.ZipInfo | str, bytes]], int, Spoil, str]] = {
-    "a link": ([(link("000003.jpg"), b"/etc/passwd")], zipfile.ZIP_STORED, lambda p: None, "it is no JPEG"),
+    "a link": ([(link("000003.jpg"), b"/etc/passwd")], zipfile.ZIP_STORED, lambda p: None, "it is not a JPEG"),
     "encrypted": ([], zipfile.ZIP_STORED, lambda p: _rewrite(p, MEMBER, at=FLAGS, value=b"\x01"), "encrypted"),
     "another checksum": ([], zipfile.ZIP_STORED, lambda p: _rewrite(p, MEMBER, at=CRC, value=b"\1\2\3\4"), "Bad CRC-32"),
     "inflates to too much": ([(MEMBER, bytes(65 << 20))], zipfile.ZIP_DEFLATED, lambda p: None, "larger than 67108864 bytes"),
@@ -691,7 +691,7 @@ def test_another_byte_anywhere_in_a_file_of_the_store_is_noticed(prepared):
             flip(path, at)
             with pytest.raises(InputError) as error:
                 data.open_store(prepared.folder)
-            told(error, names=[f"{path.name} is damaged, its checksum is another one: delete this folder"])
+            told(error, names=[f"{path.name} is damaged (checksum mismatch): delete this folder"])
             flip(path, at)
     assert len(data.open_store(prepared.folder).train) == 28
 
@@ -744,7 +744,7 @@ def reseal(folder: Path, split: str = "", **changes: Any) -> None:
     values = json.loads((folder / "manifest.json").read_text())
     del values["checksum"]
     (values["splits"][split] if split else values).update(changes)
-    (folder / "manifest.json").write_text(store.sealed(values))
+    (folder / "manifest.json").write_text(store.manifest_text(values))
 
 
 def test_a_file_that_is_no_store_is_named_though_its_checksum_is_right(prepared):
@@ -753,7 +753,7 @@ def test_a_file_that_is_no_store_is_named_though_its_checksum_is_right(prepared)
         reseal(prepared.folder, "val", bytes=len(content), sha256=store.checksum(prepared.folder / "val.arrow"))
         with pytest.raises(InputError) as error:
             data.open_store(prepared.folder)
-        told(error, names=["val.arrow cannot be read", "manifest.json says of val.arrow what it cannot hold"])
+        told(error, names=["val.arrow cannot be read", "manifest.json does not fit val.arrow"])
 
 
 VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flushed to zero in this process
@@ -852,7 +852,7 @@ def test_another_byte_a_missing_end_or_objects_in_a_projection_are_noticed(prepa
         path.write_bytes(content)
         with pytest.raises(InputError) as error:
             projection(prepared, components=4, progress=False)
-        told(error, names=[f"projection-4: {name}.npy is damaged, its checksum is another one: delete this folder"])
+        told(error, names=[f"projection-4: {name}.npy is damaged (checksum mismatch): delete this folder"])
     path.unlink()
     with pytest.raises(InputError) as error:
         projection(prepared, components=4, progress=False)

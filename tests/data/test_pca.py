@@ -40,7 +40,7 @@ def test_the_basis_is_as_good_as_the_singular_vectors(data):
     both -= both.mean(axis=0)
     values = np.linalg.svd(both, compute_uv=False) ** 2 / len(both)
     assert found.total_variance == pytest.approx(values.sum(), rel=1e-5)
-    assert found.captured == pytest.approx(values[:20].sum() / values.sum(), rel=0.01)
+    assert found.explained_variance_ratio == pytest.approx(values[:20].sum() / values.sum(), rel=0.01)
     np.testing.assert_allclose(found.components @ found.components.T, np.eye(20), atol=1e-5)
     variances = (np.asarray(found.coordinates) ** 2).mean(axis=0)
     np.testing.assert_allclose(variances, values[:20], rtol=0.02)
@@ -135,4 +135,4 @@ def test_only_some_rows_are_sampled_but_all_have_coordinates(data, monkeypatch):
     monkeypatch.setattr(module, "SAMPLE_ROWS", 100)
     found = projection(dataset, components=12, progress=False)
     assert found.coordinates.shape == (210, 12)
-    assert 0.5 < found.captured < 1
+    assert 0.5 < found.explained_variance_ratio < 1

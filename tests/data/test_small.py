@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import answers, label_columns, load, majority_logits, shares
+from cpgan_ray.data import label_columns, label_frequencies, load, majority_logits, task_targets
 from cpgan_ray.data.batching import Batch, pictures
 from cpgan_ray.data.datasets import gaussian
 from cpgan_ray.data.pca import projection, scale, targets
@@ -52,16 +52,16 @@ def test_a_label_of_several_classes_is_one_column_with_its_names(dataset):
 def test_a_label_of_two_classes_is_an_attribute(dataset):
     found = dataset("gaussian")
     assert found.info.classes == {}
-    assert shares(found, ()).shape == (1,)
+    assert label_frequencies(found, ()).shape == (1,)
 
 
 def test_the_task_of_classes_is_told_in_indicators(dataset):
     found = dataset("digits")
-    told = answers(found, ("digit",), split="test")
+    told = task_targets(found, ("digit",), split="test")
     assert np.array_equal(told.argmax(axis=1), found.test.labels[:, 0])
     assert np.array_equal(told.sum(axis=1), np.ones(len(found.test)))
     counts = np.bincount(found.train.labels[:, 0], minlength=10)
-    assert shares(found, ()) == pytest.approx(counts / counts.sum())
+    assert label_frequencies(found, ()) == pytest.approx(counts / counts.sum())
     guess = majority_logits(found, (), rows=len(found.test))
     assert accuracy(guess, found.test.labels)[0] == pytest.approx((found.test.labels == counts.argmax()).mean())
 
@@ -106,7 +106,7 @@ def test_components_without_mirror_images_are_those_of_the_samples_alone(dataset
     kept = basis.components @ vectors[:10].T
     assert np.abs(np.linalg.det(kept.astype(np.float64))) > 0.98, "the same space"
     assert basis.parity.tolist() == [1.0] * 10
-    assert basis.captured == pytest.approx((singular[:10] ** 2).sum() / (singular**2).sum(), abs=1e-3)
+    assert basis.explained_variance_ratio == pytest.approx((singular[:10] ** 2).sum() / (singular**2).sum(), abs=1e-3)
     batch = Batch(rows=np.array([3, 4]), mirrored=np.zeros(2, bool), shift=np.zeros((2, 2), np.int16))
     values, residual = targets(basis, found.train, batch)
     rest = scale(pictures(found.train, batch)) - basis.mean

@@ -152,7 +152,9 @@ def test_a_data_set_that_is_handed_to_a_task_is_opened_on_its_node(ran):
 
 def test_what_a_node_cannot_do_is_told_with_its_name(ran):
     found, _, _ = ran
-    told = r"on node \S+: cache_dir is \$NOWHERE/cache, which means nothing on \S+: set the variable .* or give another --cache-dir"
+    told = (
+        r"on node \S+: cache_dir is \$NOWHERE/cache, which cannot be expanded on \S+: set the variable .* give another --cache-dir"
+    )
     assert re.fullmatch(told, found["refused"])
 
 

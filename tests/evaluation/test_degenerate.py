@@ -7,12 +7,12 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import Dataset, answers, load
+from cpgan_ray.data import Dataset, load, task_targets
 from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, says_nothing
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
 from cpgan_ray.evaluation.tournament import score_attacks
-from cpgan_ray.training.losses import right_answers
+from cpgan_ray.training.losses import correct_predictions
 
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "val", "test")
@@ -51,7 +51,7 @@ def test_constant_code_of_any_value_fails(digits, value):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_code_that_is_constant_in_one_split_only_fails(digits, split):
-    codes = {name: answers(digits, (), split=name) for name in SPLITS}
+    codes = {name: task_targets(digits, (), split=name) for name in SPLITS}
     codes[split] = np.zeros_like(codes[split])
     assert fails(codes, digits) == ["constant_code"]
 
@@ -73,7 +73,7 @@ def test_random_code_without_a_head_fails_and_the_answers_pass(digits, faces):
     for dataset in (digits, faces):
         noise = {name: RNG.normal(size=(size(dataset, name), 4)).astype(np.float32) for name in SPLITS}
         assert fails(noise, dataset) == ["useless_code"]
-        told = {name: answers(dataset, (), split=name) for name in SPLITS}
+        told = {name: task_targets(dataset, (), split=name) for name in SPLITS}
         assert fails(told, dataset) == []
 
 
@@ -85,7 +85,7 @@ def test_class_number_as_code_passes(digits):
 
 def test_majority_answers_fail_and_slightly_better_ones_pass(faces):
     task = ("Male",)
-    y = answers(faces, task, split="test")
+    y = task_targets(faces, task, split="test")
     codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
     assert fails(codes, faces, task=task, logits={"test": np.full_like(y, 9.0)}) == ["useless_code"]
     wrong = RNG.random(y.shape) < 0.3
@@ -94,8 +94,8 @@ def test_majority_answers_fail_and_slightly_better_ones_pass(faces):
 
 def test_rare_label_answered_at_the_majority_fails_but_balanced_answers_pass(faces):
     """Of a rare label many false alarms cost accuracy, and may still be a useful answer."""
-    rare = min(faces.label_names, key=lambda name: abs(answers(faces, (name,), split="test").mean() - 0.25))
-    y = answers(faces, (rare,), split="test")
+    rare = min(faces.label_names, key=lambda name: abs(task_targets(faces, (name,), split="test").mean() - 0.25))
+    y = task_targets(faces, (rare,), split="test")
     codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
     alarms = np.where((y > 0) | (RNG.random(y.shape) < 0.4), 1.0, -1.0)
     assert (alarms > 0).mean() > y.mean() and 1 - y.mean() > ((alarms > 0) == (y > 0)).mean()
@@ -107,14 +107,14 @@ def test_interval_of_balanced_accuracy_holds_scikit_learns():
     y, logits = RNG.integers(0, 2, size=(200, 3)), RNG.normal(size=(200, 3))
     y[:, 0] = RNG.random(200) < 0.1
     logits += y
-    right, of_class = right_answers(logits, y), y[:, :, None] == np.arange(2)
+    right, of_class = correct_predictions(logits, y), y[:, :, None] == np.arange(2)
     low, high = balanced_accuracy_interval(right, of_class, np.arange(200), seed=0)
     assert low < np.mean([balanced_accuracy_score(y[:, i], logits[:, i] > 0) for i in range(3)]) < high < low + 0.2
 
 
 def test_rare_class_is_warned_of_and_passes_gates(faces):
     y = faces.test.labels
-    found = code_warnings({name: answers(faces, (), split=name) for name in SPLITS}, faces, (), logits={}, seed=0)
+    found = code_warnings({name: task_targets(faces, (), split=name) for name in SPLITS}, faces, (), logits={}, seed=0)
     rare = [w.message for w in found if w.kind == "rare_class"]
     expected = [n for n, column in zip(faces.label_names, y.T, strict=True) for v in (0, 1) if (column == v).sum() < 10]
     assert len(rare) == len(expected) and all(any(name in line for line in rare) for name in expected)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cpgan_ray.data import load
-from cpgan_ray.data.batching import consecutive
+from cpgan_ray.data.batching import consecutive_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, targets
 from cpgan_ray.evaluation.quick import quick_r2
 
@@ -21,13 +21,13 @@ def codes(dataset, make):
 
 def coordinates(dataset, name, rows):
     basis = projection(dataset, components=DEFAULT_COMPONENTS)
-    return targets(basis, getattr(dataset, name), consecutive(0, len(rows)))[0]
+    return targets(basis, getattr(dataset, name), consecutive_batch(0, len(rows)))[0]
 
 
 def test_a_linear_code_is_read_at_once(dataset):
     leaky = codes(dataset, lambda name, rows: coordinates(dataset, name, rows)[:, :12])
     basis = projection(dataset, components=DEFAULT_COMPONENTS)
-    values, residual = targets(basis, dataset.val, consecutive(0, len(dataset.val)))
+    values, residual = targets(basis, dataset.val, consecutive_batch(0, len(dataset.val)))
     expected = 1 - (np.sum(values[:, 12:] ** 2) + residual.sum()) / (np.sum(values**2) + residual.sum())
     assert quick_r2(leaky, dataset, seed=0) == pytest.approx(expected, abs=0.03)
 

@@ -23,7 +23,7 @@ from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
 from cpgan_ray.pipelines.reproduce.play import held_to_theory, linear_code
-from cpgan_ray.training.defender import fit_input, to_input
+from cpgan_ray.training.defender import fit_whitening, to_input
 from cpgan_ray.training.losses import accuracy, utility_loss
 
 
@@ -220,7 +220,7 @@ def test_ran_is_its_definition_with_an_encoding_for_every_step(config, dataset):
     with torch_stream(plain.seed, "mechanism", "ran", "weights"):
         encoder = build_privatizer(plain.privatizer, k=plain.k, image_shape=dataset.image_shape)
         head = build_head(plain.utility, k=plain.k, num_labels=10, image_shape=dataset.image_shape)
-        fit_input(encoder, dataset)
+        fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=plain.k, image_shape=dataset.image_shape, target=64)
     mean = torch.from_numpy(np.array(projection(dataset, components=DEFAULT_COMPONENTS, progress=False).mean))
     mine = [*encoder.parameters(), *head.parameters()]

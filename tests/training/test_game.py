@@ -1,4 +1,4 @@
-"""The game in one process, on few small faces: it plays, repeats itself exactly, and means what it says."""
+"""Tests of the game in one process, on a few small faces: rounds, repeatability, gradients, schedules, errors and leaks."""
 
 import copy
 import math
@@ -23,11 +23,11 @@ from tests.games import untimed
 
 SCHEDULES = ("sync", "stale1", "epochwise")
 ROUNDS_PER_EPOCH, EPOCHS = 4, 2
-TRAINED = ("ridge", "rbf", "fourier", "mlp", "decoder")  # on every batch; the others once per epoch
+TRAINED = ("ridge", "rbf", "fourier", "mlp", "decoder")  # trained on every batch; the others once per epoch
 
 
 def play_all(config: Config, *, chunk: int = 1000) -> tuple[Game, list[Metrics]]:
-    """A whole game in this process, so many rounds at a time."""
+    """Plays a whole game in this process, at most `chunk` rounds per call."""
     game = play_in_process(config, threads=1)
     played: list[Metrics] = []
     while game.round < game.total_rounds:
@@ -37,7 +37,7 @@ def play_all(config: Config, *, chunk: int = 1000) -> tuple[Game, list[Metrics]]
 
 @pytest.fixture(scope="module")
 def whole_game() -> Callable[[Config], tuple[Game, list[Metrics]]]:
-    """`play_all`, once for each schedule; the games are only looked at."""
+    """`play_all`, once per schedule; tests must not change the games."""
     played: dict[str, tuple[Game, list[Metrics]]] = {}
 
     def get(config: Config) -> tuple[Game, list[Metrics]]:
@@ -48,30 +48,30 @@ def whole_game() -> Callable[[Config], tuple[Game, list[Metrics]]]:
     return get
 
 
-# ------------------------------------------------------------------------------------------------------------- it plays
+# ------------------------------------------------------------------------------------------------------------- rounds
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_kind_of_adversary_plays_and_its_answers_are_finite(tiny, whole_game, schedule):
+def test_game_with_every_kind_of_adversary_has_finite_metrics(tiny, whole_game, schedule):
     config = tiny(changes={"game.schedule": schedule})
     _, played = whole_game(config)
     assert [m["round"] for m in played] == [float(r) for r in range(ROUNDS_PER_EPOCH * EPOCHS)]
     assert all(math.isfinite(value) for metrics in played for value in metrics.values())
-    answered = {name.split("/")[1] for metrics in played for name in metrics if name.startswith("adversary/")}
+    names = {name.split("/")[1] for metrics in played for name in metrics if name.startswith("adversary/")}
     if schedule == "epochwise":
-        assert answered
-        assert answered <= set(config.adversaries)
+        assert names
+        assert names <= set(config.adversaries)
     else:
-        assert answered == set(config.adversaries)
+        assert names == set(config.adversaries)
 
 
-def test_every_player_has_learnt_in_the_end(tiny, whole_game, differing):
+def test_game_at_the_end_has_changed_every_players_weights(tiny, whole_game, differing):
     config = tiny()
     game, _ = whole_game(config)
     before, after = play_in_process(config, threads=1).weights(), game.weights()
     assert before.keys() == after.keys() == {"privatizer", *config.adversaries}
     for name in after:
-        assert differing(before[name], after[name]), f"{name} is as it was"
+        assert differing(before[name], after[name]), f"{name} has not changed"
     moved = differing(before["privatizer"]["net"], after["privatizer"]["net"])
     assert {path.split(".")[0] for path in moved} == {"/privatizer", "/head"}
 
@@ -101,7 +101,7 @@ CIFAR = PURE | {"adversaries.decoder.paper_decoder": "cifar", "game.schedule": "
     ],
     ids=["pure, wide", "pure, shake", "several adversaries, shake"],
 )
-def test_the_originals_networks_for_codes_that_are_pictures_play(tiny, differing, names, changes):
+def test_game_with_the_reference_networks_for_picture_codes_learns(tiny, differing, names, changes):
     config = tiny(*names, changes=changes)
     game, played = play_all(config)
     assert len(played) == ROUNDS_PER_EPOCH * EPOCHS
@@ -112,7 +112,7 @@ def test_the_originals_networks_for_codes_that_are_pictures_play(tiny, differing
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_validation_is_measured_in_the_last_round_of_each_epoch_and_no_other(tiny, whole_game, schedule):
+def test_play_validates_only_in_the_last_round_of_each_epoch(tiny, whole_game, schedule):
     _, played = whole_game(tiny(changes={"game.schedule": schedule}))
     validation = {
         "utility/val_loss",
@@ -130,7 +130,7 @@ def test_validation_is_measured_in_the_last_round_of_each_epoch_and_no_other(tin
     )
 
 
-def test_validation_measures_the_weights_that_are_released(tiny, whole_game):
+def test_validation_uses_the_released_weights(tiny, whole_game):
     game, played = whole_game(tiny())
     _, logits = game.privatizer.codes("val")
     y = game.privatizer.dataset.val.labels
@@ -138,19 +138,19 @@ def test_validation_measures_the_weights_that_are_released(tiny, whole_game):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_nothing_is_played_after_the_end(tiny, schedule):
+def test_play_after_the_end_plays_no_rounds(tiny, schedule):
     game, _ = play_all(tiny("ridge", epochs=1, changes={"game.schedule": schedule}))
     assert game.play(1) == []
     assert game.round == game.total_rounds
 
 
 @pytest.mark.parametrize(("rounds", "played"), [(1, [1, 1, 1]), (3, [3, 1, 3]), (ROUNDS_PER_EPOCH, [4, 4, 0]), (1000, [4, 4, 0])])
-def test_play_stops_after_the_rounds_asked_for_and_at_the_end_of_an_epoch(tiny, rounds, played):
+def test_play_stops_after_the_given_rounds_and_at_an_epochs_end(tiny, rounds, played):
     game = play_in_process(tiny("ridge"), threads=1)
     assert [len(game.play(rounds)) for _ in played] == played
 
 
-def test_without_a_privacy_weight_nobody_plays_against_the_privatizer(tiny):
+def test_game_without_a_privacy_weight_has_no_adversaries(tiny):
     game, played = play_all(tiny(privacy_weight=0, epochs=1))
     assert game.handles == {}
     assert game.weights().keys() == {"privatizer"}
@@ -158,19 +158,19 @@ def test_without_a_privacy_weight_nobody_plays_against_the_privatizer(tiny):
     assert "utility/val_accuracy" in played[-1]
 
 
-def test_without_adversaries_the_privatizer_ends_where_the_undefended_one_does(tiny, differing):
+def test_game_without_adversaries_equals_the_undefended_game(tiny, differing):
     config = tiny(epochs=1)
     alone, _ = play_all(replace(config, adversaries={}))
     undefended, _ = play_all(replace(config, privacy_weight=0.0))
     assert differing(alone.weights(), undefended.weights()) == []
 
 
-# ------------------------------------------------------------------------------------------------------- it repeats itself
+# ------------------------------------------------------------------------------------------------------- repeatability
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_playing_in_pieces_gives_the_same_game_bit_for_bit(tiny, whole_game, differing, schedule, chunk):
+def test_game_played_in_pieces_is_bit_identical(tiny, whole_game, differing, schedule, chunk):
     config = tiny(changes={"game.schedule": schedule})
     whole, played = whole_game(config)
     pieces, played_in_pieces = play_all(config, chunk=chunk)
@@ -179,10 +179,10 @@ def test_playing_in_pieces_gives_the_same_game_bit_for_bit(tiny, whole_game, dif
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_seed_decides_the_game(tiny, whole_game, differing, schedule):
+def test_game_is_determined_by_its_seed(tiny, whole_game, differing, schedule):
     config = tiny(changes={"game.schedule": schedule})
     whole, _ = whole_game(config)
-    torch.manual_seed(1)  # what else draws from torch's global stream must not matter
+    torch.manual_seed(1)  # the state of torch's global stream must not matter
     np.random.seed(1)  # noqa: NPY002
     again, _ = play_all(config)
     assert differing(whole.weights(), again.weights()) == []
@@ -192,7 +192,7 @@ def test_the_seed_decides_the_game(tiny, whole_game, differing, schedule):
         assert differing(whole.weights()[name], other.weights()[name]), f"{name} does not depend on the seed"
 
 
-def test_a_game_leaves_the_global_random_streams_alone(tiny):
+def test_game_does_not_change_torchs_global_stream(tiny):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -200,9 +200,9 @@ def test_a_game_leaves_the_global_random_streams_alone(tiny):
     assert torch.equal(torch.rand(3), expected)
 
 
-def by_hand(config: Config, *, delay: int) -> tuple[dict[str, torch.Tensor], list[Metrics]]:
-    """The game against one adversary as a plain loop: the gradient of a round is taken on a second encoder, which has the weights
-    of `delay` rounds ago, but never those of an epoch before. Weights and running statistics; loss and R2 of each round."""
+def reference_game(config: Config, *, delay: int) -> tuple[dict[str, torch.Tensor], list[Metrics]]:
+    """The game against one adversary as a plain loop. A second encoder computes the gradient of a round, with the weights of
+    `delay` rounds ago, but not from an earlier epoch. Returns weights with running statistics, and loss and R2 of each round."""
     (name,) = config.adversaries
     worker, adversary = PrivatizerWorker(config, threads=1), AdversaryWorker(name, config, threads=1)
     defender, played = worker.defender, []
@@ -226,93 +226,96 @@ def by_hand(config: Config, *, delay: int) -> tuple[dict[str, torch.Tensor], lis
         code.backward(z.grad + worker.privacy_weight(round) * torch.from_numpy(feedback.grad_z))
         for parameter, delayed in zip(encoder.parameters(), second.parameters(), strict=True):
             parameter.grad = delayed.grad
-        for moving in (*defender.optimisers.values(), *defender.schedules.values()):
-            moving.step()
+        for stepped in (*defender.optimisers.values(), *defender.schedules.values()):
+            stepped.step()
         played.append({"utility/loss": float(loss.detach()), f"adversary/{name}/r2": feedback.r2})
     encoder.load_state_dict(dict(second.named_buffers()), strict=False)
     return defender.net.state_dict(), played
 
 
 @pytest.mark.parametrize(("schedule", "delay"), [("sync", 0), ("stale1", 1)])
-def test_the_gradient_is_exact_in_sync_and_one_round_old_in_stale1(tiny, schedule, delay):
+def test_game_gradient_is_exact_in_sync_and_delayed_in_stale1(tiny, schedule, delay):
     config = tiny("mlp", privacy_weight=3, changes={"game.schedule": schedule, "game.warmup_epochs": 1.5})
     game, played = play_all(config)
-    expected, numbers = by_hand(config, delay=delay)
+    expected, expected_metrics = reference_game(config, delay=delay)
     for name, value in game.privatizer.defender.net.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
-    assert [{name: m[name] for name in n} for m, n in zip(played, numbers, strict=True)] == [pytest.approx(n) for n in numbers]
+    pairs = zip(played, expected_metrics, strict=True)
+    assert [{name: m[name] for name in n} for m, n in pairs] == [pytest.approx(n) for n in expected_metrics]
 
 
-def test_stale1_asks_about_the_next_codes_before_it_waits_for_the_answers_and_ends_an_epoch_with_nothing_in_flight(tiny):
+def test_stale1_sends_the_next_release_before_it_waits(tiny):
+    """At the end of an epoch no codes are in flight."""
     config = tiny("ridge", "mlp", changes={"game.schedule": "stale1"})
     events: list[tuple[str, int]] = []
+
     handles = {name: AdversaryWorker(name, config, threads=1) for name in config.adversaries}
 
     def share(release: Release) -> Release:
-        events.append(("asked", release.round))
+        events.append(("sent", release.round))
         return release
 
-    def gather(answers: Sequence[Feedback]) -> list[Feedback]:
-        events.append(("gathered", answers[0].round))
-        assert {answer.round for answer in answers} == {answers[0].round}
-        return list(answers)
+    def gather(replies: Sequence[Feedback]) -> list[Feedback]:
+        events.append(("gathered", replies[0].round))
+        assert {reply.round for reply in replies} == {replies[0].round}
+        return list(replies)
 
     game = Game(PrivatizerWorker(config, threads=1), handles, gather=gather, share=share)
     game.play(ROUNDS_PER_EPOCH)
-    assert events[:4] == [("asked", 0), ("asked", 1), ("gathered", 0), ("asked", 2)]
-    assert events[4:] == [("gathered", 1), ("asked", 3), ("gathered", 2), ("gathered", 3)]
+    assert events[:4] == [("sent", 0), ("sent", 1), ("gathered", 0), ("sent", 2)]
+    assert events[4:] == [("gathered", 1), ("sent", 3), ("gathered", 2), ("gathered", 3)]
     assert game.inflight is None
     assert not game.privatizer.defender.pending
     game.play(1)
-    assert events[8:] == [("asked", 4), ("asked", 5), ("gathered", 4)]
+    assert events[8:] == [("sent", 4), ("sent", 5), ("gathered", 4)]
 
 
-def test_feedback_that_is_one_round_old_gives_another_game(tiny, whole_game, differing):
+def test_stale1_gives_other_weights_than_sync(tiny, whole_game, differing):
     exact, in_time = whole_game(tiny())
     stale, late = whole_game(tiny(changes={"game.schedule": "stale1"}))
     assert differing(exact.weights()["privatizer"], stale.weights()["privatizer"])
-    assert late[0]["adversary/ridge/r2"] == in_time[0]["adversary/ridge/r2"], "the first round has nothing older to go by"
+    assert late[0]["adversary/ridge/r2"] == in_time[0]["adversary/ridge/r2"], "the first round is not delayed"
 
 
 @pytest.mark.parametrize("name", ["mlp", "rbf", "ridge_epoch"])
-def test_learning_beside_the_privatizers_step_gives_the_same_adversary_bit_for_bit(tiny, differing, name):
+def test_adversary_with_overlap_is_bit_identical(tiny, differing, name):
     config = tiny(name)
     privatizer = PrivatizerWorker(config, threads=1)
     releases = [privatizer.release(round) for round in range(3)]
 
-    def answers(*, overlap: bool) -> tuple[list[Feedback], dict]:
+    def play(*, overlap: bool) -> tuple[list[Feedback], dict]:
         adversary = AdversaryWorker(name, config, threads=1, overlap=overlap)
         return [adversary.respond(release) for release in releases], adversary.weights()
 
-    one, weights = answers(overlap=False)
-    other, weights_with_overlap = answers(overlap=True)
+    plain, weights = play(overlap=False)
+    overlapped, weights_with_overlap = play(overlap=True)
     assert differing(weights, weights_with_overlap) == []
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(plain, overlapped, strict=True):
         assert (a.name, a.round, a.r2, a.metrics) == (b.name, b.round, b.r2, b.metrics)
         np.testing.assert_array_equal(a.grad_z, b.grad_z)
 
 
-# --------------------------------------------------------------------------------------------------- it is the game meant
+# ---------------------------------------------------------------------------------------------- updates and gradients
 
 
-def test_the_privatizer_moves_in_its_update_alone(tiny, differing):
+def test_privatizer_changes_only_in_its_update(tiny, differing):
     game = play_in_process(tiny("ridge", "mlp"), threads=1)
     net = game.privatizer.defender.net
-    at_first = {name: value.detach().clone() for name, value in net.named_parameters()}
+    initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     release = game.privatizer.release(0)
     feedback = [handle.respond(release) for handle in game.handles.values()]
     game.privatizer.utility(release)
-    assert differing(at_first, dict(net.named_parameters())) == []
+    assert differing(initial, dict(net.named_parameters())) == []
     game.privatizer.update(feedback)
-    moved = differing(at_first, dict(net.named_parameters()))
+    moved = differing(initial, dict(net.named_parameters()))
     assert {path.split(".")[0] for path in moved} == {"/privatizer", "/head"}
 
 
-def test_a_release_asked_for_again_is_the_same(tiny):
+def test_release_of_the_same_round_twice_is_equal(tiny):
     privatizer = PrivatizerWorker(tiny("ridge"), threads=1)
-    one, other = privatizer.release(3), privatizer.release(3)
-    np.testing.assert_array_equal(one.z, other.z)
-    np.testing.assert_array_equal(one.batch.rows, other.batch.rows)
+    first, second = privatizer.release(3), privatizer.release(3)
+    np.testing.assert_array_equal(first.z, second.z)
+    np.testing.assert_array_equal(first.batch.rows, second.batch.rows)
 
 
 def feedback(name: str, *, r2: float, shape: tuple[int, int]) -> Feedback:
@@ -320,13 +323,13 @@ def feedback(name: str, *, r2: float, shape: tuple[int, int]) -> Feedback:
     return Feedback(name=name, round=0, grad_z=grad, r2=r2, metrics={"mse": 1.0})
 
 
-def after_update(config: Config, answers: list[Feedback]) -> tuple[PrivatizerWorker, Metrics]:
+def after_update(config: Config, feedbacks: list[Feedback]) -> tuple[PrivatizerWorker, Metrics]:
     privatizer = PrivatizerWorker(config, threads=1)
     privatizer.utility(privatizer.release(0))
-    return privatizer, privatizer.update(answers)
+    return privatizer, privatizer.update(feedbacks)
 
 
-def test_the_strongest_adversarys_gradient_counts_alone(tiny, differing):
+def test_update_with_strongest_uses_only_that_gradient(tiny, differing):
     config = tiny("ridge", "mlp", changes={"game.aggregate": "strongest"})
     weak, strong = (feedback(n, r2=r2, shape=(80, 6)) for n, r2 in (("ridge", 0.1), ("mlp", 0.3)))
     both, metrics = after_update(config, [weak, strong])
@@ -338,51 +341,51 @@ def test_the_strongest_adversarys_gradient_counts_alone(tiny, differing):
     assert metrics["privacy/training_r2"] == metrics["adversary/mlp/r2"] == 0.3
 
 
-def test_the_mean_of_the_adversaries_gradients_counts(tiny, differing):
+def test_update_with_mean_uses_the_mean_gradient(tiny, differing):
     config = tiny("ridge", "mlp", changes={"game.aggregate": "mean"})
-    answers = [feedback(n, r2=r2, shape=(80, 6)) for n, r2 in (("ridge", 0.1), ("mlp", 0.3))]
-    half = replace(answers[0], grad_z=(0.5 * answers[0].grad_z + 0.5 * answers[1].grad_z).astype(np.float32))
-    assert differing(after_update(config, answers)[0].weights(), after_update(config, [half])[0].weights()) == []
+    feedbacks = [feedback(n, r2=r2, shape=(80, 6)) for n, r2 in (("ridge", 0.1), ("mlp", 0.3))]
+    half = replace(feedbacks[0], grad_z=(0.5 * feedbacks[0].grad_z + 0.5 * feedbacks[1].grad_z).astype(np.float32))
+    assert differing(after_update(config, feedbacks)[0].weights(), after_update(config, [half])[0].weights()) == []
 
 
-def test_the_privatizer_follows_the_utility_loss_plus_the_weighted_privacy_term(tiny):
+def test_update_gradient_is_utility_plus_weighted_privacy(tiny):
     """The gradient that reaches the code is dL_U/dz + privacy_weight * grad_z."""
     config = tiny("ridge", privacy_weight=2.5)
-    answer = feedback("ridge", r2=0.5, shape=(80, 6))
+    reply = feedback("ridge", r2=0.5, shape=(80, 6))
     privatizer = PrivatizerWorker(config, threads=1)
     release = privatizer.release(0)
     privatizer.utility(release)
     (pending,) = privatizer.defender.pending
-    code, of_utility = pending.code, pending.grad
-    assert of_utility is not None
+    code, utility_grad = pending.code, pending.grad
+    assert utility_grad is not None
     code.retain_grad()
-    privatizer.update([answer])
+    privatizer.update([reply])
     assert code.grad is not None
-    torch.testing.assert_close(code.grad, of_utility + 2.5 * torch.from_numpy(answer.grad_z))
+    torch.testing.assert_close(code.grad, utility_grad + 2.5 * torch.from_numpy(reply.grad_z))
 
 
-def test_the_privacy_weight_rises_from_nothing_during_the_warm_up(tiny):
+def test_privacy_weight_rises_linearly_during_the_warmup(tiny):
     privatizer = PrivatizerWorker(tiny(privacy_weight=3, changes={"game.warmup_epochs": 1.0}), threads=1)
     assert [privatizer.privacy_weight(round) for round in (0, 1, 2, 4, 7)] == [0, 0.75, 1.5, 3, 3]
     assert PrivatizerWorker(tiny(privacy_weight=3), threads=1).privacy_weight(0) == 3
 
 
-def test_an_adversary_aims_at_the_pictures_that_the_privatizer_saw_mirrored_and_shifted(tiny):
+def test_adversary_targets_are_mirrored_and_shifted_like_the_inputs(tiny):
     config = tiny("decoder", "ridge", changes={"data.max_shift_px": 2})
     release = PrivatizerWorker(config, threads=1).release(1)
     assert 0 < release.batch.mirrored.sum() < len(release.batch.rows)
     assert np.abs(release.batch.shift).max() == 2
     decoder, ridge = (AdversaryWorker(name, config, threads=1) for name in ("decoder", "ridge"))
-    seen = scale(pictures(decoder.dataset.train, release.batch))
+    inputs = scale(pictures(decoder.dataset.train, release.batch))
     pixels = decoder.target(release)
-    np.testing.assert_allclose(pixels.values.numpy() + decoder.projection.mean, seen, atol=1e-6)
+    np.testing.assert_allclose(pixels.values.numpy() + decoder.projection.mean, inputs, atol=1e-6)
     assert not pixels.residual.any()
     components = ridge.target(release)
     energy = (components.values**2).sum(1) + components.residual
     np.testing.assert_allclose(energy.numpy(), (pixels.values**2).sum(1).numpy(), rtol=1e-4)
 
 
-def test_codes_for_the_streamed_fit_change_nothing_but_a_counter(tiny, differing):
+def test_released_blocks_change_only_a_batch_counter(tiny, differing):
     privatizer = PrivatizerWorker(tiny("ridge_epoch"), threads=1)
     privatizer.release(0)
     state = {name: value.clone() for name, value in privatizer.defender.net.state_dict().items()}
@@ -392,11 +395,11 @@ def test_codes_for_the_streamed_fit_change_nothing_but_a_counter(tiny, differing
     assert [path for path in changed if not path.endswith("num_batches_tracked")] == []
 
 
-@pytest.mark.parametrize("left_over", [1, 2])
-def test_the_streamed_fit_copes_with_a_last_block_of_few_rows(tiny, monkeypatch, left_over):
+@pytest.mark.parametrize("remainder", [1, 2])
+def test_released_blocks_with_a_small_remainder_are_finite(tiny, monkeypatch, remainder):
     from cpgan_ray.training import players
 
-    monkeypatch.setattr(players, "EVALUATION_BLOCK", 320 - left_over)
+    monkeypatch.setattr(players, "EVALUATION_BLOCK", 320 - remainder)
     game = play_in_process(tiny("ridge_epoch"), threads=1)
     blocks = list(game.privatizer.released_blocks("train", round=0))
     assert sum(len(block.z) for block in blocks) == 320
@@ -405,14 +408,14 @@ def test_the_streamed_fit_copes_with_a_last_block_of_few_rows(tiny, monkeypatch,
     assert abs(spread - 1) < 0.1
 
 
-# ---------------------------------------------------------------------------------------------------- the epochwise order
+# ---------------------------------------------------------------------------------------------------- the epochwise schedule
 
 
 def parameters(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in net.named_parameters()}
 
 
-def test_in_the_first_pass_of_an_epoch_the_head_and_the_adversaries_learn_and_in_the_second_the_privatizer_alone(tiny, differing):
+def test_epochwise_trains_adversaries_first_and_then_the_privatizer(tiny, differing):
     game = play_in_process(tiny(changes={"game.schedule": "epochwise"}), threads=1)
     net = game.privatizer.defender.net
     neural = ("mlp", "decoder")
@@ -437,30 +440,30 @@ def test_in_the_first_pass_of_an_epoch_the_head_and_the_adversaries_learn_and_in
     assert differing(between[1:], end[1:]) == []
 
 
-def test_the_adversary_with_the_smallest_error_on_the_validation_split_is_the_epochs_opponent(tiny):
+def test_epochwise_chooses_the_adversary_with_the_smallest_val_error(tiny):
     game = play_in_process(tiny(changes={"game.schedule": "epochwise"}), threads=1)
     game.begin_epoch()
     (release,) = game.privatizer.released_blocks("val", round=0)
     assert release.split == "val"
-    shares = {name: np.divide(*handle.score(release)) for name, handle in game.handles.items()}
-    assert shares[game.chosen] == min(shares.values())
+    relative_errors = {name: np.divide(*handle.score(release)) for name, handle in game.handles.items()}
+    assert relative_errors[game.chosen] == min(relative_errors.values())
     played = game.play(1)
-    opponents = [{n.split("/")[1] for n in m if n.startswith("adversary/")} for m in played]
-    assert all(names == {game.chosen} for names in opponents[1:])
+    names_per_round = [{n.split("/")[1] for n in m if n.startswith("adversary/")} for m in played]
+    assert all(names == {game.chosen} for names in names_per_round[1:])
     assert len(played) == ROUNDS_PER_EPOCH
 
 
-def test_epochwise_without_a_privacy_weight_plays_undefended(tiny):
+def test_epochwise_without_a_privacy_weight_plays_all_rounds(tiny):
     _, played = play_all(tiny(privacy_weight=0, epochs=1, changes={"game.schedule": "epochwise"}))
     assert len(played) == ROUNDS_PER_EPOCH
 
 
-# --------------------------------------------------------------------------------------------------------- it stops on a NaN
+# --------------------------------------------------------------------------------------------------------- NaN errors
 
 
 @pytest.mark.parametrize("schedule", ["sync", "stale1"])
 @pytest.mark.parametrize("name", ["mlp", "decoder"])
-def test_an_adversary_that_answers_nan_stops_the_game_and_is_named_with_the_round(tiny, schedule, name):
+def test_adversary_that_returns_nan_is_named_with_the_round(tiny, schedule, name):
     game = play_in_process(tiny("ridge", name, changes={"game.schedule": schedule}), threads=1)
     game.play(1)
     with torch.no_grad():
@@ -470,7 +473,7 @@ def test_an_adversary_that_answers_nan_stops_the_game_and_is_named_with_the_roun
         game.play(2)
 
 
-def test_a_streamed_adversary_that_answers_nan_is_named_with_the_round(tiny):
+def test_streamed_adversary_that_returns_nan_is_named_with_the_round(tiny):
     game = play_in_process(tiny("ridge_epoch"), threads=1)
     game.play(1)
     game.handles["ridge_epoch"].adversary.fit.bias.fill_(math.nan)
@@ -479,7 +482,7 @@ def test_a_streamed_adversary_that_answers_nan_is_named_with_the_round(tiny):
 
 
 @pytest.mark.parametrize("name", ["ridge", "rbf", "fourier", "ridge_epoch", "mlp", "decoder"])
-def test_a_privatizer_whose_codes_are_nan_stops_the_game_and_the_round_is_named(tiny, name):
+def test_privatizer_with_nan_codes_raises_with_the_round(tiny, name):
     game = play_in_process(tiny(name), threads=1)
     game.play(1)
     with torch.no_grad():
@@ -488,22 +491,22 @@ def test_a_privatizer_whose_codes_are_nan_stops_the_game_and_the_round_is_named(
         game.play(1)
 
 
-def test_a_learning_rate_that_is_too_high_stops_an_undefended_game_in_the_round_where_the_loss_is_lost(tiny):
+def test_game_with_an_infinite_loss_raises_with_the_round(tiny):
     config = tiny(privacy_weight=0, changes={"privatizer.learning_rate": 1e30, "privatizer.lr_schedule": "constant"})
     with pytest.raises(FloatingPointError, match=r"round \d"):
         play_all(config)
 
 
-def test_fewer_pictures_than_a_batch_are_refused(tiny):
+def test_game_with_fewer_pictures_than_a_batch_is_refused(tiny):
     with pytest.raises(InputError, match=r"batch_size is 321.*320"):
         play_in_process(tiny("ridge", batch_size=321), threads=1)
 
 
-# ------------------------------------------------------------------------------------------------------ leaks are seen
+# ------------------------------------------------------------------------------------------------------ leaks
 
 
 def linear_release(config: Config, *, k: int, shuffled: bool = False) -> Release:
-    """Codes that are a random linear map of the pictures to k numbers; given to the wrong pictures if `shuffled`."""
+    """Codes that are a random linear map of the pictures to k numbers; `shuffled`: assigned to the wrong pictures."""
     train = load(config).train
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(train))
@@ -515,20 +518,21 @@ def linear_release(config: Config, *, k: int, shuffled: bool = False) -> Release
 
 
 @pytest.mark.parametrize(("k", "shuffled", "low", "high"), [(192, False, 0.98, 1.0), (8, False, 0.2, 0.9), (8, True, -0.5, 0.05)])
-def test_ridge_recovers_all_of_a_linear_code_as_long_as_the_picture_and_nothing_of_a_shuffled_one(tiny, k, shuffled, low, high):
+def test_ridge_recovers_a_linear_code_and_nothing_if_shuffled(tiny, k, shuffled, low, high):
     config = tiny("ridge", k=k, changes={"data.image_size": 8})
     ridge = RidgeConfig(memory_batches=0, components=0, penalties=(1e-6, 1e-4, 1e-1))
     config = replace(config, adversaries={"ridge": ridge}, game=override(config, {"game.holdout_fraction": 0.2}).game)
-    found = AdversaryWorker("ridge", config, threads=1).respond(linear_release(config, k=k, shuffled=shuffled))
-    assert low < found.r2 <= high
-    assert found.grad_z.shape == (320, k)
+    reply = AdversaryWorker("ridge", config, threads=1).respond(linear_release(config, k=k, shuffled=shuffled))
+    assert low < reply.r2 <= high
+    assert reply.grad_z.shape == (320, k)
 
 
-def test_an_opposed_privatizer_gives_away_less_than_an_undefended_one(tiny):
-    """Direction, not size: after a few epochs against ridge, a fresh ridge fit recovers less than from an undefended code."""
+def test_trained_privatizer_leaks_less_than_an_undefended_one(tiny):
+    """Tests the direction, not the size: after a few epochs against ridge, a fresh ridge fit recovers less than from an undefended
+    code."""
     config = tiny("ridge", epochs=6, changes={"adversaries.ridge.memory_batches": 3})
 
-    def recovered(weight: float) -> float:
+    def recovered_r2(weight: float) -> float:
         game, _ = play_all(replace(config, privacy_weight=weight))
         train, val = (game.privatizer.codes(name)[0] for name in ("train", "val"))
         x, x_val = (scale(getattr(game.privatizer.dataset, n).take(np.arange(len(c)))) for n, c in (("train", train), ("val", val)))
@@ -538,4 +542,4 @@ def test_an_opposed_privatizer_gives_away_less_than_an_undefended_one(tiny):
         errors = np.c_[val, np.ones(len(val))] @ weights - (x_val - mean)
         return 1 - float((errors**2).mean() / ((x_val - mean) ** 2).mean())
 
-    assert recovered(5.0) < recovered(0.0) - 0.1
+    assert recovered_r2(5.0) < recovered_r2(0.0) - 0.1

@@ -1,13 +1,13 @@
-"""The CelebA layout, official or Kaggle's, as it is downloaded, made into a prepared store.
+"""Make a prepared store from a folder in the CelebA layout, as downloaded from the official site or from Kaggle.
 
-    img_align_celeba/ or img_align_celeba.zip     pictures of any size (read straight out of the zip), in subfolders too
-    list_attr_celeba.txt ...                      the tables, see annotations.py
+    img_align_celeba/ or img_align_celeba.zip     pictures of any size (read directly from the zip), also in subfolders
+    list_attr_celeba.txt ...                      the tables, see celeba_tables.py
 
-They may lie in the folder itself or in the download's `Img/`, `Anno/` and `Eval/`.
+They may be in the folder itself or in the subfolders of the download: `Img/`, `Anno/` and `Eval/`.
 
-Of a picture the pixels are read as they are stored: an EXIF orientation is not applied (official pictures have none), which is
-reported, and so is an animation, of which the first frame counts (decoding.py). A picture that is a link to a file is followed, as
-many keep their pictures elsewhere; what is no regular file is not opened. Of a zip nothing is written to disk.
+Pixels are read as they are stored: an EXIF orientation is not applied (official pictures have none) but reported; only the first
+frame of an animation is read, which is also reported (decoding.py). Links to picture files are followed, because users may keep
+their pictures in another folder; other files that are not regular are not opened. A zip is never unpacked to disk.
 """
 
 import contextlib
@@ -38,55 +38,66 @@ from cpgan_ray.data.datasets.celeba_tables import (
     IDENTITIES,
     PARTITION,
     Annotations,
+    candidate_paths,
     columns_of,
+    display_name,
     find_tables,
-    named,
-    places,
     read,
     read_annotations,
     table_names,
 )
-from cpgan_ray.data.decoding import Decoded, decode_block, read_member, sentences
+from cpgan_ray.data.decoding import Decoded, decode_block, format_remarks, read_member
 from cpgan_ray.data.sync.node import Draft
 from cpgan_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-POOL_FROM = 2000
-"""From so many pictures on, decoding in several processes saves more than starting them costs."""
-PER_TASK = 32
-"""Pictures decoded per message to a process, ..."""
-TASK_BYTES = 64 << 20
-"""... fewer where their files in the zip are large."""
+MIN_PICTURES_FOR_POOL = 2000
+"""Minimum number of pictures for which decoding in several processes saves more time than starting them costs."""
+MAX_PICTURES_PER_TASK = 32
+"""Maximum number of pictures in one task of a decoding process."""
+MAX_TASK_BYTES = 64 << 20
+"""Maximum total size of the files in one task, for pictures in a zip."""
 
 
 def draft(source: Path, config: Config, *, processes: int | None = None, progress: bool = True) -> Draft:
-    """The store of the data set in `source`, not made yet.
+    """A draft of the store of the data set in `source`.
 
-    Pictures are decoded by `processes` processes; none given: one per core if there are many pictures.
+    processes: number of decoding processes; by default one per core if there are many pictures.
 
     Raises:
-        InputError: a file is missing; then, as the store is built: a file is malformed or contradicts another; a picture is missing
-            or cannot be decoded (unless `config.skip_corrupt`); a label is unknown; people are in two splits; a split is empty, or
-            cannot be balanced.
+        InputError: a file is missing. Building the store raises it if a file is malformed or contradicts another; a picture is
+            missing or cannot be decoded (unless `config.skip_corrupt`); a label is unknown; a person is in two splits; a split is
+            empty or cannot be balanced.
     """
     if not source.is_dir():
-        raise InputError(f"data folder {source} does not exist or is no folder: give one in the CelebA layout with --data-dir")
+        raise InputError(
+            f"data folder {source} does not exist or is not a folder: give a folder in the CelebA layout with --data-dir"
+        )
     pictures = find_pictures(source)
     files = find_tables(source, config.data)
     digest = digest_of(pictures, files, settings=settings(config))
 
     def build(folder: Path) -> None:
         annotations = read_annotations(files, labels=config.data.labels)
-        made_of = {"path": str(source.absolute()), **settings(config)}
+        origin = {"path": str(source.absolute()), **settings(config)}
         stored = match(pictures, annotations.names)
         remarks: Counter[str] = Counter()
         with _decoder(pictures, stored, config, remarks=remarks, processes=processes) as fetch:
-            told = {"fetch": fetch, "source": made_of, "digest": digest, "remarks": remarks, "listed_in": files[ATTRIBUTES].name}
-            plan = _plan(pictures, stored, annotations, config=config, **told)
+            plan = _plan(
+                pictures,
+                stored,
+                annotations,
+                fetch=fetch,
+                source=origin,
+                digest=digest,
+                config=config,
+                remarks=remarks,
+                listed_in=files[ATTRIBUTES].name,
+            )
             if plan.info.anonymous:
-                logger.info(f"{source} has no {IDENTITIES}: one person may be in several splits, and each picture counts by itself")
-            store.build(folder, plan, progress=progress, describe=sentences)
+                logger.info(f"{source} has no {IDENTITIES}: one person may be in several splits, and each picture is one identity")
+            store.build(folder, plan, progress=progress, describe=format_remarks)
 
     return Draft(digest, build)
 
@@ -104,14 +115,14 @@ def _plan(
     listed_in: str,
 ) -> store.Plan:
     names = annotations.names
-    there = np.array([path is not None for path in stored])
-    missing = tuple(names[i] for i in np.flatnonzero(~there))
+    exists = np.array([path is not None for path in stored])
+    missing = tuple(names[i] for i in np.flatnonzero(~exists))
     if missing and not config.skip_corrupt:
         raise InputError(
-            f"{pictures.path}: {len(missing)} of the {len(names)} pictures of {listed_in} are missing or no files, "
-            f"first {named(missing[0])}: add them, or leave them out with --skip-corrupt"
+            f"{pictures.path}: {len(missing)} of the {len(names)} pictures of {listed_in} are missing or not files, "
+            f"first {display_name(missing[0])}: add them, or skip them with --skip-corrupt"
         )
-    rows = {name: members[there[members]] for name, members in split_rows(annotations, mode=config.data.split).items()}
+    rows = {name: members[exists[members]] for name, members in split_rows(annotations, mode=config.data.split).items()}
     for name, members in rows.items():
         if len(members) == 0:
             official = config.data.split == "official" and not annotations.anonymous
@@ -120,7 +131,7 @@ def _plan(
     if config.data.balanced:
         [column] = columns_of(annotations.label_names, config.data.labels)
         label, values = annotations.label_names[column], annotations.labels[:, column]
-        rows = balance.balanced(rows, values, label=label, data=config.data)
+        rows = balance.balance_rows(rows, values, label=label, data=config.data)
     taken = np.concatenate(list(rows.values()))
     if renamed := sum(PurePosixPath(stored[i] or "").name != PurePosixPath(names[i]).name for i in taken.tolist()):
         remarks["other_name"] = renamed
@@ -144,23 +155,24 @@ def _plan(
 
 
 def settings(config: Config) -> dict[str, object]:
-    """What the store depends on beside the files."""
+    """What the store depends on in addition to the files."""
     keys = ("dataset", "image_size", "crop", "split")
-    made_of = {key: getattr(config.data, key) for key in keys}
-    return {**made_of, "skip_corrupt": config.skip_corrupt, **balance.settings(config.data)}
+    data_settings = {key: getattr(config.data, key) for key in keys}
+    return {**data_settings, "skip_corrupt": config.skip_corrupt, **balance.settings(config.data)}
 
 
-def needed(names: Sequence[str], config: Config) -> list[str]:
-    """Which of the files below a folder, by their names with slashes, are read."""
-    texts = {place for name in table_names(config.data) for place in places(name)}
+def required_files(names: Sequence[str], config: Config) -> list[str]:
+    """The files that are read, from the names (with slashes) of all files in a folder and its subfolders."""
+    tables = {path for name in table_names(config.data) for path in candidate_paths(name)}
     folders = [f"{PICTURES}/", f"Img/{PICTURES}/"]
     pictures = next((folder for folder in folders if any(name.startswith(folder) for name in names)), None)
     zips = [name for name in (f"{PICTURES}.zip", f"Img/{PICTURES}.zip") if pictures is None and name in names][:1]
-    return [name for name in names if name in texts or name in zips or (pictures and name.startswith(pictures))]
+    return [name for name in names if name in tables or name in zips or (pictures and name.startswith(pictures))]
 
 
 def digest_of(pictures: Pictures, files: dict[str, Path], *, settings: dict[str, object]) -> str:
-    """16 hexadecimal digits that change whenever the store would: settings, annotations, paths and sizes of the pictures."""
+    """A hash (16 hexadecimal digits) of everything that determines the store: settings, annotations, paths and sizes of
+    pictures."""
     total = hashlib.sha256(json.dumps([store.FORMAT, settings]).encode())
     for name, path in files.items():
         total.update(f"\n{name} {path.suffix} {hashlib.sha256(read(path)).hexdigest()}\n".encode())
@@ -176,7 +188,7 @@ def digest_of(pictures: Pictures, files: dict[str, Path], *, settings: dict[str,
 def split_rows(annotations: Annotations, *, mode: str) -> dict[str, np.ndarray]:
     """Row numbers of each split, in the order of the attribute file.
 
-    `official`: the partition file. `identity`: by crc32 of the person's number, modulo 10: 8 is val, 9 is test.
+    mode: `official` uses the partition file; `identity` uses crc32 of the person's number modulo 10 (8 is val, 9 is test).
 
     Raises:
         InputError: a person is in two splits.
@@ -184,13 +196,13 @@ def split_rows(annotations: Annotations, *, mode: str) -> dict[str, np.ndarray]:
     identity = annotations.identity
     if annotations.partition is not None and mode == "official":
         part = annotations.partition
-        people, where = np.unique(identity, return_inverse=True)
-        found_in = np.zeros((len(people), 3), bool)
-        found_in[where, part] = True
-        if len(torn := np.flatnonzero(found_in.sum(axis=1) > 1)):
-            splits = " and ".join(name for name, found in zip(store.SPLITS, found_in[torn[0]], strict=True) if found)
+        people, person = np.unique(identity, return_inverse=True)
+        in_split = np.zeros((len(people), 3), bool)
+        in_split[person, part] = True
+        if len(repeated := np.flatnonzero(in_split.sum(axis=1) > 1)):
+            splits = " and ".join(name for name, present in zip(store.SPLITS, in_split[repeated[0]], strict=True) if present)
             raise InputError(
-                f"{PARTITION} puts {len(torn)} people into more than one split, identity {people[torn[0]]} into {splits}: "
+                f"{PARTITION} puts {len(repeated)} people into more than one split, identity {people[repeated[0]]} into {splits}: "
                 "split by person with --data.split identity"
             )
     else:
@@ -206,16 +218,16 @@ def split_rows(annotations: Annotations, *, mode: str) -> dict[str, np.ndarray]:
 def _decoder(
     pictures: Pictures, stored: Sequence[str | None], config: Config, *, remarks: Counter[str], processes: int | None
 ) -> Iterator[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-    """What `store.Plan.fetch` is for these pictures; it counts what is to be reported. By processes: threads were
-    measured to gain nothing on small pictures."""
+    """Yields `store.Plan.fetch` for these pictures; it also adds to `remarks`. Decoding uses processes, because threads were
+    measured to be no faster for small pictures."""
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if len(stored) >= POOL_FROM else 1
+        processes = len(os.sched_getaffinity(0)) if len(stored) >= MIN_PICTURES_FOR_POOL else 1
     work = functools.partial(decode_block, image_size=config.data.image_size, crop=config.data.crop)
     shape = (config.data.image_size, config.data.image_size, 3)
     with contextlib.ExitStack() as stack:
         run = map
         if processes > 1:
-            context = multiprocessing.get_context("spawn")  # a fork would copy the locks of Ray's and torch's threads
+            context = multiprocessing.get_context("spawn")  # fork would copy locks that threads of Ray and torch hold
             run = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_parent)).map
         archive = stack.enter_context(zipfile.ZipFile(pictures.path)) if pictures.members is not None else None
 
@@ -224,45 +236,45 @@ def _decoder(
                 return pictures.path / name
             try:
                 return read_member(archive, pictures.members[name])
-            except Exception as e:  # a bad checksum, a torn stream, encryption
+            except Exception as e:  # a wrong checksum, a truncated stream, encryption
                 return f"{e}"
 
         def tasks(rows: np.ndarray) -> Iterator[list[str]]:
-            """The pictures by name, as many together as a task has."""
+            """The names of the pictures, grouped into tasks."""
             task: list[str] = []
-            room = TASK_BYTES
+            remaining = MAX_TASK_BYTES
             for name in [stored[int(row)] or "" for row in rows]:
                 size = pictures.members[name].file_size if pictures.members is not None else 0
-                if task and (len(task) == PER_TASK or size > room):
+                if task and (len(task) == MAX_PICTURES_PER_TASK or size > remaining):
                     yield task
-                    task, room = [], TASK_BYTES
+                    task, remaining = [], MAX_TASK_BYTES
                 task.append(name)
-                room -= size
+                remaining -= size
             yield task
 
         def decode_all(rows: np.ndarray) -> Iterator[Decoded | str]:
-            """A few tasks at a time, for the files that wait for a process are in memory."""
+            """Decode a few tasks at a time, because files that wait for a process are held in memory."""
             waiting = tasks(rows)
-            while some := list(itertools.islice(waiting, 4 * processes)):
-                for task in run(work, ([file(name) for name in task] for task in some)):
-                    yield from task
+            while chunk := list(itertools.islice(waiting, 4 * processes)):
+                for results in run(work, ([file(name) for name in task] for task in chunk)):
+                    yield from results
 
         def fetch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            out, kept = np.empty((len(rows), *shape), np.uint8), np.zeros(len(rows), bool)
-            for i, one in enumerate(decode_all(rows)):
-                if not isinstance(one, str):
-                    out[i], kept[i] = one.pixels, True
-                    remarks.update(one.remarks)
+            out, valid = np.empty((len(rows), *shape), np.uint8), np.zeros(len(rows), bool)
+            for i, result in enumerate(decode_all(rows)):
+                if not isinstance(result, str):
+                    out[i], valid[i] = result.pixels, True
+                    remarks.update(result.remarks)
                 elif not config.skip_corrupt:
                     path = pictures.path / (stored[int(rows[i])] or "")
-                    raise InputError(f"{path} cannot be decoded ({one}): mend it, or leave such pictures out with --skip-corrupt")
-            return out, kept
+                    raise InputError(f"{path} cannot be decoded ({result}): repair it, or skip such pictures with --skip-corrupt")
+            return out, valid
 
         yield fetch
 
 
 def _leave_with_parent() -> None:
-    """Run in each decoding process: Ctrl-C is the parent's to handle, and none outlives a parent that is killed."""
+    """Initialise a decoding process: it ignores Ctrl-C, which the parent handles, and ends when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -1,4 +1,4 @@
-"""The picture files of the official CelebA layout, and which of them an annotation means."""
+"""Find the picture files of the official CelebA layout, and match them with the names in the tables."""
 
 import os
 import unicodedata
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpgan_ray.data.datasets.celeba_tables import named
+from cpgan_ray.data.datasets.celeba_tables import display_name
 from cpgan_ray.errors import InputError
 
 PICTURES = "img_align_celeba"
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "avif")
-"""One that a name in the lists has may be another one, or in capitals, on the disk."""
+"""Extensions of picture files. The file on disk may have another of these (or capitals) than the name in the tables."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,24 +21,25 @@ class Pictures:
 
     path: Path
     stamps: dict[str, int]
-    """Path below, with slashes, to size in bytes (folder) or CRC (zip): what the digest knows of a picture."""
+    """Relative path, with slashes, to size in bytes (folder) or CRC (zip). The digest includes these values."""
     members: dict[str, zipfile.ZipInfo] | None = None
-    """Path to member, for a zip."""
+    """Relative path to member of the zip; None for a folder."""
 
 
 def find_pictures(source: Path) -> Pictures:
-    """The folder of pictures with its subfolders (Kaggle's copy has one of the same name), or the zip."""
+    """The pictures in a folder and its subfolders (Kaggle's copy has a subfolder of the same name), or in a zip."""
     for path in (source / PICTURES, source / "Img" / PICTURES):
         if path.is_dir():
             return Pictures(path=path, stamps=dict(_sizes(path)))
     for path in (source / f"{PICTURES}.zip", source / "Img" / f"{PICTURES}.zip"):
         if path.is_file():
-            return _zipped(path)
-    raise InputError(f"{source} holds neither {PICTURES}/ nor {PICTURES}.zip (nor does Img/): put the pictures there")
+            return _read_zip(path)
+    raise InputError(f"{source} holds neither {PICTURES}/ nor {PICTURES}.zip, and neither does Img/: put the pictures there")
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """All files below by their path with slashes, and their sizes. Links to folders are not followed: they may lead anywhere."""
+    """Relative path (with slashes) and size of all files in a folder and its subfolders. Links to folders are not followed, because
+    they may lead anywhere."""
     waiting = [""]
     while waiting:
         below = waiting.pop()
@@ -50,66 +51,67 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
                     elif (size := _size(entry)) is not None:
                         yield below + entry.name, size
         except OSError as e:
-            raise InputError(f"{folder / below} cannot be read ({e.strerror}): mend the folder or its permissions") from e
+            raise InputError(f"{folder / below} cannot be read ({e.strerror}): repair the folder or its permissions") from e
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """None where it is no regular file, nor a link to one: opening it might never end."""
+    """Size of a regular file, or of the file that a link leads to; None for anything else, because opening it might block."""
     try:
         return entry.stat().st_size if entry.is_file() else None
     except OSError:  # a link to itself
         return None
 
 
-def _zipped(path: Path) -> Pictures:
+def _read_zip(path: Path) -> Pictures:
     members: dict[str, zipfile.ZipInfo] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as e:  # zipfile raises whatever the damaged part leads to
-        raise InputError(f"{path} is not a whole zip file ({' '.join(str(e).split())}): download it again") from e
+    except Exception as e:  # zipfile may raise any error for a damaged file
+        raise InputError(f"{path} is not a complete zip file ({' '.join(str(e).split())}): download it again") from e
     for entry in entries:
         parts = entry.filename.split("/")
         if entry.is_dir() or {"", ".", ".."} & {*parts} or (len(parts) > 1 and parts[0] != PICTURES):
             continue
         name = entry.filename.removeprefix(f"{PICTURES}/")
         if name in members:
-            raise InputError(f"{path} holds two pictures named {named(name)}: keep one")
+            raise InputError(f"{path} holds two pictures named {display_name(name)}: keep one")
         members[name] = entry
     return Pictures(path=path, stamps={name: entry.CRC for name, entry in members.items()}, members=members)
 
 
 def match(pictures: Pictures, names: Sequence[str]) -> list[str | None]:
-    """For each name of the lists the path of its picture, None where there is none.
+    """For each name in the tables the path of its picture, None if absent.
 
-    A picture may lie in a subfolder. If none has exactly that name, one counts that differs only in its Unicode form (macOS
-    decomposes accents) or in its extension.
+    A picture may be in a subfolder. If no picture has exactly that name, a name that differs only in its Unicode form (macOS
+    decomposes accents) or in its extension is accepted.
 
-    Raises: InputError where two pictures have the name.
+    Raises:
+        InputError: two pictures have the same name.
     """
-    exact, loose = _by(pictures, lambda path: path), None
-    found: list[str | None] = []
+    exact, loose = _group_paths(pictures, lambda path: path), None
+    paths: list[str | None] = []
     for name in names:
         candidates = exact.get(name, [])
         if not candidates:
-            loose = loose or _by(pictures, _loosely)
-            candidates = loose.get(_loosely(name), [])
+            loose = loose or _group_paths(pictures, _loose_key)
+            candidates = loose.get(_loose_key(name), [])
         if len(candidates) > 1:
-            one, other = (named(path) for path in sorted(candidates)[:2])
-            raise InputError(f"{pictures.path} holds two pictures named {named(name)} ({one} and {other}): keep one")
-        found.append(candidates[0] if candidates else None)
-    return found
+            first, second = (display_name(path) for path in sorted(candidates)[:2])
+            raise InputError(f"{pictures.path} holds two pictures named {display_name(name)} ({first} and {second}): keep one")
+        paths.append(candidates[0] if candidates else None)
+    return paths
 
 
-def _by(pictures: Pictures, key: Callable[[str], str]) -> Mapping[str, list[str]]:
-    """Pictures by (the key of) their path, and those in subfolders by their name too."""
-    found: dict[str, list[str]] = {}
+def _group_paths(pictures: Pictures, key: Callable[[str], str]) -> Mapping[str, list[str]]:
+    """Paths of the pictures by the key of their path, and for pictures in subfolders also by the key of their file name."""
+    paths: dict[str, list[str]] = {}
     for path in pictures.stamps:
         for name in {key(path), key(path.rpartition("/")[2])}:
-            found.setdefault(name, []).append(path)
-    return found
+            paths.setdefault(name, []).append(path)
+    return paths
 
 
-def _loosely(path: str) -> str:
+def _loose_key(path: str) -> str:
     stem, dot, extension = path.rpartition(".")
     return unicodedata.normalize("NFC", stem if dot and extension.lower() in EXTENSIONS else path)

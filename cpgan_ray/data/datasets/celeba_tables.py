@@ -1,6 +1,6 @@
-"""The tables of the CelebA layout: attributes, identities and partition, as text (official) or CSV (Kaggle's copy).
+"""Read the tables of the CelebA layout: attributes, identities and partition, as text (official) or CSV (Kaggle's copy).
 
-    list_attr_celeba.txt       number of pictures; names of the attributes; per picture: name, 1 or -1 each
+    list_attr_celeba.txt       number of pictures; names of the attributes; per picture: name, then 1 or -1 for each attribute
     identity_CelebA.txt        per picture: name, number of the person
     list_eval_partition.txt    per picture: name, 0 train, 1 val or 2 test
 
@@ -8,7 +8,7 @@
     list_eval_partition.csv    image_id,partition; per picture the same
     identity_CelebA.csv        image_id,identity; not part of Kaggle's copy, and not needed with its other files
 
-The bounding boxes and landmarks that lie next to them are not read: the pictures of `img_align_celeba` are aligned and cut already.
+The tables of bounding boxes and landmarks are not read, because the pictures of `img_align_celeba` are already aligned and cropped.
 """
 
 import csv
@@ -25,29 +25,29 @@ from cpgan_ray.config import DataConfig
 from cpgan_ray.errors import InputError
 
 ATTRIBUTES, IDENTITIES, PARTITION = "list_attr_celeba.txt", "identity_CelebA.txt", "list_eval_partition.txt"
-"""Each table by its official name; as CSV it ends in .csv."""
-PLACES = ("", "Anno/", "Eval/")
-"""Folders that a table may lie in."""
+"""Official names of the tables; a CSV table ends in .csv instead."""
+SUBFOLDERS = ("", "Anno/", "Eval/")
+"""Subfolders that a table may be in."""
 SPELLINGS = {"1": 1, "-1": -1, "0": 0}
-"""How an attribute's value may be written."""
+"""Allowed values of an attribute."""
 EXTENSION_INSIDE = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|p[bgnp]m|avif)\s", re.IGNORECASE)
-"""In what stands for a name: it ends there, and something else follows."""
+"""An extension followed by a space inside a name: the name ends there, and the rest is something else."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Annotations:
-    """What the tables say, in the order of the attribute file."""
+    """The content of the tables, in the order of the attribute file."""
 
     names: list[str]
     label_names: tuple[str, ...]
     labels: np.ndarray
     """(N, L) int8, 0 or 1."""
     identity: np.ndarray
-    """(N,) int64; the row's own number where nobody says who is on a picture."""
+    """(N,) int64; the row number if identities are unknown."""
     partition: np.ndarray | None
-    """(N,) int64: 0 train, 1 val, 2 test; None where the split does not need it."""
+    """(N,) int64: 0 train, 1 val, 2 test; None if the split does not need it."""
     anonymous: bool = False
-    """Whether nobody says who is on a picture."""
+    """Whether the identities are unknown."""
 
 
 def table_names(data: DataConfig) -> tuple[str, ...]:
@@ -55,54 +55,60 @@ def table_names(data: DataConfig) -> tuple[str, ...]:
     return (ATTRIBUTES, IDENTITIES, PARTITION) if data.split == "official" else (ATTRIBUTES, IDENTITIES)
 
 
-def places(name: str) -> list[str]:
-    """Where a table may lie below the data folder."""
-    return [place + name.removesuffix(".txt") + end for end in (".txt", ".csv") for place in PLACES]
+def candidate_paths(name: str) -> list[str]:
+    """Paths in the data folder that a table may have."""
+    return [folder + name.removesuffix(".txt") + end for end in (".txt", ".csv") for folder in SUBFOLDERS]
 
 
 def find_tables(source: Path, data: DataConfig) -> dict[str, Path]:
-    """The tables that are read, by their official names; without identities where Kaggle's copy has none.
+    """The tables that are read, by their official names; without identities if Kaggle's copy has none.
 
-    Raises: InputError where one is missing or there twice, or identities are needed.
+    Raises:
+        InputError: a table is missing or exists twice, or identities are needed but absent.
     """
-    found = {name: find_table(source, name) for name in table_names(data)}
-    if (attributes := found[ATTRIBUTES]) is None:
-        raise InputError(missing(source, ATTRIBUTES) + "it is part of the official CelebA download, and of Kaggle's as .csv")
-    if found[IDENTITIES] is None and attributes.suffix == ".csv":
+    tables = {name: find_table(source, name) for name in table_names(data)}
+    if (attributes := tables[ATTRIBUTES]) is None:
+        raise InputError(missing_table(source, ATTRIBUTES) + "it is part of the official CelebA download, and of Kaggle's as .csv")
+    if tables[IDENTITIES] is None and attributes.suffix == ".csv":
         if data.split == "identity":
             raise InputError(
-                f"{source} has no {IDENTITIES}, so nobody knows who is on which picture: data.split 'identity' is not possible, "
-                "leave --data.split out"
+                f"{source} has no {IDENTITIES}, so the identities are unknown: data.split 'identity' is not possible, leave "
+                "--data.split out"
             )
-        del found[IDENTITIES]
-    for name, path in found.items():
+        del tables[IDENTITIES]
+    for name, path in tables.items():
         if path is None:
-            need = "; it is not needed with --data.split identity" if name == PARTITION else ""
-            raise InputError(missing(source, name) + f"it is part of the official CelebA download{need}")
-    return {name: path for name, path in found.items() if path is not None}
+            hint = "; it is not needed with --data.split identity" if name == PARTITION else ""
+            raise InputError(missing_table(source, name) + f"it is part of the official CelebA download{hint}")
+    return {name: path for name, path in tables.items() if path is not None}
 
 
-def missing(source: Path, name: str) -> str:
-    return f"{source / name} is missing (nor is it in Anno/ or Eval/, nor there as .csv): "
+def missing_table(source: Path, name: str) -> str:
+    """The beginning of the message for a missing table."""
+    return f"{source / name} is missing (it is not in Anno/ or Eval/, and not there as .csv): "
 
 
 def find_table(source: Path, name: str) -> Path | None:
-    """Raises: InputError where it is there both as text and as CSV."""
-    there = {path.suffix: path for place in reversed(places(name)) if (path := source / place).is_file()}
-    if len(there) > 1:
-        raise InputError(f"{there['.txt']} and {there['.csv']} are both there and may differ: keep one")
-    return next(iter(there.values()), None)
+    """The path of a table; None if absent.
+
+    Raises:
+        InputError: the table exists both as text and as CSV.
+    """
+    paths = {path.suffix: path for relative in reversed(candidate_paths(name)) if (path := source / relative).is_file()}
+    if len(paths) > 1:
+        raise InputError(f"{paths['.txt']} and {paths['.csv']} both exist and may differ: keep one")
+    return next(iter(paths.values()), None)
 
 
 def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -> Annotations:
     """Read and check the tables; `labels` are checked against the attributes before the rows are read.
 
     Raises:
-        InputError: names the file, and where one line is at fault its number and what was expected there; an attribute has more
-            than two values.
+        InputError: a table is malformed or contradicts another (the message names the file, and the line if there is one), or an
+            attribute has more than two values.
     """
     path = files[ATTRIBUTES]
-    content = read(path)  # the one content: a file that is replaced meanwhile counts as it was
+    content = read(path)  # read once, so that a file that is replaced in the meantime does no harm
     header, rows = _csv_attributes(path, content) if path.suffix == ".csv" else _text_attributes(path, content)
     columns_of(header, labels)
     names: list[str] = []
@@ -114,17 +120,17 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
             values.extend(SPELLINGS[cell] & 0xFF for cell in cells)
         except KeyError as e:
             attribute = header[next(i for i, v in enumerate(cells) if v not in SPELLINGS)]
-            raise InputError(f"{path}, line {line}: expected 1 or -1 for {attribute}, got {short(e.args[0])}") from e
+            raise InputError(f"{path}, line {line}: expected 1 or -1 for {attribute}, got {quoted_short(e.args[0])}") from e
         names.append(name)
         lines.append(line)
-    _check_count(path, content, names)
+    _check_num_rows(path, content, names)
     _check_unique(path, names, lines)
-    written = np.frombuffer(bytes(values), np.int8).reshape(len(names), len(header))
-    _check_two_values(path, header, written, lines)
+    raw_labels = np.frombuffer(bytes(values), np.int8).reshape(len(names), len(header))
+    _check_two_values(path, header, raw_labels, lines)
     return Annotations(
         names=names,
         label_names=tuple(header),
-        labels=(written == 1).astype(np.int8),
+        labels=(raw_labels == 1).astype(np.int8),
         identity=_numbers(files[IDENTITIES], names, path, expected="the number of a person")
         if IDENTITIES in files
         else np.arange(len(names), dtype=np.int64),
@@ -134,50 +140,54 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
 
 
 Rows = Iterator[tuple[int, list[str]]]
-"""Line number, and the line's fields: a name, then values."""
+"""Line number, and the fields of the line: a name, then values."""
 
 
 def _text_attributes(path: Path, content: bytes) -> tuple[list[str], Rows]:
     lines = _lines(path, content)
     count, header = (lines[i].split() if i < len(lines) else [] for i in range(2))
     if len(count) != 1 or not _is_number(count[0]):
-        raise InputError(f"{path}, line 1: expected the number of pictures, got {short(' '.join(count))}")
+        raise InputError(f"{path}, line 1: expected the number of pictures, got {quoted_short(' '.join(count))}")
     _check_header(path, header, line=2)
     return header, _text_rows(path, lines, start=3, expected=f"{len(header)} values", width=len(header))
 
 
 def _text_rows(path: Path, lines: list[str], *, start: int, expected: str, width: int) -> Rows:
-    """The values are the last words of a line: a name may have spaces, but none after its extension."""
+    """The rows of a text table. The values are the last words of a line; a name may have spaces, but not after its extension."""
     for number, line in enumerate(lines[start - 1 :], start):
         fields = line.strip().rsplit(None, width)
         if len(fields) != width + 1 or EXTENSION_INSIDE.search(fields[0]):
-            raise InputError(f"{path}, line {number}: expected a name and {expected}, got {short(line)}")
+            raise InputError(f"{path}, line {number}: expected a name and {expected}, got {quoted_short(line)}")
         yield number, fields
 
 
-def _check_count(path: Path, content: bytes, names: list[str]) -> None:
+def _check_num_rows(path: Path, content: bytes, names: list[str]) -> None:
     if path.suffix == ".csv":
         if not names:
-            raise InputError(f"{path} has no rows after its first line: the file is cut or was edited")
+            raise InputError(f"{path} has no rows after its first line: the file is truncated or was edited")
         return
     count = _lines(path, content)[0].strip()
     if int(count) != len(names):
-        raise InputError(f"{path}: line 1 promises {count} pictures, {len(names)} lines follow: the file is cut or was edited")
+        raise InputError(
+            f"{path}: line 1 announces {count} pictures, but {len(names)} lines follow: the file is truncated or was edited"
+        )
 
 
 def _csv_attributes(path: Path, content: bytes) -> tuple[list[str], Rows]:
     rows = _csv_rows(path, content)
-    _, first = next(rows, (1, []))
-    header = first[1:]
+    _, columns = next(rows, (1, []))
+    header = columns[1:]
     _check_header(path, header, line=1)
 
-    def checked() -> Rows:
+    def checked_rows() -> Rows:
         for number, fields in rows:
-            if len(fields) != len(first):
-                raise InputError(f"{path}, line {number}: expected a name and {len(header)} values, got {short(','.join(fields))}")
+            if len(fields) != len(columns):
+                raise InputError(
+                    f"{path}, line {number}: expected a name and {len(header)} values, got {quoted_short(','.join(fields))}"
+                )
             yield number, fields
 
-    return header, checked()
+    return header, checked_rows()
 
 
 def _csv_rows(path: Path, content: bytes) -> Rows:
@@ -186,60 +196,66 @@ def _csv_rows(path: Path, content: bytes) -> Rows:
         for fields in reader:
             yield reader.line_num, [field.strip() for field in fields]
     except csv.Error as e:
-        raise InputError(f"{path}, line {reader.line_num}: it is no CSV ({e}): download it again") from e
+        raise InputError(f"{path}, line {reader.line_num}: it is not CSV ({e}): download it again") from e
 
 
 def _check_header(path: Path, header: list[str], *, line: int) -> None:
     if not header or "" in header or len(set(header)) < len(header) or {"image", "identity"} & set(header):
-        raise InputError(f"{path}, line {line}: expected the names of the attributes, each once, got {short(' '.join(header))}")
+        raise InputError(
+            f"{path}, line {line}: expected the names of the attributes, each once, got {quoted_short(' '.join(header))}"
+        )
 
 
-def _check_two_values(path: Path, header: list[str], written: np.ndarray, lines: list[int]) -> None:
-    """Raises: InputError where a column has both 0 and -1: 0 often stands for what nobody knows."""
-    both = (written == 0).any(axis=0) & (written == -1).any(axis=0)
+def _check_two_values(path: Path, header: list[str], raw_labels: np.ndarray, lines: list[int]) -> None:
+    """Check that no column has both 0 and -1, because 0 often means unknown.
+
+    Raises:
+        InputError: a column has both.
+    """
+    both = (raw_labels == 0).any(axis=0) & (raw_labels == -1).any(axis=0)
     if not both.any():
         return
     column = int(np.argmax(both))
-    found = {value: np.flatnonzero(written[:, column] == value) for value in (-1, 0, 1)}
-    told = ", ".join(f"{value} in {len(rows)}, first line {lines[rows[0]]}" for value, rows in found.items() if len(rows))
-    more = f" ({both.sum()} attributes are like that)" if both.sum() > 1 else ""
+    rows_of = {value: np.flatnonzero(raw_labels[:, column] == value) for value in (-1, 0, 1)}
+    counts = ", ".join(f"{value} in {len(rows)}, first line {lines[rows[0]]}" for value, rows in rows_of.items() if len(rows))
+    others = f" (the same holds for {both.sum()} attributes)" if both.sum() > 1 else ""
     raise InputError(
-        f"{path}: {named(header[column])} has the values {told}{more}: give two values, 1 and -1 or 1 and 0; 0 next to -1 "
-        "often means unknown, which is not supported: leave those pictures or that attribute out of the file"
+        f"{path}: {display_name(header[column])} has the values {counts}{others}: give two values, 1 and -1 or 1 and 0; 0 next to "
+        "-1 often means unknown, which is not supported: remove those pictures or that attribute from the file"
     )
 
 
 def _numbers(path: Path, names: list[str], attributes: Path, *, expected: str, below: int = 2**63) -> np.ndarray:
-    """The number that a two-column file has for each of `names`: (N,) int64."""
+    """The numbers that a two-column file assigns to `names`: (N,) int64."""
     content = read(path)
     if path.suffix == ".csv":
         rows = _csv_rows(path, content)
         line, first = next(rows, (1, []))
         if len(first) != 2 or _is_number(first[1]):
-            raise InputError(f"{path}, line 1: expected the names of two columns, got {short(','.join(first))}")
+            raise InputError(f"{path}, line 1: expected the names of two columns, got {quoted_short(','.join(first))}")
     else:
         rows = _text_rows(path, _lines(path, content), start=1, expected=expected, width=1)
-    found: list[str] = []
+    listed: list[str] = []
     numbers: list[int] = []
     lines: list[int] = []
     for line, fields in rows:
         if len(fields) != 2 or not _is_number(fields[1]) or int(fields[1]) >= below:
-            raise InputError(f"{path}, line {line}: expected a name and {expected}, got {short(' '.join(fields))}")
-        found.append(fields[0])
+            raise InputError(f"{path}, line {line}: expected a name and {expected}, got {quoted_short(' '.join(fields))}")
+        listed.append(fields[0])
         numbers.append(int(fields[1]))
         lines.append(line)
-    if found == names:
+    if listed == names:
         return np.array(numbers, np.int64)
-    _check_unique(path, found, lines)
-    number_of = dict(zip(found, numbers, strict=True))
-    if absent := [name for name in names if name not in number_of]:
+    _check_unique(path, listed, lines)
+    number_of = dict(zip(listed, numbers, strict=True))
+    if missing_names := [name for name in names if name not in number_of]:
         raise InputError(
-            f"{path}: {len(absent)} pictures of {attributes.name} are not in it, the first is {named(absent[0])}: "
-            "use matching files"
+            f"{path}: {len(missing_names)} pictures of {attributes.name} are missing in it, first "
+            f"{display_name(missing_names[0])}: use matching files"
         )
     if extra := number_of.keys() - set(names):
-        one = named(min(extra))
-        raise InputError(f"{path}: {len(extra)} pictures are not in {attributes.name}, one is {one}: use matching files")
+        example = display_name(min(extra))
+        raise InputError(f"{path}: {len(extra)} pictures are not in {attributes.name}, for example {example}: use matching files")
     return np.array([number_of[name] for name in names], np.int64)
 
 
@@ -247,7 +263,7 @@ def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}): mend the file or its permissions") from e
+        raise InputError(f"{path} cannot be read ({e.strerror}): repair the file or its permissions") from e
 
 
 def _text(path: Path, content: bytes) -> str:
@@ -265,13 +281,15 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
-def short(text: str) -> str:
+def quoted_short(text: str) -> str:
+    """The text on one line, shortened, in quotes."""
     text = " ".join(text.split())
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def named(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 60 else short(name)
+def display_name(name: str) -> str:
+    """A name as it is, or shortened and in quotes if it is long or not printable."""
+    return name if name.isprintable() and len(name) <= 60 else quoted_short(name)
 
 
 def _check_unique(path: Path, names: list[str], lines: list[int]) -> None:
@@ -281,21 +299,21 @@ def _check_unique(path: Path, names: list[str], lines: list[int]) -> None:
     for line, name in zip(lines, names, strict=True):
         if line_of.setdefault(name, line) != line:
             raise InputError(
-                f"{path}, line {line}: {named(name)} is listed twice, before in line {line_of[name]} "
-                f"({len(names) - len(set(names))} such lines): keep one line each"
+                f"{path}, line {line}: {display_name(name)} is listed twice, first in line {line_of[name]} "
+                f"({len(names) - len(set(names))} such lines): keep one line for each name"
             )
 
 
 def columns_of(label_names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """Column numbers of `labels`, all columns where none are given: int64 (L,)
+    """Column numbers of `labels`; all columns if `labels` is empty: int64 (L,).
 
     Raises:
-        InputError: a label does not exist (says which come near) or is given twice.
+        InputError: a label does not exist (the message names the closest one) or is given twice.
     """
     for i, label in enumerate(labels):
         if label not in label_names:
-            near = difflib.get_close_matches(label, label_names, n=1, cutoff=0.5)
-            hint = f": did you mean {near[0]}?" if near else ":"
+            matches = difflib.get_close_matches(label, label_names, n=1, cutoff=0.5)
+            hint = f": did you mean {matches[0]}?" if matches else ":"
             raise InputError(f"data.labels: there is no attribute {label!r}{hint} Choose from {', '.join(label_names)}")
         if label in labels[:i]:
             raise InputError(f"data.labels: {label!r} is given twice: give it once")

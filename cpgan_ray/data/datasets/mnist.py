@@ -1,12 +1,13 @@
-"""MNIST as it is downloaded: four idx files of handwritten digits, 28 x 28, grey.
+"""Read MNIST as it is downloaded: four idx files of handwritten digits, 28 x 28, grey.
 
     train-images-idx3-ubyte   train-labels-idx1-ubyte     60,000 pictures and their digits
     t10k-images-idx3-ubyte    t10k-labels-idx1-ubyte      10,000
 
-each as it is or with .gz, in the folder itself or where torchvision puts them (`MNIST/raw/`). An idx file is big-endian: two
-zero bytes, 8 for uint8, the number of dimensions; an int32 for each dimension; the values.
+Each file may be unpacked or gzipped (.gz), in the folder itself or in torchvision's subfolder (`MNIST/raw/`). An idx file is
+big-endian: two zero bytes, 8 for uint8, the number of dimensions; an int32 for each dimension; the values.
 
-Validation: the last 5,000 pictures of the training files. The files do not say who wrote a digit, so each row is on its own.
+Validation: the last 5,000 pictures of the training files. The files do not name the writer of a digit, so each row has its own
+identity.
 """
 
 import gzip
@@ -17,41 +18,45 @@ from pathlib import Path
 
 import numpy as np
 
-from cpgan_ray.data.samples import Samples, checked, find, most_unpacked, unreadable
+from cpgan_ray.data.samples import Samples, find_file, max_unpacked_bytes, unreadable_error, validate_samples
 from cpgan_ray.errors import InputError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-PLACES = ("", "MNIST/raw/", "raw/")
+SUBFOLDERS = ("", "MNIST/raw/", "raw/")
 NUM_VALIDATION = 5000
 """At most a tenth of the training files."""
 MAX_ROWS = 1 << 20
-"""No header is believed that promises more."""
+"""Files whose header announces more rows are refused."""
 
 
 def files(source: Path) -> list[Path]:
     """The four files.
 
     Raises:
-        InputError: names the first one missing.
+        InputError: a file is missing; names the first one.
     """
     remedy = "download the four MNIST files (torchvision: MNIST(folder, download=True)) and give the folder with --data-dir"
-    return [find(source, [f"{place}{name}{end}" for place in PLACES for end in ("", ".gz")], remedy=remedy) for name in FILES]
+    return [
+        find_file(source, [f"{folder}{name}{end}" for folder in SUBFOLDERS for end in ("", ".gz")], remedy=remedy) for name in FILES
+    ]
 
 
 def read(source: Path) -> Samples:
-    """All pictures, (N, 28, 28, 1), those of the training file first.
+    """All pictures, (N, 28, 28, 1), the training file first.
 
     Raises:
-        InputError: a file is missing, cut, too long or contradicts another; says which.
+        InputError: a file is missing, truncated, too long or contradicts another; names it.
     """
     paths = files(source)
     pictures = [read_idx(path, shape=(28, 28)) for path in paths[::2]]
     labels = [read_idx(path, shape=()) for path in paths[1::2]]
     for i, (x, y) in enumerate(zip(pictures, labels, strict=True)):
         if len(x) != len(y):
-            raise InputError(f"{paths[2 * i + 1]} has {len(y)} labels, {paths[2 * i].name} {len(x)} pictures: use matching files")
+            raise InputError(
+                f"{paths[2 * i + 1]} has {len(y)} labels, but {paths[2 * i].name} has {len(x)} pictures: use matching files"
+            )
         if len(y) and y.max() > 9:
-            raise InputError(f"{paths[2 * i + 1]}: label {y.max()} of row {y.argmax()} is no digit: download it again")
+            raise InputError(f"{paths[2 * i + 1]}: label {y.max()} of row {y.argmax()} is not a digit: download it again")
     num_train, num_rows = len(labels[0]), len(labels[0]) + len(labels[1])
     start = num_train - min(NUM_VALIDATION, num_train // 10)
     samples = Samples(
@@ -62,14 +67,14 @@ def read(source: Path) -> Samples:
         identity=np.arange(num_rows),
         rows={"train": np.arange(start), "val": np.arange(start, num_train), "test": np.arange(num_train, num_rows)},
     )
-    return checked(samples, source)
+    return validate_samples(samples, source)
 
 
 def read_idx(path: Path, *, shape: tuple[int, ...]) -> np.ndarray:
-    """An idx file of items of a given shape, gzipped if its name ends in .gz: uint8 (n, *shape).
+    """Read an idx file of items of a given shape, gzipped if its name ends in .gz: uint8 (n, *shape).
 
     Raises:
-        InputError: it is something else; it is shorter or longer than its header promises (no more than that is unpacked).
+        InputError: it is another kind of file, or shorter or longer than its header announces (no more than that is unpacked).
     """
     expected = (0x800 + 1 + len(shape), *shape)
     try:
@@ -81,16 +86,18 @@ def read_idx(path: Path, *, shape: tuple[int, ...]) -> np.ndarray:
             if (magic, *sizes) != expected:
                 raise InputError(f"{path} begins with {(magic, *sizes)}, not {expected} (magic number, sizes): it is another file")
             if count > MAX_ROWS:
-                raise InputError(f"{path} promises {count} rows, at most {MAX_ROWS} are believed: download it again")
-            promised = count * math.prod(shape)
-            if promised > most_unpacked(size := path.stat().st_size):
-                raise InputError(f"{path} promises {promised} bytes in a file of {size}, as no pictures pack: download it again")
-            content = file.read(promised + 1)
+                raise InputError(f"{path} announces {count} rows, the limit is {MAX_ROWS}: download it again")
+            num_bytes = count * math.prod(shape)
+            if num_bytes > max_unpacked_bytes(size := path.stat().st_size):
+                raise InputError(
+                    f"{path} announces {num_bytes} bytes in a file of {size}; pictures do not compress so well: download it again"
+                )
+            content = file.read(num_bytes + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise InputError(f"{path} is no whole gzip file ({e}): download it again") from e
+        raise InputError(f"{path} is not a complete gzip file ({e}): download it again") from e
     except OSError as e:
-        raise unreadable(path, e) from e
-    if len(content) != promised:
-        got = f"more than {promised}" if len(content) > promised else f"{len(content)} of {promised}"
-        raise InputError(f"{path} promises {count} rows and has {got} bytes of them: download it again")
+        raise unreadable_error(path, e) from e
+    if len(content) != num_bytes:
+        actual = f"more than {num_bytes}" if len(content) > num_bytes else f"{len(content)} of {num_bytes}"
+        raise InputError(f"{path} announces {count} rows, but has {actual} bytes of them: download it again")
     return np.frombuffer(content, np.uint8).reshape(count, *shape)

@@ -1,1 +1,1 @@
-"""File formats that data sets come in and that no library reads safely."""
+"""Readers for file formats of data sets that no library reads safely."""

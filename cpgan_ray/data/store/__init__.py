@@ -1,16 +1,25 @@
 """The prepared store: one Arrow IPC file per split, memory-mapped, so that all processes of a node share one copy.
 
 Columns: `image` (fixed-shape tensor, H x W x C: uint8 pictures or float32 signals), `identity` (int64), then one int8 column per
-label: 0/1, or the number of a class. A `manifest.json` next to the files says what they hold, where in the file each column is,
-and their SHA-256: what is opened is, byte for byte, what was written (`verify`), and lies inside the file (`map_split`). `build`
-writes a store shard by shard: an interrupted build goes on where it stopped, and nothing has the final name before it is
-complete.
+label: 0/1, or the number of a class. A `manifest.json` next to the files lists their contents, the position of each column in its
+file, and their SHA-256. Opening a store checks that the files are unchanged (`verify`) and that every column lies inside its file
+(`map_split`). `build` writes a store shard by shard: an interrupted build continues where it stopped, and the folder gets its final
+name only when it is complete.
 """
 
 from cpgan_ray.data.store.dataset import SPLITS, Dataset, Split
-from cpgan_ray.data.store.files import checksum, locked, progress_bar
+from cpgan_ray.data.store.files import checksum, folder_lock, progress_bar
 from cpgan_ray.data.store.info import DatasetInfo
-from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, Damaged, Manifest, damaged, read_json, read_manifest, sealed
+from cpgan_ray.data.store.manifest import (
+    FORMAT,
+    MANIFEST,
+    DamagedStoreError,
+    Manifest,
+    damaged_store,
+    manifest_text,
+    read_json,
+    read_manifest,
+)
 from cpgan_ray.data.store.reading import VERIFIED, checksums, open_store, verify
 from cpgan_ray.data.store.writing import Plan, build
 
@@ -19,7 +28,7 @@ __all__ = [
     "MANIFEST",
     "SPLITS",
     "VERIFIED",
-    "Damaged",
+    "DamagedStoreError",
     "Dataset",
     "Manifest",
     "DatasetInfo",
@@ -28,12 +37,12 @@ __all__ = [
     "build",
     "checksum",
     "checksums",
-    "damaged",
-    "locked",
+    "damaged_store",
+    "folder_lock",
     "open_store",
     "progress_bar",
     "read_json",
     "read_manifest",
-    "sealed",
+    "manifest_text",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""A prepared store, open: its splits, memory-mapped."""
+"""An open prepared store: its splits, memory-mapped."""
 
 import math
 import mmap
@@ -10,14 +10,15 @@ from typing import Any, Literal
 import numpy as np
 
 from cpgan_ray.data.store.info import DatasetInfo
-from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged, read_manifest
+from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged_store, read_manifest
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One memory-mapped file of the store. Pickles as its path; pictures stay in the page cache, never in this process's heap."""
+    """One memory-mapped file of the store. It pickles as its path; the pictures stay in the page cache, outside the process's
+    heap."""
 
     path: Path
     label_names: tuple[str, ...]
@@ -30,7 +31,7 @@ class Split:
     dtype: np.dtype
     """uint8 or float32."""
     views: tuple[np.ndarray, ...] = field(repr=False)
-    """The pictures, zero-copy and read-only: one (n, H, W, C) per record batch."""
+    """The pictures, zero-copy and read-only: one array (n, H, W, C) per record batch."""
     starts: np.ndarray = field(repr=False)
     """(len(views),) int64: row number of each view's first picture."""
 
@@ -44,11 +45,11 @@ class Split:
         """Copies of the pictures in `rows` (B,), in that order: (B, H, W, C).
 
         Raises:
-            IndexError: a row is negative or not below `len(self)`.
+            IndexError: a row is negative, or at least `len(self)`.
         """
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.path.name}, which has {len(self)}")
+            raise IndexError(f"rows {rows.min()} to {rows.max()} are not all in {self.path.name}, which has {len(self)} rows")
         view = np.searchsorted(self.starts, rows, side="right") - 1
         pictures = np.empty((len(rows), *self.image_shape), self.dtype)
         for i, (v, offset) in enumerate(zip(view.tolist(), (rows - self.starts[view]).tolist(), strict=True)):
@@ -63,11 +64,11 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """A prepared store, open."""
+    """An open prepared store."""
 
     folder: Path
     digest: str
-    """Of everything the store was made from; the name of the folder."""
+    """Hash of everything that the store was made from; the name of the folder."""
     label_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     """(H, W, C)."""
@@ -76,78 +77,85 @@ class Dataset:
     val: Split
     test: Split
     skipped: tuple[str, ...] = ()
-    """Pictures that were missing or could not be decoded, and were left out."""
-    again: Callable[[], "Dataset"] | None = None
-    """How a node that has not got the folder gets it; pickled with the rest."""
+    """Pictures that were missing or could not be decoded, and were skipped."""
+    reload: Callable[[], "Dataset"] | None = None
+    """Fetches or prepares the store on a node that does not have the folder; pickled with the other fields."""
     shared: str | Path | None = None
-    """Where nodes share what is made of it (`Config.shared_cache`)."""
+    """Where nodes share files derived from the store (`Config.shared_cache`)."""
     own_only: bool = False
-    """Whether what is kept in the folder is used only if this user has made it: the folder came with the data."""
+    """Whether cached files in the folder are used only if this user made them, because the folder may have come with the data."""
 
     def __reduce__(self) -> tuple[Callable[..., "Dataset"], tuple[dict[str, Any]]]:
-        return elsewhere, ({f.name: getattr(self, f.name) for f in fields(self) if f.name not in SPLITS},)
+        return reopen, ({f.name: getattr(self, f.name) for f in fields(self) if f.name not in SPLITS},)
 
 
-def elsewhere(values: dict[str, Any]) -> Dataset:
-    """A data set in another process: its store is where it was, or the node gets its own.
+def reopen(values: dict[str, Any]) -> Dataset:
+    """Unpickle a data set in another process: open its folder if it exists, otherwise get the store for this node.
 
-    Raises: InputError where it cannot; see `Dataset.again`.
+    Raises:
+        InputError: the store cannot be fetched or prepared (see `Dataset.reload`), or the folder holds another store.
     """
     folder: Path = values["folder"]
-    if values["again"] is not None and not folder.is_dir():
-        folder = values["again"]().folder
+    if values["reload"] is not None and not folder.is_dir():
+        folder = values["reload"]().folder
     if (digest := read_manifest(folder).digest) != values["digest"]:
-        raise damaged(folder, f"it holds store {digest!r:.40} instead of {values['digest']}")
+        raise damaged_store(folder, f"it holds store {digest!r:.40} instead of {values['digest']}")
     train, val, test = (open_split(folder / f"{name}.arrow") for name in SPLITS)
     return Dataset(**{**values, "folder": folder}, train=train, val=val, test=test)
 
 
 def open_split(path: Path) -> Split:
-    """One file of a store, memory-mapped, as the manifest next to it says.
+    """Memory-map one file of a store by the manifest next to it.
 
-    Raises: InputError where the manifest is damaged or says what the file cannot hold.
+    Raises:
+        InputError: the manifest is damaged or does not fit the file.
     """
     return map_split(path, read_manifest(path.parent))
 
 
 def map_split(path: Path, manifest: Manifest) -> Split:
-    """The same by a manifest that has been read. Nothing outside of the file is ever touched, whatever the manifest says: each
-    column lies inside, where its type may lie, and no two share a byte, so that a small file cannot stand for many rows.
+    """Memory-map one file of a store by a manifest that has been read.
 
-    Raises: InputError where one does not.
+    The positions in the manifest are checked first, so nothing outside the file is ever accessed: each column lies inside the file,
+    is aligned for its type, and shares no byte with another column, so that a small file cannot claim many rows.
+
+    Raises:
+        InputError: a column does not fit the file, or a label has an impossible value.
     """
-    told = manifest.splits.get(path.stem)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if told is None:
-        raise damaged(path.parent, f"{MANIFEST} does not tell of {path.name}")
+    entry = manifest.splits.get(path.stem)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if entry is None:
+        raise damaged_store(path.parent, f"{MANIFEST} has no entry for {path.name}")
     try:
         with path.open("rb") as file:
             content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except (OSError, ValueError) as e:
-        raise damaged(path.parent, f"{path.name} cannot be read ({e})") from e
+        raise damaged_store(path.parent, f"{path.name} cannot be read ({e})") from e
     dtype = np.dtype(manifest.dtype)
     sizes = [dtype.itemsize * math.prod(manifest.image_shape), 8, *[1] * len(manifest.label_names)]
-    if (fault := misplaced(told, len(content), sizes, [dtype.itemsize, 8], manifest.image_shape)) is not None:
-        raise damaged(path.parent, f"{MANIFEST} says of {path.name} what it cannot hold: {fault}")
-    counts = np.array([batch[0] for batch in told.batches], np.int64)
+    if (problem := layout_problem(entry, len(content), sizes, [dtype.itemsize, 8], manifest.image_shape)) is not None:
+        raise damaged_store(path.parent, f"{MANIFEST} does not fit {path.name}: {problem}")
+    counts = np.array([batch[0] for batch in entry.batches], np.int64)
     columns = [
-        [content[start : start + rows * size] for start, size in zip(starts, sizes, strict=True)] for rows, *starts in told.batches
+        [content[start : start + rows * size] for start, size in zip(starts, sizes, strict=True)] for rows, *starts in entry.batches
     ]
-    labels = np.empty((told.rows, len(manifest.label_names)), np.int8)
+    labels = np.empty((entry.rows, len(manifest.label_names)), np.int8)
     first = 0
-    for rows, (_, _, *of_batch) in zip(counts.tolist(), columns, strict=True):
-        for i, column in enumerate(of_batch):
+    for rows, (_, _, *label_columns) in zip(counts.tolist(), columns, strict=True):
+        for i, column in enumerate(label_columns):
             labels[first : first + rows, i] = column.view(np.int8)
         first += rows
-    several = manifest.info.classes
-    limits = np.array([len(several[name]) if name in several else 2 for name in manifest.label_names], np.int64)
-    if len(wrong := np.argwhere((labels < 0) | (labels >= limits))):
-        row, column = wrong[0].tolist()
-        raise damaged(path.parent, f"{path.name} has the value {labels[row, column]} of label {column + 1} in row {row}")
+    classes = manifest.info.classes
+    limits = np.array([len(classes[name]) if name in classes else 2 for name in manifest.label_names], np.int64)
+    if len(invalid := np.argwhere((labels < 0) | (labels >= limits))):
+        row, column = invalid[0].tolist()
+        raise damaged_store(
+            path.parent, f"{path.name} has the impossible value {labels[row, column]} for label {column + 1} in row {row}"
+        )
     return Split(
         path=path,
         label_names=manifest.label_names,
-        labels=frozen(labels),
-        identity=frozen(np.concatenate([np.empty(0, np.int64), *(c[1].view(np.int64) for c in columns)])),
+        labels=read_only(labels),
+        identity=read_only(np.concatenate([np.empty(0, np.int64), *(c[1].view(np.int64) for c in columns)])),
         image_shape=manifest.image_shape,
         dtype=dtype,
         views=tuple(c[0].view(dtype).reshape(-1, *manifest.image_shape) for c in columns),
@@ -155,21 +163,21 @@ def map_split(path: Path, manifest: Manifest) -> Split:
     )
 
 
-def misplaced(
-    told: SplitFile, size: int, sizes: Sequence[int], alignment: Sequence[int], image_shape: tuple[int, int, int]
+def layout_problem(
+    entry: SplitFile, size: int, sizes: Sequence[int], alignment: Sequence[int], image_shape: tuple[int, int, int]
 ) -> str | None:
-    """What is wrong with the positions of columns in a file of `size` bytes; None where they are in order.
+    """Check the positions of the columns in a file of `size` bytes. Returns the problem, or None if there is none.
 
-    sizes: bytes of a row in each column; alignment: of the first columns.
+    sizes: bytes per row of each column; alignment: bytes, for the first columns.
     """
-    if size != told.bytes:
-        return f"it has {size} bytes instead of {told.bytes}"
+    if size != entry.bytes:
+        return f"it has {size} bytes instead of {entry.bytes}"
     if min(image_shape) < 1 or sizes[0] > size:
         return f"pictures of shape {image_shape}"
-    if {len(batch) for batch in told.batches} - {1 + len(sizes)}:
+    if {len(batch) for batch in entry.batches} - {1 + len(sizes)}:
         return f"batches of {len(sizes)} columns"
     try:
-        table = np.array(told.batches, np.int64).reshape(-1, 1 + len(sizes))
+        table = np.array(entry.batches, np.int64).reshape(-1, 1 + len(sizes))
     except OverflowError:
         return "a position beyond its end"
     rows, starts = table[:, :1], table[:, 1:]
@@ -179,15 +187,15 @@ def misplaced(
     if (ends > size).any():
         return "a column that ends beyond its end"
     if (starts[:, : len(alignment)] % np.array(alignment) != 0).any():
-        return "a column between two numbers"
+        return "a column that is not aligned"
     order = np.argsort(starts, axis=None)
     if (starts.ravel()[order][1:] < ends.ravel()[order][:-1]).any():
         return "two columns that share bytes"
-    if rows.sum() != told.rows:
-        return f"{told.rows} rows, its batches have {rows.sum()}"
+    if rows.sum() != entry.rows:
+        return f"{entry.rows} rows, but its batches have {rows.sum()}"
     return None
 
 
-def frozen(array: np.ndarray) -> np.ndarray:
+def read_only(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array

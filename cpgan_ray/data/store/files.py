@@ -1,4 +1,4 @@
-"""One process at a time, checksums, and what is said meanwhile."""
+"""Locks, checksums and progress bars for prepared folders."""
 
 import contextlib
 import errno
@@ -18,9 +18,9 @@ from cpgan_ray.errors import InputError
 logger = logging.getLogger(__name__)
 
 UNWRITABLE = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not ours
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR),  # no place for a folder
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR),  # a folder cannot be made there
 )
 
 
@@ -30,19 +30,20 @@ def checksum(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock that goes with `folder` (`<folder>.lock`), so that one process of the node makes it and the others wait.
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` (`<folder>.lock`), so that one process of the node makes the folder and the others wait.
 
     Raises:
-        InputError: the place cannot be written to, then or in the block, or is full; something else lies where the lock is kept.
+        InputError: the parent folder cannot be written to or is full, now or in the block; or the lock file cannot be made because
+            something else has its name.
     """
-    with writable(folder.parent):
+    with report_write_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = file_lock(folder.with_name(folder.name + ".lock"))
         try:
             lock.acquire(timeout=0.2)
         except Timeout:
-            logger.info(f"waiting for another process that makes {folder}")
+            logger.info(f"waiting for another process that is making {folder}")
             lock.acquire()
         try:
             yield
@@ -51,30 +52,32 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writable(folder: Path) -> Iterator[None]:
+def report_write_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of writing to `folder` in the block into an `InputError`."""
     try:
         yield
     except OSError as e:
         if e.errno not in UNWRITABLE:
             raise
         reason = os.strerror(e.errno)
-        raise InputError(f"prepared pictures cannot be kept in {folder} ({reason}): give another folder with --cache-dir") from e
+        raise InputError(f"prepared pictures cannot be stored in {folder} ({reason}): give another folder with --cache-dir") from e
 
 
 @contextlib.contextmanager
 def progress_bar(total: int, *, what: str, unit: str, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """Call the function given with the number of things done since the last call: a bar on a terminal, else a line every 10 s."""
-    start = said = time.monotonic()
+    """Show progress: a bar on a terminal, a log line every 10 s otherwise. Yields a function to call with the number of items done
+    since the last call."""
+    start = last_log = time.monotonic()
     done = 0
     bar = tqdm(total=total, desc=what, unit=f" {unit}", disable=None if show and logger.isEnabledFor(logging.INFO) else True)
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal done, last_log
         done += count
         bar.update(count)
-        if bar.disable and show and time.monotonic() - said >= 10:
-            said = time.monotonic()
-            logger.info(f"{what}: {done} of {total} {unit}, {said - start:.0f} s")
+        if bar.disable and show and time.monotonic() - last_log >= 10:
+            last_log = time.monotonic()
+            logger.info(f"{what}: {done} of {total} {unit}, {last_log - start:.0f} s")
 
     try:
         yield advance

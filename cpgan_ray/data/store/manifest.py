@@ -1,9 +1,9 @@
-"""What `manifest.json` says of a store: where in its files everything is, so that no file is parsed to find out.
+"""The manifest of a store (`manifest.json`): the positions of all columns in its files, so that no file needs to be parsed.
 
-A store may have come with somebody's data: its Arrow files are not parsed when it is opened, since their metadata could lie
-(lengths beyond the file, buffers on top of each other, compressed buffers that fill the memory). The positions are in the
-manifest instead, plain numbers, which `dataset.open_split` checks against the size of the file at every opening, in every
-process.
+A store may have come with data from an untrusted source. Its Arrow files are therefore not parsed when it is opened, because their
+metadata could be malicious (lengths beyond the file, overlapping buffers, compressed buffers that fill the memory). The manifest
+holds the positions as plain numbers, and every process checks them against the size of the file when it opens it
+(`dataset.open_split`).
 """
 
 import hashlib
@@ -20,26 +20,26 @@ from cpgan_ray.errors import InputError
 
 MANIFEST, CHECKSUM = "manifest.json", "checksum"
 MAX_JSON_BYTES = 64 << 20
-"""No description of a store is read that is larger; that of 200,000 pictures with 40 labels has 130 kB."""
+"""Larger JSON files are not read. The manifest of 200,000 pictures with 40 labels has 130 kB."""
 FORMAT = 4
-"""Version of the files; part of every digest, so that a new version never reads old files."""
+"""Version of the file format; part of every digest, so that a new version never reads old files."""
 K = TypeVar("K")
 
 
 @dataclass(frozen=True)
 class SplitFile:
-    """What a manifest says of one file."""
+    """The manifest's entry for one file."""
 
     rows: int
     bytes: int
     sha256: str
     batches: tuple[tuple[int, ...], ...]
-    """Of each record batch: its rows, then the positions in the file, in bytes, of its pictures, its identities and each label."""
+    """For each record batch: its number of rows, then the byte positions of its pictures, its identities and each label."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The fields of `manifest.json` that are read."""
+    """The content of `manifest.json`."""
 
     format: Literal[FORMAT]  # pyright: ignore[reportInvalidTypeForm]
     digest: str
@@ -51,13 +51,13 @@ class Manifest:
     splits: dict[Literal["train", "val", "test"], SplitFile]
     skipped: tuple[str, ...]
     remarks: dict[str, int]
-    """What was to be said of pictures that are not skipped: kind (`decoding.REMARKS`) to number of pictures."""
+    """Remarks on pictures that are not skipped: kind (`decoding.REMARKS`) to number of pictures."""
     checksum: str
-    """SHA-256 of all of the above, see `sealed`."""
+    """SHA-256 of all fields above, see `manifest_text`."""
 
 
-def sealed(values: Mapping[str, Any]) -> str:
-    """The content of a manifest: its values, and their checksum, by which an altered one is noticed."""
+def manifest_text(values: Mapping[str, Any]) -> str:
+    """The text of a manifest: its values and their checksum, which detects changes."""
     return json.dumps({**values, CHECKSUM: _checksum(values)}) + "\n"
 
 
@@ -66,19 +66,24 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises: InputError where the manifest is missing or damaged."""
+    """Read and check the manifest of a store.
+
+    Raises:
+        InputError: the manifest is missing or damaged.
+    """
     content = _read(folder, MANIFEST)
     manifest = _validated(folder, MANIFEST, content, Manifest)
     values = json.loads(content)
     if values.pop(CHECKSUM) != _checksum(values):
-        raise damaged(folder, f"{MANIFEST} is damaged, its checksum is another one")
+        raise damaged_store(folder, f"{MANIFEST} is damaged (checksum mismatch)")
     return manifest
 
 
 def read_json(folder: Path, name: str, *, kind: type[K]) -> K:
-    """A JSON file of a prepared folder, whose values must be of the types that `kind` says.
+    """Read a JSON file of a prepared folder into the dataclass `kind`, whose types are checked.
 
-    Raises: InputError where the file is missing, or holds something else.
+    Raises:
+        InputError: the file is missing, or its content does not match `kind`.
     """
     return _validated(folder, name, _read(folder, name), kind)
 
@@ -86,13 +91,13 @@ def read_json(folder: Path, name: str, *, kind: type[K]) -> K:
 def _read(folder: Path, name: str) -> bytes:
     try:
         if not (folder / name).is_file():
-            raise damaged(folder, f"{name} is missing")
+            raise damaged_store(folder, f"{name} is missing")
         with (folder / name).open("rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
     except OSError as e:
-        raise damaged(folder, f"{name} cannot be read ({e.strerror})") from e
+        raise damaged_store(folder, f"{name} cannot be read ({e.strerror})") from e
     if len(content) > MAX_JSON_BYTES:
-        raise damaged(folder, f"{name} has more than {MAX_JSON_BYTES} bytes")
+        raise damaged_store(folder, f"{name} has more than {MAX_JSON_BYTES} bytes")
     return content
 
 
@@ -102,18 +107,19 @@ def _validated(folder: Path, name: str, content: bytes, kind: type[K]) -> K:
     except ValidationError as e:
         first = e.errors()[0]
         if first["loc"] == ("format",) and first["type"] == "literal_error":
-            raise damaged(folder, f"{name} has format {first['input']!r:.40}, this version reads {FORMAT}") from e
+            raise damaged_store(folder, f"{name} has format {first['input']!r:.40}, this version reads {FORMAT}") from e
         where = " ".join(repr(part)[:40] for part in first["loc"])
-        raise damaged(folder, f"{name} cannot be read ({where}{': ' if where else ''}{first['msg']})") from e
+        raise damaged_store(folder, f"{name} cannot be read ({where}{': ' if where else ''}{first['msg']})") from e
 
 
-class Damaged(InputError):
-    """A prepared folder is not what was written."""
+class DamagedStoreError(InputError):
+    """A prepared folder has been changed since it was written."""
 
-    what: str = ""
+    reason: str = ""
+    """The message without the folder and the remedy."""
 
 
-def damaged(folder: Path, what: str) -> Damaged:
-    error = Damaged(f"prepared store {folder}: {what}: delete this folder, it is prepared again")
-    error.what = what
+def damaged_store(folder: Path, reason: str) -> DamagedStoreError:
+    error = DamagedStoreError(f"prepared store {folder}: {reason}: delete this folder, it will be prepared again")
+    error.reason = reason
     return error

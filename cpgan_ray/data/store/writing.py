@@ -1,4 +1,4 @@
-"""Writing a store, shard by shard."""
+"""Write a store, shard by shard."""
 
 import itertools
 import json
@@ -18,28 +18,28 @@ from cpgan_ray.common.ownership import SUFFIX, is_own, sign
 from cpgan_ray.data.store.dataset import SPLITS
 from cpgan_ray.data.store.files import checksum, progress_bar
 from cpgan_ray.data.store.info import DatasetInfo
-from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, SplitFile, read_json, sealed
-from cpgan_ray.data.store.reading import VERIFIED, remember, states
+from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, SplitFile, manifest_text, read_json
+from cpgan_ray.data.store.reading import VERIFIED, file_states, record_verified
 from cpgan_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 Describe = Callable[[Mapping[str, int], int], Iterable[str]]
 SHARD_ROWS = 1024
-"""Rows of a shard and of a record batch, fewer where the pictures are large."""
+"""Rows of a shard and of a record batch; fewer if the pictures are large."""
 SHARD_BYTES = 64 << 20
-"""A shard holds no more picture bytes than this (but at least one row)."""
+"""Maximum picture bytes of a shard (a shard has at least one row)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """What `build` makes a store of."""
+    """The input of `build`: everything that a store is made from."""
 
     digest: str
     source: Mapping[str, Any]
-    """Where the pictures came from and how they were treated: goes into the manifest as it is."""
+    """Origin of the pictures and the settings of their processing; copied into the manifest."""
     names: Sequence[str]
-    """(N,) names of the pictures, for the record of those left out."""
+    """(N,) names of the pictures, to record the skipped ones."""
     label_names: tuple[str, ...]
     labels: np.ndarray
     """(N, L) int8, 0 or 1, or the number of a class."""
@@ -47,32 +47,32 @@ class Plan:
     """(N,) int64."""
     image_shape: tuple[int, int, int]
     rows: Mapping[str, np.ndarray]
-    """Split name to the numbers of its rows, in the order they are stored."""
+    """Split name to its row numbers, in the order in which they are stored."""
     fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    """Row numbers (n,) to pictures (n, H, W, C) and which of them count, bool (n,); the rest is left out."""
+    """Row numbers (n,) to pictures (n, H, W, C) and a mask of the valid ones, bool (n,); the others are skipped."""
     missing: tuple[str, ...] = ()
-    """Pictures that are left out from the start."""
+    """Pictures that are known to be missing before `build` starts."""
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
     """uint8 or float32."""
     info: DatasetInfo = field(default_factory=DatasetInfo)
     remarks: Counter[str] = field(default_factory=Counter)
-    """What is to be reported of pictures that are kept, kind to number; `fetch` may count more."""
+    """Remarks on pictures that are stored: kind to number. `fetch` may add more."""
 
 
 def build(folder: Path, plan: Plan, *, progress: bool = True, describe: Describe = lambda remarks, total: ()) -> None:
-    """Write the store of `plan` to `folder`, which must not exist; the caller holds `locked(folder)`.
+    """Write the store of `plan` to `folder`, which must not exist; the caller holds `folder_lock(folder)`.
 
-    Shards gather in `<folder>.partial`, which is kept when the process dies, so that the next call goes on from the last whole
-    shard, and is removed when the input is at fault. Peak disk use is the store plus its largest split; memory holds one shard.
-    Shards that this user has not signed (common/ownership.py) are made again: they may have come with the data.
+    Shards are collected in `<folder>.partial`. This folder stays if the process dies, so that the next call continues after the
+    last complete shard; it is removed if the input is wrong. Peak disk use is the store plus its largest split; memory holds one
+    shard. Shards that this user has not signed (common/ownership.py) may have come with the data: they are written again.
 
-    describe: remarks and the number of pictures to the lines that report them.
+    describe: returns the log lines for the remarks and the number of pictures.
 
     Raises:
-        InputError: raised by `plan.fetch`, or a split came out empty.
+        InputError: raised by `plan.fetch`, or a split has no pictures.
     """
     partial = make_folder(folder.with_name(folder.name + ".partial"))
-    _remove(partial.glob(".*.tmp"))  # of a process that was killed
+    _remove(partial.glob(".*.tmp"))  # left by a process that was killed
     total = sum(len(rows) for rows in plan.rows.values())
     before = Counter(plan.remarks)
     try:
@@ -80,7 +80,7 @@ def build(folder: Path, plan: Plan, *, progress: bool = True, describe: Describe
             splits = {name: _write_split(partial, name, plan, advance=advance) for name in SPLITS}
         if empty := [name for name, split in splits.items() if split.file.rows == 0]:
             raise InputError(
-                f"{plan.source.get('path', folder)}: no picture of the {empty[0]} split can be decoded: mend the pictures"
+                f"{plan.source.get('path', folder)}: no picture of the {empty[0]} split can be decoded: repair the pictures"
             )
     except InputError:
         shutil.rmtree(partial)
@@ -99,54 +99,54 @@ def build(folder: Path, plan: Plan, *, progress: bool = True, describe: Describe
         "skipped": skipped,
         "remarks": dict(sorted(remarks.items())),
     }
-    write_text(partial / MANIFEST, sealed(manifest))
+    write_text(partial / MANIFEST, manifest_text(manifest))
     sign(partial / MANIFEST)
-    remember(partial, states(partial, {f"{name}.arrow": split.file.sha256 for name, split in splits.items()}))
-    kept = {f"{name}.arrow" for name in SPLITS} | {MANIFEST, MANIFEST + SUFFIX, VERIFIED}
-    _remove(path for path in partial.iterdir() if path.name not in kept)
+    record_verified(partial, file_states(partial, {f"{name}.arrow": split.file.sha256 for name, split in splits.items()}))
+    final_names = {f"{name}.arrow" for name in SPLITS} | {MANIFEST, MANIFEST + SUFFIX, VERIFIED}
+    _remove(path for path in partial.iterdir() if path.name not in final_names)
     partial.rename(folder)
     sync(folder.parent)
     if skipped:
         logger.info(
-            f"{len(skipped)} of {total + len(plan.missing)} pictures left out: missing or not decodable, first {skipped[0]!r}"
+            f"{len(skipped)} of {total + len(plan.missing)} pictures skipped (missing or not decodable), first {skipped[0]!r}"
         )
     for line in describe(remarks, sum(split.file.rows for split in splits.values())):
         logger.info(line)
 
 
 @dataclass(frozen=True)
-class Written:
-    """A split that is complete: `<split>.json` in the partial folder, while the others are not."""
+class WrittenSplit:
+    """A complete split: the content of `<split>.json` in the partial folder."""
 
     file: SplitFile
     skipped: tuple[str, ...]
     remarks: dict[str, int]
 
 
-def _write_split(partial: Path, name: str, plan: Plan, *, advance: Callable[[int], None]) -> Written:
-    """Write the shards of one split that are not there yet, join them and remove them."""
+def _write_split(partial: Path, name: str, plan: Plan, *, advance: Callable[[int], None]) -> WrittenSplit:
+    """Write the missing shards of one split, join all of them and remove them."""
     final, rows = partial / f"{name}.arrow", plan.rows[name]
     per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // (plan.dtype.itemsize * int(np.prod(plan.image_shape)))))
-    if (written := _written(final, len(rows))) is not None:
+    if (written := _read_complete_split(final, len(rows))) is not None:
         advance(len(rows))
         return written
     shards = []
     for start in range(0, len(rows), per_shard):
         shard, block = partial / f"{name}-{start:08d}.arrow", rows[start : start + per_shard]
-        if not _whole(shard, len(block)):
+        if not _is_complete_shard(shard, len(block)):
             before = Counter(plan.remarks)
-            pictures, kept = plan.fetch(block)
-            schema = _schema(plan, [plan.names[int(i)] for i in block[~kept]], plan.remarks - before)
-            _write(shard, schema, [_record_batch(schema, pictures[kept], plan=plan, rows=block[kept])])
+            pictures, valid = plan.fetch(block)
+            schema = _schema(plan, [plan.names[int(i)] for i in block[~valid]], plan.remarks - before)
+            _write(shard, schema, [_record_batch(schema, pictures[valid], plan=plan, rows=block[valid])])
             sign(shard)
         shards.append(shard)
         advance(len(block))
-    skipped, remarks = zip(*map(_noted, shards), strict=True) if shards else ((), ())
+    skipped, remarks = zip(*map(_skipped_and_remarks, shards), strict=True) if shards else ((), ())
     joined = (batch for shard in shards for batch in _record_batches(shard) if len(batch))
     _write(final, _schema(plan, [], Counter()), joined)
     batches = _positions(final)
     file = SplitFile(sum(batch[0] for batch in batches), final.stat().st_size, checksum(final), batches)
-    written = Written(file, tuple(itertools.chain(*skipped)), dict(sum(remarks, Counter())))
+    written = WrittenSplit(file, tuple(itertools.chain(*skipped)), dict(sum(remarks, Counter())))
     write_text(final.with_suffix(".json"), json.dumps(asdict(written)))
     sign(final.with_suffix(".json"))
     _remove(partial.glob(f"{name}-*.arrow*"))
@@ -177,7 +177,7 @@ def _record_batch(schema: pa.Schema, pictures: np.ndarray, *, plan: Plan, rows: 
 
 
 def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    with atomic_path(path) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
@@ -190,43 +190,43 @@ def _record_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _positions(path: Path) -> tuple[tuple[int, ...], ...]:
-    """`SplitFile.batches` of a file that has just been written."""
+    """`SplitFile.batches` for a file that has just been written."""
     with pa.memory_map(str(path)) as source:
         content = source.read_buffer()
         reader = pa.ipc.open_file(content)
-        found = []
+        positions = []
         for i in range(reader.num_record_batches):
             batch = reader.get_batch(i)
             buffers = [column.buffers()[-1] for column in batch.columns]
-            found.append((len(batch), *(buffer.address - content.address for buffer in buffers if buffer is not None)))
-    return tuple(found)
+            positions.append((len(batch), *(buffer.address - content.address for buffer in buffers if buffer is not None)))
+    return tuple(positions)
 
 
-def _noted(path: Path) -> tuple[list[str], Counter[str]]:
-    """The pictures that a shard leaves out, and the remarks on the others."""
+def _skipped_and_remarks(path: Path) -> tuple[list[str], Counter[str]]:
+    """The pictures that a shard skips, and the remarks on the others."""
     with pa.memory_map(str(path)) as source:
         metadata = pa.ipc.open_file(source).schema.metadata
     return json.loads(metadata[b"skipped"]), Counter(json.loads(metadata[b"remarks"]))
 
 
-def _whole(path: Path, num_rows: int) -> bool:
-    """Whether a shard was written by this user, to its end, and accounts for `num_rows` rows, stored or left out."""
+def _is_complete_shard(path: Path, num_rows: int) -> bool:
+    """Whether a shard was written completely by this user, and has `num_rows` rows, stored or skipped."""
     if not (path.is_file() and is_own(path)):
         return False
     try:
-        return sum(len(b) for b in _record_batches(path)) + len(_noted(path)[0]) == num_rows
-    except Exception:  # whatever a damaged one leads to
+        return sum(len(b) for b in _record_batches(path)) + len(_skipped_and_remarks(path)[0]) == num_rows
+    except Exception:  # a damaged shard may raise any error
         return False
 
 
-def _written(final: Path, num_rows: int) -> Written | None:
-    """A split that an earlier call has completed; None where there is none, or not one of this user's."""
+def _read_complete_split(final: Path, num_rows: int) -> WrittenSplit | None:
+    """The split that an earlier call of this user has completed; None if absent or damaged."""
     path = final.with_suffix(".json")
     if not (path.is_file() and final.is_file() and is_own(path)):
         return None
     try:
-        written = read_json(path.parent, path.name, kind=Written)
-        whole = written.file.rows + len(written.skipped) == num_rows and checksum(final) == written.file.sha256
+        written = read_json(path.parent, path.name, kind=WrittenSplit)
+        complete = written.file.rows + len(written.skipped) == num_rows and checksum(final) == written.file.sha256
     except (InputError, OSError):
         return None
-    return written if whole else None
+    return written if complete else None

@@ -1,1 +1,1 @@
-"""How a node gets the prepared store: prepared here, taken from a shared cache, or fetched from remote files."""
+"""How a node gets the prepared store: it prepares the store itself, or fetches it from a shared cache."""

@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.placement_group import PlacementGroup
 
 from cpgan_ray.common.credentials import import_env
-from cpgan_ray.common.types import Event, Outcome, Played
+from cpgan_ray.common.types import Event, Outcome, PlayedRounds
 from cpgan_ray.config import Config
 from cpgan_ray.distributed.adversary_pool import BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S, AdversaryPool
 from cpgan_ray.distributed.ddp.worker import GRACE_S, Command, Start, StoppedError, work
@@ -218,12 +218,12 @@ class ParallelHost:
         with self.turn:
             return self.at
 
-    def play(self, rounds: int) -> Played:
+    def play(self, rounds: int) -> PlayedRounds:
         """Some more rounds, and what was lost and mended meanwhile."""
         metrics = self.command("play", rounds)
         self.pool.in_a_row = 0
         events, self.pool.events = self.pool.events, []
-        return Played(metrics, tuple(events))
+        return PlayedRounds(metrics, tuple(events))
 
     def snapshot(self) -> Snapshot:
         return self.command("snapshot")

@@ -17,7 +17,7 @@ from cpgan_ray.analysis.comparison import findings, recommended
 from cpgan_ray.analysis.fronts import reference_point, write
 from cpgan_ray.analysis.published import measured, published, published_theory, side_by_side
 from cpgan_ray.analysis.theory_figure import frontier_figure
-from cpgan_ray.common.atomic_io import no_link, write_bytes, write_text
+from cpgan_ray.common.atomic_io import refuse_link, write_bytes, write_text
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
@@ -84,7 +84,7 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
             with stop.allowed():
                 missing = [cell for cell in todo if not (folder / "cells" / cell.name / CELL).is_file()]
                 played(missing, pin_store(job.config, dataset), folder, run, of=len(todo))
-                shutil.rmtree(no_link(folder / FEATURES), ignore_errors=True)
+                shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
                 values = all_played(folder)
                 summary = conclude(values, folder, run)
                 if theirs:

@@ -14,7 +14,7 @@ import ray
 from ray import tune
 
 from cpgan_ray.analysis.fronts import Trial, points, table, write
-from cpgan_ray.common.atomic_io import no_link
+from cpgan_ray.common.atomic_io import refuse_link
 from cpgan_ray.common.credentials import export_env, redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
@@ -206,14 +206,14 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
     params |= {"num_seeds": job.num_seeds, "scheduler": job.scheduler, "attacks": " ".join(c.attacks.names)}
     run = SearchRun(c, folder, name=name, params=params)
     folder.mkdir(parents=True, exist_ok=True)
-    no_link(folder / TUNE)
+    refuse_link(folder / TUNE)
     write_record(folder / SEARCH, {"run_id": run.run_id, "job": to_json(job)})
     return run
 
 
 def restored(folder: Path, trainable: Any) -> tune.Tuner | None:
     """Tune's own state of an interrupted search; None where it ended before Tune had written any."""
-    path = str(no_link(folder / TUNE))
+    path = str(refuse_link(folder / TUNE))
     if not tune.Tuner.can_restore(path):
         return None
     return tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)

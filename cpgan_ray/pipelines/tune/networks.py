@@ -8,7 +8,7 @@ import torch
 
 from cpgan_ray.config import Config, NeuralConfig, SearchJob, override
 from cpgan_ray.config.search_space import Dimension, pairs, shown
-from cpgan_ray.data import Dataset, shares
+from cpgan_ray.data import Dataset, label_frequencies
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.training.game import active_adversaries
@@ -19,7 +19,7 @@ def ensure_buildable(job: SearchJob, found: Sequence[Dimension], dataset: Datase
 
     Raises: InputError naming the values, where networks cannot be built with them.
     """
-    outputs = len(shares(dataset, job.config.data.labels))
+    outputs = len(label_frequencies(dataset, job.config.data.labels))
     if job.train_undefended:
         build(replace(job.config, privacy_weight=0.0), dataset, outputs=outputs)
     for setting in pairs([d for d in found if not d.name.startswith("data.")]):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import tune
 
-from cpgan_ray.common.atomic_io import no_link, write_text
+from cpgan_ray.common.atomic_io import refuse_link, write_text
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, SearchJob, override
@@ -53,7 +53,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     os.environ.update(shared.environment)
     job, name = shared.job, trial_name(spec)
     assert job.config.output is not None
-    output = no_link(no_link(job.config.output / "trials") / folder_name(name))
+    output = refuse_link(refuse_link(job.config.output / "trials") / folder_name(name))
     if (output / RESULT).is_file():
         tune.report(read_result(output / RESULT))
         return

@@ -1,9 +1,9 @@
-"""Adversary reconstructors: what the privatizer trains against. Each improves on the codes it is shown and says, with a gradient,
-how much of the picture it recovers.
+"""Adversaries: the reconstructors that the privatizer trains against. Each learns from the released codes and reports which share
+of the picture it recovers, with the gradient.
 
 `ridge` and `kernel` are solved in closed form: with `fit="holdout"` they are at their optimum in every round. `neural` covers MLPs
-and convolutional decoders. To add one: a config dataclass in config.py, a file with a class of the `Adversary` protocol (base.py),
-and a case in `build_adversary`.
+and convolutional decoders. To add an adversary, write a config dataclass in config/schema.py, a class with the `Adversary` protocol
+(base.py), and a case in `build_adversary`.
 """
 
 import numpy as np
@@ -33,10 +33,10 @@ def build_adversary(
     precision: Precision = "float32",
     compiled: bool = False,
 ) -> Adversary:
-    """The adversary that a configuration names, for codes of k numbers and targets of `target` numbers.
+    """Builds the adversary of a configuration, for codes of k numbers and targets of `target` numbers.
 
-    `precision` is that of networks in training, `compiled` whether they are; the closed forms know neither.
-    Network weights come from torch's global stream: call it inside `streams.torch_stream`.
+    `precision` (of training) and `compiled` apply only to networks, not to closed forms. Network weights are drawn from torch's
+    global stream: call this inside `torch_stream`.
     """
     match config:
         case RidgeConfig(fit="epoch") | KernelConfig(fit="epoch"):

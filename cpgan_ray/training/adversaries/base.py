@@ -1,4 +1,4 @@
-"""What the game asks of an adversary reconstructor, and what its closed-form kinds share."""
+"""The interface of an adversary, and the parts that closed-form adversaries share."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from cpgan_ray.training.losses import row_errors
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be reconstructed from a batch of codes: pictures in [-1, 1], as pixels or as principal components.
+    """The pictures to reconstruct from a batch of codes, in [-1, 1], as pixels or as principal components.
 
     Both forms are relative to the mean training picture, so that the mean predictor is the zero vector.
     """
 
     values: Tensor  # (B, p)
-    residual: Tensor  # (B,) squared norm outside the p components; 0 where the target is the pixels
+    residual: Tensor  # (B,) squared norm outside the p components; 0 if the targets are pixels
     dimension: int  # of a picture, H * W * C
 
     def __getitem__(self, rows: slice) -> "Target":
@@ -30,21 +30,21 @@ class Target:
         return row_errors(predicted, self.values, self.residual, dimension=self.dimension)
 
     def mean_errors(self) -> Tensor:
-        """The same for the mean picture, (B,)."""
+        """Mean squared error per value of the mean picture for each row, (B,)."""
         return self.errors(torch.zeros_like(self.values))
 
 
-SMALLEST_VARIANCE = 1e-12
-"""Relative to the largest: the square of what float32 can still tell apart, with a margin."""
+MIN_RELATIVE_VARIANCE = 1e-12
+"""Smallest variance relative to the largest: the square of float32's relative precision, with a margin."""
 BLOCK_ROWS = 8192
-"""Codes that are in float64 at once."""
+"""Number of codes converted to float64 at a time."""
 
 
 class Adversary(Protocol):
     """A reconstructor h: z -> x that improves from release to release."""
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
-        """Squared errors (S,) on rows that it was not fitted on, differentiable in z, and which rows of the batch those are."""
+        """Squared errors (S,) on rows that it was not fitted on, differentiable in z, and the slice of these rows in the batch."""
         ...
 
     def improve(self, z: Tensor, target: Target) -> None:
@@ -57,19 +57,19 @@ class Adversary(Protocol):
 
 
 class EpochFitted(Protocol):
-    """An adversary that is fitted on all training codes once per epoch, streamed through it, as the paper has it."""
+    """An adversary that is fitted once per epoch on all training codes, which are streamed through it, as in the paper."""
 
     def accumulate(self, z: Tensor, target: Target) -> None:
-        """Add some rows to its normal equations."""
+        """Add rows to its normal equations."""
         ...
 
     def solve(self) -> None:
-        """Fit on what was accumulated and start a new accumulation."""
+        """Fit on the accumulated rows and start a new accumulation."""
         ...
 
 
 class BatchMemory:
-    """The last few batches: codes as constants, with their targets. An adversary is fitted on them beside the current batch."""
+    """The last few batches: codes as constants, with their targets. Adversaries are fitted on them and on the current batch."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -80,9 +80,9 @@ class BatchMemory:
             self.entries.append((z.detach().clone(), target.values))
 
     def with_current(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and targets of the memory, then those given: (M + B, k), (M + B, p)."""
-        banked = list(self.entries)
-        return torch.cat([*(e[0] for e in banked), z]), torch.cat([*(e[1] for e in banked), values])
+        """Codes and targets of the memory, followed by the given ones: (M + B, k), (M + B, p)."""
+        entries = list(self.entries)
+        return torch.cat([*(e[0] for e in entries), z]), torch.cat([*(e[1] for e in entries), values])
 
     def state_dict(self) -> dict[str, Any]:
         return {"entries": list(self.entries)}
@@ -94,33 +94,33 @@ class BatchMemory:
 def code_map(fitted: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
     """Origin (k,) and matrix (k, m) in float64 of the map (z - origin) @ matrix that standardises or whitens codes like `fitted`.
 
-    What hides in directions of low variance counts as much as the rest for an attack on whitened codes. Directions whose variance
-    is below the precision of float32 are left out. The statistics are constants in the gradient.
+    For an attack on whitened codes, directions of low variance count as much as the others. Directions whose variance is below the
+    precision of float32 are left out. The statistics are constants in the gradient.
     """
     first, blocks = fitted[0].detach().double(), fitted.detach().split(BLOCK_ROWS)
     if how == "raw":
         return torch.zeros_like(first), torch.diag(torch.ones_like(first))
     shift = reduce(torch.add, ((block.double() - first).sum(0) for block in blocks)) / len(fitted)
     origin = first + shift
-    centred = (block.double() - first - shift for block in blocks)  # exactly 0 where all codes are the same
+    centred = (block.double() - first - shift for block in blocks)  # exactly 0 if all codes are the same
     if how == "standardised":
         scale = (reduce(torch.add, (c.square().sum(0) for c in centred)) / (len(fitted) - 1)).sqrt()
         return origin, torch.diag(1 / torch.where(scale > 0, scale, 1.0))
     values, vectors = torch.linalg.eigh(reduce(torch.add, (c.T @ c for c in centred)) / (len(fitted) - 1))
-    kept = values > SMALLEST_VARIANCE * values[-1].clamp(min=torch.finfo(torch.float32).tiny)
-    if not bool(kept.any()):  # the same code for every picture
+    usable = values > MIN_RELATIVE_VARIANCE * values[-1].clamp(min=torch.finfo(torch.float32).tiny)
+    if not bool(usable.any()):  # the same code for every picture
         return origin, torch.zeros_like(vectors[:, :1])
-    return origin, vectors[:, kept] / values[kept].sqrt()
+    return origin, vectors[:, usable] / values[usable].sqrt()
 
 
 def prepare_codes(fitted: Tensor, scored: Tensor, *, how: str) -> tuple[Tensor, Tensor]:
-    """Both sets of codes as they are, standardised, or whitened with the statistics of the fitted ones; see `code_map`."""
+    """Both sets of codes unchanged, standardised or whitened, with the statistics of the fitted codes; see `code_map`."""
     if how == "raw":
         return fitted, scored
     origin, matrix = (part.to(fitted.dtype) for part in code_map(fitted, how=how))
     return (fitted - origin) @ matrix, (scored - origin) @ matrix
 
 
-def split_rows(batch_size: int, *, holdout_fraction: float) -> int:
-    """How many of a batch's rows a hold-out adversary is fitted on; the rest, the last ones, are scored."""
+def num_fitted_rows(batch_size: int, *, holdout_fraction: float) -> int:
+    """The number of a batch's rows on which a hold-out adversary is fitted. The remaining last rows are scored."""
     return min(batch_size - 1, max(1, round(batch_size * (1 - holdout_fraction))))

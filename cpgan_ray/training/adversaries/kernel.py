@@ -1,7 +1,7 @@
-"""The RBF kernel adversary (KRR): exact on the batch and the memory, or by random Fourier features.
+"""The RBF kernel adversary (kernel ridge regression, KRR): exact on batch and memory, or with random Fourier features.
 
-k(z, z') = exp(-|z - z'|^2 / (2 width^2)), gamma = 1 / (2 width^2) in scikit-learn's words. Source of the features:
-Rahimi and Recht, Random features for large-scale kernel machines, NIPS 2007.
+k(z, z') = exp(-|z - z'|^2 / (2 width^2)); scikit-learn's gamma is 1 / (2 width^2). Source of the features: Rahimi and Recht, Random
+features for large-scale kernel machines, NIPS 2007.
 """
 
 import math
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.config import KernelConfig
-from cpgan_ray.training.adversaries.base import BatchMemory, Target, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.base import BatchMemory, Target, num_fitted_rows, prepare_codes
 from cpgan_ray.training.adversaries.linear import ridge
 
 
 class SolvePositiveDefinite(torch.autograd.Function):
-    """A^-1 B for symmetric positive definite A by one Cholesky factor, used again in the backward pass.
+    """A^-1 B for symmetric positive definite A, with one Cholesky factor for the forward and the backward pass.
 
     With X = A^-1 B: dB = A^-1 dX, dA = -dB X'. (Autograd through `cholesky` would cost several more factorisations.)
     """
@@ -41,10 +41,10 @@ def solve_positive_definite(a: Tensor, b: Tensor) -> Tensor:
     return SolvePositiveDefinite.apply(a, b)  # pyright: ignore[reportReturnType]
 
 
-def median_distance(z: Tensor, *, most: int = 512) -> float:
-    """Median distance between (at most `most`) codes; the usual unit for a kernel's width."""
+def median_distance(z: Tensor, *, max_codes: int = 512) -> float:
+    """Median distance between the last `max_codes` codes: the usual unit of a kernel's width."""
     with torch.no_grad():
-        return float(torch.pdist(z[-most:]).median().clamp(min=1e-6))
+        return float(torch.pdist(z[-max_codes:]).median().clamp(min=1e-6))
 
 
 def rbf(a: Tensor, b: Tensor, *, width: float) -> Tensor:
@@ -54,7 +54,7 @@ def rbf(a: Tensor, b: Tensor, *, width: float) -> Tensor:
 
 
 def kernel_ridge(z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty: float) -> Tensor:
-    """Predictions (s, p) for codes `scored` of kernel ridge fitted on z (n, k), x (n, p); the mean of x is added back.
+    """Predictions (s, p) for the codes `scored` by kernel ridge regression fitted on z (n, k), x (n, p), with x centred.
 
     alpha = (K + n penalty I)^-1 (x - mean(x)); differentiable in z and `scored`.
     """
@@ -77,9 +77,9 @@ class FourierFeatures:
 
 
 class KernelAdversary:
-    """Fitted anew in every round on a part of the batch and the memory, scored on the rest; the gradient flows through the solve.
+    """Fitted in every round on the memory and a part of the batch, scored on the rest; the gradient flows through the solve.
 
-    Bandwidth and penalty are chosen again on the held-out rows every `tune_every` rounds.
+    Bandwidth and penalty are selected on the held-out rows every `tune_every` rounds.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class KernelAdversary:
         return ridge(self.features(z, width=width), x, penalty=penalty)(self.features(scored, width=width))
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
-        cut = split_rows(len(z), holdout_fraction=self.holdout_fraction)
+        cut = num_fitted_rows(len(z), holdout_fraction=self.holdout_fraction)
         scored = slice(cut, len(z))
         z_fit, x_fit = self.memory.with_current(z[:cut], target.values[:cut])
         z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.code_normalization)
@@ -109,7 +109,7 @@ class KernelAdversary:
         return held_out.errors(self.predict(z_fit, x_fit, z_scored, width=bandwidth * unit, penalty=penalty)), scored
 
     def tune(self, z: Tensor, x: Tensor, scored: Tensor, held_out: Target, *, unit: float) -> tuple[float, float]:
-        """The pair of candidates with the smallest error on the held-out rows."""
+        """The bandwidth and penalty with the smallest error on the held-out rows."""
         grid = [(b, p) for b in self.config.bandwidths for p in self.config.penalties]
         if len(grid) == 1:
             return grid[0]

@@ -1,6 +1,7 @@
-"""Ridge regression in the two forms that the adversaries need: inside the gradient, and by streaming normal equations.
+"""Ridge regression in two forms: differentiable, and by streaming normal equations.
 
-Both centre the codes and the targets and add the mean back (the original fitted centred and predicted uncentred).
+Both centre codes and targets and add the mean back. (The reference implementation fits on centred and predicts from uncentred
+codes.)
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearMap:
-    """x_hat = z W + b; what a ridge fit yields. W: (k, p), b: (p,)."""
+    """x_hat = z W + b, the result of a ridge fit. W: (k, p), b: (p,)."""
 
     weight: Tensor
     bias: Tensor
@@ -23,11 +24,11 @@ class LinearMap:
 def ridge(z: Tensor, x: Tensor, *, penalty: float) -> LinearMap:
     """Ridge with an unpenalised intercept, differentiable in z: W = (Zc'Zc + n penalty I)^-1 Zc'Xc, b = mean(x) - mean(z) W.
 
-    z: (n, k), x: (n, p). The penalty is per row (scikit-learn's alpha is n * penalty). Source: Hoerl and
-    Kennard, Ridge regression, Technometrics 12, 1970; with the intercept left unpenalised.
+    z: (n, k), x: (n, p). The penalty is per row (scikit-learn's alpha is n * penalty). Source: Hoerl and Kennard, Ridge regression,
+    Technometrics 12, 1970, here with an unpenalised intercept.
 
-    With fewer rows than numbers in a code it is W = Zc'(ZcZc' + n penalty I)^-1 Xc, the same, in float64: codes that are pictures
-    have thousands of numbers, so alike that float32 has no Cholesky factor of their Gram matrix.
+    With n < k the equal form W = Zc'(ZcZc' + n penalty I)^-1 Xc is used, in float64: codes that are pictures have thousands of
+    highly correlated numbers, and in float32 the Cholesky factorisation of their Gram matrix fails.
     """
     z_mean, x_mean = z.mean(0), x.mean(0)
     zc = z - z_mean
@@ -43,16 +44,16 @@ def ridge(z: Tensor, x: Tensor, *, penalty: float) -> LinearMap:
 
 
 class NormalEquations:
-    """Running sums from which a ridge fit on any number of rows follows: sums, Z'Z, Z'X, x'x in float64, never the rows."""
+    """Running sums for a ridge fit on any number of rows: sums, Z'Z, Z'X, x'x in float64. The rows are not stored."""
 
     def __init__(self, k: int, p: int, *, device: torch.device | None = None) -> None:
-        like = {"dtype": torch.float64, "device": device}
+        options = {"dtype": torch.float64, "device": device}
         self.rows = 0
-        self.z_sum, self.x_sum = torch.zeros(k, **like), torch.zeros(p, **like)
-        self.zz, self.zx, self.xx = torch.zeros(k, k, **like), torch.zeros(k, p, **like), 0.0
+        self.z_sum, self.x_sum = torch.zeros(k, **options), torch.zeros(p, **options)
+        self.zz, self.zx, self.xx = torch.zeros(k, k, **options), torch.zeros(k, p, **options), 0.0
 
     def add(self, z: Tensor, x: Tensor) -> None:
-        """Take in rows z (n, k) with targets x (n, p)."""
+        """Add rows z (n, k) with targets x (n, p) to the sums."""
         z, x = z.double(), x.double()
         self.rows += len(z)
         self.z_sum += z.sum(0)
@@ -62,15 +63,15 @@ class NormalEquations:
         self.xx += float((x * x).sum())
 
     def merge(self, other: "NormalEquations") -> "NormalEquations":
-        """The sums over both sets of rows."""
-        both = NormalEquations(*self.zx.shape, device=self.zx.device)
-        both.rows, both.xx = self.rows + other.rows, self.xx + other.xx
+        """New sums over both sets of rows."""
+        merged = NormalEquations(*self.zx.shape, device=self.zx.device)
+        merged.rows, merged.xx = self.rows + other.rows, self.xx + other.xx
         for name in ("z_sum", "x_sum", "zz", "zx"):
-            setattr(both, name, getattr(self, name) + getattr(other, name))
-        return both
+            setattr(merged, name, getattr(self, name) + getattr(other, name))
+        return merged
 
     def solve(self, *, penalty: float) -> LinearMap:
-        """The same fit as `ridge` on all rows taken in."""
+        """The same fit as `ridge` on all added rows."""
         n = self.rows
         z_mean, x_mean = self.z_sum / n, self.x_sum / n
         gram = self.zz - n * torch.outer(z_mean, z_mean)
@@ -80,7 +81,7 @@ class NormalEquations:
         return LinearMap(weight, x_mean - z_mean @ weight)
 
     def squared_error(self, fit: LinearMap) -> float:
-        """Sum over the rows taken in of |x - x_hat|^2, without the rows."""
+        """Sum of |x - x_hat|^2 over all added rows, computed from the sums."""
         w, b = fit.weight.double(), fit.bias.double()
         predicted = (w * (self.zz @ w)).sum() + 2 * (self.z_sum @ w) @ b + self.rows * (b @ b)
         return float(self.xx - 2 * ((w * self.zx).sum() + self.x_sum @ b) + predicted)

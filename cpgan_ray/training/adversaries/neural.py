@@ -1,4 +1,4 @@
-"""Neural adversaries: trained by a few gradient steps per round on the release and, if wanted, a memory of past ones."""
+"""Neural adversaries: trained by a few gradient steps per round on the release and, with `memory_batches`, on past releases."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from cpgan_ray.config import NeuralConfig
 from cpgan_ray.training.adversaries.base import BatchMemory, Target
 
 BLOCK_VALUES = 1 << 23
-"""A step on more values than these (682 pictures of 64 x 64, 222 of 112 x 112) is made in parts, to bound its memory."""
+"""A step on more values (682 pictures of 64 x 64, 222 of 112 x 112) is computed in parts, to limit its memory."""
 
 
-def rows_at_once(values: Tensor) -> int:
+def rows_per_part(values: Tensor) -> int:
     return max(1, BLOCK_VALUES // values.shape[1])
 
 
 class NeuralAdversary:
-    """Scores and differentiates on a release *before* it learns from it, so every row is one that it was not fitted on."""
+    """It computes errors and gradient on a release *before* it learns from it: it was not fitted on any of the rows."""
 
     def __init__(
         self, config: NeuralConfig, network: nn.Module, *, rng: np.random.Generator, precision: Precision = "float32"
@@ -37,15 +37,15 @@ class NeuralAdversary:
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
         self.network.eval()
-        chunks = rows_at_once(target.values)
-        if chunks >= len(z):
+        part_rows = rows_per_part(target.values)
+        if part_rows >= len(z):
             return target.errors(self.reconstruct(z)), slice(0, len(z))
         errors = lambda z, values, residual: Target(values, residual, target.dimension).errors(self.reconstruct(z))  # noqa: E731
-        parts = zip(z.split(chunks), target.values.split(chunks), target.residual.split(chunks), strict=True)
+        parts = zip(z.split(part_rows), target.values.split(part_rows), target.residual.split(part_rows), strict=True)
         return torch.cat([checkpoint(errors, *part, use_reentrant=False) for part in parts]), slice(0, len(z))
 
     def improve(self, z: Tensor, target: Target) -> None:
-        """`steps` steps of Adam on the mean squared error, each on as many rows as the release has."""
+        """Makes `steps` steps of Adam on the mean squared error, each on as many rows as the release has."""
         self.network.train()
         codes, values = self.memory.with_current(z, target.values)
         for _ in range(self.config.steps):
@@ -53,10 +53,10 @@ class NeuralAdversary:
             if len(codes) > len(z):
                 rows = torch.from_numpy(self.rng.choice(len(codes), len(z), replace=False)).to(codes.device)
             self.optimiser.zero_grad(set_to_none=True)
-            shown, aims = codes[rows], values[rows]
-            chunks = rows_at_once(aims)
-            for part, aim in zip(shown.split(chunks), aims.split(chunks), strict=True):
-                loss = nn.functional.mse_loss(self.reconstruct(part), aim) * (len(part) / len(shown))
+            step_codes, step_values = codes[rows], values[rows]
+            part_rows = rows_per_part(step_values)
+            for part, part_values in zip(step_codes.split(part_rows), step_values.split(part_rows), strict=True):
+                loss = nn.functional.mse_loss(self.reconstruct(part), part_values) * (len(part) / len(step_codes))
                 loss.backward()
             self.optimiser.step()
         self.memory.push(z, target)

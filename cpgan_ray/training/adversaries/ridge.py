@@ -1,4 +1,4 @@
-"""The linear adversary (LRR): the best affine reconstruction of the picture from z."""
+"""The linear adversary (linear ridge regression, LRR): the best affine reconstruction of the picture from z."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.config import RidgeConfig
-from cpgan_ray.training.adversaries.base import BatchMemory, Target, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.base import BatchMemory, Target, num_fitted_rows, prepare_codes
 from cpgan_ray.training.adversaries.linear import ridge
 
 
 class RidgeAdversary:
-    """Fitted anew in every round on a part of the batch and the memory, scored on the rest; the gradient flows through the solve.
+    """Fitted in every round on the memory and a part of the batch, scored on the rest; the gradient flows through the solve.
 
-    It is at its optimum in every round: there is no lag to exploit.
+    It is at its optimum in every round: the privatizer cannot exploit a lag.
     """
 
     def __init__(self, config: RidgeConfig, *, holdout_fraction: float) -> None:
@@ -21,7 +21,7 @@ class RidgeAdversary:
         self.memory = BatchMemory(config.memory_batches)
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
-        cut = split_rows(len(z), holdout_fraction=self.holdout_fraction)
+        cut = num_fitted_rows(len(z), holdout_fraction=self.holdout_fraction)
         scored = slice(cut, len(z))
         z_fit, x_fit = self.memory.with_current(z[:cut], target.values[:cut])
         z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.code_normalization)

@@ -1,6 +1,6 @@
-"""`fit="epoch"`: ridge on z or on its Fourier features, fitted once per epoch on all training codes by streaming.
+"""Adversaries with `fit="epoch"`: ridge regression on z or on its Fourier features, fitted once per epoch on all training codes.
 
-Only normal equations are kept: never a matrix of as many rows as there are training pictures.
+The codes are streamed. Only normal equations are stored, never a matrix with one row per training picture.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ HELD_OUT_EVERY = 5
 
 
 class StreamedAdversary:
-    """Between two fits its weights are constants; in the first epoch, before any fit, it answers the mean picture.
+    """Between two fits its weights are constant. Before the first fit it predicts the mean picture.
 
-    Every fifth block of rows is held out to choose bandwidth and penalty; the final fit is on all of them.
+    Every fifth block of rows is held out to select bandwidth and penalty; the final fit is on all blocks.
     """
 
     def __init__(self, config: RidgeConfig | KernelConfig, *, k: int, rng: np.random.Generator, device: torch.device) -> None:
@@ -45,8 +45,8 @@ class StreamedAdversary:
         if self.unit is None:
             self.unit = median_distance(z) if self.features else 1.0
             inputs = self.map(z[:1], width=1.0).shape[1]
-            new = lambda: NormalEquations(inputs, x.shape[1], device=z.device)  # noqa: E731
-            self.sums = [(new(), new()) for _ in self.bandwidths]
+            new_sums = lambda: NormalEquations(inputs, x.shape[1], device=z.device)  # noqa: E731
+            self.sums = [(new_sums(), new_sums()) for _ in self.bandwidths]
         held_out = self.blocks % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         for bandwidth, pair in zip(self.bandwidths, self.sums, strict=True):
             pair[held_out].add(self.map(z, width=bandwidth * self.unit), x)
@@ -56,11 +56,13 @@ class StreamedAdversary:
         assert self.unit is not None
         candidates = []
         for bandwidth, (fitted, held_out) in zip(self.bandwidths, self.sums, strict=True):
-            judge = held_out if held_out.rows else fitted
+            validation = held_out if held_out.rows else fitted
             for penalty in self.config.penalties:
-                candidates.append((judge.squared_error(fitted.solve(penalty=penalty)), bandwidth, penalty, fitted.merge(held_out)))
-        _, bandwidth, penalty, everything = min(candidates, key=lambda c: c[0])
-        self.width, self.fit = bandwidth * self.unit, everything.solve(penalty=penalty)
+                candidates.append(
+                    (validation.squared_error(fitted.solve(penalty=penalty)), bandwidth, penalty, fitted.merge(held_out))
+                )
+        _, bandwidth, penalty, all_rows = min(candidates, key=lambda c: c[0])
+        self.width, self.fit = bandwidth * self.unit, all_rows.solve(penalty=penalty)
         self.restart()
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
@@ -70,7 +72,7 @@ class StreamedAdversary:
         return target.errors(self.fit(self.map(z, width=self.width))), rows
 
     def improve(self, z: Tensor, target: Target) -> None:
-        """Nothing: it learns once per epoch, by `accumulate` and `solve`."""
+        """Does nothing: this adversary learns once per epoch, by `accumulate` and `solve`."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"width": self.width, "fit": self.fit and (self.fit.weight, self.fit.bias)}

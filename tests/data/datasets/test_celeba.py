@@ -331,8 +331,12 @@ WRONG: dict[str, Case] = {
     ),
     "picture a bomb": (_bomb, {}, ("000003.jpg cannot be decoded", "limit", SKIP)),
     "picture a smaller bomb": (_smaller_bomb, {}, ("000003.jpg cannot be decoded", "limit", SKIP)),
-    "zip cut": (_bad_zip, {}, ("img_align_celeba.zip", "not a whole zip file", "download it again")),
-    "zip empty": (lambda f: [zipped(f), _bytes("img_align_celeba.zip", b"")(f)], {}, ("img_align_celeba.zip", "not a whole zip")),
+    "zip cut": (_bad_zip, {}, ("img_align_celeba.zip", "not a complete zip file", "download it again")),
+    "zip empty": (
+        lambda f: [zipped(f), _bytes("img_align_celeba.zip", b"")(f)],
+        {},
+        ("img_align_celeba.zip", "not a complete zip"),
+    ),
     "zip member damaged": (_bad_zip_member, {}, ("img_align_celeba.zip/000003.jpg cannot be decoded", SKIP)),
     "zip member twice": (_two_in_zip, {}, ("two pictures named 000003.jpg",)),
     "label unknown": (lambda f: None, {"labels": ("Smilling",)}, ("'Smilling'", "did you mean Smiling?", "Wearing_Hat")),
@@ -399,7 +403,7 @@ def test_corrupt_pictures_are_left_out_if_told_so(layout, capsys, as_zip):
     assert dataset.skipped == ("000060.jpg", "000003.jpg", "000010.jpg")
     assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [38, 12, 7]
     assert dataset.train.identity[:4].tolist() == [1, 1, 2, 3]
-    assert "3 of 60 pictures left out" in capsys.readouterr().err
+    assert "3 of 60 pictures skipped" in capsys.readouterr().err
 
 
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
@@ -438,7 +442,8 @@ def test_processes_that_prepare_one_store_survive_the_death_of_the_one_at_work(l
         "import os, time; from pathlib import Path; from cpgan_ray import data; from cpgan_ray.config import *;"
         "from cpgan_ray.data import store; from cpgan_ray.data.datasets import celeba; store.writing.SHARD_ROWS = 4; "
         "original = celeba.decode_block;"
-        f"working = lambda: [Path({str(tmp_path / 'working')!r}).write_text(str(os.getpid())), time.sleep(0.1)];"
+        f"new, pid_file = Path({str(tmp_path / 'working.new')!r}), Path({str(tmp_path / 'working')!r});"
+        "working = lambda: [new.write_text(str(os.getpid())), new.replace(pid_file), time.sleep(0.1)];"
         "celeba.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
         f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=DataConfig(dataset='celeba', image_size=16)), progress=False)"
     )
@@ -581,9 +586,9 @@ def test_a_balanced_store_is_named_by_its_label_and_seed_and_is_the_same_each_ti
     assert len({male.digest, *(other.digest for other in others)}) == 4
     assert others[2].digest == load(layout).digest, "what is not balanced is one store for all labels"
     assert not np.array_equal(everything(others[1]), everything(male))
-    with pytest.raises(InputError, match=r"a store made with balanced \['Male'\], the run's is \['Young'\]: give the same"):
+    with pytest.raises(InputError, match=r"a store made with balanced \['Male'\], the run has \['Young'\]: give the same"):
         balanced("Young", digest=male.digest)
-    with pytest.raises(InputError, match=r"a store made with balanced False, the run's is \['Male'\]: give the same"):
+    with pytest.raises(InputError, match=r"a store made with balanced False, the run has \['Male'\]: give the same"):
         balanced("Male", digest=others[2].digest)
 
 

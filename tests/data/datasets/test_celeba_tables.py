@@ -127,13 +127,13 @@ WRONG_CSV: dict[str, tuple[Spoil, str]] = {
     "number value": (lambda f: cell(f, "1.0"), "line 4: expected 1 or -1 for Smiling, got '1.0'"),
     "part 3": (edit(f"{PART}.csv", "000003.jpg,0", "000003.jpg,3"), "line 4: expected a name and 0, 1 or 2"),
     "part text": (edit(f"{PART}.csv", "000003.jpg,0", "000003.jpg,train"), "line 4: expected a name and 0, 1 or 2"),
-    "listed twice": (edit(f"{ATTR}.csv", "000003.jpg", "000002.jpg"), "line 4: 000002.jpg is listed twice, before in line 3"),
-    "open quote": (edit(f"{ATTR}.csv", "000003.jpg", '"000003.jpg'), "it is no CSV"),
-    "huge cell": (edit(f"{ATTR}.csv", "000003.jpg", "x" * 200_000), "it is no CSV (field larger than field limit"),
-    "both kinds": (lambda f: (f / f"{PART}.txt").write_text(""), "are both there and may differ: keep one"),
+    "listed twice": (edit(f"{ATTR}.csv", "000003.jpg", "000002.jpg"), "line 4: 000002.jpg is listed twice, first in line 3"),
+    "open quote": (edit(f"{ATTR}.csv", "000003.jpg", '"000003.jpg'), "it is not CSV"),
+    "huge cell": (edit(f"{ATTR}.csv", "000003.jpg", "x" * 200_000), "it is not CSV (field larger than field limit"),
+    "both kinds": (lambda f: (f / f"{PART}.txt").write_text(""), "both exist and may differ: keep one"),
     "no partition": (
         lambda f: (f / f"{PART}.csv").unlink(),
-        "list_eval_partition.txt is missing (nor is it in Anno/ or Eval/, nor",
+        "list_eval_partition.txt is missing (it is not in Anno/ or Eval/, and not",
     ),
 }
 
@@ -249,7 +249,7 @@ def test_files_behind_a_uri_are_those_of_either_layout():
     config = Config(data=DataConfig(dataset="celeba"))
     csv_files = [f"{ATTR}.csv", f"{PART}.csv"]
     pictures = ["img_align_celeba/img_align_celeba/a.jpg", "img_align_celeba/b/c.jpg"]
-    assert celeba.needed([*csv_files, "list_bbox_celeba.csv", *pictures, "other/d.jpg"], config) == [*csv_files, *pictures]
+    assert celeba.required_files([*csv_files, "list_bbox_celeba.csv", *pictures, "other/d.jpg"], config) == [*csv_files, *pictures]
 
 
 # What is reported of pictures

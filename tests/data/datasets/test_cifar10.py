@@ -226,7 +226,7 @@ def test_a_harmful_file_of_class_names_is_not_even_read(tmp_path):
 
 
 def test_a_key_nested_so_deep_that_unpicklers_crash_is_refused(monkeypatch):
-    with pytest.raises(InputError, match="a tuple is where a bytes should be"):
+    with pytest.raises(InputError, match="it has a tuple instead of a bytes"):
         cifar10.read_batch(b"\x80\2})" + b"\x85" * 200_000 + b"K\1s.", "data_batch_1")
     monkeypatch.setattr(pickles, "MAX_STEPS", 100_000)
     with pytest.raises(InputError, match="more than 100000 steps"):
@@ -261,15 +261,15 @@ ARRAY, LABELS = BATCHES[0]
 WRONG: dict[str, tuple[Any, str]] = {
     "floats": (python3(ARRAY.astype(np.float32), LABELS), "uint8"),
     "objects": (python3(ARRAY.astype(object), LABELS), "asks for|uint8"),
-    "CIFAR of other size": (python3(ARRAY[:, :768], LABELS), r"no uint8 array \(n, 3072\)"),
+    "CIFAR of other size": (python3(ARRAY[:, :768], LABELS), r"not a uint8 array \(n, 3072\)"),
     "fewer labels": (python3(ARRAY, LABELS[:-1]), "12 pictures and 11 labels"),
     "label 10": (python3(ARRAY, [*LABELS[:-1], 10]), "label 10 of row 11"),
     "label -1": (python3(ARRAY, [*LABELS[:-1], -1]), "labels"),
     "label true": (python3(ARRAY, [*LABELS[:-1], True]), "labels"),
-    "labels an array": (python3(ARRAY, np.array(LABELS, np.uint8)), "labels are no list"),
+    "labels an array": (python3(ARRAY, np.array(LABELS, np.uint8)), "labels are not a list"),
     "a list": (pickle.dumps([1, 2], protocol=2), "a list, not a dictionary"),
-    "CIFAR-100": (pickle.dumps({b"data": ARRAY, b"fine_labels": LABELS}, protocol=2), "labels are no list"),
-    "text keys": (pickle.dumps({"data": ARRAY, "labels": LABELS}, protocol=2), "a str is where a bytes should be"),
+    "CIFAR-100": (pickle.dumps({b"data": ARRAY, b"fine_labels": LABELS}, protocol=2), "labels are not a list"),
+    "text keys": (pickle.dumps({"data": ARRAY, "labels": LABELS}, protocol=2), "it has a str instead of a bytes"),
     "newer protocol": (pickle.dumps({b"data": ARRAY, b"labels": LABELS}, protocol=5), "PROTO"),
     "no pickle": (b"hello", "make no sense"),
     "empty": (b"", "exhausted|no end"),
@@ -279,7 +279,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_pickle_that_is_no_batch_says_what_is_wrong(case):
     blob, expected = WRONG[case]
-    with pytest.raises(InputError, match=f"data_batch_1 is no batch of CIFAR-10 .*({expected})"):
+    with pytest.raises(InputError, match=f"data_batch_1 is not a batch of CIFAR-10 .*({expected})"):
         cifar10.read_batch(blob, "data_batch_1")
 
 
@@ -292,14 +292,14 @@ def test_an_array_in_column_order_is_read_as_it_is_meant():
 def test_records_that_are_cut_are_refused(tmp_path, size):
     folder = lay_out(tmp_path, "binary") / BINARY
     (folder / "test_batch.bin").write_bytes((records(*BATCHES[5]) + b"\0")[:size])
-    refused(tmp_path, "test_batch.bin", f"{size} bytes are no whole number of records of 3073")
+    refused(tmp_path, "test_batch.bin", f"{size} bytes are not a multiple of the record size 3073")
 
 
 @pytest.mark.parametrize(("form", "write"), [("python 2", python2), ("binary", records)])
 def test_training_batches_of_different_length_are_refused(tmp_path, form, write):
     folder = lay_out(tmp_path, form) / WRITERS[form][0]
     (folder / FILES[folder.name][1]).write_bytes(write(BATCHES[1][0][:-1], BATCHES[1][1][:-1]))
-    refused(tmp_path, "[12, 11, 12, 12, 12] rows")
+    refused(tmp_path, "different numbers of rows, [12, 11, 12, 12, 12]")
 
 
 def test_a_label_out_of_range_in_a_record_is_named(tmp_path):
@@ -344,7 +344,7 @@ def test_a_bomb_of_an_archive_is_refused_within_little_memory(tmp_path, monkeypa
     monkeypatch.setattr(cifar10, "MAX_ARCHIVE_BYTES", 1 << 20)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(bytes(50 << 20)))
     tracemalloc.start()
-    refused(tmp_path, "more than 1048576 bytes unpacked")
+    refused(tmp_path, "unpacks to more than 1048576 bytes")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 << 20

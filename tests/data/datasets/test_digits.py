@@ -30,7 +30,7 @@ def test_each_digit_is_split_70_10_20(samples):
     assert len(set(samples.identity.tolist())) == 1797
     for digit in range(10):
         total = (samples.labels == digit).sum()
-        for name, share in digits.SHARES.items():
+        for name, share in digits.SPLIT_FRACTIONS.items():
             assert abs((samples.labels[samples.rows[name]] == digit).sum() - share * total) <= 1
 
 

@@ -102,7 +102,7 @@ def test_the_original_split_of_4000_is_the_one_of_the_crops(tmp_path, monkeypatc
     for i in range(4000):
         (tmp_path / "files" / f"file{i + 1:04d}.jpg").touch()
     (tmp_path / "labels.txt").write_text("1 0 0 0\n" * 2162 + "0 0 0 0\n" * 1838)
-    monkeypatch.setattr(genki4k, "_decoded", lambda path, image_size: Decoded(np.zeros((1, 1, 3), np.uint8)))
+    monkeypatch.setattr(genki4k, "_decode", lambda path, image_size: Decoded(np.zeros((1, 1, 3), np.uint8)))
     rows = genki4k.read(tmp_path).rows
     assert rows["test"].tolist() == [*range(1562, 2162), *range(3400, 4000)]
     assert {name: len(part) for name, part in rows.items()} == {"train": 2520, "val": 280, "test": 1200}
@@ -118,7 +118,7 @@ def test_a_class_without_pictures_is_named(tmp_path, name):
     for path in (crops(tmp_path) / name).iterdir():
         path.unlink()
     (tmp_path / name / "0.zip").touch()
-    refused(tmp_path, f"{name} has no pictures", "out of their zip file")
+    refused(tmp_path, f"{name} has no pictures", "unpack them from their zip file")
     (tmp_path / name / "0.zip").unlink()
     (tmp_path / name).rmdir()
     refused(tmp_path, name)
@@ -135,7 +135,7 @@ def test_pictures_and_lines_that_do_not_match_are_named(tmp_path):
     original(tmp_path)
     labels = (tmp_path / "labels.txt").read_text()
     (tmp_path / "files" / "file0007.jpg").unlink()
-    refused(tmp_path, "file0007.jpg is missing, labels.txt has a line for it")
+    refused(tmp_path, "file0007.jpg is missing, but labels.txt has a line for it")
     (tmp_path / "files" / "file0007.jpg").write_bytes(blob(7))
     (tmp_path / "labels.txt").write_text(labels[: labels.rstrip().rindex("\n")])
     refused(tmp_path, "file0040.jpg has no line in labels.txt, which has 39")

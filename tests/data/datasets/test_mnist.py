@@ -171,5 +171,5 @@ def test_the_real_files_have_the_official_sizes_and_the_known_mean_error(tmp_pat
 def test_file_that_unpacks_as_no_pictures_do_is_refused_before_it_is_unpacked(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 1 << 20, 28, 28) + bytes(10_000)))
-    with pytest.raises(InputError, match=r"promises 822083584 bytes in a file of \d+, as no pictures pack"):
+    with pytest.raises(InputError, match=r"announces 822083584 bytes in a file of \d+; pictures do not compress so well"):
         mnist.read_idx(path, shape=(28, 28))

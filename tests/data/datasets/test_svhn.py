@@ -113,9 +113,9 @@ def test_extra_is_trained_on_if_asked_for_and_is_a_store_of_its_own(layout):
     np.testing.assert_array_equal(extra, np.moveaxis(FILES[svhn.EXTRA][0], 3, 0))
     assert more.train.labels[100:, 0].tolist() == [int(y) % 10 for y in FILES[svhn.EXTRA][1][:, 0]]
     assert [len(part) for part in (more.val, more.test)] == [len(plain.val), len(plain.test)] == [13, 25]
-    with pytest.raises(InputError, match="data.digest is .*, a store made with extra False, the run's is True: give the same"):
+    with pytest.raises(InputError, match="data.digest is .*, a store made with extra False, the run has True: give the same"):
         load(layout, extra=True, digest=plain.digest)
-    with pytest.raises(InputError, match="data.digest is .*, a store made with extra True, the run's is False: give the same"):
+    with pytest.raises(InputError, match="data.digest is .*, a store made with extra True, the run has False: give the same"):
         load(layout, digest=more.digest)
     save(layout / svhn.EXTRA, X=X, y=Y)
     assert load(layout).digest == plain.digest, "a file that is not read does not matter"
@@ -159,16 +159,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no y": ({"X": X}, "no variable y"),
     "grey": ({"X": X[:, :, 0], "y": Y}, "X has shape (32, 32, 30)"),
     "pictures first": ({"X": np.moveaxis(X, 3, 0), "y": Y}, "X has shape (30, 32, 32, 3)"),
-    "floats": ({"X": X / 255, "y": Y}, "X is no array of uint8"),
-    "complex": ({"X": X * 1j, "y": Y}, "X is no array of uint8"),
-    "signed": ({"X": X.astype(np.int8), "y": Y}, "X is no array of uint8"),
-    "text": ({"X": "hello", "y": Y}, "X is no array of uint8"),
-    "structure": ({"X": {"a": X}, "y": Y}, "X is no array of uint8"),
-    "cells": ({"X": np.array([X, "a"], dtype=object), "y": Y}, "X is no array of uint8"),
-    "fewer labels": ({"X": X, "y": Y[:-1]}, "y has shape (29, 1) beside 30 pictures"),
+    "floats": ({"X": X / 255, "y": Y}, "X is not an array of uint8"),
+    "complex": ({"X": X * 1j, "y": Y}, "X is not an array of uint8"),
+    "signed": ({"X": X.astype(np.int8), "y": Y}, "X is not an array of uint8"),
+    "text": ({"X": "hello", "y": Y}, "X is not an array of uint8"),
+    "structure": ({"X": {"a": X}, "y": Y}, "X is not an array of uint8"),
+    "cells": ({"X": np.array([X, "a"], dtype=object), "y": Y}, "X is not an array of uint8"),
+    "fewer labels": ({"X": X, "y": Y[:-1]}, "y has shape (29, 1), but there are 30 pictures"),
     "labels in a row": ({"X": X, "y": Y.T}, "y has shape (1, 30)"),
-    "label 0": ({"X": X, "y": ZERO}, "label 0 of row 7 is none of 1 to 10"),
-    "label 11": ({"X": X, "y": ELEVEN}, "label 11 of row 9 is none of 1 to 10"),
+    "label 0": ({"X": X, "y": ZERO}, "label 0 of row 7 is not between 1 and 10"),
+    "label 11": ({"X": X, "y": ELEVEN}, "label 11 of row 9 is not between 1 and 10"),
     "no rows": ({"X": X[..., :0], "y": Y[:0]}, "X has shape (32, 32, 3, 0)|split is empty"),
 }
 
@@ -264,7 +264,7 @@ def test_a_bomb_is_refused_within_little_memory(layout):
     packed = zlib.compress(bytes(100 << 20))
     (layout / svhn.TRAIN).write_bytes(head + struct.pack("<II", mat.COMPRESSED, len(packed)) + packed)
     tracemalloc.start()
-    refused(layout, svhn.TRAIN, "as no photographs do")
+    refused(layout, svhn.TRAIN, "unlike photographs")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 << 20

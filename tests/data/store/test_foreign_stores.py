@@ -64,7 +64,7 @@ def reseal(folder: Path, split: str = "", **changes: Any) -> None:
     values = json.loads((folder / "manifest.json").read_text())
     del values["checksum"]
     (values["splits"][split] if split else values).update(changes)
-    (folder / "manifest.json").write_text(store.sealed(values))
+    (folder / "manifest.json").write_text(store.manifest_text(values))
 
 
 # Whose store it is
@@ -81,7 +81,7 @@ def test_store_that_came_with_the_data_is_not_used_and_one_line_says_so(layout, 
     assert found.folder == tmp_path / "cache" / "cpgan_ray" / made.name
     np.testing.assert_array_equal(everything(found), as_read())
     said = capsys.readouterr().err
-    assert f"the prepared store {made} was not made by you and is not used; yours is {found.folder} (--trust" in said
+    assert f"the prepared store {made} was not made by you and is not used; your store is {found.folder} (--trust" in said
     assert load(layout).folder == found.folder, "the next one finds it there"
     assert load(layout, digest=found.digest).folder == found.folder
     trusted = load(layout, trust=True)
@@ -114,7 +114,7 @@ def test_player_with_the_drivers_key_finds_what_the_driver_has_prepared(layout, 
     assert key is not None
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
     monkeypatch.setenv(ownership.KEY_VARIABLE, key.hex())
-    monkeypatch.setattr(node, "made", lambda *_, **__: pytest.fail("it is prepared again"))
+    monkeypatch.setattr(node, "get_or_build", lambda *_, **__: pytest.fail("it is prepared again"))
     player = pin_store(configure(layout), driver)
     assert data.load(player, progress=False).folder == driver.folder
 
@@ -126,7 +126,7 @@ def test_without_a_key_all_processes_of_a_job_look_in_the_users_cache(layout, tm
     driver = load(layout)
     assert driver.folder.parent == tmp_path / "cache" / "cpgan_ray"
     assert not (layout / ".cpgan").exists()
-    monkeypatch.setattr(node, "made", lambda *_, **__: pytest.fail("it is prepared again"))
+    monkeypatch.setattr(node, "get_or_build", lambda *_, **__: pytest.fail("it is prepared again"))
     assert data.load(pin_store(configure(layout), driver), progress=False).folder == driver.folder
 
 
@@ -142,7 +142,7 @@ def test_without_a_home_stores_go_to_a_temporary_folder_of_the_user_alone(layout
     assert data.load(pin_store(configure(layout), driver), progress=False).folder == driver.folder
     shutil.rmtree(place)
     place.symlink_to(tmp_path)
-    with pytest.raises(InputError, match="is not a folder of yours alone: set HOME or XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match="is not your own private folder: set HOME or XDG_CACHE_HOME"):
         load(layout)
 
 
@@ -178,7 +178,7 @@ def test_principal_components_that_came_with_the_data_are_made_again(layout, tmp
     (folder / "summary.json").write_text(json.dumps(summary))
     capsys.readouterr()
     np.testing.assert_array_equal(projection(dataset, components=4, progress=False).mean, mean)
-    assert "projection-4 was not made by you: it is made again" in capsys.readouterr().err
+    assert "projection-4 was not made by you and is computed again" in capsys.readouterr().err
     shutil.rmtree(folder)
     (tmp_path / "elsewhere").mkdir()
     folder.symlink_to(tmp_path / "elsewhere")
@@ -233,17 +233,20 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "pictures before the file": (positions(lambda b: first(b, 1, -64)), "a position or a length beyond its end"),
     "pictures after the file": (positions(lambda b: first(b, 1, BYTES - 64)), "a position or a length beyond its end"),
     "pictures over the end": (lambda f: positions(lambda b: first(b, 1, (f / "train.arrow").stat().st_size - 8))(f), "ends beyond"),
-    "identities between numbers": (positions(lambda b: first(b, 2, b[0][2] + 1)), "a column between two numbers"),
+    "identities between numbers": (positions(lambda b: first(b, 2, b[0][2] + 1)), "a column that is not aligned"),
     "labels on the pictures": (positions(lambda b: first(b, 3, b[0][1])), "two columns that share bytes"),
     "one batch many times": (positions(lambda b: b[:1] * 5000), "two columns that share bytes"),
     "a column fewer": (positions(lambda b: [batch[:-1] for batch in b]), "batches of 5 columns"),
     "a column more": (positions(lambda b: [[*batch, 8] for batch in b]), "batches of 5 columns"),
-    "not all batches": (lambda f: reseal(f, "train", batches=[]), "35 rows, its batches have 0"),
+    "not all batches": (lambda f: reseal(f, "train", batches=[]), "35 rows, but its batches have 0"),
     "large pictures": (lambda f: reseal(f, image_shape=[2**40, 2**40, 3]), "pictures of shape"),
     "no pictures": (lambda f: reseal(f, image_shape=[0, 6, 3]), "pictures of shape"),
-    "other numbers": (lambda f: reseal(f, dtype="float32"), "share bytes|beyond its end|between two numbers"),
+    "other numbers": (lambda f: reseal(f, dtype="float32"), "share bytes|beyond its end|not aligned"),
     "objects": (lambda f: reseal(f, dtype="object"), "manifest.json cannot be read"),
-    "labels of no class": (lambda f: reseal(f, info={"classes": {"Smiling": ["only"]}}), "has the value 1 of label 1 in row"),
+    "labels of no class": (
+        lambda f: reseal(f, info={"classes": {"Smiling": ["only"]}}),
+        "has the impossible value 1 for label 1 in row",
+    ),
     "more labels": (lambda f: reseal(f, label_names=["a"] * 100_000), "batches of 100002 columns"),
     "a large manifest": (lambda f: reseal(f, skipped=["x" * 1000] * 70_000), "manifest.json has more than"),
 }
@@ -280,7 +283,7 @@ def test_any_positions_are_refused_or_lie_inside_the_file(kept, drawn):
     if drawn.draw(st.booleans()):
         batches = [*manifest.splits["train"].batches, *batches]
     told = store.manifest.SplitFile(sum(b[0] for b in batches), size, "", tuple(batches))
-    fault = store.dataset.misplaced(told, size, [144, 8, 1, 1, 1], [1, 8], (8, 6, 3))
+    fault = store.dataset.layout_problem(told, size, [144, 8, 1, 1, 1], [1, 8], (8, 6, 3))
     taken = sorted((s, s + rows * w) for rows, *starts in batches for s, w in zip(starts, [144, 8, 1, 1, 1], strict=True))
     inside = all(0 <= start < end <= size for start, end in taken)
     apart = all(one[1] <= other[0] for one, other in zip(taken, taken[1:], strict=False))

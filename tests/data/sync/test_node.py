@@ -145,7 +145,9 @@ def test_an_interrupted_fetch_goes_on_with_the_files_that_are_not_there(s3, tmp_
 
 def test_a_file_that_shrinks_while_it_is_read_is_not_kept(tmp_path, layout):
     place = remote_files.RemoteFolder(layout.as_uri(), option="data_dir")
-    with pytest.raises(InputError, match=r"list_attr_celeba\.txt has \d+ bytes instead of 9+: it has changed meanwhile; try again"):
+    with pytest.raises(
+        InputError, match=r"list_attr_celeba\.txt has \d+ bytes instead of 9+: it was changed during the copy; try again"
+    ):
         place.copy("list_attr_celeba.txt", tmp_path / "copy", size=99999)
     assert not (tmp_path / "copy").exists()
 
@@ -155,7 +157,7 @@ def test_long_fetches_say_how_far_they_are(tmp_path, monkeypatch, capsys):
     (tmp_path / "there" / "x").write_bytes(bytes(5_000_000))
     clock = itertools.count(0, 6)
     monkeypatch.setattr(store.files.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(remote_files, "CHUNK", 1_000_000)
+    monkeypatch.setattr(remote_files, "CHUNK_BYTES", 1_000_000)
     place = remote_files.RemoteFolder(tmp_path / "there", option="data_dir")
     remote_files.fetch_all(place, dict.fromkeys(place.files(), tmp_path / "copy"), progress=True)
     assert capsys.readouterr().err.splitlines()[0] == f"fetching {tmp_path}/there: 2 of 5 MB, 18 s"
@@ -166,7 +168,7 @@ def test_a_fetch_that_is_given_up_ends_at_once_whatever_is_under_way(tmp_path, m
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "large").write_bytes(bytes(50_000))
     (tmp_path / "there" / "refused").write_text("x")
-    monkeypatch.setattr(remote_files, "CHUNK", 1)
+    monkeypatch.setattr(remote_files, "CHUNK_BYTES", 1)
     place, copy = remote_files.RemoteFolder(tmp_path / "there", option="data_dir"), remote_files.RemoteFolder.copy
     begun = threading.Event()
 
@@ -244,8 +246,8 @@ def test_a_node_takes_what_another_has_put_there_and_needs_no_source(layout, s3,
     first = data.load(configure(tmp_path / "one", layout, shared))
     basis = projection(first, components=8)
     said = capsys.readouterr().err
-    assert f"put {first.digest} into {shared}\n" in said
-    assert re.search(rf"^put {first.digest}/projection-8-\w{{64}} into {re.escape(str(shared))}$", said, re.M)
+    assert f"added {first.digest} to {shared}\n" in said
+    assert re.search(rf"^added {first.digest}/projection-8-\w{{64}} to {re.escape(str(shared))}$", said, re.M)
     monkeypatch.setattr(projections, "_compute", None)  # not to be done again
     for config in (
         configure(tmp_path / "two", None, shared, digest=first.digest),
@@ -301,7 +303,7 @@ def test_a_half_copy_is_no_store_and_is_made_whole(layout, tmp_path, monkeypatch
 
 
 def test_an_interrupted_fetch_of_a_store_goes_on(layout, s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote_files, "AT_ONCE", 1)
+    monkeypatch.setattr(remote_files, "MAX_PARALLEL_COPIES", 1)
     first = data.load(configure(tmp_path / "one", layout, s3.uri("stores")), progress=False)
     config = configure(tmp_path / "two", None, s3.uri("stores"), digest=first.digest)
     (last,) = (tmp_path / "buckets" / "stores" / first.digest).glob("*-test.arrow")
@@ -326,17 +328,17 @@ def flip(path: Path, at: int = 500) -> None:
 def reseal(path: Path, **changes: Any) -> None:
     values = json.loads(path.read_text()) | changes
     del values["checksum"]
-    path.write_text(store.sealed(values))
+    path.write_text(store.manifest_text(values))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "another byte": (lambda f: flip(next(f.glob("*-val.arrow"))), "val.arrow is damaged, its checksum is another one"),
-    "a cut file": (lambda f: next(f.glob("*-val.arrow")).write_bytes(b"x"), "val.arrow is damaged, its checksum is another one"),
+    "another byte": (lambda f: flip(next(f.glob("*-val.arrow"))), "val.arrow is damaged (checksum mismatch)"),
+    "a cut file": (lambda f: next(f.glob("*-val.arrow")).write_bytes(b"x"), "val.arrow is damaged (checksum mismatch)"),
     "no file": (lambda f: next(f.glob("*-test.arrow")).unlink(), "test.arrow is missing"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
     "another store's manifest": (
         lambda f: reseal(f / "manifest.json", digest="0" * 16),
-        f"manifest.json is that of store '{'0' * 16}'",
+        f"manifest.json belongs to store '{'0' * 16}'",
     ),
 }
 
@@ -355,7 +357,7 @@ def test_a_damaged_shared_store_is_refused_by_name_and_nothing_of_it_stays(layou
             data.load(config, progress=False)
         told = str(error.value)
         assert told.startswith(f"shared store {shared}/{first.digest}: {expected}"), told
-        assert told.endswith(": delete this folder, it is put there again")
+        assert told.endswith(": delete this folder, it will be added again")
         assert told.isprintable()
         assert below(tmp_path / "two") == []
     shutil.rmtree(shared / first.digest)
@@ -378,7 +380,7 @@ def test_what_is_told_of_a_source_may_be_damaged(layout, tmp_path, content):
     told.write_bytes(content)
     with pytest.raises(InputError) as error:
         data.load(config, progress=False)
-    assert str(error.value) == f"shared store {told} is damaged: delete this file, it is put there again"
+    assert str(error.value) == f"shared store {told} is damaged: delete this file, it will be added again"
 
 
 def test_two_nodes_that_put_a_store_there_at_once_do_no_harm(layout, tmp_path):
@@ -419,9 +421,9 @@ def test_a_place_that_may_only_be_read_is_told_and_the_run_goes_on(layout, s3, t
     assert len(found.train)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith(f"{found.digest} is not shared: shared_cache is s3://stores?")
+    assert lines[0].startswith(f"warning: {found.digest} is not shared: shared_cache is s3://stores?")
     assert "which cannot be written to (AWS Error ACCESS_DENIED during" in lines[0]
-    assert lines[1].startswith(f"the source of {found.digest} is not told: shared_cache is s3://stores?")
+    assert lines[1].startswith(f"warning: the source of {found.digest} is not recorded: shared_cache is s3://stores?")
 
 
 # The store that is meant
@@ -453,7 +455,7 @@ def test_a_store_that_was_made_with_other_settings_is_not_taken_for_the_run(layo
     with pytest.raises(InputError) as error:
         data.load(configure(tmp_path / "cache", layout, digest=found.digest, image_size=24))
     assert str(error.value) == (
-        f"data.digest is {found.digest}, a store made with image_size 16, the run's is 24: give the same, or leave "
+        f"data.digest is {found.digest}, a store made with image_size 16, the run has 24: give the same value, or leave "
         "--data.digest out"
     )
 
@@ -487,7 +489,7 @@ def test_each_node_has_the_cache_that_its_environment_names(layout, tmp_path, mo
 @pytest.mark.parametrize("where", ["$NODE_DISK/cache", "~nobody-of-that-name/cache"])
 def test_a_cache_that_a_node_cannot_expand_is_told_with_the_node(layout, where):
     with pytest.raises(
-        InputError, match=rf"cache_dir is {re.escape(where)}, which means nothing on \S+: set .*another --cache-dir"
+        InputError, match=rf"cache_dir is {re.escape(where)}, which cannot be expanded on \S+: set .*another --cache-dir"
     ):
         data.load(configure(Path(where), layout))
 
@@ -555,13 +557,13 @@ UNREACHABLE = {
         "nowhere://x/y",
         r"data_dir is nowhere://x/y, which cannot be read \(Unrecognized filesystem type in URI: nowhere",
     ),
-    "no folder": ("file://{tmp}/nowhere", r"data_dir is file://\S+/nowhere, where there are no files: give a folder that is there"),
+    "no folder": ("file://{tmp}/nowhere", r"data_dir is file://\S+/nowhere, which has no files: give a folder that exists"),
     "a file": (
         "file://{tmp}/buckets/pictures/celeba/list_attr_celeba.txt",
         r"list_attr_celeba.txt, which cannot be read \(Not a directory\)",
     ),
-    "no bucket": ("{s3:none/celeba}", r"data_dir is s3://none/celeba\S*, where there are no files: give a folder that is there"),
-    "nothing there": ("{s3:pictures/nothing}", r"data_dir is s3://pictures/nothing\S*, where there are no files"),
+    "no bucket": ("{s3:none/celeba}", r"data_dir is s3://none/celeba\S*, which has no files: give a folder that exists"),
+    "nothing there": ("{s3:pictures/nothing}", r"data_dir is s3://pictures/nothing\S*, which has no files"),
     "no permission": (
         "{s3:locked/celeba}",
         r"data_dir is s3://locked/celeba\S*, which cannot be read \(AWS Error ACCESS_DENIED during \w+ op",
@@ -576,7 +578,7 @@ UNREACHABLE = {
     ),
     "a hostile name": (
         "{s3:hostile/celeba}",
-        r"data_dir is s3://hostile/celeba\S*, which has a file of the name '\.\./x': no folder can",
+        r"data_dir is s3://hostile/celeba\S*, which has a file with the name '\.\./x': a folder cannot",
     ),
 }
 
@@ -607,7 +609,7 @@ def _hostile_list(handler: bucket.Handler, name: str, prefix: str, *, delimited:
 
 SHARED_UNREACHABLE = {
     "unknown scheme": ("nowhere://x/y", r"shared_cache is nowhere://x/y, which cannot be read \(Unrecognized"),
-    "no bucket": ("{s3:none}", r"shared_cache is s3://none\?\S*, whose bucket does not exist: make it, or give another"),
+    "no bucket": ("{s3:none}", r"shared_cache is s3://none\?\S*, whose bucket does not exist: create it, or give another"),
     "no permission": ("{s3:locked}", r"shared_cache is s3://locked\?\S*, which cannot be read \(AWS Error ACCESS_DENIED during"),
 }
 
@@ -624,7 +626,7 @@ def test_a_shared_cache_that_cannot_be_had_is_told_before_anything_is_made(layou
 
 
 def test_googles_store_is_not_asked_for_a_quarter_of_an_hour():
-    assert remote_files.within_timeout("gs://bucket/celeba") == "gs://bucket/celeba?retry_limit_seconds=60"
-    assert remote_files.within_timeout("gs://b/c?x=y") == "gs://b/c?x=y&retry_limit_seconds=60"
-    assert remote_files.within_timeout("gs://b?retry_limit_seconds=5") == "gs://b?retry_limit_seconds=5"
-    assert remote_files.within_timeout("s3://b/c") == "s3://b/c"
+    assert remote_files.with_retry_limit("gs://bucket/celeba") == "gs://bucket/celeba?retry_limit_seconds=60"
+    assert remote_files.with_retry_limit("gs://b/c?x=y") == "gs://b/c?x=y&retry_limit_seconds=60"
+    assert remote_files.with_retry_limit("gs://b?retry_limit_seconds=5") == "gs://b?retry_limit_seconds=5"
+    assert remote_files.with_retry_limit("s3://b/c") == "s3://b/c"

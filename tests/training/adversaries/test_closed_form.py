@@ -1,4 +1,4 @@
-"""Ridge and kernel adversaries against numpy, scikit-learn and what they promise."""
+"""Tests of ridge and kernel adversaries against numpy and scikit-learn."""
 
 import copy
 import dataclasses
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from cpgan_ray.config import KernelConfig, RidgeConfig
 from cpgan_ray.training.adversaries import Target, build_adversary
-from cpgan_ray.training.adversaries.base import BatchMemory, prepare_codes, split_rows
+from cpgan_ray.training.adversaries.base import BatchMemory, num_fitted_rows, prepare_codes
 from cpgan_ray.training.adversaries.kernel import FourierFeatures, kernel_ridge, median_distance, rbf, solve_positive_definite
 from cpgan_ray.training.adversaries.linear import LinearMap, NormalEquations, ridge
 
 torch.set_num_threads(1)
-threadpool_limits(1)  # numpy's threads, which cost many times what they save on matrices this small
+threadpool_limits(1)  # for matrices this small, numpy's threads only slow it down
 
 CPU = torch.device("cpu")
 K, P = 6, 4
 
 
 def problem(rows: int = 60, *, seed: int = 0, k: int = K, p: int = P) -> tuple[Tensor, Tensor]:
-    """Codes (rows, k), not centred and of uneven scales, and a noisy nonlinear target (rows, p); one map for all seeds."""
+    """Codes (rows, k), not centred and of different scales, and a noisy nonlinear target (rows, p). One function for all seeds."""
     fixed, rng = np.random.default_rng(99), np.random.default_rng(seed)
     z = rng.normal(size=(rows, k)) * np.linspace(0.5, 2, k) + np.linspace(-1, 3, k)
     x = np.sin(z @ fixed.normal(size=(k, p)) / 2) + z @ fixed.normal(size=(k, p)) / 4 + 0.2 * rng.normal(size=(rows, p)) + 5
@@ -36,7 +36,7 @@ def problem(rows: int = 60, *, seed: int = 0, k: int = K, p: int = P) -> tuple[T
 
 
 def target_of(x: Tensor) -> Target:
-    """The values as pictures of P + 3 numbers, of which three lie outside the components."""
+    """The values as pictures of P + 3 numbers, with three numbers outside the components."""
     return Target(x, torch.linspace(0.1, 0.5, len(x), dtype=x.dtype), x.shape[1] + 3)
 
 
@@ -56,16 +56,16 @@ def build(config: RidgeConfig | KernelConfig, *, seed: int = 0) -> Any:
 
 def test_ridge_without_penalty_is_least_squares_with_an_intercept():
     z, x = problem()
-    beside_one = np.column_stack([z.numpy(), np.ones(len(z))])
-    coefficients = np.linalg.lstsq(beside_one, x.numpy(), rcond=None)[0]
+    design = np.column_stack([z.numpy(), np.ones(len(z))])
+    coefficients = np.linalg.lstsq(design, x.numpy(), rcond=None)[0]
     fit = ridge(z, x, penalty=1e-13)
     assert fit.weight.numpy() == pytest.approx(coefficients[:-1], abs=1e-5)
     assert fit.bias.numpy() == pytest.approx(coefficients[-1], abs=1e-5)
-    assert fit(z).numpy() == pytest.approx(beside_one @ coefficients, abs=1e-5)
+    assert fit(z).numpy() == pytest.approx(design @ coefficients, abs=1e-5)
 
 
 @pytest.mark.parametrize("penalty", [1e-6, 1e-3, 0.1, 10.0])
-def test_ridge_is_scikit_learns_with_alpha_penalty_times_rows(penalty):
+def test_ridge_equals_scikit_learn_with_alpha_penalty_times_rows(penalty):
     z, x = problem()
     new, _ = problem(20, seed=1)
     reference = Ridge(alpha=len(z) * penalty).fit(z.numpy(), x.numpy())
@@ -77,16 +77,16 @@ def test_ridge_is_scikit_learns_with_alpha_penalty_times_rows(penalty):
 
 @pytest.mark.parametrize("penalty", [1e-8, 1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("rows", [5, 60])
-def test_ridge_is_never_worse_than_the_mean_on_the_rows_it_was_fitted_on(rows, penalty):
+def test_ridge_on_its_fitted_rows_is_never_worse_than_the_mean(rows, penalty):
     for seed in range(5):
         rng = np.random.default_rng(seed)
         z, x = torch.from_numpy(rng.normal(3, 1, (rows, K))), torch.from_numpy(rng.normal(-2, 1, (rows, P)))
-        error, of_mean = (ridge(z, x, penalty=penalty)(z) - x).square().sum(), (x - x.mean(0)).square().sum()
-        assert error <= of_mean * (1 + 1e-9)
+        error, mean_error = (ridge(z, x, penalty=penalty)(z) - x).square().sum(), (x - x.mean(0)).square().sum()
+        assert error <= mean_error * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("penalty", [1e-4, 1.0])
-def test_ridge_on_fewer_rows_than_a_code_has_numbers_is_scikit_learns_and_so_is_its_gradient(penalty):
+def test_ridge_with_fewer_rows_than_numbers_equals_scikit_learn(penalty):
     z, x = problem(20, k=50)
     z.requires_grad_()
     fit = ridge(z, x, penalty=penalty)
@@ -96,8 +96,8 @@ def test_ridge_on_fewer_rows_than_a_code_has_numbers_is_scikit_learns_and_so_is_
     assert torch.autograd.gradcheck(lambda codes: ridge(codes, x[:6], penalty=penalty)(codes), z[:6].detach().requires_grad_())
 
 
-def test_ridge_takes_codes_of_many_numbers_that_are_nearly_the_same():
-    """Pictures as codes: one brightness in a thousand numbers, beside which a weak pattern tells the target."""
+def test_ridge_on_highly_correlated_codes_is_accurate():
+    """Pictures as codes: a thousand numbers share one brightness; a weak pattern in addition to it determines the target."""
     rng = np.random.default_rng(0)
     bright, weak = rng.normal(size=(200, 1)), rng.normal(size=(200, 1))
     z = torch.from_numpy(10 * bright + 0.1 * weak * rng.normal(size=1000)).float()
@@ -106,12 +106,12 @@ def test_ridge_takes_codes_of_many_numbers_that_are_nearly_the_same():
     assert (fit(z).numpy() - weak).std() < 0.1
 
 
-def test_ridge_with_an_endless_penalty_is_the_mean():
+def test_ridge_with_a_huge_penalty_predicts_the_mean():
     z, x = problem()
     assert ridge(z, x, penalty=1e12)(z).numpy() == pytest.approx(np.tile(x.numpy().mean(0), (len(z), 1)), abs=1e-5)
 
 
-def test_ridge_moves_along_with_shifts_of_codes_and_targets():
+def test_ridge_is_equivariant_to_shifts_of_codes_and_targets():
     (z, x), (new, _) = problem(), problem(10, seed=1)
     moved = ridge(z + 40, x - 7, penalty=1e-2)(new + 40)
     assert torch.allclose(moved, ridge(z, x, penalty=1e-2)(new) - 7, atol=1e-8)
@@ -129,23 +129,23 @@ def add_in_blocks(sums: NormalEquations, z: Tensor, x: Tensor, sizes: list[int])
 
 @pytest.mark.parametrize("sizes", [[200], [1, 7, 150, 42], [50] * 4, [1] * 200])
 @pytest.mark.parametrize("penalty", [1e-6, 1e-2, 1.0])
-def test_streamed_in_uneven_blocks_the_fit_is_the_one_in_memory(sizes, penalty):
+def test_normal_equations_in_blocks_equal_the_fit_in_memory(sizes, penalty):
     z, x = problem(200)
     fit, whole = add_in_blocks(NormalEquations(K, P), z, x, sizes).solve(penalty=penalty), ridge(z, x, penalty=penalty)
     assert fit.weight.numpy() == pytest.approx(whole.weight.numpy(), abs=1e-8)
     assert fit.bias.numpy() == pytest.approx(whole.bias.numpy(), abs=1e-8)
 
 
-def test_the_squared_error_without_the_rows_is_the_direct_sum():
-    """Of its own fit, and of one that was fitted elsewhere."""
+def test_normal_equations_squared_error_equals_the_direct_sum():
+    """For its own fit, and for a fit on other data."""
     z, x = problem(200)
     sums = add_in_blocks(NormalEquations(K, P), z, x, [3, 97, 100])
-    elsewhere = LinearMap(torch.randn(K, P, dtype=torch.float64), torch.randn(P, dtype=torch.float64))
-    for fit in (sums.solve(penalty=1e-3), elsewhere):
+    other_fit = LinearMap(torch.randn(K, P, dtype=torch.float64), torch.randn(P, dtype=torch.float64))
+    for fit in (sums.solve(penalty=1e-3), other_fit):
         assert sums.squared_error(fit) == pytest.approx(float((z @ fit.weight + fit.bias - x).square().sum()), rel=1e-9)
 
 
-def test_merged_sums_are_those_of_all_rows_and_leave_the_parts_alone():
+def test_normal_equations_merge_covers_all_rows_and_keeps_the_parts():
     z, x = problem(200)
     first = add_in_blocks(NormalEquations(K, P), z[:70], x[:70], [70])
     second = add_in_blocks(NormalEquations(K, P), z[70:], x[70:], [130])
@@ -157,7 +157,7 @@ def test_merged_sums_are_those_of_all_rows_and_leave_the_parts_alone():
     assert torch.equal(first.solve(penalty=1e-2).weight, alone.weight)
 
 
-def test_float32_rows_are_summed_in_float64():
+def test_normal_equations_sum_float32_rows_in_float64():
     """40,000 rows around 100: float32 sums would lose the variance."""
     rng = np.random.default_rng(0)
     z = torch.from_numpy(rng.normal(100, 1, (40_000, 2)).astype(np.float32))
@@ -171,15 +171,15 @@ def test_float32_rows_are_summed_in_float64():
 
 @pytest.mark.parametrize("width", [0.7, 2.0, 8.0])
 @pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1.0])
-def test_kernel_ridge_is_scikit_learns_on_centred_targets(width, penalty):
+def test_kernel_ridge_equals_scikit_learn_on_centred_targets(width, penalty):
     (z, x), (new, _) = problem(), problem(20, seed=1)
     mean = x.numpy().mean(axis=0)
     reference = KernelRidge(kernel="rbf", gamma=1 / (2 * width**2), alpha=len(z) * penalty).fit(z.numpy(), x.numpy() - mean)
-    found = kernel_ridge(z, x, new, width=width, penalty=penalty)
-    assert found.numpy() == pytest.approx(reference.predict(new.numpy()) + mean, abs=1e-5)
+    predictions = kernel_ridge(z, x, new, width=width, penalty=penalty)
+    assert predictions.numpy() == pytest.approx(reference.predict(new.numpy()) + mean, abs=1e-5)
 
 
-def test_the_kernel_is_1_at_home_and_falls_with_the_distance():
+def test_rbf_is_1_at_distance_0_and_decreases_with_distance():
     z, _ = problem(10)
     kernel = rbf(z, z, width=1.5)
     distances = torch.cdist(z, z)
@@ -188,13 +188,13 @@ def test_the_kernel_is_1_at_home_and_falls_with_the_distance():
 
 
 @pytest.mark.parametrize("rows", [2, 5, 40, 512])
-def test_the_median_distance_is_the_median_over_pairs(rows):
+def test_median_distance_equals_the_median_over_pairs(rows):
     z, _ = problem(rows)
     pairs = np.linalg.norm(z.numpy()[:, None] - z.numpy()[None], axis=2)[np.triu_indices(rows, 1)]
     assert median_distance(z) == pytest.approx(np.sort(pairs)[(len(pairs) - 1) // 2], rel=1e-9)
 
 
-def test_solving_and_its_two_gradients_are_right():
+def test_solve_positive_definite_and_its_gradients_are_correct():
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(5, 5, dtype=torch.float64, generator=generator).requires_grad_()
     b = torch.randn(5, 3, dtype=torch.float64, generator=generator).requires_grad_()
@@ -208,14 +208,14 @@ def test_solving_and_its_two_gradients_are_right():
 
 
 def rbf_error(features: int, *, seed: int) -> float:
-    """Mean error, over pairs of 40 codes, of the features' inner products as kernel values."""
+    """Mean error of the features' inner products as kernel values, over all pairs of 40 codes."""
     z = problem(40)[0]
     phi = FourierFeatures(K, features, rng=np.random.default_rng(seed), device=CPU)(z, width=3.0)
     kernel = np.exp(-np.square(np.linalg.norm(z.numpy()[:, None] - z.numpy()[None], axis=2)) / 18)
     return float(np.abs(phi.numpy() @ phi.numpy().T - kernel)[np.triu_indices(40, 1)].mean())
 
 
-def test_fourier_features_approach_the_kernel_as_one_over_the_root_of_their_number():
+def test_fourier_features_error_decreases_as_one_over_sqrt_of_number():
     numbers = [64, 256, 1024, 4096]
     errors = [np.mean([rbf_error(d, seed=s) for s in range(4)]) for d in numbers]
     assert all(e < d**-0.5 for e, d in zip(errors, numbers, strict=True))
@@ -223,7 +223,7 @@ def test_fourier_features_approach_the_kernel_as_one_over_the_root_of_their_numb
     assert slope == pytest.approx(-0.5, abs=0.1)
 
 
-def test_ridge_on_many_fourier_features_is_close_to_kernel_ridge():
+def test_ridge_on_many_fourier_features_approximates_kernel_ridge():
     (z, x), (new, _) = problem(), problem(20, seed=1)
     phi = FourierFeatures(K, 1024, rng=np.random.default_rng(0), device=CPU)
     approximate = ridge(phi(z, width=3.0), x, penalty=1e-2)(phi(new, width=3.0))
@@ -234,7 +234,7 @@ def test_ridge_on_many_fourier_features_is_close_to_kernel_ridge():
 # --- codes, rows, memory ---
 
 
-def test_standardised_codes_have_mean_0_and_deviation_1_on_the_fitted_rows():
+def test_prepare_codes_standardised_has_mean_0_and_deviation_1():
     z, new = problem(80)[0], problem(5, seed=1)[0]
     fitted, scored = prepare_codes(z, new, how="standardised")
     assert fitted.mean(0).abs().max() < 1e-10
@@ -242,7 +242,7 @@ def test_standardised_codes_have_mean_0_and_deviation_1_on_the_fitted_rows():
     assert scored.numpy() == pytest.approx((new.numpy() - z.numpy().mean(0)) / z.numpy().std(0, ddof=1), abs=1e-10)
 
 
-def test_whitened_codes_have_the_identity_as_covariance_on_the_fitted_rows():
+def test_prepare_codes_whitened_has_the_identity_as_covariance():
     z = problem(80)[0]
     z[:, 1] = 0.9 * z[:, 0] + 0.01 * z[:, 1]
     fitted, scored = prepare_codes(z, z[:7] + 0, how="whitened")
@@ -251,7 +251,7 @@ def test_whitened_codes_have_the_identity_as_covariance_on_the_fitted_rows():
     assert torch.allclose(scored, fitted[:7], atol=1e-8)
 
 
-def test_whitening_leaves_out_directions_in_which_nothing_varies():
+def test_prepare_codes_whitened_leaves_out_constant_directions():
     z = problem(80)[0]
     z[:, 3] = z[:, 0] - z[:, 5]
     assert prepare_codes(z, z, how="whitened")[0].shape == (80, K - 1)
@@ -261,8 +261,8 @@ def test_whitening_leaves_out_directions_in_which_nothing_varies():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("how", ["standardised", "whitened"])
-def test_a_coordinate_that_varies_for_the_first_time_in_a_scored_row_does_not_blow_it_up(how, dtype):
-    """0.3 has no exact binary form: the deviation of equal values may come out as a rounding error, no unit to measure in."""
+def test_prepare_codes_of_a_coordinate_constant_in_the_fit_is_bounded(how, dtype):
+    """0.3 has no exact binary form: the deviation of equal values may be a rounding error, which must not be used as a scale."""
     z, new = problem(480)[0].to(dtype), problem(5, seed=1)[0].to(dtype)
     z[:, 2] = 0.3
     new[:, 2] = 1.3
@@ -271,46 +271,46 @@ def test_a_coordinate_that_varies_for_the_first_time_in_a_scored_row_does_not_bl
     assert scored.abs().max() < 10
 
 
-def test_raw_codes_are_left_as_they_are():
+def test_prepare_codes_raw_changes_nothing():
     z = problem()[0]
     assert all(torch.equal(a, z) for a in prepare_codes(z, z, how="raw"))
 
 
 @pytest.mark.parametrize("how", ["standardised", "whitened"])
-def test_the_statistics_of_prepared_codes_are_constants_in_the_gradient(how):
-    """So the prepared codes are an affine function of the codes: their gradient is that of the fixed map."""
+def test_prepare_codes_statistics_are_constants_in_the_gradient(how):
+    """The prepared codes are an affine function of the codes: their gradient is the gradient of the fixed map."""
     z, new = (t.requires_grad_() for t in (problem(80)[0], problem(5, seed=1)[0]))
     fitted, scored = prepare_codes(z, new, how=how)
-    pull = torch.randn(fitted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = torch.autograd.grad((fitted * pull).sum() + scored.sum(), (z, new))
+    weights = torch.randn(fitted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grads = torch.autograd.grad((fitted * weights).sum() + scored.sum(), (z, new))
     with torch.no_grad():
         basis = torch.cat([torch.zeros(1, K, dtype=torch.float64), torch.eye(K, dtype=torch.float64)])
         mapped = prepare_codes(z, basis, how=how)[1]
     linear = mapped[1:] - mapped[0]
-    assert torch.allclose(found[0], pull @ linear.T, atol=1e-8)
-    assert torch.allclose(found[1], torch.ones_like(scored) @ linear.T, atol=1e-8)
+    assert torch.allclose(grads[0], weights @ linear.T, atol=1e-8)
+    assert torch.allclose(grads[1], torch.ones_like(scored) @ linear.T, atol=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "share", "fitted"), [(640, 0.25, 480), (4, 0.25, 3), (10, 0.99, 1), (10, 0.01, 9), (2, 0.5, 1)]
+    ("batch_size", "fraction", "fitted"), [(640, 0.25, 480), (4, 0.25, 3), (10, 0.99, 1), (10, 0.01, 9), (2, 0.5, 1)]
 )
-def test_some_rows_are_always_fitted_and_some_always_scored(batch_size, share, fitted):
-    assert split_rows(batch_size, holdout_fraction=share) == fitted
+def test_num_fitted_rows_leaves_rows_for_fit_and_score(batch_size, fraction, fitted):
+    assert num_fitted_rows(batch_size, holdout_fraction=fraction) == fitted
 
 
-@pytest.mark.parametrize(("batches", "pushed", "held"), [(0, 3, []), (2, 1, [0]), (2, 5, [3, 4]), (3, 3, [0, 1, 2])])
-def test_the_bank_holds_its_last_batches_and_no_more(batches, pushed, held):
+@pytest.mark.parametrize(("batches", "pushed", "remaining"), [(0, 3, []), (2, 1, [0]), (2, 5, [3, 4]), (3, 3, [0, 1, 2])])
+def test_memory_contains_only_its_last_batches(batches, pushed, remaining):
     memory = BatchMemory(batches)
     for seed in range(pushed):
         memory.push(*release(8, seed=seed))
     z, x = memory.with_current(*problem(5, seed=77))
-    expected = [problem(8, seed=seed) for seed in held] + [problem(5, seed=77)]
+    expected = [problem(8, seed=seed) for seed in remaining] + [problem(5, seed=77)]
     assert torch.equal(z, torch.cat([e[0] for e in expected]))
     assert torch.equal(x, torch.cat([e[1] for e in expected]))
 
 
-def test_the_bank_holds_constants():
-    """No gradient reaches a banked code, and writing to a batch afterwards does not change what is held."""
+def test_memory_contains_constants():
+    """No gradient reaches codes in the memory, and changing a batch afterwards does not change the memory."""
     memory = BatchMemory(2)
     z, target = release(8)
     z.requires_grad_()
@@ -325,16 +325,16 @@ def test_the_bank_holds_constants():
     assert new.grad is not None
 
 
-def test_the_state_of_the_bank_round_trips_and_keeps_its_bound():
-    memory, again = BatchMemory(2), BatchMemory(2)
+def test_memory_restored_from_its_state_is_equal_and_bounded():
+    memory, restored = BatchMemory(2), BatchMemory(2)
     for seed in range(2):
         memory.push(*release(8, seed=seed))
-    again.load_state_dict(copy.deepcopy(memory.state_dict()))
+    restored.load_state_dict(copy.deepcopy(memory.state_dict()))
     memory.push(*release(8, seed=2))
-    again.push(*release(8, seed=2))
-    here = problem(3, seed=9)
-    assert all(torch.equal(a, b) for a, b in zip(memory.with_current(*here), again.with_current(*here), strict=True))
-    assert len(again.with_current(*here)[0]) == 2 * 8 + 3
+    restored.push(*release(8, seed=2))
+    current = problem(3, seed=9)
+    assert all(torch.equal(a, b) for a, b in zip(memory.with_current(*current), restored.with_current(*current), strict=True))
+    assert len(restored.with_current(*current)[0]) == 2 * 8 + 3
 
 
 # --- the adversaries ---
@@ -353,8 +353,8 @@ STREAMED: dict[str, RidgeConfig | KernelConfig] = {
 }
 
 
-def prepared(z: np.ndarray, scored: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised or whitened in numpy's words."""
+def reference_codes(z: np.ndarray, scored: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
+    """Codes standardised or whitened with numpy."""
     if how == "raw":
         return z, scored
     mean = z.mean(axis=0)
@@ -367,37 +367,37 @@ def prepared(z: np.ndarray, scored: np.ndarray, how: str) -> tuple[np.ndarray, n
 
 
 def reference_errors(config: RidgeConfig | KernelConfig, batches: list[tuple[Tensor, Target]], features: Any) -> np.ndarray:
-    """Scikit-learn's errors on the last quarter of the last batch, fitted on all that precedes it, at the best candidates."""
+    """Scikit-learn's errors on the last quarter of the last batch, fitted on all earlier rows, with the best candidates."""
     z, target = batches[-1]
     cut = len(z) * 3 // 4
     z_fit = np.concatenate([b.numpy() for b, _ in batches])[: -(len(z) - cut)]
     x_fit = np.concatenate([t.values.numpy() for _, t in batches])[: -(len(z) - cut)]
-    z_fit, z_new = prepared(z_fit, z.numpy()[cut:], config.code_normalization)
-    mean, tried = x_fit.mean(axis=0), []
+    z_fit, z_new = reference_codes(z_fit, z.numpy()[cut:], config.code_normalization)
+    mean, predictions = x_fit.mean(axis=0), []
     for penalty in config.penalties:
         if isinstance(config, RidgeConfig):
-            tried.append(Ridge(alpha=len(z_fit) * penalty).fit(z_fit, x_fit).predict(z_new))
+            predictions.append(Ridge(alpha=len(z_fit) * penalty).fit(z_fit, x_fit).predict(z_new))
             continue
         pairs = np.linalg.norm(z_fit[:, None] - z_fit[None], axis=2)[np.triu_indices(len(z_fit), 1)]
         for bandwidth in config.bandwidths:
             width = bandwidth * np.sort(pairs)[(len(pairs) - 1) // 2]
             if features is None:
                 model = KernelRidge(kernel="rbf", gamma=1 / (2 * width**2), alpha=len(z_fit) * penalty)
-                tried.append(model.fit(z_fit, x_fit - mean).predict(z_new) + mean)
+                predictions.append(model.fit(z_fit, x_fit - mean).predict(z_new) + mean)
             else:
                 omega, phase = features.omega.numpy().astype(np.float64), features.phase.numpy().astype(np.float64)
-                lifted = [math.sqrt(2 / len(phase)) * np.cos(codes @ (omega / width) + phase) for codes in (z_fit, z_new)]
-                tried.append(Ridge(alpha=len(z_fit) * penalty).fit(lifted[0], x_fit).predict(lifted[1]))
+                features_of = [math.sqrt(2 / len(phase)) * np.cos(codes @ (omega / width) + phase) for codes in (z_fit, z_new)]
+                predictions.append(Ridge(alpha=len(z_fit) * penalty).fit(features_of[0], x_fit).predict(features_of[1]))
     held_out, outside = target.values.numpy()[cut:], target.residual.numpy()[cut:]
-    errors = [(np.square(guess - held_out).sum(axis=1) + outside) / target.dimension for guess in tried]
+    errors = [(np.square(guess - held_out).sum(axis=1) + outside) / target.dimension for guess in predictions]
     return min(errors, key=np.sum)
 
 
-@pytest.mark.parametrize("banked", [0, 1, 3])
+@pytest.mark.parametrize("past_batches", [0, 1, 3])
 @pytest.mark.parametrize("kind", HOLDOUT)
-def test_a_holdout_adversary_is_scikit_learns_fitted_on_bank_and_batch_at_its_best_candidates(kind, banked):
+def test_holdout_adversary_equals_scikit_learn_on_memory_and_batch(kind, past_batches):
     adversary = build(HOLDOUT[kind])
-    batches = [release(60, seed=seed) for seed in range(banked + 1)]
+    batches = [release(60, seed=seed) for seed in range(past_batches + 1)]
     for batch in batches[:-1]:
         adversary.improve(*batch)
     errors, rows = adversary.recover(*batches[-1])
@@ -407,15 +407,16 @@ def test_a_holdout_adversary_is_scikit_learns_fitted_on_bank_and_batch_at_its_be
 
 
 @pytest.mark.parametrize("kind", HOLDOUT)
-def test_the_scored_rows_pictures_take_no_part_in_the_fit(kind):
-    """With one candidate nothing is chosen on them: other pictures there leave the reconstructions, here inferred, as they were."""
+def test_holdout_adversary_does_not_fit_on_the_scored_rows(kind):
+    """With one candidate there is no selection on the scored rows: other pictures there do not change the (inferred)
+    predictions."""
     config = HOLDOUT[kind]
     single = {"penalties": (1e-2,)} | ({"bandwidths": (1.0,)} if isinstance(config, KernelConfig) else {})
     z, target = release(60)
     values = target.values.clone()
     values[45:] = 0
     changed = Target(values, target.residual, target.dimension)
-    found = []
+    results = []
     for shown in (target, changed):
         adversary = build(dataclasses.replace(config, **single))
         guesses = []
@@ -423,13 +424,13 @@ def test_the_scored_rows_pictures_take_no_part_in_the_fit(kind):
             moved = Target(torch.cat([shown.values[:45], shown.values[45:] + unit]), shown.residual, shown.dimension)
             difference = (adversary.recover(z, moved)[0] - adversary.recover(z, shown)[0]) * shown.dimension
             guesses.append((1 - difference) / 2 + shown.values[45:] @ unit)
-        found.append(torch.stack(guesses, dim=1))
-    assert torch.allclose(*found, atol=1e-8)
-    assert found[0].std() > 0.1
+        results.append(torch.stack(guesses, dim=1))
+    assert torch.allclose(*results, atol=1e-8)
+    assert results[0].std() > 0.1
 
 
-def test_bandwidth_and_penalty_are_chosen_again_every_so_many_rounds():
-    """Between two choices they stay, although another pair would be better."""
+def test_kernel_adversary_tunes_only_every_tune_every_rounds():
+    """In between, bandwidth and penalty stay, even if another pair would be better."""
     adversary = build(KernelConfig(memory_batches=0, tune_every=3, penalties=(1e-6, 10.0), bandwidths=(1.0,)))
     learnable, (codes, noise) = release(60), (problem(60)[0], torch.randn(60, P, dtype=torch.float64))
     hopeless = (codes, target_of(noise))
@@ -450,7 +451,7 @@ def accumulate(adversary: Any, z: Tensor, target: Target, sizes: list[int]) -> N
 
 
 @pytest.mark.parametrize("kind", STREAMED)
-def test_before_its_first_fit_a_streamed_adversary_answers_the_mean_picture(kind):
+def test_streamed_adversary_before_its_first_fit_predicts_the_mean(kind):
     z, target = release(20)
     z.requires_grad_()
     errors, rows = build(STREAMED[kind]).recover(z, target)
@@ -464,8 +465,9 @@ def test_before_its_first_fit_a_streamed_adversary_answers_the_mean_picture(kind
 
 @pytest.mark.parametrize("kind", STREAMED)
 @pytest.mark.parametrize("sizes", [[300], [40] * 7 + [20], [55, 60, 1, 84, 100]])
-def test_a_streamed_adversary_is_fitted_on_all_rows_with_what_was_best_on_each_fifth_block(kind, sizes):
-    """Fitted on the other blocks, judged on every fifth (on the fitted ones, where there are fewer than five); then on all."""
+def test_streamed_adversary_selects_on_every_fifth_block_and_fits_all(kind, sizes):
+    """Candidates are compared on every fifth block (on the fitted blocks if there are fewer than five); the final fit uses all
+    blocks."""
     config = STREAMED[kind]
     adversary = build(config)
     z, target = release(300)
@@ -474,16 +476,16 @@ def test_a_streamed_adversary_is_fitted_on_all_rows_with_what_was_best_on_each_f
     adversary.solve()
 
     ends = np.cumsum(sizes)
-    held = np.zeros(300, bool)
+    held_out = np.zeros(300, bool)
     for block in range(4, len(sizes), 5):
-        held[ends[block] - sizes[block] : ends[block]] = True
-    judged = held if held.any() else ~held
+        held_out[ends[block] - sizes[block] : ends[block]] = True
+    validation = held_out if held_out.any() else ~held_out
     best: tuple[float, np.ndarray, Any] | None = None
     for bandwidth in config.bandwidths if isinstance(config, KernelConfig) else (None,):
         codes = z.numpy() if bandwidth is None else adversary.features(z, width=bandwidth * unit).numpy()
         for penalty in config.penalties:
-            fit = Ridge(alpha=(~held).sum() * penalty).fit(codes[~held], target.values.numpy()[~held])
-            error = np.square(fit.predict(codes[judged]) - target.values.numpy()[judged]).sum()
+            fit = Ridge(alpha=(~held_out).sum() * penalty).fit(codes[~held_out], target.values.numpy()[~held_out])
+            error = np.square(fit.predict(codes[validation]) - target.values.numpy()[validation]).sum()
             if best is None or error < best[0]:
                 best = error, codes, Ridge(alpha=300 * penalty)
     assert best is not None
@@ -493,8 +495,8 @@ def test_a_streamed_adversary_is_fitted_on_all_rows_with_what_was_best_on_each_f
 
 
 @pytest.mark.parametrize("kind", STREAMED)
-def test_each_epoch_of_a_streamed_adversary_starts_afresh(kind):
-    """The second fit knows nothing of the first epoch's codes."""
+def test_streamed_adversary_forgets_the_previous_epoch(kind):
+    """The second fit does not depend on the first epoch's codes."""
     twice, once = build(STREAMED[kind]), build(STREAMED[kind])
     first, second = release(100, seed=1), release(100, seed=2)
     accumulate(twice, *first, [50, 50])
@@ -509,7 +511,7 @@ def test_each_epoch_of_a_streamed_adversary_starts_afresh(kind):
 
 
 def reloaded(state: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a checkpoint file, from which nothing but tensors and plain values is read."""
+    """The state after saving and loading it as in a checkpoint file, which holds only tensors and plain values."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -517,19 +519,19 @@ def reloaded(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [*HOLDOUT, *STREAMED])
-def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(kind):
+def test_adversary_restored_from_a_state_dict_behaves_identically(kind):
     config = {**HOLDOUT, **STREAMED}[kind]
 
     def play(adversary: Any, seeds: range) -> list[Tensor]:
-        answers = []
+        errors = []
         for seed in seeds:
             batch = release(40, seed=seed)
-            answers.append(adversary.recover(*batch)[0])
+            errors.append(adversary.recover(*batch)[0])
             adversary.improve(*batch)
             if kind in STREAMED:
                 accumulate(adversary, *batch, [30, 10])
                 adversary.solve()
-        return answers
+        return errors
 
     original, fresh = build(config), build(config)
     play(original, range(4))
@@ -542,7 +544,7 @@ def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(kind
 
 
 @pytest.mark.parametrize("kind", [*HOLDOUT, *STREAMED])
-def test_answering_does_not_change_what_is_answered_next(kind):
+def test_recover_twice_gives_the_same_errors(kind):
     config = {**HOLDOUT, **STREAMED}[kind]
     adversary = build(config)
     adversary.improve(*release(40, seed=1))

@@ -1,8 +1,8 @@
-"""The gradient that each kind of adversary answers is that of its privacy term: against finite differences in float64.
+"""Tests that each adversary returns the gradient of its privacy term, against finite differences in float64.
 
-For the closed forms the differences are taken of a reference in numpy, whose kernel width stays what it is at the base point: the
-median distance is a unit, a constant by design. Standardised and whitened codes are left out for the same reason
-(test_closed_form.py holds what they promise).
+For closed forms the differences are computed with a reference in numpy. Its kernel width is fixed at the base point, because the
+median distance is a constant in the gradient by design. Standardised and whitened codes are left out for the same reason
+(test_closed_form.py tests them).
 """
 
 import math
@@ -38,15 +38,15 @@ NEURAL: dict[str, AdversaryConfig] = {
 
 
 def batch(seed: int) -> tuple[Tensor, Target]:
-    """Codes and pictures that follow from them, smoothly and in part; the map is the same for all seeds."""
+    """Codes and pictures: a smooth function of the codes plus noise. The function is the same for all seeds."""
     fixed, rng = np.random.default_rng(99), np.random.default_rng(seed)
     z = rng.normal(size=(ROWS, K))
     x = np.tanh(z @ fixed.normal(size=(K, P)) / 2) + 0.3 * rng.normal(size=(ROWS, P))
     return torch.from_numpy(z), Target(torch.from_numpy(x), torch.from_numpy(rng.uniform(0, 2, ROWS)), P + 10)
 
 
-def made(config: AdversaryConfig, *, learned: int) -> Any:
-    """An adversary in float64 that has learned from some batches."""
+def build(config: AdversaryConfig, *, learned: int) -> Any:
+    """An adversary in float64 that has learned from `learned` batches."""
     torch.manual_seed(0)
     adversary: Any = build_adversary(
         config, k=K, target=P, image_shape=IMAGE, holdout_fraction=0.25, rng=np.random.default_rng(3), device=torch.device("cpu")
@@ -61,8 +61,8 @@ def made(config: AdversaryConfig, *, learned: int) -> Any:
     return adversary
 
 
-def answer(adversary: Any, z: Tensor, target: Target, kind: Any) -> tuple[float, np.ndarray]:
-    """The privacy term and its gradient, as a worker computes them."""
+def term_and_gradient(adversary: Any, z: Tensor, target: Target, kind: Any) -> tuple[float, np.ndarray]:
+    """The privacy term and its gradient, computed as in AdversaryWorker."""
     z = z.clone().requires_grad_()
     errors, rows = adversary.recover(z, target)
     term = privacy_term(errors, target[rows].mean_errors(), kind=kind)
@@ -76,11 +76,12 @@ def slope(term: Callable[[np.ndarray], float], z: np.ndarray, direction: np.ndar
 
 
 def directions() -> list[tuple[str, np.ndarray]]:
-    """Anywhere, and along the fitted or the scored rows alone: the gradient flows on both sides of the solve."""
+    """Random directions in all rows, only the fitted or only the scored rows: the gradient flows through both sides of the
+    solve."""
     rng = np.random.default_rng(7)
     fitted = np.arange(ROWS)[:, None] < FITTED
-    along = [("all", np.ones((ROWS, 1))), ("all", np.ones((ROWS, 1))), ("fitted", fitted), ("scored", ~fitted)]
-    return [(name, rng.normal(size=(ROWS, K)) * mask) for name, mask in along]
+    masks = [("all", np.ones((ROWS, 1))), ("all", np.ones((ROWS, 1))), ("fitted", fitted), ("scored", ~fitted)]
+    return [(name, rng.normal(size=(ROWS, K)) * mask) for name, mask in masks]
 
 
 def median_distance(z: np.ndarray) -> float:
@@ -88,13 +89,13 @@ def median_distance(z: np.ndarray) -> float:
     return float(np.sort(pairs)[(len(pairs) - 1) // 2])
 
 
-def lifted(adversary: Any, z: np.ndarray, width: float) -> np.ndarray:
+def fourier_features(adversary: Any, z: np.ndarray, width: float) -> np.ndarray:
     omega, phase = (t.numpy().astype(np.float64) for t in (adversary.features.omega, adversary.features.phase))
     return math.sqrt(2 / len(phase)) * np.cos(z @ (omega / width) + phase)
 
 
 def ridge_prediction(z: np.ndarray, x: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """By least squares with the penalty as further rows."""
+    """Ridge regression as least squares, with the penalty as additional rows."""
     mean = z.mean(axis=0)
     rows = np.concatenate([z - mean, math.sqrt(len(z) * PENALTY) * np.eye(z.shape[1])])
     weight = np.linalg.lstsq(rows, np.concatenate([x - x.mean(axis=0), np.zeros((z.shape[1], x.shape[1]))]), rcond=None)[0]
@@ -111,7 +112,7 @@ def kernel_prediction(z: np.ndarray, x: np.ndarray, new: np.ndarray, width: floa
 def reference(
     kind: str, adversary: Any, base: Tensor, target: Target, *, learned: int, privacy: str
 ) -> Callable[[np.ndarray], float]:
-    """The privacy term as a function of the batch's codes alone, in numpy."""
+    """The privacy term as a function of only the batch's codes, in numpy."""
     streamed = kind.startswith("streamed")
     past = [batch(100 + seed) for seed in range(1 if streamed else learned)]
     past_z, past_x = [z.numpy() for z, _ in past], [t.values.numpy() for _, t in past]
@@ -125,12 +126,14 @@ def reference(
         if kind == "kernel":
             guess = kernel_prediction(fit_z, fit_x, new, BANDWIDTH * unit)
         elif kind.endswith("features"):
-            guess = ridge_prediction(lifted(adversary, fit_z, BANDWIDTH * unit), fit_x, lifted(adversary, new, BANDWIDTH * unit))
+            guess = ridge_prediction(
+                fourier_features(adversary, fit_z, BANDWIDTH * unit), fit_x, fourier_features(adversary, new, BANDWIDTH * unit)
+            )
         else:
             guess = ridge_prediction(fit_z, fit_x, new)
         error = (np.square(guess - x[cut:]).sum(axis=1) + outside[cut:]).mean() / target.dimension
-        of_mean = (np.square(x[cut:]).sum(axis=1) + outside[cut:]).mean() / target.dimension
-        return -error if privacy == "negated_mse" else 1 - error / of_mean
+        mean_error = (np.square(x[cut:]).sum(axis=1) + outside[cut:]).mean() / target.dimension
+        return -error if privacy == "negated_mse" else 1 - error / mean_error
 
     return term
 
@@ -138,25 +141,25 @@ def reference(
 @pytest.mark.parametrize("privacy", ["recovered", "negated_mse"])
 @pytest.mark.parametrize("learned", [0, 1, 2])
 @pytest.mark.parametrize("kind", CLOSED_FORM)
-def test_the_gradient_of_a_closed_form_adversary_is_that_of_its_reference(kind, learned, privacy):
-    adversary = made(CLOSED_FORM[kind], learned=learned)
+def test_closed_form_gradient_equals_finite_differences(kind, learned, privacy):
+    adversary = build(CLOSED_FORM[kind], learned=learned)
     z, target = batch(0)
-    value, gradient = answer(adversary, z, target, privacy)
+    value, gradient = term_and_gradient(adversary, z, target, privacy)
     term = reference(kind, adversary, z, target, learned=learned, privacy=privacy)
     assert value == pytest.approx(term(z.numpy()), rel=1e-7)
     assert privacy == "negated_mse" or value > 0.1, "the term should not be clipped here"
     for name, direction in directions():
         expected = slope(term, z.numpy(), direction)
-        assert abs(expected) > 2e-5, "a direction along which nothing changes shows nothing"
+        assert abs(expected) > 2e-5, "the term must change along this direction"
         assert (gradient * direction).sum() == pytest.approx(expected, rel=1e-4), name
 
 
 @pytest.mark.parametrize("privacy", ["recovered", "negated_mse"])
 @pytest.mark.parametrize("kind", NEURAL)
-def test_the_gradient_of_a_neural_adversary_is_that_of_its_own_privacy_term(kind, privacy):
-    adversary = made(NEURAL[kind], learned=40)
+def test_neural_gradient_equals_finite_differences(kind, privacy):
+    adversary = build(NEURAL[kind], learned=40)
     z, target = batch(0)
-    value, gradient = answer(adversary, z, target, privacy)
+    value, gradient = term_and_gradient(adversary, z, target, privacy)
     assert privacy == "negated_mse" or value > 0.01, "the term should not be clipped here"
 
     def term(codes: np.ndarray) -> float:
@@ -173,13 +176,13 @@ def test_the_gradient_of_a_neural_adversary_is_that_of_its_own_privacy_term(kind
 
 
 @pytest.mark.parametrize("kind", [*CLOSED_FORM, *NEURAL])
-def test_an_adversary_that_recovers_nothing_pulls_at_nothing(kind):
-    """The share is clipped at 0: where a picture has nothing to do with its code, every gradient is 0."""
-    adversary = made({**CLOSED_FORM, **NEURAL}[kind], learned=2)
+def test_gradient_of_an_adversary_that_recovers_nothing_is_0(kind):
+    """R2 is clipped at 0: if the pictures do not depend on the codes, every gradient is 0."""
+    adversary = build({**CLOSED_FORM, **NEURAL}[kind], learned=2)
     z, target = batch(0)
-    foreign = Target(-target.values, target.residual, target.dimension)
+    unrelated = Target(-target.values, target.residual, target.dimension)
     if kind in ("ridge", "kernel", "features"):
-        foreign = Target(torch.cat([target.values[:FITTED], -target.values[FITTED:]]), target.residual, target.dimension)
-    value, gradient = answer(adversary, z, foreign, "recovered")
+        unrelated = Target(torch.cat([target.values[:FITTED], -target.values[FITTED:]]), target.residual, target.dimension)
+    value, gradient = term_and_gradient(adversary, z, unrelated, "recovered")
     assert value == 0
     assert not gradient.any()

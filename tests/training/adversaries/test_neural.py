@@ -1,4 +1,4 @@
-"""Neural adversaries: they learn, they answer without changing, and a row's reconstruction is its own."""
+"""Tests of neural adversaries: learning, responses without side effects, independent rows, memory, precision."""
 
 import copy
 import io
@@ -65,72 +65,72 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.mark.parametrize("memory", [0, 2])
+@pytest.mark.parametrize("memory_batches", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_learning_lowers_the_error_on_codes_never_shown(architecture, memory):
-    adversary = build(architecture, steps=4, memory_batches=memory)
+def test_improve_lowers_the_error_on_new_codes(architecture, memory_batches):
+    adversary = build(architecture, steps=4, memory_batches=memory_batches)
     before = errors_of(adversary, 1000).mean()
     for seed in range(40):
         adversary.improve(*batch(seed))
-    of_mean = batch(1000)[1].mean_errors().mean()
-    assert errors_of(adversary, 1000).mean() < 0.5 * min(before, of_mean)
+    mean_error = batch(1000)[1].mean_errors().mean()
+    assert errors_of(adversary, 1000).mean() < 0.5 * min(before, mean_error)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_answering_changes_no_state_and_draws_nothing(architecture, dropout):
+def test_recover_changes_no_state_and_draws_no_random_numbers(architecture, dropout):
     adversary = build(architecture, dropout=dropout, memory_batches=1)
     adversary.improve(*batch(1))
-    before, drawn = snapshot(adversary), torch.random.get_rng_state()
+    before, rng_state = snapshot(adversary), torch.random.get_rng_state()
     z, target = batch(2)
     errors, rows = adversary.recover(z.requires_grad_(), target)
     errors.mean().backward()
     assert same(snapshot(adversary), before)
-    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert torch.equal(torch.random.get_rng_state(), rng_state)
     assert torch.equal(adversary.recover(z, target)[0], errors)
     assert rows == slice(0, ROWS)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_gradients_left_by_an_answer_do_not_enter_the_next_step(architecture):
-    quiet, asked = build(architecture), build(architecture)
+def test_recover_leaves_no_gradients_for_the_next_step(architecture):
+    untouched, queried = build(architecture), build(architecture)
     z, target = batch(2)
-    adversary_errors, _ = asked.recover(z.requires_grad_(), target)
+    adversary_errors, _ = queried.recover(z.requires_grad_(), target)
     (100 * adversary_errors.mean()).backward()
-    for adversary in (quiet, asked):
+    for adversary in (untouched, queried):
         adversary.improve(*batch(1))
-    assert same(snapshot(asked), snapshot(quiet))
+    assert same(snapshot(queried), snapshot(untouched))
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_rows_reconstruction_is_its_own(architecture, training):
-    """Changing another row's code does not change it, not even while the network learns."""
+def test_reconstruction_of_a_row_is_independent_of_other_rows(architecture, training):
+    """Changing another row's code does not change it, even in training mode."""
     network, (z, _) = build(architecture).network.train(training), batch(1)
     changed = z.clone()
     changed[0] = 50
     with torch.no_grad():
-        one, other = network(z), network(changed)
-    assert torch.allclose(one[1:], other[1:], atol=1e-5)
-    assert not torch.allclose(one[0], other[0], atol=1e-2)
+        before, after = network(z), network(changed)
+    assert torch.allclose(before[1:], after[1:], atol=1e-5)
+    assert not torch.allclose(before[0], after[0], atol=1e-2)
 
 
-def test_it_answers_before_it_learns():
-    """The errors on a release are those of the weights before it: no row has been fitted on."""
+def test_recover_uses_the_weights_before_learning():
+    """The errors on a release come from the earlier weights, which were not fitted to it."""
     adversary, (z, target) = build("mlp"), batch(1)
     guess = adversary.network.eval()(z).detach()
     assert torch.allclose(adversary.recover(z, target)[0].detach(), (guess - target.values).square().mean(1), atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_it_makes_as_many_steps_per_round_as_it_is_told(steps):
+def test_improve_makes_the_configured_number_of_steps(steps):
     adversary = build("mlp", steps=steps)
     for seed in range(2):
         adversary.improve(*batch(seed))
     assert {int(s["step"]) for s in adversary.optimiser.state.values()} == {2 * steps}
 
 
-def test_a_step_without_a_bank_is_one_of_adam_on_the_mean_squared_error():
+def test_improve_without_memory_is_one_adam_step_on_the_mse():
     adversary, (z, target) = build("mlp"), batch(1)
     network = copy.deepcopy(adversary.network).train()
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -140,35 +140,35 @@ def test_a_step_without_a_bank_is_one_of_adam_on_the_mean_squared_error():
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(adversary.network.parameters(), network.parameters(), strict=True))
 
 
-def test_with_a_bank_it_goes_on_learning_from_what_is_no_longer_shown():
-    """First codes near -1 with one picture, then, ever after, codes near -0.2 with its negative: the memory keeps the first
-    alive."""
-    picture, none = torch.ones(ROWS, P), torch.zeros(ROWS)
+def test_improve_with_memory_keeps_learning_from_past_batches():
+    """First codes near -1 with a picture, then only codes near -0.2 with its negative. The memory keeps the first batches in
+    use."""
+    picture, residual = torch.ones(ROWS, P), torch.zeros(ROWS)
     first = 0.1 * torch.randn(ROWS, K, generator=torch.Generator().manual_seed(0)) - 1
     error = {}
-    for memory in (0, 30):
-        adversary = build("mlp", memory_batches=memory, learning_rate=2e-2)
+    for memory_batches in (0, 30):
+        adversary = build("mlp", memory_batches=memory_batches, learning_rate=2e-2)
         for z, values in [(first, picture)] * 15 + [(0.2 * first, -picture)] * 15:
-            adversary.improve(z, Target(values, none, P))
-        error[memory] = float(adversary.recover(first, Target(picture, none, P))[0].detach().mean())
+            adversary.improve(z, Target(values, residual, P))
+        error[memory_batches] = float(adversary.recover(first, Target(picture, residual, P))[0].detach().mean())
     assert error[30] < 0.5 * error[0]
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_its_bank_holds_the_last_batches_as_constants(batches):
+def test_memory_contains_the_last_batches_as_constants(batches):
     adversary = build("mlp", memory_batches=batches)
     for seed in range(5):
         z, target = batch(seed)
         adversary.improve(z.requires_grad_(), target)
-    held, _ = adversary.memory.with_current(*(t[:0] for t in (batch(0)[0], batch(0)[1].values)))
-    assert torch.equal(held, torch.cat([batch(seed)[0] for seed in range(5 - batches, 5)]))
-    assert not held.requires_grad
+    codes, _ = adversary.memory.with_current(*(t[:0] for t in (batch(0)[0], batch(0)[1].values)))
+    assert torch.equal(codes, torch.cat([batch(seed)[0] for seed in range(5 - batches, 5)]))
+    assert not codes.requires_grad
 
 
-@pytest.mark.parametrize("memory", [0, 2])
+@pytest.mark.parametrize("memory_batches", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(architecture, memory):
-    """From a file that holds nothing but tensors and plain values. Dropout draws from the round's own stream, set here by hand."""
+def test_adversary_restored_from_a_state_dict_behaves_identically(architecture, memory_batches):
+    """The file holds only tensors and plain values. Dropout draws from the round's stream, which the test seeds itself."""
 
     def play(adversary: Any, seeds: range) -> list[Tensor]:
         answers = []
@@ -178,7 +178,7 @@ def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(arch
             adversary.improve(*batch(seed))
         return answers
 
-    original, fresh = (build(architecture, memory_batches=memory, dropout=0.2, steps=2) for _ in range(2))
+    original, fresh = (build(architecture, memory_batches=memory_batches, dropout=0.2, steps=2) for _ in range(2))
     play(original, range(4))
     torch.save(original.state_dict(), buffer := io.BytesIO())
     buffer.seek(0)
@@ -187,21 +187,21 @@ def test_an_adversary_made_from_another_ones_state_behaves_alike_ever_after(arch
     assert all(torch.equal(a, b) for a, b in zip(play(fresh, range(4, 8)), expected, strict=True))
 
 
-@pytest.mark.parametrize("memory", [0, 2])
-def test_the_same_seeds_give_the_same_adversary_and_others_another(memory):
-    def played(seed: int) -> Tensor:
-        adversary = build("mlp", seed=seed, memory_batches=memory)
+@pytest.mark.parametrize("memory_batches", [0, 2])
+def test_adversary_is_determined_by_its_seed(memory_batches):
+    def play(seed: int) -> Tensor:
+        adversary = build("mlp", seed=seed, memory_batches=memory_batches)
         for number in range(3):
             adversary.improve(*batch(number))
         return errors_of(adversary, 9)
 
-    assert torch.equal(played(0), played(0))
-    assert not torch.equal(played(0), played(1))
+    assert torch.equal(play(0), play(0))
+    assert not torch.equal(play(0), play(1))
 
 
-def test_large_pictures_are_worked_on_in_parts_with_the_same_result(monkeypatch):
-    """Gradients to the codes and the step of the network, in one go and in parts of three rows."""
-    found = []
+def test_large_pictures_in_parts_give_the_same_result(monkeypatch):
+    """Compares gradients of the codes and the network's steps, computed at once and in parts of three rows."""
+    results = []
     for values in (neural.BLOCK_VALUES, 3 * P):
         monkeypatch.setattr(neural, "BLOCK_VALUES", values)
         adversary = build("conv")
@@ -212,14 +212,14 @@ def test_large_pictures_are_worked_on_in_parts_with_the_same_result(monkeypatch)
             errors.mean().backward()
             adversary.improve(z, target)
         assert code.grad is not None
-        found.append((rows, errors.detach(), code.grad, *adversary.network.state_dict().values()))
-    (rows, *whole), (same, *parts) = found
-    assert rows == same
-    for one, other in zip(whole, parts, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+        results.append((rows, errors.detach(), code.grad, *adversary.network.state_dict().values()))
+    (rows, *whole), (rows_in_parts, *parts) = results
+    assert rows == rows_in_parts
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_in_bfloat16_reconstructions_are_float32_near_the_exact_ones_and_learning_works():
+def test_bfloat16_adversary_is_close_to_float32_and_learns():
     exact, mixed = build("conv"), build("conv", precision="bfloat16")
     z = batch(0)[0]
     a, b = exact.reconstruct(z).detach(), mixed.reconstruct(z).detach()

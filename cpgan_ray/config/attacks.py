@@ -1,0 +1,58 @@
+"""The tournament of fresh attacks."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from cpgan_ray.config.constraints import NonNegative, OpenFraction, Positive, PositiveInt, config_class
+
+AttackName = Literal["ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest"]
+
+
+@config_class("attacks")
+class AttackConfig:
+    """The tournament of fresh attacks at the end of a run, and of `jobs/attack.py`."""
+
+    names: Annotated[tuple[AttackName, ...], Field(min_length=1)] = (
+        "ridge",
+        "kernel",
+        "mlp",
+        "decoder",
+        "resnet_decoder",
+        "nearest",
+    )
+    """Which attacks are fitted."""
+    variants: Annotated[tuple[Literal["leaked", "fresh"], ...], Field(min_length=1)] = ("leaked", "fresh")
+    """`leaked`: fitted on the defender's training pictures. `fresh`: fitted on the attacker's own, from the validation split."""
+    fit_fractions: tuple[OpenFraction, ...] = (0.01, 0.1)
+    """Fractions of the first variant's pictures on which the quick attacks are fitted again, to show the effect of the attacker's
+    sample size."""
+    restarts: PositiveInt = 2
+    """Number of seeds with which an attack is fitted; the average of the reconstructions is used if it is better on the tuning
+    rows."""
+    epochs: PositiveInt = 3
+    """First budget of a neural attack; it is doubled until that gains less than 0.005 R2 on the tuning rows."""
+    max_budget_doublings: NonNegativeInt = 2
+    """Largest number of doublings; an attack that still gains after the last one is reported as not saturated."""
+    max_rows: NonNegativeInt = 0
+    """Largest number of pictures that an attack is fitted on; 0: all."""
+    mlp_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1024,)
+    """Numbers of hidden units of the MLP attacks; each is fitted, and the best on the tuning rows is used."""
+    decoder_width: PositiveInt = 8
+    """Number of channels of the last stage but one of the convolutional decoder; the residual decoder has half as many again."""
+    kernel_features: PositiveInt = 4096
+    """Largest number of random Fourier features of the kernel attack."""
+    quick_every: NonNegativeInt = 0
+    """Epochs between two quick fresh attacks during training (on validation people; not a result); 0: none."""
+    identity: bool = True
+    """Also measure identity linkage."""
+    attributes: bool = True
+    """Also measure how well every attribute can be inferred from z."""
+    similarity: bool = True
+    """Also report PSNR, SSIM and MS-SSIM of the reconstructed pictures."""
+    legacy: bool = False
+    """Also report the reference implementation's error with its uint8 overflow, to compare with published numbers."""
+    cpus: Positive = 1.0
+    """CPUs of the Ray task of an attack."""
+    gpus: NonNegative = 0.0
+    """GPUs of the Ray task of an attack, fractions allowed."""

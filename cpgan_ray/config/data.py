@@ -1,0 +1,63 @@
+"""Which data set a run uses, and how its pictures are prepared and augmented."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from cpgan_ray.config.constraints import NonNegative, PositiveFraction, PositiveInt, config_class
+from cpgan_ray.config.marks import PORTABLE
+from cpgan_ray.errors import InputError
+
+DatasetName = Literal["faces", "celeba", "mnist", "digits", "har", "genki4k", "cifar10", "svhn", "gaussian"]
+
+
+@config_class("data")
+class DataConfig:
+    dataset: DatasetName = "faces"
+    """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir` (implied by it). `digits`: those
+    of scikit-learn. `gaussian`: a mixture, drawn. The last two and `faces` need no folder; all others are read from their official
+    layout in `--data-dir`."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 64
+    """Side of the square pictures in the store, in pixels (faces, celeba and genki4k; the others have a fixed size)."""
+    crop: PositiveFraction = 1.0
+    """Side of the centred square that is cut from each picture, as a fraction of its shorter side (usual for CelebA: 148 of 178
+    pixels, 0.83)."""
+    split: Literal["official", "identity"] = "official"
+    """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
+    labels: Annotated[tuple[str, ...], PORTABLE] = ()
+    """The attributes of the task, by their official names; empty: all attributes of the attribute file."""
+    balanced: bool = False
+    """Keep equally many samples of both values of the only 0/1 label, in each of training, validation and test: all samples of the
+    rarer value, and a random subset of the others. The majority guess is then 0.5."""
+    balanced_seed: NonNegativeInt = 0
+    """Seed of that subset. It is not the seed of the run, so runs with different seeds use the same samples."""
+    extra: bool = False
+    """Also train on `extra_32x32.mat` of SVHN, 531,131 easier digits; validation and test do not change. Preparing them takes 2 GB
+    of memory."""
+    max_train_samples: NonNegativeInt = 0
+    """Largest number of training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
+    mixture_seed: NonNegativeInt = 9
+    """Seed of the mixture `gaussian`; 9 is the mixture of the reference implementation."""
+    digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$"), PORTABLE] = ""
+    """Name of the prepared store (the end of `store` in a run's `config.json`): only this store is used, and no source is needed if
+    the cache or the shared cache has it. Empty: the store that the source makes."""
+    horizontal_flip: bool = True
+    """Show each training picture mirrored in half of the rounds (its target too), except digits and signals."""
+    max_shift_px: NonNegativeInt = 0
+    """Largest random shift of a training picture in each direction, in pixels (its target is shifted too)."""
+    cutout: NonNegativeInt = 0
+    """Side of a grey square at a random position of each training picture that the privatizer sees, in pixels (the target stays
+    whole); 0: none."""
+    input_noise: NonNegative = 0.0
+    """Standard deviation of the Gaussian noise added to each value that the privatizer sees in training; pictures are in [-1,
+    1]."""
+    num_identities: Annotated[int, Field(ge=10)] = 1200
+    """Number of people drawn (procedural faces only)."""
+    pictures_per_identity: PositiveInt = 4
+    """Number of pictures of each person (procedural faces only)."""
+
+    def __post_init__(self) -> None:
+        if self.max_shift_px >= self.image_size // 2:
+            raise InputError(
+                f"data.max_shift_px is {self.max_shift_px}; it must be below half of data.image_size, which is {self.image_size}"
+            )

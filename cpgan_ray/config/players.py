@@ -1,0 +1,227 @@
+"""The players of the game: the privatizer, the utility head, their adversaries, and the rules between them."""
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field, NonNegativeInt
+
+from cpgan_ray.config.constraints import Fraction, NonNegative, OpenFraction, Positive, PositiveFraction, PositiveInt, config_class
+from cpgan_ray.config.marks import Choices, Range
+from cpgan_ray.errors import InputError
+
+Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+@config_class("privatizer")
+class PrivatizerConfig:
+    family: Annotated[
+        Literal[
+            "conv",
+            "residual",
+            "lenet",
+            "generator",
+            "picture",
+            "picture_conv",
+            "celeba_single",
+            "celeba_multi",
+            "linear",
+            "whitened",
+        ],
+        Choices(("conv", "residual")),
+    ] = "conv"
+    """`conv`: strided 3x3 convolutions with batch norm, similar to the reference implementation's network for one attribute of
+    CelebA. `residual`: pre-activation residual blocks. Networks of the reference implementation: `lenet` (MNIST, GENKI, HAR),
+    `generator` (CIFAR-10), `picture` (CIFAR-10, SVHN) and `picture_conv` (SVHN), whose code has the shape of the picture,
+    `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-networks with half of the code each), `linear` (Gaussian).
+    `whitened`: linear, on principal components of unit variance. Width and depth apply to `conv` and `residual`."""
+    norm_momentum: PositiveFraction = 0.1
+    """Weight of a batch in the running statistics of the batch norms of `picture`; the reference implementation uses 0.1 on
+    CIFAR-10 and 0.01 on SVHN."""
+    bottleneck: bool = True
+    """Map the features linearly to k numbers; without it the features themselves are the code, and k must be their number."""
+    code_activation: Literal["normalised", "relu", "raw"] = "normalised"
+    """The last step to z: `normalised` by batch statistics (rescaling gains nothing), `relu` (the reference implementation's), or
+    `raw` (none)."""
+    width: Annotated[PositiveInt, Range(8, 64, (16, 32, 64))] = 32
+    """Number of channels of the first stage; each further stage doubles it."""
+    depth: Annotated[int, Field(ge=1, le=8), Range(3, 5, (3, 4, 5), log=False)] = 4
+    """Number of stages; each halves the side of the picture."""
+    symmetric: bool = False
+    """Encode the picture and its mirror image and average both before normalising, so z cannot distinguish left from right. Doubles
+    the compute."""
+    quantization_step: Annotated[NonNegative, Range(0.5, 4.0, (0.5, 1.0, 2.0, 4.0))] = 0.0
+    """Round z to multiples of this many standard deviations, in training and in use; 0: no rounding. Information in the low digits
+    of z survives every adversary that does not look there; rounding removes these digits."""
+    learning_rate: Annotated[Positive, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
+    """Peak learning rate of Adam."""
+    weight_decay: Annotated[NonNegative, Range(1e-5, 1e-1, (1e-4, 1e-3, 1e-2))] = 0.0
+    """Decoupled weight decay (AdamW)."""
+    lr_schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    """Schedule of the learning rate over the run, for the privatizer and the utility head. `steps`: a tenth of the peak after half
+    of the run, a hundredth after three quarters."""
+    ema_decay: Fraction = 0.0
+    """Decay of the exponential moving average of the weights that is released at the end; 0: the last weights."""
+    num_workers: PositiveInt = 1
+    """Number of processes that share each batch, data-parallel; more than one: a worker group of Ray Train."""
+
+    def __post_init__(self) -> None:
+        if self.norm_momentum != 0.1 and self.family != "picture":
+            raise InputError(
+                f"privatizer.norm_momentum is {self.norm_momentum}, but only family 'picture' has it and the family is "
+                f"{self.family!r}: leave out one of the two"
+            )
+
+
+@config_class("utility")
+class UtilityConfig:
+    family: Annotated[Literal["mlp", "lenet", "shake", "wide", "celeba_single", "celeba_multi"], Choices(("mlp", "lenet"))] = "mlp"
+    """`mlp`: hidden layers with batch norm and dropout. Networks of the reference implementation: `lenet` (fully connected, 120 and
+    84); for codes that are pictures `shake` (Shake-Shake 26) and `wide` (WRN-16-8), of any depth and width; `celeba_single`;
+    `celeba_multi` (the first 8 attributes from the first half of the code, the other 14 and 18 from the second half)."""
+    depth: NonNegativeInt = 0
+    """Number of layers of `shake` and `wide`; 0: 26 and 16."""
+    width: NonNegativeInt = 0
+    """Number of channels of the first stage of `shake`, widening factor of `wide`; 0: 32 and 8."""
+    hidden: Annotated[NonNegativeInt, Range(64, 1024, (128, 256, 512))] = 256
+    """Width of the two hidden layers of the classifier on z; 0: a linear classifier."""
+    dropout: Annotated[Fraction, Range(0.0, 0.6, (0.0, 0.3, 0.6), log=False)] = 0.3
+    """Fraction of hidden units dropped in training."""
+    class_weighted_loss: bool = False
+    """Give both values of each attribute the same weight in the cross-entropy (for a rare attribute)."""
+    learning_rate: Annotated[Positive, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
+    """Peak learning rate of Adam."""
+
+
+@config_class("game")
+class GameConfig:
+    privacy_loss: Literal["recovered", "negated_mse"] = "recovered"
+    """`recovered`: the fraction of variance that an adversary recovers, clipped below at 0. `negated_mse`: the paper's -L_R."""
+    aggregate: Literal["strongest", "softmax", "mean"] = "strongest"
+    """How the privacy losses of all adversaries become one."""
+    temperature: Positive = 0.05
+    """Temperature of `softmax`, in units of R2."""
+    schedule: Literal["sync", "stale1", "epochwise"] = "sync"
+    """`sync`: exact. `stale1`: feedback is one round old; deterministic and faster. `epochwise`: the paper's schedule for several
+    adversaries, which trains them for an epoch, then the privatizer for an epoch against the one with the smallest validation
+    error."""
+    warmup_epochs: Annotated[NonNegative, Range(0.0, 8.0, (0.0, 4.0, 8.0), log=False)] = 0.0
+    """Number of first epochs over which the privacy weight rises linearly from 0."""
+    holdout_fraction: Annotated[OpenFraction, Range(0.1, 0.5, (0.1, 0.25, 0.5), log=False)] = 0.25
+    """Fraction of a batch on which hold-out adversaries are scored; they are fitted on the rest."""
+    gradient_norms: bool = False
+    """Log in every round the norm of each side's gradient at the weights of the privatizer (`utility/grad_norm`,
+    `privacy/grad_norm`); takes a second backward pass."""
+
+
+@config_class("adversary")
+class RidgeConfig:
+    """Linear ridge regression with intercept (LRR), solved in closed form."""
+
+    kind: Literal["ridge"] = "ridge"
+    """Which adversary this is."""
+    fit: Literal["holdout", "epoch"] = "holdout"
+    """`holdout`: on a part of the batch and the memory, in every round. `epoch`: on all training codes, once per epoch, by
+    streaming."""
+    penalties: Penalties = (1e-4, 1e-3, 1e-2, 1e-1)
+    """Candidate penalties, per fitted row; the best one on held-out rows is used. With one candidate there is no selection."""
+    code_normalization: Literal["raw", "standardised", "whitened"] = "raw"
+    """How z is normalised first, by the statistics of the fitted rows."""
+    memory_batches: Annotated[NonNegativeInt, Range(0, 6, (0, 3, 6), log=False)] = 3
+    """Number of past batches that are fitted on, in addition to the current one."""
+    components: NonNegativeInt = 256
+    """Target: this many leading principal components of the pictures; 0: the pixels."""
+    loss_weight: NonNegative = 1.0
+    """Factor on the privacy loss of this adversary."""
+    cpus: NonNegative | None = None
+    """CPUs of its actor. Default: `runtime.adversary_cpus`."""
+    gpus: NonNegative | None = None
+    """GPUs of its actor, fractions allowed. Default: `runtime.adversary_gpus`."""
+
+
+@config_class("adversary")
+class KernelConfig:
+    """RBF kernel ridge regression (KRR), exact or with random Fourier features, solved in closed form."""
+
+    kind: Literal["kernel"] = "kernel"
+    """Which adversary this is."""
+    features: NonNegativeInt = 0
+    """Number of random Fourier features; 0: the exact kernel on the batch and the memory."""
+    bandwidths: Penalties = (0.5, 1.0, 2.0)
+    """Candidate widths of the kernel, as multiples of the median distance between codes."""
+    fit: Literal["holdout", "epoch"] = "holdout"
+    """`holdout`: on a part of the batch and the memory, in every round. `epoch` (random features only): on all training codes."""
+    penalties: Penalties = (1e-4, 1e-3, 1e-2)
+    """Candidate penalties, per fitted row; the best one on held-out rows is used."""
+    code_normalization: Literal["raw", "standardised", "whitened"] = "raw"
+    """How z is normalised first, by the statistics of the fitted rows."""
+    memory_batches: Annotated[NonNegativeInt, Range(0, 6, (0, 3, 6), log=False)] = 3
+    """Number of past batches that are fitted on, in addition to the current one."""
+    components: NonNegativeInt = 256
+    """Target: this many leading principal components of the pictures; 0: the pixels."""
+    tune_every: PositiveInt = 10
+    """Rounds between two selections of bandwidth and penalty."""
+    loss_weight: NonNegative = 1.0
+    """Factor on the privacy loss of this adversary."""
+    cpus: NonNegative | None = None
+    """CPUs of its actor. Default: `runtime.adversary_cpus`."""
+    gpus: NonNegative | None = None
+    """GPUs of its actor, fractions allowed. Default: `runtime.adversary_gpus`."""
+
+    def __post_init__(self) -> None:
+        if self.fit == "epoch" and self.features == 0:
+            raise InputError(
+                "fit='epoch' needs random features; got features=0: set features (1024 for example), or fit to 'holdout'"
+            )
+
+
+@config_class("adversary")
+class NeuralConfig:
+    """Neural reconstructor, trained by gradient steps."""
+
+    kind: Literal["neural"] = "neural"
+    """Which adversary this is."""
+    architecture: Annotated[
+        Literal["mlp", "conv", "upsample", "resnet", "paper"], Choices(("mlp", "conv", "upsample", "resnet"))
+    ] = "conv"
+    """`mlp`, or a decoder of transposed convolutions (`conv`), of up-sampled convolutions, or of residual blocks; `paper`: the
+    decoder of the reference implementation for pictures of that shape, of a fixed size."""
+    paper_decoder: Literal["auto", "plain", "leaky", "cifar", "picture", "series", "odd"] = "auto"
+    """Which decoder of the reference implementation (`paper` only). `auto`: by the shape of the pictures. `plain` (MNIST, GENKI),
+    `leaky` and `odd` (CelebA at 112 and 175), `cifar` (CIFAR-10, SVHN), `series` (HAR); `picture`: that of SVHN for codes that are
+    pictures."""
+    tanh_output: bool = False
+    """End in a tanh, as the reference implementation does (`paper` only). Values that a tanh cannot reach then look private."""
+    width: PositiveInt = 64
+    """Number of hidden units of an `mlp`; number of channels of the last stage but one of a decoder."""
+    depth: PositiveInt = 2
+    """Number of hidden layers of an `mlp`; number of residual blocks per stage of a `resnet`."""
+    dropout: Fraction = 0.0
+    """Fraction of hidden units dropped in an `mlp`."""
+    steps: PositiveInt = 1
+    """Gradient steps per round."""
+    learning_rate: Positive = 1e-3
+    """Learning rate of Adam."""
+    memory_batches: NonNegativeInt = 0
+    """Number of past batches whose rows its steps also use."""
+    components: NonNegativeInt = 0
+    """Target: this many leading principal components of the pictures (`mlp` only); 0: the pixels."""
+    loss_weight: NonNegative = 1.0
+    """Factor on the privacy loss of this adversary."""
+    cpus: NonNegative | None = None
+    """CPUs of its actor. Default: `runtime.adversary_cpus`."""
+    gpus: NonNegative | None = None
+    """GPUs of its actor, fractions allowed. Default: `runtime.adversary_gpus`."""
+
+    def __post_init__(self) -> None:
+        if self.paper_decoder != "auto" and self.architecture != "paper":
+            raise InputError(
+                f"paper_decoder={self.paper_decoder!r} needs architecture 'paper'; got {self.architecture!r}: "
+                "set architecture to 'paper'"
+            )
+        if self.components and self.architecture != "mlp":
+            raise InputError(
+                f"components={self.components} needs architecture 'mlp'; got {self.architecture!r}: set components to 0"
+            )
+
+
+AdversaryConfig = Annotated[RidgeConfig | KernelConfig | NeuralConfig, pydantic.Discriminator("kind")]
