@@ -1,6 +1,6 @@
-# `make train` and `make test` each work alone on a fresh clone; Python 3.11 or newer is all they need.
+# `make train` and `make test` each work on a fresh clone; they need only Python 3.11 or newer.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# Files of tests that run at a time, each in a process of its own; every Ray that they start has two CPUs.
+# Number of test files that run at a time, each in a process of its own; every Ray that they start has two CPUs.
 TESTS_AT_ONCE ?= 2
 BIN := .venv/bin
 
@@ -21,12 +21,12 @@ lint: .venv/ready
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/basedpyright
 
-# Checks what this project does on a GPU, on this machine's; fails where there is none.
+# Checks on this machine's GPU what this project does on a GPU; fails if there is no GPU.
 gpu-check: .venv/ready
 	$(BIN)/python cluster/gpu_check.py
 
-# What a cluster's parts recognise each other by, and the key of a user's own runs: made once, at random, never in the repository,
-# readable for this user only. What a file of before lacks is added.
+# Makes the secrets of a cluster and the key that signs a user's own runs: random, never in the repository, readable for this user only.
+# A secret that exists stays as it is; missing ones are added.
 SECRETS := RAY_AUTH_TOKEN POSTGRES_PASSWORD MLFLOW_TRACKING_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY CPGAN_OWNER_KEY
 SETTINGS := RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 MLFLOW_TRACKING_USERNAME=cpgan
 RANDOM := import secrets; print(secrets.token_hex(32))
@@ -43,7 +43,7 @@ secrets:
 		> cluster/vms/secrets.env; \
 	chmod 600 cluster/kubernetes/base/secrets.env cluster/vms/secrets.env
 
-# Writes into the files in cluster/ which images they mean, by digest. What is pinned already stays as it is: PIN_FLAGS=--renew asks again.
+# Writes the digests of images into the files in cluster/. Digests that exist stay as they are, unless PIN_FLAGS=--renew is given.
 pin:
 	$(PYTHON) cluster/pin_images.py $(PIN_FLAGS)
 
@@ -53,10 +53,10 @@ lock:
 	build/uv/bin/python -m pip install --quiet uv
 	PATH="$(CURDIR)/build/uv/bin:$$PATH" $(PYTHON) cluster/lock.py $(LOCK_FLAGS)
 
-# Files with the checksums in the lock and no others; nothing that no lock names, so that no further index can slip a package in.
+# Installs only packages that a lock names, and only files with the checksums in the lock, so that no other index can add a package.
 INSTALL := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 LOCKS := requirements.lock requirements-torch.lock requirements-dev.lock
-# On Linux the default index has torch's build for CUDA, which asks for libraries of its own; its build for CPUs asks for none.
+# On Linux torch's build on the default index is for CUDA and needs further libraries; its build for CPUs needs none.
 .venv/ready: $(LOCKS) requirements-cuda.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(LOCKS:%=--requirement %)

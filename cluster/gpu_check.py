@@ -1,9 +1,9 @@
-"""Does everything that this project does on a GPU work on this machine's? Each check prints a line.
+"""Check on this machine's GPU what the project does on a GPU. Each check prints one line.
 
     make gpu-check
-    ray job submit --working-dir . --entrypoint-num-gpus 1 -- python cluster/gpu_check.py      # on a node that has one
+    ray job submit --working-dir . --entrypoint-num-gpus 1 -- python cluster/gpu_check.py      # on a node with a GPU
 
-Exit status 0: all passed. 1: one failed, or there is no CUDA device, and then nothing was checked.
+Exit status 0: all checks passed. 1: a check failed, or there is no CUDA device and nothing was checked.
 """
 
 import sys
@@ -26,54 +26,55 @@ from cpgan_ray.training.game import active_adversaries, play_in_process
 
 ROUNDS = 3
 TOLERANCE = 0.02
-"""Of a metric, absolute and relative: the order of floating-point sums is the device's own, and codes are rounded."""
+"""Allowed difference of a metric, absolute and relative: each device adds in its own order, and codes are rounded."""
 
 
-def game(device: str, **fields: Any) -> Config:
-    """The smoke preset's kinds of adversaries, without dropout: its random stream differs from device to device."""
+def game_config(device: str, **fields: Any) -> Config:
+    """The smoke preset without dropout, whose random numbers depend on the device."""
     config = override(preset("smoke"), {"runtime.device": device, "utility.dropout": 0.0, "epochs": 1, **fields})
-    chosen = {name: a for name, a in config.adversaries.items() if not (isinstance(a, NeuralConfig) and a.dropout)}
-    return Config(**{**vars(config), "adversaries": chosen})
+    adversaries = {name: a for name, a in config.adversaries.items() if not (isinstance(a, NeuralConfig) and a.dropout)}
+    return Config(**{**vars(config), "adversaries": adversaries})
 
 
-def apart(some: Sequence[Metrics], others: Sequence[Metrics]) -> float:
-    """How far two games' metrics are apart at most, in units of TOLERANCE; times do not count."""
-    names = [name for name in some[0] if not name.startswith("time/")]
-    pairs = [(a[name], b[name]) for a, b in zip(some, others, strict=True) for name in names if name in a]
+def largest_difference(metrics: Sequence[Metrics], expected: Sequence[Metrics]) -> float:
+    """The largest difference between the metrics of two games, in units of TOLERANCE; times do not count."""
+    names = [name for name in metrics[0] if not name.startswith("time/")]
+    pairs = [(a[name], b[name]) for a, b in zip(metrics, expected, strict=True) for name in names if name in a]
     return max(abs(x - y) / (TOLERANCE * (1 + abs(y))) for x, y in pairs)
 
 
 def check_game(device: str, **fields: Any) -> str:
-    """A game in this process on the device is the game on the CPU."""
-    there = play_in_process(game(device, **fields), threads=1).play(ROUNDS)
-    here = play_in_process(game("cpu", **fields), threads=1).play(ROUNDS)
-    found = apart(there, here)
-    assert found <= 1, f"metrics are {found:.1f} times the tolerance apart"
-    return f"metrics of {ROUNDS} rounds within {found:.2f} of the tolerance"
+    """A game in this process on the device has the metrics of the game on the CPU."""
+    metrics = play_in_process(game_config(device, **fields), threads=1).play(ROUNDS)
+    expected = play_in_process(game_config("cpu", **fields), threads=1).play(ROUNDS)
+    difference = largest_difference(metrics, expected)
+    assert difference <= 1, f"metrics differ by {difference:.1f} times the tolerance"
+    return f"metrics of {ROUNDS} rounds differ by {difference:.2f} times the tolerance"
 
 
 def check_actors(device: str, **fields: Any) -> str:
-    """Players as Ray actors, each with a fraction of one GPU, play the same game."""
+    """Players as Ray actors, each with a fraction of one GPU, have the metrics of the game in one process."""
     import ray
 
     from cpgan_ray.distributed.driver import RayGame
 
-    config = game(device, **fields)
+    config = game_config(device, **fields)
     share = round(1 / (len(active_adversaries(config)) + 1) - 0.001, 3) if device == "cuda" else 0.0
     config = override(config, {"runtime.privatizer_gpus": share, "runtime.adversary_gpus": share})
     with RayGame(config) as players:
-        taken = ray.cluster_resources().get("GPU", 0.0) - ray.available_resources().get("GPU", 0.0)
-        there = []
-        while len(there) < ROUNDS:
-            there += players.get(players.play(ROUNDS - len(there)))
-    assert device != "cuda" or taken > 0, "the actors hold no GPU"
-    found = apart(there, play_in_process(config, threads=1).play(ROUNDS))
-    assert found <= 1, f"metrics are {found:.1f} times the tolerance apart"
-    return f"{len(active_adversaries(config)) + 1} actors with {share} GPUs each, metrics within {found:.2f} of the tolerance"
+        gpus_in_use = ray.cluster_resources().get("GPU", 0.0) - ray.available_resources().get("GPU", 0.0)
+        metrics = []
+        while len(metrics) < ROUNDS:
+            metrics += players.get(players.play(ROUNDS - len(metrics)))
+    assert device != "cuda" or gpus_in_use > 0, "the actors hold no GPU"
+    difference = largest_difference(metrics, play_in_process(config, threads=1).play(ROUNDS))
+    assert difference <= 1, f"metrics differ by {difference:.1f} times the tolerance"
+    actors = len(active_adversaries(config)) + 1
+    return f"{actors} actors with {share} GPUs each, metrics differ by {difference:.2f} times the tolerance"
 
 
 def check_bfloat16(device: str) -> str:
-    """A privatizer's codes under bfloat16 autocast are those of float32, to the digits that bfloat16 has."""
+    """A privatizer's codes under bfloat16 autocast equal those of float32, within the precision of bfloat16."""
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "not supported by this device"
     torch.manual_seed(0)
@@ -82,14 +83,14 @@ def check_bfloat16(device: str) -> str:
     with torch.no_grad():
         exact = net(x)
         with torch.autocast(device, dtype=torch.bfloat16):
-            found = net(x)
-    error = float((found.float() - exact).norm() / exact.norm())
+            codes = net(x)
+    error = float((codes.float() - exact).norm() / exact.norm())
     assert error < 0.1, f"relative error {error:.3f}"
     return f"relative error {error:.4f}"
 
 
 def check_transfers(device: str) -> str:
-    """Page-locked memory goes to the device and back unchanged, without waiting."""
+    """Page-locked memory is copied to the device and back unchanged, without blocking."""
     x = torch.randint(0, 256, (512, 3, 64, 64), dtype=torch.uint8)
     x = x.pin_memory() if device == "cuda" else x
     back = x.to(device, non_blocking=True).to("cpu", non_blocking=False)
@@ -98,12 +99,12 @@ def check_transfers(device: str) -> str:
     return f"{x.numel() / 2**20:.1f} MiB"
 
 
-def reduce_one(rank: int, world: int, device: str, meeting: str) -> None:
+def all_reduce_process(rank: int, world: int, device: str, rendezvous: str) -> None:
     """One process of an all-reduce."""
-    place = f"cuda:{rank}" if device == "cuda" else "cpu"
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    device_name = f"cuda:{rank}" if device == "cuda" else "cpu"
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     try:
-        x = torch.full((1000,), rank + 1.0, device=place)
+        x = torch.full((1000,), rank + 1.0, device=device_name)
         dist.all_reduce(x)
         assert bool((x == world * (world + 1) / 2).all())
     finally:
@@ -111,10 +112,10 @@ def reduce_one(rank: int, world: int, device: str, meeting: str) -> None:
 
 
 def check_all_reduce(device: str) -> str:
-    """NCCL (on the CPU gloo) sums over a process for each device."""
+    """NCCL (gloo on the CPU) sums over processes, one for each device."""
     world = torch.cuda.device_count() if device == "cuda" else 2
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(reduce_one, args=(world, device, str(Path(folder) / "meeting")), nprocs=world)  # pyright: ignore
+        mp.spawn(all_reduce_process, args=(world, device, str(Path(folder) / "rendezvous")), nprocs=world)  # pyright: ignore
     return f"{world} processes"
 
 

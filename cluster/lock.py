@@ -1,17 +1,16 @@
-"""Writes the lock files again: every package with its version and the checksums of all its files.
+"""Write the lock files again: every package with its version and the checksums of all its files.
 
-    make lock                                   # new dependencies in pyproject.toml; what is locked already stays as it is
-    make lock LOCK_FLAGS='--upgrade'            # everything as new as pyproject.toml allows
+    make lock                                   # new dependencies in pyproject.toml; locked versions stay as they are
+    make lock LOCK_FLAGS='--upgrade'            # the newest versions that pyproject.toml allows
 
-Needs `uv`, which `make lock` installs in a folder of its own. pip installs from these files with `--require-hashes --no-deps`: a
-file that has another checksum than at the time of the lock is refused, whichever index sent it, and nothing is installed that is
-not named.
+Needs `uv`, which `make lock` installs in a folder of its own. pip installs from these files with `--require-hashes --no-deps`: it
+refuses a file whose checksum is not in the lock, whichever index sent it, and installs no other package.
 
-    requirements.lock           what the project runs with, MLflow's server and what builds the package included
+    requirements.lock           packages to run the project, including MLflow's server and the tools that build the package
     requirements-torch.lock     torch: its builds on the default index, and its build for CPUs on an index of its own
-    requirements-cuda.lock      the libraries for which torch's build for CUDA asks; its build for CPUs asks for none
-    requirements-dev.lock       what tests and checks in addition
-    cluster/vms/{aws,gcp}.lock  what Ray's autoscaler needs in addition on virtual machines
+    requirements-cuda.lock      libraries that torch's build for CUDA needs; its build for CPUs needs none
+    requirements-dev.lock       further packages for tests and checks
+    cluster/vms/{aws,gcp}.lock  further packages for Ray's autoscaler on virtual machines
 """
 
 import argparse
@@ -28,14 +27,14 @@ ROOT = Path(__file__).parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CLOUDS = {"aws": "boto3>=1.40", "gcp": "google-api-python-client>=2"}
 BUILD = ("hatchling", "editables")
-"""What builds the package: pip gets it from the lock too, not from an environment of its own (`--no-build-isolation`)."""
+"""Tools that build the package. pip also takes them from the lock, not from an environment of its own (`--no-build-isolation`)."""
 FILES = {
-    "requirements.lock": "What the project runs with, MLflow's server and what builds the package included.",
+    "requirements.lock": "Packages to run the project, including MLflow's server and the tools that build the package.",
     "requirements-torch.lock": "torch: its builds on the default index, and its build for CPUs (+cpu) on an index of its own.",
-    "requirements-cuda.lock": "The libraries for which torch's build for CUDA asks; its build for CPUs asks for none.",
-    "requirements-dev.lock": "What tests and checks the project, in addition to requirements.lock.",
-    "cluster/vms/aws.lock": "What Ray's autoscaler needs on AWS, in addition to requirements.lock.",
-    "cluster/vms/gcp.lock": "What Ray's autoscaler needs on GCP, in addition to requirements.lock.",
+    "requirements-cuda.lock": "Libraries that torch's build for CUDA needs; its build for CPUs needs none.",
+    "requirements-dev.lock": "Packages for tests and checks, in addition to requirements.lock.",
+    "cluster/vms/aws.lock": "Packages for Ray's autoscaler on AWS, in addition to requirements.lock.",
+    "cluster/vms/gcp.lock": "Packages for Ray's autoscaler on GCP, in addition to requirements.lock.",
 }
 HEADER = "# {purpose}\n# Written by `make lock`, installed with `pip install --require-hashes --no-deps`.\n"
 
@@ -51,7 +50,7 @@ class Package:
 
     def __str__(self) -> str:
         marker = f" ; {self.marker}" if self.marker else ""
-        return " \\\n    ".join([f"{self.name}=={self.version}{marker}", *(f"--hash=sha256:{one}" for one in self.hashes)])
+        return " \\\n    ".join([f"{self.name}=={self.version}{marker}", *(f"--hash=sha256:{digest}" for digest in self.hashes)])
 
 
 Packages = dict[str, Package]
@@ -60,16 +59,16 @@ Packages = dict[str, Package]
 def parse(text: str) -> Packages:
     """The packages of a lock file by name.
 
-    Raises: ValueError if a line is no requirement with `==` and checksums.
+    Raises: ValueError if a line is not a requirement with `==` and checksums.
     """
-    found = Packages()
+    packages = Packages()
     for line in re.sub(r"\\\n\s*", "", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)).splitlines():
         match = re.fullmatch(r"([\w.-]+)==([\w.+!-]+)\s*(?:;\s*(.*?)\s*)?((?:\s*--hash=sha256:[0-9a-f]{64})+)\s*", line)
         if match is None:
             raise ValueError(f"no requirement with == and checksums: {line[:80]!r}")
         name, version, marker, hashes = match.groups()
-        found[name] = Package(name, version, marker or "", tuple(sorted(re.findall(r"[0-9a-f]{64}", hashes))))
-    return found
+        packages[name] = Package(name, version, marker or "", tuple(sorted(re.findall(r"[0-9a-f]{64}", hashes))))
+    return packages
 
 
 def render(name: str, packages: Packages) -> str:
@@ -78,22 +77,22 @@ def render(name: str, packages: Packages) -> str:
 
 
 def split(everything: Packages, run: Packages, clouds: dict[str, Packages]) -> dict[str, Packages]:
-    """The lock files' packages. No other package than torch's libraries for CUDA is for Linux only: the marker tells them apart."""
+    """The packages of each lock file. Only torch's libraries for CUDA are for Linux only: their marker identifies them."""
     cuda = {name for name, package in everything.items() if "sys_platform == 'linux'" in package.marker}
-    kept = {name: package for name, package in run.items() if name != "torch" and name not in cuda}
-    found = {
-        "requirements.lock": kept,
+    without_torch = {name: package for name, package in run.items() if name != "torch" and name not in cuda}
+    files = {
+        "requirements.lock": without_torch,
         "requirements-torch.lock": {"torch": everything["torch"]},
         "requirements-cuda.lock": {name: everything[name] for name in cuda},
         "requirements-dev.lock": {name: p for name, p in everything.items() if name not in run},
     }
-    return found | {
+    return files | {
         f"cluster/vms/{cloud}.lock": {n: p for n, p in packages.items() if n not in run} for cloud, packages in clouds.items()
     }
 
 
 def resolve(folder: Path, pins: Packages, *, extras: tuple[str, ...] = (), more: tuple[str, ...] = (), upgrade: bool) -> Packages:
-    """What pyproject.toml and further requirements come to, on every platform; versions that are locked stay if they may."""
+    """The packages that pyproject.toml and further requirements need, on every platform. Locked versions stay if still allowed."""
     (folder / "more.in").write_text("\n".join([*BUILD, *more]) + "\n")
     (folder / "out.lock").write_text("".join(f"{package}\n" for package in pins.values()))
     command = ["uv", "pip", "compile", "--quiet", "--no-config", "--python-version", "3.11", "--universal", "--generate-hashes"]
@@ -105,22 +104,22 @@ def resolve(folder: Path, pins: Packages, *, extras: tuple[str, ...] = (), more:
 
 
 def cpu_hashes(index: str, version: str, old: Packages) -> tuple[str, ...]:
-    """Checksums of torch's builds for CPUs, which have an index of their own; if that does not answer, those that are known.
+    """Checksums of torch's builds for CPUs, from an index of their own; if it does not reply, the checksums in the old lock.
 
-    Raises: ValueError if it does not answer and none are known for this version.
+    Raises: ValueError if it does not reply and the old lock has no checksums of this version.
     """
     try:
-        with urllib.request.urlopen(f"{index}/torch/", timeout=60) as answer:
-            page = answer.read().decode()
+        with urllib.request.urlopen(f"{index}/torch/", timeout=60) as response:
+            page = response.read().decode()
         file = rf"torch-{re.escape(version)}(?:%2B|\+)cpu-[^\"#]*\.whl#sha256=([0-9a-f]{{64}})"
-        found = tuple(re.findall(file, page))
-        if not found:
+        hashes = tuple(re.findall(file, page))
+        if not hashes:
             raise ValueError(f"{index} has no torch {version}+cpu")
-        return found
+        return hashes
     except (urllib.error.URLError, TimeoutError) as e:
         if "torch" not in old or old["torch"].version != version:
-            raise ValueError(f"{index} does not answer ({e}), and no checksum of torch {version}+cpu is known") from None
-        print(f"{index} does not answer: the checksums of torch {version}+cpu stay as they are", file=sys.stderr)
+            raise ValueError(f"{index} does not reply ({e}), and the lock has no checksum of torch {version}+cpu") from None
+        print(f"{index} does not reply: the checksums of torch {version}+cpu stay as they are", file=sys.stderr)
         return old["torch"].hashes
 
 

@@ -1,12 +1,12 @@
-"""Writes behind each image in cluster/ the digest that its registry has for it, so that the same bytes are pulled every time.
+"""Write the digest of each image into the files in cluster/, so that the same bytes are pulled every time.
 
     python3 cluster/pin_images.py            # `make pin`: pins what is not pinned yet
     python3 cluster/pin_images.py --renew    # looks up all images again: security updates of the same version
-    python3 cluster/pin_images.py --check [FILE ...]    # exit status 1 if one of their images is not pinned; asks no registry
+    python3 cluster/pin_images.py --check [FILE ...]    # exit status 1 if an image in them is not pinned; asks no registry
 
-A digest is the SHA-256 of the manifest that the registry sends, computed here. Nothing but Python is needed; for a registry that
-asks for a password, log in with `docker login` first. The project's own image has no digest before it is in a registry: write the
-registry's name before `cpgan_ray` (see README.md), push, and pin. Until then the engine takes the image that was built there.
+A digest is the SHA-256 of the manifest that the registry sends, computed here. Only Python is needed; if a registry requires a
+password, run `docker login` first. The project's own image has no digest until it is in a registry: write the registry's name
+before `cpgan_ray` (see README.md), push, and pin. Until then the engine uses the image that was built on its machine.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 OWN = "cpgan_ray"
-"""The project's own image, which its users build."""
+"""The project's own image, which users build themselves."""
 PATTERNS = ("Dockerfile", "*.yaml", "kubernetes/**/*.yaml", "vms/*.yaml")
 IMAGE = r"(?P<image>[\w./:-]+?:[\w.-]+)(?P<digest>@sha256:[0-9a-f]{64})?"
 REFERENCES = (
@@ -45,18 +45,18 @@ ACCEPT = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     ]
 )
-"""The index of all platforms first, as an engine asks: one digest for every machine."""
+"""The index of all platforms comes first, as in the request of an engine: one digest for every machine."""
 TIMEOUT_S = 60
-LARGEST_MANIFEST = 4 * 2**20
+MAX_MANIFEST_BYTES = 4 * 2**20
 
 
 class PinError(Exception):
-    """An image whose digest cannot be found out."""
+    """The digest of an image cannot be determined."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A place in a file that names an image."""
+    """The name of an image in a file."""
 
     file: Path
     image: str
@@ -64,16 +64,16 @@ class Reference:
     start: int
     end: int
     text: str
-    """What stands there when the image is pinned; `{}` is the digest."""
+    """The text that replaces it when the image is pinned; `{}` is the digest."""
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the project's image without a registry's name: built on the machine, and in no registry."""
+        """Whether it is the project's image without a registry's name: it is built on the machine and is in no registry."""
         return self.image.rpartition(":")[0] == OWN
 
     @property
     def is_unnamed(self) -> bool:
-        """Whether the registry is still the word that stands for one."""
+        """Whether the registry is still the placeholder REGISTRY."""
         return self.image.startswith("REGISTRY/")
 
     @property
@@ -86,7 +86,7 @@ class Reference:
 
 
 def references(folder: Path) -> Iterator[Reference]:
-    """Every image that a file in cluster/ names."""
+    """Every name of an image in the files in cluster/."""
     for path in sorted({path for pattern in PATTERNS for path in folder.glob(pattern)}):
         text = path.read_text()
         for match in (match for pattern in REFERENCES for match in pattern.finditer(text)):
@@ -101,7 +101,7 @@ def references(folder: Path) -> Iterator[Reference]:
 
 
 def locate(image: str) -> tuple[str, str, str]:
-    """Registry, repository and tag of an image's name, as an engine reads it."""
+    """Registry, repository and tag of an image's name, parsed as an engine does."""
     name, _, tag = image.rpartition(":")
     first, slash, rest = name.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
@@ -110,70 +110,70 @@ def locate(image: str) -> tuple[str, str, str]:
 
 
 def look_up(image: str) -> str:
-    """The digest that a registry has for an image today.
+    """The digest that a registry has for an image now.
 
-    Raises: PinError if it cannot be had.
+    Raises: PinError if it cannot be determined.
     """
     registry, repository, tag = locate(image)
     scheme = "http" if registry.partition(":")[0] in ("127.0.0.1", "localhost") else "https"
     url = f"{scheme}://{registry}/v2/{repository}/manifests/{tag}"
     try:
         try:
-            body, told = fetch(url)
+            body, announced = fetch(url)
         except urllib.error.HTTPError as e:
             if e.code != 401:
                 raise
-            body, told = fetch(url, authorization(registry, repository, e.headers.get("WWW-Authenticate", "")))
+            body, announced = fetch(url, authorization(registry, repository, e.headers.get("WWW-Authenticate", "")))
     except (OSError, ValueError, KeyError) as e:
-        raise PinError(f"{image}: {registry} gives no manifest: {e}") from None
+        raise PinError(f"{image}: {registry} sends no manifest: {e}") from None
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    if told not in (None, digest):
-        raise PinError(f"{image}: checksum mismatch: {registry} announces {told} and sends {digest}")
+    if announced not in (None, digest):
+        raise PinError(f"{image}: checksum mismatch: {registry} announces {announced} and sends {digest}")
     return digest
 
 
 def fetch(url: str, authorization: str | None = None) -> tuple[bytes, str | None]:
     """A manifest, and the digest that the registry announces.
 
-    Raises: ValueError for an answer that is no manifest.
+    Raises: ValueError if the response is not a manifest.
     """
     request = urllib.request.Request(url, headers={"Accept": ACCEPT})
     if authorization:
         request.add_unredirected_header("Authorization", authorization)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        body = answer.read(LARGEST_MANIFEST + 1)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        body = response.read(MAX_MANIFEST_BYTES + 1)
         content = json.loads(body)
-        if len(body) > LARGEST_MANIFEST or not isinstance(content, dict) or content.get("schemaVersion") != 2:
-            raise ValueError("the answer is no manifest")
-        return body, answer.headers.get("Docker-Content-Digest")
+        if len(body) > MAX_MANIFEST_BYTES or not isinstance(content, dict) or content.get("schemaVersion") != 2:
+            raise ValueError("the response is not a manifest")
+        return body, response.headers.get("Docker-Content-Digest")
 
 
 def authorization(registry: str, repository: str, challenge: str) -> str:
-    """What a registry wants to see: the user's login as it stands, or a token for reading one repository.
+    """The Authorization header for a registry: the user's login, or a token that may read one repository.
 
-    Raises: ValueError or KeyError if it asks for something else.
+    Raises: ValueError or KeyError if the registry requires another kind of authorization.
     """
     login = docker_login(registry)
     kind, _, rest = challenge.partition(" ")
     if kind.lower() == "basic" and login:
         return f"Basic {login}"
     if kind.lower() != "bearer":
-        raise ValueError(f"it asks for a login ({kind or 'of an unknown kind'}): run `docker login {registry}` first")
+        raise ValueError(f"it requires a login ({kind or 'of an unknown kind'}): run `docker login {registry}` first")
     fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
     realm = urllib.parse.urlsplit(fields["realm"])
     if realm.scheme != "https" and realm.hostname not in ("127.0.0.1", "localhost"):
-        raise ValueError(f"it sends its users to {fields['realm']!r}, which is not encrypted")
+        raise ValueError(f"it redirects logins to {fields['realm']!r}, which is not encrypted")
     query = {"service": fields.get("service", registry), "scope": f"repository:{repository}:pull"}
     request = urllib.request.Request(f"{fields['realm']}?{urllib.parse.urlencode(query)}")
     if login:
         request.add_unredirected_header("Authorization", f"Basic {login}")
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        content = json.load(answer)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        content = json.load(response)
     return f"Bearer {content.get('token') or content['access_token']}"
 
 
 def docker_login(registry: str) -> str | None:
-    """`user:password` in base64, as `docker login` left it in its configuration or in the credential helper that it names."""
+    """`user:password` in base64, from the configuration of `docker login` or from its credential helper; None if absent."""
     folder = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser()
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -183,10 +183,10 @@ def docker_login(registry: str) -> str | None:
     if stored := config.get("auths", {}).get(host, {}).get("auth"):
         return stored
     if helper := config.get("credHelpers", {}).get(host) or config.get("credsStore"):
-        asked = subprocess.run([f"docker-credential-{helper}", "get"], input=host, capture_output=True, text=True)
-        if asked.returncode == 0:
-            found = json.loads(asked.stdout)
-            return base64.b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
+        process = subprocess.run([f"docker-credential-{helper}", "get"], input=host, capture_output=True, text=True)
+        if process.returncode == 0:
+            login = json.loads(process.stdout)
+            return base64.b64encode(f"{login['Username']}:{login['Secret']}".encode()).decode()
     return None
 
 
@@ -194,41 +194,41 @@ def docker_login(registry: str) -> str | None:
 
 
 def pin(folder: Path, *, renew: bool) -> Iterator[str]:
-    """Writes digests into the files, one line for each place. Every image is looked up before the first file is written.
+    """Writes digests into the files and yields one line per reference. All images are looked up before the first file is written.
 
-    Raises: PinError
+    Raises: PinError.
     """
-    places = list(references(folder))
-    wanted = [place for place in places if not (place.is_own or place.is_unnamed) and (renew or place.digest is None)]
-    digests = {image: look_up(image) for image in sorted({place.image for place in wanted})}
-    for path in sorted({place.file for place in wanted}):
+    all_references = list(references(folder))
+    to_pin = [ref for ref in all_references if not (ref.is_own or ref.is_unnamed) and (renew or ref.digest is None)]
+    digests = {image: look_up(image) for image in sorted({ref.image for ref in to_pin})}
+    for path in sorted({ref.file for ref in to_pin}):
         text = path.read_text()
-        for place in sorted((p for p in wanted if p.file == path), key=lambda p: p.start, reverse=True):
-            text = text[: place.start] + place.text.format(digests[place.image]) + text[place.end :]
+        for ref in sorted((ref for ref in to_pin if ref.file == path), key=lambda ref: ref.start, reverse=True):
+            text = text[: ref.start] + ref.text.format(digests[ref.image]) + text[ref.end :]
         path.write_text(text)
-    for place in places:
-        how = digests.get(place.image) if place in wanted else place.digest
-        how = how or ("is built on this machine: no digest" if place.is_own else f"is not pinned: {place.remedy}")
-        yield f"{place.file.relative_to(folder)}: {place.image} {how}"
+    for ref in all_references:
+        status = digests.get(ref.image) if ref in to_pin else ref.digest
+        status = status or ("is built on this machine: no digest" if ref.is_own else f"is not pinned: {ref.remedy}")
+        yield f"{ref.file.relative_to(folder)}: {ref.image} {status}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the digests of images into the files in cluster/.")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--renew", action="store_true", help="look up all images again, those that have a digest included")
+    choice.add_argument("--renew", action="store_true", help="look up all images again, even those with a digest")
     choice.add_argument("--check", action="store_true", help="exit with status 1 if an image has no digest; ask no registry")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder cluster/")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="with --check: look at these files only")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="with --check: check only these files")
     flags = parser.parse_args()
     if flags.check:
-        chosen = {path.resolve() for path in flags.files}
-        places = [place for place in references(flags.folder) if not chosen or place.file.resolve() in chosen]
-        if missing := chosen - {place.file.resolve() for place in places}:
+        files = {path.resolve() for path in flags.files}
+        checked = [ref for ref in references(flags.folder) if not files or ref.file.resolve() in files]
+        if missing := files - {ref.file.resolve() for ref in checked}:
             sys.exit(f"error: no image is named in {', '.join(map(str, sorted(missing)))}")
-        loose = [place for place in places if place.digest is None and not place.is_own]
-        for place in loose:
-            print(f"{place.file.relative_to(flags.folder)}: {place.image} is not pinned: {place.remedy}", file=sys.stderr)
-        sys.exit(1 if loose else 0)
+        unpinned = [ref for ref in checked if ref.digest is None and not ref.is_own]
+        for ref in unpinned:
+            print(f"{ref.file.relative_to(flags.folder)}: {ref.image} is not pinned: {ref.remedy}", file=sys.stderr)
+        sys.exit(1 if unpinned else 0)
     try:
         print("\n".join(pin(flags.folder, renew=flags.renew)))
     except PinError as e:

@@ -1,12 +1,12 @@
-"""Draw the README's picture: what Bob answers and what Eve reconstructs, undefended and defended, on the procedural faces.
+"""Draw an overview picture of two runs on the procedural faces: Bob's answers and Eve's reconstructions, undefended and defended.
 
     python jobs/train_celeba.py faces --output outputs/defended
     python jobs/train_celeba.py faces --privacy-weight 0 --output outputs/undefended
     python docs/figures/make_overview.py outputs/undefended outputs/defended docs/figures/overview.png
 
-Eve's rows are the strongest attack of each run's report, fitted again on the same pictures. The pictures shown are from the test
-split: neither the runs nor the attacks were trained on these people. Data sets other than `faces` are refused, because only these
-pictures are the project's own.
+Eve's rows are reconstructions by the strongest attack in each run's report, fitted again on the same pictures. The pictures are
+from the test split: neither the runs nor the attacks were trained on these people. Other data sets than `faces` are refused,
+because only these pictures belong to the project.
 """
 
 import argparse
@@ -44,7 +44,7 @@ VISIBLE = (
     "Smiling",
     "Male",
 )
-"""Attributes that a reader can check on a small picture, the most striking first."""
+"""Attributes that a reader can check on a small picture, the most visible first."""
 RIGHT, WRONG = "#1a7f37", "#c62828"
 SIDE_INCHES, LABEL_INCHES, TEXT_INCHES, DPI = 1.45, 1.9, 0.85, 100
 MAX_BYTES = 300_000
@@ -52,12 +52,12 @@ MAX_BYTES = 300_000
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What one run shows of the people."""
+    """The part of the picture that belongs to one run."""
 
     r2: float
     attack: str
     pictures: np.ndarray  # (n, H, W, C) in [0, 1]: Eve's reconstructions
-    answers: np.ndarray  # (n, L) bool: Bob's
+    answers: np.ndarray  # (n, L) bool: Bob's predictions
     accuracy: float
 
 
@@ -65,22 +65,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("undefended", "defended", "picture"):
         parser.add_argument(name, type=Path)
-    given = parser.parse_args()
-    (first, config), (second, other) = ((folder, cli.read_run(folder)[0]) for folder in (given.undefended, given.defended))
-    ensure_comparable(config, other)
-    dataset = load(config)
-    rows = chosen(dataset, config)
-    columns = label_columns(dataset, config.data.labels)
+    arguments = parser.parse_args()
+    undefended, defended = (cli.read_run(folder)[0] for folder in (arguments.undefended, arguments.defended))
+    ensure_comparable(undefended, defended)
+    dataset = load(undefended)
+    rows = pick_pictures(dataset, undefended)
+    columns = label_columns(dataset, undefended.data.labels)
     names, truth = [dataset.label_names[c] for c in columns], dataset.test.labels[rows][:, columns] > 0
-    shown = [shown_by(folder, c, dataset, rows) for folder, c in ((first, config), (second, other))]
-    figure = draw(dataset.test.take(rows) / 255, truth, names, *shown)
-    figure.savefig(given.picture, dpi=DPI, pil_kwargs={"optimize": True})
-    if (size := given.picture.stat().st_size) > MAX_BYTES:
-        raise InputError(f"{given.picture} has {size} bytes, more than {MAX_BYTES}: lower DPI or PEOPLE in {Path(__file__).name}")
+    runs = ((arguments.undefended, undefended), (arguments.defended, defended))
+    figure = draw(dataset.test.take(rows) / 255, truth, names, *(row_of(folder, c, dataset, rows) for folder, c in runs))
+    figure.savefig(arguments.picture, dpi=DPI, pil_kwargs={"optimize": True})
+    if (size := arguments.picture.stat().st_size) > MAX_BYTES:
+        raise InputError(
+            f"{arguments.picture} has {size} bytes, more than {MAX_BYTES}: lower DPI or PEOPLE in {Path(__file__).name}"
+        )
 
 
 def ensure_comparable(undefended: Config, defended: Config) -> None:
-    """Raises: InputError where the two runs are no such pair."""
+    """Raises: InputError if the runs are not an undefended and a defended run on the same procedural faces."""
     for config in (undefended, defended):
         if config.data.dataset != "faces":
             raise InputError(f"data.dataset is {config.data.dataset!r}: only the procedural faces may be shown, give runs on faces")
@@ -91,9 +93,11 @@ def ensure_comparable(undefended: Config, defended: Config) -> None:
         raise InputError(f"the privacy weights are {weights}: give the undefended run (weight 0) first, then a defended one")
 
 
-def chosen(dataset: Dataset, config: Config) -> np.ndarray:
-    """Row numbers (PEOPLE,) of test pictures of different people, so that many of the visible attributes occur: greedily, the
-    picture that adds the most attributes not seen before; of equals the first."""
+def pick_pictures(dataset: Dataset, config: Config) -> np.ndarray:
+    """Row numbers (PEOPLE,) of test pictures of different people with many of the visible attributes.
+
+    Greedy: each step takes the picture that adds the most attributes not seen before, and the first of equal ones.
+    """
     names = [dataset.label_names[c] for c in label_columns(dataset, config.data.labels)]
     visible = [names.index(name) for name in VISIBLE if name in names]
     has = dataset.test.labels[:, label_columns(dataset, config.data.labels)][:, visible] > 0
@@ -108,15 +112,15 @@ def chosen(dataset: Dataset, config: Config) -> np.ndarray:
     return np.array(rows)
 
 
-def shown_by(folder: Path, config: Config, dataset: Dataset, rows: np.ndarray) -> Row:
-    """Bob's answers and Eve's reconstructions of some test pictures, by a finished run."""
+def row_of(folder: Path, config: Config, dataset: Dataset, rows: np.ndarray) -> Row:
+    """Bob's answers and Eve's reconstructions of some test pictures, for a finished run."""
     report: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text())
     strongest = report["privacy"]["strongest"]
     codes = twin_codes(folder / "privatizer.pt2", dataset)
-    material = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
-    fitted = fit_attack(AttackSpec(strongest["attack"], strongest["variant"]), material).fitted
-    data = material.data(strongest["variant"])
-    flat = reconstruct_rows(data, fitted, rows, np.asarray(material.pca_basis().mean))
+    context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
+    fitted = fit_attack(AttackSpec(strongest["attack"], strongest["variant"]), context).fitted
+    data = context.data(strongest["variant"])
+    flat = reconstruct_rows(data, fitted, rows, np.asarray(context.pca_basis().mean))
     pictures = np.clip((flat.reshape(-1, *dataset.image_shape) + 1) / 2, 0, 1)
     head = load_program(folder / "utility_head.pt2").module(check_guards=False)
     with torch.no_grad():
@@ -125,13 +129,13 @@ def shown_by(folder: Path, config: Config, dataset: Dataset, rows: np.ndarray) -
 
 
 def draw(originals: np.ndarray, truth: np.ndarray, names: list[str], undefended: Row, defended: Row) -> Figure:
-    """Five rows: the originals, then of each run Bob's answers as text and Eve's reconstructions."""
+    """Five rows: the originals, then for each run Bob's answers as text and Eve's reconstructions."""
     heights = [SIDE_INCHES, TEXT_INCHES, SIDE_INCHES, TEXT_INCHES, SIDE_INCHES]
     count = len(originals)
     figure = Figure(figsize=(LABEL_INCHES + SIDE_INCHES * count, sum(heights)), facecolor="white")
     FigureCanvasAgg(figure)
     left = LABEL_INCHES / (LABEL_INCHES + SIDE_INCHES * count)
-    boxes = figure.subplots(
+    axes = figure.subplots(
         5,
         count,
         squeeze=False,
@@ -140,24 +144,24 @@ def draw(originals: np.ndarray, truth: np.ndarray, names: list[str], undefended:
     labels = ["Alice's picture"]
     for name, row in (("undefended", undefended), ("defended", defended)):
         labels += [f"{name}:\nBob answers\n(accuracy {row.accuracy:.3f})", f"{name}:\nEve reconstructs\n(R2 {row.r2:.3f})"]
-    for line, (label, axes) in enumerate(zip(labels, boxes, strict=True)):
-        box = axes[0].get_position()
+    for line, (label, line_axes) in enumerate(zip(labels, axes, strict=True)):
+        box = line_axes[0].get_position()
         bold = "bold" if line % 2 == 0 else "normal"
         figure.text(0.008, (box.y0 + box.y1) / 2, label, ha="left", va="center", fontsize=12, fontweight=bold)
-        for ax in axes:
+        for ax in line_axes:
             ax.set_axis_off()
     for n in range(count):
         for line, picture in ((0, originals[n]), (2, undefended.pictures[n]), (4, defended.pictures[n])):
-            boxes[line, n].imshow(picture, interpolation="nearest")
+            axes[line, n].imshow(picture, interpolation="nearest")
         for line, row in ((1, undefended), (3, defended)):
-            write_answers(boxes[line, n], row.answers[n], truth[n], names)
+            write_answers(axes[line, n], row.answers[n], truth[n], names)
     return figure
 
 
 def write_answers(ax: Any, answers: np.ndarray, truth: np.ndarray, names: list[str]) -> None:
-    """What Bob sees, and how many of all his answers are right. A wrong one is red, with a cross."""
-    seen = [names.index(name) for name in VISIBLE if name in names and answers[names.index(name)]][:SHOWN_ANSWERS]
-    lines = [(names[i].replace("_", " ").lower(), bool(truth[i])) for i in seen]
+    """Write the first visible attributes that Bob predicts, wrong ones in red with a cross, and how many answers are right."""
+    predicted = [names.index(name) for name in VISIBLE if name in names and answers[names.index(name)]][:SHOWN_ANSWERS]
+    lines = [(names[i].replace("_", " ").lower(), bool(truth[i])) for i in predicted]
     for n, (name, right) in enumerate(lines):
         ax.text(
             0.5,

@@ -1,4 +1,4 @@
-"""What is wrong with the files in cluster/: a check takes the repository's root and returns complaints, none if all is well."""
+"""Checks of the files in cluster/: each takes the repository's root and returns error messages, none if the files are correct."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ SECRETS = ("RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "M
 SETTINGS: dict[str, str] = dict.fromkeys((*SECRETS, "MLFLOW_TRACKING_USERNAME"), "0" * 64)
 OVERLAYS = ("gpu", "cpu", "job")
 CLIENT = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "CPGAN_OWNER_KEY")
-"""What a job finds in its environment, wherever in the cluster it runs."""
+"""Environment variables of a job, on every node of the cluster."""
 SECRET_WORDS = re.compile(r"(token|password|secret|key)$", re.IGNORECASE)
 
 # ----------------------------------------------------------------------------------------------------------------- command lines
@@ -44,15 +44,15 @@ SECRET_WORDS = re.compile(r"(token|password|secret|key)$", re.IGNORECASE)
 def commands() -> dict[tuple[str, str], click.Command]:
     """Ray's and MLflow's own parsers of the commands that the files use."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's own, when it is imported
+        warnings.simplefilter("ignore")  # MLflow warns when it is imported
         from mlflow.cli import server
     from ray.scripts.scripts import start, stop
 
     return {("ray", "start"): start, ("ray", "stop"): stop, ("mlflow", "server"): server}
 
 
-def command_complaints(words: Sequence[str]) -> list[str]:
-    """Of a command line: whether the installed program knows it, down to each option."""
+def command_errors(words: Sequence[str]) -> list[str]:
+    """Errors in a command line, as the installed program parses it, down to each option."""
     words = list(words)
     if tuple(words[:2]) not in commands():
         return [] if shutil.which(words[0]) or words[0] == "pg_isready" else [f"no program {words[0]!r}"]
@@ -63,8 +63,8 @@ def command_complaints(words: Sequence[str]) -> list[str]:
         return [f"{shlex.join(words)}: {e.format_message()}"]
 
 
-def job_complaints(root: Path, words: Sequence[str]) -> list[str]:
-    """Of a job's command line: whether its script is there and takes its flags; `train_or_resume.sh` has the folder first."""
+def job_errors(root: Path, words: Sequence[str]) -> list[str]:
+    """Errors in a job's command line: a missing script, or an unknown flag. `train_or_resume.sh` has the folder first."""
     *_, script = (n for n, word in enumerate(words) if word.endswith((".py", ".sh")))
     path = root / re.sub(r"^/opt/cpgan_ray/", "", words[script])
     if not path.is_file():
@@ -85,7 +85,7 @@ def job_complaints(root: Path, words: Sequence[str]) -> list[str]:
 
 
 def check_versions(root: Path) -> list[str]:
-    """requirements.lock and pyproject.toml say which versions; all other files repeat them."""
+    """Versions other than those in requirements.lock and pyproject.toml; all other files repeat these."""
     lock = {name: package.version for packages in locks(root).values() for name, package in packages.items()}
     project = tomllib.loads((root / "pyproject.toml").read_text())
     python = re.escape(project["tool"]["pyright"]["pythonVersion"])
@@ -99,160 +99,162 @@ def check_versions(root: Path) -> list[str]:
         r"\b(cu1\d\d) --tag": "|".join(cuda),
         r"FROM (?:rayproject/ray|pytorch/pytorch)\S*(.*)": "(?!)",
     } | {rf"\b{re.escape(name)}==([\w.]+)": re.escape(version) for name, version in lock.items()}
-    found = []
+    errors = []
     if len(cuda) != 1:
-        found.append(f"Dockerfile: more than one CUDA in its commands: {sorted(cuda)}")
+        errors.append(f"Dockerfile: more than one CUDA in its commands: {sorted(cuda)}")
     for path in sorted(p for p in (root / "cluster").rglob("*") if p.is_file() and p.suffix not in (".pyc", ".py", ".lock")):
         text = path.read_text()
         for pattern, wanted in rules.items():
             wrong = [version for version in re.findall(pattern, text) if not re.fullmatch(wanted, version)]
-            found += [f"{path.relative_to(root)}: version {version!r}, wanted {wanted}" for version in wrong]
-        loose = re.findall(r"image: (?!cpgan_ray$)([\w./-]+(?::latest)?)\s*$", text, re.MULTILINE)
-        found += [f"{path.relative_to(root)}: image {name} is not pinned" for name in loose]
-        named = re.findall(r"^ *(?:- )?(?:\w+_)?image: ([\w./:-]+:[\w.-]+)", text, re.MULTILINE)
-        seen = {place.image for place in pin_images.references(root / "cluster") if place.file == path}
-        found += [f"{path.relative_to(root)}: `make pin` overlooks image {name}" for name in set(named) - seen]
-    return found
+            errors += [f"{path.relative_to(root)}: version {version!r}, wanted {wanted}" for version in wrong]
+        unpinned = re.findall(r"image: (?!cpgan_ray$)([\w./-]+(?::latest)?)\s*$", text, re.MULTILINE)
+        errors += [f"{path.relative_to(root)}: image {name} is not pinned" for name in unpinned]
+        images = re.findall(r"^ *(?:- )?(?:\w+_)?image: ([\w./:-]+:[\w.-]+)", text, re.MULTILINE)
+        referenced = {ref.image for ref in pin_images.references(root / "cluster") if ref.file == path}
+        errors += [f"{path.relative_to(root)}: `make pin` overlooks image {name}" for name in set(images) - referenced]
+    return errors
 
 
 # ------------------------------------------------------------------------------------------------------------------------- README
 
 
 def locks(root: Path) -> dict[str, lock.Packages]:
-    """Every lock file's packages."""
+    """The packages of every lock file."""
     return {name: lock.parse((root / name).read_text()) for name in lock.FILES}
 
 
 def check_locks(root: Path) -> list[str]:
-    """Whether the lock files agree with each other, with pyproject.toml, and with what the container image installs from them."""
+    """Contradictions between the lock files, pyproject.toml, and the commands that install from the lock files."""
     try:
-        found = locks(root)
+        lock_files = locks(root)
     except ValueError as e:
         return [str(e)]
-    complaints = []
-    places: dict[str, list[str]] = {}
-    for file, packages in found.items():
+    errors = []
+    files_of: dict[str, list[str]] = {}
+    for file, packages in lock_files.items():
         for name in packages:
-            places.setdefault(name, []).append(file)
-        complaints += [f"{file}: {name} is locked without a checksum" for name, package in packages.items() if not package.hashes]
+            files_of.setdefault(name, []).append(file)
+        errors += [f"{file}: {name} is locked without a checksum" for name, package in packages.items() if not package.hashes]
     clouds = {f"cluster/vms/{cloud}.lock" for cloud in lock.CLOUDS}
-    complaints += [f"{name} is in {files}" for name, files in places.items() if len(set(files) - clouds) > 1 or len(files) > 2]
+    errors += [f"{name} is in {files}" for name, files in files_of.items() if len(set(files) - clouds) > 1 or len(files) > 2]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for kind, requirements in {"run": [*project["dependencies"], *extras["server"], *lock.BUILD], "dev": extras["dev"]}.items():
         for requirement in map(Requirement, requirements):
             name = canonicalize_name(requirement.name)
-            versions = [p.version for packages in found.values() for key, p in packages.items() if key == name]
-            allowed = [one for one in versions if requirement.specifier.contains(one)]
+            versions = [p.version for packages in lock_files.values() for key, p in packages.items() if key == name]
+            allowed = [version for version in versions if requirement.specifier.contains(version)]
             if not allowed or versions != allowed:
-                complaints.append(f"{requirement} is locked as {versions or 'nothing'}")
-            if kind == "run" and name in found["requirements-dev.lock"]:
-                complaints.append(f"{name} is not in the image: requirements-dev.lock has it")
+                errors.append(f"{requirement} is locked as {versions or 'nothing'}")
+            if kind == "run" and name in lock_files["requirements-dev.lock"]:
+                errors.append(f"{name} is not in the image: requirements-dev.lock has it")
     cuda = re.findall(r"nvidia-[a-z]+-cu(\d+)", (root / "requirements-cuda.lock").read_text())
     device = set(re.findall(r"DEVICE=cu(\d+)", (root / "cluster" / "Dockerfile").read_text()))
-    complaints += [
-        f"libraries of CUDA {one} in an image for cu{device}" for one in cuda if not all(d.startswith(one) for d in device)
+    errors += [
+        f"libraries of CUDA {version} in an image for cu{device}"
+        for version in cuda
+        if not all(d.startswith(version) for d in device)
     ]
-    named = re.compile(r"https?://|--(?:extra-)?index-url|--find-links|--trusted-host")
-    complaints += [f"{file}: names an index" for file in found if named.search((root / file).read_text())]
+    index = re.compile(r"https?://|--(?:extra-)?index-url|--find-links|--trusted-host")
+    errors += [f"{file}: names an index" for file in lock_files if index.search((root / file).read_text())]
     for path in [root / "Makefile", root / "cluster" / "Dockerfile", *(root / "cluster" / "vms").glob("*.yaml")]:
         for command in re.findall(r"pip install[^;&#\n]*(?:\\\n[^;&#\n]*)*", path.read_text()):
             if "--editable" in command or "install --quiet uv" in command:
                 continue
             if "--require-hashes" not in command or "--no-deps" not in command or "--extra-index-url" in command:
-                complaints.append(f"{path.name}: {shlex.join(command.split()[:6])} ... takes what has no checksum")
-    return complaints
+                errors.append(f"{path.name}: {shlex.join(command.split()[:6])} ... installs packages without a checksum")
+    return errors
 
 
 def check_readme(root: Path) -> list[str]:
-    """Its commands: jobs with their flags, files that are there."""
+    """Errors in its commands: flags that a job does not have, and missing files."""
     text = (root / "cluster" / "README.md").read_text()
-    found = []
+    errors = []
     for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if "jobs/" in line:
-                found += job_complaints(root, words)
+                errors += job_errors(root, words)
             paths = [root / word for word in words if re.match(r"cluster/\w", word)]
-            found += [f"README.md: no {path.relative_to(root)}" for path in paths if not path.exists()]
+            errors += [f"README.md: no {path.relative_to(root)}" for path in paths if not path.exists()]
     links = re.findall(r"\]\(([\w./-]+)\)", text)
-    return found + [f"README.md: no {link}" for link in links if not (root / "cluster" / link).exists()]
+    return errors + [f"README.md: no {link}" for link in links if not (root / "cluster" / link).exists()]
 
 
 # --------------------------------------------------------------------------------------------------------------------- Dockerfile
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions with their arguments."""
+    """The instructions of a Dockerfile with their arguments."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [(line.split(maxsplit=1)[0].upper(), line.split(maxsplit=1)[1].strip()) for line in lines if line.strip()]
 
 
 def check_dockerfile(root: Path) -> list[str]:
-    """hadolint, and what it does not know: the repository, and what is secret."""
+    """Errors in the Dockerfile: those of hadolint, files that are missing in the repository, and secrets."""
     path = root / "cluster" / "Dockerfile"
     hadolint = Path(sys.executable).parent / "hadolint"
-    ran = subprocess.run([hadolint, "--no-color", path], capture_output=True, text=True)
-    found = ran.stdout.splitlines() if ran.returncode else []
+    process = subprocess.run([hadolint, "--no-color", path], capture_output=True, text=True)
+    errors = process.stdout.splitlines() if process.returncode else []
     steps = instructions(path)
-    given = dict(rest.split("=", 1) for name, rest in steps if name == "ARG" and "=" in rest)
-    bases = [re.sub(r"\$\{(\w+)\}", lambda match: given.get(match[1], ""), rest) for name, rest in steps if name == "FROM"]
-    found += [f"base image {base!r} is not pinned by a full version" for base in bases if not re.search(r":\d+\.\d+\.\d+", base)]
+    arguments = dict(rest.split("=", 1) for name, rest in steps if name == "ARG" and "=" in rest)
+    bases = [re.sub(r"\$\{(\w+)\}", lambda match: arguments.get(match[1], ""), rest) for name, rest in steps if name == "FROM"]
+    errors += [f"base image {base!r} is not pinned by a full version" for base in bases if not re.search(r":\d+\.\d+\.\d+", base)]
     users = [rest for name, rest in steps if name == "USER"]
-    found += [] if users and users[-1].isdigit() and users[-1] != "0" else ["the last USER is root, or no number"]
-    named = [word.split("=")[0] for name, rest in steps if name in ("ARG", "ENV") for word in rest.split()]
-    found += [f"{name} looks like a secret" for name in named if SECRET_WORDS.search(name)]
-    sent = context(root)
+    errors += [] if users and users[-1].isdigit() and users[-1] != "0" else ["the last USER is root, or no number"]
+    names = [word.split("=")[0] for name, rest in steps if name in ("ARG", "ENV") for word in rest.split()]
+    errors += [f"{name} looks like a secret" for name in names if SECRET_WORDS.search(name)]
+    is_sent = build_context(root)
     for name, rest in steps:
         if name == "COPY":
             *sources, _ = rest.split()
-            found += [f"COPY {source}: not there, or not sent to the builder" for source in sources if not sent(source)]
+            errors += [f"COPY {source}: missing, or not sent to the builder" for source in sources if not is_sent(source)]
         if name == "CMD":
-            found += job_complaints(root, shlex.split(re.sub(r"[\[\],]", " ", rest)))
-    return found
+            errors += job_errors(root, shlex.split(re.sub(r"[\[\],]", " ", rest)))
+    return errors
 
 
-def context(root: Path) -> Callable[[str], bool]:
-    """Whether a file or folder is there and is sent: Dockerfile.dockerignore sends nothing but what it names."""
+def build_context(root: Path) -> Callable[[str], bool]:
+    """A function that reports whether a file or folder exists and is sent to the builder, by Dockerfile.dockerignore."""
     lines = [line for line in (root / "cluster" / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")]
-    named = {line[1:] for line in lines if line.startswith("!")}
+    included = {line[1:] for line in lines if line.startswith("!")}
 
-    def sent(source: str) -> bool:
-        above = {str(parent) for parent in Path(source).parents} | {source.rstrip("/")}
-        return lines[0] == "*" and bool(above & named) and (root / source).exists()
+    def is_sent(source: str) -> bool:
+        parents = {str(parent) for parent in Path(source).parents} | {source.rstrip("/")}
+        return lines[0] == "*" and bool(parents & included) and (root / source).exists()
 
-    return sent
+    return is_sent
 
 
 # ------------------------------------------------------------------------------------------------------------------------ compose
 
 
 HARDENED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
-"""What every service says, whatever it runs."""
+"""Settings of every service."""
 
 
 def check_compose(root: Path) -> list[str]:
-    """The Compose specification's schema; what services say of each other; command lines; secrets that are asked for."""
-    found = []
+    """Errors by the Compose specification's schema, in references between services, in command lines, and in required secrets."""
+    errors = []
     schema = Draft202012Validator(get_builtin_schema("vendor.compose-spec"))
     whole = read_compose(root / "cluster" / "compose.yaml", SETTINGS)
     for name in ("compose.yaml", "compose.gpu.yaml"):
         content = interpolated(yaml.safe_load((root / "cluster" / name).read_text()), SETTINGS)
-        found += [f"{name}: {e.json_path} {reason(e)}" for e in schema.iter_errors(content)]
-        found += [f"{name}: no service {s!r} in compose.yaml" for s in content["services"] if s not in whole["services"]]
+        errors += [f"{name}: {e.json_path} {reason(e)}" for e in schema.iter_errors(content)]
+        errors += [f"{name}: no service {s!r} in compose.yaml" for s in content["services"] if s not in whole["services"]]
     for secret in SETTINGS:
         try:
             read_compose(root / "cluster" / "compose.yaml", {k: v for k, v in SETTINGS.items() if k != secret})
-            found.append(f"compose.yaml: {secret} has a default")
+            errors.append(f"compose.yaml: {secret} has a default")
         except KeyError as e:
-            found += [] if "make secrets" in str(e) else [f"compose.yaml: {e} does not say what to do"]
+            errors += [] if "make secrets" in str(e) else [f"compose.yaml: {e} does not name the remedy"]
     for name, service in whole["services"].items():
-        found += [f"{name}: {one}" for one in service_complaints(root, service, whole)]
-    return found
+        errors += [f"{name}: {error}" for error in service_errors(root, service, whole)]
+    return errors
 
 
-def service_complaints(root: Path, service: dict[str, Any], whole: dict[str, Any]) -> Iterator[str]:
+def service_errors(root: Path, service: dict[str, Any], whole: dict[str, Any]) -> Iterator[str]:
     services = whole["services"]
     yield from (f"{key} is not {wanted}" for key, wanted in HARDENED.items() if service.get(key) != wanted)
     yield from (f"{key} is set" for key in ("privileged", "cap_add", "devices", "pid", "ipc", "network_mode") if key in service)
@@ -267,13 +269,13 @@ def service_complaints(root: Path, service: dict[str, Any], whole: dict[str, Any
             yield "user is root, or no number"
     if "mlflow" in service.get("command", ()):
         if "basic-auth" not in service["command"]:
-            yield "MLflow asks for no password"
-        place = service["environment"].get("MLFLOW_AUTH_CONFIG_PATH", "")
-        if not any(volume.split(":")[1:] == [place, "ro"] for volume in service.get("volumes", ())):
-            yield f"no file is mounted at {place!r}, the settings of the users"
+            yield "MLflow requires no password"
+        path = service["environment"].get("MLFLOW_AUTH_CONFIG_PATH", "")
+        if not any(volume.split(":")[1:] == [path, "ro"] for volume in service.get("volumes", ())):
+            yield f"no file is mounted at {path!r}, the settings of the users"
     if "ray" in service.get("command", ()):
         yield from (f"no {name}" for name in CLIENT if name not in service["environment"])
-    yield from command_complaints(service.get("command", ["true"]))
+    yield from command_errors(service.get("command", ["true"]))
     for word in [*service.get("command", []), *map(str, service["environment"].values())]:
         for host, port in re.findall(r"(?:://(?:[^@/]*@)?|--address=)([a-z][\w-]*):(\d+)", word):
             if host not in services:
@@ -299,7 +301,7 @@ def service_complaints(root: Path, service: dict[str, Any], whole: dict[str, Any
         if not port.startswith("127.0.0.1:"):
             yield f"port {port} is open to the network"
     if service["environment"].get("RAY_AUTH_MODE", "token") != "token":
-        yield "no token is asked for"
+        yield "no token is required"
     if "ray" in service.get("command", []) and "RAY_AUTH_TOKEN" not in service["environment"]:
         yield "Ray without a token"
     if build := service.get("build"):
@@ -317,7 +319,7 @@ def default_port(service: dict[str, Any]) -> str:
 
 
 def reason(e: ValidationError) -> str:
-    """The shortest of what was wrong with the alternatives."""
+    """The shortest message of all alternatives."""
     return min((e.message, *(c.message for c in e.context or ())), key=len)
 
 
@@ -327,41 +329,41 @@ def reason(e: ValidationError) -> str:
 def kubectl(root: Path, overlay: str) -> list[dict[str, Any]]:
     """The resources of an overlay as kustomize makes them.
 
-    Raises: CalledProcessError with what kustomize says.
+    Raises: CalledProcessError with kustomize's message.
     """
     command = ["kubectl", "kustomize", str(root / "cluster" / "kubernetes" / overlay)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [resource for resource in yaml.safe_load_all(ran.stdout) if resource]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [resource for resource in yaml.safe_load_all(process.stdout) if resource]
 
 
 def check_kubernetes(root: Path) -> list[str]:
-    """Every resource, of the base as it stands and of each overlay as kustomize makes it, if there is a kustomize here."""
+    """Errors in every resource of the base and, if kubectl is installed, of each overlay as kustomize makes it."""
     base = root / "cluster" / "kubernetes" / "base"
     listed = yaml.safe_load((base / "kustomization.yaml").read_text())["resources"]
     files = {path.name for path in base.glob("*.yaml")} - {"kustomization.yaml"}
-    found = [f"base/{name} is in no kustomization.yaml, or not there" for name in files ^ set(listed)]
+    errors = [f"base/{name} is in no kustomization.yaml, or missing" for name in files ^ set(listed)]
     resources = [r for name in sorted(files) for r in yaml.safe_load_all((base / name).read_text())]
-    found += [f"base: {one}" for resource in resources for one in resource_complaints(resource)]
-    if not found and shutil.which("kubectl"):
+    errors += [f"base: {error}" for resource in resources for error in resource_errors(resource)]
+    if not errors and shutil.which("kubectl"):
         for overlay in OVERLAYS:
             try:
                 resources = kubectl(root, overlay)
             except subprocess.CalledProcessError as e:
-                found.append(f"{overlay}: {e.stderr.strip()}")
+                errors.append(f"{overlay}: {e.stderr.strip()}")
                 continue
-            found += [f"{overlay}: {one}" for resource in resources for one in resource_complaints(resource)]
-            if not found:
-                found += [f"{overlay}: {one}" for one in reference_complaints(root, resources)]
-    return found
+            errors += [f"{overlay}: {error}" for resource in resources for error in resource_errors(resource)]
+            if not errors:
+                errors += [f"{overlay}: {error}" for error in reference_errors(root, resources)]
+    return errors
 
 
-def resource_complaints(resource: dict[str, Any]) -> Iterator[str]:
-    """Of one resource by itself."""
+def resource_errors(resource: dict[str, Any]) -> Iterator[str]:
+    """Errors in one resource by itself."""
     if resource["apiVersion"].startswith("ray.io/"):
-        yield from kuberay.complaints(resource)
+        yield from kuberay.errors(resource)
         for pod in kuberay.pods(resource):
             template = {"metadata": {}} | pod
-            yield from resource_complaints({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {}, "template": template})
+            yield from resource_errors({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {}, "template": template})
         return
     where = f"{resource['kind']} {resource['metadata'].get('name', '')}"
     try:
@@ -374,9 +376,9 @@ def resource_complaints(resource: dict[str, Any]) -> Iterator[str]:
 
 @functools.cache
 def kubernetes(kind: str, api: str) -> Draft202012Validator:
-    """Kubernetes' schema of a kind, as kubernetes_validate brings it. Its own `validate` reads two megabytes for each resource.
+    """Kubernetes' schema of a kind, from kubernetes_validate, whose own `validate` reads two megabytes for each resource.
 
-    Raises: FileNotFoundError where this version of Kubernetes does not know it.
+    Raises: FileNotFoundError if this version of Kubernetes does not have the kind.
     """
     folder = f"kubernetes-json-schema/v{KUBERNETES}.0-local-strict"
     group = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api)
@@ -386,9 +388,9 @@ def kubernetes(kind: str, api: str) -> Draft202012Validator:
     )
 
 
-def reference_complaints(root: Path, resources: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Of all resources together: what one calls by a name another has."""
-    there = {(r["kind"], r["metadata"]["name"]) for r in resources}
+def reference_errors(root: Path, resources: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """References from one resource to another one that does not exist."""
+    existing = {(r["kind"], r["metadata"]["name"]) for r in resources}
     keys = {r["metadata"]["name"]: set(r.get("data", {})) for r in resources if r["kind"] in ("Secret", "ConfigMap")}
     services = {r["metadata"]["name"]: r for r in resources if r["kind"] == "Service"}
     labels = [t["metadata"]["labels"] for r in resources if (t := r["spec"].get("template") if "spec" in r else None)]
@@ -399,9 +401,9 @@ def reference_complaints(root: Path, resources: Sequence[dict[str, Any]]) -> Ite
             yield f"{where}: not in the namespace"
         for path, value in leaves(resource):
             last = path[-1]
-            if last == "claimName" and ("PersistentVolumeClaim", value) not in there:
+            if last == "claimName" and ("PersistentVolumeClaim", value) not in existing:
                 yield f"{where}: no volume claim {value!r}"
-            if (path[-2:] in (("configMapRef", "name"), ("configMap", "name"))) and ("ConfigMap", value) not in there:
+            if (path[-2:] in (("configMapRef", "name"), ("configMap", "name"))) and ("ConfigMap", value) not in existing:
                 yield f"{where}: no config map {value!r}"
             if last == "secretName" and "auth_token" not in keys.get(value, ()):
                 yield f"{where}: secret {value!r} has no auth_token"
@@ -412,20 +414,20 @@ def reference_complaints(root: Path, resources: Sequence[dict[str, Any]]) -> Ite
                     if int(port) not in {p["port"] for p in services.get(host, {"spec": {"ports": []}})["spec"]["ports"]}:
                         yield f"{where}: no service {host}:{port}"
         for selector in selectors(resource):
-            if not any(selector.items() <= own.items() for own in labels):
+            if not any(selector.items() <= pod_labels.items() for pod_labels in labels):
                 yield f"{where}: selects no pod: {selector}"
         if resource["kind"] in kuberay.KINDS:
             cluster = kuberay.cluster_of(resource)
             for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
                 options = [f"--{name}={value}" for name, value in group.get("rayStartParams", {}).items()]
-                yield from command_complaints(["ray", "start", *options])
+                yield from command_errors(["ray", "start", *options])
             if cluster.get("authOptions", {}).get("mode") != "token":
-                yield f"{where}: no token is asked for"
+                yield f"{where}: no token is required"
         if resource["kind"] == "RayJob":
-            yield from job_complaints(root, shlex.split(resource["spec"]["entrypoint"]))
+            yield from job_errors(root, shlex.split(resource["spec"]["entrypoint"]))
         if resource["kind"] in (*kuberay.KINDS, "Deployment", "StatefulSet"):
-            yield from security_complaints(resource, where)
-    yield from (f"no {kind}" for kind in ("NetworkPolicy", "Secret", "StatefulSet") if kind not in {k for k, _ in there})
+            yield from security_errors(resource, where)
+    yield from (f"no {kind}" for kind in ("NetworkPolicy", "Secret", "StatefulSet") if kind not in {k for k, _ in existing})
 
 
 POD_SECURITY = {("runAsNonRoot",): True, ("seccompProfile", "type"): "RuntimeDefault"}
@@ -434,17 +436,17 @@ CONTAINER_SECURITY = POD_SECURITY | {
     ("readOnlyRootFilesystem",): True,
     ("capabilities", "drop"): ["ALL"],
 }
-"""What every container says for itself, so that a pod with a further container cannot forget it."""
+"""Settings of every container itself, so that they cannot be missing in a pod with a further container."""
 FORBIDDEN = ("privileged", "procMount", "windowsOptions")
 HOST = ("hostNetwork", "hostPID", "hostIPC")
 
 
-def security_complaints(resource: dict[str, Any], where: str) -> Iterator[str]:
+def security_errors(resource: dict[str, Any], where: str) -> Iterator[str]:
     kuberay_own = resource["kind"] in kuberay.KINDS
     pods = kuberay.pods(resource) if kuberay_own else [resource["spec"]["template"]]
     for pod in pods:
         spec = pod["spec"]
-        yield from context_complaints(spec.get("securityContext", {}), POD_SECURITY, f"{where}: pod")
+        yield from context_errors(spec.get("securityContext", {}), POD_SECURITY, f"{where}: pod")
         yield from (f"{where}: {key} is set" for key in HOST if spec.get(key))
         containers = [*spec.get("initContainers", ()), *spec["containers"], *spec.get("ephemeralContainers", ())]
         volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
@@ -453,11 +455,11 @@ def security_complaints(resource: dict[str, Any], where: str) -> Iterator[str]:
             autoscaler = kuberay.cluster_of(resource).get("autoscalerOptions", {})
             containers.append({"name": "autoscaler", "image": containers[0]["image"]} | autoscaler)
         elif spec.get("automountServiceAccountToken") is not False:
-            yield f"{where}: a pod that asks Kubernetes nothing has its token"
+            yield f"{where}: a pod that does not use Kubernetes' API has its token"
         for container in containers:
             name = container["name"]
-            yield from context_complaints(container.get("securityContext", {}), CONTAINER_SECURITY, f"{where}: {name}")
-            yield from command_complaints(container.get("command") or ["true"])
+            yield from context_errors(container.get("securityContext", {}), CONTAINER_SECURITY, f"{where}: {name}")
+            yield from command_errors(container.get("command") or ["true"])
             mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", ())}
             if missing := sorted(set(mounts.values()) - set(volumes)):
                 yield f"{where}: no volume {missing}"
@@ -467,19 +469,19 @@ def security_complaints(resource: dict[str, Any], where: str) -> Iterator[str]:
                 shared = volumes.get(mounts.get("/dev/shm", ""), {}).get("emptyDir", {})
                 if shared.get("medium") != "Memory":
                     yield f"{where}: {name} has no memory at /dev/shm"
-                given = {variable["name"] for variable in container.get("env", ())}
-                yield from (f"{where}: {name} has no {variable}" for variable in CLIENT if variable not in given)
+                variables = {variable["name"] for variable in container.get("env", ())}
+                yield from (f"{where}: {name} has no {variable}" for variable in CLIENT if variable not in variables)
             if container.get("command", [])[:2] == ["mlflow", "server"] and "basic-auth" not in container["command"]:
-                yield f"{where}: MLflow asks for no password"
+                yield f"{where}: MLflow requires no password"
 
 
-def context_complaints(context: dict[str, Any], wanted: dict[tuple[str, ...], Any], where: str) -> Iterator[str]:
+def context_errors(context: dict[str, Any], wanted: dict[tuple[str, ...], Any], where: str) -> Iterator[str]:
     for path, value in wanted.items():
-        found: Any = context
+        actual: Any = context
         for key in path:
-            found = found.get(key) if isinstance(found, dict) else None
-        if found != value:
-            yield f"{where}: {'.'.join(path)} is {found}, not {value}"
+            actual = actual.get(key) if isinstance(actual, dict) else None
+        if actual != value:
+            yield f"{where}: {'.'.join(path)} is {actual}, not {value}"
     if context.get("runAsUser") == 0:
         yield f"{where}: runs as root"
     yield from (f"{where}: {key} is set" for key in FORBIDDEN if context.get(key))
@@ -487,7 +489,7 @@ def context_complaints(context: dict[str, Any], wanted: dict[tuple[str, ...], An
         yield f"{where}: adds capabilities"
 
 
-# Every connection that is needed, as (from, to, port); all others are refused. Pods by the labels that policies go by.
+# All needed connections as (from, to, port); all others are refused. PODS has the labels that policies select by.
 RAY_HEAD = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head"}
 PODS = {
     "head": RAY_HEAD,
@@ -499,45 +501,45 @@ PODS = {
 }
 PORTS = (5000, 5432, 6379, 8265, 10002)
 NEEDED = {
-    *((one, other, port) for one in ("head", "worker") for other in ("head", "worker") for port in PORTS),
-    *((one, "mlflow", 5000) for one in ("head", "worker")),
+    *((source, target, port) for source in ("head", "worker") for target in ("head", "worker") for port in PORTS),
+    *((source, "mlflow", 5000) for source in ("head", "worker")),
     ("mlflow", "postgres", 5432),
     ("submitter", "head", 8265),
 }
 
 
 def check_network(root: Path) -> list[str]:
-    """Whether exactly the connections that are needed are allowed, at either end; and who may leave the cluster."""
+    """Differences between the needed and the allowed connections, at both ends, and pods that may leave the cluster."""
     path = root / "cluster" / "kubernetes" / "base" / "network.yaml"
     policies = list(yaml.safe_load_all(path.read_text()))
     closed = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    found = [] if any(policy["spec"] == closed for policy in policies) else ["no policy refuses what no other one allows"]
-    for one, other, port in itertools.product(PODS, PODS, PORTS):
+    errors = [] if any(policy["spec"] == closed for policy in policies) else ["no policy refuses all other connections"]
+    for source, target, port in itertools.product(PODS, PODS, PORTS):
         ends = {
-            "Egress": allowed(policies, "Egress", PODS[one], PODS[other], port),
-            "Ingress": allowed(policies, "Ingress", PODS[other], PODS[one], port),
+            "Egress": allowed(policies, "Egress", PODS[source], PODS[target], port),
+            "Ingress": allowed(policies, "Ingress", PODS[target], PODS[source], port),
         }
-        needed = (one, other, port) in NEEDED
-        found += [
-            f"{direction}: {one} {'reaches' if open_ else 'does not reach'} port {port} of {other}"
+        needed = (source, target, port) in NEEDED
+        errors += [
+            f"{direction}: {source} {'reaches' if open_ else 'does not reach'} port {port} of {target}"
             for direction, open_ in ends.items()
             if open_ != needed
         ]
     dns = {name for name, labels in PODS.items() if allowed(policies, "Egress", labels, {"k8s-app": "kube-dns"}, 53, "kube-system")}
     if dns != set(PODS) - {"postgres"}:
-        found.append(f"DNS answers {sorted(dns)}")
-    out = {
+        errors.append(f"DNS is open to {sorted(dns)}")
+    leaving = {
         name for name, labels in PODS.items() for rule in rules(policies, "Egress", labels) if blocks(rule) - {"169.254.20.10/32"}
     }
-    if out - {"head"}:
-        found.append(f"{sorted(out - {'head'})} may leave the cluster")
-    return found
+    if leaving - {"head"}:
+        errors.append(f"{sorted(leaving - {'head'})} may leave the cluster")
+    return errors
 
 
 def rules(policies: Sequence[dict[str, Any]], direction: str, labels: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Of all policies that choose a pod."""
+    """The rules of all policies that select a pod."""
     for policy in policies:
-        if direction in policy["spec"]["policyTypes"] and chosen(policy["spec"]["podSelector"], labels):
+        if direction in policy["spec"]["policyTypes"] and selects(policy["spec"]["podSelector"], labels):
             yield from policy["spec"].get(direction.lower(), ())
 
 
@@ -553,8 +555,8 @@ def allowed(
     port: int,
     namespace: str | None = None,
 ) -> bool:
-    """Whether a pod may talk to (Egress), or be talked to by (Ingress), a pod of its own or of another namespace."""
-    if not any(direction in p["spec"]["policyTypes"] and chosen(p["spec"]["podSelector"], labels) for p in policies):
+    """Whether a pod may connect to (Egress) or accept connections from (Ingress) a pod of its own or of another namespace."""
+    if not any(direction in p["spec"]["policyTypes"] and selects(p["spec"]["podSelector"], labels) for p in policies):
         return True
     for rule in rules(policies, direction, labels):
         peers = rule.get("to" if direction == "Egress" else "from")
@@ -568,13 +570,14 @@ def allowed(
 def matches(peer: dict[str, Any], labels: dict[str, str], namespace: str | None) -> bool:
     if "ipBlock" in peer:
         return False
-    there = peer.get("namespaceSelector")
-    name = {"kubernetes.io/metadata.name": namespace or "cpgan"}
-    return (namespace is None if there is None else chosen(there, name)) and chosen(peer.get("podSelector", {}), labels)
+    selector = peer.get("namespaceSelector")
+    namespace_labels = {"kubernetes.io/metadata.name": namespace or "cpgan"}
+    in_namespace = namespace is None if selector is None else selects(selector, namespace_labels)
+    return in_namespace and selects(peer.get("podSelector", {}), labels)
 
 
-def chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Whether a label selector chooses what has these labels."""
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a label selector matches these labels."""
     by_expression = {
         "In": lambda e: labels.get(e["key"]) in e["values"],
         "NotIn": lambda e: labels.get(e["key"]) not in e["values"],
@@ -595,7 +598,7 @@ def leaves(value: Any, path: tuple[str, ...] = ("",)) -> Iterator[tuple[tuple[st
 
 
 def selectors(resource: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """Labels by which a resource chooses pods."""
+    """The labels by which a resource selects pods."""
     spec = resource.get("spec", {})
     if resource["kind"] == "Service":
         yield spec["selector"]
@@ -610,31 +613,31 @@ def selectors(resource: dict[str, Any]) -> Iterator[dict[str, str]]:
 
 
 def check_vms(root: Path) -> list[str]:
-    """Ray's own schema and rules; workers that come and go; the token; command lines. What a `node_config` holds is the cloud's."""
+    """Errors by Ray's schema and rules, in autoscaling, token and command lines. The content of `node_config` is not checked."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    found = []
+    errors = []
     for path in sorted((root / "cluster" / "vms").glob("*.yaml")):
         config = yaml.safe_load(path.read_text())
         try:
             validate_config(prepare_config(config))
-        except Exception as e:  # Ray's, jsonschema's, by kind of mistake
-            found.append(f"{path.name}: {str(e).partition(chr(10))[0]}")
+        except Exception as e:  # from Ray or jsonschema, depending on the mistake
+            errors.append(f"{path.name}: {str(e).partition(chr(10))[0]}")
             continue
-        found += [f"{path.name}: {one}" for one in vms_complaints(config)]
-    return found
+        errors += [f"{path.name}: {error}" for error in vms_errors(config)]
+    return errors
 
 
-def vms_complaints(config: dict[str, Any]) -> Iterator[str]:
+def vms_errors(config: dict[str, Any]) -> Iterator[str]:
     types = config["available_node_types"]
     workers = {name: kind for name, kind in types.items() if name != config["head_node_type"]}
     if types[config["head_node_type"]]["resources"].get("GPU"):
         yield "the head has a GPU"
     for name, kind in workers.items():
         if kind.get("min_workers") != 0:
-            yield f"{name} does not go when it is idle"
+            yield f"{name} does not stop when it is idle"
         if kind["resources"].get("GPU") and not re.search(r"'(MarketType': 'spot|preemptible': True)", str(kind["node_config"])):
-            yield f"{name} is no spot machine"
+            yield f"{name} is not a spot machine"
     if "~/.ray/auth_token" not in config["file_mounts"]:
         yield "the nodes get no token"
     wanted = ("--cap-drop ALL", "--security-opt no-new-privileges:true")
@@ -650,8 +653,8 @@ def vms_complaints(config: dict[str, Any]) -> Iterator[str]:
             elif words[:2] in (["ray", "start"], ["mlflow", "server"]):
                 yield f"{kind}: no secrets in the environment"
             if "mlflow" in words and "basic-auth" not in words:
-                yield "MLflow asks for no password"
+                yield "MLflow requires no password"
             end = min((n for n, word in enumerate(words) if word in ("<", ">", "&")), default=len(words))
-            yield from command_complaints([word for word in words[:end] if word != "nohup"])
+            yield from command_errors([word for word in words[:end] if word != "nohup"])
         if not any(words[:2] == ["ray", "start"] for words in started):
             yield f"Ray is not started on a {kind}"

@@ -1,9 +1,9 @@
-"""What `docker compose up` does, on this machine without an engine: each service in Linux namespaces of its own.
+"""Run the services of a compose file on this machine without an engine, each in Linux namespaces of its own.
 
-A service's command runs as it stands in compose.yaml, with its environment, in a network, mount, process and host name space of its
-own: its own address, its own /mnt (where its volumes are), /run, /dev/shm and /tmp/ray, and the other services under their names.
-Its programs are this machine's, since there is no image; with `read_only` they cannot write to this machine's disk outside of /tmp,
-with `cap_drop` and `no-new-privileges` they have none of root's privileges.
+A service's command runs unchanged from compose.yaml, with its environment, in a network, mount, process and host name space of its
+own: it has its own address, its own /mnt (with its volumes), /run, /dev/shm and /tmp/ray, and reaches the other services by name.
+The programs are this machine's, because there is no image. With `read_only` they cannot write to this machine's disk outside of
+/tmp; with `cap_drop` and `no-new-privileges` they have none of root's privileges.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ NETWORK = "10.77.0"
 NEW = ["unshare", "--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
 POWERLESS = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
 WITH_US = ["setpriv", "--pdeathsig", "KILL"]
-"""Whatever happens to the tests, what they started ends with them; and with it all processes in its name spaces."""
+"""If the tests end in any way, the processes that they started end too, with all processes in their namespaces."""
 
 SET_UP = """
 read -r wired
@@ -56,21 +56,21 @@ exec "$@"
 
 
 def missing() -> str | None:
-    """Why this machine cannot do it, if it cannot."""
+    """Why this machine cannot run the services; None if it can."""
     roots = {Path(sys.prefix).resolve(), Path(__file__).resolve()}
     if any(root.is_relative_to("/mnt") for root in roots):
-        return "/mnt holds this project or its Python, and would be hidden"
-    ran = subprocess.run([*NEW, "ip", "link", "set", "lo", "up"], capture_output=True, text=True)
-    return f"no name spaces of our own here: {ran.stderr.strip()}" if ran.returncode else None
+        return "/mnt contains this project or its Python, and would be hidden"
+    process = subprocess.run([*NEW, "ip", "link", "set", "lo", "up"], capture_output=True, text=True)
+    return f"this machine permits no new namespaces: {process.stderr.strip()}" if process.returncode else None
 
 
 def interpolated(value: Any, settings: Mapping[str, str]) -> Any:
-    """`${NAME}`, `${NAME:-default}` and `${NAME:?message}` as compose reads them.
+    """Replace `${NAME}`, `${NAME:-default}` and `${NAME:?message}` as compose does.
 
     Raises: KeyError with the message.
     """
 
-    def one(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         name, kind, rest = match.groups()
         if settings.get(name):
             return settings[name]
@@ -82,11 +82,11 @@ def interpolated(value: Any, settings: Mapping[str, str]) -> Any:
         return {key: interpolated(inner, settings) for key, inner in value.items()}
     if isinstance(value, list):
         return [interpolated(inner, settings) for inner in value]
-    return re.sub(r"\$\{(\w+)(:[-?])?([^}]*)\}", one, value) if isinstance(value, str) else value
+    return re.sub(r"\$\{(\w+)(:[-?])?([^}]*)\}", replacement, value) if isinstance(value, str) else value
 
 
 def read_compose(path: Path, settings: Mapping[str, str]) -> dict[str, Any]:
-    """A compose file with settings put in and each service's `env_file` read."""
+    """A compose file with the settings inserted and each service's `env_file` read."""
     compose = interpolated(yaml.safe_load(path.read_text()), settings)
     for service in compose["services"].values():
         if file := service.pop("env_file", None):
@@ -97,7 +97,7 @@ def read_compose(path: Path, settings: Mapping[str, str]) -> dict[str, Any]:
 
 @dataclass
 class Container:
-    """A service's processes."""
+    """The processes of a service."""
 
     name: str
     address: str
@@ -106,11 +106,11 @@ class Container:
     log: Path
 
     def run(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:
-        """As `docker compose exec`."""
+        """Like `docker compose exec`."""
         (inner,) = psutil.Process(self.process.pid).children()
         enter = ["nsenter", f"--target={inner.pid}", "--mount", "--net", "--pid", "--uts", f"--wd={Path.cwd()}"]
-        given = self.environment if env is None else env
-        return subprocess.run([*enter, *command], env=given, capture_output=True, text=True, **options)
+        environment = self.environment if env is None else env
+        return subprocess.run([*enter, *command], env=environment, capture_output=True, text=True, **options)
 
     def healthy(self, test: Sequence[str]) -> bool:
         kind, *command = test
@@ -122,14 +122,14 @@ class Container:
 
 @dataclass
 class Composed:
-    """The services of a compose file, and the network between them. Leaving it ends all their processes."""
+    """The services of a compose file, and the network between them. All processes end on exit."""
 
     compose: dict[str, Any]
     folder: Path
     replaced: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Commands of services whose images bring programs that this machine has to run in another way."""
-    at: Path = Path.cwd()
-    """The compose file's folder."""
+    """Commands of services for which this machine needs other commands than their images do."""
+    compose_folder: Path = Path.cwd()
+    """The folder of the compose file."""
     containers: dict[str, Container] = field(default_factory=dict)
 
     def __enter__(self) -> "Composed":
@@ -150,10 +150,10 @@ class Composed:
             process.kill()
             process.wait(GONE_S)
             _, alive = psutil.wait_procs(inner, timeout=GONE_S)
-            assert alive == [], "a name space ends with its first process"
+            assert alive == [], "a namespace ends with its first process"
 
     def names(self) -> Iterator[str]:
-        """Of the containers; a service's further replicas are numbered."""
+        """The names of the containers; further replicas of a service are numbered."""
         for name, service in self.compose["services"].items():
             for number in range(1, int(service.get("deploy", {}).get("replicas", 1)) + 1):
                 yield name if number == 1 else f"{name}-{number}"
@@ -165,31 +165,31 @@ class Composed:
         subprocess.run(["nsenter", f"--target={self.hub.pid}", "--net", "ip", *words.split()], check=True)
 
     def up(self) -> None:
-        """Start each service when those that it depends on are healthy, and wait until all are."""
-        until, well = time.monotonic() + HANG_S, set[str]()
-        while len(well) < len(self.addresses):
+        """Start each service when its dependencies are healthy, and wait until all services are healthy."""
+        deadline, healthy = time.monotonic() + HANG_S, set[str]()
+        while len(healthy) < len(self.addresses):
             for name in self.addresses.keys() - self.containers.keys():
-                if well >= self.service(name).get("depends_on", {}).keys():
+                if healthy >= self.service(name).get("depends_on", {}).keys():
                     self.start(name)
-            for name in self.containers.keys() - well:
+            for name in self.containers.keys() - healthy:
                 container = self.containers[name]
                 assert container.process.poll() is None, f"{name} has ended:\n{container.log.read_text()}"
                 if container.healthy(self.service(name)["healthcheck"]["test"]):
-                    well.add(name)
-            assert time.monotonic() < until, f"only {sorted(well)} became healthy: {self.folder}/*.log"
+                    healthy.add(name)
+            assert time.monotonic() < deadline, f"only {sorted(healthy)} became healthy: {self.folder}/*.log"
             time.sleep(0.3)
 
     def start(self, name: str) -> None:
         service = self.service(name)
         environment = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "MLFLOW_", "PYTEST_", "PYTHON"))}
         environment |= {"HOME": "/mnt/home", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        environment |= {"GRPC_DNS_RESOLVER": "native"}  # names stand in /etc/hosts, gRPC's own resolver would ask a name server
+        environment |= {"GRPC_DNS_RESOLVER": "native"}  # names are in /etc/hosts; gRPC's own resolver would ask a name server
         environment |= {n: str(v) for n, v in service["environment"].items()}
         mounts = []
         for volume in service.get("volumes", []):
             source, target = volume.split(":")[:2]
             if source.startswith("./"):
-                mounts.append(f"{(self.at / source).resolve()} {target}")
+                mounts.append(f"{(self.compose_folder / source).resolve()} {target}")
             elif target.startswith("/mnt/"):
                 (self.folder / source).mkdir(exist_ok=True)
                 mounts.append(f"{self.folder / source} {target}")
@@ -212,7 +212,7 @@ class Composed:
             )
         self.containers[name] = Container(name, self.addresses[name], process, environment, log)
         wait_for_namespace(process.pid)
-        port = f"port{self.addresses[name].rpartition('.')[2]}"  # gone with its name space, so that it may be started again
+        port = f"port{self.addresses[name].rpartition('.')[2]}"  # ends with its namespace, so that the service can start again
         self.ip(f"link add {port} type veth peer name eth0 netns {process.pid}")
         self.ip(f"link set {port} master bridge up")
         assert process.stdin is not None
@@ -221,17 +221,17 @@ class Composed:
 
 
 def privileges(service: Mapping[str, Any]) -> list[str]:
-    """The command before a service's own that takes root's privileges away, as far as the compose file says so."""
+    """The command prefix that removes root's privileges, if the compose file requires it."""
     dropped = service.get("cap_drop") == ["ALL"] and "no-new-privileges:true" in service.get("security_opt", ())
     return POWERLESS if dropped else []
 
 
 def wait_for_namespace(pid: int) -> None:
-    """Until a process has a network of its own."""
-    until = time.monotonic() + HANG_S
+    """Wait until a process has a network of its own."""
+    deadline = time.monotonic() + HANG_S
     while True:
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink():
                 return
-        assert time.monotonic() < until, "no name space"
+        assert time.monotonic() < deadline, "no namespace"
         time.sleep(0.01)

@@ -1,7 +1,7 @@
-"""What KubeRay's resources consist of: their own fields by name and type (API ray.io/v1, operator 1.6); pods are Kubernetes' own.
+"""The fields of KubeRay's resources by name and type (API ray.io/v1, operator 1.6), without those of Kubernetes' own pods.
 
-Written down from the API's reference, since no package ships the CRDs: `kubectl apply --dry-run=server` asks a cluster that has
-them.
+Taken from the API's reference, because no package contains the CRDs. `kubectl apply --dry-run=server` checks against a cluster that
+has them.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def record(required: str = "", **fields: Schema) -> Schema:
 
 
 POD: Schema = {"type": "object", "required": ["spec"]}
-"""Checked by itself: see `pods`."""
+"""Checked separately: see `pods`."""
 AUTOSCALER = record(
     version=one_of("v1", "v2"),
     idleTimeoutSeconds=COUNT,
@@ -104,14 +104,14 @@ def pods(resource: Schema) -> list[Schema]:
     return [*(group.get("template", {}) for group in groups), *([own] if own else [])]
 
 
-def complaints(resource: Schema) -> list[str]:
-    """What the API server would refuse, and what the operator would by its own rules."""
+def errors(resource: Schema) -> list[str]:
+    """What the API server or the operator would refuse in a resource."""
     kind, spec, name = resource["kind"], resource["spec"], resource["metadata"]["name"]
     if resource["apiVersion"] != "ray.io/v1" or kind not in KINDS:
         return [f"{resource['apiVersion']} {kind}: not of KubeRay"]
-    found = [f"{kind} {name}: {e.json_path} {e.message}" for e in Draft202012Validator(KINDS[kind]).iter_errors(spec)]
-    if found:
-        return found
+    messages = [f"{kind} {name}: {e.json_path} {e.message}" for e in Draft202012Validator(KINDS[kind]).iter_errors(spec)]
+    if messages:
+        return messages
     cluster = cluster_of(resource)
     rules = {
         "the name is longer than 47 letters": len(name) > 47,

@@ -1,28 +1,30 @@
-"""A web server on this machine that gives prepared answers."""
+"""A web server on this machine with prepared responses."""
 
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Answer = tuple[int, Mapping[str, str], bytes]
+Response = tuple[int, Mapping[str, str], bytes]
 
 
 @contextlib.contextmanager
 def serving(
-    answers: Mapping[str, Answer], *, authorization: str | None = None
+    responses: Mapping[str, Response], *, authorization: str | None = None
 ) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
-    """Its `host:port`, and the path and Authorization header of each request so far. With `authorization`, paths below /v2/ are for
-    requests that carry it; `{address}` in a header's value is the server's own."""
+    """Runs the server; yields its `host:port`, and the path and Authorization header of each request so far.
+
+    With `authorization`, paths below /v2/ require this header. `{address}` in a header's value is replaced by the server's address.
+    """
     seen: list[tuple[str, str | None]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             given = self.headers.get("Authorization")
             seen.append((self.path, given))
-            status, headers, body = answers.get(self.path.partition("?")[0], (404, {}, b"not found"))
+            status, headers, body = responses.get(self.path.partition("?")[0], (404, {}, b"not found"))
             if authorization is not None and self.path.startswith("/v2/") and given != authorization:
-                status, headers, body = answers["challenge"]
+                status, headers, body = responses["challenge"]
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value.replace("{address}", address))

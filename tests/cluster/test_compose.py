@@ -1,4 +1,4 @@
-"""The very commands of compose.yaml's services on this machine: a job is submitted, tracked, and refused without the token."""
+"""The services of compose.yaml run on this machine: jobs are submitted and tracked, and refused without the token."""
 
 import base64
 import json
@@ -29,11 +29,12 @@ echo "host all all all scram-sha-256" >> /mnt/data/pg_hba.conf
 echo "CREATE DATABASE $POSTGRES_DB" | as_postgres postgres --single -D /mnt/data postgres
 as_postgres postgres -D /mnt/data -c listen_addresses='*' -c unix_socket_directories= -c fsync=off & wait
 """
-"""What the image's own entry point does with the same variables. The shell stays: what changes its user outlives its parent."""
+"""What the image's own entry point does with the same variables. The shell stays as the parent: a process that changes its user
+outlives its parent."""
 
 
 HAS_POSTGRES = all(shutil.which(program) for program in ("initdb", "postgres", "pg_isready", "psql"))
-NO_POSTGRES = "this machine has no PostgreSQL (apt-get install postgresql): MLflow keeps its runs in SQLite here"
+NO_POSTGRES = "this machine has no PostgreSQL (apt-get install postgresql): MLflow uses SQLite in this test"
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +49,18 @@ def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Co
     if not HAS_POSTGRES:
         del compose["services"]["postgres"], compose["services"]["mlflow"]["depends_on"]
         compose["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mnt/artifacts/mlflow.db"
-    with Composed(compose, folder, replaced={"postgres": ["sh", "-ec", POSTGRES]}, at=COMPOSE.parent) as composed:
+    with Composed(compose, folder, replaced={"postgres": ["sh", "-ec", POSTGRES]}, compose_folder=COMPOSE.parent) as composed:
         composed.up()
         yield composed
 
 
 JOB = "ray job submit --working-dir . -- python jobs/train_celeba.py smoke --output /mnt/shared/runs/smoke"
-"""As cluster/README.md has it."""
+"""The command in cluster/README.md."""
 QUICKLY = "--cache-dir /mnt/shared/cache --epochs 1 --attacks.names ridge --tracking.no-log-models"
 
 
 def submit(head: Container, command: str, *, token: str | None = None) -> subprocess.CompletedProcess[str]:
-    """As somebody does who has been given a token, from the repository's root; the job's own output is on standard output."""
+    """Submit as a client with this token, from the repository's root; the job's output is on standard output."""
     client = {name: value for name, value in head.environment.items() if not name.startswith("RAY_")}
     client |= {"RAY_API_SERVER_ADDRESS": "http://head:8265", "RAY_AUTH_MODE": "token"}
     return head.run(command.split(), env=client | ({"RAY_AUTH_TOKEN": token} if token else {}), cwd=ROOT)
@@ -67,19 +68,19 @@ def submit(head: Container, command: str, *, token: str | None = None) -> subpro
 
 @pytest.fixture(scope="module")
 def summary(up: Composed) -> dict:
-    """The last line of a job that was submitted and has succeeded."""
+    """The last line of a submitted job that has succeeded."""
     head = up.containers["head"]
-    ran = submit(head, f"{JOB} {QUICKLY}", token=head.environment["RAY_AUTH_TOKEN"])
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "succeeded" in ran.stdout
-    return json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+    process = submit(head, f"{JOB} {QUICKLY}", token=head.environment["RAY_AUTH_TOKEN"])
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "succeeded" in process.stdout
+    return json.loads(next(line for line in process.stdout.splitlines() if line.startswith("{")))
 
 
-def test_a_job_submitted_as_the_readme_says_succeeds(up, summary):
+def test_job_submitted_as_in_the_readme_succeeds(up, summary):
     assert JOB in (ROOT / "cluster" / "README.md").read_text()
     assert summary["output"] == "/mnt/shared/runs/smoke"
-    left = up.folder / "shared" / "runs" / "smoke"
-    assert json.loads((left / "report" / "report.json").read_text())["privacy"]["strongest"]["attack"] == "ridge"
+    output = up.folder / "shared" / "runs" / "smoke"
+    assert json.loads((output / "report" / "report.json").read_text())["privacy"]["strongest"]["attack"] == "ridge"
 
 
 TRACKED = """
@@ -91,17 +92,17 @@ print(client.download_artifacts(sys.argv[1], "config.json", "/mnt"))
 """
 
 
-def test_the_run_and_its_files_are_with_the_tracking_server(up, summary):
-    asked = up.containers["worker"].run(["python", "-W", "ignore", "-c", TRACKED, summary["run_id"]])
-    assert asked.returncode == 0, asked.stderr
-    status, place, measured = json.loads(asked.stdout.splitlines()[0])
+def test_tracking_server_has_the_run_and_its_files(up, summary):
+    process = up.containers["worker"].run(["python", "-W", "ignore", "-c", TRACKED, summary["run_id"]])
+    assert process.returncode == 0, process.stderr
+    status, artifact_uri, measured = json.loads(process.stdout.splitlines()[0])
     assert (status, measured) == ("FINISHED", True)
-    assert place.startswith("mlflow-artifacts:/")
+    assert artifact_uri.startswith("mlflow-artifacts:/")
     assert list((up.folder / "artifacts").rglob("report.json")), "they are on the server's volume"
 
 
 @pytest.mark.skipif(not HAS_POSTGRES, reason=NO_POSTGRES)
-def test_the_run_is_in_the_database_which_asks_for_the_password(up, summary):
+def test_database_has_the_run_and_requires_the_password(up, summary):
     mlflow = up.containers["mlflow"]
     query = [
         "psql",
@@ -117,23 +118,23 @@ def test_the_run_is_in_the_database_which_asks_for_the_password(up, summary):
     assert "password authentication failed" in refused.stderr
 
 
-def test_containers_run_without_root_privileges_on_a_read_only_disk(up):
+def test_containers_have_a_read_only_disk_and_no_root_privileges(up):
     for name, container in up.containers.items():
-        written = container.run(["touch", "/usr/local/written"])
-        assert "Read-only file system" in written.stderr, name
+        process = container.run(["touch", "/usr/local/written"])
+        assert "Read-only file system" in process.stderr, name
         if name not in up.replaced:
             status = container.run(["cat", "/proc/1/status"]).stdout
             assert re.search(r"^CapBnd:\s+0+\nCapAmb:\s+0+\nNoNewPrivs:\s+1$", status, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("login", [(), ("cpgan", "0" * 64)], ids=["no password", "a wrong one"])
+@pytest.mark.parametrize("login", [(), ("cpgan", "0" * 64)], ids=["no password", "a wrong password"])
 def test_tracking_server_without_the_password_refuses(up, login):
     head = up.containers["head"]
-    nobody = {name: value for name, value in head.environment.items() if not name.startswith("MLFLOW_TRACKING_")}
-    given = dict(zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), login, strict=False))
-    asked = head.run(["python", "-W", "ignore", "-c", SEARCH], env=nobody | given)
-    assert asked.returncode != 0
-    assert "401" in asked.stderr or "not authenticated" in asked.stderr, asked.stderr
+    without_login = {name: value for name, value in head.environment.items() if not name.startswith("MLFLOW_TRACKING_")}
+    credentials = dict(zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), login, strict=False))
+    process = head.run(["python", "-W", "ignore", "-c", SEARCH], env=without_login | credentials)
+    assert process.returncode != 0
+    assert "401" in process.stderr or "not authenticated" in process.stderr, process.stderr
 
 
 SEARCH = "import mlflow; print(mlflow.MlflowClient('http://mlflow:5000').search_experiments(max_results=1))"
@@ -142,14 +143,14 @@ SEARCH = "import mlflow; print(mlflow.MlflowClient('http://mlflow:5000').search_
 @pytest.mark.parametrize(
     ("host", "origin", "status"),
     [
-        ("mlflow:5000", None, 200),  # a job's
-        ("127.0.0.1:5000", "http://127.0.0.1:5000", 200),  # a browser's, on the machine where the port is published or forwarded
+        ("mlflow:5000", None, 200),  # a job
+        ("127.0.0.1:5000", "http://127.0.0.1:5000", 200),  # a browser on the machine with the published or forwarded port
         ("localhost:5000", "http://localhost:5000", 200),
         ("evil.example:5000", None, 403),
         ("127.0.0.1:5000", "http://evil.example", 403),
     ],
 )
-def test_the_tracking_server_answers_to_its_own_names_and_pages_alone(up, host, origin, status):
+def test_tracking_server_refuses_other_host_names_and_origins(up, host, origin, status):
     search = "http://mlflow:5000/ajax-api/2.0/mlflow/experiments/search"
     head = up.containers["head"]
     login = ":".join(head.environment[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD"))
@@ -160,26 +161,26 @@ def test_the_tracking_server_answers_to_its_own_names_and_pages_alone(up, host, 
     assert f"HTTP/1.1 {status}" in answer.stderr
 
 
-def nodes(head: Container, *header: str) -> subprocess.CompletedProcess[str]:
-    """What the dashboard says of the cluster's nodes."""
+def nodes(head: Container, *tokens: str) -> subprocess.CompletedProcess[str]:
+    """The dashboard's response about the cluster's nodes."""
     ask = ["wget", "--quiet", "--output-document=-", "--server-response", "http://head:8265/nodes?view=summary"]
-    return head.run([*ask, *(f"--header=Authorization: Bearer {token}" for token in header)])
+    return head.run([*ask, *(f"--header=Authorization: Bearer {token}" for token in tokens)])
 
 
 def test_head_and_workers_are_one_cluster(up):
     head = up.containers["head"]
-    told = json.loads(nodes(head, head.environment["RAY_AUTH_TOKEN"]).stdout)["data"]["summary"]
-    assert {node["ip"] for node in told if node["raylet"]["state"] == "ALIVE"} == {
+    summary = json.loads(nodes(head, head.environment["RAY_AUTH_TOKEN"]).stdout)["data"]["summary"]
+    assert {node["ip"] for node in summary if node["raylet"]["state"] == "ALIVE"} == {
         up.addresses[name] for name in ("head", "worker", "worker-2")
     }
 
 
-def test_who_has_no_token_or_a_wrong_one_is_refused(up):
+def test_cluster_without_the_right_token_refuses(up):
     head = up.containers["head"]
-    for header in ((), ("0" * 64,)):
-        answer = nodes(head, *header)
-        assert re.search(r"HTTP/1.1 40[13]", answer.stderr), answer.stderr
-        assert answer.stdout == ""
+    for tokens in ((), ("0" * 64,)):
+        response = nodes(head, *tokens)
+        assert re.search(r"HTTP/1.1 40[13]", response.stderr), response.stderr
+        assert response.stdout == ""
     refused = submit(head, "ray job submit -- true", token="0" * 64)
     assert refused.returncode != 0
     assert re.search("Unauthenticated|Unauthorized|authentication", refused.stdout + refused.stderr, re.IGNORECASE)
@@ -194,25 +195,25 @@ def rounds_written(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_job_outlives_a_worker_that_goes_in_mid_run_and_comes_back(up, summary):
-    """The other worker cannot hold all players, so the game waits for it; the numbers are those of a run that lost nothing."""
-    head, gone = up.containers["head"], up.containers["worker-2"]
+def test_job_after_the_loss_and_return_of_a_worker_has_equal_numbers(up, summary):
+    """The other worker cannot hold all players, so the game waits; the numbers equal those of a run without a loss."""
+    head, lost_worker = up.containers["head"], up.containers["worker-2"]
     run = up.folder / "shared" / "runs" / "lossy"
     flags = [*QUICKLY.replace("--epochs 1", "--epochs 40").split(), "--tracking.run-name", "lossy"]
     command = " ".join([JOB.replace("runs/smoke", "runs/lossy"), *flags])
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(submit, head, command, token=head.environment["RAY_AUTH_TOKEN"])
         wait_until(lambda: rounds_written(run) > 20 or job.done(), "the game has not begun")
-        gone.process.kill()
-        gone.process.wait(GONE_S)
+        lost_worker.process.kill()
+        lost_worker.process.wait(GONE_S)
         played = rounds_written(run)
         time.sleep(20)
         up.start("worker-2")
-        wait_until(lambda: rounds_written(run) > played + 20 or job.done(), f"it stands at {played}")
-        ran = job.result(timeout=HANG_S)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
-    assert "played again" in ran.stdout, "the loss was felt"
+        wait_until(lambda: rounds_written(run) > played + 20 or job.done(), f"the run stays at {played} rounds")
+        process = job.result(timeout=HANG_S)
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads(next(line for line in process.stdout.splitlines() if line.startswith("{")))
+    assert "played again" in process.stdout, "rounds were replayed"
     alone = up.folder / "alone"
     cache = [
         "--cache-dir",
@@ -225,4 +226,4 @@ def test_a_job_outlives_a_worker_that_goes_in_mid_run_and_comes_back(up, summary
     local = [sys.executable, "jobs/train_celeba.py", "smoke", *flags[2:], *cache, "--runtime.backend", "local"]
     expected = subprocess.run(local, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     for name in ("accuracy", "strongest"):
-        assert found[name] == json.loads(expected)[name]
+        assert result[name] == json.loads(expected)[name]

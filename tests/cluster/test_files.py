@@ -1,4 +1,4 @@
-"""Nothing is wrong with the files in cluster/, and a check sees it when something is: each is broken in a copy, in many ways."""
+"""The files in cluster/ pass all checks, and each check finds many kinds of mistakes in a copy of the files."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ CHECKS: dict[str, Callable[[Path], list[str]]] = {
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The part of the repository that the checks look at, with secrets."""
+    """A copy of the files that the checks read, with secrets."""
     for name in ("cluster", "jobs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".env"))
     locks = sorted(path.name for path in ROOT.glob("requirements*.lock"))
@@ -39,45 +39,47 @@ def copy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_the_files_are_well(name, copy):
+def test_check_of_the_files_finds_no_error(name, copy):
     assert CHECKS[name](copy) == []
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl, which makes the resources of an overlay")
-def test_overlays_change_what_they_say(copy):
-    made = {overlay: {(r["kind"], r["metadata"]["name"]): r for r in checks.kubectl(copy, overlay)} for overlay in checks.OVERLAYS}
+def test_overlays_change_gpus_cluster_and_volume(copy):
+    resources = {
+        overlay: {(r["kind"], r["metadata"]["name"]): r for r in checks.kubectl(copy, overlay)} for overlay in checks.OVERLAYS
+    }
     gpus = {
         overlay: [
             container["resources"].get("limits", {}).get("nvidia.com/gpu")
-            for cluster in (checks.kuberay.cluster_of(r) for (kind, _), r in found.items() if kind in checks.kuberay.KINDS)
+            for cluster in (checks.kuberay.cluster_of(r) for (kind, _), r in by_name.items() if kind in checks.kuberay.KINDS)
             for group in cluster["workerGroupSpecs"]
             for container in group["template"]["spec"]["containers"]
         ]
-        for overlay, found in made.items()
+        for overlay, by_name in resources.items()
     }
     assert gpus == {"gpu": [1], "cpu": [None], "job": [1]}
-    assert ("RayCluster", "cpgan") not in made["job"], "a job's cluster is its own"
-    job, cluster = made["job"]["RayJob", "celeba"]["spec"], made["gpu"]["RayCluster", "cpgan"]["spec"]
+    assert ("RayCluster", "cpgan") not in resources["job"], "a job has a cluster of its own"
+    job, cluster = resources["job"]["RayJob", "celeba"]["spec"], resources["gpu"]["RayCluster", "cpgan"]["spec"]
     assert job["rayClusterSpec"] == cluster
     submitter, head = (pod["spec"]["containers"][0] for pod in (job["submitterPodTemplate"], cluster["headGroupSpec"]["template"]))
     assert submitter["image"] == head["image"] == "cpgan_ray:0.1.0-cpu"
-    assert made["cpu"]["PersistentVolumeClaim", "shared"]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert resources["cpu"]["PersistentVolumeClaim", "shared"]["spec"]["accessModes"] == ["ReadWriteOnce"]
     (copy / "cluster/kubernetes/base/secrets.env").unlink()
-    assert [one for one in checks.check_kubernetes(copy) if "secrets.env" in one], "secrets have no defaults"
+    assert [error for error in checks.check_kubernetes(copy) if "secrets.env" in error], "secrets have no defaults"
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl, which makes the resources of an overlay")
-def test_object_store_is_reached_only_where_an_overlay_says_so(copy):
+def test_object_store_is_reachable_only_with_its_component(copy):
     overlay = copy / "cluster/kubernetes/cpu/kustomization.yaml"
     names = [{r["metadata"]["name"] for r in checks.kubectl(copy, "cpu")}]
     overlay.write_text(overlay.read_text() + "components: [../object-store]\n")
-    made = checks.kubectl(copy, "cpu")
-    names.append({r["metadata"]["name"] for r in made})
+    resources = checks.kubectl(copy, "cpu")
+    names.append({r["metadata"]["name"] for r in resources})
     assert names[1] - names[0] == {"object-store"}
-    policies = [resource for resource in made if resource["kind"] == "NetworkPolicy"]
-    assert [one for policy in policies for one in checks.resource_complaints(policy)] == []
-    out = {cidr for rule in checks.rules(policies, "Egress", checks.PODS["worker"]) for cidr in checks.blocks(rule)}
-    assert out == {"0.0.0.0/0", "169.254.20.10/32"}
+    policies = [resource for resource in resources if resource["kind"] == "NetworkPolicy"]
+    assert [error for policy in policies for error in checks.resource_errors(policy)] == []
+    reachable = {cidr for rule in checks.rules(policies, "Egress", checks.PODS["worker"]) for cidr in checks.blocks(rule)}
+    assert reachable == {"0.0.0.0/0", "169.254.20.10/32"}
     assert not any(checks.blocks(rule) for rule in checks.rules(policies, "Egress", checks.PODS["postgres"]))
 
 
@@ -87,7 +89,8 @@ class Breakage:
     file: str
     old: str
     new: str
-    said: str
+    error: str
+    """Regular expression that one of the check's errors matches."""
 
 
 def broken(check: str, file: str, *cases: tuple[str, str, str]) -> list[Breakage]:
@@ -126,10 +129,10 @@ BREAKAGES = [
     *broken(
         "locks",
         "cluster/Dockerfile",
-        ("--require-hashes --no-deps --requirement requirements.lock", "-r requirements.lock", "no checksum"),
+        ("--require-hashes --no-deps --requirement requirements.lock", "-r requirements.lock", "without a checksum"),
     ),
-    *broken("locks", "Makefile", ("pip install --quiet --require-hashes --no-deps", "pip install --quiet", "no checksum")),
-    *broken("locks", "cluster/vms/aws.yaml", ("--require-hashes --no-deps --requirement", "--constraint", "no checksum")),
+    *broken("locks", "Makefile", ("pip install --quiet --require-hashes --no-deps", "pip install --quiet", "without a checksum")),
+    *broken("locks", "cluster/vms/aws.yaml", ("--require-hashes --no-deps --requirement", "--constraint", "without a checksum")),
     *broken(
         "Dockerfile",
         "cluster/Dockerfile",
@@ -269,7 +272,7 @@ BREAKAGES = [
         ("        - port: 8265\n---\n# The head", "---\n# The head", "Ingress: submitter reaches port 6379 of head"),
         ("              app: postgres\n      ports", "              app: mlflow\n      ports", "mlflow does not reach port 5432"),
         ("      ray.io/node-type: head\n  policyTypes", '      ray.io/is-ray-node: "yes"\n  policyTypes', "worker.* may leave"),
-        ("        values: [postgres]", "        values: [mlflow]", "DNS answers"),
+        ("        values: [postgres]", "        values: [mlflow]", "DNS is open"),
     ),
     *broken("kubernetes", "cluster/kubernetes/base/storage.yaml", ("[ReadWriteMany]", "ReadWriteMany", "accessModes")),
     *broken(
@@ -306,10 +309,10 @@ BREAKAGES = [
         ("idle_timeout_minutes", "idle_timeout", "idle_timeout"),
         ("head_node_type: head", "head_node_type: haed", "head_node_type"),
         ("max_workers: 4", "max_workers: four", "four"),
-        ("min_workers: 0", "min_workers: 1", "does not go"),
+        ("min_workers: 0", "min_workers: 1", "does not stop"),
         ("container_name", "containername", "container & image name"),
         ("{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 0.5}", "0.5"),
-        ("MarketType: spot", "MarketType: capacity-block", "no spot"),
+        ("MarketType: spot", "MarketType: capacity-block", "not a spot"),
         ("  ~/.ray/auth_token: ~/.ray/auth_token", "  ~/.ray/token: ~/.ray/token", "no token"),
         ("ray start --head", "ray start --haed", "No such option"),
         ("--artifacts-destination", "--artefacts", "No such option"),
@@ -327,10 +330,10 @@ BREAKAGES = [
 
 
 @pytest.mark.parametrize("case", BREAKAGES, ids=lambda case: f"{case.file}: {case.new.strip()[:40]!r}")
-def test_what_is_broken_is_seen(case, copy):
+def test_check_of_a_broken_file_finds_the_error(case, copy):
     path = copy / case.file
     text = path.read_text()
     assert case.old in text
     path.write_text(text.replace(case.old, case.new))
-    found = CHECKS[case.check](copy)
-    assert [one for one in found if re.search(case.said, one)], found
+    errors = CHECKS[case.check](copy)
+    assert [error for error in errors if re.search(case.error, error)], errors

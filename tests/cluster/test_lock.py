@@ -1,4 +1,4 @@
-"""The lock files: what the script makes of the answers of uv and of the index of torch; pip refuses what was tampered with."""
+"""lock.py parses, splits and renders lock files, and pip refuses a file with another checksum."""
 
 import hashlib
 import io
@@ -19,17 +19,17 @@ def package(name: str, version: str = "1.0", *, marker: str = "", hashes: tuple[
     return lock.Package(name, version, marker, hashes)
 
 
-def packages(*found: lock.Package) -> lock.Packages:
-    return {one.name: one for one in found}
+def packages(*members: lock.Package) -> lock.Packages:
+    return {member.name: member for member in members}
 
 
 def test_parse_of_rendered_packages_returns_them():
-    found = packages(package("one", hashes=(A, B)), package("two", "2.0+cpu", marker="sys_platform == 'linux'"))
-    assert lock.parse(lock.render("requirements.lock", found)) == found
+    rendered = packages(package("one", hashes=(A, B)), package("two", "2.0+cpu", marker="sys_platform == 'linux'"))
+    assert lock.parse(lock.render("requirements.lock", rendered)) == rendered
 
 
 @pytest.mark.parametrize("line", ["one>=1.0 --hash=sha256:" + A, "one==1.0", "--index-url https://x", "one==1.0 --hash=md5:" + A])
-def test_parse_of_what_is_not_pinned_by_checksum_fails(line):
+def test_parse_of_a_line_without_checksum_raises(line):
     with pytest.raises(ValueError, match="no requirement with == and checksums"):
         lock.parse(line + "\n")
 
@@ -37,8 +37,8 @@ def test_parse_of_what_is_not_pinned_by_checksum_fails(line):
 def test_split_gives_each_package_to_one_file():
     run = packages(package("ray"), package("torch"), package("nvidia-x", marker="sys_platform == 'linux'"))
     everything = run | packages(package("pytest"))
-    found = lock.split(everything, run, {"aws": run | packages(package("boto3"))})
-    assert {file: set(held) for file, held in found.items()} == {
+    files = lock.split(everything, run, {"aws": run | packages(package("boto3"))})
+    assert {file: set(names) for file, names in files.items()} == {
         "requirements.lock": {"ray"},
         "requirements-torch.lock": {"torch"},
         "requirements-cuda.lock": {"nvidia-x"},
@@ -47,7 +47,7 @@ def test_split_gives_each_package_to_one_file():
     }
 
 
-def test_cpu_hashes_are_those_of_the_index_and_of_this_version():
+def test_cpu_hashes_are_those_of_the_version_on_the_index():
     page = "".join(
         f'<a href="/whl/torch-{version}-cp311-cp311-linux_x86_64.whl#sha256={digest}">x</a>'
         for version, digest in (("2.13.0%2Bcpu", A), ("2.13.1%2Bcpu", B), ("2.13.0%2Bcu130", C))
@@ -58,15 +58,15 @@ def test_cpu_hashes_are_those_of_the_index_and_of_this_version():
             lock.cpu_hashes(f"http://{address}", "2.14.0", {})
 
 
-def test_cpu_hashes_stay_if_the_index_does_not_answer():
-    nobody = "http://127.0.0.1:1"
-    assert lock.cpu_hashes(nobody, "1.0", packages(package("torch", hashes=(A, B)))) == (A, B)
+def test_cpu_hashes_without_a_reply_stay_as_locked():
+    unreachable = "http://127.0.0.1:1"
+    assert lock.cpu_hashes(unreachable, "1.0", packages(package("torch", hashes=(A, B)))) == (A, B)
     with pytest.raises(ValueError, match="no checksum of torch 2.0"):
-        lock.cpu_hashes(nobody, "2.0", packages(package("torch")))
+        lock.cpu_hashes(unreachable, "2.0", packages(package("torch")))
 
 
 def wheel(folder: Path) -> bytes:
-    """A package without content, as a wheel in a folder."""
+    """Write an empty package as a wheel into a folder; returns its bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("tiny_thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n")
@@ -76,7 +76,7 @@ def wheel(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def test_pip_installs_what_has_the_checksum_and_refuses_the_rest(tmp_path):
+def test_pip_installs_only_files_with_the_locked_checksum(tmp_path):
     good = hashlib.sha256(wheel(tmp_path)).hexdigest()
     file = tmp_path / "x.lock"
     command = [sys.executable, "-m", "pip", "--isolated", "install", "--require-hashes", "--no-deps", "--no-index", "--quiet"]
@@ -84,6 +84,6 @@ def test_pip_installs_what_has_the_checksum_and_refuses_the_rest(tmp_path):
     outcomes = []
     for number, digest in enumerate((good, A)):
         file.write_text(lock.render("requirements.lock", packages(package("tiny-thing", hashes=(digest,)))))
-        ran = subprocess.run([*command, str(tmp_path / f"site{number}")], capture_output=True, text=True)
-        outcomes.append((ran.returncode == 0, "DO NOT MATCH THE HASHES" in ran.stderr))
+        process = subprocess.run([*command, str(tmp_path / f"site{number}")], capture_output=True, text=True)
+        outcomes.append((process.returncode == 0, "DO NOT MATCH THE HASHES" in process.stderr))
     assert outcomes == [(True, False), (False, True)]

@@ -1,4 +1,4 @@
-"""What is sent to a cluster, and what a job that is tried again runs there."""
+"""The package of a job has only code, secrets stay out of it, and a job that is tried again resumes."""
 
 import os
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_MB = 5
 
 
-def test_the_package_that_ray_uploads_is_the_code_alone_and_small(tmp_path):
+def test_uploaded_package_has_only_code_and_is_small(tmp_path):
     from ray._private.runtime_env.packaging import create_package
 
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True, excludes=[".git", ".venv", "venv", "__pycache__"])
@@ -33,7 +33,7 @@ SECRET_FILES = ["cluster/.env", "cluster/kubernetes/base/secrets.env", "cluster/
 
 
 @pytest.mark.parametrize("name", SECRET_FILES)
-def test_secrets_are_kept_out_of_the_package_the_image_and_the_repository(name):
+def test_secret_file_is_in_no_package_image_or_repository(name):
     for file in (".rayignore", ".gitignore"):
         assert name in (ROOT / file).read_text().splitlines()
     sent = [line for line in (ROOT / "cluster/Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
@@ -41,24 +41,24 @@ def test_secrets_are_kept_out_of_the_package_the_image_and_the_repository(name):
 
 
 def make_secrets(folder: Path) -> dict[str, dict[str, str]]:
-    """`make secrets`; what its files hold."""
+    """Run `make secrets`; returns the variables in each of its files."""
     subprocess.run(["make", "--file", str(ROOT / "Makefile"), "secrets"], cwd=folder, check=True, capture_output=True)
     return {name: dict(line.split("=", 1) for line in (folder / name).read_text().splitlines()) for name in SECRET_FILES}
 
 
-def test_secrets_are_made_once_at_random_for_this_user_only(tmp_path):
+def test_make_secrets_keeps_old_secrets_and_adds_random_ones(tmp_path):
     for folder in ("kubernetes/base", "vms"):
         (tmp_path / "cluster" / folder).mkdir(parents=True)
-    (tmp_path / "cluster/.env").write_text("RAY_AUTH_TOKEN=of-before\nWORKERS=3\n")
-    made = make_secrets(tmp_path)
-    assert make_secrets(tmp_path) == made
-    settings, kubernetes, vms = made.values()
-    assert (settings["RAY_AUTH_TOKEN"], settings["WORKERS"]) == ("of-before", "3"), "a file of before is added to"
+    (tmp_path / "cluster/.env").write_text("RAY_AUTH_TOKEN=old-token\nWORKERS=3\n")
+    files = make_secrets(tmp_path)
+    assert make_secrets(tmp_path) == files
+    settings, kubernetes, vms = files.values()
+    assert (settings["RAY_AUTH_TOKEN"], settings["WORKERS"]) == ("old-token", "3"), "an existing file is extended"
     new = [settings[name] for name in checks.SECRETS if name != "RAY_AUTH_TOKEN"]
     assert len(set(new)) == len(new) == 4
-    assert [one for one in new if not re.fullmatch(r"[0-9a-f]{64}", one)] == []
+    assert [secret for secret in new if not re.fullmatch(r"[0-9a-f]{64}", secret)] == []
     assert kubernetes == {
-        "auth_token": "of-before",
+        "auth_token": "old-token",
         "postgres_password": settings["POSTGRES_PASSWORD"],
         "owner_key": settings["CPGAN_OWNER_KEY"],
         "mlflow_username": "cpgan",
@@ -77,7 +77,7 @@ def attempt(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_a_first_attempt_trains_and_a_further_one_resumes(tmp_path):
+def test_train_or_resume_trains_first_and_resumes_afterwards(tmp_path):
     first = attempt(tmp_path / "run", "smoke", "--k", "0")
     assert (first.returncode, first.stderr) == (2, "error: k is 0; it must be at least 1\n")
     (tmp_path / "run").mkdir()
