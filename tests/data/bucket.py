@@ -1,4 +1,4 @@
-"""A store that speaks S3 over HTTP, as much of it as pyarrow asks for: its buckets are folders, and it counts what is read."""
+"""An S3 server for tests with the requests that pyarrow needs: its buckets are folders, and it counts reads."""
 
 import contextlib
 import email.utils
@@ -18,18 +18,18 @@ ERRORS = {403: "AccessDenied", 404: "NoSuchKey"}
 
 class Server(ThreadingHTTPServer):
     request_queue_size = 64
-    """Connections that may wait to be accepted: beyond that number, by default five, some have to be made anew."""
+    """Connections that may wait to be accepted; beyond this number (by default five) clients must connect again."""
 
 
 class Store:
-    """Objects are the files below `folder`, whose first level are the buckets."""
+    """An object store whose objects are the files in `folder`; the first level of subfolders are the buckets."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.reads: Counter[str] = Counter()
-        """Whole or partial reads of an object's content."""
+        """Object name -> number of complete or partial reads."""
         self.denied: set[tuple[str, str]] = set()
-        """Method and path, or its beginning, of what is not allowed."""
+        """Method and path (or beginning of a path) of requests that are denied."""
         self.keys: set[str] = set()
         """Access keys that were used."""
         self.parts: dict[str, dict[int, bytes]] = {}
@@ -40,14 +40,14 @@ class Store:
         return f"s3://{credentials}{path}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
 
 
-def dechunked(stream: IO[bytes]) -> bytes:
-    whole = b""
+def remove_chunks(stream: IO[bytes]) -> bytes:
+    content = b""
     while size := int(stream.readline().partition(b";")[0], 16):
-        whole += stream.read(size)
+        content += stream.read(size)
         stream.readline()
     while stream.readline().strip():  # checksums
         pass
-    return whole
+    return content
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def answer(self, code: int, content: bytes = b"", **headers: str) -> None:
+    def respond(self, code: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(code)
         for name, value in {"Content_Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -66,13 +66,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def refuse(self, code: int, *, kind: str = "") -> None:
-        self.answer(code, f"<Error><Code>{kind or ERRORS[code]}</Code><Message>no</Message></Error>".encode())
+        self.respond(code, f"<Error><Code>{kind or ERRORS[code]}</Code><Message>no</Message></Error>".encode())
 
     def body(self) -> bytes:
-        """The content of a request: in HTTP's chunks or not, and in those that S3 signs or not."""
+        """The content of a request, without HTTP chunks and S3 signature chunks."""
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
-        content = dechunked(self.rfile) if chunked else self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        return dechunked(io.BytesIO(content)) if "aws-chunked" in self.headers.get("Content-Encoding", "") else content
+        content = remove_chunks(self.rfile) if chunked else self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        return remove_chunks(io.BytesIO(content)) if "aws-chunked" in self.headers.get("Content-Encoding", "") else content
 
     def handle_any(self) -> None:
         url = urlsplit(self.path)
@@ -82,72 +82,72 @@ class Handler(BaseHTTPRequestHandler):
         if any(self.command == method and path.startswith(begin) for method, begin in self.store.denied):
             return self.refuse(403)
         bucket, _, key = path.partition("/")
-        place = self.store.folder / path
+        file = self.store.folder / path
         if not (self.store.folder / bucket).is_dir():
             return self.refuse(404, kind="NoSuchBucket")
         match self.command:
             case "GET" if not key:
-                return self.tell(bucket, query.get("prefix", [""])[0], delimited="delimiter" in query)
+                return self.list_objects(bucket, query.get("prefix", [""])[0], delimited="delimiter" in query)
             case "GET" | "HEAD":
-                return self.get(path, place) if key else self.answer(200)
+                return self.get(path, file) if key else self.respond(200)
             case "PUT":
-                return self.put(place, content, query)
+                return self.put(file, content, query)
             case "POST":
-                return self.join(place, query)
+                return self.multipart(file, query)
         return self.refuse(403)
 
     do_GET = do_HEAD = do_PUT = do_POST = handle_any
 
-    def get(self, path: str, place: Path) -> None:
-        if not place.is_file():
+    def get(self, path: str, file: Path) -> None:
+        if not file.is_file():
             return self.refuse(404)
-        content, changed = place.read_bytes(), email.utils.formatdate(place.stat().st_mtime, usegmt=True)
+        content, changed = file.read_bytes(), email.utils.formatdate(file.stat().st_mtime, usegmt=True)
         if self.command == "HEAD":
-            return self.answer(200, Content_Length=str(len(content)), Last_Modified=changed)
+            return self.respond(200, Content_Length=str(len(content)), Last_Modified=changed)
         self.store.reads[path] += 1
-        if told := self.headers.get("Range"):
-            first, last = (int(edge) for edge in told.removeprefix("bytes=").split("-"))
+        if range_header := self.headers.get("Range"):
+            first, last = (int(edge) for edge in range_header.removeprefix("bytes=").split("-"))
             content = content[first : last + 1]
-        return self.answer(206 if told else 200, content, Last_Modified=changed)
+        return self.respond(206 if range_header else 200, content, Last_Modified=changed)
 
-    def tell(self, bucket: str, prefix: str, *, delimited: bool) -> None:
+    def list_objects(self, bucket: str, prefix: str, *, delimited: bool) -> None:
         root = self.store.folder / bucket
         names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
         names = [name for name in names if name.startswith(prefix)]
         folders = {prefix + name[len(prefix) :].partition("/")[0] + "/" for name in names if "/" in name[len(prefix) :]}
-        told = [name for name in names if not (delimited and "/" in name[len(prefix) :])]
+        keys = [name for name in names if not (delimited and "/" in name[len(prefix) :])]
         entries = [
             f"<Contents><Key>{escape(name)}</Key><Size>{(root / name).stat().st_size}</Size><LastModified>"
             f"{email.utils.parsedate_to_datetime(email.utils.formatdate((root / name).stat().st_mtime)):%Y-%m-%dT%H:%M:%S.000Z}"
             "</LastModified></Contents>"
-            for name in told
+            for name in keys
         ]
         entries += [f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders) if delimited]
         counted = f"<KeyCount>{len(entries)}</KeyCount><IsTruncated>false</IsTruncated>"
-        self.answer(200, f"<ListBucketResult><Name>{bucket}</Name>{counted}{''.join(entries)}</ListBucketResult>".encode())
+        self.respond(200, f"<ListBucketResult><Name>{bucket}</Name>{counted}{''.join(entries)}</ListBucketResult>".encode())
 
-    def put(self, place: Path, content: bytes, query: dict[str, list[str]]) -> None:
+    def put(self, path: Path, content: bytes, query: dict[str, list[str]]) -> None:
         tag = f'"{hashlib.md5(content).hexdigest()}"'
         if "uploadId" in query:
             self.store.parts[query["uploadId"][0]][int(query["partNumber"][0])] = content
         else:
-            self.keep(place, content)
-        self.answer(200, ETag=tag)
+            self.write(path, content)
+        self.respond(200, ETag=tag)
 
-    def join(self, place: Path, query: dict[str, list[str]]) -> None:
+    def multipart(self, path: Path, query: dict[str, list[str]]) -> None:
         if "uploads" in query:
             name = str(len(self.store.parts))
             self.store.parts[name] = {}
-            told = f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
+            response = f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
         else:
             parts = self.store.parts[query["uploadId"][0]]
-            self.keep(place, b"".join(parts[number] for number in sorted(parts)))
-            told = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
-        self.answer(200, told.encode())
+            self.write(path, b"".join(parts[number] for number in sorted(parts)))
+            response = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
+        self.respond(200, response.encode())
 
-    def keep(self, place: Path, content: bytes) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
+    def write(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A small prepared store, made without any picture files."""
+"""Fixture that makes a small prepared store without picture files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from cpgan_ray.data import store
 
 
 def build(folder: Path, *, num_rows: int = 50, image_shape: tuple[int, int, int] = (8, 6, 3), images: np.ndarray | None = None):
-    """A store of smooth random pictures: 70 % train, 20 % val, 10 % test. Returns it and its pictures (N, H, W, 3)."""
+    """Build a store of smooth random pictures: 70 % train, 20 % val, 10 % test. Returns the store and its pictures (N, H, W, 3)."""
     rng = np.random.default_rng(0)
     if images is None:
         images = rng.integers(0, 256, (num_rows, *image_shape)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Hostile input to the data floor: every file is read to the right result or refused in one line that names it; nothing hangs."""
+"""Tests that hostile data files are read correctly or refused in one line that names them, and that nothing hangs."""
 
 import dataclasses
 import functools
@@ -37,8 +37,8 @@ ATTR, IDENT, PART = celeba.ATTRIBUTES, celeba.IDENTITIES, celeba.PARTITION
 PICTURES = celeba_pictures.PICTURES
 
 
-def told(error: pytest.ExceptionInfo[InputError], *, names: Sequence[str]) -> str:
-    """The message, if it is as an error must be: one short printable line that names one of `names`."""
+def checked_message(error: pytest.ExceptionInfo[InputError], *, names: Sequence[str]) -> str:
+    """The message of an error; checks that it is one short printable line with one of `names`."""
     message = str(error.value)
     assert message.isprintable()
     assert len(message) < 1000
@@ -47,7 +47,7 @@ def told(error: pytest.ExceptionInfo[InputError], *, names: Sequence[str]) -> st
 
 
 def refusal(call: Callable[[], Any], *, names: Sequence[str]) -> tuple[Any, bool]:
-    """What a call returns, and whether it was refused instead, as it must be if it is."""
+    """The result of a call, and whether it raised an `InputError` instead; checks the message of the error."""
     try:
         return call(), False
     except InputError as e:
@@ -60,7 +60,7 @@ def refusal(call: Callable[[], Any], *, names: Sequence[str]) -> tuple[Any, bool
 
 # ------------------------------------------------------------------------------------------------------------- annotations
 
-fuzzed = settings(derandomize=True, deadline=None, max_examples=100)
+FUZZED = settings(derandomize=True, deadline=None, max_examples=100)
 WORDS = st.text(st.characters(exclude_categories=("Z", "C")), min_size=1, max_size=12)
 EVIL = (
     *("nan", "inf", "-inf", "1e999", "1.0", "-0", "+1", "0x1", "1_0", "2", "3", "-1", "9" * 19, "1" * 5000),
@@ -70,12 +70,12 @@ EVIL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """What three annotation files say."""
+class AnnotationFiles:
+    """The content of the three annotation files."""
 
     labels: tuple[str, ...]
     rows: dict[str, tuple[tuple[int, ...], int, int]]
-    """Name -> values, identity, part."""
+    """Name -> values, identity, partition."""
 
     def files(self) -> dict[str, str]:
         values = [f"{name} {' '.join(f'{1 if v else -1:2d}' for v in row)}" for name, (row, _, _) in self.rows.items()]
@@ -87,11 +87,13 @@ class Told:
 
 
 @st.composite
-def annotations(draw: st.DrawFn) -> Told:
+def annotations(draw: st.DrawFn) -> AnnotationFiles:
     labels = draw(st.lists(WORDS.filter(lambda w: w not in ("image", "identity")), min_size=1, max_size=4, unique=True))
     names = draw(st.lists(WORDS, min_size=1, max_size=6, unique=True))
     row = st.tuples(*[st.integers(0, 1)] * len(labels))
-    return Told(tuple(labels), {name: (draw(row), draw(st.integers(0, 10**18 - 1)), draw(st.integers(0, 2))) for name in names})
+    return AnnotationFiles(
+        tuple(labels), {name: (draw(row), draw(st.integers(0, 10**18 - 1)), draw(st.integers(0, 2))) for name in names}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,34 +107,34 @@ def read(folder: Path, files: dict[str, bytes]) -> celeba.Annotations:
     return celeba.read_annotations({name: folder / name for name in (ATTR, IDENT, PART)})
 
 
-def as_told(found: celeba.Annotations) -> Told:
-    assert found.partition is not None
-    rows = zip(map(tuple, found.labels.tolist()), found.identity.tolist(), found.partition.tolist(), strict=True)
-    return Told(found.label_names, dict(zip(found.names, rows, strict=True)))
+def to_files(loaded: celeba.Annotations) -> AnnotationFiles:
+    assert loaded.partition is not None
+    rows = zip(map(tuple, loaded.labels.tolist()), loaded.identity.tolist(), loaded.partition.tolist(), strict=True)
+    return AnnotationFiles(loaded.label_names, dict(zip(loaded.names, rows, strict=True)))
 
 
-@fuzzed
+@FUZZED
 @given(annotations(), st.sampled_from(["\n", "\r\n", " \n", "\t\n"]), st.booleans(), st.booleans())
-def test_what_annotation_files_say_is_read_however_their_lines_end(folder, files, newline, mark, last):
+def test_annotations_with_any_line_ending_are_read(folder, files, newline, mark, last):
     written = {
         name: text.replace("\n", newline) if last else text.replace("\n", newline).rstrip() for name, text in files.files().items()
     }
-    assert as_told(read(folder, {n: text.encode("utf-8-sig" if mark else "utf-8") for n, text in written.items()})) == files
+    assert to_files(read(folder, {n: text.encode("utf-8-sig" if mark else "utf-8") for n, text in written.items()})) == files
 
 
-@fuzzed
+@FUZZED
 @given(annotations(), st.randoms(use_true_random=False))
-def test_the_order_of_the_lines_of_identities_and_partition_changes_nothing(folder, files, rng: random.Random):
+def test_annotations_in_another_line_order_are_the_same(folder, files, rng: random.Random):
     written = files.files()
     for name in (IDENT, PART):
         lines = written[name].splitlines(keepends=True)
         rng.shuffle(lines)
         written[name] = "".join(lines)
-    assert as_told(read(folder, {name: text.encode() for name, text in written.items()})) == files
+    assert to_files(read(folder, {name: text.encode() for name, text in written.items()})) == files
 
 
-def by_words(files: dict[str, bytes]) -> Told:
-    """The same files read another way: word by word, but for the second line of the attributes."""
+def read_by_words(files: dict[str, bytes]) -> AnnotationFiles:
+    """An independent reader of the files: word by word, except for the second line of the attributes."""
     text = {name: content.decode("utf-8-sig") for name, content in files.items()}
     labels = tuple(text[ATTR].split("\n")[1].split())
     words = text[ATTR].split()[1 + len(labels) :]
@@ -140,12 +142,12 @@ def by_words(files: dict[str, bytes]) -> Told:
     values = {words[i]: tuple(int(v == "1") for v in words[i + 1 : i + width]) for i in range(0, len(words), width)}
     numbers = {name: dict(zip(text[name].split()[::2], map(int, text[name].split()[1::2]), strict=True)) for name in (IDENT, PART)}
     assert len(values) == len(words) // width == int(text[ATTR].split()[0])
-    return Told(labels, {name: (row, numbers[IDENT][name], numbers[PART][name]) for name, row in values.items()})
+    return AnnotationFiles(labels, {name: (row, numbers[IDENT][name], numbers[PART][name]) for name, row in values.items()})
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> dict[str, bytes]:
-    """Valid files of which one has been altered once or twice: in its lines, in a field, or in a byte."""
+def altered_files(draw: st.DrawFn) -> dict[str, bytes]:
+    """Valid files; one of them is altered once or twice: in its lines, in a field, or in a byte."""
     files = {name: text.encode() for name, text in draw(annotations()).files().items()}
     name = draw(st.sampled_from([ATTR, IDENT, PART]))
     for _ in range(draw(st.integers(1, 2))):
@@ -163,8 +165,8 @@ def mutated(draw: st.DrawFn) -> dict[str, bytes]:
                 fields[draw(st.integers(0, len(fields) - 1))] = draw(st.sampled_from(EVIL)).encode()
                 lines[at] = b" ".join(fields)
             case "byte":
-                where = draw(st.integers(0, len(lines[at])))
-                lines[at] = lines[at][:where] + draw(st.binary(max_size=3)) + lines[at][where:]
+                position = draw(st.integers(0, len(lines[at])))
+                lines[at] = lines[at][:position] + draw(st.binary(max_size=3)) + lines[at][position:]
             case "cut":
                 lines[at:] = [lines[at][: draw(st.integers(0, len(lines[at])))]]
             case _:
@@ -173,28 +175,28 @@ def mutated(draw: st.DrawFn) -> dict[str, bytes]:
     return files
 
 
-@settings(fuzzed, max_examples=300)
-@given(mutated())
-def test_altered_annotation_files_are_read_to_what_they_say_or_refused_by_name(folder, files):
-    found, refused = refusal(lambda: read(folder, files), names=[str(folder / name) for name in files])
-    assert refused or as_told(found) == by_words(files)
+@settings(FUZZED, max_examples=300)
+@given(altered_files())
+def test_annotations_altered_are_read_correctly_or_refused_by_name(folder, files):
+    parsed, refused = refusal(lambda: read(folder, files), names=[str(folder / name) for name in files])
+    assert refused or to_files(parsed) == read_by_words(files)
 
 
-@fuzzed
+@FUZZED
 @given(st.fixed_dictionaries({name: st.binary(max_size=200) for name in (ATTR, IDENT, PART)}))
 @example({ATTR: b"0\nA\n", IDENT: b"", PART: b""})
 @example({ATTR: b"\0" * 100_000, IDENT: b"\n" * 100_000, PART: b"\xff\xfe"})
 @example({ATTR: b"1\n" + b"a " * 100_000, IDENT: b"a " * 100_000, PART: b"a"})
-def test_any_bytes_in_place_of_annotation_files_are_refused_by_name(folder, files):
+def test_annotations_of_random_bytes_are_refused_by_name(folder, files):
     with pytest.raises(InputError) as error:
         read(folder, files)
-    told(error, names=list(files))
+    checked_message(error, names=list(files))
 
 
 @pytest.mark.parametrize("evil", [e for e in EVIL if e not in ("-1", "1_0", "-0") and e.split()], ids=ascii)
 @pytest.mark.parametrize(("name", "line"), [(ATTR, 4), (IDENT, 2), (PART, 2)])
-def test_the_line_of_a_bad_value_is_named(folder, name, line, evil):
-    files = Told(("Smiling", "Male"), {f"{i}.jpg": ((0, 1), i + 50, 0) for i in range(9)}).files()
+def test_annotations_with_a_bad_value_name_its_line(folder, name, line, evil):
+    files = AnnotationFiles(("Smiling", "Male"), {f"{i}.jpg": ((0, 1), i + 50, 0) for i in range(9)}).files()
     lines = files[name].split("\n")
     lines[line - 1] = lines[line - 1].rpartition(" ")[0] + f" {evil}"
     files[name] = "\n".join(lines)
@@ -203,16 +205,16 @@ def test_the_line_of_a_bad_value_is_named(folder, name, line, evil):
         return
     with pytest.raises(InputError) as error:
         read(folder, {n: text.encode() for n, text in files.items()})
-    assert f"{folder / name}, line {line}: expected" in told(error, names=[name])
+    assert f"{folder / name}, line {line}: expected" in checked_message(error, names=[name])
 
 
 @pytest.mark.parametrize(("name", "first"), [(ATTR, 3), (IDENT, 1), (PART, 1)])
-def test_a_picture_that_is_listed_twice_is_named_with_both_its_lines(folder, name, first):
-    files = Told(("Smiling",), {f"{i}.jpg": ((0,), i, 0) for i in range(9)}).files()
+def test_annotations_with_a_repeated_picture_name_both_lines(folder, name, first):
+    files = AnnotationFiles(("Smiling",), {f"{i}.jpg": ((0,), i, 0) for i in range(9)}).files()
     files[name] = files[name].replace("\n7.jpg ", "\n2.jpg ")
     with pytest.raises(InputError) as error:
         read(folder, {n: text.encode() for n, text in files.items()})
-    assert f"line {first + 7}: 2.jpg is listed twice, before in line {first + 2}" in told(error, names=[name])
+    assert f"line {first + 7}: 2.jpg is listed twice, first in line {first + 2}" in checked_message(error, names=[name])
 
 
 # ---------------------------------------------------------------------------------------------------------------- pictures
@@ -234,14 +236,14 @@ def name_of(row: int) -> str:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pictures of ten people: 12 train, 4 val, 4 test. They are PNG files, whatever they are called."""
+    """Twenty pictures of ten people: 12 train, 4 val, 4 test. They are PNG files, although their names end in .jpg."""
     folder = tmp_path_factory.mktemp("pristine") / "celeba"
     (folder / PICTURES).mkdir(parents=True)
     for row in range(20):
         (folder / PICTURES / name_of(row)).write_bytes(encoded(pixels(row)))
     parts = [0] * 12 + [1] * 4 + [2] * 4
     rows = {name_of(row): ((row % 2, row // 3 % 2), row // 2, parts[row]) for row in range(20)}
-    for name, text in Told(("Smiling", "Male"), rows).files().items():
+    for name, text in AnnotationFiles(("Smiling", "Male"), rows).files().items():
         (folder / name).write_text(text)
     return folder
 
@@ -261,13 +263,13 @@ def all_pictures(dataset: data.Dataset) -> np.ndarray:
 
 
 def contents(folder: Path) -> dict[str, int]:
-    """All paths below with their sizes, but for locks: nothing else may be left behind."""
+    """All paths in a folder with their sizes, without locks: a failed call must not leave anything else."""
     return {str(p.relative_to(folder)): p.lstat().st_size for p in folder.rglob("*") if p.suffix != ".lock" and p.name != ".cpgan"}
 
 
 @functools.cache
 def png(width: int, height: int, *, kind: int = 0, depth: int = 1) -> bytes:
-    """A black PNG of any size, in few bytes, made without its pixels. kind: 0 grey, 2 RGB."""
+    """A black PNG of any size in few bytes, made without allocating its pixels. kind: 0 grey, 2 RGB."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -279,13 +281,13 @@ def png(width: int, height: int, *, kind: int = 0, depth: int = 1) -> bytes:
 
 
 def many_scans(num: int) -> bytes:
-    """A progressive JPEG whose last pass is repeated: 95 bytes for as much work as the whole picture."""
-    whole = encoded(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
-    return whole[:-2] + whole[whole.rfind(b"\xff\xda") : -2] * num + whole[-2:]
+    """A progressive JPEG whose last scan is repeated: each 95 bytes cause as much work as the complete picture."""
+    content = encoded(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    return content[:-2] + content[content.rfind(b"\xff\xda") : -2] * num + content[-2:]
 
 
 def many_scans_in_a_tiff() -> bytes:
-    """The same, as the only strip of a TIFF (compression 7)."""
+    """`many_scans` as the only strip of a TIFF (compression 7)."""
     jpeg = many_scans(2000)
     tags = ((256, 64), (257, 64), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, 64), (279, len(jpeg)))
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
@@ -295,7 +297,7 @@ def many_scans_in_a_tiff() -> bytes:
 BAD_PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "it is not a JPEG, PNG, .*AVIF file"),
     "text": (lambda: b"hello" * 1000, "it is not a JPEG, PNG"),
-    "first bytes of a JPEG": (lambda: b"\xff\xd8\xff\xe0", "no JPEG"),
+    "first bytes of a JPEG": (lambda: b"\xff\xd8\xff\xe0", "not a JPEG"),
     "truncated JPEG": (lambda: encoded(pixels(0, (90, 90)), "JPEG")[:-300], "truncated"),
     "truncated PNG": (lambda: encoded(pixels(0))[:200], "truncated"),
     "truncated WebP": (lambda: encoded(pixels(0), "WEBP")[:60], "cannot be decoded"),
@@ -311,7 +313,7 @@ BAD_PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "bomb": (lambda: png(50_000, 50_000), "limit"),
     "smaller bomb": (lambda: png(8193, 8192), "8193 x 8192 pixels, the limit is 67108864"),
     "WebP bomb": (lambda: wide_webp(), "limit"),
-    "BMP that claims too much": (lambda: claiming(encoded(pixels(0), "BMP"), 18, 30_000, 30_000), "limit"),
+    "BMP that claims too much": (lambda: with_claimed_size(encoded(pixels(0), "BMP"), 18, 30_000, 30_000), "limit"),
     "JPEG of endless passes": (lambda: many_scans(2000), "it has 2006 scans, the limit is 100"),
     "huge text in a PNG": (lambda: with_text(encoded(pixels(0)), 100 << 20), "cannot be decoded"),
 }
@@ -324,25 +326,25 @@ def wide_webp() -> bytes:
     return content[:at] + b"\xff\xff\xff\x0f" + content[at + 4 :]
 
 
-def claiming(content: bytes, at: int, width: int, height: int) -> bytes:
+def with_claimed_size(content: bytes, at: int, width: int, height: int) -> bytes:
     return content[:at] + struct.pack("<ii", width, height) + content[at + 8 :]
 
 
 def with_text(content: bytes, size: int) -> bytes:
-    """A PNG with a compressed text chunk of that size."""
+    """A PNG with a compressed text chunk of the given size."""
     body = b"Comment\0\0" + zlib.compress(bytes(size), 1)
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     return content[:33] + chunk + content[33:]
 
 
 @pytest.mark.parametrize("case", BAD_PICTURES)
-def test_a_file_that_is_no_picture_or_too_much_of_one_is_refused_by_name(layout, case):
-    make, said = BAD_PICTURES[case]
+def test_bad_or_excessive_picture_is_refused_by_name(layout, case):
+    make, expected = BAD_PICTURES[case]
     (layout / PICTURES / name_of(2)).write_bytes(make())
     before = contents(layout)
     with pytest.raises(InputError) as error:
         load(layout)
-    assert re.search(said, told(error, names=[f"{PICTURES}/000003.jpg cannot be decoded"]))
+    assert re.search(expected, checked_message(error, names=[f"{PICTURES}/000003.jpg cannot be decoded"]))
     assert contents(layout) == before
 
 
@@ -350,7 +352,7 @@ PEAK = r"""
 import re, sys, time
 from pathlib import Path
 
-def peak():  # MB of its own memory so far; those of getrusage begin with the parent's
+def peak():  # peak memory of this process in MB; getrusage would include the parent's memory
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 """
 MEASURED = """
@@ -363,7 +365,7 @@ print(all(refused), peak() - before, time.process_time() - started)
 """
 
 
-def test_bombs_are_refused_without_their_memory_or_their_time(tmp_path):
+def test_decompression_bombs_use_little_memory_and_time(tmp_path):
     (tmp_path / "0").write_bytes(encoded(pixels(0), "WEBP"))
     names = (
         "bomb",
@@ -379,7 +381,7 @@ def test_bombs_are_refused_without_their_memory_or_their_time(tmp_path):
     ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
     refused, megabytes, seconds = ran.stdout.split()
     assert refused == "True"
-    assert int(megabytes) < 150, "a single one as RGB would take 200 or more"
+    assert int(megabytes) < 150, "a single picture as RGB would take 200 or more"
     assert float(seconds) < 2
 
 
@@ -433,12 +435,12 @@ ODD_PICTURES: dict[str, tuple[Callable[[], bytes], Callable[[], np.ndarray]]] = 
 
 
 @pytest.mark.parametrize("case", ODD_PICTURES)
-def test_odd_pictures_are_read_to_the_pixels_that_they_store(layout, case):
+def test_unusual_pictures_give_the_stored_pixels(layout, case):
     make, expected = ODD_PICTURES[case]
     (layout / PICTURES / name_of(0)).write_bytes(make())
-    taken = load(layout).train.take(np.array([0, 1]))
-    np.testing.assert_allclose(taken[0].astype(int), expected(), atol=2)
-    assert np.abs(taken[1].astype(int) - np.asarray(pixels(1).resize((16, 16), Image.Resampling.BICUBIC))).max() <= 1
+    images = load(layout).train.take(np.array([0, 1]))
+    np.testing.assert_allclose(images[0].astype(int), expected(), atol=2)
+    assert np.abs(images[1].astype(int) - np.asarray(pixels(1).resize((16, 16), Image.Resampling.BICUBIC))).max() <= 1
 
 
 def _relink(path: Path, to: str | Path) -> None:
@@ -463,26 +465,26 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("case", NO_FILES)
-def test_what_is_no_regular_file_is_never_opened_and_counts_as_missing(layout, case):
+def test_picture_that_is_no_regular_file_counts_as_missing(layout, case):
     NO_FILES[case](layout / PICTURES / name_of(2))
     with pytest.raises(InputError) as error:
         load(layout)
-    told(error, names=["1 of the 20 pictures of list_attr_celeba.txt are missing or no files, first 000003.jpg"])
+    checked_message(error, names=["1 of the 20 pictures of list_attr_celeba.txt are missing or not files, first 000003.jpg"])
     assert load(layout, skip_corrupt=True).skipped == ("000003.jpg",)
 
 
 @pytest.mark.parametrize("name", [ATTR, IDENT, PART, f"{PICTURES}.zip"])
-def test_a_pipe_in_place_of_a_file_is_not_opened(layout, name):
+def test_pipe_in_place_of_a_file_is_not_opened(layout, name):
     if name.endswith(".zip"):
         shutil.rmtree(layout / PICTURES)
     (layout / name).unlink(missing_ok=True)
     os.mkfifo(layout / name)
     with pytest.raises(InputError) as error:
         load(layout)
-    told(error, names=[name])
+    checked_message(error, names=[name])
 
 
-def test_a_picture_that_is_a_link_to_a_file_elsewhere_is_followed(layout, tmp_path):
+def test_picture_that_is_a_link_to_a_file_is_followed(layout, tmp_path):
     expected = all_pictures(load(layout, cache_dir=tmp_path / "one"))
     moved = tmp_path / "elsewhere.jpg"
     (layout / PICTURES / name_of(2)).rename(moved)
@@ -494,34 +496,34 @@ def test_a_picture_that_is_a_link_to_a_file_elsewhere_is_followed(layout, tmp_pa
 
 
 @pytest.mark.parametrize("split", ["official", "identity"])
-def test_a_data_set_of_a_single_picture_is_refused(tmp_path, split):
+def test_data_set_with_one_picture_raises(tmp_path, split):
     (tmp_path / PICTURES).mkdir()
     (tmp_path / PICTURES / "1.jpg").write_bytes(encoded(pixels(0)))
-    for name, text in Told(("Smiling",), {"1.jpg": ((1,), 1, 0)}).files().items():
+    for name, text in AnnotationFiles(("Smiling",), {"1.jpg": ((1,), 1, 0)}).files().items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as error:
         load(tmp_path, split=split)
-    told(error, names=[f"{tmp_path}: the val split is empty"])
+    checked_message(error, names=[f"{tmp_path}: the val split is empty"])
 
 
 @pytest.mark.parametrize("split", store.SPLITS)
-def test_pictures_that_are_all_the_same_are_refused_for_no_r2_is_defined_on_them(tmp_path, make_store, split):
+def test_projection_of_identical_pictures_raises(tmp_path, make_store, split):
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 6, 3)).astype(np.uint8)
     rows = {"train": slice(0, 35), "val": slice(35, 45), "test": slice(45, 50)}[split]
     images[rows] = images[rows.start]
     dataset, *_ = make_store(tmp_path / "store", images=images)
     with pytest.raises(InputError) as error:
         projection(dataset, components=8, progress=False)
-    told(error, names=[f"store: the {rows.stop - rows.start} pictures of the {split} split are all the same"])
+    checked_message(error, names=[f"store: the {rows.stop - rows.start} pictures of the {split} split are all the same"])
     assert not any(path.is_dir() for path in dataset.folder.iterdir())
 
 
-def test_pictures_of_one_colour_each_have_a_projection(tmp_path, make_store):
+def test_projection_of_single_colour_pictures_is_finite(tmp_path, make_store):
     images = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None] * 5, (50, 8, 6, 3))
     dataset, *_ = make_store(tmp_path / "store", images=np.ascontiguousarray(images))
-    found = projection(dataset, components=8, progress=False)
-    assert found.explained_variance_ratio == pytest.approx(1, abs=1e-4)
-    assert all(np.isfinite(array).all() for array in (found.mean, found.components, found.coordinates, found.residual))
+    basis = projection(dataset, components=8, progress=False)
+    assert basis.explained_variance_ratio == pytest.approx(1, abs=1e-4)
+    assert all(np.isfinite(array).all() for array in (basis.mean, basis.components, basis.coordinates, basis.residual))
 
 
 # -------------------------------------------------------------------------------------------------------------------- zips
@@ -529,7 +531,7 @@ def test_pictures_of_one_colour_each_have_a_projection(tmp_path, make_store):
 
 @pytest.fixture
 def zipped(layout: Path) -> Callable[..., Path]:
-    """Put the pictures into a zip; `instead` of one of them something else, `more` beside them."""
+    """Pack the pictures into a zip; members in `instead` replace pictures of the same name."""
 
     def pack(*, instead: Sequence[tuple[zipfile.ZipInfo | str, bytes]] = (), method: int = zipfile.ZIP_DEFLATED) -> Path:
         names = {re.split(r"[/\\]", info if isinstance(info, str) else info.filename)[-1] for info, _ in instead}
@@ -563,17 +565,17 @@ OUTSIDE = (
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_member_that_lies_elsewhere_than_pictures_do_is_no_picture_and_nothing_is_extracted(layout, zipped, tmp_path, name):
+def test_zip_member_outside_the_picture_folder_counts_as_missing(layout, zipped, tmp_path, name):
     zipped(instead=[(name, encoded(pixels(2)))])
     before = contents(tmp_path)
     with pytest.raises(InputError) as error:
         load(layout)
-    told(error, names=[f"{PICTURES}.zip: 1 of the 20 pictures of {ATTR} are missing or no files, first 000003.jpg"])
+    checked_message(error, names=[f"{PICTURES}.zip: 1 of the 20 pictures of {ATTR} are missing or not files, first 000003.jpg"])
     assert contents(tmp_path) == before
 
 
 def _rewrite(path: Path, name: str, *, at: tuple[int, int], value: bytes) -> None:
-    """Overwrite a field of a member's local header and of its entry in the directory at the end."""
+    """Overwrite a field of a member, in its local header and in its entry of the directory at the end."""
     content = bytearray(path.read_bytes())
     for magic, offset, length in ((b"PK\x03\x04", at[0], 30), (b"PK\x01\x02", at[1], 46)):
         start = content.index(magic)
@@ -584,7 +586,7 @@ def _rewrite(path: Path, name: str, *, at: tuple[int, int], value: bytes) -> Non
 
 
 SIZE, CRC, FLAGS = (22, 24), (14, 16), (6, 8)
-"""Where a member's uncompressed size, its checksum and its flags are, in the two headers."""
+"""Offsets of a member's uncompressed size, checksum and flags in the two headers."""
 MEMBER = f"{PICTURES}/000003.jpg"
 Spoil = Callable[[Path], None]
 BAD_MEMBERS: dict[str, tuple[Sequence[tuple[zipfile.ZipInfo | str, bytes]], int, Spoil, str]] = {
@@ -604,20 +606,25 @@ BAD_MEMBERS: dict[str, tuple[Sequence[tuple[zipfile.ZipInfo | str, bytes]], int,
         lambda p: _rewrite(p, MEMBER, at=SIZE, value=struct.pack("<I", 1000)),
         "Bad CRC-32",
     ),
-    "compressed without a bound": ([(MEMBER, bytes(1 << 20))], zipfile.ZIP_BZIP2, lambda p: None, "another method than deflate"),
-    "in LZMA": ([(MEMBER, bytes(1 << 20))], zipfile.ZIP_LZMA, lambda p: None, "another method than deflate"),
+    "compressed without a bound": (
+        [(MEMBER, bytes(1 << 20))],
+        zipfile.ZIP_BZIP2,
+        lambda p: None,
+        "its compression method is not deflate",
+    ),
+    "in LZMA": ([(MEMBER, bytes(1 << 20))], zipfile.ZIP_LZMA, lambda p: None, "its compression method is not deflate"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_MEMBERS)
-def test_a_bad_member_of_a_zip_is_refused_by_name_within_bounds(layout, zipped, tmp_path, case):
-    instead, method, spoil, said = BAD_MEMBERS[case]
+def test_zip_with_a_bad_member_is_refused_by_name(layout, zipped, tmp_path, case):
+    instead, method, spoil, expected = BAD_MEMBERS[case]
     spoil(zipped(instead=instead, method=method))
     before = contents(tmp_path)
     with pytest.raises(InputError) as error:
         load(layout)
-    first = "000001.jpg" if case in ("compressed without a bound", "in LZMA") else "000003.jpg"  # all are, there
-    assert re.search(said, told(error, names=[f"{PICTURES}.zip/{first} cannot be decoded"]))
+    first = "000001.jpg" if case in ("compressed without a bound", "in LZMA") else "000003.jpg"  # there all members are bad
+    assert re.search(expected, checked_message(error, names=[f"{PICTURES}.zip/{first} cannot be decoded"]))
     assert contents(tmp_path) == before
 
 
@@ -634,20 +641,20 @@ print(peak() - before)
 """
 
 
-def test_a_zip_of_many_large_members_and_of_a_lying_one_does_not_fill_the_memory(layout, zipped):
+def test_zip_with_large_and_false_members_uses_little_memory(layout, zipped):
     members = [(f"{PICTURES}/{name_of(row)}", bytes(40 << 20)) for row in range(20)]
     path = zipped(instead=[(name, bytes(200 << 20) if name.endswith("10.jpg") else content) for name, content in members])
     _rewrite(path, f"{PICTURES}/000010.jpg", at=SIZE, value=struct.pack("<I", 1000))
     command = [sys.executable, "-c", PEAK + ZIPPED, str(layout)]
     ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
-    said, megabytes = ran.stdout.splitlines()
-    assert "no picture of the train split can be decoded" in said
-    assert int(megabytes) < 250, "those of the training split alone are 640 MB"
+    message, megabytes = ran.stdout.splitlines()
+    assert "no picture of the train split can be decoded" in message
+    assert int(megabytes) < 250, "the pictures of the training split alone have 640 MB"
 
 
-@settings(fuzzed, max_examples=80)
+@settings(FUZZED, max_examples=80)
 @given(st.integers(0, 1 << 30), st.integers(1, 255), st.integers(0, 2))
-def test_a_zip_with_another_byte_is_read_to_the_same_pictures_or_refused_by_name(pristine, tmp_path_factory, at, mask, cut):
+def test_zip_with_a_changed_byte_gives_the_same_pictures_or_is_refused(pristine, tmp_path_factory, at, mask, cut):
     folder = tmp_path_factory.mktemp("zip")
     for name in (ATTR, IDENT, PART):
         shutil.copy(pristine / name, folder)
@@ -659,9 +666,9 @@ def test_a_zip_with_another_byte_is_read_to_the_same_pictures_or_refused_by_name
     at = at % len(content) if cut else len(content) - 1 - at % 1500  # the directory is at the end
     content[at] ^= mask
     (folder / f"{PICTURES}.zip").write_bytes(content[:-at] if cut == 2 and at % 5 == 0 else content)
-    found, refused = refusal(lambda: load(folder), names=[f"{PICTURES}.zip"])
+    dataset, refused = refusal(lambda: load(folder), names=[f"{PICTURES}.zip"])
     if not refused:
-        np.testing.assert_array_equal(all_pictures(found), all_pictures(load(pristine)))
+        np.testing.assert_array_equal(all_pictures(dataset), all_pictures(load(pristine)))
     assert {path.name for path in folder.iterdir()} <= {ATTR, IDENT, PART, f"{PICTURES}.zip", ".cpgan"}
     shutil.rmtree(folder)
 
@@ -671,7 +678,7 @@ def test_a_zip_with_another_byte_is_read_to_the_same_pictures_or_refused_by_name
 
 @pytest.fixture
 def prepared(tmp_path: Path, make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> data.Dataset:
-    """A store whose training pictures are in several record batches."""
+    """A store with several record batches of training pictures."""
     monkeypatch.setattr(store.writing, "SHARD_ROWS", 8)
     return make_store(tmp_path / "store", num_rows=40, image_shape=(4, 4, 3))[0]
 
@@ -684,19 +691,19 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte ^ 0x10]))
 
 
-def test_another_byte_anywhere_in_a_file_of_the_store_is_noticed(prepared):
+def test_store_with_any_changed_byte_is_refused(prepared):
     for name in store.SPLITS:
         path = prepared.folder / f"{name}.arrow"
         for at in range(0, path.stat().st_size, 29):
             flip(path, at)
             with pytest.raises(InputError) as error:
                 data.open_store(prepared.folder)
-            told(error, names=[f"{path.name} is damaged (checksum mismatch): delete this folder"])
+            checked_message(error, names=[f"{path.name} is damaged (checksum mismatch): delete this folder"])
             flip(path, at)
     assert len(data.open_store(prepared.folder).train) == 28
 
 
-def test_a_byte_changed_behind_the_clocks_back_is_noticed_too(prepared):
+def test_store_with_a_changed_byte_and_the_old_mtime_is_refused(prepared):
     path = prepared.folder / "train.arrow"
     before = path.stat()
     flip(path, 1000)
@@ -705,11 +712,11 @@ def test_a_byte_changed_behind_the_clocks_back_is_noticed_too(prepared):
         data.open_store(prepared.folder)
 
 
-def test_files_are_hashed_once_whoever_opens_them_and_again_when_they_were_copied(prepared, tmp_path, monkeypatch):
+def test_store_files_are_hashed_once_and_again_after_a_copy(prepared, tmp_path, monkeypatch):
     hashed: list[Path] = []
     monkeypatch.setattr(store.reading, "checksum", lambda path, original=store.checksum: [hashed.append(path), original(path)][1])
     data.open_store(prepared.folder)
-    assert hashed == [], "whoever wrote them has"
+    assert hashed == [], "hashed when they were written"
     copied = Path(shutil.copytree(prepared.folder, tmp_path / "copied"))
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(lambda _: data.open_store(copied), range(4)))
@@ -718,7 +725,7 @@ def test_files_are_hashed_once_whoever_opens_them_and_again_when_they_were_copie
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null", b'[["train.arrow", "", 1, 2, 3, 4]]'])
-def test_what_is_remembered_of_a_check_may_be_anything(prepared, content):
+def test_verified_json_with_any_content_is_ignored(prepared, content):
     (prepared.folder / store.VERIFIED).write_bytes(content)
     assert len(data.open_store(prepared.folder).train) == 28
     (prepared.folder / store.VERIFIED).write_bytes(content)
@@ -728,7 +735,7 @@ def test_what_is_remembered_of_a_check_may_be_anything(prepared, content):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_store_that_cannot_be_written_to_is_checked_all_the_same(prepared, tmp_path):
+def test_store_in_a_read_only_folder_is_opened(prepared, tmp_path):
     copied = Path(shutil.copytree(prepared.folder, tmp_path / "place" / "copied"))
     copied.chmod(0o500)
     copied.parent.chmod(0o500)
@@ -740,23 +747,23 @@ def test_a_store_that_cannot_be_written_to_is_checked_all_the_same(prepared, tmp
 
 
 def reseal(folder: Path, split: str = "", **changes: Any) -> None:
-    """Alter the manifest, of a split or of the whole, and give it a checksum that fits, as its maker could."""
+    """Alter the manifest, for a split or for the store, and give it a valid checksum, as an attacker could."""
     values = json.loads((folder / "manifest.json").read_text())
     del values["checksum"]
     (values["splits"][split] if split else values).update(changes)
     (folder / "manifest.json").write_text(store.manifest_text(values))
 
 
-def test_a_file_that_is_no_store_is_named_though_its_checksum_is_right(prepared):
+def test_store_file_of_another_kind_is_refused_despite_its_checksum(prepared):
     for content in (b"", b"ARROW1\0\0", b"ARROW1" * 99):
         (prepared.folder / "val.arrow").write_bytes(content)
         reseal(prepared.folder, "val", bytes=len(content), sha256=store.checksum(prepared.folder / "val.arrow"))
         with pytest.raises(InputError) as error:
             data.open_store(prepared.folder)
-        told(error, names=["val.arrow cannot be read", "manifest.json does not fit val.arrow"])
+        checked_message(error, names=["val.arrow cannot be read", "manifest.json does not fit val.arrow"])
 
 
-VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flushed to zero in this process
+VALUES = st.recursive(  # no subnormal numbers, because jobs of other tests make this process flush them to zero
     st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
@@ -765,20 +772,20 @@ VALUES = st.recursive(  # no subnormal numbers: other tests' jobs have them flus
 
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(found for key, one in inner for found in paths_in(one, (*path, key)))]
+    return [path, *(subpath for key, item in inner for subpath in paths_in(item, (*path, key)))]
 
 
-def replaced(value: Any, path: Sequence[Any], new: Any) -> Any:
+def replace_at(value: Any, path: Sequence[Any], new: Any) -> Any:
     if not path:
         return new
     copied = dict(value) if isinstance(value, dict) else list(value)
-    copied[path[0]] = replaced(copied[path[0]], path[1:], new)
+    copied[path[0]] = replace_at(copied[path[0]], path[1:], new)
     return copied
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A store and its projection that are put right again after each spoiling."""
+def intact_store(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A store and its projection; each test restores them after its changes."""
     folder = tmp_path_factory.mktemp("kept") / "store"
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3)).astype(np.uint8)
     plan = store.Plan(
@@ -797,9 +804,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return folder
 
 
-def same_store(one: data.Dataset, other: data.Dataset) -> bool:
-    splits = [(getattr(one, name), getattr(other, name)) for name in store.SPLITS]
-    return (one.label_names, one.image_shape) == (other.label_names, other.image_shape) and all(
+def same_store(first: data.Dataset, second: data.Dataset) -> bool:
+    splits = [(getattr(first, name), getattr(second, name)) for name in store.SPLITS]
+    return (first.label_names, first.image_shape) == (second.label_names, second.image_shape) and all(
         np.array_equal(a.labels, b.labels)
         and np.array_equal(a.identity, b.identity)
         and np.array_equal(np.concatenate(a.views), np.concatenate(b.views))
@@ -808,60 +815,62 @@ def same_store(one: data.Dataset, other: data.Dataset) -> bool:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "projection-4/summary.json"])
-@fuzzed
-@given(drawn=st.data())
-def test_a_description_with_another_value_or_byte_is_refused_by_name_or_tells_the_same(kept, name, drawn):
-    path = kept / name
-    right = path.read_bytes()
-    expected = store.open_store(kept)
+@FUZZED
+@given(data_strategy=st.data())
+def test_altered_json_of_a_store_is_refused_or_gives_the_same_data(intact_store, name, data_strategy):
+    path = intact_store / name
+    original = path.read_bytes()
+    expected = store.open_store(intact_store)
     basis = projection(expected, components=4, progress=False)
-    if drawn.draw(st.booleans()):
-        values = json.loads(right)
-        where = drawn.draw(st.sampled_from(paths_in(values)))
-        content = json.dumps(replaced(values, where, drawn.draw(VALUES))).encode()
+    if data_strategy.draw(st.booleans()):
+        values = json.loads(original)
+        path_in_values = data_strategy.draw(st.sampled_from(paths_in(values)))
+        content = json.dumps(replace_at(values, path_in_values, data_strategy.draw(VALUES))).encode()
     else:
-        at = drawn.draw(st.integers(0, len(right)))
-        content = right[:at] + drawn.draw(st.binary(max_size=3)) + right[at + drawn.draw(st.integers(0, 3)) :]
+        at = data_strategy.draw(st.integers(0, len(original)))
+        content = original[:at] + data_strategy.draw(st.binary(max_size=3)) + original[at + data_strategy.draw(st.integers(0, 3)) :]
     path.write_bytes(content)
     try:
-        found, refused = refusal(lambda: store.open_store(kept), names=[str(kept)])
+        dataset, refused = refusal(lambda: store.open_store(intact_store), names=[str(intact_store)])
         if not refused:
-            assert same_store(found, expected)
-            again, refused = refusal(lambda: projection(found, components=4, progress=False), names=[str(kept)])
-            assert refused or np.array_equal(again.components, basis.components)
+            assert same_store(dataset, expected)
+            repeated, refused = refusal(lambda: projection(dataset, components=4, progress=False), names=[str(intact_store)])
+            assert refused or np.array_equal(repeated.components, basis.components)
     finally:
-        path.write_bytes(right)
+        path.write_bytes(original)
 
 
-def test_a_deep_description_is_refused(prepared):
+def test_deeply_nested_manifest_is_refused(prepared):
     (prepared.folder / "manifest.json").write_text("[" * 200_000)
     with pytest.raises(InputError) as error:
         data.open_store(prepared.folder)
-    told(error, names=["manifest.json cannot be read"])
+    checked_message(error, names=["manifest.json cannot be read"])
 
 
 @pytest.mark.parametrize("name", ["mean", "components", "parity", "coordinates", "residual"])
-def test_another_byte_a_missing_end_or_objects_in_a_projection_are_noticed(prepared, name):
+def test_altered_projection_file_is_refused(prepared, name):
     projection(prepared, components=4, progress=False)
     path = prepared.folder / "projection-4" / f"{name}.npy"
-    right = path.read_bytes()
+    original = path.read_bytes()
     np.save(objects := io.BytesIO(), np.array([Marked(prepared.folder / "ran")]), allow_pickle=True)
-    wrong = [right[:-1], right[: len(right) // 2], b"", right + b"\0", objects.getvalue()]
-    wrong += [right[:at] + bytes([right[at] ^ 1]) + right[at + 1 :] for at in range(0, len(right), len(right) // 20)]
-    for content in wrong:
+    variants = [original[:-1], original[: len(original) // 2], b"", original + b"\0", objects.getvalue()]
+    variants += [
+        original[:at] + bytes([original[at] ^ 1]) + original[at + 1 :] for at in range(0, len(original), len(original) // 20)
+    ]
+    for content in variants:
         path.write_bytes(content)
         with pytest.raises(InputError) as error:
             projection(prepared, components=4, progress=False)
-        told(error, names=[f"projection-4: {name}.npy is damaged (checksum mismatch): delete this folder"])
+        checked_message(error, names=[f"projection-4: {name}.npy is damaged (checksum mismatch): delete this folder"])
     path.unlink()
     with pytest.raises(InputError) as error:
         projection(prepared, components=4, progress=False)
-    told(error, names=[f"projection-4: {name}.npy cannot be read"])
+    checked_message(error, names=[f"projection-4: {name}.npy cannot be read"])
     assert not (prepared.folder / "ran").exists()
 
 
 class Marked:
-    """Pickles as a command that leaves a file."""
+    """Pickles as a command that makes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -870,7 +879,7 @@ class Marked:
         return os.system, (f"touch {self.path}",)
 
 
-def test_objects_in_a_projection_are_not_unpickled_though_the_checksum_is_right(prepared):
+def test_pickled_objects_in_a_projection_are_not_loaded(prepared):
     projection(prepared, components=4, progress=False)
     folder = prepared.folder / "projection-4"
     np.save(folder / "residual.npy", np.array([Marked(prepared.folder / "ran")]), allow_pickle=True)
@@ -879,17 +888,17 @@ def test_objects_in_a_projection_are_not_unpickled_though_the_checksum_is_right(
     (folder / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(InputError) as error:
         projection(prepared, components=4, progress=False)
-    told(error, names=["projection-4"])
+    checked_message(error, names=["projection-4"])
     assert not (prepared.folder / "ran").exists()
 
 
-def test_what_is_left_of_a_preparation_that_was_broken_off_may_be_damaged(prepared, tmp_path, make_store):
-    """Its shards are taken or made again; none ends the process."""
+def test_build_after_an_interruption_replaces_damaged_shards(prepared, tmp_path, make_store):
+    """Its shards are used or written again; none of them crashes the process."""
     partial = tmp_path / "again.partial"
     shutil.copytree(prepared.folder, partial)
     (partial / "manifest.json").unlink()
     for content in (b"", b"ARROW1\0\0" * 50, (partial / "val.arrow").read_bytes()[:-30]):
         (partial / "val.arrow").write_bytes(content)
         (partial / "train-00000000.arrow").write_bytes(content)
-    found, *_ = make_store(tmp_path / "again", num_rows=40, image_shape=(4, 4, 3))
-    assert same_store(found, prepared)
+    rebuilt, *_ = make_store(tmp_path / "again", num_rows=40, image_shape=(4, 4, 3))
+    assert same_store(rebuilt, prepared)

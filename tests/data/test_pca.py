@@ -1,4 +1,4 @@
-"""The projection: as good a basis as numpy's SVD, exact residuals, mirrored and shifted pictures, kept for the next time."""
+"""Tests of the projection: quality compared with numpy's SVD, exact residuals, augmented pictures, and the cache."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def smooth(num_rows: int, shape: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small matrices gain nothing from threads, and lose where other processes compute."""
+    """Use one thread: small matrices gain nothing from threads, and become slower if other processes compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,70 +32,70 @@ def data(request, tmp_path, make_store):
     return make_store(tmp_path / "store", images=images)[0], images[:210]
 
 
-def test_the_basis_is_as_good_as_the_singular_vectors(data):
+def test_basis_is_as_good_as_the_singular_vectors(data):
     dataset, images = data
-    found = projection(dataset, components=20, progress=False)
-    both = np.concatenate([scale(images), scale(images[:, :, ::-1])]).astype(np.float64)
-    np.testing.assert_allclose(found.mean, both.mean(axis=0), atol=1e-6)
-    both -= both.mean(axis=0)
-    values = np.linalg.svd(both, compute_uv=False) ** 2 / len(both)
-    assert found.total_variance == pytest.approx(values.sum(), rel=1e-5)
-    assert found.explained_variance_ratio == pytest.approx(values[:20].sum() / values.sum(), rel=0.01)
-    np.testing.assert_allclose(found.components @ found.components.T, np.eye(20), atol=1e-5)
-    variances = (np.asarray(found.coordinates) ** 2).mean(axis=0)
+    basis = projection(dataset, components=20, progress=False)
+    with_mirror_images = np.concatenate([scale(images), scale(images[:, :, ::-1])]).astype(np.float64)
+    np.testing.assert_allclose(basis.mean, with_mirror_images.mean(axis=0), atol=1e-6)
+    with_mirror_images -= with_mirror_images.mean(axis=0)
+    values = np.linalg.svd(with_mirror_images, compute_uv=False) ** 2 / len(with_mirror_images)
+    assert basis.total_variance == pytest.approx(values.sum(), rel=1e-5)
+    assert basis.explained_variance_ratio == pytest.approx(values[:20].sum() / values.sum(), rel=0.01)
+    np.testing.assert_allclose(basis.components @ basis.components.T, np.eye(20), atol=1e-5)
+    variances = (np.asarray(basis.coordinates) ** 2).mean(axis=0)
     np.testing.assert_allclose(variances, values[:20], rtol=0.02)
 
 
 def test_coordinates_and_residual_add_up_to_the_picture(data):
     dataset, images = data
-    found = projection(dataset, components=12, progress=False)
+    basis = projection(dataset, components=12, progress=False)
     x = scale(images)
-    np.testing.assert_allclose(found.coordinates, found.project(x), atol=1e-4)
-    energy = ((x - found.mean).astype(np.float64) ** 2).sum(axis=1)
-    np.testing.assert_allclose((found.coordinates**2).sum(axis=1) + found.residual, energy, atol=1e-3)
-    rebuilt = found.reconstruct(np.asarray(found.coordinates))
-    np.testing.assert_allclose(((x - rebuilt) ** 2).sum(axis=1), found.residual, atol=1e-3)
-    assert found.mean.dtype == found.components.dtype == found.coordinates.dtype == found.residual.dtype == np.float32
+    np.testing.assert_allclose(basis.coordinates, basis.project(x), atol=1e-4)
+    energy = ((x - basis.mean).astype(np.float64) ** 2).sum(axis=1)
+    np.testing.assert_allclose((basis.coordinates**2).sum(axis=1) + basis.residual, energy, atol=1e-3)
+    rebuilt = basis.reconstruct(np.asarray(basis.coordinates))
+    np.testing.assert_allclose(((x - rebuilt) ** 2).sum(axis=1), basis.residual, atol=1e-3)
+    assert basis.mean.dtype == basis.components.dtype == basis.coordinates.dtype == basis.residual.dtype == np.float32
 
 
 def test_components_are_even_or_odd(data):
     dataset, _ = data
-    found = projection(dataset, components=20, progress=False)
-    flipped = found.components.reshape(20, *dataset.image_shape)[:, :, ::-1].reshape(20, -1)
-    np.testing.assert_allclose(flipped, found.parity[:, None] * found.components, atol=1e-6)
-    assert set(found.parity.tolist()) == {1, -1}
+    basis = projection(dataset, components=20, progress=False)
+    flipped = basis.components.reshape(20, *dataset.image_shape)[:, :, ::-1].reshape(20, -1)
+    np.testing.assert_allclose(flipped, basis.parity[:, None] * basis.components, atol=1e-6)
+    assert set(basis.parity.tolist()) == {1, -1}
 
 
 @pytest.mark.parametrize("shift", [0, 2])
-def test_targets_are_those_of_the_pictures_shown(data, shift):
+def test_targets_match_the_augmented_pictures(data, shift):
     dataset, _ = data
-    found = projection(dataset, components=12, progress=False)
-    drawn = batch(0, seed=0, num_rows=len(dataset.train), batch_size=64, mirror=True, shift=shift)
-    coordinates, residual = targets(found, dataset.train, drawn)
-    x = scale(pictures(dataset.train, drawn))
-    np.testing.assert_allclose(coordinates, found.project(x), atol=1e-4)
-    np.testing.assert_allclose((coordinates**2).sum(axis=1) + residual, ((x - found.mean) ** 2).sum(axis=1), atol=1e-3)
+    basis = projection(dataset, components=12, progress=False)
+    batch_drawn = batch(0, seed=0, num_rows=len(dataset.train), batch_size=64, mirror=True, shift=shift)
+    coordinates, residual = targets(basis, dataset.train, batch_drawn)
+    x = scale(pictures(dataset.train, batch_drawn))
+    np.testing.assert_allclose(coordinates, basis.project(x), atol=1e-4)
+    np.testing.assert_allclose((coordinates**2).sum(axis=1) + residual, ((x - basis.mean) ** 2).sum(axis=1), atol=1e-3)
     assert coordinates.dtype == residual.dtype == np.float32
 
 
-def test_taking_targets_leaves_the_kept_coordinates_alone(data):
+def test_targets_do_not_change_the_cached_coordinates(data):
     dataset, _ = data
-    found = projection(dataset, components=5, progress=False)
-    before = np.array(found.coordinates)
+    basis = projection(dataset, components=5, progress=False)
+    before = np.array(basis.coordinates)
     rows = np.arange(10)
-    coordinates, _ = targets(found, dataset.train, Batch(rows=rows, mirrored=np.ones(10, bool), shift=np.zeros((10, 2), np.int16)))
+    coordinates, _ = targets(basis, dataset.train, Batch(rows=rows, mirrored=np.ones(10, bool), shift=np.zeros((10, 2), np.int16)))
     coordinates += 1
-    np.testing.assert_array_equal(found.coordinates, before)
+    np.testing.assert_array_equal(basis.coordinates, before)
 
 
-def test_the_result_is_kept_and_used_again(data, monkeypatch):
+def test_projection_is_cached_and_reused(data, monkeypatch):
     dataset, _ = data
     first = projection(dataset, components=12, progress=False)
     assert isinstance(first.coordinates, np.memmap)
     monkeypatch.setattr(module, "_compute", None)
-    again = projection(dataset, components=12, progress=False)
-    np.testing.assert_array_equal(first.components, again.components)
-    assert again.total_variance == first.total_variance
+    repeated = projection(dataset, components=12, progress=False)
+    np.testing.assert_array_equal(first.components, repeated.components)
+    assert repeated.total_variance == first.total_variance
     assert (dataset.folder / "projection-12" / "coordinates.npy").is_file()
 
 
@@ -109,30 +109,30 @@ def test_a_broken_off_computation_is_made_anew(data, monkeypatch):
     assert projection(dataset, components=12, progress=False).coordinates.shape == (210, 12)
 
 
-def test_blocks_make_no_difference(data, monkeypatch):
+def test_projection_in_blocks_is_the_same(data, monkeypatch):
     dataset, _ = data
-    whole = projection(dataset, components=12, progress=False)
+    expected = projection(dataset, components=12, progress=False)
     monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 9 * 8 * 3 * 10)
     blocks = projection(dataset, components=11, progress=False)
-    np.testing.assert_allclose(np.abs(blocks.coordinates), np.abs(whole.coordinates[:, :11]), atol=2e-2)
+    np.testing.assert_allclose(np.abs(blocks.coordinates), np.abs(expected.coordinates[:, :11]), atol=2e-2)
 
 
 @pytest.mark.parametrize(("shape", "num_rows", "expected"), [((2, 3, 3), 100, 18), ((8, 8, 3), 20, 14), ((4, 1, 3), 100, 12)])
-def test_there_are_no_more_components_than_rows_or_pixels(tmp_path, make_store, shape, num_rows, expected):
+def test_projection_has_at_most_as_many_components_as_rows_or_pixels(tmp_path, make_store, shape, num_rows, expected):
     dataset, images, _ = make_store(tmp_path / "store", images=smooth(num_rows, shape) if np.prod(shape) > 30 else None,
                                     num_rows=num_rows, image_shape=shape)  # fmt: skip
-    found = projection(dataset, components=50, progress=False)
-    assert found.components.shape == (expected, np.prod(shape))
-    np.testing.assert_allclose(found.components @ found.components.T, np.eye(expected), atol=1e-5)
+    basis = projection(dataset, components=50, progress=False)
+    assert basis.components.shape == (expected, np.prod(shape))
+    np.testing.assert_allclose(basis.components @ basis.components.T, np.eye(expected), atol=1e-5)
     if expected == np.prod(shape):
-        np.testing.assert_allclose(found.residual, 0, atol=1e-3)
+        np.testing.assert_allclose(basis.residual, 0, atol=1e-3)
         x = scale(images[: len(dataset.train)])
-        np.testing.assert_allclose(found.reconstruct(found.project(x)), x, atol=1e-4)
+        np.testing.assert_allclose(basis.reconstruct(basis.project(x)), x, atol=1e-4)
 
 
-def test_only_some_rows_are_sampled_but_all_have_coordinates(data, monkeypatch):
+def test_projection_of_sampled_rows_has_coordinates_for_all_rows(data, monkeypatch):
     dataset, _ = data
     monkeypatch.setattr(module, "SAMPLE_ROWS", 100)
-    found = projection(dataset, components=12, progress=False)
-    assert found.coordinates.shape == (210, 12)
-    assert 0.5 < found.explained_variance_ratio < 1
+    basis = projection(dataset, components=12, progress=False)
+    assert basis.coordinates.shape == (210, 12)
+    assert 0.5 < basis.explained_variance_ratio < 1

@@ -1,4 +1,4 @@
-"""The official CelebA layout: every way it may lie on disk, every way it may be wrong, interruption, and real pictures."""
+"""Tests of the official CelebA layout: forms on disk, errors, interruption, real pictures and balanced splits."""
 
 import io
 import itertools
@@ -37,7 +37,7 @@ def picture(row: int, size: tuple[int, int] = (30, 36)) -> Image.Image:
 
 
 def lay_out(folder: Path, *, num: int = NUM_PICTURES, size: tuple[int, int] = (30, 36)) -> Path:
-    """The official layout with two pictures of each person; the partition is by person: 40 train, 12 val, 8 test of 60."""
+    """Make the official layout with two pictures per person; the partition is by person: 40 train, 12 val, 8 test of 60."""
     (folder / "img_align_celeba").mkdir(parents=True)
     names = [f"{row + 1:06d}.jpg" for row in range(num)]
     for row, name in enumerate(names):
@@ -64,7 +64,7 @@ def load(folder: Path, **changes: Any) -> data.Dataset:
     return data.load(configure(folder, **changes), progress=False)
 
 
-def everything(dataset: data.Dataset) -> np.ndarray:
+def all_pictures(dataset: data.Dataset) -> np.ndarray:
     return np.concatenate([s.take(np.arange(len(s))) for s in (dataset.train, dataset.val, dataset.test)])
 
 
@@ -78,7 +78,7 @@ def layout(pristine, tmp_path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "celeba"))
 
 
-def zipped(folder: Path, prefix: str = "img_align_celeba/") -> None:
+def pack_zip(folder: Path, prefix: str = "img_align_celeba/") -> None:
     with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
         archive.writestr("__MACOSX/._000001.jpg", b"not a picture")
         archive.writestr("../../000001.jpg", b"not ours")
@@ -87,7 +87,7 @@ def zipped(folder: Path, prefix: str = "img_align_celeba/") -> None:
     shutil.rmtree(folder / "img_align_celeba")
 
 
-def test_a_layout_becomes_a_store(layout):
+def test_official_layout_becomes_a_store(layout):
     dataset = load(layout)
     assert dataset.folder == layout / ".cpgan" / dataset.digest
     assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [40, 12, 8]
@@ -101,7 +101,7 @@ def test_a_layout_becomes_a_store(layout):
     np.testing.assert_array_equal(dataset.train.take(np.array([0]))[0], np.asarray(expected))
 
 
-def test_a_second_run_opens_the_same_store_and_a_change_makes_another(layout):
+def test_load_twice_gives_the_same_store_and_a_change_another(layout):
     first = load(layout)
     stamp = (first.folder / "train.arrow").stat().st_mtime_ns
     assert load(layout).folder == first.folder
@@ -117,11 +117,11 @@ def test_a_second_run_opens_the_same_store_and_a_change_makes_another(layout):
 
 
 @pytest.mark.parametrize("prefix", ["img_align_celeba/", ""])
-def test_pictures_are_read_straight_from_a_zip(layout, prefix):
-    unzipped = everything(load(layout))
-    zipped(layout, prefix)
+def test_pictures_in_a_zip_are_read(layout, prefix):
+    unzipped = all_pictures(load(layout))
+    pack_zip(layout, prefix)
     dataset = load(layout)
-    np.testing.assert_array_equal(everything(dataset), unzipped)
+    np.testing.assert_array_equal(all_pictures(dataset), unzipped)
     assert sorted(p.name for p in layout.iterdir()) == [
         ".cpgan",
         "identity_CelebA.txt",
@@ -131,27 +131,27 @@ def test_pictures_are_read_straight_from_a_zip(layout, prefix):
     ]
 
 
-def test_the_folders_of_the_official_download_are_looked_into(layout):
-    expected = everything(load(layout))
+def test_subfolders_of_the_official_download_are_read(layout):
+    expected = all_pictures(load(layout))
     for folder, name in [("Anno", "list_attr_celeba.txt"), ("Anno", "identity_CelebA.txt"), ("Eval", "list_eval_partition.txt")]:
         (layout / folder).mkdir(exist_ok=True)
         (layout / name).rename(layout / folder / name)
-    zipped(layout)
+    pack_zip(layout)
     (layout / "Img").mkdir()
     (layout / "img_align_celeba.zip").rename(layout / "Img" / "img_align_celeba.zip")
-    np.testing.assert_array_equal(everything(load(layout)), expected)
+    np.testing.assert_array_equal(all_pictures(load(layout)), expected)
 
 
-def test_files_may_list_the_pictures_in_different_orders_and_use_0_and_1(layout):
+def test_tables_in_another_order_or_with_0_and_1_give_the_same_store(layout):
     expected = load(layout)
     for name in ("identity_CelebA.txt", "list_eval_partition.txt"):
         (layout / name).write_text("\r\n".join(reversed((layout / name).read_text().split("\n"))).strip())
     attributes = layout / "list_attr_celeba.txt"
     attributes.write_text("\ufeff" + attributes.read_text().replace("-1", "0"))
-    again = load(layout)
-    np.testing.assert_array_equal(everything(again), everything(expected))
-    np.testing.assert_array_equal(again.train.labels, expected.train.labels)
-    np.testing.assert_array_equal(again.train.identity, expected.train.identity)
+    repeated = load(layout)
+    np.testing.assert_array_equal(all_pictures(repeated), all_pictures(expected))
+    np.testing.assert_array_equal(repeated.train.labels, expected.train.labels)
+    np.testing.assert_array_equal(repeated.train.identity, expected.train.identity)
 
 
 def test_several_processes_make_the_same_store_as_one(layout):
@@ -163,7 +163,7 @@ def test_several_processes_make_the_same_store_as_one(layout):
     assert [(stores[0] / name).read_bytes() for name in files] == [(stores[1] / name).read_bytes() for name in files]
 
 
-def test_many_callers_at_once_prepare_once(layout):
+def test_concurrent_calls_prepare_once(layout):
     with ThreadPoolExecutor(6) as pool:
         folders = list(pool.map(lambda _: data.prepare(configure(layout), progress=False), range(6)))
     assert len(set(folders)) == 1
@@ -187,18 +187,18 @@ def test_pictures_of_any_size_and_mode_become_rgb_squares(layout):
     assert np.abs(taken[2].astype(int) - np.asarray(exact)).mean() < 2
 
 
-def test_the_crop_is_the_centred_square(layout):
+def test_crop_is_the_centred_square(layout):
     image = np.zeros((36, 30, 3), np.uint8)
     image[6:30, 3:27] = 200  # 24 of 30: a crop of 0.8
     Image.fromarray(image).save(layout / "img_align_celeba" / "000001.jpg", format="PNG")
     rows = np.array([0])
     cut = load(layout, crop=0.8).train.take(rows)[0]
     assert (cut[2:-2, 2:-2] == 200).all()
-    assert cut.min() > 180  # the filter reaches a little beyond the square
+    assert cut.min() > 180  # the filter also uses pixels just outside the square
     assert (load(layout, crop=1.0).train.take(rows) == 0).any()
 
 
-def test_the_identity_split_needs_no_partition_file_and_parts_people(layout):
+def test_identity_split_without_partition_file_separates_people(layout):
     (layout / "list_eval_partition.txt").unlink()
     dataset = load(layout, split="identity")
     people = [set(s.identity.tolist()) for s in (dataset.train, dataset.val, dataset.test)]
@@ -206,13 +206,13 @@ def test_the_identity_split_needs_no_partition_file_and_parts_people(layout):
     assert sum(len(s) for s in (dataset.train, dataset.val, dataset.test)) == 60
 
 
-def test_label_columns_follow_the_order_asked_for(layout):
+def test_label_columns_follow_the_given_order(layout):
     dataset = load(layout)
     assert label_columns(dataset, ("Young", "Smiling")).tolist() == [2, 0]
     assert label_columns(dataset, ()).tolist() == [0, 1, 2, 3]
 
 
-# What may be wrong. Each entry: what to spoil in the folder, the settings, what the message must say.
+# Errors. Each entry: what to damage in the folder, the settings, parts of the expected message.
 
 
 def _replace(name: str, old: str, new: str, count: int = 1) -> Callable[[Path], object]:
@@ -233,7 +233,7 @@ def _cut(folder: Path) -> None:
 
 
 def _claim(folder: Path, side: int) -> None:
-    """Make a picture's header claim that many pixels."""
+    """Change the header of a picture so that it claims `side` x `side` pixels."""
     path = folder / "img_align_celeba" / "000003.jpg"
     content = bytearray(path.read_bytes())
     at = content.index(b"\xff\xc0") + 5  # start of frame: length, precision, then height and width
@@ -250,13 +250,13 @@ def _smaller_bomb(folder: Path) -> None:
 
 
 def _bad_zip(folder: Path) -> None:
-    zipped(folder)
+    pack_zip(folder)
     path = folder / "img_align_celeba.zip"
     path.write_bytes(path.read_bytes()[:-50])
 
 
 def _bad_zip_member(folder: Path) -> None:
-    zipped(folder)
+    pack_zip(folder)
     path = folder / "img_align_celeba.zip"
     content = bytearray(path.read_bytes())
     at = content.index(b"img_align_celeba/000003.jpg") + 300
@@ -265,7 +265,7 @@ def _bad_zip_member(folder: Path) -> None:
 
 
 def _two_in_zip(folder: Path) -> None:
-    zipped(folder)
+    pack_zip(folder)
     with zipfile.ZipFile(folder / "img_align_celeba.zip", "a") as archive:
         archive.writestr("000003.jpg", b"again")
 
@@ -333,7 +333,7 @@ WRONG: dict[str, Case] = {
     "picture a smaller bomb": (_smaller_bomb, {}, ("000003.jpg cannot be decoded", "limit", SKIP)),
     "zip cut": (_bad_zip, {}, ("img_align_celeba.zip", "not a complete zip file", "download it again")),
     "zip empty": (
-        lambda f: [zipped(f), _bytes("img_align_celeba.zip", b"")(f)],
+        lambda f: [pack_zip(f), _bytes("img_align_celeba.zip", b"")(f)],
         {},
         ("img_align_celeba.zip", "not a complete zip"),
     ),
@@ -347,7 +347,7 @@ WRONG: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_named_and_nothing_is_left(layout, case):
+def test_bad_layout_is_named_and_leaves_no_store(layout, case):
     spoil, changes, expected = WRONG[case]
     spoil(layout)
     with pytest.raises(InputError) as error:
@@ -360,13 +360,13 @@ def test_what_is_wrong_is_named_and_nothing_is_left(layout, case):
         assert [p.name for p in (layout / ".cpgan").iterdir() if p.suffix != ".lock"] == []
 
 
-def test_a_wrong_label_is_told_though_the_store_is_there(layout):
+def test_unknown_label_with_an_existing_store_raises(layout):
     load(layout)
     with pytest.raises(InputError, match="did you mean Young"):
         load(layout, labels=("Yuong",))
 
 
-def test_a_value_that_is_no_1_is_named_with_its_line(layout):
+def test_attribute_value_that_is_not_1_is_named_with_its_line(layout):
     lines = (layout / ATTR).read_text().split("\n")
     lines[9] = "000008.jpg 1 1 2 -1"
     (layout / ATTR).write_text("\n".join(lines))
@@ -375,7 +375,7 @@ def test_a_value_that_is_no_1_is_named_with_its_line(layout):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_read_only_data_folder_asks_for_a_cache_folder(layout, tmp_path):
+def test_read_only_data_folder_asks_for_a_cache_folder(layout, tmp_path):
     layout.chmod(0o500)
     try:
         with pytest.raises(InputError, match="--cache-dir"):
@@ -385,20 +385,20 @@ def test_a_read_only_data_folder_asks_for_a_cache_folder(layout, tmp_path):
         layout.chmod(0o700)
 
 
-def test_stores_are_kept_in_the_cache_folder_if_one_is_given(layout, tmp_path):
+def test_store_is_in_the_cache_folder_if_one_is_given(layout, tmp_path):
     dataset = load(layout, cache_dir=tmp_path / "deep" / "cache")
     assert dataset.folder == tmp_path / "deep" / "cache" / dataset.digest
     assert not (layout / ".cpgan").exists()
 
 
 @pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
-def test_corrupt_pictures_are_left_out_if_told_so(layout, capsys, as_zip):
+def test_skip_corrupt_skips_corrupt_pictures(layout, capsys, as_zip):
     folder = layout / "img_align_celeba"
     _smaller_bomb(layout)
     (folder / "000010.jpg").write_bytes(b"")
     (folder / "000060.jpg").unlink()
     if as_zip:
-        zipped(layout)
+        pack_zip(layout)
     dataset = load(layout, skip_corrupt=True)
     assert dataset.skipped == ("000060.jpg", "000003.jpg", "000010.jpg")
     assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [38, 12, 7]
@@ -406,7 +406,7 @@ def test_corrupt_pictures_are_left_out_if_told_so(layout, capsys, as_zip):
     assert "3 of 60 pictures skipped" in capsys.readouterr().err
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
+def test_killed_preparation_continues_where_it_stopped(tmp_path):
     layout = lay_out(tmp_path / "celeba")
     large = tmp_path / "celeba" / "img_align_celeba" / "000001.jpg"
     picture(0, (1500, 1500)).save(large)
@@ -428,7 +428,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
     child.wait()
     assert [p for p in (layout / ".cpgan").iterdir() if p.is_dir() and p.suffix != ".partial"] == []
     expected = np.asarray(picture(0, (1500, 1500)).resize((16, 16), Image.Resampling.BICUBIC))
-    for row in range(4 * len(shards)):  # of the same size, so for the digest the same: they must not be read again
+    for row in range(4 * len(shards)):  # same size, so the digest is the same: these pictures must not be read again
         path = layout / "img_align_celeba" / f"{row + 1:06d}.jpg"
         path.write_bytes(bytes(path.stat().st_size))
     dataset = _with_shards_of(4, lambda: data.load(config, progress=False))
@@ -437,7 +437,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
     assert [p for p in (layout / ".cpgan").iterdir() if p.suffix == ".partial"] == []
 
 
-def test_processes_that_prepare_one_store_survive_the_death_of_the_one_at_work(layout, tmp_path):
+def test_killed_preparing_process_is_replaced_by_a_waiting_one(layout, tmp_path):
     code = (
         "import os, time; from pathlib import Path; from cpgan_ray import data; from cpgan_ray.config import *;"
         "from cpgan_ray.data import store; from cpgan_ray.data.datasets import celeba; store.writing.SHARD_ROWS = 4; "
@@ -456,21 +456,21 @@ def test_processes_that_prepare_one_store_survive_the_death_of_the_one_at_work(l
     [partial] = (layout / ".cpgan").glob("*.partial")
     holder = next(worker for worker in workers if str(worker.pid) == (tmp_path / "working").read_text())
     holder.kill()
-    said = [worker.communicate(timeout=HANG_S)[1] for worker in workers]
-    assert [worker.returncode for worker in workers if worker is not holder] == [0, 0], said
+    messages = [worker.communicate(timeout=HANG_S)[1] for worker in workers]
+    assert [worker.returncode for worker in workers if worker is not holder] == [0, 0], messages
     assert sorted(p.name for p in (layout / ".cpgan").iterdir()) == [partial.stem, partial.stem + ".lock"]
     dataset = _with_shards_of(4, lambda: load(layout))
     np.testing.assert_array_equal(dataset.train.labels, np.random.default_rng(0).choice([-1, 1], (60, 4))[:40] > 0)
     assert {path.suffix for path in dataset.folder.iterdir()} == {".arrow", ".json", ".owner"}
 
 
-def test_a_store_that_is_replaced_while_in_use_is_read_to_its_end_and_not_mistaken_later(layout):
+def test_replaced_store_stays_readable_and_is_refused_on_reload(layout):
     dataset = load(layout)
-    expected, pickled = everything(dataset), pickle.dumps(dataset)
+    expected, pickled = all_pictures(dataset), pickle.dumps(dataset)
     other = load(layout, image_size=12)
     dataset.folder.rename(layout / "away")
     shutil.copytree(other.folder, dataset.folder)
-    np.testing.assert_array_equal(everything(dataset), expected)
+    np.testing.assert_array_equal(all_pictures(dataset), expected)
     with pytest.raises(InputError, match=f"it holds store '{other.digest}' instead of {dataset.digest}"):
         pickle.loads(pickled)
 
@@ -481,7 +481,7 @@ def _with_shards_of(rows: int, call: Callable[[], data.Dataset]) -> data.Dataset
         return call()
 
 
-def test_long_preparations_say_how_far_they_are(monkeypatch, capsys):
+def test_long_preparation_logs_progress(monkeypatch, capsys):
     clock = itertools.count(0, 6)
     monkeypatch.setattr(store.files.time, "monotonic", lambda: next(clock))
     with store.progress_bar(100, what="preparing", unit="pictures") as advance:
@@ -497,27 +497,27 @@ def test_faces_are_drawn_once_and_prepared_like_celeba(tmp_path, monkeypatch):
     root = tmp_path / "cpgan_ray"
     assert dataset.folder == root / dataset.digest
     assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [16, 2, 2]
-    drawn = [p for p in root.iterdir() if p.name.startswith("faces-") and p.is_dir()]
-    assert len(drawn) == 1
-    stamp = drawn[0].stat().st_mtime_ns
+    face_folders = [p for p in root.iterdir() if p.name.startswith("faces-") and p.is_dir()]
+    assert len(face_folders) == 1
+    stamp = face_folders[0].stat().st_mtime_ns
     smaller = Config(data=DataConfig(dataset="faces", image_size=8, num_identities=10, pictures_per_identity=2))
     assert data.load(smaller, progress=False).image_shape == (8, 8, 3)
-    assert drawn[0].stat().st_mtime_ns == stamp
+    assert face_folders[0].stat().st_mtime_ns == stamp
 
 
-def test_a_data_folder_is_not_ignored_for_drawn_faces(tmp_path):
+def test_data_folder_with_drawn_faces_raises(tmp_path):
     with pytest.raises(InputError, match="--data.dataset celeba"):
         data.prepare(Config(data_dir=tmp_path))
 
 
-def test_a_relative_data_folder_gives_a_store_that_any_process_finds(layout, monkeypatch):
+def test_relative_data_folder_gives_an_absolute_store_path(layout, monkeypatch):
     monkeypatch.chdir(layout.parent)
     dataset = load(Path("celeba"))
     monkeypatch.chdir("/")
     assert len(pickle.loads(pickle.dumps(dataset)).train) == len(data.open_store(dataset.folder).train) == 40
 
 
-def test_the_data_floor_needs_no_torch_ray_or_mlflow():
+def test_data_imports_no_torch_ray_or_mlflow():
     code = "import sys, cpgan_ray.data, cpgan_ray.data.batching; sys.exit(str({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
@@ -557,12 +557,12 @@ def test_real_celeba_pictures_are_prepared(tmp_path):
 # Balanced splits
 
 
-def test_a_balanced_store_has_as_many_of_both_values_in_every_split_and_nobody_in_two(layout):
-    whole = load(layout)
-    found = load(layout, labels=("Male",), balanced=True)
+def test_balanced_store_has_equal_counts_and_separate_people(layout):
+    complete = load(layout)
+    balanced_store = load(layout, labels=("Male",), balanced=True)
     people: list[set[int]] = []
     for name in store.SPLITS:
-        part, all_of_it = getattr(found, name), getattr(whole, name)
+        part, all_of_it = getattr(balanced_store, name), getattr(complete, name)
         males = part.labels[:, 1]
         fewest = min(np.bincount(all_of_it.labels[:, 1], minlength=2))
         assert np.bincount(males).tolist() == [fewest, fewest]
@@ -574,32 +574,34 @@ def test_a_balanced_store_has_as_many_of_both_values_in_every_split_and_nobody_i
     assert all(one.isdisjoint(other) for one, other in itertools.combinations(people, 2))
 
 
-def test_a_balanced_store_is_named_by_its_label_and_seed_and_is_the_same_each_time(layout, tmp_path):
+def test_balanced_store_depends_only_on_label_and_seed(layout, tmp_path):
     def balanced(label: str, **changes: Any) -> data.Dataset:
         return load(layout, labels=(label,), balanced=True, **changes)
 
     male = balanced("Male")
-    again = balanced("Male", cache_dir=tmp_path / "other")
-    assert again.digest == male.digest
-    np.testing.assert_array_equal(everything(again), everything(male))
+    repeated = balanced("Male", cache_dir=tmp_path / "other")
+    assert repeated.digest == male.digest
+    np.testing.assert_array_equal(all_pictures(repeated), all_pictures(male))
     others = [balanced("Young"), balanced("Male", balanced_seed=1), load(layout, labels=("Male",))]
     assert len({male.digest, *(other.digest for other in others)}) == 4
     assert others[2].digest == load(layout).digest, "what is not balanced is one store for all labels"
-    assert not np.array_equal(everything(others[1]), everything(male))
+    assert not np.array_equal(all_pictures(others[1]), all_pictures(male))
     with pytest.raises(InputError, match=r"a store made with balanced \['Male'\], the run has \['Young'\]: give the same"):
         balanced("Young", digest=male.digest)
     with pytest.raises(InputError, match=r"a store made with balanced False, the run has \['Male'\]: give the same"):
         balanced("Male", digest=others[2].digest)
 
 
-@pytest.mark.parametrize(("labels", "told"), [((), "names none, which is all"), (("Male", "Young"), "names 2")])
+@pytest.mark.parametrize(("labels", "expected"), [((), "names none, which is all"), (("Male", "Young"), "names 2")])
 @pytest.mark.parametrize("name", ["celeba", "faces"])
-def test_one_label_is_balanced_and_not_several(name, labels, told):
-    with pytest.raises(InputError, match=f"data.balanced is True, but data.labels {told}: give one label, such as --data.labels"):
+def test_balanced_with_none_or_several_labels_raises(name, labels, expected):
+    with pytest.raises(
+        InputError, match=f"data.balanced is True, but data.labels {expected}: give one label, such as --data.labels"
+    ):
         Config(data=DataConfig(dataset=name, labels=labels, balanced=True))
 
 
-def test_a_split_without_one_of_the_values_is_named_and_nothing_is_written(layout):
+def test_balanced_split_without_a_value_raises_and_leaves_no_store(layout):
     path = layout / "list_attr_celeba.txt"
     lines = path.read_text().split("\n")
     lines[2 + 40 : 2 + 52] = [f"{line.split()[0]} 1 -1 1 1" for line in lines[2 + 40 : 2 + 52]]
@@ -610,10 +612,10 @@ def test_a_split_without_one_of_the_values_is_named_and_nothing_is_written(layou
     assert not [path for path in (layout / ".cpgan").iterdir() if path.suffix != ".lock"]
 
 
-def test_missing_pictures_do_not_count_in_the_balance(layout):
+def test_missing_pictures_are_not_counted_when_balancing(layout):
     labels = load(layout).train.labels[:, 1]
     rarer = int(labels.mean() < 0.5)
     for row in np.flatnonzero(labels == rarer)[:5]:
         (layout / "img_align_celeba" / f"{row + 1:06d}.jpg").unlink()
-    found = load(layout, labels=("Male",), balanced=True, skip_corrupt=True)
-    assert np.bincount(found.train.labels[:, 1]).tolist() == [(labels == rarer).sum() - 5] * 2
+    balanced_store = load(layout, labels=("Male",), balanced=True, skip_corrupt=True)
+    assert np.bincount(balanced_store.train.labels[:, 1]).tolist() == [(labels == rarer).sum() - 5] * 2

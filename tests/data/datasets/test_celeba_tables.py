@@ -1,4 +1,4 @@
-"""The CelebA layout beyond the official text: Kaggle's CSV, names as file systems write them, values that contradict."""
+"""Tests of the CelebA layout beyond the official text: Kaggle's CSV, names in other spellings, contradicting values."""
 
 import shutil
 import unicodedata
@@ -24,8 +24,8 @@ ATTR, IDENT, PART = "list_attr_celeba", "identity_CelebA", "list_eval_partition"
 
 
 def pixels(row: int) -> Image.Image:
-    drawn = np.random.default_rng(row).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(drawn).resize((20, 20), Image.Resampling.BICUBIC)
+    image = np.random.default_rng(row).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)
 
 
 def values() -> np.ndarray:
@@ -33,12 +33,12 @@ def values() -> np.ndarray:
 
 
 def lay_out(folder: Path, *, kind: str = "csv", names: list[str] | None = None, identities: bool = False) -> Path:
-    """Twenty pictures in the official layout or in Kaggle's; `names` as the tables have them."""
+    """Make twenty pictures in the official layout or in Kaggle's layout; `names` are the names in the tables."""
     names = names or [f"{row + 1:06d}.jpg" for row in range(NUM)]
-    where = folder / "img_align_celeba" / ("img_align_celeba" if kind == "csv" else "")
-    where.mkdir(parents=True)
+    pictures_folder = folder / "img_align_celeba" / ("img_align_celeba" if kind == "csv" else "")
+    pictures_folder.mkdir(parents=True)
     for row, name in enumerate(names):
-        pixels(row).save(where / name, "PNG")
+        pixels(row).save(pictures_folder / name, "PNG")
     if kind == "csv":
         rows = [f"{name},{','.join(map(str, row))}" for name, row in zip(names, values(), strict=True)]
         (folder / f"{ATTR}.csv").write_text("\r\n".join(["image_id," + ",".join(LABELS), *rows]) + "\r\n")
@@ -62,7 +62,7 @@ def load(folder: Path, **changes: Any) -> data.Dataset:
     return data.load(Config(data_dir=folder, skip_corrupt=skip, data=settings), progress=False)
 
 
-def everything(dataset: data.Dataset) -> np.ndarray:
+def all_pictures(dataset: data.Dataset) -> np.ndarray:
     return np.concatenate([s.take(np.arange(len(s))) for s in (dataset.train, dataset.val, dataset.test)])
 
 
@@ -80,30 +80,30 @@ def refusal(folder: Path, **changes: Any) -> str:
 # Kaggle's copy
 
 
-def test_csv_layout_is_read_as_the_text_layout_is(tmp_path, capsys):
+def test_csv_layout_gives_the_same_store_as_the_text_layout(tmp_path, capsys):
     kaggle = load(lay_out(tmp_path / "kaggle", identities=True))
     official = load(lay_out(tmp_path / "official", kind="txt"))
-    np.testing.assert_array_equal(everything(kaggle), as_read())
-    np.testing.assert_array_equal(everything(official), as_read())
+    np.testing.assert_array_equal(all_pictures(kaggle), as_read())
+    np.testing.assert_array_equal(all_pictures(official), as_read())
     for name in store.SPLITS:
-        one, other = getattr(kaggle, name), getattr(official, name)
-        np.testing.assert_array_equal(one.labels, other.labels)
-        np.testing.assert_array_equal(one.identity, other.identity)
+        kaggle_split, official_split = getattr(kaggle, name), getattr(official, name)
+        np.testing.assert_array_equal(kaggle_split.labels, official_split.labels)
+        np.testing.assert_array_equal(kaggle_split.identity, official_split.identity)
     assert kaggle.label_names == LABELS
     assert not kaggle.info.anonymous
     assert "one person may be" not in capsys.readouterr().err
 
 
-def test_csv_layout_without_identities_takes_each_picture_by_itself(tmp_path, capsys):
+def test_csv_layout_without_identities_gives_each_picture_its_own(tmp_path, capsys):
     dataset = load(lay_out(tmp_path / "kaggle"))
-    np.testing.assert_array_equal(everything(dataset), as_read())
+    np.testing.assert_array_equal(all_pictures(dataset), as_read())
     assert np.concatenate([dataset.train.identity, dataset.val.identity, dataset.test.identity]).tolist() == list(range(NUM))
     assert dataset.info.anonymous
     assert "has no identity_CelebA.txt: one person may be in several splits" in capsys.readouterr().err
     assert data.open_store(dataset.folder).info.anonymous, "whoever opens it later knows it too"
     assert limits(dataset)[-1].startswith("The data contain no identities, so one person may be in several of the sets")
-    said = refusal(tmp_path / "kaggle", split="identity")
-    assert "data.split 'identity' is not possible" in said
+    log = refusal(tmp_path / "kaggle", split="identity")
+    assert "data.split 'identity' is not possible" in log
 
 
 Spoil = Callable[[Path], object]
@@ -145,18 +145,18 @@ def cell(folder: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize("case", WRONG_CSV)
-def test_csv_layout_with_a_fault_is_refused_in_one_line(tmp_path, case):
-    spoil, said = WRONG_CSV[case]
+def test_csv_layout_with_an_error_is_refused_in_one_line(tmp_path, case):
+    spoil, expected = WRONG_CSV[case]
     folder = lay_out(tmp_path / "kaggle")
     spoil(folder)
-    assert said in refusal(folder)
+    assert expected in refusal(folder)
 
 
 # Values
 
 
 @pytest.mark.parametrize("kind", ["csv", "txt"])
-def test_label_with_three_values_is_refused_and_they_are_named(tmp_path, kind):
+def test_label_with_three_values_raises_and_names_them(tmp_path, kind):
     folder = lay_out(tmp_path / "data", kind=kind)
     path = folder / f"{ATTR}.{kind}"
     lines = path.read_text().split("\n")
@@ -165,13 +165,13 @@ def test_label_with_three_values_is_refused_and_they_are_named(tmp_path, kind):
     male = [line.rsplit(comma, 1) for line in lines[first : first + NUM]]
     male[6][1] = "0"
     path.write_text("\n".join([*lines[:first], *(comma.join(row) for row in male), ""]))
-    said = refusal(folder, labels=("Smiling",))
-    assert f"Male has the values -1 in {(values()[:, 1] == -1).sum() - (values()[6, 1] == -1)}" in said
-    assert f"0 in 1, first line {first + 7}, 1 in" in said
-    assert "0 next to -1 often means unknown" in said
+    message = refusal(folder, labels=("Smiling",))
+    assert f"Male has the values -1 in {(values()[:, 1] == -1).sum() - (values()[6, 1] == -1)}" in message
+    assert f"0 in 1, first line {first + 7}, 1 in" in message
+    assert "0 next to -1 often means unknown" in message
 
 
-def test_labels_of_two_notations_in_two_columns_are_read(tmp_path):
+def test_labels_in_two_notations_in_two_columns_are_read(tmp_path):
     folder = lay_out(tmp_path / "data")
     expected = load(folder)
     rows = [f"{row + 1:06d}.jpg,{int(v[0] == 1)},{v[1]}" for row, v in enumerate(values())]
@@ -207,14 +207,14 @@ def test_picture_under_another_spelling_of_its_name_is_found(tmp_path, case, kin
         target.parent.mkdir(parents=True, exist_ok=True)
         (base / name).rename(target)
     dataset = load(folder)
-    np.testing.assert_array_equal(everything(dataset), as_read())
+    np.testing.assert_array_equal(all_pictures(dataset), as_read())
     renamed = case != "in a subfolder"
     assert dataset.skipped == ()
     assert ("20 of 20 pictures are stored under another spelling" in capsys.readouterr().err) == renamed
     assert store.read_manifest(dataset.folder).remarks == ({"other_name": 20} if renamed else {})
 
 
-def test_picture_that_is_there_twice_is_refused_and_both_are_named(tmp_path):
+def test_picture_that_exists_twice_raises_and_names_both(tmp_path):
     folder = lay_out(tmp_path / "data", kind="txt")
     for below in ("x", "y"):
         (folder / "img_align_celeba" / below).mkdir()
@@ -223,14 +223,14 @@ def test_picture_that_is_there_twice_is_refused_and_both_are_named(tmp_path):
     assert "holds two pictures named 000003.jpg (x/000003.jpg and y/000003.jpg): keep one" in refusal(folder)
 
 
-def test_picture_whose_exact_name_is_there_is_taken_and_not_its_like(tmp_path):
+def test_picture_with_the_exact_name_wins_over_a_similar_one(tmp_path):
     folder = lay_out(tmp_path / "data", kind="txt")
     pixels(99).save(folder / "img_align_celeba" / "000003.png")
-    np.testing.assert_array_equal(everything(load(folder)), as_read())
+    np.testing.assert_array_equal(all_pictures(load(folder)), as_read())
 
 
 @pytest.mark.parametrize("line", ["000003.jpg 1 1 1", "000003.jpg 1", " 1 -1", "000003.jpg  x 1 1"])
-def test_line_with_other_than_its_values_is_named_though_names_may_have_spaces(tmp_path, line):
+def test_line_with_a_wrong_number_of_values_is_named(tmp_path, line):
     folder = lay_out(tmp_path / "data", kind="txt")
     lines = (folder / f"{ATTR}.txt").read_text().split("\n")
     lines[4] = line
@@ -238,24 +238,24 @@ def test_line_with_other_than_its_values_is_named_though_names_may_have_spaces(t
     assert "line 5: expected a name and 2 values" in refusal(folder)
 
 
-def test_pictures_are_found_in_a_nested_folder_of_a_zip(tmp_path):
+def test_pictures_in_a_nested_folder_of_a_zip_are_found(tmp_path):
     folder = lay_out(tmp_path / "data")
     shutil.make_archive(str(folder / "img_align_celeba"), "zip", root_dir=folder, base_dir="img_align_celeba")
     shutil.rmtree(folder / "img_align_celeba")
-    np.testing.assert_array_equal(everything(load(folder)), as_read())
+    np.testing.assert_array_equal(all_pictures(load(folder)), as_read())
 
 
-def test_files_behind_a_uri_are_those_of_either_layout():
+def test_required_files_are_those_of_either_layout():
     config = Config(data=DataConfig(dataset="celeba"))
     csv_files = [f"{ATTR}.csv", f"{PART}.csv"]
     pictures = ["img_align_celeba/img_align_celeba/a.jpg", "img_align_celeba/b/c.jpg"]
     assert celeba.required_files([*csv_files, "list_bbox_celeba.csv", *pictures, "other/d.jpg"], config) == [*csv_files, *pictures]
 
 
-# What is reported of pictures
+# Remarks on pictures
 
 
-def test_orientations_and_animations_are_counted_once_and_kept_in_the_manifest(tmp_path, capsys, monkeypatch):
+def test_remarks_are_logged_once_and_stored_in_the_manifest(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(store.writing, "SHARD_ROWS", 4)
     folder = lay_out(tmp_path / "data", kind="txt")
     exif = Image.Exif()
@@ -264,10 +264,10 @@ def test_orientations_and_animations_are_counted_once_and_kept_in_the_manifest(t
         pixels(row).save(folder / "img_align_celeba" / f"{row + 1:06d}.jpg", "PNG", exif=exif)
     pixels(2).save(folder / "img_align_celeba" / "000003.jpg", "PNG", save_all=True, append_images=[pixels(3)])
     dataset = load(folder)
-    said = capsys.readouterr().err
-    assert said.count("3 of 20 pictures have an EXIF orientation that is not applied") == 1
-    assert said.count("1 of 20 pictures have several frames: the first one is read") == 1
+    log = capsys.readouterr().err
+    assert log.count("3 of 20 pictures have an EXIF orientation that is not applied") == 1
+    assert log.count("1 of 20 pictures have several frames: the first one is read") == 1
     assert store.read_manifest(dataset.folder).remarks == {"exif_orientation": 3, "several_frames": 1}
-    np.testing.assert_array_equal(everything(dataset), as_read())
+    np.testing.assert_array_equal(all_pictures(dataset), as_read())
     load(folder)
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""CIFAR-10's batches: Python pickles of both Pythons, records, archives; pickles that would do harm; damage everywhere."""
+"""Tests of CIFAR-10's batches: pickles of Python 2 and 3, records, archives, harmful pickles and damaged files."""
 
 import contextlib
 import gzip
@@ -27,11 +27,11 @@ REAL = Path(os.environ.get("CPGAN_DATA", Path(__file__).parents[3].parent / "sha
 ROWS = 12
 RNG = np.random.default_rng(0)
 BATCHES = [(RNG.integers(0, 256, (ROWS, 3072), dtype=np.uint8), [(i + 3 * b) % 10 for i in range(ROWS)]) for b in range(6)]
-"""Small ones: channel planes and labels."""
+"""Small batches: channel planes and labels."""
 
 
 def python3(data: Any, labels: Any) -> bytes:
-    """As Python 3 and today's NumPy write a batch."""
+    """A batch as Python 3 and a current NumPy write it."""
     names = [f"{i}.png".encode() for i in range(ROWS)]
     return pickle.dumps({b"batch_label": b"a batch", b"labels": labels, b"data": data, b"filenames": names}, protocol=2)
 
@@ -41,7 +41,7 @@ def short(text: bytes) -> bytes:
 
 
 def python2(data: np.ndarray, labels: list[int]) -> bytes:
-    """As the official files are, which Python 2 wrote: other steps, and the array's bytes as they are."""
+    """A batch like the official files, which Python 2 wrote: other opcodes, and the array's bytes unencoded."""
     shape = b"K" + bytes([len(data)]) + b"M" + struct.pack("<H", data.shape[1]) + b"\x86"
     kind = (
         b"cnumpy\ndtype\nq\x08"
@@ -75,8 +75,8 @@ def lay_out(folder: Path, form: str = "python 2") -> Path:
     return folder
 
 
-def packed(folder: Path, archive: str) -> Path:
-    """The laid out folder as the archive it comes in, alone."""
+def pack(folder: Path, archive: str) -> Path:
+    """Pack the folder into its official archive, and remove it."""
     kind = cifar10.ARCHIVES[archive]
     with tarfile.open(folder / archive, "w:gz", compresslevel=1) as tar:
         tar.add(folder / kind, kind)
@@ -86,7 +86,7 @@ def packed(folder: Path, archive: str) -> Path:
     return folder
 
 
-def refused(source: Path, *parts: str) -> str:
+def assert_refused(source: Path, *parts: str) -> str:
     with pytest.raises(InputError) as error:
         cifar10.read(source)
     for part in parts:
@@ -95,23 +95,23 @@ def refused(source: Path, *parts: str) -> str:
     return str(error.value)
 
 
-def same(samples: cifar10.Samples) -> bool:
+def is_same(samples: cifar10.Samples) -> bool:
     planes = np.concatenate([data for data, _ in BATCHES]).reshape(-1, 3, 32, 32)
     labels = [label for _, row in BATCHES for label in row]
     return np.array_equal(samples.values, np.moveaxis(planes, 1, 3)) and samples.labels.tolist() == labels
 
 
 @pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.parametrize("where", ["parent", "itself", "archive"])
-def test_every_official_form_gives_the_same_pictures(tmp_path, form, where):
+@pytest.mark.parametrize("source_kind", ["parent", "itself", "archive"])
+def test_every_official_form_gives_the_same_pictures(tmp_path, form, source_kind):
     lay_out(tmp_path, form)
     kind = WRITERS[form][0]
-    if where == "archive":
+    if source_kind == "archive":
         archive = next(name for name, holds in cifar10.ARCHIVES.items() if holds == kind)
-        packed(tmp_path, archive)
+        pack(tmp_path, archive)
         assert cifar10.files(tmp_path) == [tmp_path / archive]
-    samples = cifar10.read(tmp_path / kind if where == "itself" else tmp_path)
-    assert same(samples)
+    samples = cifar10.read(tmp_path / kind if source_kind == "itself" else tmp_path)
+    assert is_same(samples)
     assert samples.values.shape == (6 * ROWS, 32, 32, 3) and samples.values.flags.c_contiguous
     assert {name: (rows[0], rows[-1]) for name, rows in samples.rows.items()} == {
         "train": (0, 53),
@@ -121,7 +121,7 @@ def test_every_official_form_gives_the_same_pictures(tmp_path, form, where):
 
 
 @pytest.mark.parametrize("form", ["python 2", "binary"])
-def test_a_missing_batch_is_named(tmp_path, form):
+def test_missing_batch_is_named(tmp_path, form):
     folder = lay_out(tmp_path, form) / WRITERS[form][0]
     for name in reversed(FILES[folder.name]):
         (folder / name).unlink()
@@ -129,18 +129,18 @@ def test_a_missing_batch_is_named(tmp_path, form):
             cifar10.files(tmp_path)
 
 
-def test_a_folder_without_any_form_says_what_to_download(tmp_path):
-    refused(tmp_path, PYTHON, BINARY, "cifar-10-python.tar.gz", "download")
-    refused(tmp_path / "nowhere", "nowhere does not exist")
+def test_folder_without_any_form_names_the_download(tmp_path):
+    assert_refused(tmp_path, PYTHON, BINARY, "cifar-10-python.tar.gz", "download")
+    assert_refused(tmp_path / "nowhere", "nowhere does not exist")
 
 
-# Harm. `MARKER` is made by anything that runs.
+# Harmful pickles. Any code that runs makes `MARKER`.
 
 MARKER = "ran"
 
 
 def _reduce(marker: Path) -> bytes:
-    """mkdir, as a pickle of protocol 2 calls it."""
+    """A call of mkdir in a pickle of protocol 2."""
     return b"cposix\nmkdir\n" + b"X" + struct.pack("<I", len(str(marker))) + str(marker).encode() + b"\x85R"
 
 
@@ -191,7 +191,7 @@ def tiny_pickles() -> list[bytes]:
 
 
 @pytest.mark.parametrize("harm", HARM)
-def test_nothing_that_a_pickle_asks_for_runs_wherever_it_stands(tmp_path, tiny_pickles, harm):
+def test_harmful_opcodes_at_any_position_do_not_run(tmp_path, tiny_pickles, harm):
     payload = HARM[harm](tmp_path / MARKER)
     for blob in tiny_pickles:
         for _, _, position in pickletools.genops(blob):
@@ -202,30 +202,30 @@ def test_nothing_that_a_pickle_asks_for_runs_wherever_it_stands(tmp_path, tiny_p
     assert "this" not in sys.modules
 
 
-def test_the_payload_of_these_tests_would_run(tmp_path):
+def test_payload_would_run_in_a_plain_unpickler(tmp_path):
     for name in ("call", "old call", "older call"):
         pickle.loads(b"\x80\2" + HARM[name](tmp_path / name) + b".")
         assert (tmp_path / name).is_dir()
 
 
 @pytest.mark.parametrize("form", ["python 2", "archive"])
-def test_a_harmful_batch_is_refused_by_name_with_what_it_asks_for(tmp_path, form):
+def test_harmful_batch_is_refused_and_named(tmp_path, form):
     folder = lay_out(tmp_path) / PYTHON
     (folder / "data_batch_3").write_bytes(b"\x80\2" + _reduce(tmp_path / MARKER) + b".")
     if form == "archive":
-        packed(tmp_path, "cifar-10-python.tar.gz")
-    refused(tmp_path, "data_batch_3", "asks for posix.mkdir")
+        pack(tmp_path, "cifar-10-python.tar.gz")
+    assert_refused(tmp_path, "data_batch_3", "asks for posix.mkdir")
     assert not (tmp_path / MARKER).exists()
 
 
-def test_a_harmful_file_of_class_names_is_not_even_read(tmp_path):
+def test_harmful_file_of_class_names_is_not_read(tmp_path):
     folder = lay_out(tmp_path) / PYTHON
     (folder / "batches.meta").write_bytes(b"\x80\2" + _reduce(tmp_path / MARKER) + b".")
-    assert same(cifar10.read(tmp_path))
+    assert is_same(cifar10.read(tmp_path))
     assert not (tmp_path / MARKER).exists()
 
 
-def test_a_key_nested_so_deep_that_unpicklers_crash_is_refused(monkeypatch):
+def test_deeply_nested_pickle_key_is_refused(monkeypatch):
     with pytest.raises(InputError, match="it has a tuple instead of a bytes"):
         cifar10.read_batch(b"\x80\2})" + b"\x85" * 200_000 + b"K\1s.", "data_batch_1")
     monkeypatch.setattr(pickles, "MAX_STEPS", 100_000)
@@ -236,7 +236,7 @@ def test_a_key_nested_so_deep_that_unpicklers_crash_is_refused(monkeypatch):
 # Damage
 
 
-def test_a_pickle_cut_anywhere_is_refused(tiny_pickles):
+def test_truncated_pickle_is_refused(tiny_pickles):
     for blob in tiny_pickles:
         for size in [*range(400), *range(400, len(blob) - 400, 997), *range(len(blob) - 400, len(blob))]:
             with pytest.raises(InputError):
@@ -246,7 +246,7 @@ def test_a_pickle_cut_anywhere_is_refused(tiny_pickles):
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x10, 0x80, 0xFF])
-def test_a_changed_byte_of_a_pickle_gives_a_batch_or_is_refused(tiny_pickles, flip):
+def test_pickle_with_a_changed_byte_gives_a_batch_or_is_refused(tiny_pickles, flip):
     for blob in tiny_pickles:
         for at in [*range(600), *range(len(blob) - 300, len(blob))]:
             spoilt = blob[:at] + bytes([blob[at] ^ flip]) + blob[at + 1 :]
@@ -277,81 +277,81 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_pickle_that_is_no_batch_says_what_is_wrong(case):
+def test_pickle_that_is_no_batch_is_refused_with_the_reason(case):
     blob, expected = WRONG[case]
     with pytest.raises(InputError, match=f"data_batch_1 is not a batch of CIFAR-10 .*({expected})"):
         cifar10.read_batch(blob, "data_batch_1")
 
 
-def test_an_array_in_column_order_is_read_as_it_is_meant():
+def test_pickled_array_in_column_order_is_read():
     data, _ = cifar10.read_batch(python3(np.asfortranarray(ARRAY), LABELS), "data_batch_1")
     np.testing.assert_array_equal(data, ARRAY)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3072, 3073 * ROWS - 1, 3073 * ROWS + 1])
-def test_records_that_are_cut_are_refused(tmp_path, size):
+def test_truncated_records_are_refused(tmp_path, size):
     folder = lay_out(tmp_path, "binary") / BINARY
     (folder / "test_batch.bin").write_bytes((records(*BATCHES[5]) + b"\0")[:size])
-    refused(tmp_path, "test_batch.bin", f"{size} bytes are not a multiple of the record size 3073")
+    assert_refused(tmp_path, "test_batch.bin", f"{size} bytes are not a multiple of the record size 3073")
 
 
 @pytest.mark.parametrize(("form", "write"), [("python 2", python2), ("binary", records)])
 def test_training_batches_of_different_length_are_refused(tmp_path, form, write):
     folder = lay_out(tmp_path, form) / WRITERS[form][0]
     (folder / FILES[folder.name][1]).write_bytes(write(BATCHES[1][0][:-1], BATCHES[1][1][:-1]))
-    refused(tmp_path, "different numbers of rows, [12, 11, 12, 12, 12]")
+    assert_refused(tmp_path, "different numbers of rows, [12, 11, 12, 12, 12]")
 
 
-def test_a_label_out_of_range_in_a_record_is_named(tmp_path):
+def test_record_with_a_label_out_of_range_is_named(tmp_path):
     folder = lay_out(tmp_path, "binary") / BINARY
     (folder / "data_batch_2.bin").write_bytes(b"\x0b" + records(*BATCHES[1])[1:])
-    refused(tmp_path, "data_batch_2.bin", "label 11 of row 0")
+    assert_refused(tmp_path, "data_batch_2.bin", "label 11 of row 0")
 
 
-def test_a_class_without_training_rows_is_named(tmp_path):
+def test_class_without_training_rows_is_named(tmp_path):
     folder = lay_out(tmp_path, "binary") / BINARY
     for name, (data, labels) in zip(FILES[BINARY], BATCHES, strict=True):
         (folder / name).write_bytes(records(data, [min(label, 8) for label in labels]))
-    refused(tmp_path, "no training row has the object 'truck'")
+    assert_refused(tmp_path, "no training row has the object 'truck'")
 
 
-def test_a_batch_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+def test_too_large_batch_is_not_read(tmp_path, monkeypatch):
     lay_out(tmp_path, "binary")
     monkeypatch.setattr(cifar10, "MAX_FILE_BYTES", 3000)
-    refused(tmp_path, "data_batch_1.bin is larger than 3000 bytes")
+    assert_refused(tmp_path, "data_batch_1.bin is larger than 3000 bytes")
 
 
 # Archives
 
 
-def test_an_archive_cut_or_changed_anywhere_is_refused_or_gives_pictures(tmp_path):
+def test_truncated_or_changed_archive_gives_pictures_or_is_refused(tmp_path):
     lay_out(tmp_path, "binary")
-    archive = packed(tmp_path, "cifar-10-binary.tar.gz") / "cifar-10-binary.tar.gz"
-    whole = archive.read_bytes()
-    for size in (0, 1, 9, 100, len(whole) // 2, len(whole) - 1):
-        archive.write_bytes(whole[:size])
-        refused(tmp_path, str(archive))
-    raw = bytearray(gzip.decompress(whole))
-    for at in range(0, 1536, 7):  # the folder's header and the first file's
+    archive = pack(tmp_path, "cifar-10-binary.tar.gz") / "cifar-10-binary.tar.gz"
+    content = archive.read_bytes()
+    for size in (0, 1, 9, 100, len(content) // 2, len(content) - 1):
+        archive.write_bytes(content[:size])
+        assert_refused(tmp_path, str(archive))
+    raw = bytearray(gzip.decompress(content))
+    for at in range(0, 1536, 7):  # the headers of the folder and of the first file
         spoilt = bytearray(raw)
         spoilt[at] ^= 0xFF
         archive.write_bytes(gzip.compress(spoilt, 0))
         with contextlib.suppress(InputError):
-            assert same(cifar10.read(tmp_path))
+            assert is_same(cifar10.read(tmp_path))
 
 
-def test_a_bomb_of_an_archive_is_refused_within_little_memory(tmp_path, monkeypatch):
+def test_archive_bomb_is_refused_with_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "MAX_ARCHIVE_BYTES", 1 << 20)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(bytes(50 << 20)))
     tracemalloc.start()
-    refused(tmp_path, "unpacks to more than 1048576 bytes")
+    assert_refused(tmp_path, "unpacks to more than 1048576 bytes")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 << 20
 
 
 @pytest.mark.parametrize("spoil", ["link", "missing"])
-def test_an_archive_without_a_batch_names_it(tmp_path, spoil):
+def test_archive_without_a_batch_names_it(tmp_path, spoil):
     lay_out(tmp_path, "binary")
     with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
         for name in FILES[BINARY][:-1]:
@@ -363,10 +363,10 @@ def test_an_archive_without_a_batch_names_it(tmp_path, spoil):
     for path in (tmp_path / BINARY).iterdir():
         path.unlink()
     (tmp_path / BINARY).rmdir()
-    refused(tmp_path, "holds no cifar-10-batches-bin/test_batch.bin")
+    assert_refused(tmp_path, "holds no cifar-10-batches-bin/test_batch.bin")
 
 
-def test_real_pictures_come_through_as_they_are(tmp_path):
+def test_real_pictures_are_unchanged(tmp_path):
     if not REAL.is_file():
         pytest.skip(f"no real pictures at {REAL}; CPGAN_DATA names the folder that holds cifar10/cifar10_test.parquet")
     import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: values, splits that do not move, no folder."""
+"""Tests of the digits that come with scikit-learn: values, fixed splits, no data folder."""
 
 import zlib
 
@@ -14,7 +14,7 @@ def samples() -> digits.Samples:
     return digits.read(None)
 
 
-def test_values_are_scaled_to_the_whole_range_and_can_be_taken_back(samples):
+def test_values_are_scaled_to_the_full_range_without_loss(samples):
     from sklearn.datasets import load_digits
 
     original = load_digits(return_X_y=True)
@@ -34,31 +34,31 @@ def test_each_digit_is_split_70_10_20(samples):
             assert abs((samples.labels[samples.rows[name]] == digit).sum() - share * total) <= 1
 
 
-def test_the_split_is_the_same_every_time(samples):
-    again = digits.read()
+def test_split_is_the_same_every_time(samples):
+    repeated = digits.read()
     for name, rows in samples.rows.items():
-        np.testing.assert_array_equal(again.rows[name], rows)
+        np.testing.assert_array_equal(repeated.rows[name], rows)
     assert zlib.crc32(samples.rows["test"].astype("<i8").tobytes()) == 1275337914
 
 
-def test_neighbouring_pictures_and_labels_belong_together(samples):
+def test_pictures_and_labels_belong_together(samples):
     train, test = samples.rows["train"], samples.rows["test"]
     x = samples.values.reshape(1797, 64).astype(np.float64)
     nearest = np.square(x[test][:, None] - x[train]).sum(axis=2).argmin(axis=1)
     assert (samples.labels[train][nearest] == samples.labels[test]).mean() > 0.97
 
 
-def test_the_file_inside_the_package_is_named():
+def test_files_names_the_file_in_the_package():
     [path] = digits.files()
     assert path.name == "digits.csv.gz" and path.is_file()
 
 
-def test_a_folder_is_not_ignored(tmp_path):
+def test_files_with_a_folder_raises(tmp_path):
     with pytest.raises(InputError, match="come with scikit-learn: leave it out"):
         digits.read(tmp_path)
 
 
-def test_a_package_without_the_file_says_so(tmp_path, monkeypatch):
+def test_files_without_the_packaged_file_raises(tmp_path, monkeypatch):
     (tmp_path / "__init__.py").touch()
     spec = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
     monkeypatch.setattr(digits, "find_spec", lambda name: spec)

@@ -1,4 +1,4 @@
-"""Smiling faces: the authors' folders of crops and the original download, splits that do not move, pictures that would do harm."""
+"""Tests of GENKI-4K: the authors' crops and the original download, fixed splits, harmful pictures."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def blob(row: int, size: tuple[int, int] = (16, 16)) -> bytes:
     return out.getvalue()
 
 
-def crops(folder: Path) -> Path:
+def lay_out_crops(folder: Path) -> Path:
     row = 0
     for name, count in COUNTS.items():
         (folder / name).mkdir(parents=True)
@@ -33,8 +33,8 @@ def crops(folder: Path) -> Path:
     return folder
 
 
-def original(folder: Path, *, num: int = 40) -> Path:
-    """Smiling first, as in the download; two thirds of them."""
+def lay_out_original(folder: Path, *, num: int = 40) -> Path:
+    """Make the original layout: smiling faces first, as in the download; two thirds are smiling."""
     (folder / "files").mkdir(parents=True)
     for i in range(num):
         (folder / "files" / f"file{i + 1:04d}.jpg").write_bytes(blob(i, (20 + i % 3, 16)))
@@ -43,7 +43,7 @@ def original(folder: Path, *, num: int = 40) -> Path:
     return folder
 
 
-def refused(folder: Path, *parts: str) -> None:
+def assert_refused(folder: Path, *parts: str) -> None:
     with pytest.raises(InputError) as error:
         genki4k.read(folder, image_size=8)
     for part in parts:
@@ -51,8 +51,8 @@ def refused(folder: Path, *parts: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_crops_are_read_by_class_with_a_tenth_of_each_for_validation(tmp_path):
-    samples = genki4k.read(crops(tmp_path), image_size=16)
+def test_crops_are_split_with_a_tenth_of_each_class_for_val(tmp_path):
+    samples = genki4k.read(lay_out_crops(tmp_path), image_size=16)
     assert samples.values.shape == (44, 16, 16, 3) and samples.values.dtype == np.uint8
     for row, path in enumerate(genki4k.files(tmp_path)):
         with Image.open(path) as picture:
@@ -63,41 +63,41 @@ def test_crops_are_read_by_class_with_a_tenth_of_each_for_validation(tmp_path):
     assert sorted(np.concatenate(list(samples.rows.values())).tolist()) == list(range(44))
 
 
-def test_the_validation_rows_depend_on_the_names_alone(tmp_path):
-    expected = genki4k.read(crops(tmp_path), image_size=8).rows
+def test_validation_rows_depend_only_on_the_names(tmp_path):
+    expected = genki4k.read(lay_out_crops(tmp_path), image_size=8).rows
     assert expected["val"].tolist() == [0, 13, 21]
     for path in genki4k.files(tmp_path):
         path.write_bytes(blob(5))
     assert genki4k.read(tmp_path, image_size=8).rows["val"].tolist() == [0, 13, 21]
 
 
-def test_pictures_become_the_size_asked_for(tmp_path):
-    crops(tmp_path)
+def test_pictures_get_the_given_size(tmp_path):
+    lay_out_crops(tmp_path)
     (tmp_path / "train" / "0" / "file0001.jpg").write_bytes(blob(0, (40, 30)))
     assert genki4k.read(tmp_path, image_size=8).values.shape == (44, 8, 8, 3)
     assert genki4k.read(tmp_path).values.shape == (44, 64, 64, 3)
 
 
-def test_other_files_and_upper_case_names_are_no_trouble(tmp_path):
-    crops(tmp_path)
+def test_other_files_are_ignored_and_upper_case_names_are_read(tmp_path):
+    lay_out_crops(tmp_path)
     for name in ("Thumbs.db", ".DS_Store", "._file0001.jpg", "0.zip"):
         (tmp_path / "train" / "0" / name).write_bytes(b"hello")
     (tmp_path / "train" / "0" / "file0001.jpg").rename(tmp_path / "train" / "0" / "FILE0001.JPG")
     assert len(genki4k.read(tmp_path, image_size=8).labels) == 44
 
 
-@pytest.mark.parametrize("place", ["", "genki4k"])
-def test_the_original_download_is_split_as_the_crops_are(tmp_path, place):
-    original(tmp_path / place)
+@pytest.mark.parametrize("subfolder", ["", "genki4k"])
+def test_original_download_is_split_like_the_crops(tmp_path, subfolder):
+    lay_out_original(tmp_path / subfolder)
     samples = genki4k.read(tmp_path, image_size=8)
     paths = genki4k.files(tmp_path)
-    assert paths[0] == tmp_path / place / "labels.txt" and len(paths) == 41
+    assert paths[0] == tmp_path / subfolder / "labels.txt" and len(paths) == 41
     assert samples.labels.tolist() == [1] * 27 + [0] * 13
-    assert samples.rows["test"].tolist() == [*range(18, 27), *range(36, 40)]  # the last third of each class, 600 of the real ones
+    assert samples.rows["test"].tolist() == [*range(18, 27), *range(36, 40)]  # the last third of each class, 600 in the real data
     assert np.bincount(samples.labels[samples.rows["val"]]).tolist() == [1, 2]
 
 
-def test_the_original_split_of_4000_is_the_one_of_the_crops(tmp_path, monkeypatch):
+def test_original_split_of_4000_equals_the_split_of_the_crops(tmp_path, monkeypatch):
     (tmp_path / "files").mkdir()
     for i in range(4000):
         (tmp_path / "files" / f"file{i + 1:04d}.jpg").touch()
@@ -108,55 +108,55 @@ def test_the_original_split_of_4000_is_the_one_of_the_crops(tmp_path, monkeypatc
     assert {name: len(part) for name, part in rows.items()} == {"train": 2520, "val": 280, "test": 1200}
 
 
-def test_a_folder_of_neither_layout_says_what_is_expected(tmp_path):
-    refused(tmp_path, "train/0/, train/1/", "labels.txt", "genki4k.tar")
-    refused(tmp_path / "nowhere", "nowhere holds neither")
+def test_folder_without_a_layout_names_the_expected_files(tmp_path):
+    assert_refused(tmp_path, "train/0/, train/1/", "labels.txt", "genki4k.tar")
+    assert_refused(tmp_path / "nowhere", "nowhere holds neither")
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_class_without_pictures_is_named(tmp_path, name):
-    for path in (crops(tmp_path) / name).iterdir():
+def test_class_without_pictures_is_named(tmp_path, name):
+    for path in (lay_out_crops(tmp_path) / name).iterdir():
         path.unlink()
     (tmp_path / name / "0.zip").touch()
-    refused(tmp_path, f"{name} has no pictures", "unpack them from their zip file")
+    assert_refused(tmp_path, f"{name} has no pictures", "unpack them from their zip file")
     (tmp_path / name / "0.zip").unlink()
     (tmp_path / name).rmdir()
-    refused(tmp_path, name)
+    assert_refused(tmp_path, name)
 
 
 def test_too_few_pictures_for_validation_are_refused(tmp_path):
-    for path in sorted((crops(tmp_path) / "train").rglob("*.jpg")):
+    for path in sorted((lay_out_crops(tmp_path) / "train").rglob("*.jpg")):
         if path.name not in ("file0001.jpg", "file0013.jpg"):
             path.unlink()
-    refused(tmp_path, "val split is empty")
+    assert_refused(tmp_path, "val split is empty")
 
 
-def test_pictures_and_lines_that_do_not_match_are_named(tmp_path):
-    original(tmp_path)
+def test_pictures_without_a_line_and_lines_without_a_picture_are_named(tmp_path):
+    lay_out_original(tmp_path)
     labels = (tmp_path / "labels.txt").read_text()
     (tmp_path / "files" / "file0007.jpg").unlink()
-    refused(tmp_path, "file0007.jpg is missing, but labels.txt has a line for it")
+    assert_refused(tmp_path, "file0007.jpg is missing, but labels.txt has a line for it")
     (tmp_path / "files" / "file0007.jpg").write_bytes(blob(7))
     (tmp_path / "labels.txt").write_text(labels[: labels.rstrip().rindex("\n")])
-    refused(tmp_path, "file0040.jpg has no line in labels.txt, which has 39")
+    assert_refused(tmp_path, "file0040.jpg has no line in labels.txt, which has 39")
 
 
 @pytest.mark.parametrize("line", ["", "2 0 0 0", "-1 0 0 0", "yes", "0.5", "1,0"])
-def test_a_line_that_does_not_begin_with_0_or_1_is_named(tmp_path, line):
-    lines = (original(tmp_path) / "labels.txt").read_text().split("\n")
+def test_line_that_does_not_begin_with_0_or_1_is_named(tmp_path, line):
+    lines = (lay_out_original(tmp_path) / "labels.txt").read_text().split("\n")
     lines[4] = line
     (tmp_path / "labels.txt").write_text("\n".join(lines))
-    refused(tmp_path, "labels.txt, line 5: expected 0 or 1", repr(line))
+    assert_refused(tmp_path, "labels.txt, line 5: expected 0 or 1", repr(line))
 
 
-def test_an_original_of_smiles_alone_is_refused(tmp_path):
-    labels = original(tmp_path) / "labels.txt"
+def test_original_with_only_smiling_faces_is_refused(tmp_path):
+    labels = lay_out_original(tmp_path) / "labels.txt"
     labels.write_text(labels.read_text().replace("0 -0.013", "1 -0.013"))
-    refused(tmp_path, "no training row has the Smiling 'not smiling'")
+    assert_refused(tmp_path, "no training row has the Smiling 'not smiling'")
 
 
 def _claim(content: bytes, side: int) -> bytes:
-    """The picture with a header that claims to be `side` pixels high and wide."""
+    """The picture with a header that claims `side` x `side` pixels."""
     at = content.index(b"\xff\xc0") + 5
     return content[:at] + side.to_bytes(2, "big") * 2 + content[at + 4 :]
 
@@ -172,15 +172,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize("write", [crops, original])
-def test_a_picture_that_cannot_be_decoded_is_named(tmp_path, case, write):
+@pytest.mark.parametrize("write", [lay_out_crops, lay_out_original])
+def test_picture_that_cannot_be_decoded_is_named(tmp_path, case, write):
     write(tmp_path)
     path = next(path for path in genki4k.files(tmp_path) if path.name == "file0003.jpg")
     path.write_bytes(BAD[case])
-    refused(tmp_path, "file0003.jpg cannot be decoded")
+    assert_refused(tmp_path, "file0003.jpg cannot be decoded")
 
 
-def test_the_real_faces_have_the_known_error_of_guessing(tmp_path):
+def test_real_faces_have_the_known_error_of_the_mean(tmp_path):
     if not REAL.is_file():
         pytest.skip(f"no real faces at {REAL}; CPGAN_DATA names the folder that holds genki4k/genki4k_64.parquet")
     import pyarrow.parquet

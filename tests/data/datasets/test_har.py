@@ -1,4 +1,4 @@
-"""The inertial signals: splits by person, units, every way in which a text file may be wrong, and the real recordings."""
+"""Tests of UCI HAR: splits by person, units, malformed text files, and the real recordings."""
 
 import os
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from cpgan_ray.errors import InputError
 REAL = Path(os.environ.get("CPGAN_DATA", Path(__file__).parents[3].parent / "shared" / "data")) / "har" / "uci_har_inertial.parquet"
 PEOPLE = {"train": [1, 3, 5, 6, 7, 8], "test": [2, 4, 9]}
 EACH = 6
-"""Windows of a person, one per activity."""
+"""Number of windows of a person, one per activity."""
 
 
 def write(folder: Path, split: str, signals: np.ndarray, activity: np.ndarray, subject: np.ndarray) -> None:
-    """One split in the official form; signals (n, 128, 9), activity from 0."""
+    """Write one split in the official form; signals (n, 128, 9), activity from 0."""
     (folder / split / "Inertial Signals").mkdir(parents=True)
     for channel, values in zip(har.CHANNELS, np.moveaxis(signals, 2, 0), strict=True):
         lines = "\n".join("".join(f"{v:16.7e}" for v in row) for row in values.tolist())
@@ -27,7 +27,7 @@ def write(folder: Path, split: str, signals: np.ndarray, activity: np.ndarray, s
 
 
 def lay_out(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (54, 128, 9) about as large as real ones, and people, train first."""
+    """Write signals (54, 128, 9) of realistic size, training people first; returns signals and people."""
     rng = np.random.default_rng(0)
     wide = np.array([0.2] * 3 + [0.5] * 3 + [0.3] * 3)
     signals, subjects = [], []
@@ -46,10 +46,10 @@ def layout(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("where", ["parent", "itself"])
-def test_the_folder_or_its_parent_may_be_given(tmp_path, where):
+@pytest.mark.parametrize("source_kind", ["parent", "itself"])
+def test_folder_or_its_parent_may_be_given(tmp_path, source_kind):
     raw, subject = lay_out(tmp_path / har.FOLDER)
-    source = tmp_path / har.FOLDER if where == "itself" else tmp_path
+    source = tmp_path / har.FOLDER if source_kind == "itself" else tmp_path
     samples = har.read(source)
     assert samples.values.shape == (54, 128, 1, 9) and samples.values.dtype == np.float32
     assert samples.labels.tolist() == list(range(6)) * 9 and samples.classes[5] == "LAYING"
@@ -58,20 +58,20 @@ def test_the_folder_or_its_parent_may_be_given(tmp_path, where):
     assert len(har.files(source)) == 22 and har.files(source)[10].name == "subject_train.txt"
 
 
-def test_people_are_split_and_never_windows(layout):
+def test_split_separates_people(layout):
     samples = har.read(layout)
     people = {name: sorted(set(samples.identity[rows].tolist())) for name, rows in samples.rows.items()}
     assert people == {"train": [1, 3], "val": [5, 6, 7, 8], "test": [2, 4, 9]}
     assert sum(len(rows) for rows in samples.rows.values()) == 54
 
 
-def test_offset_and_the_one_scale_come_from_the_training_people_alone(tmp_path):
+def test_offset_and_scale_come_only_from_the_training_people(tmp_path):
     raw, _ = lay_out(tmp_path)
     samples = har.read(tmp_path)
     train = samples.values[samples.rows["train"], :, 0].astype(np.float64)
     np.testing.assert_allclose(train.mean(axis=(0, 1)), 0, atol=1e-6)
     assert np.square(train).mean() == pytest.approx(1, abs=1e-6)
-    for split, name in (("val", "train"), ("test", "test")):  # other numbers there change nothing of it
+    for split, name in (("val", "train"), ("test", "test")):  # other values in these rows do not change it
         path = tmp_path / name / "Inertial Signals" / f"body_acc_x_{name}.txt"
         lines = path.read_text().splitlines()
         lines[-1] = " ".join(["9.5"] * har.STEPS)
@@ -80,7 +80,7 @@ def test_offset_and_the_one_scale_come_from_the_training_people_alone(tmp_path):
         assert (changed.scale, changed.offset) == (samples.scale, samples.offset), split
 
 
-def test_r2_in_stored_units_is_that_of_raw_units(tmp_path):
+def test_r2_in_stored_units_equals_r2_in_raw_units(tmp_path):
     raw, _ = lay_out(tmp_path)
     samples = har.read(tmp_path)
     train, test = samples.rows["train"], samples.rows["test"]
@@ -96,7 +96,7 @@ def test_r2_in_stored_units_is_that_of_raw_units(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_each_missing_file_is_named_with_where_it_may_lie(layout, split):
+def test_missing_file_is_named_with_its_possible_paths(layout, split):
     for name in reversed(har.FILES[split]):
         (layout / har.FOLDER / split / name).unlink()
         with pytest.raises(InputError) as error:
@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[str, Callable[[list[str]], object], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_named_with_its_line(layout, case):
+def test_malformed_file_is_named_with_its_line(layout, case):
     name, spoil, expected = WRONG[case]
     path = layout / har.FOLDER / name
     lines = path.read_text().rstrip().split("\n")
@@ -168,23 +168,23 @@ def test_what_is_wrong_is_named_with_its_line(layout, case):
 
 
 @pytest.mark.parametrize("name", [SIGNAL, ACTIVITY, SUBJECT])
-def test_a_file_cut_anywhere_is_refused_unless_a_shorter_last_number_is_left(layout, name):
+def test_truncated_file_is_refused_unless_it_stays_valid(layout, name):
     path = layout / har.FOLDER / name
-    whole = path.read_bytes()
-    for size in [*range(0, min(300, len(whole) // 2), 23), len(whole) // 2, len(whole) - 20, len(whole) - 40]:
-        path.write_bytes(whole[: max(0, size)])
+    content = path.read_bytes()
+    for size in [*range(0, min(300, len(content) // 2), 23), len(content) // 2, len(content) - 20, len(content) - 40]:
+        path.write_bytes(content[: max(0, size)])
         with pytest.raises(InputError):
             har.read(layout)
 
 
-def test_other_line_ends_are_read_all_the_same(layout):
+def test_other_line_endings_are_read(layout):
     expected = har.read(layout)
     for path in har.files(layout):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     np.testing.assert_array_equal(har.read(layout).values, expected.values)
 
 
-def test_channels_that_are_all_constant_are_refused(tmp_path):
+def test_constant_channels_are_refused(tmp_path):
     for split, people in PEOPLE.items():
         subject = np.repeat(people, EACH)
         write(tmp_path, split, np.full((len(subject), har.STEPS, 9), 0.1), np.tile(np.arange(6), len(people)), subject)
@@ -192,14 +192,14 @@ def test_channels_that_are_all_constant_are_refused(tmp_path):
         har.read(tmp_path)
 
 
-def test_the_real_recordings_have_the_known_errors_of_guessing(tmp_path):
+def test_real_recordings_have_the_known_errors_of_the_mean(tmp_path):
     if not REAL.is_file():
         pytest.skip(f"no real recordings at {REAL}; CPGAN_DATA names the folder that holds har/uci_har_inertial.parquet")
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(REAL)
     split, activity, subject = (table[name].to_numpy() for name in ("split", "activity", "subject"))
-    every = np.arange(len(table)) % 6 == 0  # all of it takes long to write
+    every = np.arange(len(table)) % 6 == 0  # writing all rows takes long
     for name in PEOPLE:
         rows = np.flatnonzero(every & (split == name))
         signals = np.stack([np.stack(table[channel].take(rows).to_pylist()) for channel in har.CHANNELS], axis=2)

@@ -1,4 +1,4 @@
-"""The MAT files of cropped digits: as MATLAB packs them and not, the splits by blocks, damage that makes other readers crash."""
+"""Tests of SVHN's MAT files: compressed and plain, splits by blocks, and damage that makes other readers crash."""
 
 import contextlib
 import io
@@ -51,7 +51,7 @@ def layout(tmp_path) -> Path:
     return lay_out(tmp_path / "svhn")
 
 
-def refused(folder: Path, *parts: str) -> str:
+def assert_refused(folder: Path, *parts: str) -> str:
     with pytest.raises(InputError) as error:
         svhn.read(folder)
     for part in parts:
@@ -62,7 +62,7 @@ def refused(folder: Path, *parts: str) -> str:
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("extra", [False, True], ids=["two files", "with extra"])
-def test_pictures_and_digits_are_those_of_the_reference_reader(tmp_path, packed, extra):
+def test_pictures_and_digits_match_the_reference_reader(tmp_path, packed, extra):
     samples = svhn.read(lay_out(tmp_path, packed=packed), extra=extra)
     paths = svhn.files(tmp_path, extra=extra)
     assert [path.name for path in paths] == [svhn.TRAIN, svhn.TEST, svhn.EXTRA][: 2 + extra]
@@ -74,7 +74,7 @@ def test_pictures_and_digits_are_those_of_the_reference_reader(tmp_path, packed,
     assert samples.labels.tolist() == [int(label) % 10 for m in loaded for label in m["y"][:, 0]]
 
 
-def test_validation_is_the_last_block_of_training_after_a_gap_and_extra_is_for_training(layout):
+def test_validation_is_the_last_block_after_a_gap(layout):
     rows = svhn.read(layout).rows
     assert {name: (part[0], part[-1], len(part)) for name, part in rows.items()} == {
         "train": (0, 99, 100),
@@ -86,14 +86,14 @@ def test_validation_is_the_last_block_of_training_after_a_gap_and_extra_is_for_t
     assert more["val"].tolist() == rows["val"].tolist() and more["test"].tolist() == rows["test"].tolist()
 
 
-def test_neighbours_are_of_one_identity_and_files_share_none(layout):
+def test_neighbours_share_an_identity_within_a_file(layout):
     identity = svhn.read(layout, extra=True).identity
     assert np.bincount(identity).tolist() == [10] * 12 + [3] + [10] * 2 + [5] + [10] * 3 + [1]
     assert (np.diff(identity) >= 0).all()
 
 
 @pytest.mark.parametrize("name", [svhn.TRAIN, svhn.TEST, svhn.EXTRA])
-def test_a_missing_file_is_named_with_where_to_get_it(layout, name):
+def test_missing_file_is_named_with_its_download(layout, name):
     (layout / name).unlink()
     with pytest.raises(InputError, match=f"{name} is missing: download http"):
         svhn.files(layout, extra=True)
@@ -105,7 +105,7 @@ def load(folder: Path, **changes: Any) -> data.Dataset:
     return data.load(Config(data_dir=folder, data=DataConfig(dataset="svhn", **changes)), progress=False)
 
 
-def test_extra_is_trained_on_if_asked_for_and_is_a_store_of_its_own(layout):
+def test_extra_adds_training_rows_and_makes_another_store(layout):
     plain, more = load(layout), load(layout, extra=True)
     assert (len(plain.train), len(more.train)) == (100, 131)
     assert more.digest != plain.digest
@@ -122,7 +122,7 @@ def test_extra_is_trained_on_if_asked_for_and_is_a_store_of_its_own(layout):
     assert load(layout, extra=True).digest != more.digest
 
 
-def test_where_extra_is_asked_for_and_absent_nothing_is_written(layout):
+def test_extra_without_its_file_raises_and_leaves_no_store(layout):
     (layout / svhn.EXTRA).unlink()
     with pytest.raises(InputError, match=rf"^{layout}/{svhn.EXTRA} is missing: download http\S+/{svhn.EXTRA}$"):
         load(layout, extra=True)
@@ -131,13 +131,13 @@ def test_where_extra_is_asked_for_and_absent_nothing_is_written(layout):
 
 
 @pytest.mark.parametrize("name", ["faces", "celeba", "mnist", "cifar10"])
-def test_other_data_sets_have_no_extra_split(name):
+def test_extra_with_another_data_set_raises(name):
     with pytest.raises(InputError, match=f"data.extra is True, but data.dataset is '{name}' and svhn alone has it"):
         Config(data=DataConfig(dataset=name, extra=True))
 
 
-def test_pictures_are_in_memory_once(tmp_path):
-    """Of the official files with `extra` that is 2 GB."""
+def test_pictures_are_in_memory_only_once(tmp_path):
+    """The official files with `extra` have 2 GB."""
     lay_out(tmp_path)
     x, y = digits(3000)
     save(tmp_path / svhn.EXTRA, X=x, y=y)
@@ -175,21 +175,21 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-def test_variables_that_are_no_digits_are_described(layout, case, packed):
+def test_wrong_variables_are_described(layout, case, packed):
     variables, expected = WRONG[case]
     save(layout / svhn.TRAIN, packed=packed, **variables)
-    message = refused(layout)
+    message = assert_refused(layout)
     assert any(part in message for part in expected.split("|"))
 
 
-def test_a_digit_without_training_rows_and_too_few_rows_are_named(layout):
+def test_missing_digit_and_too_few_rows_are_named(layout):
     save(layout / svhn.TRAIN, X=FILES[svhn.TRAIN][0], y=np.minimum(FILES[svhn.TRAIN][1], 9))
-    refused(layout, "no training row has the digit '0'")
+    assert_refused(layout, "no training row has the digit '0'")
     save(layout / svhn.TRAIN, X=X[..., :15], y=Y[:15])
-    refused(layout, "split is empty")
+    assert_refused(layout, "split is empty")
 
 
-def test_other_variables_are_passed_over(layout):
+def test_other_variables_are_ignored(layout):
     x, y = FILES[svhn.TRAIN]
     save(layout / svhn.TRAIN, note="hello", X=x, more={"a": [1.0, 2.0], "b": np.eye(3) * 1j}, y=y, cells=np.array([x, "a"], object))
     assert len(svhn.read(layout).labels) == 148
@@ -198,30 +198,30 @@ def test_other_variables_are_passed_over(layout):
 # Damage
 
 
-def test_a_data_type_that_makes_the_reference_reader_crash_is_refused(layout):
+def test_data_type_that_crashes_the_reference_reader_is_refused(layout):
     path = save(layout / svhn.TRAIN, packed=False, X=X, y=Y)
     content = bytearray(path.read_bytes())
     content[content.index(struct.pack("<II", mat.UINT8, X.size))] = 8
     path.write_bytes(content)
-    refused(layout, svhn.TRAIN, "type 8 instead of 2")
+    assert_refused(layout, svhn.TRAIN, "type 8 instead of 2")
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-def test_a_file_cut_anywhere_is_refused(layout, packed):
+def test_truncated_file_is_refused(layout, packed):
     path = save(layout / svhn.TRAIN, packed=packed, X=X, y=Y)
-    whole = path.read_bytes()
-    for size in [*range(0, 240, 3), *range(240, len(whole) - 240, 4999), *range(len(whole) - 240, len(whole), 3)]:
-        path.write_bytes(whole[:size])
-        refused(layout, svhn.TRAIN)
+    content = path.read_bytes()
+    for size in [*range(0, 240, 3), *range(240, len(content) - 240, 4999), *range(len(content) - 240, len(content), 3)]:
+        path.write_bytes(content[:size])
+        assert_refused(layout, svhn.TRAIN)
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x08, 0x80, 0xFF])
-def test_a_changed_byte_of_a_header_changes_nothing_or_is_refused(layout, flip):
+def test_header_with_a_changed_byte_is_unchanged_or_refused(layout, flip):
     path = save(layout / svhn.TRAIN, packed=False, X=X, y=Y)
-    whole = path.read_bytes()
-    second = 136 + struct.unpack_from("<I", whole, 132)[0]  # where y begins
+    content = path.read_bytes()
+    second = 136 + struct.unpack_from("<I", content, 132)[0]  # start of y
     for at in [*range(116, 192), *range(second, second + 56)]:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+        path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
         with contextlib.suppress(InputError):
             samples = svhn.read(layout)
             np.testing.assert_array_equal(samples.values[np.arange(30)], np.moveaxis(X, 3, 0))
@@ -229,15 +229,15 @@ def test_a_changed_byte_of_a_header_changes_nothing_or_is_refused(layout, flip):
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_a_changed_byte_of_a_packed_file_is_noticed(layout, flip):
+def test_packed_file_with_a_changed_byte_is_refused(layout, flip):
     path = save(layout / svhn.TRAIN, X=X, y=Y)
-    whole = path.read_bytes()
-    for at in [*range(124, 200), *range(200, len(whole) - 300, 3001), *range(len(whole) - 300, len(whole))]:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+    content = path.read_bytes()
+    for at in [*range(124, 200), *range(200, len(content) - 300, 3001), *range(len(content) - 300, len(content))]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
         with contextlib.suppress(InputError):
-            found = mat.read_mat(path, ("X", "y"))
-            np.testing.assert_array_equal(found["X"], X)
-            np.testing.assert_array_equal(found["y"], Y)
+            digits_read = mat.read_mat(path, ("X", "y"))
+            np.testing.assert_array_equal(digits_read["X"], X)
+            np.testing.assert_array_equal(digits_read["y"], Y)
 
 
 @pytest.mark.parametrize(
@@ -253,24 +253,24 @@ def test_a_changed_byte_of_a_packed_file_is_noticed(layout, flip):
     ],
     ids=["empty", "version 7.3", "big-endian", "zeros", "zeros after the header", "header alone", "endless element"],
 )
-def test_a_file_of_another_kind_is_refused(layout, head, expected):
+def test_file_of_another_kind_is_refused(layout, head, expected):
     (layout / svhn.TRAIN).write_bytes(head)
-    message = refused(layout, svhn.TRAIN)
+    message = assert_refused(layout, svhn.TRAIN)
     assert any(part in message for part in expected.split("|"))
 
 
-def test_a_bomb_is_refused_within_little_memory(layout):
+def test_bomb_is_refused_with_little_memory(layout):
     head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
     packed = zlib.compress(bytes(100 << 20))
     (layout / svhn.TRAIN).write_bytes(head + struct.pack("<II", mat.COMPRESSED, len(packed)) + packed)
     tracemalloc.start()
-    refused(layout, svhn.TRAIN, "unlike photographs")
+    assert_refused(layout, svhn.TRAIN, "unlike photographs")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 << 20
 
 
-def test_real_digits_come_through_as_they_are(tmp_path):
+def test_real_digits_are_unchanged(tmp_path):
     if not REAL.is_file():
         pytest.skip(f"no real digits at {REAL}; CPGAN_DATA names the folder that holds svhn/svhn_test_first10k.parquet")
     import pyarrow.parquet

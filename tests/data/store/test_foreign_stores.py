@@ -1,4 +1,4 @@
-"""A prepared store that came with the data is not used; and no store, whoever made it, ends the process that opens it."""
+"""Tests that a store which came with the data is not used, and that no store crashes the process that opens it."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from cpgan_ray.data import pin_store, store
 from cpgan_ray.data.pca import projection
 from cpgan_ray.data.sync import node
 from cpgan_ray.errors import InputError
-from tests.data.datasets.test_celeba_tables import as_read, everything, lay_out
+from tests.data.datasets.test_celeba_tables import all_pictures, as_read, lay_out
 
 ROOT = Path(__file__).parents[3]
-MINE, THEIRS = "0" * 64, "1" * 64
+OWN_KEY, OTHER_KEY = "0" * 64, "1" * 64
 
 
 @pytest.fixture(autouse=True)
-def a_home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv(ownership.KEY_VARIABLE, raising=False)
@@ -50,7 +50,7 @@ def load(folder: Path, **changes: Any) -> data.Dataset:
 
 
 def poison(folder: Path) -> None:
-    """Other pictures in a store, with checksums that fit: what its maker can do."""
+    """Put other pictures into a store with matching checksums, as an attacker could."""
     path = folder / "train.arrow"
     values = json.loads((folder / "manifest.json").read_text())
     content = bytearray(path.read_bytes())
@@ -67,48 +67,50 @@ def reseal(folder: Path, split: str = "", **changes: Any) -> None:
     (folder / "manifest.json").write_text(store.manifest_text(values))
 
 
-# Whose store it is
+# Ownership of stores
 
 
-def test_store_that_came_with_the_data_is_not_used_and_one_line_says_so(layout, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(ownership.KEY_VARIABLE, THEIRS)
-    made = load(layout).folder
-    poison(made)
-    ownership.sign(made / "manifest.json")
+def test_store_that_came_with_the_data_is_not_used_and_logged(layout, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(ownership.KEY_VARIABLE, OTHER_KEY)
+    foreign_store = load(layout).folder
+    poison(foreign_store)
+    ownership.sign(foreign_store / "manifest.json")
     capsys.readouterr()
-    monkeypatch.setenv(ownership.KEY_VARIABLE, MINE)
-    found = load(layout)
-    assert found.folder == tmp_path / "cache" / "cpgan_ray" / made.name
-    np.testing.assert_array_equal(everything(found), as_read())
-    said = capsys.readouterr().err
-    assert f"the prepared store {made} was not made by you and is not used; your store is {found.folder} (--trust" in said
-    assert load(layout).folder == found.folder, "the next one finds it there"
-    assert load(layout, digest=found.digest).folder == found.folder
+    monkeypatch.setenv(ownership.KEY_VARIABLE, OWN_KEY)
+    own_store = load(layout)
+    assert own_store.folder == tmp_path / "cache" / "cpgan_ray" / foreign_store.name
+    np.testing.assert_array_equal(all_pictures(own_store), as_read())
+    log = capsys.readouterr().err
+    assert (
+        f"the prepared store {foreign_store} was not made by you and is not used; your store is {own_store.folder} (--trust" in log
+    )
+    assert load(layout).folder == own_store.folder, "the next one finds it there"
+    assert load(layout, digest=own_store.digest).folder == own_store.folder
     trusted = load(layout, trust=True)
-    assert trusted.folder == made
-    assert (everything(trusted)[:12] == 0).all()
+    assert trusted.folder == foreign_store
+    assert (all_pictures(trusted)[:12] == 0).all()
 
 
-def test_own_store_in_the_data_folder_is_used_until_it_is_altered(layout):
-    made = load(layout)
-    assert made.folder.parent == layout / ".cpgan"
-    assert made.own_only
-    assert load(layout).folder == made.folder
-    poison(made.folder)
-    assert load(layout).folder != made.folder
+def test_own_store_in_the_data_folder_is_used_until_altered(layout):
+    first = load(layout)
+    assert first.folder.parent == layout / ".cpgan"
+    assert first.own_only
+    assert load(layout).folder == first.folder
+    poison(first.folder)
+    assert load(layout).folder != first.folder
 
 
-def test_store_in_a_folder_that_the_user_names_is_his_and_still_checked(layout, tmp_path, monkeypatch):
-    monkeypatch.setenv(ownership.KEY_VARIABLE, THEIRS)
-    made = load(layout, cache_dir=tmp_path / "named")
-    monkeypatch.setenv(ownership.KEY_VARIABLE, MINE)
-    assert load(layout, cache_dir=tmp_path / "named").folder == made.folder
-    (made.folder / "train.arrow").write_bytes(bytes((made.folder / "train.arrow").stat().st_size))
+def test_store_in_a_named_cache_folder_is_used_and_checked(layout, tmp_path, monkeypatch):
+    monkeypatch.setenv(ownership.KEY_VARIABLE, OTHER_KEY)
+    first = load(layout, cache_dir=tmp_path / "named")
+    monkeypatch.setenv(ownership.KEY_VARIABLE, OWN_KEY)
+    assert load(layout, cache_dir=tmp_path / "named").folder == first.folder
+    (first.folder / "train.arrow").write_bytes(bytes((first.folder / "train.arrow").stat().st_size))
     with pytest.raises(InputError, match=r"train\.arrow is damaged"):
         load(layout, cache_dir=tmp_path / "named")
 
 
-def test_player_with_the_drivers_key_finds_what_the_driver_has_prepared(layout, tmp_path, monkeypatch):
+def test_player_with_the_drivers_key_uses_the_drivers_store(layout, tmp_path, monkeypatch):
     driver = load(layout)
     key = ownership.owner_key()
     assert key is not None
@@ -119,8 +121,8 @@ def test_player_with_the_drivers_key_finds_what_the_driver_has_prepared(layout, 
     assert data.load(player, progress=False).folder == driver.folder
 
 
-def test_without_a_key_all_processes_of_a_job_look_in_the_users_cache(layout, tmp_path, monkeypatch):
-    """Nothing in the data folder could be told from what came with it, not even by whoever has put it there."""
+def test_without_a_key_stores_are_in_the_user_cache(layout, tmp_path, monkeypatch):
+    """Without a key, no process could recognise its own stores in the data folder."""
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     assert ownership.owner_key() is None
     driver = load(layout)
@@ -130,23 +132,23 @@ def test_without_a_key_all_processes_of_a_job_look_in_the_users_cache(layout, tm
     assert data.load(pin_store(configure(layout), driver), progress=False).folder == driver.folder
 
 
-def test_without_a_home_stores_go_to_a_temporary_folder_of_the_user_alone(layout, tmp_path, monkeypatch):
+def test_without_a_home_stores_are_in_a_private_temporary_folder(layout, tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     monkeypatch.setattr(node.tempfile, "gettempdir", lambda: str(tmp_path))
     driver = load(layout)
-    place = tmp_path / f"cpgan_ray-{os.getuid()}"
-    assert driver.folder.parent == place
-    assert place.stat().st_mode & 0o777 == 0o700
+    temporary_folder = tmp_path / f"cpgan_ray-{os.getuid()}"
+    assert driver.folder.parent == temporary_folder
+    assert temporary_folder.stat().st_mode & 0o777 == 0o700
     assert data.load(pin_store(configure(layout), driver), progress=False).folder == driver.folder
-    shutil.rmtree(place)
-    place.symlink_to(tmp_path)
+    shutil.rmtree(temporary_folder)
+    temporary_folder.symlink_to(tmp_path)
     with pytest.raises(InputError, match="is not your own private folder: set HOME or XDG_CACHE_HOME"):
         load(layout)
 
 
-def test_shards_that_came_with_the_data_are_made_again(layout, monkeypatch):
+def test_shards_that_came_with_the_data_are_written_again(layout, monkeypatch):
     digest = load(layout).digest
     shutil.rmtree(layout / ".cpgan" / digest)
     partial = layout / ".cpgan" / f"{digest}.partial"
@@ -154,11 +156,11 @@ def test_shards_that_came_with_the_data_are_made_again(layout, monkeypatch):
     (partial / "train-00000000.arrow").write_bytes(b"ARROW1\0\0" * 50)
     (partial / "train.arrow").write_bytes(b"ARROW1\0\0" * 50)
     (partial / "train.json").write_text("[" * 100_000)
-    monkeypatch.setattr(pa, "memory_map", ours_only(pa.memory_map, b"ARROW1\0\0ARROW1"))
-    np.testing.assert_array_equal(everything(load(layout)), as_read())
+    monkeypatch.setattr(pa, "memory_map", open_only_own(pa.memory_map, b"ARROW1\0\0ARROW1"))
+    np.testing.assert_array_equal(all_pictures(load(layout)), as_read())
 
 
-def ours_only(original: Callable[..., Any], foreign: bytes) -> Callable[..., Any]:
+def open_only_own(original: Callable[..., Any], foreign: bytes) -> Callable[..., Any]:
     def opened(path: str) -> Any:
         assert not Path(path).read_bytes().startswith(foreign), "a foreign file is parsed"
         return original(path)
@@ -166,7 +168,7 @@ def ours_only(original: Callable[..., Any], foreign: bytes) -> Callable[..., Any
     return opened
 
 
-def test_principal_components_that_came_with_the_data_are_made_again(layout, tmp_path, monkeypatch, capsys):
+def test_projection_that_came_with_the_data_is_computed_again(layout, tmp_path, monkeypatch, capsys):
     dataset = load(layout)
     expected = projection(dataset, components=4, progress=False)
     folder = dataset.folder / "projection-4"
@@ -187,7 +189,7 @@ def test_principal_components_that_came_with_the_data_are_made_again(layout, tmp
 
 
 @pytest.mark.parametrize("name", [".cpgan", "DIGEST", "DIGEST.partial", "DIGEST.lock"])
-def test_link_in_place_of_a_folder_or_lock_is_refused_or_passed_over(layout, tmp_path, name):
+def test_link_in_place_of_a_folder_or_lock_is_refused_or_ignored(layout, tmp_path, name):
     digest = load(layout).digest
     shutil.rmtree(layout / ".cpgan")
     victim = tmp_path / "victim"
@@ -205,7 +207,7 @@ def test_link_in_place_of_a_folder_or_lock_is_refused_or_passed_over(layout, tmp
     assert [p.name for p in victim.iterdir()] == ["file"]
 
 
-# What a manifest may say
+# Malicious manifests
 
 BYTES = 2**63
 
@@ -223,7 +225,7 @@ def first(batches: list[list[int]], column: int, value: int) -> list[list[int]]:
     return [[*batches[0][:column], value, *batches[0][column + 1 :]], *batches[1:]]
 
 
-LIES: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD_MANIFESTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "more rows": (positions(lambda b: first(b, 0, b[0][0] + 10_000)), "a position or a length beyond its end"),
     "a few more rows": (positions(lambda b: first(b, 0, b[0][0] + 1)), "two columns that share bytes"),
     "rows without end": (positions(lambda b: first(b, 0, BYTES - 1)), "a position or a length beyond its end"),
@@ -253,7 +255,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.data.conftest import build
 
     folder = tmp_path_factory.mktemp("kept") / "store"
@@ -261,13 +263,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", LIES)
-def test_manifest_that_says_what_its_file_cannot_hold_is_refused(kept, tmp_path, case):
-    spoil, said = LIES[case]
-    folder = Path(shutil.copytree(kept, tmp_path / "store"))
+@pytest.mark.parametrize("case", BAD_MANIFESTS)
+def test_manifest_that_does_not_fit_its_file_is_refused(intact_store, tmp_path, case):
+    spoil, expected = BAD_MANIFESTS[case]
+    folder = Path(shutil.copytree(intact_store, tmp_path / "store"))
     spoil(folder)
     for opened in (lambda: store.open_store(folder), lambda: store.dataset.open_split(folder / "train.arrow")):
-        with pytest.raises(InputError, match=said) as error:
+        with pytest.raises(InputError, match=expected) as error:
             opened()
         assert str(folder) in str(error.value)
         assert len(str(error.value)) < 600
@@ -275,18 +277,18 @@ def test_manifest_that_says_what_its_file_cannot_hold_is_refused(kept, tmp_path,
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(st.data())
-def test_any_positions_are_refused_or_lie_inside_the_file(kept, drawn):
-    manifest = store.read_manifest(kept)
+def test_any_positions_are_refused_or_inside_the_file(intact_store, data_strategy):
+    manifest = store.read_manifest(intact_store)
     size = manifest.splits["train"].bytes
     number = st.integers(-8, size + 8) | st.sampled_from([0, 8, 64, 2**31, 2**62, 2**63, -(2**63)])
-    batches = drawn.draw(st.lists(st.tuples(*[number] * 6), max_size=3))
-    if drawn.draw(st.booleans()):
+    batches = data_strategy.draw(st.lists(st.tuples(*[number] * 6), max_size=3))
+    if data_strategy.draw(st.booleans()):
         batches = [*manifest.splits["train"].batches, *batches]
-    told = store.manifest.SplitFile(sum(b[0] for b in batches), size, "", tuple(batches))
-    fault = store.dataset.layout_problem(told, size, [144, 8, 1, 1, 1], [1, 8], (8, 6, 3))
+    entry = store.manifest.SplitFile(sum(b[0] for b in batches), size, "", tuple(batches))
+    fault = store.dataset.layout_problem(entry, size, [144, 8, 1, 1, 1], [1, 8], (8, 6, 3))
     taken = sorted((s, s + rows * w) for rows, *starts in batches for s, w in zip(starts, [144, 8, 1, 1, 1], strict=True))
     inside = all(0 <= start < end <= size for start, end in taken)
-    apart = all(one[1] <= other[0] for one, other in zip(taken, taken[1:], strict=False))
+    apart = all(view[1] <= other[0] for view, other in zip(taken, taken[1:], strict=False))
     assert (fault is None) == (inside and apart and all(batch[2] % 8 == 0 for batch in batches))
 
 
@@ -304,10 +306,10 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_arrow_files_that_lie_or_are_packed_are_never_parsed(kept, tmp_path):
-    """What ended the process, or filled its memory, when Arrow read it: compressed buffers, damaged metadata."""
+def test_malicious_arrow_files_are_never_parsed(intact_store, tmp_path):
+    """Files that crashed the process or filled its memory when Arrow read them: compressed buffers, damaged metadata."""
     stores = tmp_path / "stores"
-    right = (kept / "train.arrow").read_bytes()
+    right = (intact_store / "train.arrow").read_bytes()
     schema = pa.schema([("image", pa.fixed_shape_tensor(pa.uint8(), (8, 6, 3))), ("identity", pa.int64())])
     with pa.OSFile(str(tmp_path / "packed"), "wb") as sink:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -317,13 +319,13 @@ def test_arrow_files_that_lie_or_are_packed_are_never_parsed(kept, tmp_path):
             writer.write_batch(pa.record_batch([image, pa.array(np.zeros(200_000, np.int64))], schema=schema))
     rng = np.random.default_rng(0)
     cases = {"packed": (tmp_path / "packed").read_bytes()}
-    for number in range(20):  # metadata are at the end and before each batch
+    for number in range(20):  # metadata is at the end and before each batch
         content = bytearray(right)
         for at in [*rng.integers(0, 400, 8), *(len(right) - 1 - rng.integers(0, 900, 8))]:
             content[at] = rng.integers(0, 256)
         cases[f"damaged-{number:02d}"] = bytes(content)
     for name, content in cases.items():
-        folder = Path(shutil.copytree(kept, stores / name))
+        folder = Path(shutil.copytree(intact_store, stores / name))
         (folder / "train.arrow").write_bytes(content)
         reseal(folder, "train", bytes=len(content), sha256=store.checksum(folder / "train.arrow"))
     ran = subprocess.run(

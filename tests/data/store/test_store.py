@@ -1,4 +1,4 @@
-"""The store: what is written is read, without copies; an interrupted build goes on; damage is named."""
+"""Tests of the store: reading without copies, interrupted builds, and errors for damaged files."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(store.writing, "SHARD_ROWS", 8)
 
 
-def test_what_is_written_is_read(tmp_path, make_store):
+def test_built_store_is_read_back(tmp_path, make_store):
     dataset, images, plan = make_store(tmp_path / "store")
     assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [35, 10, 5]
     for name in store.SPLITS:
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path, make_store):
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-def test_rows_are_taken_in_the_order_asked_for_and_may_repeat(tmp_path, make_store):
+def test_take_keeps_the_order_and_allows_repeats(tmp_path, make_store):
     dataset, images, _ = make_store(tmp_path / "store")
     rows = np.array([34, 0, 8, 8, 7])
     taken = dataset.train.take(rows)
@@ -49,7 +49,7 @@ def test_rows_are_taken_in_the_order_asked_for_and_may_repeat(tmp_path, make_sto
 
 
 @pytest.mark.parametrize("row", [-1, 35])
-def test_rows_that_do_not_exist_are_refused(tmp_path, make_store, row):
+def test_take_of_missing_rows_raises(tmp_path, make_store, row):
     with pytest.raises(IndexError, match="train"):
         make_store(tmp_path / "store")[0].train.take(np.array([0, row]))
 
@@ -80,16 +80,16 @@ def test_pictures_stay_in_the_mapped_file(tmp_path, make_store):
     assert pa.total_allocated_bytes() - before < 100_000
 
 
-def test_a_split_and_a_data_set_pickle_as_their_path(tmp_path, make_store):
+def test_split_and_data_set_pickle_as_their_path(tmp_path, make_store):
     dataset, _, _ = make_store(tmp_path / "store", num_rows=400)
     blob = pickle.dumps(dataset)
     assert len(blob) < 2000
-    again = pickle.loads(blob)
-    np.testing.assert_array_equal(again.train.take(np.arange(9)), dataset.train.take(np.arange(9)))
-    assert again.label_names == dataset.label_names
+    loaded = pickle.loads(blob)
+    np.testing.assert_array_equal(loaded.train.take(np.arange(9)), dataset.train.take(np.arange(9)))
+    assert loaded.label_names == dataset.label_names
 
 
-def test_an_interrupted_build_goes_on_from_its_shards(tmp_path, make_store):
+def test_interrupted_build_continues_from_its_shards(tmp_path, make_store):
     _, images, plan = make_store(tmp_path / "whole")
     fetched: list[int] = []
 
@@ -105,7 +105,7 @@ def test_an_interrupted_build_goes_on_from_its_shards(tmp_path, make_store):
     assert not folder.exists()
     shards = sorted((tmp_path / "store.partial").glob("train-*.arrow"))
     assert len(shards) == 3
-    shards[0].unlink()  # and one that was cut
+    shards[0].unlink()  # and a truncated shard
     shards[1].write_bytes(shards[1].read_bytes()[:-100])
     fetched.clear()
     fetched_again: list[int] = []
@@ -121,7 +121,7 @@ def test_an_interrupted_build_goes_on_from_its_shards(tmp_path, make_store):
     assert not (tmp_path / "store.partial").exists()
 
 
-def test_a_build_interrupted_between_splits_keeps_the_finished_ones(tmp_path, make_store):
+def test_build_interrupted_between_splits_keeps_finished_ones(tmp_path, make_store):
     _, images, plan = make_store(tmp_path / "whole")
 
     def train_only(rows):
@@ -140,7 +140,7 @@ def test_a_build_interrupted_between_splits_keeps_the_finished_ones(tmp_path, ma
     np.testing.assert_array_equal(store.open_store(tmp_path / "store").train.take(np.arange(35)), images[:35])
 
 
-def test_pictures_that_are_left_out_are_recorded(tmp_path, make_store, capsys):
+def test_skipped_pictures_are_recorded(tmp_path, make_store, capsys):
     _, images, plan = make_store(tmp_path / "whole")
     plan = _with(plan, fetch=lambda rows: (images[rows], rows % 5 != 0), missing=("gone.jpg",))
     store.build(tmp_path / "store", plan, progress=False)
@@ -152,7 +152,7 @@ def test_pictures_that_are_left_out_are_recorded(tmp_path, make_store, capsys):
     assert "11 of 51 pictures skipped" in capsys.readouterr().err
 
 
-def test_a_split_with_no_readable_picture_is_refused(tmp_path, make_store):
+def test_split_without_readable_pictures_raises(tmp_path, make_store):
     _, images, plan = make_store(tmp_path / "whole")
     with pytest.raises(InputError, match="val split"):
         store.build(tmp_path / "store", _with(plan, fetch=lambda rows: (images[rows], rows < 35)), progress=False)
@@ -192,7 +192,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damage_is_named_with_its_remedy(tmp_path, make_store, case):
+def test_damaged_store_is_named_with_its_remedy(tmp_path, make_store, case):
     spoil, expected = DAMAGE[case]
     make_store(tmp_path / "store")
     spoil(tmp_path / "store")

@@ -1,4 +1,4 @@
-"""A node gets its store: from a folder, from behind a URI, from where nodes share them; once, whole, and the right one."""
+"""Tests of how a node gets its store: from a folder, a URI or the shared cache, once, completely and correctly."""
 
 import gzip
 import itertools
@@ -36,7 +36,7 @@ QUIET = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ACCESS_KEY_ID": "any", "AWS_S
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Whatever goes to the environment is gone after the test. The real one: pyarrow's S3 reads that."""
+    """Restore the environment after each test. It must be the real one, because pyarrow's S3 client reads it."""
     before = os.environ.copy()
     for name in export_env():
         del os.environ[name]
@@ -47,21 +47,21 @@ def environment():
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory) -> Path:
-    """20 people in CelebA's layout."""
+def drawn_faces(tmp_path_factory) -> Path:
+    """20 people in the CelebA layout."""
     folder = tmp_path_factory.mktemp("drawn") / "celeba"
     faces.write_faces(folder, num_identities=20, pictures_per_identity=2, processes=1)
     return folder
 
 
 @pytest.fixture
-def layout(drawn, tmp_path) -> Path:
-    return Path(shutil.copytree(drawn, tmp_path / "buckets" / "pictures" / "celeba"))
+def layout(drawn_faces, tmp_path) -> Path:
+    return Path(shutil.copytree(drawn_faces, tmp_path / "buckets" / "pictures" / "celeba"))
 
 
 @pytest.fixture
 def s3(layout, tmp_path) -> Iterator[bucket.Store]:
-    """An object store with the buckets `pictures`, which has the layout, and `stores`."""
+    """An object store with two buckets: `pictures`, which has the layout, and `stores`."""
     (tmp_path / "buckets" / "stores").mkdir()
     with bucket.running(tmp_path / "buckets") as running:
         yield running
@@ -77,7 +77,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def below(folder: Path) -> list[str]:
-    """Names of all files but locks."""
+    """Names of all files except locks."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
@@ -91,23 +91,23 @@ URIS: dict[str, Callable[[bucket.Store, Path], str]] = {
 
 
 @pytest.mark.parametrize("scheme", URIS)
-def test_what_is_behind_a_uri_makes_the_store_of_the_folder_itself(layout, s3, tmp_path, capsys, scheme):
+def test_uri_source_makes_the_same_store_as_the_folder(layout, s3, tmp_path, capsys, scheme):
     expected = data.load(configure(tmp_path / "one", layout), progress=False)
     (layout / ".cpgan" / "junk").mkdir(parents=True)
     (layout / ".cpgan" / "junk" / "x").write_text("a store that somebody has made there")
     (layout / "notes.txt").write_text("not a part of it")
     uri = URIS[scheme](s3, layout)
-    found = data.load(configure(tmp_path / "two", uri))
-    assert found.digest == expected.digest
-    assert files(found.folder) == files(expected.folder)
-    said = capsys.readouterr().err
-    assert re.search(rf"^fetched 43 files, \d\.\d MB, from {re.escape(uri)} into {tmp_path}/two/sources/\w{{16}}$", said, re.M)
+    loaded = data.load(configure(tmp_path / "two", uri))
+    assert loaded.digest == expected.digest
+    assert files(loaded.folder) == files(expected.folder)
+    log = capsys.readouterr().err
+    assert re.search(rf"^fetched 43 files, \d\.\d MB, from {re.escape(uri)} into {tmp_path}/two/sources/\w{{16}}$", log, re.M)
     data.load(configure(tmp_path / "two", uri))
     assert capsys.readouterr().err == "", "nothing is fetched again"
 
 
-def test_files_are_fetched_as_they_are(tmp_path):
-    """Of a name with .gz too."""
+def test_files_are_fetched_unchanged(tmp_path):
+    """Also files with a name that ends in .gz."""
     source = tmp_path / "mnist"
     source.mkdir()
     shapes = {
@@ -122,54 +122,56 @@ def test_files_are_fetched_as_they_are(tmp_path):
         (source / f"{name}-ubyte.gz").write_bytes(gzip.compress(content))
     settings = {"dataset": "mnist", "image_size": 28}
     expected = data.load(configure(tmp_path / "one", source, **settings), progress=False)
-    found = data.load(configure(tmp_path / "two", source.as_uri(), **settings), progress=False)
-    assert (found.digest, files(found.folder)) == (expected.digest, files(expected.folder))
+    loaded = data.load(configure(tmp_path / "two", source.as_uri(), **settings), progress=False)
+    assert (loaded.digest, files(loaded.folder)) == (expected.digest, files(expected.folder))
     fetched = list((tmp_path / "two" / "sources").rglob("*.gz"))
     assert len(fetched) == len(mnist.FILES)
     assert [path.read_bytes() for path in fetched] == [(source / path.name).read_bytes() for path in fetched]
 
 
-def test_an_interrupted_fetch_goes_on_with_the_files_that_are_not_there(s3, tmp_path):
+def test_interrupted_fetch_continues_with_the_missing_files(s3, tmp_path):
     config = configure(tmp_path / "cache", s3.uri("pictures/celeba"))
     s3.denied = {("GET", "pictures/celeba/img_align_celeba/00003")}  # the last eleven
     with pytest.raises(InputError, match=r"data_dir is s3://pictures/celeba\S* which cannot be read \(AWS Error ACCESS_DENIED"):
         data.load(config, progress=False)
-    there = {name for name in below(tmp_path / "cache") if name.endswith(".jpg") and "/." not in name}
-    assert 0 < len(there) <= 30
+    remaining = {name for name in below(tmp_path / "cache") if name.endswith(".jpg") and "/." not in name}
+    assert 0 < len(remaining) <= 30
     s3.denied, before = set(), s3.reads.copy()
     data.load(config, progress=False)
-    again = [name for name, count in (s3.reads - before).items() if before[name] and count and name.split("/")[-1] in str(there)]
-    assert again == []
+    fetched_twice = [
+        name for name, count in (s3.reads - before).items() if before[name] and count and name.split("/")[-1] in str(remaining)
+    ]
+    assert fetched_twice == []
     assert not [name for name in below(tmp_path / "cache") if name.endswith((".part", ".tmp"))]
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_not_kept(tmp_path, layout):
-    place = remote_files.RemoteFolder(layout.as_uri(), option="data_dir")
+def test_file_that_shrinks_during_the_copy_is_refused(tmp_path, layout):
+    remote = remote_files.RemoteFolder(layout.as_uri(), option="data_dir")
     with pytest.raises(
         InputError, match=r"list_attr_celeba\.txt has \d+ bytes instead of 9+: it was changed during the copy; try again"
     ):
-        place.copy("list_attr_celeba.txt", tmp_path / "copy", size=99999)
+        remote.copy("list_attr_celeba.txt", tmp_path / "copy", size=99999)
     assert not (tmp_path / "copy").exists()
 
 
-def test_long_fetches_say_how_far_they_are(tmp_path, monkeypatch, capsys):
+def test_long_fetch_logs_progress(tmp_path, monkeypatch, capsys):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x").write_bytes(bytes(5_000_000))
     clock = itertools.count(0, 6)
     monkeypatch.setattr(store.files.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(remote_files, "CHUNK_BYTES", 1_000_000)
-    place = remote_files.RemoteFolder(tmp_path / "there", option="data_dir")
-    remote_files.fetch_all(place, dict.fromkeys(place.files(), tmp_path / "copy"), progress=True)
+    remote = remote_files.RemoteFolder(tmp_path / "there", option="data_dir")
+    remote_files.fetch_all(remote, dict.fromkeys(remote.files(), tmp_path / "copy"), progress=True)
     assert capsys.readouterr().err.splitlines()[0] == f"fetching {tmp_path}/there: 2 of 5 MB, 18 s"
 
 
-def test_a_fetch_that_is_given_up_ends_at_once_whatever_is_under_way(tmp_path, monkeypatch):
-    """A picture that may not be read, beside a file that takes for ever."""
+def test_failed_fetch_stops_the_copies_in_progress(tmp_path, monkeypatch):
+    """One file cannot be read, while another one takes very long."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "large").write_bytes(bytes(50_000))
     (tmp_path / "there" / "refused").write_text("x")
     monkeypatch.setattr(remote_files, "CHUNK_BYTES", 1)
-    place, copy = remote_files.RemoteFolder(tmp_path / "there", option="data_dir"), remote_files.RemoteFolder.copy
+    remote, copy = remote_files.RemoteFolder(tmp_path / "there", option="data_dir"), remote_files.RemoteFolder.copy
     begun = threading.Event()
 
     def slow(self: remote_files.RemoteFolder, name: str, path: Path, *, size: int, advance: Callable[[int], None]) -> None:
@@ -186,18 +188,18 @@ def test_a_fetch_that_is_given_up_ends_at_once_whatever_is_under_way(tmp_path, m
     monkeypatch.setattr(remote_files.RemoteFolder, "copy", slow)
     started = time.monotonic()
     with pytest.raises(InputError, match="refused"):
-        remote_files.fetch_all(place, {file: tmp_path / "copies" / file.name for file in place.files()}, progress=False)
+        remote_files.fetch_all(remote, {file: tmp_path / "copies" / file.name for file in remote.files()}, progress=False)
     assert time.monotonic() - started < 100, "fifty thousand bytes would take 500 s"
     assert not (tmp_path / "copies" / "large").exists()
 
 
-def test_a_source_that_changes_is_fetched_as_it_is_now(layout, tmp_path):
+def test_changed_source_is_fetched_again(layout, tmp_path):
     config = configure(tmp_path / "cache", layout.as_uri(), split="identity")
     first = data.load(config, progress=False)
     picture, attributes = layout / "img_align_celeba" / "000007.jpg", layout / "list_attr_celeba.txt"
     content = bytearray(picture.read_bytes())
     content[-40:-20] = bytes(20)
-    picture.write_bytes(content)  # as many bytes
+    picture.write_bytes(content)  # the same number of bytes
     assert data.load(config, progress=False).digest == first.digest, "names and sizes are what a digest knows of pictures"
     (fetched,) = (tmp_path / "cache" / "sources").rglob("000007.jpg")
     assert fetched.read_bytes() == bytes(content)
@@ -210,15 +212,15 @@ def test_a_source_that_changes_is_fetched_as_it_is_now(layout, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", ["img_align_celeba.zip", "Img/img_align_celeba.zip"])
-def test_a_zip_is_fetched_where_there_is_no_folder_of_pictures(layout, tmp_path, zipped):
+def test_zip_is_fetched_if_there_is_no_picture_folder(layout, tmp_path, zipped):
     expected = data.load(configure(tmp_path / "one", layout), progress=False)
     (layout / "Img").mkdir()
     shutil.make_archive(str(layout / zipped.removesuffix(".zip")), "zip", layout, "img_align_celeba")
     assert not [n for n in _fetched(layout, tmp_path / "two") if n.endswith(".zip")]
     shutil.rmtree(layout / "img_align_celeba")
     assert zipped in _fetched(layout, tmp_path / "three")
-    found = data.load(configure(tmp_path / "three", layout.as_uri()), progress=False)
-    assert files(found.folder) == files(expected.folder)
+    loaded = data.load(configure(tmp_path / "three", layout.as_uri()), progress=False)
+    assert files(loaded.folder) == files(expected.folder)
 
 
 def _fetched(layout: Path, cache: Path) -> list[str]:
@@ -227,7 +229,7 @@ def _fetched(layout: Path, cache: Path) -> list[str]:
     return below(source)
 
 
-def test_many_processes_of_a_node_fetch_once(s3, tmp_path):
+def test_several_processes_of_a_node_fetch_once(s3, tmp_path):
     config = configure(tmp_path / "cache", s3.uri("pictures/celeba"))
     with ThreadPoolExecutor(6) as pool:
         folders = {*pool.map(lambda _: data.prepare(config, progress=False), range(6))}
@@ -240,36 +242,36 @@ def test_many_processes_of_a_node_fetch_once(s3, tmp_path):
 # Shared stores
 
 
-@pytest.mark.parametrize("where", ["folder", "file", "s3"])
-def test_a_node_takes_what_another_has_put_there_and_needs_no_source(layout, s3, tmp_path, capsys, monkeypatch, where):
-    shared = {"folder": tmp_path / "shared", "file": (tmp_path / "shared").as_uri(), "s3": s3.uri("stores/deep")}[where]
+@pytest.mark.parametrize("address", ["folder", "file", "s3"])
+def test_node_fetches_a_shared_store_without_the_source(layout, s3, tmp_path, capsys, monkeypatch, address):
+    shared = {"folder": tmp_path / "shared", "file": (tmp_path / "shared").as_uri(), "s3": s3.uri("stores/deep")}[address]
     first = data.load(configure(tmp_path / "one", layout, shared))
     basis = projection(first, components=8)
-    said = capsys.readouterr().err
-    assert f"added {first.digest} to {shared}\n" in said
-    assert re.search(rf"^added {first.digest}/projection-8-\w{{64}} to {re.escape(str(shared))}$", said, re.M)
-    monkeypatch.setattr(projections, "_compute", None)  # not to be done again
+    log = capsys.readouterr().err
+    assert f"added {first.digest} to {shared}\n" in log
+    assert re.search(rf"^added {first.digest}/projection-8-\w{{64}} to {re.escape(str(shared))}$", log, re.M)
+    monkeypatch.setattr(projections, "_compute", None)  # must not be computed again
     for config in (
         configure(tmp_path / "two", None, shared, digest=first.digest),
         configure(tmp_path / "three", tmp_path / "not on this node", shared, digest=first.digest),
     ):
-        found = data.load(config)
+        loaded = data.load(config)
         assert f"fetched {first.digest} from {shared}\n" in capsys.readouterr().err
-        assert files(found.folder) == files(first.folder)
-        assert np.array_equal(projection(found, components=8).coordinates, basis.coordinates)
+        assert files(loaded.folder) == files(first.folder)
+        assert np.array_equal(projection(loaded, components=8).coordinates, basis.coordinates)
         assert "fetched" in capsys.readouterr().err
-        assert found.folder == config.cache_dir / first.digest
-        assert data.load(config).folder == found.folder
+        assert loaded.folder == config.cache_dir / first.digest
+        assert data.load(config).folder == loaded.folder
         assert capsys.readouterr().err == ""
 
 
-def test_a_store_that_was_made_before_is_shared_too(layout, tmp_path):
+def test_existing_store_is_added_to_the_shared_cache(layout, tmp_path):
     digest = data.load(configure(tmp_path / "one", layout), progress=False).digest
     data.load(configure(tmp_path / "one", layout, tmp_path / "shared"), progress=False)
     assert data.load(configure(tmp_path / "two", None, tmp_path / "shared", digest=digest), progress=False).digest == digest
 
 
-def test_a_node_that_has_never_seen_a_uri_learns_which_store_it_makes(layout, s3, tmp_path):
+def test_node_gets_the_digest_of_a_uri_from_the_shared_cache(layout, s3, tmp_path):
     uri, shared = s3.uri("pictures/celeba"), s3.uri("stores")
     first = data.load(configure(tmp_path / "one", uri, shared), progress=False)
     s3.reads.clear()
@@ -282,27 +284,27 @@ def test_a_node_that_has_never_seen_a_uri_learns_which_store_it_makes(layout, s3
     other = data.load(configure(tmp_path / "two", uri, shared, image_size=12), progress=False)
     assert other.image_shape == (12, 12, 3)
     attributes = layout / "list_attr_celeba.txt"
-    attributes.write_text(attributes.read_text().replace(" -1", "  0"))  # as many bytes
+    attributes.write_text(attributes.read_text().replace(" -1", "  0"))  # the same number of bytes
     os.utime(attributes, (1, 1))
     third = data.load(configure(tmp_path / "three", uri, shared), progress=False)
     assert third.digest != first.digest, "a source that has changed is another"
 
 
-def test_a_half_copy_is_no_store_and_is_made_whole(layout, tmp_path, monkeypatch):
+def test_incomplete_shared_store_is_completed(layout, tmp_path, monkeypatch):
     shared = tmp_path / "shared"
     first = data.load(configure(tmp_path / "one", layout, shared), progress=False)
     (shared / first.digest / "manifest.json").unlink()
-    gone, kept = (next((shared / first.digest).glob(f"*-{name}.arrow")) for name in ("train", "val"))
+    gone, intact = (next((shared / first.digest).glob(f"*-{name}.arrow")) for name in ("train", "val"))
     gone.write_bytes(gone.read_bytes()[:100])
-    stamp = kept.stat().st_mtime_ns
+    stamp = intact.stat().st_mtime_ns
     config = configure(tmp_path / "two", layout, shared)
     assert files(data.load(config, progress=False).folder) == files(first.folder)
-    assert kept.stat().st_mtime_ns == stamp
+    assert intact.stat().st_mtime_ns == stamp
     third = data.load(configure(tmp_path / "three", None, shared, digest=first.digest), progress=False)
     assert files(third.folder) == files(first.folder)
 
 
-def test_an_interrupted_fetch_of_a_store_goes_on(layout, s3, tmp_path, monkeypatch):
+def test_interrupted_fetch_of_a_store_continues(layout, s3, tmp_path, monkeypatch):
     monkeypatch.setattr(remote_files, "MAX_PARALLEL_COPIES", 1)
     first = data.load(configure(tmp_path / "one", layout, s3.uri("stores")), progress=False)
     config = configure(tmp_path / "two", None, s3.uri("stores"), digest=first.digest)
@@ -344,7 +346,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_shared_store_is_refused_by_name_and_nothing_of_it_stays(layout, tmp_path, case):
+def test_damaged_shared_store_is_refused_and_leaves_no_files(layout, tmp_path, case):
     spoil, expected = DAMAGE[case]
     shared = tmp_path / "shared"
     first = data.load(configure(tmp_path / "one", layout, shared), progress=False)
@@ -355,16 +357,16 @@ def test_a_damaged_shared_store_is_refused_by_name_and_nothing_of_it_stays(layou
     ):
         with pytest.raises(InputError) as error:
             data.load(config, progress=False)
-        told = str(error.value)
-        assert told.startswith(f"shared store {shared}/{first.digest}: {expected}"), told
-        assert told.endswith(": delete this folder, it will be added again")
-        assert told.isprintable()
+        message = str(error.value)
+        assert message.startswith(f"shared store {shared}/{first.digest}: {expected}"), message
+        assert message.endswith(": delete this folder, it will be added again")
+        assert message.isprintable()
         assert below(tmp_path / "two") == []
     shutil.rmtree(shared / first.digest)
     assert files(data.load(configure(tmp_path / "two", layout, shared), progress=False).folder) == files(first.folder)
 
 
-def test_a_damaged_store_of_a_node_is_not_shared(layout, tmp_path):
+def test_damaged_local_store_is_not_shared(layout, tmp_path):
     first = data.load(configure(tmp_path / "one", layout), progress=False)
     flip(first.folder / "train.arrow")
     with pytest.raises(InputError, match=rf"prepared store {first.folder}: train.arrow is damaged"):
@@ -373,17 +375,17 @@ def test_a_damaged_store_of_a_node_is_not_shared(layout, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"digest": "../../etc"}', b'{"digest": 7}'])
-def test_what_is_told_of_a_source_may_be_damaged(layout, tmp_path, content):
+def test_damaged_source_record_is_refused(layout, tmp_path, content):
     config = configure(tmp_path / "one", layout.as_uri(), tmp_path / "shared")
     data.load(config, progress=False)
-    (told,) = (tmp_path / "shared" / "sources").iterdir()
-    told.write_bytes(content)
+    (record,) = (tmp_path / "shared" / "sources").iterdir()
+    record.write_bytes(content)
     with pytest.raises(InputError) as error:
         data.load(config, progress=False)
-    assert str(error.value) == f"shared store {told} is damaged: delete this file, it will be added again"
+    assert str(error.value) == f"shared store {record} is damaged: delete this file, it will be added again"
 
 
-def test_two_nodes_that_put_a_store_there_at_once_do_no_harm(layout, tmp_path):
+def test_two_nodes_may_share_a_store_at_the_same_time(layout, tmp_path):
     shared = tmp_path / "shared"
     start = threading.Barrier(4)
 
@@ -393,13 +395,13 @@ def test_two_nodes_that_put_a_store_there_at_once_do_no_harm(layout, tmp_path):
 
     with ThreadPoolExecutor(4) as pool:
         folders = [*pool.map(node, range(4))]
-    found = data.load(configure(tmp_path / "taker", None, shared, digest=folders[0].name), progress=False)
-    assert files(found.folder) == files(folders[0])
+    loaded = data.load(configure(tmp_path / "taker", None, shared, digest=folders[0].name), progress=False)
+    assert files(loaded.folder) == files(folders[0])
     assert not [name for name in below(shared) if name.endswith(".part")]
 
 
-def test_nodes_whose_libraries_decode_otherwise_do_not_mix_their_files(tmp_path, make_store):
-    """Two stores of one digest whose bytes are not the same: whichever manifest stays, what it names is whole."""
+def test_stores_with_different_bytes_do_not_mix_in_the_shared_cache(tmp_path, make_store):
+    """Two stores with one digest and different bytes: whichever manifest stays, all files that it lists are complete."""
     shared = SharedCache(tmp_path / "shared")
     how: dict[str, Any] = {"manifest": store.MANIFEST, "checksums": store.checksums, "progress": False}
     for number, shade in enumerate((40, 90)):
@@ -415,21 +417,21 @@ def test_nodes_whose_libraries_decode_otherwise_do_not_mix_their_files(tmp_path,
         assert (store.open_store(taken).train.take(np.arange(35)) == shade).all()
 
 
-def test_a_place_that_may_only_be_read_is_told_and_the_run_goes_on(layout, s3, tmp_path, capsys):
+def test_read_only_shared_cache_logs_warnings_only(layout, s3, tmp_path, capsys):
     s3.denied = {("PUT", "stores"), ("POST", "stores")}
-    found = data.load(configure(tmp_path / "one", s3.uri("pictures/celeba"), s3.uri("stores")), progress=False)
-    assert len(found.train)
+    loaded = data.load(configure(tmp_path / "one", s3.uri("pictures/celeba"), s3.uri("stores")), progress=False)
+    assert len(loaded.train)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith(f"warning: {found.digest} is not shared: shared_cache is s3://stores?")
+    assert lines[0].startswith(f"warning: {loaded.digest} is not shared: shared_cache is s3://stores?")
     assert "which cannot be written to (AWS Error ACCESS_DENIED during" in lines[0]
-    assert lines[1].startswith(f"warning: the source of {found.digest} is not recorded: shared_cache is s3://stores?")
+    assert lines[1].startswith(f"warning: the source of {loaded.digest} is not recorded: shared_cache is s3://stores?")
 
 
-# The store that is meant
+# Digests
 
 
-def test_a_source_that_makes_another_store_than_the_one_named_is_refused(layout, tmp_path):
+def test_source_with_another_digest_is_refused(layout, tmp_path):
     for source in (layout, layout.as_uri()):
         with pytest.raises(InputError) as error:
             data.load(configure(tmp_path / "cache", source, digest="0" * 16), progress=False)
@@ -441,7 +443,7 @@ def test_a_source_that_makes_another_store_than_the_one_named_is_refused(layout,
         assert not [name for name in below(tmp_path / "cache") if name.endswith(".arrow")]
 
 
-def test_a_store_that_is_nowhere_and_cannot_be_made_is_told_with_both(tmp_path):
+def test_digest_without_store_or_source_raises(tmp_path):
     with pytest.raises(InputError) as error:
         data.load(configure(tmp_path / "cache", None, tmp_path / "shared", digest="0" * 16))
     assert str(error.value) == (
@@ -450,51 +452,51 @@ def test_a_store_that_is_nowhere_and_cannot_be_made_is_told_with_both(tmp_path):
     )
 
 
-def test_a_store_that_was_made_with_other_settings_is_not_taken_for_the_run(layout, tmp_path):
-    found = data.load(configure(tmp_path / "cache", layout), progress=False)
+def test_digest_of_a_store_with_other_settings_raises(layout, tmp_path):
+    loaded = data.load(configure(tmp_path / "cache", layout), progress=False)
     with pytest.raises(InputError) as error:
-        data.load(configure(tmp_path / "cache", layout, digest=found.digest, image_size=24))
+        data.load(configure(tmp_path / "cache", layout, digest=loaded.digest, image_size=24))
     assert str(error.value) == (
-        f"data.digest is {found.digest}, a store made with image_size 16, the run has 24: give the same value, or leave "
+        f"data.digest is {loaded.digest}, a store made with image_size 16, the run has 24: give the same value, or leave "
         "--data.digest out"
     )
 
 
 @pytest.mark.parametrize("digest", ["7", "../../0123456789", "0" * 15 + "G"])
-def test_a_digest_has_sixteen_digits(digest):
+def test_digest_with_a_wrong_format_raises(digest):
     with pytest.raises(InputError, match="data.digest is .*16 digits of 0-9 and a-f"):
         DataConfig(digest=digest)
 
 
-def test_a_renamed_store_is_not_taken_for_another(layout, tmp_path):
-    found = data.load(configure(tmp_path / "cache", layout), progress=False)
-    found.folder.rename(tmp_path / "cache" / ("0" * 16))
-    with pytest.raises(InputError, match=rf"prepared store \S+/0{{16}}: it holds store {found.digest}: delete this folder"):
+def test_renamed_store_is_refused(layout, tmp_path):
+    loaded = data.load(configure(tmp_path / "cache", layout), progress=False)
+    loaded.folder.rename(tmp_path / "cache" / ("0" * 16))
+    with pytest.raises(InputError, match=rf"prepared store \S+/0{{16}}: it holds store {loaded.digest}: delete this folder"):
         data.load(configure(tmp_path / "cache", digest="0" * 16), progress=False)
 
 
 # Caches
 
 
-def test_each_node_has_the_cache_that_its_environment_names(layout, tmp_path, monkeypatch):
+def test_cache_dir_expands_variables_of_the_node(layout, tmp_path, monkeypatch):
     config = configure(Path("$NODE_DISK/cache"), layout)
     for node in ("a", "b"):
         monkeypatch.setenv("NODE_DISK", str(tmp_path / node))
-        found = data.load(config, progress=False)
-        assert found.folder == tmp_path / node / "cache" / found.digest
+        loaded = data.load(config, progress=False)
+        assert loaded.folder == tmp_path / node / "cache" / loaded.digest
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert data.prepare(configure(Path("~/cache"), layout), progress=False).parent == tmp_path / "home" / "cache"
 
 
-@pytest.mark.parametrize("where", ["$NODE_DISK/cache", "~nobody-of-that-name/cache"])
-def test_a_cache_that_a_node_cannot_expand_is_told_with_the_node(layout, where):
+@pytest.mark.parametrize("cache_dir", ["$NODE_DISK/cache", "~nobody-of-that-name/cache"])
+def test_cache_dir_that_cannot_be_expanded_names_the_node(layout, cache_dir):
     with pytest.raises(
-        InputError, match=rf"cache_dir is {re.escape(where)}, which cannot be expanded on \S+: set .*another --cache-dir"
+        InputError, match=rf"cache_dir is {re.escape(cache_dir)}, which cannot be expanded on \S+: set .*another --cache-dir"
     ):
-        data.load(configure(Path(where), layout))
+        data.load(configure(Path(cache_dir), layout))
 
 
-def test_what_a_node_has_to_expand_and_uris_stay_as_they_are_on_the_command_line(tmp_path, monkeypatch):
+def test_command_line_keeps_variables_and_uris(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["celeba", "--data-dir", "s3://b/celeba?region=x", "--cache-dir", "$SCRATCH/cache", "--shared-cache", "stores"]
     config = cli.parse(flags, default="smoke", description="")
@@ -508,13 +510,13 @@ def test_what_a_node_has_to_expand_and_uris_stay_as_they_are_on_the_command_line
     assert cli.parse(["--cache-dir", "~/x"], default="smoke", description="").cache_dir == Path("~/x")
 
 
-def test_a_uri_or_drawn_faces_go_to_the_users_cache(layout, tmp_path, monkeypatch):
+def test_stores_of_uris_and_faces_are_in_the_user_cache(layout, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = Config(data_dir=layout.as_uri(), data=DataConfig(dataset="celeba", image_size=16))
     assert data.prepare(config, progress=False).parent == tmp_path / "cpgan_ray"
 
 
-def test_a_data_set_that_travels_to_another_node_gets_that_nodes_store(layout, tmp_path, monkeypatch):
+def test_data_set_unpickled_on_another_node_gets_its_store(layout, tmp_path, monkeypatch):
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a"))
     first = data.load(configure(Path("$NODE_DISK/cache"), layout, tmp_path / "shared"), progress=False)
     packed = pickle.dumps(first)
@@ -522,34 +524,34 @@ def test_a_data_set_that_travels_to_another_node_gets_that_nodes_store(layout, t
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "b"))
     (tmp_path / "a").rename(tmp_path / "another machine")
     layout.rename(tmp_path / "too")
-    there = pickle.loads(packed)
-    assert there.folder == tmp_path / "b" / "cache" / first.digest
-    assert files(there.folder) == files(tmp_path / "another machine" / "cache" / first.digest)
-    assert np.array_equal(there.test.labels, first.test.labels)
-    assert pin_store(configure(tmp_path), there).data.digest == first.digest
+    moved = pickle.loads(packed)
+    assert moved.folder == tmp_path / "b" / "cache" / first.digest
+    assert files(moved.folder) == files(tmp_path / "another machine" / "cache" / first.digest)
+    assert np.array_equal(moved.test.labels, first.test.labels)
+    assert pin_store(configure(tmp_path), moved).data.digest == first.digest
 
 
-# What cannot be reached
+# Unreachable sources
 
 
-def test_secrets_in_a_uri_are_used_and_left_nowhere(layout, s3, tmp_path, capsys):
+def test_secrets_in_a_uri_are_used_but_never_stored(layout, s3, tmp_path, capsys):
     quoted = SECRET.replace("/", "%2F").replace("+", "%2B")
     uri = s3.uri("pictures/celeba", credentials=f"{KEY}:{quoted}@")
     config = configure(tmp_path / "cache", uri, s3.uri("stores", credentials=f"{KEY}:{quoted}@"))
-    found = data.load(config)
+    loaded = data.load(config)
     assert KEY in s3.keys
     with pytest.raises(SystemExit):
         cli.run(lambda: data.load(configure(tmp_path / "cache", uri.replace("celeba", "nothing"))) and None)
-    said = capsys.readouterr()
-    assert "error: data_dir is s3://***@pictures/nothing" in said.err
+    log = capsys.readouterr()
+    assert "error: data_dir is s3://***@pictures/nothing" in log.err
     written = {path: path.read_bytes() for top in ("cache", "buckets") for path in (tmp_path / top).rglob("*") if path.is_file()}
     texts = {
-        "said": (said.err + said.out).encode(),
+        "said": (log.err + log.out).encode(),
         **{str(path): content + str(path).encode() for path, content in written.items()},
     }
     assert len(texts) > 50
     assert [where for where, text in texts.items() if any(s.encode() in text for s in (SECRET, quoted, KEY))] == []
-    assert not any(s in pickle.dumps(found.folder).decode("latin-1") for s in (SECRET, quoted))
+    assert not any(s in pickle.dumps(loaded.folder).decode("latin-1") for s in (SECRET, quoted))
 
 
 UNREACHABLE = {
@@ -584,27 +586,27 @@ UNREACHABLE = {
 
 
 @pytest.mark.parametrize("case", UNREACHABLE)
-def test_a_source_that_cannot_be_had_ends_with_status_2_and_one_line(s3, tmp_path, capsys, monkeypatch, case):
+def test_unreachable_source_ends_with_status_2_and_one_line(s3, tmp_path, capsys, monkeypatch, case):
     uri, expected = UNREACHABLE[case]
     s3.denied = {("GET", "locked"), ("HEAD", "locked")}
     (tmp_path / "buckets" / "locked").mkdir()
     if case == "a hostile name":
         (tmp_path / "buckets" / "hostile").mkdir()
-        monkeypatch.setattr(bucket.Handler, "tell", _hostile_list)
-    uri = re.sub(r"\{s3:(.*?)\}", lambda found: s3.uri(found.group(1)), uri).replace("{tmp}", str(tmp_path))
+        monkeypatch.setattr(bucket.Handler, "list_objects", _hostile_list)
+    uri = re.sub(r"\{s3:(.*?)\}", lambda match: s3.uri(match.group(1)), uri).replace("{tmp}", str(tmp_path))
     with pytest.raises(SystemExit) as end:
         cli.run(lambda: data.load(configure(tmp_path / "cache", uri)) and None)
     assert end.value.code == 2
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if not line.startswith("fetched ")] == [said[-1]]
-    assert said[-1].startswith("error: ")
-    assert re.search(expected, said[-1]), said[-1]
+    log = capsys.readouterr().err.splitlines()
+    assert [line for line in log if not line.startswith("fetched ")] == [log[-1]]
+    assert log[-1].startswith("error: ")
+    assert re.search(expected, log[-1]), log[-1]
     assert not [name for name in below(tmp_path / "cache") if "sources/" not in name]
 
 
 def _hostile_list(handler: bucket.Handler, name: str, prefix: str, *, delimited: bool) -> None:
     entry = "<Contents><Key>celeba/../x</Key><Size>1</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
-    handler.answer(200, f"<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>".encode())
+    handler.respond(200, f"<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>".encode())
 
 
 SHARED_UNREACHABLE = {
@@ -615,17 +617,17 @@ SHARED_UNREACHABLE = {
 
 
 @pytest.mark.parametrize("case", SHARED_UNREACHABLE)
-def test_a_shared_cache_that_cannot_be_had_is_told_before_anything_is_made(layout, s3, tmp_path, case):
-    where, expected = SHARED_UNREACHABLE[case]
+def test_unreachable_shared_cache_raises_before_the_build(layout, s3, tmp_path, case):
+    address, expected = SHARED_UNREACHABLE[case]
     s3.denied = {("GET", "locked"), ("HEAD", "locked")}
     (tmp_path / "buckets" / "locked").mkdir()
-    where = re.sub(r"\{s3:(.*?)\}", lambda found: s3.uri(found.group(1)), where)
+    address = re.sub(r"\{s3:(.*?)\}", lambda match: s3.uri(match.group(1)), address)
     with pytest.raises(InputError, match=expected):
-        data.load(configure(tmp_path / "cache", layout, where), progress=False)
+        data.load(configure(tmp_path / "cache", layout, address), progress=False)
     assert below(tmp_path / "cache") == []
 
 
-def test_googles_store_is_not_asked_for_a_quarter_of_an_hour():
+def test_with_retry_limit_changes_only_google_uris():
     assert remote_files.with_retry_limit("gs://bucket/celeba") == "gs://bucket/celeba?retry_limit_seconds=60"
     assert remote_files.with_retry_limit("gs://b/c?x=y") == "gs://b/c?x=y&retry_limit_seconds=60"
     assert remote_files.with_retry_limit("gs://b?retry_limit_seconds=5") == "gs://b?retry_limit_seconds=5"

@@ -1,9 +1,9 @@
-"""Drawing one picture of one person."""
+"""Draw one picture of one person."""
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cpgan_ray.data.datasets.faces.geometry import Canvas, Pose, between, ellipse, mirrored, smooth
+from cpgan_ray.data.datasets.faces.geometry import Canvas, Pose, between, ellipse, mirror_outline, smooth
 from cpgan_ray.data.datasets.faces.light import draw_backdrop, light_up
 from cpgan_ray.data.datasets.faces.people import BEARD, CLOTH, HAIR, SOLID, Identity, Rng, Shot, dim, mix
 
@@ -11,7 +11,7 @@ from cpgan_ray.data.datasets.faces.people import BEARD, CLOTH, HAIR, SOLID, Iden
 def face_outline(who: Identity, shot: Shot) -> np.ndarray:
     w, jaw, chin = who.face_width, who.jaw * who.face_width, who.chin + 0.4 * shot.mouth_open
     upper = [(0, -66), (0.52 * w, -61), (0.87 * w, -40), (w, -12), (0.97 * w, 14)]
-    return smooth(mirrored([*upper, (jaw + 0.05 * w, 36), (0.72 * jaw, 0.82 * chin), (0.36 * jaw, 0.97 * chin), (0, chin)]))
+    return smooth(mirror_outline([*upper, (jaw + 0.05 * w, 36), (0.72 * jaw, 0.82 * chin), (0.36 * jaw, 0.97 * chin), (0, chin)]))
 
 
 def draw_back_hair(c: Canvas, who: Identity, rng: Rng) -> None:
@@ -21,24 +21,24 @@ def draw_back_hair(c: Canvas, who: Identity, rng: Rng) -> None:
     w, r, end = who.face_width, who.hair_volume, who.hair_length
     top = [(0, -67 - r), (0.5 * w, -63 - r), (0.88 * w + 0.5 * r, -44 - 0.5 * r), (w + 0.8 * r, -14), (w + 0.8 * r, 6)]
     low = [(w + r, 0.5 * end), (w + 0.9 * r, end - 6), (0.75 * w, end)] if end > 30 else [(0.9 * w, 24)]
-    outline = smooth(mirrored(top + low))
+    outline = smooth(mirror_outline(top + low))
     curls = 1 + 0.04 * who.waves * rng.normal(size=(len(outline), 1))
     c.area(outline * curls, dim(who.hair_colour, 0.62), flat=True, matter=HAIR)
 
 
 def draw_body(c: Canvas, who: Identity, shot: Shot) -> None:
-    """Neck, the chin's shadow on it, shoulders, clothes."""
+    """Neck with the shadow of the chin, shoulders, clothes."""
     w, cloth, second = who.face_width, *shot.clothes
     neck, shoulder = (0.74 * w, 84) if who.male else (0.6 * w, 92)
     half = [(0, 20), (neck, 20), (0.98 * neck, 76), (1.5 * neck, 98), (1.6 * neck, 125), (0, 125)]
-    c.area(mirrored(half), dim(who.skin, 0.94), flat=True, matter=SOLID)
+    c.area(mirror_outline(half), dim(who.skin, 0.94), flat=True, matter=SOLID)
     shadow = face_outline(who, shot) * (0.86, 1) + (-4 * shot.light[0], 9)
     c.area(shadow, dim(who.skin, 0.55), alpha=0.55, flat=True)
     outer = [(2.6 * w, 140), (2.2 * w, shoulder + 14), (1.5 * w, shoulder + 4), (1.08 * neck, shoulder - 8)]
     cut = {"round": 95, "deep": 122, "collar": 104, "suit": 118}[shot.neckline]
     if shot.neckline == "suit":
-        c.area(mirrored([(0, 90), *outer[::-1], (0, 140)]), second, flat=True, matter=SOLID)
-        c.area(mirrored([(5, 98), (8, 140)]), dim(cloth, 0.7), flat=True, matter=SOLID)
+        c.area(mirror_outline([(0, 90), *outer[::-1], (0, 140)]), second, flat=True, matter=SOLID)
+        c.area(mirror_outline([(5, 98), (8, 140)]), dim(cloth, 0.7), flat=True, matter=SOLID)
     c.area([*outer, (0, cut), (0, 140)], cloth, flat=True, pair=True, matter=SOLID)
     if shot.neckline in ("collar", "suit"):
         flap = [(neck, shoulder - 14), (1.25 * neck, shoulder), (11, cut + 4), (1, cut - 7)]
@@ -89,7 +89,7 @@ def draw_nose(c: Canvas, who: Identity) -> None:
 
 
 def mouth_curves(who: Identity, shot: Shot) -> list[np.ndarray]:
-    """Upper lip's upper edge, its lower edge, lower lip's upper edge, its lower edge: four curves of (n, 2)."""
+    """Four curves (n, 2): the upper and lower edge of the upper lip, then the upper and lower edge of the lower lip."""
     t = np.linspace(-1, 1, 11)
     arc = 1 - t**2
     u = (who.mouth_width + 4.5 * max(0, shot.smile)) * t
@@ -116,7 +116,7 @@ def draw_mouth(c: Canvas, who: Identity, shot: Shot) -> None:
 
 
 def draw_folds(c: Canvas, who: Identity, shot: Shot) -> None:
-    """Folds from the nose to the mouth, deeper in smiles and with age, and the wrinkles of the not young."""
+    """Folds from the nose to the mouth, deeper for smiles and older people, and wrinkles of older people."""
     n, nose, mouth, dark = who.nose_width, who.nose_length, who.mouth_height, dim(who.skin, 0.45)
     m, deep = who.mouth_width + 4.5 * max(0, shot.smile), 0.22 * max(0, shot.smile) + 0.5 * (not who.young)
     c.line([(n + 2, nose - 2), (n + 7, nose + 4), (m + 4, mouth - 6), (m + 5, mouth + 3)], dark, width=1.7, alpha=deep, pair=True)
@@ -133,7 +133,7 @@ def draw_folds(c: Canvas, who: Identity, shot: Shot) -> None:
 
 
 def mark_beard(c: Canvas, who: Identity, shot: Shot) -> None:
-    """Mark where the beard grows; it is coloured, softly, after the reduction."""
+    """Mark the area of the beard; it is coloured softly after the reduction."""
     if who.beard == "none":
         return
     top, _, _, bottom = mouth_curves(who, shot)
@@ -142,18 +142,18 @@ def mark_beard(c: Canvas, who: Identity, shot: Shot) -> None:
     if who.beard == "full":
         cheek = [(0, nose + 6), (0.9 * m, nose + 10), (m + 6, mouth), (0.8 * w, 26), (0.96 * w, 4), (0.99 * w, 8), (0.96 * w, 20)]
         low = [(jaw + 0.05 * w, 37), (0.74 * jaw, 0.84 * chin), (0.38 * jaw, chin + 1), (0, chin + 3)]
-        c.area(mirrored(cheek + low), None, matter=BEARD)
+        c.area(mirror_outline(cheek + low), None, matter=BEARD)
     if who.beard in ("mustache", "full"):
         over = [(m + 4, mouth + 6), (0.75 * m, nose + 7.5), (0, nose + 5), (-0.75 * m, nose + 7.5), (-m - 4, mouth + 6)]
         c.area(np.vstack([top * (1.12, 1) + (0, 1), over]), None, lift=5, matter=BEARD)
     if who.beard == "goatee":
         half = [(0, mouth + 10), (11, mouth + 8), (15, mouth + 14), (13, chin - 3), (0, chin + 4)]
-        c.area(mirrored(half), None, lift=2, matter=BEARD)
+        c.area(mirror_outline(half), None, lift=2, matter=BEARD)
     c.area(between(top, bottom), None, lift=4, matter=SOLID)
 
 
 def draw_front_hair(c: Canvas, who: Identity, rng: Rng) -> None:
-    """Hair in front of the head: the cap down to the hairline or the bangs, and long hair over ears and shoulders."""
+    """Hair in front of the head: down to the hairline or the bangs, and long hair over ears and shoulders."""
     w, r, end, colour = who.face_width, who.hair_volume, who.hair_length, who.hair_colour
     if who.hair == "none":
         if who.fringe:
@@ -161,7 +161,7 @@ def draw_front_hair(c: Canvas, who: Identity, rng: Rng) -> None:
             c.area(patch, colour if who.young else (99, 94, 90), flat=True, pair=True, matter=HAIR)
         return
     half = [(0, -67 - r), (0.5 * w, -63 - r), (0.88 * w + 0.5 * r, -44 - 0.5 * r), (w + 0.7 * r, -14), (w + 1, 8)]
-    outer = smooth(mirrored(half))
+    outer = smooth(mirror_outline(half))
     outer = np.roll(outer, len(outer) // 2, axis=0)
     outer = outer[outer[:, 1] <= 8]
     if who.bangs:
@@ -197,9 +197,9 @@ def draw_hat(c: Canvas, who: Identity, shot: Shot) -> None:
         return
     w, r, colour = who.face_width, min(who.hair_volume, 11), shot.hat_colour
     side, top = w + 0.75 * r + 2, {"beanie": -84, "cap": -78, "brim": -86}[shot.hat] - 0.4 * r
-    c.area(mirrored([(0, -30), (0.9 * w, -30), (0.8 * w, -18), (0, -20)]), dim(who.skin, 0.4), alpha=0.4)
+    c.area(mirror_outline([(0, -30), (0.9 * w, -30), (0.8 * w, -18), (0, -20)]), dim(who.skin, 0.4), alpha=0.4)
     crown = [(0, top), (0.6 * side, top + 5), (0.95 * side, -52), (side, -24), (0.5 * side, -29), (0, -30)]
-    c.area(smooth(mirrored(crown), 4), colour, flat=True, matter=CLOTH)
+    c.area(smooth(mirror_outline(crown), 4), colour, flat=True, matter=CLOTH)
     if shot.hat == "beanie":
         band = [(-side - 1, -42), (0, -48), (side + 1, -42), (side + 1, -23), (0, -29), (-side - 1, -23)]
         c.area(smooth(band, 4), dim(colour, 0.78), flat=True, matter=CLOTH)
@@ -208,14 +208,14 @@ def draw_hat(c: Canvas, who: Identity, shot: Shot) -> None:
     elif shot.hat == "cap":
         visor = [(0, -43), (0.5 * w, -41), (0.92 * w, -34), (0.72 * w, -24), (0, -20)]
         c.line([(0, top), (0, -40)], (0, 0, 0), width=1.2, alpha=0.3, flat=True)
-        c.area(smooth(mirrored(visor), 4), dim(colour, 0.6), lift=14, matter=CLOTH)
+        c.area(smooth(mirror_outline(visor), 4), dim(colour, 0.6), lift=14, matter=CLOTH)
     else:
         c.area(ellipse((0, -32), (side + 24, 9), n=24), dim(colour, 0.85), flat=True, matter=CLOTH)
-        c.area(mirrored([(0, -50), (0.96 * side, -47), (0.98 * side, -36), (0, -40)]), dim(colour, 0.45), flat=True)
+        c.area(mirror_outline([(0, -50), (0.96 * side, -47), (0.98 * side, -36), (0, -40)]), dim(colour, 0.45), flat=True)
 
 
 def draw_face(identity: Identity, shot: Shot, *, size: tuple[int, int] = (89, 109), rng: Rng) -> Image.Image:
-    """The picture; `rng` is for what has no name: strands of hair, texture of the background, noise of the sensor."""
+    """The picture. `rng` is for details that `Shot` does not contain: strands of hair, background texture, sensor noise."""
     pose = Pose(identity, shot)
     c = Canvas(draw_backdrop(shot, size=size, rng=rng), pose=pose, factor=max(2, round(267 / size[0])))
     draw_back_hair(c, identity, rng)
@@ -230,7 +230,7 @@ def draw_face(identity: Identity, shot: Shot, *, size: tuple[int, int] = (89, 10
     draw_front_hair(c, identity, rng)
     draw_glasses(c, identity, shot)
     draw_hat(c, identity, shot)
-    lit = light_up(*c.reduced(), who=identity, shot=shot, pose=pose, rng=rng)
+    lit = light_up(*c.reduce(), who=identity, shot=shot, pose=pose, rng=rng)
     bands = (np.clip(lit, 0, 1) * 255).astype(np.uint8)
     picture = Image.merge("RGB", [Image.fromarray(band) for band in bands])
     return picture.filter(ImageFilter.GaussianBlur(shot.focus * size[0])) if shot.focus else picture

@@ -1,4 +1,4 @@
-"""Drawing faces into a folder in the official CelebA layout."""
+"""Draw faces into a folder in the official CelebA layout."""
 
 import multiprocessing
 import os
@@ -28,34 +28,33 @@ def write_faces(
 ) -> None:
     """Draw a data set into a new folder, in CelebA's official layout.
 
-    The bytes depend on the arguments but not on the number of processes (none given: one per core, at most 8). The
-    folder appears when it is complete and not before; if another process has completed the same folder meanwhile, its
-    pictures stay. Identities are numbered from 1: the first 80 % are the training partition, then 10 % each for
-    validation and test. More than one process means that the calling script is imported again in each of them, so it
-    needs the usual `if __name__ == "__main__"`.
+    The bytes depend on the arguments but not on the number of processes (by default one per core, at most 8). The folder appears
+    only when it is complete; if another process has completed the same folder in the meantime, its pictures stay. Identities are
+    numbered from 1: the first 80 % are the training partition, followed by 10 % for validation and 10 % for test. With more than
+    one process the calling script is imported again in each process, so it needs the usual `if __name__ == "__main__"`.
 
     Raises:
-        InputError: a number or the size is too small, or the folder exists already.
+        InputError: a number or the size is too small, or the folder already exists.
     """
-    for name, value, least in (("num_identities", num_identities, 3), ("pictures_per_identity", pictures_per_identity, 1)):
-        if value < least:
-            raise InputError(f"{name} is {value!r}; it must be at least {least}")
+    for name, value, minimum in (("num_identities", num_identities, 3), ("pictures_per_identity", pictures_per_identity, 1)):
+        if value < minimum:
+            raise InputError(f"{name} is {value!r}; it must be at least {minimum}")
     if min(size) < 16:
         raise InputError(f"size is {size!r}; it must be at least 16 x 16 pixels")
     if folder.exists():
-        raise InputError(f"{folder} exists already: delete it, or name another folder for the faces")
+        raise InputError(f"{folder} already exists: delete it, or give another folder for the faces")
     processes = min(processes or min(8, os.cpu_count() or 1), num_identities)
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}"
     (unfinished / "img_align_celeba").mkdir(parents=True)
     draw = partial(_write_person, folder=unfinished / "img_align_celeba", pictures=pictures_per_identity, seed=seed, size=size)
     try:
         with ExitStack() as stack:
-            each = map(draw, range(num_identities))
+            results = map(draw, range(num_identities))
             if processes > 1:
                 spawn = multiprocessing.get_context("spawn")
                 pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=spawn))
-                each = pool.map(draw, range(num_identities), chunksize=max(1, min(16, num_identities // (4 * processes))))
-            people = list(tqdm(each, total=num_identities, desc="drawing faces", unit="person", disable=None))
+                results = pool.map(draw, range(num_identities), chunksize=max(1, min(16, num_identities // (4 * processes))))
+            people = list(tqdm(results, total=num_identities, desc="drawing faces", unit="person", disable=None))
         _write_tables(unfinished, people)
         try:
             unfinished.rename(folder)
@@ -67,7 +66,7 @@ def write_faces(
 
 
 def _write_person(person: int, *, folder: Path, pictures: int, seed: int, size: tuple[int, int]) -> list[dict[str, bool]]:
-    """All pictures of one person; returns their attributes."""
+    """Draw all pictures of one person; returns their attributes."""
     identity = draw_identity(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(person,))))
     rows = []
     for picture in range(pictures):
@@ -88,8 +87,8 @@ def _write_tables(folder: Path, people: list[list[dict[str, bool]]]) -> None:
     names = list(people[0][0])
     values, identities, partitions = [], [], []
     for person, pictures in enumerate(people):
-        left = len(people) - person
-        partition = 2 if left <= held_out else 1 if left <= 2 * held_out else 0
+        remaining = len(people) - person
+        partition = 2 if remaining <= held_out else 1 if remaining <= 2 * held_out else 0
         for row in pictures:
             name = _file_name(len(values))
             values.append(" ".join([name, *(f"{1 if row[a] else -1:2d}" for a in names)]))

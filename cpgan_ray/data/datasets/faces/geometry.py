@@ -1,4 +1,4 @@
-"""Smooth outlines, the pose that places them in the frame, and the canvas they are drawn on."""
+"""Smooth outlines, the pose that maps them to the frame, and the canvas on which they are drawn."""
 
 from functools import cache
 
@@ -21,19 +21,19 @@ def smooth(points: Points, steps: int = 5) -> np.ndarray:
     return (_spline(steps) @ np.stack([four[i : i + len(p)] for i in range(4)], axis=1)).reshape(-1, 2)
 
 
-def mirrored(half: Points) -> np.ndarray:
-    """Closed outline of a shape whose right half runs from the top to the bottom."""
+def mirror_outline(half: Points) -> np.ndarray:
+    """Closed outline of a symmetric shape, from its right half, which runs from the top to the bottom."""
     p = np.asarray(half, float)
     return np.vstack([p, (p * (-1, 1))[::-1]])
 
 
-def between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The area between two curves that run the same way."""
-    return np.concatenate([one, other[::-1]])
+def between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Outline of the area between two curves that run in the same direction."""
+    return np.concatenate([first, second[::-1]])
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float], *, n: int = 14, power: float = 1.0) -> np.ndarray:
-    """Polygon of an ellipse, or with a power below 1 of a rounded box: (n, 2)."""
+    """Polygon of an ellipse, or of a rounded box if `power` is below 1: (n, 2)."""
     unit = _circle(n)
     return np.sign(unit) * np.abs(unit) ** power * radii + centre if power != 1 else unit * radii + centre
 
@@ -45,7 +45,7 @@ def _circle(n: int) -> np.ndarray:
 
 
 class Pose:
-    """Where points of the head come to lie in the frame: turned about the eyes' depth, then rolled, scaled and shifted."""
+    """Maps points of the head to the frame: rotates them around the depth of the eyes, then rolls, scales and shifts them."""
 
     def __init__(self, identity: Identity, shot: Shot) -> None:
         self._width = identity.face_width + 2
@@ -54,7 +54,7 @@ class Pose:
         self._origin = EYES[0] + shot.shift[0], EYES[1] + shot.shift[1]
 
     def place(self, points: Points, *, lift: float = 0.0, flat: bool = False) -> np.ndarray:
-        """Points on the face's surface (`lift` above it), or in the plane of the ears (`flat`): (n, 2)."""
+        """Map points on the surface of the face (`lift` above it), or in the plane of the ears (`flat`), to the frame: (n, 2)."""
         p = np.asarray(points, float)
         u, v = p[:, 0], p[:, 1]
         (cos, sin, nod), (c, s) = self._turn, self._roll
@@ -67,14 +67,14 @@ class Pose:
 
 
 class Canvas:
-    """Paints shapes of the head on an enlarged picture, and beside it what they are made of."""
+    """Paints shapes of the head on an enlarged picture, and their materials on a second picture."""
 
     def __init__(self, backdrop: Image.Image, *, pose: Pose, factor: int) -> None:
         full = (backdrop.width * factor, backdrop.height * factor)
         self._pose, self._factor, self._scale = pose, factor, np.array(full) / FRAME
         self._picture, self._matter = backdrop.resize(full, Image.Resampling.NEAREST), Image.new("RGB", full)
         self._paint, self._mark = ImageDraw.Draw(self._picture), ImageDraw.Draw(self._matter)
-        self._glaze = ImageDraw.Draw(self._picture, "RGBA")  # blends, which costs several times as much
+        self._glaze = ImageDraw.Draw(self._picture, "RGBA")  # blends colours, which is several times slower
 
     def _pixels(self, points: Points, *, lift: float, flat: bool, pair: bool) -> list[list[float]]:
         p = np.asarray(points, float)
@@ -92,7 +92,7 @@ class Canvas:
         flat: bool = False,
         pair: bool = False,
     ) -> None:
-        """Fill a polygon, and with `pair` its mirror image: with a colour, and with what it is made of (none: as it was)."""
+        """Fill a polygon, and with `pair` also its mirror image, with a colour and a material (None: unchanged)."""
         for xy in self._pixels(points, lift=lift, flat=flat, pair=pair):
             if colour is not None and alpha == 1:
                 self._paint.polygon(xy, fill=_ink(colour))
@@ -115,8 +115,8 @@ class Canvas:
         for xy in self._pixels(points, lift=lift, flat=flat, pair=pair):
             self._glaze.line(xy, fill=_ink(colour, alpha), width=max(1, round(width * self._scale[0])), joint="curve")
 
-    def reduced(self) -> tuple[np.ndarray, np.ndarray]:
-        """The picture and its matter at the final size, (3, height, width) float32 in [0, 1]."""
+    def reduce(self) -> tuple[np.ndarray, np.ndarray]:
+        """The picture and its materials at the final size, (3, height, width) float32 in [0, 1]."""
         small = (np.moveaxis(np.asarray(i.reduce(self._factor)), 2, 0) for i in (self._picture, self._matter))
         picture, matter = (np.ascontiguousarray(i, np.float32) / 255 for i in small)
         return picture, matter

@@ -8,12 +8,13 @@ from cpgan_ray.data.datasets.faces.people import FRAME, Colour, Identity, Rng, S
 
 
 def draw_backdrop(shot: Shot, *, size: tuple[int, int], rng: Rng) -> Image.Image:
-    """A gradient between two colours with blurred blots and panels, as behind people at parties and on streets."""
+    """A gradient between two colours with blurred spots and panels, like the background of photographs at parties and on
+    streets."""
     angle = rng.uniform(0, 2 * np.pi)
     across, down = np.linspace(-0.5, 0.5, 6)[None, :, None], np.linspace(-0.5, 0.5, 7)[:, None, None]
     share = 0.5 + across * np.cos(angle) + down * np.sin(angle)
-    one, other = np.array(shot.backdrop)
-    coarse = np.clip(one + (other - one) * share + rng.normal(0, 9, (7, 6, 1)) + rng.normal(0, 4, (7, 6, 3)), 0, 255)
+    start, end = np.array(shot.backdrop)
+    coarse = np.clip(start + (end - start) * share + rng.normal(0, 9, (7, 6, 1)) + rng.normal(0, 4, (7, 6, 3)), 0, 255)
     picture = Image.fromarray(coarse.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     paint = ImageDraw.Draw(picture, "RGBA")
     for _ in range(int(rng.integers(0, 7))):
@@ -31,7 +32,7 @@ def relief(x: np.ndarray, y: np.ndarray, *, who: Identity, shot: Shot, pose: Pos
     head = 46 * np.sqrt(np.maximum(0, 1 - across / (w + 3) ** 2 - (down / 78) ** 2))
     neck = 24 * np.sqrt(np.maximum(0, 1 - across / (0.85 * w) ** 2)) - 14
     chest = 40 * np.sqrt(np.maximum(0, 1 - across / 105**2 - ((down - 150) / 78) ** 2)) - 4
-    bumps = [  # u, v, width, height, how far they stand out
+    bumps = [  # u, v, width, height, how far they protrude
         (0, 12, 4.5, 13, 6 + 1 * who.male),
         (0, who.nose_length, 0.62 * n, 5, 7 + 2 * who.big_nose),
         (0, 53, 9, 3, -2.5),
@@ -54,13 +55,13 @@ def relief(x: np.ndarray, y: np.ndarray, *, who: Identity, shot: Shot, pose: Pos
 
 
 def lambert(z: np.ndarray, *, light: tuple[float, float, float], step: float) -> np.ndarray:
-    """How far each point of a relief faces the light, 0 to 1, its pixels `step` apart: (height, width)."""
+    """How directly each point of a relief faces the light, 0 to 1, for pixels with distance `step`: (height, width)."""
     dy, dx = np.gradient(z, step)
     return np.maximum(0, (light[2] - light[0] * dx - light[1] * dy) / np.sqrt(1 + dx**2 + dy**2))
 
 
 def light_up(picture: np.ndarray, matter: np.ndarray, *, who: Identity, shot: Shot, pose: Pose, rng: Rng) -> np.ndarray:
-    """Beard, strands of hair, shadows, the light's direction and colour, on the reduced picture: (3, height, width)."""
+    """Add beard, strands of hair, shadows, and direction and colour of the light to the reduced picture: (3, height, width)."""
     _, height, width = picture.shape
     step = FRAME[0] / width
     x = ((np.arange(width, dtype=np.float32) + 0.5) * step)[None, :]
@@ -69,7 +70,7 @@ def light_up(picture: np.ndarray, matter: np.ndarray, *, who: Identity, shot: Sh
     grain = rng.standard_normal((height, width), dtype=np.float32)
     solid, hair, other = matter
     if who.beard != "none":
-        share = np.minimum(solid, soft(other, 1.2 / step)) * np.clip(0.93 + 0.16 * grain, 0, 0.97)
+        share = np.minimum(solid, blur(other, 1.2 / step)) * np.clip(0.93 + 0.16 * grain, 0, 0.97)
         picture = picture + share * (_channels(dim(who.hair_colour, 0.62 / 255)) - picture)
     facing = lambert(relief(x, y, who=who, shot=shot, pose=pose), light=shot.light, step=step)
     on_face = shot.ambient + (1.12 - shot.ambient) * facing
@@ -78,7 +79,7 @@ def light_up(picture: np.ndarray, matter: np.ndarray, *, who: Identity, shot: Sh
     ray = (x - cx - 20 * who.parting) / np.maximum(12, y - cy + 105) + 0.02 * who.waves * np.sin(y / 5 + x / 9)
     strand = np.convolve(rng.standard_normal(512), (0.3, 0.6, 0.3), "same").astype(np.float32)[(ray * 75).astype(int) & 511]
     shine = np.exp(-(((y - cy + 48 - 0.01 * (x - cx) ** 2) / 9) ** 2)) * 0.2 * (1 + 0.5 * strand)
-    shadow = np.roll(soft(hair, 3 / step), round(3 / step), axis=0) * (1 - hair)
+    shadow = np.roll(blur(hair, 3 / step), round(3 / step), axis=0) * (1 - hair)
     more = solid * (on_face * (1 - 0.5 * shadow) - 1) + other * (1 - solid) * (on_dome - 1)
     more += hair * (on_dome * (1 + 0.17 * strand) + shine - 1)
     gleam = facing * facing
@@ -92,7 +93,7 @@ def _channels(colour: Colour) -> np.ndarray:
     return np.array(colour, np.float32)[:, None, None]
 
 
-def soft(mask: np.ndarray, radius: float) -> np.ndarray:
-    """A mask in [0, 1], blurred."""
+def blur(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Blur a mask in [0, 1]."""
     blurred = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(radius))
     return np.asarray(blurred, np.float32) / 255

@@ -1,4 +1,4 @@
-"""Who is on a picture: the identity of a person, and the shot of one picture of the person."""
+"""The identity of a person, and the shot (the circumstances) of one picture of the person."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ IRIS_TONES: tuple[Colour, ...] = ((62, 40, 26), (84, 58, 34), (96, 110, 62), (84
 LIPSTICK_TONES: tuple[Colour, ...] = ((176, 26, 48), (206, 54, 88), (150, 24, 60), (214, 70, 66))
 RIM_TONES: tuple[Colour, ...] = ((24, 22, 24), (40, 24, 18), (84, 36, 22), (30, 34, 60))
 SOLID, HAIR, BEARD, CLOTH = (255, 0, 0), (0, 255, 0), (255, 0, 255), (0, 0, 255)
-"""What a shape is made of: lit by the relief; strands; skin under a beard; lit as a smooth dome."""
+"""Materials of shapes: lit by the relief; strands; skin under a beard; lit like a smooth dome."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """A person: what all pictures of one identity share."""
+    """A person: the properties that all pictures of one identity share."""
 
     male: bool
     young: bool
@@ -50,7 +50,7 @@ class Identity:
     face_width: float
     """Half the width of the face at the eyes."""
     jaw: float
-    """Width of the jaw as a share of the face's."""
+    """Width of the jaw as a share of the width of the face."""
     chin: float
     """Distance of the chin below the eyes."""
     eye_spacing: float
@@ -83,7 +83,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """What is particular to one picture of a person. Angles are in radians."""
+    """The properties of one picture of a person. Angles are in radians."""
 
     yaw: float
     pitch: float
@@ -93,7 +93,7 @@ class Shot:
     light: tuple[float, float, float]
     """Unit vector towards the light: right, down, towards the viewer."""
     ambient: float
-    """Share of the light that comes from everywhere."""
+    """Share of the light that comes from all directions."""
     tint: Colour
     """Exposure and colour of the light, as factors."""
     backdrop: tuple[Colour, Colour]
@@ -114,7 +114,7 @@ class Shot:
 
 
 def draw_identity(rng: Rng) -> Identity:
-    """A person, with CelebA-like frequencies and correlations of the attributes, none rarer than about 9 %."""
+    """Draw a person, with frequencies and correlations of the attributes similar to CelebA; none is rarer than about 9 %."""
     male = rng.random() < 0.42
     young = rng.random() < (0.66 if male else 0.82)
     pale = rng.random() < (0.09 if male else 0.16)
@@ -173,7 +173,7 @@ def draw_identity(rng: Rng) -> Identity:
 
 
 def draw_shot(identity: Identity, *, rng: Rng) -> Shot:
-    """One picture's circumstances; the person's habits decide how likely smiles, glasses, hats and lipstick are."""
+    """Draw the properties of one picture; the person's habits set the probability of smiles, glasses, hats and lipstick."""
     smiles = rng.random() < identity.smile_habit
     opens = rng.random() < (0.74 if smiles else 0.24)
     suit = identity.male and rng.random() < 0.4
@@ -205,7 +205,7 @@ def draw_shot(identity: Identity, *, rng: Rng) -> Shot:
 
 
 def attributes(identity: Identity, shot: Shot) -> dict[str, bool]:
-    """What CelebA's annotators would have ticked, by official name."""
+    """The attributes of a picture by their official CelebA names."""
     return {
         "Bald": identity.hair == "none",
         "Bangs": identity.bangs,
@@ -228,11 +228,8 @@ def attributes(identity: Identity, shot: Shot) -> dict[str, bool]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- geometry
-
-
 def pick(rng: Rng, options: Sequence[T], weights: Sequence[float] | np.ndarray | None = None) -> T:
-    """One of the options; equally likely where no weights are given."""
+    """Draw one of the options; they are equally likely if no weights are given."""
     if weights is None:
         return options[int(rng.integers(len(options)))]
     edges = np.cumsum(weights)
@@ -250,16 +247,7 @@ def dim(colour: Colour, factor: float) -> Colour:
 
 
 def any_colour(rng: Rng) -> Colour:
-    """A colour of clothes and walls: muted mostly, dark or bright rather than grey."""
+    """Draw a colour of clothes and walls: mostly muted, and dark or bright rather than grey."""
     level, spread = 5 + 245 * rng.beta(0.6, 0.7), 5 + 55 * rng.random() ** 3
     r, g, b = rng.normal(0, spread, 3).tolist()
     return max(0, level + r), max(0, level + g), max(0, level + b)
-
-
-# ------------------------------------------------------------------------------------------------------------------- parts
-
-
-# ------------------------------------------------------------------------------------------------------------ light, finish
-
-
-# ----------------------------------------------------------------------------------------------------------------- the set
