@@ -1,5 +1,5 @@
-"""The same game on Ray: the central privatizer actor hosts it, each adversary is an actor, one placement group holds them all.
+"""The same game on Ray: the privatizer's actor runs the game, each adversary is an actor, one placement group contains them all.
 
-Only z, row numbers and grad_z travel in a round. Actors are not restarted by Ray: one that starts again from nothing would look
-like privacy. From the cluster up: cluster, answers, places, players, driver; beside them tasks, for what needs nothing of its like.
+Only z, row numbers and grad_z are sent in a round. Ray does not restart actors: an untrained adversary would look like privacy. The
+modules build on each other: cluster, rpc, resources, adversary_pool, host, driver. The module tasks runs independent work.
 """

@@ -1,4 +1,4 @@
-"""The adversaries as Ray actors: the actor, its handle, and the pool that starts and replaces them."""
+"""The adversaries as Ray actors: the actor, its handle, and the pool that starts and replaces actors."""
 
 import socket
 import time
@@ -14,22 +14,22 @@ from cpgan_ray.common.logs import configure_like_job
 from cpgan_ray.common.types import Event, Release
 from cpgan_ray.config import Config
 from cpgan_ray.data import prepare
-from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, compute_kwargs, in_bundle, start, wait_for_replies
+from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, compute_kwargs, in_bundle, start_actor, wait_for_replies
 from cpgan_ray.distributed.rpc import LOSSES, gather, one_line
 from cpgan_ray.errors import InputError, LostError
 from cpgan_ray.training.game import active_adversaries
 from cpgan_ray.training.players import AdversaryWorker
 
 PING_TIMEOUT_S = 10.0
-"""How long an actor may take to say that it is there, in seconds."""
+"""How long an actor may take to respond to a ping."""
 BUILD_TIMEOUT_S = 300.0
-"""How long the players may take to be built, in seconds."""
+"""How long the players may take to be built."""
 PREPARE_TIMEOUT_S = 6 * 3600.0
-"""How long a node may take to fetch or to prepare the data, in seconds; one that goes meanwhile is noticed at once."""
+"""How long a node may take to fetch or prepare the data. The loss of a node is noticed at once."""
 
 
 class RayAdversaryHandle:
-    """An adversary's actor as the game's handle: each call returns an object reference at once."""
+    """The game's handle of an adversary's actor: each call returns an object reference at once."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -63,7 +63,7 @@ class RayAdversaryHandle:
 
 
 class AdversaryActor(AdversaryWorker):
-    """An adversary that is built by `open`: what a constructor raises would reach the driver without its type."""
+    """An adversary that `build` constructs: an error in the actor's constructor would reach the driver without its type."""
 
     def __init__(self) -> None:
         pass
@@ -79,9 +79,9 @@ class AdversaryActor(AdversaryWorker):
 
 
 def prepare_data(config: Config, environment: Mapping[str, str]) -> None:
-    """Have the players' data on this node, whoever asks first; environment: what may be needed to reach it (`credentials.passed`).
+    """Prepares the players' data on this node, if no other process has. environment: variables to reach it, from `export_env`.
 
-    Raises: InputError that names the node.
+    Raises: InputError with the name of the node.
     """
     import_env(environment)
     configure_like_job()
@@ -92,77 +92,82 @@ def prepare_data(config: Config, environment: Mapping[str, str]) -> None:
 
 
 class AdversaryPool:
-    """The adversaries' actors: who sits where, and who takes the place of one that is lost."""
+    """The adversaries' actors, their bundles in the placement group, and their replacements."""
 
     def __init__(self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None) -> None:
-        """sizes: of the privatizer, of each adversary, of each spare; group: whose bundles these are, or none: see `in_bundle`."""
+        """sizes: resources of the privatizer, of each adversary, of each spare. group: the placement group; None: see
+        `in_bundle`."""
         self.config, self.sizes, self.group = config, sizes, group
         self.names = active_adversaries(config)
         self.bundles = {name: bundle for bundle, name in enumerate(self.names, start=1)}
         self.handles = {name: RayAdversaryHandle(self.start(bundle)) for name, bundle in self.bundles.items()}
         self.spares = {bundle: self.start(bundle) for bundle in range(len(self.names) + 1, len(sizes))}
-        self.failures = self.in_a_row = 0
+        self.failures = self.consecutive_failures = 0
         self.events: list[Event] = []
 
     def start(self, bundle: int) -> Any:
-        return start(AdversaryActor, self.sizes[bundle], place=in_bundle(self.group, bundle))
+        return start_actor(AdversaryActor, self.sizes[bundle], scheduling=in_bundle(self.group, bundle))
 
     def prepare_data(self, names: Sequence[str]) -> list[Any]:
-        """Have the data on the nodes of adversaries; the references are for `gather`."""
+        """Starts preparing the data on the nodes of adversaries. Returns references for `gather`."""
         return [self.handles[name].actor.prepare_data.remote(self.config, export_env()) for name in names]
 
     def build(self, names: Sequence[str]) -> list[Any]:
-        """Build adversaries in their actors; the references are for `gather`."""
-        each = [(self.handles[name].actor, name, self.sizes[self.bundles[name]]) for name in names]
+        """Starts building adversaries in their actors. Returns references for `gather`."""
+        sizes = {name: self.sizes[self.bundles[name]] for name in names}
         return [
-            actor.build.remote(name, self.config, overlap=True, **compute_kwargs(self.config, size)) for actor, name, size in each
+            self.handles[name].actor.build.remote(name, self.config, overlap=True, **compute_kwargs(self.config, size))
+            for name, size in sizes.items()
         ]
 
-    def lost(self) -> dict[str, str]:
-        """Who does not answer, and why: name -> cause."""
+    def failed_adversaries(self) -> dict[str, str]:
+        """Name of each adversary that does not respond -> cause."""
         pings = {name: handle.actor.ping.remote() for name, handle in self.handles.items()}
-        patience_s = min(PING_TIMEOUT_S, self.config.runtime.reply_timeout_s)
-        ray.wait(list(pings.values()), num_returns=len(pings), timeout=patience_s)
-        found = {}
+        timeout_s = min(PING_TIMEOUT_S, self.config.runtime.reply_timeout_s)
+        ray.wait(list(pings.values()), num_returns=len(pings), timeout=timeout_s)
+        causes = {}
         for name, ping in pings.items():
             try:
                 ray.get(ping, timeout=0)
             except (GetTimeoutError, *LOSSES) as e:
-                found[name] = f"no answer for {patience_s:g} s" if isinstance(e, GetTimeoutError) else one_line(e)
-        return found
+                causes[name] = f"no response for {timeout_s:g} s" if isinstance(e, GetTimeoutError) else one_line(e)
+        return causes
 
-    def replace_failed(self, cause: LostError, *, round: int, kept: int) -> None:
-        """New actors in the handles of those that do not answer. `round`: where the game stood; `kept`: to where it goes back.
+    def replace_failed(self, cause: LostError, *, round: int, snapshot_round: int) -> None:
+        """Replaces the actors that do not respond. round: the current round; snapshot_round: the round to which the game returns.
 
-        Raises: RuntimeError that names them where too many have been lost; InputError where the cluster has no place for one in
-        time; LostError where a replacement is lost at once.
+        Raises: RuntimeError with their names after too many failures; InputError if the cluster has no free resources for one in
+        time; LostError if a replacement fails at once.
         """
         recovery, started = self.config.recovery, time.perf_counter()
-        gone = self.lost()
-        self.failures, self.in_a_row = self.failures + 1, self.in_a_row + 1
-        told = "; ".join(f"adversary {name!r}: {why}" for name, why in gone.items()) or str(cause)
+        failed = self.failed_adversaries()
+        self.failures, self.consecutive_failures = self.failures + 1, self.consecutive_failures + 1
+        causes = "; ".join(f"adversary {name!r}: {why}" for name, why in failed.items()) or str(cause)
         if self.failures > recovery.max_failures:
             raise RuntimeError(
-                f"lost in round {round}: {told}; that is more than recovery.max_failures = {recovery.max_failures}"
+                f"lost in round {round}: {causes}; that is more than recovery.max_failures = {recovery.max_failures}"
             ) from cause
-        if self.in_a_row > 1:
-            time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.in_a_row - 2)))
-        for name in gone:
+        if self.consecutive_failures > 1:
+            time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.consecutive_failures - 2)))
+        for name in failed:
             self.replace(name)
-        waiter = CapacityWaiter(self.sizes, option="recovery.replacement_timeout_s", patience_s=recovery.replacement_timeout_s)
-        preparing = self.prepare_data(list(gone))
+        waiter = CapacityWaiter(self.sizes, option="recovery.replacement_timeout_s", timeout_s=recovery.replacement_timeout_s)
+        preparing = self.prepare_data(list(failed))
         wait_for_replies(preparing, self.group, waiter, deadline_s=PREPARE_TIMEOUT_S)
         gather(preparing, deadline_s=PING_TIMEOUT_S)
-        building = self.build(list(gone))
+        building = self.build(list(failed))
         wait_for_replies(
             building, self.group, waiter, deadline_s=max(recovery.replacement_timeout_s, self.config.runtime.reply_timeout_s)
         )
         gather(building, deadline_s=PING_TIMEOUT_S)
         seconds = time.perf_counter() - started
-        self.events.append(Event(round=round, replayed=round - kept, players=tuple(gone), cause=told, seconds=seconds))
+        self.events.append(
+            Event(round=round, replayed=round - snapshot_round, players=tuple(failed), cause=causes, seconds=seconds)
+        )
 
     def replace(self, name: str) -> None:
-        """A spare, if there is one, and a new spare in the place that becomes free; else a new actor in the same place."""
+        """Uses a spare if there is one, and starts a new spare in the freed bundle; otherwise starts a new actor in the same
+        bundle."""
         handle, bundle = self.handles[name], self.bundles[name]
         ray.kill(handle.actor)
         fitting = [

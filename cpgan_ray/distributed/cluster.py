@@ -1,4 +1,4 @@
-"""The Ray cluster of a job: the one that is named, the one that it runs on, or a local one that only this machine can reach."""
+"""Connects a job to its Ray cluster: the given one, the one that it runs on, or a local one that only this machine can reach."""
 
 import contextlib
 import ipaddress
@@ -27,16 +27,16 @@ from cpgan_ray.distributed.machine import ensure_shared_memory, ensure_token, te
 from cpgan_ray.errors import InputError
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-KNOCK_S = 5.0
-"""How long a cluster may take to answer at all, in seconds."""
+CONNECT_TIMEOUT_S = 5.0
+"""How long a cluster may take to accept a connection."""
 
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Nodes that are started, or joined, in the block have the address 127.0.0.1, and listen there alone.
+    """Nodes that are started or joined in the block have the address 127.0.0.1 and listen only there.
 
-    Without it their servers are open on every interface: on Linux Ray takes the machine's own address even where it is told
-    127.0.0.1. Where it does not (macOS, Windows) is decided by this switch (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER).
+    Otherwise their servers are open on every interface: on Linux Ray uses the machine's own address even if 127.0.0.1 is given. On
+    macOS and Windows it uses 127.0.0.1, by this switch (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER).
     """
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -46,16 +46,16 @@ def on_loopback() -> Iterator[None]:
 
 
 class ShieldedProcess(services.ConsolePopen):
-    """A process of a local Ray that no signal to this job's process group reaches, nor one to all processes of the job.
+    """A process of a local Ray that ignores signals to this job's process group and to all processes of the job.
 
     A terminal, `timeout`, `kill -- -PGID` and many batch managers send SIGINT or SIGTERM to a job's whole process group; Slurm and
     systemd send it to every process of the job. Ray's processes would end before the game has written its checkpoint, and the
-    driver would wait in vain for an answer. So each of them begins a session, and with it a process group, of its own, and has
-    SIGTERM blocked, as Ray itself blocks SIGINT; its children, the actors among them, inherit both.
+    driver would wait for a reply that never comes. Therefore each of them starts its own session and process group, and blocks
+    SIGTERM, as Ray itself blocks SIGINT. Its children, which include the actors, inherit both.
 
-    Whoever ends the cluster therefore uses SIGKILL, on it and on what it has started. That loses nothing, since by then nobody is
-    waiting for its answers, and it takes less time than Ray's own way. Nothing outlives the driver either: the kernel
-    kills what Ray has started directly (PR_SET_PDEATHSIG, which a new session leaves as it is), and actors end with their raylet.
+    To end the cluster, its processes and their children are killed with SIGKILL. Nothing is lost, because the driver no longer
+    waits for replies, and it is faster than Ray's own shutdown. No process outlives the driver: the kernel kills the direct
+    children (PR_SET_PDEATHSIG, which a new session does not change), and actors end with their raylet.
     """
 
     def __init__(self, *args: Any, preexec_fn: Any = None, **options: Any) -> None:
@@ -67,18 +67,18 @@ class ShieldedProcess(services.ConsolePopen):
         super().__init__(*args, preexec_fn=prepare, start_new_session=True, **options)
 
     def terminate(self) -> None:
-        below: list[psutil.Process] = []
+        descendants: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
-            below = psutil.Process(self.pid).children(recursive=True)
+            descendants = psutil.Process(self.pid).children(recursive=True)
         self.kill()
-        for process in below:
+        for process in descendants:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
 
 @contextmanager
 def shielded_from_signals() -> Iterator[None]:
-    """The processes of a Ray cluster that is started in the block are `ShieldedProcess`es."""
+    """A Ray cluster that is started in the block consists of `ShieldedProcess`es."""
     before, services.ConsolePopen = services.ConsolePopen, ShieldedProcess
     try:
         yield
@@ -88,8 +88,10 @@ def shielded_from_signals() -> Iterator[None]:
 
 @contextmanager
 def own_signal_handlers() -> Iterator[None]:
-    """Within the block Ray does not replace the handler of SIGTERM: its own ones end the cluster and the process with status 1, or
-    the process only, with a stack trace. One is set by Python, another one by the C++ part as soon as the driver joins.
+    """Within the block Ray does not replace the handler of SIGTERM.
+
+    Ray's handlers would end the process, and one of them also the cluster, with status 1 or a stack trace. Python code sets one
+    handler; C++ code sets another one when the driver joins.
     """
     raylet: Any = _raylet
     set_handler, core_worker = ray_utils.set_sigterm_handler, raylet.CoreWorker
@@ -124,46 +126,52 @@ def only_needed_processes() -> Iterator[None]:
 
 
 def connect(runtime: RuntimeConfig) -> None:
-    """Join the cluster that was named, the one this job runs on, or start a local one, that only this machine can reach.
+    """Joins the given cluster or the one that this job runs on, or starts a local one that only this machine can reach.
 
-    Raises: InputError where nothing answers at the address, or a registry was changed, which other processes would not see.
+    Raises: InputError if no cluster responds at the address, or if a registry was changed, because other processes would not see
+    it.
     """
     ensure_unchanged()
     if ray.is_initialized():
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     warn_of_readable_token()
-    hide_secrets_of_command_line()
+    redact_command_line()
     with own_signal_handlers():
         if address:
             join(address)
         else:
             start_local()
-    quiet_stdout()
+    redirect_ray_reports()
 
 
 def join(address: str) -> None:
-    """Raises: InputError where nothing answers at the address."""
+    """Raises: InputError if no cluster responds at the address."""
     try:
-        knock(address)
+        ensure_listening(address)
         with on_loopback() if is_loopback(address) else contextlib.nullcontext():
             ray.init(address=address, **QUIET)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
-        raise InputError(f"no Ray cluster answers at {address!r}: start it, or leave --runtime.address out for a local one") from e
+        raise InputError(f"no Ray cluster responds at {address!r}: start it, or omit --runtime.address for a local one") from e
 
 
 def start_local() -> None:
-    """Raises: InputError where the machine lacks what Ray needs."""
+    """Raises: InputError if Ray cannot be started on this machine."""
     ensure_shared_memory()
     folder = temporary_folder()
     ensure_token()
     try:
-        with defer_signals(), on_loopback(), shielded_from_signals(), only_needed_processes():  # deferred: no half of a cluster
+        with (
+            defer_signals(),
+            on_loopback(),
+            shielded_from_signals(),
+            only_needed_processes(),
+        ):  # a signal must not leave half a cluster
             ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder, **QUIET)
-    except Exception as e:  # whatever the machine lacks leads to
+    except Exception as e:  # Ray raises many types, depending on the machine
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise InputError(
-            f"Ray cannot be started on this machine ({reason}); its logs are in {folder}: mend that, or work in one process with "
+            f"Ray cannot be started on this machine ({reason}); its logs are in {folder}: correct this or run in one process with "
             "--runtime.backend local"
         ) from e
 
@@ -174,9 +182,9 @@ def is_local() -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `host:port` is on the loopback interface, where only processes of this machine reach it.
+    """Whether `host:port` is a loopback address, which only processes of this machine can reach.
 
-    Ray would join such a cluster from the machine's own address, where a cluster that listens on loopback only does not answer.
+    Ray would join from the machine's own address, but a cluster that listens only on loopback does not respond there.
     """
     host = address.removeprefix("ray://").rpartition(":")[0].strip("[]")
     if host == "localhost":
@@ -187,36 +195,36 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def hide_secrets_of_command_line() -> None:
-    """Ray's list of jobs shows each driver's command line: without the secrets in it."""
-    told = ray_utils.get_entrypoint_name
-    if not isinstance(told, partial):
-        ray_utils.get_entrypoint_name = partial(redacted_result, told)
+def redact_command_line() -> None:
+    """Removes secrets from the driver's command line, which Ray shows in its list of jobs."""
+    original = ray_utils.get_entrypoint_name
+    if not isinstance(original, partial):
+        ray_utils.get_entrypoint_name = partial(redacted_result, original)
 
 
 def redacted_result(call: Callable[[], str]) -> str:
     return redacted(call())
 
 
-def quiet_stdout() -> None:
-    """What Ray's daemons report goes to standard error: a job's last line on standard output is its result.
+def redirect_ray_reports() -> None:
+    """Sends the reports of Ray's daemons to standard error, because a job's last line on standard output is its result.
 
-    Ray prints such reports ("a worker died ...") on standard output whatever `log_to_driver` is, some of them only as it leaves.
+    Ray prints reports ("a worker died ...") on standard output for any value of `log_to_driver`, some of them only at its end.
     """
-    told = ray_worker.print_to_stdstream
-    if not isinstance(told, partial):
+    original = ray_worker.print_to_stdstream
+    if not isinstance(original, partial):
 
-        def print_on_stderr(data: dict[str, Any], **how: Any) -> None:
-            told(data | {"is_err": True}, **how)
+        def print_on_stderr(data: dict[str, Any], **options: Any) -> None:
+            original(data | {"is_err": True}, **options)
 
         ray_worker.print_to_stdstream = partial(print_on_stderr)
 
 
-def knock(address: str) -> None:
-    """Open and close a connection to `host:port`: Ray itself would try for minutes. Other forms of address are left to Ray.
+def ensure_listening(address: str) -> None:
+    """Opens and closes a connection to `host:port`, because Ray itself would try for minutes. Ray checks other forms of address.
 
-    Raises: OSError where nothing answers.
+    Raises: OSError if nothing accepts the connection.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()

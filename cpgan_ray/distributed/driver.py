@@ -1,4 +1,4 @@
-"""A game as its driver holds it: it places the players, asks for rounds, and starts another host where one is lost."""
+"""The driver's side of a game: it places the players, requests rounds, and replaces a lost host."""
 
 import logging
 import math
@@ -18,7 +18,15 @@ from cpgan_ray.config import Config
 from cpgan_ray.distributed.adversary_pool import BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.host import GameHost
-from cpgan_ray.distributed.resources import HOST_ONLY_BUNDLE, CapacityWaiter, bundles, in_bundle, reserve, start, wait_for_replies
+from cpgan_ray.distributed.resources import (
+    HOST_ONLY_BUNDLE,
+    CapacityWaiter,
+    bundles,
+    in_bundle,
+    reserve,
+    start_actor,
+    wait_for_replies,
+)
 from cpgan_ray.distributed.rpc import get_result
 from cpgan_ray.errors import LostError
 from cpgan_ray.training.checkpoint import Snapshot
@@ -26,36 +34,36 @@ from cpgan_ray.training.game import active_adversaries
 
 logger = logging.getLogger(__name__)
 
-WARNED_S = 10.0
-"""How much may be lost with a node that is known to go, in seconds of play."""
+DRAIN_CHECKPOINT_S = 10.0
+"""Interval of checkpoints after the end of a node was announced: so much play may be lost."""
 
-END_S = 10.0
-"""How long a host may take to end its workers, in seconds."""
+END_TIMEOUT_S = 10.0
+"""How long a host may take to end its workers."""
 
 
 class RayGame:
-    """A game on a cluster, as its driver holds it. A context manager: leaving it ends the actors and frees their places.
+    """A game on a cluster, as seen by its driver. A context manager: leaving it ends the actors and frees their resources.
 
-    Where the host is lost, a new one goes on from the last snapshot that the driver has (`snapshot`), or from the beginning; the
-    rounds that the driver knows already are played again and not told again.
+    If the host is lost, a new one continues from the driver's last snapshot (`snapshot`) or from the beginning. Rounds that the
+    driver has already received are played again but not returned again.
     """
 
     def __init__(self, config: Config, *, snapshot: Snapshot | None = None) -> None:
-        self.config, self.saved = config, snapshot
-        self.failures, self.known = 0, snapshot.round if snapshot else 0
+        self.config, self.last_snapshot = config, snapshot
+        self.failures, self.received_rounds = 0, snapshot.round if snapshot else 0
         self.events: list[Event] = []
-        self.going: set[str] = set()
-        self.warned_at = -math.inf
+        self.draining: set[str] = set()
+        self.drain_checkpoint_at = -math.inf
         connect(config.runtime)
         names = [*active_adversaries(config), *["spare"] * config.recovery.num_spares]
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         self.sizes = bundles(config, names, cluster=ray.cluster_resources(), nodes=nodes)
-        self.kind, workers = host_kind(config), config.privatizer.num_workers
-        self.workers = self.sizes[:workers] if workers > 1 else []  # in places that Ray Train takes for them
-        self.places = [HOST_ONLY_BUNDLE, *self.sizes[workers:]] if self.workers else self.sizes
+        self.host_class, workers = host_class(config), config.privatizer.num_workers
+        self.workers = self.sizes[:workers] if workers > 1 else []  # Ray Train reserves their resources
+        self.bundles = [HOST_ONLY_BUNDLE, *self.sizes[workers:]] if self.workers else self.sizes
         self.workers_group: PlacementGroup | None = None
         self.host: Any = None
-        self.group = reserve(self.places, config.runtime)
+        self.group = reserve(self.bundles, config.runtime)
         try:
             self.build()
         except BaseException:
@@ -63,18 +71,22 @@ class RayGame:
             raise
 
     def build(self) -> None:
-        self.host = start(self.kind, self.places[0], place=in_bundle(self.group, 0), calls_at_once=self.kind.calls_at_once)
-        preparing = self.host.prepare_data.remote(self.config, [self.sizes[0], *self.places[1:]], self.group, export_env())
-        told = "waiting for nodes that fetch or prepare the data"
+        self.host = start_actor(
+            self.host_class,
+            self.bundles[0],
+            scheduling=in_bundle(self.group, 0),
+            max_concurrency=self.host_class.max_concurrency,
+        )
+        preparing = self.host.prepare_data.remote(self.config, [self.sizes[0], *self.bundles[1:]], self.group, export_env())
         wait_for_replies(
             [preparing],
             self.group,
             self.waiter(),
             deadline_s=self.config.recovery.replacement_timeout_s + PREPARE_TIMEOUT_S,
-            told=told,
+            wait_message="waiting for nodes that fetch or prepare the data",
         )
         get_result(preparing)
-        building = self.host.build.remote(self.saved)
+        building = self.host.build.remote(self.last_snapshot)
         deadline_s = self.config.recovery.replacement_timeout_s + BUILD_TIMEOUT_S
         wait_for_replies([building], self.group, self.waiter(), deadline_s=deadline_s, workers=self.workers_waiter())
         get_result(building)
@@ -83,66 +95,65 @@ class RayGame:
 
     def waiter(self) -> CapacityWaiter:
         return CapacityWaiter(
-            self.places, option="recovery.replacement_timeout_s", patience_s=self.config.recovery.replacement_timeout_s
+            self.bundles, option="recovery.replacement_timeout_s", timeout_s=self.config.recovery.replacement_timeout_s
         )
 
     def workers_waiter(self) -> CapacityWaiter | None:
         return (
             CapacityWaiter(
-                self.workers, option="recovery.replacement_timeout_s", patience_s=self.config.recovery.replacement_timeout_s
+                self.workers, option="recovery.replacement_timeout_s", timeout_s=self.config.recovery.replacement_timeout_s
             )
             if self.workers
             else None
         )
 
     def play(self, rounds: int) -> Any:
-        """Start up to `rounds` more rounds; `get` waits for their metrics."""
+        """Starts up to `rounds` more rounds; `get` waits for their metrics."""
         return self.host, self.host.play.remote(rounds), rounds
 
     def get(self, started: Any) -> list[Metrics]:
-        """The metrics of rounds that were started; what was lost meanwhile is added to `events`."""
+        """Waits for started rounds and returns their metrics; failures in the meantime are added to `events`."""
         while True:
             host, reference, rounds = started
             try:
-                # where an adversary's place is missing the host gives up, if anybody
-                wait_for_replies([reference], self.group, self.waiter(), for_ever=True, workers=self.workers_waiter())
+                # if the resources of an adversary are missing, the host's own timeout applies
+                wait_for_replies([reference], self.group, self.waiter(), no_timeout=True, workers=self.workers_waiter())
                 played: PlayedRounds = get_result(reference)
                 self.events += played.events
                 if played.events:
                     self.workers_group = get_result(host.workers_group.remote())
-                fresh = [m for m in played.metrics if m["round"] >= self.known]
+                fresh = [m for m in played.metrics if m["round"] >= self.received_rounds]
                 if fresh:
-                    self.known = int(fresh[-1]["round"]) + 1
+                    self.received_rounds = int(fresh[-1]["round"]) + 1
                     return fresh
             except LostError as lost:
-                if host is self.host:  # else another has taken its place already
-                    self.reopen(lost)
+                if host is self.host:  # otherwise the host has already been replaced
+                    self.replace_host(lost)
             started = self.play(rounds)
 
     def warned(self) -> bool:
-        """Whether a checkpoint is due since a node of the game is about to go: a VM that is pre-empted, a pod that is ended.
+        """Whether a checkpoint is due because a node of the game will end soon, such as a pre-empted VM or a deleted pod.
 
-        Who plays there goes on until it goes; a checkpoint every few seconds is what there is to lose.
+        The players on the node continue until it ends; a checkpoint every DRAIN_CHECKPOINT_S limits what is lost.
         """
         draining: dict[str, int] = ray_state.get_draining_nodes()
         if not draining:
             return False
         groups = [group for group in (self.group, self.workers_group) if group is not None]
-        places = {node for group in groups for node in placement_group_table(group)["bundles_to_node_id"].values()}
-        here = draining.keys() & {ray.get_runtime_context().get_node_id(), *places}
-        for node in here - self.going:
-            told = f"node {node[:12]} of this game is about to go: checkpoints every {WARNED_S:g} s until then"
-            logger.warning(told)
-        self.going |= here
-        if not here or time.monotonic() - self.warned_at < WARNED_S:
+        nodes = {node for group in groups for node in placement_group_table(group)["bundles_to_node_id"].values()}
+        affected = draining.keys() & {ray.get_runtime_context().get_node_id(), *nodes}
+        for node in affected - self.draining:
+            logger.warning(f"node {node[:12]} of this game will end soon: checkpoints every {DRAIN_CHECKPOINT_S:g} s until then")
+        self.draining |= affected
+        if not affected or time.monotonic() - self.drain_checkpoint_at < DRAIN_CHECKPOINT_S:
             return False
-        self.warned_at = time.monotonic()
+        self.drain_checkpoint_at = time.monotonic()
         return True
 
-    def reopen(self, lost: LostError) -> None:
-        """Another host, which goes on from what the driver has.
+    def replace_host(self, lost: LostError) -> None:
+        """Starts another host, which continues from the driver's last snapshot.
 
-        Raises: LostError where too many have been lost; InputError where the cluster has no place for it in time.
+        Raises: LostError after too many failures; InputError if the cluster has no free resources for it in time.
         """
         recovery, started = self.config.recovery, time.perf_counter()
         while True:
@@ -150,54 +161,55 @@ class RayGame:
             if self.failures > recovery.max_failures:
                 raise LostError(f"{lost}; that is more than recovery.max_failures = {recovery.max_failures}") from lost
             ray.kill(self.host)
-            self.free_workers()
+            self.remove_workers()
             try:
                 self.build()
                 break
-            except LostError as another:
-                lost = another
+            except LostError as next_loss:
+                lost = next_loss
                 time.sleep(min(60.0, recovery.backoff_s * 2 ** (self.failures - 1)))
-        back, seconds = self.saved.round if self.saved else 0, time.perf_counter() - started
+        resumed_at, seconds = self.last_snapshot.round if self.last_snapshot else 0, time.perf_counter() - started
+        replayed = self.received_rounds - resumed_at
         self.events.append(
-            Event(round=self.known, replayed=self.known - back, players=("privatizer",), cause=str(lost), seconds=seconds)
+            Event(round=self.received_rounds, replayed=replayed, players=("privatizer",), cause=str(lost), seconds=seconds)
         )
 
-    def ask(self, question: Callable[[Any], Any]) -> Any:
-        """What the host answers, once it has played what the driver knows; a new host where it is lost."""
+    def call_host(self, call: Callable[[Any], Any]) -> Any:
+        """The result of a call of the host, after it has played all rounds that the driver has received. Replaces a lost host."""
         while True:
             try:
-                while (at := get_result(self.host.round.remote())) < self.known:
-                    get_result(self.host.play.remote(self.known - at))
-                return get_result(question(self.host))
+                while (round := get_result(self.host.round.remote())) < self.received_rounds:
+                    get_result(self.host.play.remote(self.received_rounds - round))
+                return get_result(call(self.host))
             except LostError as lost:
-                self.reopen(lost)
+                self.replace_host(lost)
 
     def snapshot(self) -> Snapshot:
-        """The whole game, for a checkpoint; also what a new host would go on from."""
-        self.saved = self.ask(lambda host: host.snapshot.remote())
-        return self.saved
+        """The state of the whole game, for a checkpoint; a new host would continue from it."""
+        self.last_snapshot = self.call_host(lambda host: host.snapshot.remote())
+        return self.last_snapshot
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return self.ask(lambda host: host.sample.remote(count))
+        return self.call_host(lambda host: host.sample.remote(count))
 
     def outcome(self) -> Outcome:
-        return self.ask(lambda host: host.outcome.remote())
+        return self.call_host(lambda host: host.outcome.remote())
 
     def weights(self) -> dict[str, dict[str, Any]]:
-        return self.ask(lambda host: host.weights.remote())
+        return self.call_host(lambda host: host.weights.remote())
 
-    def free_workers(self) -> None:
-        """End the privatizer's workers: their places outlive a host that is killed."""
+    def remove_workers(self) -> None:
+        """Ends the privatizer's workers: their placement group outlives a killed host."""
         if self.workers_group is not None:
             remove_placement_group(self.workers_group)
             self.workers_group = None
 
     def close(self) -> None:
-        """End the actors and free their places."""
+        """Ends the actors and frees their resources."""
         if self.workers and self.host is not None:
             with suppress(LostError):
-                get_result(self.host.end.remote(), deadline_s=END_S)
-            self.free_workers()
+                get_result(self.host.end.remote(), deadline_s=END_TIMEOUT_S)
+            self.remove_workers()
         remove_placement_group(self.group)
 
     def __enter__(self) -> "RayGame":
@@ -207,10 +219,10 @@ class RayGame:
         self.close()
 
 
-def host_kind(config: Config) -> Any:
-    """The class of the central actor: GameHost, or where the privatizer has several workers parallel.host.ParallelHost."""
+def host_class(config: Config) -> Any:
+    """The class of the central actor: GameHost, or ParallelHost if the privatizer has several workers."""
     if config.privatizer.num_workers == 1:
         return GameHost
-    from cpgan_ray.distributed.ddp.host import ParallelHost  # it imports Ray Train, which takes a second or two
+    from cpgan_ray.distributed.ddp.host import ParallelHost  # it imports Ray Train, which takes 1 to 2 s
 
     return ParallelHost

@@ -1,4 +1,4 @@
-"""The players as actors: the host that has the privatizer and the loop, and the pool of adversaries, of whom some may be lost."""
+"""The host of a game: the actor with the privatizer, the training loop and the pool of adversaries."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,19 +20,20 @@ from cpgan_ray.training.players import PrivatizerWorker
 
 
 class GameHost:
-    """The central actor: the privatizer, the loop, and the adversaries' actors, which end with it.
+    """The central actor: the privatizer, the training loop, and the adversaries' actors, which end with it.
 
-    A plain class, built by `prepare_data` and `open`.
+    A plain class, initialised by `prepare_data` and `build`.
     """
 
-    calls_at_once = 1
+    max_concurrency = 1
 
     def prepare_data(
         self, config: Config, sizes: Sequence[Bundle], group: PlacementGroup | None, environment: Mapping[str, str]
     ) -> None:
-        """The actors of all players, with the data on each one's node.
+        """Starts the actors of all adversaries and prepares the data on all nodes.
 
-        group: whose bundles they have, this one the first; none: this process's own. environment: see `prepare_data`.
+        group: the placement group, with this actor in its first bundle; None: this process's own group. environment: see
+        adversary_pool.prepare_data.
         """
         import_env(environment)
         self.pool = AdversaryPool(config, sizes, group)
@@ -41,14 +42,14 @@ class GameHost:
         gather(preparing, deadline_s=PREPARE_TIMEOUT_S)
 
     def build(self, snapshot: Snapshot | None = None) -> None:
-        """The players themselves; snapshot: go on from there."""
+        """Builds the players. snapshot: continue from it."""
         config, sizes = self.pool.config, self.pool.sizes
         building = self.pool.build(self.pool.names)
         deadline_s = config.runtime.reply_timeout_s
         self.game = Game(
             PrivatizerWorker(config, **compute_kwargs(config, sizes[0])),
             self.pool.handles,
-            gather=lambda answers: gather(answers, deadline_s=deadline_s),
+            gather=lambda references: gather(references, deadline_s=deadline_s),
             share=share,
             replace_failed=self.replace_failed,
         )
@@ -58,20 +59,20 @@ class GameHost:
 
     def replace_failed(self, cause: LostError) -> None:
         assert self.game.last_snapshot is not None
-        self.pool.replace_failed(cause, round=self.game.round, kept=self.game.last_snapshot.round)
+        self.pool.replace_failed(cause, round=self.game.round, snapshot_round=self.game.last_snapshot.round)
 
     def length(self) -> tuple[int, int]:
-        """Rounds of the run, and of an epoch."""
+        """Number of rounds of the run, and of an epoch."""
         return self.game.total_rounds, self.game.rounds_per_epoch
 
     def round(self) -> int:
-        """Rounds played."""
+        """Number of rounds played."""
         return self.game.round
 
     def play(self, rounds: int) -> PlayedRounds:
-        """Some more rounds, and what was lost and mended meanwhile."""
+        """Plays up to `rounds` more rounds. Returns their metrics and the failures in the meantime."""
         metrics = self.game.play(rounds)
-        self.pool.in_a_row = 0
+        self.pool.consecutive_failures = 0
         events, self.pool.events = self.pool.events, []
         return PlayedRounds(metrics, tuple(events))
 
@@ -88,12 +89,12 @@ class GameHost:
         return self.game.weights()
 
     def workers_group(self) -> None:
-        """There are none: see parallel.host.ParallelHost."""
+        """None: only ParallelHost has workers."""
 
 
 @contextmanager
 def host_here(config: Config, sizes: Sequence[Bundle]) -> Iterator[GameHost]:
-    """The game's host in this process, and its adversaries as actors in this process's placement group; they end with the block."""
+    """A host in this process, with adversaries as actors in this process's placement group. They end with the block."""
     host = GameHost()
     try:
         host.prepare_data(config, sizes, None, {})

@@ -1,4 +1,4 @@
-"""What a local Ray needs of its machine: a short path for its sockets, shared memory, and a place for its token."""
+"""Prepares what a local Ray needs on its machine: a short path for its sockets, shared memory, and a token."""
 
 import contextlib
 import logging
@@ -17,70 +17,72 @@ logger = logging.getLogger(__name__)
 MAX_FOLDER_BYTES = 40
 """The longest path of Ray's temporary folder. Ray adds up to 67 bytes, and Linux allows 107 for the path of a socket."""
 FALLBACKS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
-"""Where a private folder is made if Ray's own choice does not serve."""
+"""Folders in which a private folder is created if Ray's own choice is unusable."""
 SHARED_MEMORY = Path("/dev/shm")
 TOKEN, TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
 def temporary_folder() -> str:
-    """Where Ray keeps its sockets and logs: `ray` in RAY_TMPDIR, TMPDIR or /tmp; if that does not serve, a folder that only this
-    user can read, which a line on standard error names.
+    """The folder of Ray's sockets and logs: `ray` in RAY_TMPDIR, TMPDIR or /tmp. If it is unusable, a folder that only this user
+    can read, which a warning names.
 
-    Raises: InputError if none can be written to.
+    Raises: InputError if no folder is writable.
     """
     default = Path(get_default_system_temp_dir()).absolute() / "ray"
-    fault = _fault(default)
-    if fault is None:
+    problem = _problem(default)
+    if problem is None:
         return str(default)
     for parent in FALLBACKS:
         private = parent / f"ray-{os.getuid()}"
-        folder = private / "ray"  # which Ray opens for everybody
-        if _is_private(private) and _fault(folder) is None:
-            logger.warning(f"Ray's temporary files go to {folder}: {default} {fault}")
+        folder = private / "ray"  # Ray makes this folder accessible to everybody
+        if _is_private(private) and _problem(folder) is None:
+            logger.warning(f"Ray's temporary files go to {folder}: {default} {problem}")
             return str(folder)
     raise InputError(
-        f"Ray has no place for its temporary files: {default} {fault}, and none of {', '.join(map(str, FALLBACKS))} can be "
-        f"written to: set RAY_TMPDIR to a writable folder, its path of at most {MAX_FOLDER_BYTES - 4} bytes, or use "
+        f"Ray has no folder for its temporary files: {default} {problem}, and none of {', '.join(map(str, FALLBACKS))} is "
+        f"writable: set RAY_TMPDIR to a writable folder with a path of at most {MAX_FOLDER_BYTES - 4} bytes, or use "
         "--runtime.backend local"
     )
 
 
-def _fault(folder: Path) -> str | None:
-    """Why Ray cannot keep its files there; None if it can."""
+def _problem(folder: Path) -> str | None:
+    """Why Ray cannot use this folder; None if it can."""
     if len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
         return "is too long for the paths of its sockets"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        return f"cannot be made ({e.strerror})"
-    return None if os.access(folder, os.W_OK | os.X_OK) else "cannot be written to"
+        return f"cannot be created ({e.strerror})"
+    return None if os.access(folder, os.W_OK | os.X_OK) else "is not writable"
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether it is there now, and this user's only."""
+    """Creates the folder if absent. Returns whether it belongs to this user and only this user can access it."""
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700)
     try:
-        found = folder.lstat()
+        info = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077
 
 
 def ensure_shared_memory() -> None:
-    """Raises: InputError if there is none; where there is little Ray takes its temporary folder instead."""
+    """Raises: InputError if there is none. If there is too little, Ray uses its temporary folder instead."""
     if sys.platform == "linux" and not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         raise InputError(
-            f"{SHARED_MEMORY} is missing or cannot be written to, where Ray keeps its objects: mount it (docker run --shm-size 2g, "
+            f"{SHARED_MEMORY}, where Ray stores its objects, is missing or not writable: mount it (docker run --shm-size 2g, "
             "in Kubernetes an emptyDir of medium Memory), or use --runtime.backend local"
         )
 
 
 def ensure_token() -> None:
-    """Has a token ready for a local Ray, unless it wants none or one is named: in `~/.ray/auth_token`, for this user only, since
-    the file that Ray itself would make is readable for everybody; or in the environment if there is no home folder to keep it in.
+    """Creates a token for a local Ray, unless tokens are disabled or one is set.
+
+    It is stored in `~/.ray/auth_token`, readable only for this user (Ray's own file would be readable for everybody), or in the
+    environment if there is no home folder.
     """
-    if not _wants_token() or {TOKEN, TOKEN_PATH} & os.environ.keys():
+    if not _uses_token() or {TOKEN, TOKEN_PATH} & os.environ.keys():
         return
     try:
         path = _token_file()
@@ -95,18 +97,17 @@ def ensure_token() -> None:
 
 
 def warn_of_readable_token() -> None:
-    """A line on standard error if others can read the token with which anybody may run code on this user's clusters."""
-    if not _wants_token() or TOKEN in os.environ:
+    """Warns if others can read the token: anybody who has it can run code on this user's clusters."""
+    if not _uses_token() or TOKEN in os.environ:
         return
     with contextlib.suppress(OSError, RuntimeError):
         path = _token_file()
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            told = f"{path} has mode {mode:04o}: others can read the token and run code on your clusters; chmod 600 it"
-            logger.warning(told)
+            logger.warning(f"{path} has mode {mode:04o}: others can read the token and run code on your clusters; chmod 600 it")
 
 
-def _wants_token() -> bool:
+def _uses_token() -> bool:
     return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
 
 

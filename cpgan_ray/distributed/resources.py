@@ -1,4 +1,4 @@
-"""Places of actors: how much each needs, one placement group for all, and waiting for waiter."""
+"""Resources of actors: how much each one needs, one placement group for all, and waiting for free resources."""
 
 import logging
 import math
@@ -18,79 +18,81 @@ logger = logging.getLogger(__name__)
 Bundle = dict[str, float]
 
 HOST_ONLY_BUNDLE: Bundle = {"memory": 1.0}
-"""Place of a host that computes nothing: one byte, so that the workers and adversaries can have all CPUs."""
+"""Bundle of a host that computes nothing: one byte of memory, so that workers and adversaries can use all CPUs."""
 
 MIN_CPU = 0.001
-"""What an actor that asks for nothing gets: a place must not be empty."""
+"""CPUs of an actor that requests nothing: a bundle must not be empty."""
 
-PLACEMENT_S = 60.0
-"""How long the actors' places may take on a cluster that has room for them, in seconds."""
+PLACEMENT_TIMEOUT_S = 60.0
+"""How long placing the actors may take on a cluster that has enough resources."""
 
-LACKING = ("NO_RESOURCES", "INFEASIBLE")
-"""What Ray says of a placement group for which there is no waiter, `scheduling_state` in its table; others are being placed."""
+SHORTAGE_STATES = ("NO_RESOURCES", "INFEASIBLE")
+"""Values of `scheduling_state` in Ray's table of placement groups if resources are missing; others mean: being placed."""
 
 POLL_EVERY_S = 3.0
-"""How long an answer may take before it is looked whether everybody has a place, in seconds."""
+"""How long to wait for replies before checking whether all actors have resources."""
 
 LOG_EVERY_S = 30.0
-"""How often it is said that a place is waited for, in seconds."""
+"""Interval of the log lines about a shortage of resources."""
 
 
 def bundles(
     config: Config, names: Sequence[str], *, cluster: Mapping[str, float], nodes: Sequence[float] | None = None
 ) -> list[Bundle]:
-    """What each actor needs, the privatizer's first, or those of its workers.
+    """The resources of each actor; the privatizer, or its workers, come first.
 
-    CPUs that are not set are 1 each, or an equal share where the cluster has fewer CPUs than actors. nodes: CPUs of each node.
+    CPUs that are not set are 1 each, or an equal share if the cluster has fewer CPUs than actors. nodes: CPUs of each node.
 
-    Raises: InputError with the numbers where the sum does not fit the cluster.
+    Raises: InputError with the numbers if the sum exceeds the cluster.
     """
     total = cluster.get("CPU", 0.0)
     actors = config.privatizer.num_workers + len(names)
-    sizes = shares(config, names, cpus=divisible([total] if nodes is None else nodes, actors))
-    ensure_room(sizes, cluster, config.runtime)
+    sizes = shares(config, names, cpus=usable_cpus([total] if nodes is None else nodes, actors))
+    ensure_capacity(sizes, cluster, config.runtime)
     return sizes
 
 
-def divisible(nodes: Sequence[float], actors: int) -> float:
-    """How many of the nodes' CPUs can be divided equally among so many actors, none of which is on two nodes."""
+def usable_cpus(nodes: Sequence[float], actors: int) -> float:
+    """How many of the nodes' CPUs can be divided equally among `actors` actors, if each actor is on one node."""
     sizes = {cpus / n for cpus in nodes for n in range(1, actors + 1)}
     return actors * max((s for s in sizes if s and sum(int(cpus / s + 1e-9) for cpus in nodes) >= actors), default=0.0)
 
 
 def shares(config: Config, names: Sequence[str], *, cpus: float) -> list[Bundle]:
-    """What each actor needs, the privatizer's first, or those of its workers, where they have `cpus` CPUs between them."""
+    """The resources of each actor if they share `cpus` CPUs; the privatizer, or its workers, come first."""
     r, workers = config.runtime, config.privatizer.num_workers
-    fair = min(1.0, cpus / (len(names) + workers)) or 1.0  # none yet: it has still to grow
-    own = [(a.cpus, a.gpus) if (a := config.adversaries.get(name)) else (None, None) for name in names]  # a spare has no settings
-    wanted = [(r.privatizer_cpus, r.privatizer_gpus)] * workers
-    wanted += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in own]
-    sizes = [{"CPU": fair if c is None else c, "GPU": g} for c, g in wanted]
+    fair = min(1.0, cpus / (len(names) + workers)) or 1.0  # 1 if the cluster has no CPUs yet
+    settings = [(a.cpus, a.gpus) if (a := config.adversaries.get(name)) else (None, None) for name in names]  # a spare has none
+    requests = [(r.privatizer_cpus, r.privatizer_gpus)] * workers
+    requests += [(r.adversary_cpus if c is None else c, r.adversary_gpus if g is None else g) for c, g in settings]
+    sizes = [{"CPU": fair if c is None else c, "GPU": g} for c, g in requests]
     return [{kind: amount for kind, amount in s.items() if amount} or {"CPU": MIN_CPU} for s in sizes]
 
 
-def ensure_room(sizes: Sequence[Bundle], cluster: Mapping[str, float], runtime: RuntimeConfig) -> None:
-    """Raises: InputError with the numbers where the actors together need more than the cluster has."""
+def ensure_capacity(sizes: Sequence[Bundle], cluster: Mapping[str, float], runtime: RuntimeConfig) -> None:
+    """Raises: InputError with the numbers if the actors together need more than the cluster has."""
     for kind in ("CPU", "GPU"):
-        total, there = sum(s.get(kind, 0.0) for s in sizes), cluster.get(kind, 0.0)
-        if total > there + 1e-6 and runtime.startup_timeout_s == 0:
+        total, available = sum(s.get(kind, 0.0) for s in sizes), cluster.get(kind, 0.0)
+        if total > available + 1e-6 and runtime.startup_timeout_s == 0:
             raise InputError(
-                f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {there:g}: lower "
-                f"--runtime.adversary-{kind.lower()}s, leave adversaries out, or wait for a growing cluster with "
+                f"{len(sizes)} actors need {total:g} {kind}s, the cluster has {available:g}: lower "
+                f"--runtime.adversary-{kind.lower()}s, remove adversaries, or wait for a growing cluster with "
                 "--runtime.startup-timeout-s"
             )
 
 
 def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
-    """One placement group with a bundle per actor.
+    """Creates one placement group with a bundle per actor.
 
-    Raises: InputError where the cluster has no room for it in time.
+    Raises: InputError if the cluster does not have the resources in time.
     """
     group = placement_group(sizes, strategy=runtime.placement)
-    waiter = CapacityWaiter(sizes, option="runtime.startup_timeout_s", patience_s=max(runtime.startup_timeout_s, PLACEMENT_S))
+    waiter = CapacityWaiter(
+        sizes, option="runtime.startup_timeout_s", timeout_s=max(runtime.startup_timeout_s, PLACEMENT_TIMEOUT_S)
+    )
     try:
         while not group.wait(1):
-            waiter.report_shortage(silently=placement_group_table(group)["stats"]["scheduling_state"] not in LACKING)
+            waiter.report_shortage(quiet=placement_group_table(group)["stats"]["scheduling_state"] not in SHORTAGE_STATES)
     except BaseException:
         remove_placement_group(group)
         raise
@@ -98,63 +100,63 @@ def reserve(sizes: list[Bundle], runtime: RuntimeConfig) -> PlacementGroup:
 
 
 def in_bundle(group: PlacementGroup | None, bundle: int) -> Any:
-    """The place of a bundle; None: where this process's placement group has waiter."""
+    """Scheduling strategy for a bundle of a group. Without a group: None, which means this process's own placement group."""
     return None if group is None else PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
 
-def start(kind: type, size: Bundle, *, place: Any = None, calls_at_once: int = 1) -> Any:
-    """An actor of a plain class; `open` builds it. Without a place it goes where its creator's placement group has waiter."""
+def start_actor(actor_class: type, size: Bundle, *, scheduling: Any = None, max_concurrency: int = 1) -> Any:
+    """Starts an actor of a plain class. scheduling: strategy; None: in the placement group of the creator, if it has one."""
     options: dict[str, Any] = {"num_cpus": size.get("CPU", 0), "num_gpus": size.get("GPU", 0), "max_restarts": 0}
-    options |= {"max_concurrency": calls_at_once} if calls_at_once > 1 else {}
-    return ray.remote(kind).options(**options, scheduling_strategy=place).remote()
+    options |= {"max_concurrency": max_concurrency} if max_concurrency > 1 else {}
+    return ray.remote(actor_class).options(**options, scheduling_strategy=scheduling).remote()
 
 
 def compute_kwargs(config: Config, size: Bundle) -> dict[str, Any]:
-    """How many torch threads an actor has, and how much of a GPU."""
+    """Arguments of `set_up_process` for an actor: its torch threads and its share of a GPU."""
     return {"threads": config.runtime.threads or max(1, int(size.get("CPU", 1))), "gpu_share": size.get("GPU", 0.0)}
 
 
 class CapacityWaiter:
-    """Waiting for a cluster to have waiter: a line on standard error at once and then every half minute, but not for ever."""
+    """Waits for free resources: logs a line at once and then every LOG_EVERY_S, and raises after a timeout."""
 
-    def __init__(self, sizes: Sequence[Bundle], *, option: str, patience_s: float) -> None:
-        """option: the setting by which it waits so long."""
-        self.sizes, self.option, self.patience_s = sizes, option, patience_s
+    def __init__(self, sizes: Sequence[Bundle], *, option: str, timeout_s: float) -> None:
+        """option: the setting that defines the timeout."""
+        self.sizes, self.option, self.timeout_s = sizes, option, timeout_s
         self.since: float | None = None
-        self.said = -math.inf
+        self.logged_at = -math.inf
 
-    def report_shortage(self, *, for_ever: bool = False, silently: bool = False) -> None:
-        """There is none at the moment. silently: there is, but it is not ours yet.
+    def report_shortage(self, *, no_timeout: bool = False, quiet: bool = False) -> None:
+        """Call this while the resources are missing. quiet: do not log; the resources exist but are not assigned yet.
 
-        Raises: InputError with the numbers where there has been none for too long, unless somebody else takes care of that.
+        Raises: InputError with the numbers after the timeout, except with `no_timeout`.
         """
         now = time.monotonic()
         self.since = self.since or now
-        left = self.patience_s - (now - self.since)
-        if left <= 0 and not for_ever:
+        remaining_s = self.timeout_s - (now - self.since)
+        if remaining_s <= 0 and not no_timeout:
             flag = "--" + self.option.replace("_", "-")
             raise InputError(
-                f"no room for {self.patience_s:g} s: {self.shortage()}; add nodes, wait longer with {flag}, or ask for less "
-                "(--runtime.placement, --runtime.adversary-cpus); a run that has a checkpoint goes on with --resume"
+                f"not enough free resources for {self.timeout_s:g} s: {self.shortage()}; add nodes, wait longer with {flag}, or "
+                "request less (--runtime.placement, --runtime.adversary-cpus); --resume continues a run that has a checkpoint"
             )
-        if now - self.said >= LOG_EVERY_S and not silently:
-            self.said = now
-            told = f"waiting for room: {self.shortage()}; for up to {max(0.0, left):.0f} s ({self.option})"
-            logger.info(told)
+        if now - self.logged_at >= LOG_EVERY_S and not quiet:
+            self.logged_at = now
+            limit = f"for up to {max(0.0, remaining_s):.0f} s ({self.option})"
+            logger.info(f"waiting for free resources: {self.shortage()}; {limit}")
 
     def shortage(self) -> str:
-        """What is needed and what there is."""
+        """The needed, the total and the free resources."""
         total, free = ray.cluster_resources(), ray.available_resources()
         kinds = [kind for kind in ("CPU", "GPU") if any(kind in size for size in self.sizes)]
         needed = " and ".join(f"{sum(size.get(kind, 0.0) for size in self.sizes):g} {kind}s" for kind in kinds)
-        there = " and ".join(f"{total.get(kind, 0.0):g} {kind}s ({free.get(kind, 0.0):g} free)" for kind in kinds)
-        return f"{len(self.sizes)} processes need {needed}, the cluster has {there}"
+        available = " and ".join(f"{total.get(kind, 0.0):g} {kind}s ({free.get(kind, 0.0):g} free)" for kind in kinds)
+        return f"{len(self.sizes)} processes need {needed}, the cluster has {available}"
 
 
-def waiting(sizes: Sequence[Bundle]) -> bool:
-    """Whether a placement group of these bundles, whosoever, has no place: Ray Train does not tell which is its own."""
-    found = [g for g in placement_group_table().values() if g["state"] in ("PENDING", "RESCHEDULING")]
-    return any(list(g["bundles"].values()) == list(sizes) for g in found)
+def is_pending(sizes: Sequence[Bundle]) -> bool:
+    """Whether any placement group with these bundles is not placed: Ray Train does not report which group is its own."""
+    pending = [g for g in placement_group_table().values() if g["state"] in ("PENDING", "RESCHEDULING")]
+    return any(list(g["bundles"].values()) == list(sizes) for g in pending)
 
 
 def wait_for_replies(
@@ -163,27 +165,28 @@ def wait_for_replies(
     waiter: CapacityWaiter,
     *,
     deadline_s: float = math.inf,
-    for_ever: bool = False,
-    told: str | None = None,
+    no_timeout: bool = False,
+    wait_message: str | None = None,
     workers: CapacityWaiter | None = None,
 ) -> None:
-    """Wait until all answers are there. Where a bundle of the group has no place, that is told, and the deadline begins anew.
+    """Waits for all replies. While resources of the group are missing, this is logged and the deadline starts again.
 
-    told: what is said of a long wait; workers: those of the privatizer, which are in a placement group of their own.
+    wait_message: logged regularly during a long wait. workers: waiter of the privatizer's workers, which have their own placement
+    group. no_timeout: wait for the group's resources without a timeout.
 
-    Raises: LostError at the deadline; InputError where there is no room for too long, but not `for_ever` for those of the group.
+    Raises: LostError at the deadline; InputError if resources are missing until the waiter's timeout.
     """
-    said = time.monotonic()
-    until = said + deadline_s
+    logged_at = time.monotonic()
+    deadline = logged_at + deadline_s
     while references and len(ray.wait(list(references), num_returns=len(references), timeout=POLL_EVERY_S)[0]) < len(references):
         if group is not None and placement_group_table(group)["state"] != "CREATED":
-            waiter.report_shortage(for_ever=for_ever)
-            until = time.monotonic() + deadline_s
-        elif workers is not None and waiting(workers.sizes):
+            waiter.report_shortage(no_timeout=no_timeout)
+            deadline = time.monotonic() + deadline_s
+        elif workers is not None and is_pending(workers.sizes):
             workers.report_shortage()
-            until = time.monotonic() + deadline_s
-        elif time.monotonic() > until:
-            raise LostError(f"an actor did not answer within {deadline_s:g} s")
-        elif told is not None and time.monotonic() - said >= LOG_EVERY_S:
-            said = time.monotonic()
-            logger.info(told)
+            deadline = time.monotonic() + deadline_s
+        elif time.monotonic() > deadline:
+            raise LostError(f"an actor did not respond within {deadline_s:g} s")
+        elif wait_message is not None and time.monotonic() - logged_at >= LOG_EVERY_S:
+            logged_at = time.monotonic()
+            logger.info(wait_message)

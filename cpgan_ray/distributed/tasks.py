@@ -1,4 +1,4 @@
-"""Work that needs nothing of its like, as Ray tasks: the attacks of a tournament, the cells of a comparison."""
+"""Independent work as Ray tasks: the attacks of a tournament, the cells of a comparison."""
 
 import io
 import time
@@ -14,39 +14,39 @@ from cpgan_ray.common.process import pick_device, set_up_process
 from cpgan_ray.common.signals import requested
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.distributed.cluster import connect, is_local
-from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, ensure_room
+from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, ensure_capacity
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.fitting import AttackSpec, EvaluationContext, FittedAttack, fit_attack
 
 
 def attack_task(spec: AttackSpec, context: EvaluationContext, *, runtime: RuntimeConfig) -> FittedAttack:
-    """One attack in a Ray worker of its own; what it fitted comes back on the CPU."""
+    """Fits one attack in a Ray worker; the fitted attack is returned on the CPU."""
     cpus, gpus = context.config.cpus, context.config.gpus
     set_up_process(threads=runtime.threads or max(1, int(cpus)), gpu_share=gpus)
     device = pick_device(runtime.device)
-    made = fit_attack(spec, context, device=device)
+    fitted = fit_attack(spec, context, device=device)
     if device.type == "cpu":
-        return made
-    torch.save(made, buffer := io.BytesIO())
+        return fitted
+    torch.save(fitted, buffer := io.BytesIO())
     buffer.seek(0)
-    return torch.load(buffer, map_location="cpu", weights_only=False)  # our own bytes of a moment ago
+    return torch.load(buffer, map_location="cpu", weights_only=False)  # bytes written by this function
 
 
 def fit_on_ray(
     todo: Sequence[AttackSpec], context: EvaluationContext, *, runtime: RuntimeConfig, done: Callable[[FittedAttack], None]
 ) -> list[FittedAttack]:
-    """All attacks as Ray tasks, each with its own resources, as many at once as the cluster has room for; in the order of `todo`.
+    """Fits all attacks as Ray tasks, in parallel as far as the cluster's resources allow. Returns them in the order of `todo`.
 
-    Raises: InputError with the numbers where the cluster has no room for one; what an attack raised, without Ray's wrapping.
+    Raises: InputError with the numbers if the cluster is too small for one attack; an attack's own error without Ray's wrapping.
     """
     connect(runtime)
     config = context.config
     size: Bundle = {"CPU": config.cpus, "GPU": config.gpus}
-    waiter = CapacityWaiter([size], option="runtime.startup_timeout_s", patience_s=runtime.startup_timeout_s)
-    while lacking := [kind for kind, wanted in size.items() if wanted > ray.cluster_resources().get(kind, 0.0)]:
+    waiter = CapacityWaiter([size], option="runtime.startup_timeout_s", timeout_s=runtime.startup_timeout_s)
+    while lacking := [kind for kind, amount in size.items() if amount > ray.cluster_resources().get(kind, 0.0)]:
         if runtime.startup_timeout_s == 0:
-            there, flag = ray.cluster_resources().get(lacking[0], 0.0), f"--attacks.{lacking[0].lower()}s"
-            raise InputError(f"an attack needs {size[lacking[0]]:g} {lacking[0]}s, the cluster has {there:g}: lower {flag}")
+            available, flag = ray.cluster_resources().get(lacking[0], 0.0), f"--attacks.{lacking[0].lower()}s"
+            raise InputError(f"an attack needs {size[lacking[0]]:g} {lacking[0]}s, the cluster has {available:g}: lower {flag}")
         waiter.report_shortage()
         time.sleep(1)
     shared = ray.put(context)
@@ -79,13 +79,13 @@ def gather_in_order(references: Sequence[Any], *, done: Callable[[int, Any], Non
     return [results[i] for i in range(len(references))]
 
 
-def equipped(environment: Mapping[str, str], work: Callable[..., None], arguments: Sequence[Any]) -> None:
-    """`work(*arguments)`, with what may be needed to reach the data."""
+def with_environment(environment: Mapping[str, str], work: Callable[..., None], arguments: Sequence[Any]) -> None:
+    """Calls `work(*arguments)` after setting the environment variables that may be needed to reach the data."""
     import_env(environment)
     work(*arguments)
 
 
-def in_tasks(
+def run_in_tasks(
     work: Callable[..., None],
     todo: Sequence[Sequence[Any]],
     *,
@@ -94,12 +94,12 @@ def in_tasks(
     gpus: float,
     done: Callable[[int], None],
 ) -> None:
-    """`work(*arguments)` for each of `todo` as Ray tasks, as many at once as the cluster has room for. `done` hears the number of
-    each that has ended; one whose process dies is done again.
+    """Calls `work(*arguments)` for each item of `todo` as Ray tasks, in parallel as far as the cluster's resources allow. `done` is
+    called with the index of each finished item. A task whose process dies is repeated.
 
-    Raises: InputError with the numbers where the cluster has no room for one; what a task raised, without Ray's wrapping.
+    Raises: InputError with the numbers if the cluster is too small for one task; a task's own error without Ray's wrapping.
     """
-    ensure_room([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
-    task: Any = ray.remote(equipped).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
+    ensure_capacity([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
+    task: Any = ray.remote(with_environment).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
     references = [task.remote(export_env(), work, arguments) for arguments in todo]
     gather_in_order(references, done=lambda index, _: done(index))

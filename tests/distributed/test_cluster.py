@@ -1,5 +1,4 @@
-"""What the project starts, and a head started as docs/getting-started.md has it, is reached from this machine only; a head asks for
-a token; `ray job stop` leaves time for a checkpoint."""
+"""Tests that local clusters listen only on loopback and require a token, and that `ray job stop` leaves time for a checkpoint."""
 
 import json
 import re
@@ -29,23 +28,25 @@ TOKEN = "0123456789abcdef" * 4
 BIN = Path(sys.executable).parent
 
 
-def elsewhere(found: dict[str, str]) -> dict[str, str]:
-    """Those that are not on loopback."""
-    return {where: who for where, who in found.items() if not ip_address(where.split()[0].removeprefix("::ffff:")).is_loopback}
+def not_on_loopback(listeners: dict[str, str]) -> dict[str, str]:
+    """The listeners whose address is not a loopback address."""
+    return {
+        address: program
+        for address, program in listeners.items()
+        if not ip_address(address.split()[0].removeprefix("::ffff:")).is_loopback
+    }
 
 
-def test_a_job_on_a_local_cluster_listens_on_loopback_alone_has_a_token_and_reports_no_usage(
-    begin, cache_dir, mlflow_uri, tmp_path, listening
-):
+def test_job_on_a_local_cluster_listens_only_on_loopback_with_a_token(begin, cache_dir, mlflow_uri, tmp_path, listening):
     output = tmp_path / "out"
     flags = [*GAME.split(), "--cache-dir", cache_dir, "--output", output, "--tracking.uri", mlflow_uri]
-    job = begin([sys.executable, JOB, *flags], lambda: list(output.rglob("*.ckpt")), "nothing is played")
-    found = listening(job.pid)
+    job = begin([sys.executable, JOB, *flags], lambda: list(output.rglob("*.ckpt")), "no round is played")
+    listeners = listening(job.pid)
     raylet, *_ = called("raylet", job.pid)
     variables = raylet.environ()
-    assert {"gcs_server", "raylet"} <= {*found.values()}
-    assert any(who.startswith("ray::Adversary") for who in found.values())
-    assert elsewhere(found) == {}
+    assert {"gcs_server", "raylet"} <= {*listeners.values()}
+    assert any(program.startswith("ray::Adversary") for program in listeners.values())
+    assert not_on_loopback(listeners) == {}
     assert (variables["RAY_AUTH_MODE"], variables["RAY_USAGE_STATS_ENABLED"]) == ("token", "0")
 
 
@@ -54,7 +55,7 @@ def test_a_job_on_a_local_cluster_listens_on_loopback_alone_has_a_token_and_repo
 
 @dataclass(frozen=True)
 class Head:
-    """A cluster of one node that was started as in docs/getting-started.md."""
+    """A cluster of one node, started as in docs/getting-started.md."""
 
     process: subprocess.Popen[str]
     url: str
@@ -62,12 +63,12 @@ class Head:
     env: dict[str, str]
 
     def ray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`ray ARGUMENTS` by a client with these variables."""
+        """Runs `ray ARGUMENTS` as a client with these variables."""
         env = self.env | {"RAY_API_SERVER_ADDRESS": self.url} | variables
         return subprocess.run([str(BIN / "ray"), *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         urllib.request.urlopen(url, timeout=5).close()
     except urllib.error.HTTPError:
@@ -79,7 +80,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def head(listening) -> Iterator[Head]:
-    folder = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: Ray makes socket paths of it
+    folder = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: Ray's socket paths begin with it
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{folder}/token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     env["PATH"] = f"{BIN}:{env['PATH']}"
     Path(folder, "token").write_text(TOKEN)
@@ -101,8 +102,8 @@ def head(listening) -> Iterator[Head]:
     process = subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet, text=True)
     url = f"http://127.0.0.1:{dashboard}"
     wait_until(
-        lambda: answers(f"{url}/api/version") and "raylet" in listening(process.pid).values(),
-        "the head does not answer",
+        lambda: responds(f"{url}/api/version") and "raylet" in listening(process.pid).values(),
+        "the head does not respond",
         job=process,
     )
     yield Head(process, url, f"127.0.0.1:{gcs}", env)
@@ -110,42 +111,40 @@ def head(listening) -> Iterator[Head]:
     shutil.rmtree(folder, ignore_errors=True)  # Ray's processes may still write there
 
 
-def test_a_head_started_as_the_readme_says_listens_on_loopback_alone(head, listening):
-    found = listening(head.process.pid)
-    assert {"gcs_server", "raylet"} <= {*found.values()}
-    assert elsewhere(found) == {}
+def test_head_of_the_getting_started_page_listens_only_on_loopback(head, listening):
+    listeners = listening(head.process.pid)
+    assert {"gcs_server", "raylet"} <= {*listeners.values()}
+    assert not_on_loopback(listeners) == {}
 
 
-def test_driver_without_the_heads_variable_joins_it_on_loopback(head):
-    """Ray itself would try from the machine's own address, where the head does not answer, without end."""
+def test_connect_without_the_heads_variable_joins_on_loopback(head):
+    """Ray itself would try for ever from the machine's own address, where the head does not respond."""
     code = "import ray; from cpgan_ray.distributed.cluster import connect; from cpgan_ray.config import RuntimeConfig"
     code += "; connect(RuntimeConfig())"
     env = {name: value for name, value in head.env.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     command = [sys.executable, "-c", f"{code}; print(ray.cluster_resources()['CPU'])"]
-    ran = subprocess.run(
+    result = subprocess.run(
         command, env=env | {"RAY_ADDRESS": head.address}, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S / 4
     )
-    assert (ran.returncode, ran.stdout) == (0, "2.0\n"), ran.stderr
+    assert (result.returncode, result.stdout) == (0, "2.0\n"), result.stderr
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"RAY_AUTH_MODE": "disabled"}, "Missing authentication token"),
         ({"RAY_AUTH_TOKEN": "f" * 64}, "Invalid authentication token"),
     ],
 )
-def test_a_job_without_the_clusters_token_is_refused(head, variables, said):
-    ran = head.ray("job", "submit", "--submission-id", "intruder", "--", "touch", "/tmp/intruder", **variables)
-    assert ran.returncode == 1
-    assert said in ran.stderr + ran.stdout
+def test_job_submit_without_the_clusters_token_is_refused(head, variables, message):
+    result = head.ray("job", "submit", "--submission-id", "intruder", "--", "touch", "/tmp/intruder", **variables)
+    assert result.returncode == 1
+    assert message in result.stderr + result.stdout
     assert "intruder" not in head.ray("job", "list").stdout
 
 
 @pytest.mark.slow
-def test_ray_job_stop_lets_a_run_write_a_checkpoint_and_close_its_mlflow_run_and_it_goes_on_from_there(
-    head, cache_dir, mlflow_uri, tmp_path
-):
+def test_ray_job_stop_lets_a_run_write_a_checkpoint_and_resume(head, cache_dir, mlflow_uri, tmp_path):
     output = tmp_path / "out"
     flags = [*GAME.split(), "--cache-dir", str(cache_dir), "--output", str(output)]
     env_vars = {"MLFLOW_TRACKING_URI": mlflow_uri, "RAY_JOB_STOP_WAIT_TIME_S": str(HANG_S)}
@@ -157,23 +156,23 @@ def test_ray_job_stop_lets_a_run_write_a_checkpoint_and_close_its_mlflow_run_and
     assert "was stopped" in stopped.stdout + stopped.stderr
     played = [json.loads(line)["round"] for line in (output / "metrics.jsonl").read_text().splitlines()]
     newest = max(int(re.findall(r"\d+", path.name)[0]) for path in output.rglob("*.ckpt"))
-    assert newest == max(played) + 1, "nothing that was played is lost"
+    assert newest == max(played) + 1, "no played round is lost"
     client, run_id = mlflow.MlflowClient(mlflow_uri), json.loads((output / "config.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "KILLED"
-    assert "RAY_JOB_STOP_WAIT_TIME_S" not in head.ray("job", "logs", "game").stdout, "there is nothing to warn of"
+    assert "RAY_JOB_STOP_WAIT_TIME_S" not in head.ray("job", "logs", "game").stdout, "there is no warning"
     more = ["--resume", str(output), "--epochs", str(newest // 4 + 2), "--runtime.backend", "local", "--tracking.uri", mlflow_uri]
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(JOB), *more], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S
     )
-    assert ran.returncode == 0, ran.stderr
+    assert result.returncode == 0, result.stderr
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_a_job_that_would_be_killed_before_it_has_written_a_checkpoint_is_told_so(tmp_path):
+def test_job_with_too_short_a_stop_time_warns(tmp_path):
     env = environment(RAY_JOB_CONFIG_JSON_ENV_VAR="{}")
     command = [sys.executable, str(JOB), "--resume", str(tmp_path)]
-    for patience, told in (("", True), ("30", False)):
-        more = {"RAY_JOB_STOP_WAIT_TIME_S": patience} if patience else {}
-        ran = subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=HANG_S)
-        assert ran.returncode == 2
-        assert ("gives this job 3 s to write a checkpoint" in ran.stderr) == told
+    for stop_time_s, warns in (("", True), ("30", False)):
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": stop_time_s} if stop_time_s else {}
+        result = subprocess.run(command, env=env | variables, capture_output=True, text=True, timeout=HANG_S)
+        assert result.returncode == 2
+        assert ("gives this job 3 s to write a checkpoint" in result.stderr) == warns

@@ -1,4 +1,4 @@
-"""The game on Ray: the same weights as in one process, bit for bit; places that are shared fairly and given back; plain errors."""
+"""Tests of the game on Ray: the same results as in one process, resources of actors, errors, messages and the cluster."""
 
 import os
 import socket
@@ -15,6 +15,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from cpgan_ray.common import logs
 from cpgan_ray.common.process import available_cpus
 from cpgan_ray.common.types import Batch, Feedback, Release
 from cpgan_ray.config import Config, NeuralConfig, RidgeConfig, RuntimeConfig, override
@@ -30,14 +31,14 @@ from tests.games import untimed
 from tests.process import HANG_S, called
 
 OVERHEAD = 4096
-"""Bytes that a message may cost beyond its large arrays."""
+"""Number of bytes that a message may have in addition to its large arrays."""
 
 
 def play_all(game: Game | RayGame) -> list[dict[str, float]]:
     played = []
     while len(played) < game.total_rounds:
-        coming = game.play(3)
-        played += game.get(coming) if isinstance(game, RayGame) else coming
+        started = game.play(3)
+        played += game.get(started) if isinstance(game, RayGame) else started
     return played
 
 
@@ -49,10 +50,10 @@ def free_cpus() -> float:
     return ray.available_resources().get("CPU", 0.0)
 
 
-def all_is_free_again() -> bool:
-    """Whether both CPUs of the session are free, within half a minute."""
-    until = time.monotonic() + 30
-    while free_cpus() < 2 and time.monotonic() < until:
+def all_cpus_become_free() -> bool:
+    """Whether both CPUs of the session become free within 30 s."""
+    deadline = time.monotonic() + 30
+    while free_cpus() < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     return free_cpus() == 2
 
@@ -61,24 +62,24 @@ def all_is_free_again() -> bool:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_game_on_ray_is_the_game_in_one_process_bit_for_bit_and_its_places_are_given_back(tiny, differing):
+def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing):
     config = tiny()
     local = play_in_process(config, threads=1)
     expected = play_all(local)
     with RayGame(on_ray(config)) as game:
         assert (game.total_rounds, game.rounds_per_epoch) == (local.total_rounds, local.rounds_per_epoch)
-        assert free_cpus() < 0.01, "every CPU is taken"
+        assert free_cpus() < 0.01, "every CPU is in use"
         played = play_all(game)
         weights = game.weights()
     assert weights.keys() == {"privatizer", *config.adversaries}
     assert differing(local.weights(), weights) == []
     assert untimed(played) == untimed(expected)
-    assert all_is_free_again()
+    assert all_cpus_become_free()
 
 
 @pytest.mark.parametrize(("schedule", "names"), [("stale1", ("rbf", "mlp")), ("epochwise", ("ridge_epoch", "mlp"))])
 @pytest.mark.usefixtures("ray_session")
-def test_the_other_schedules_are_the_same_on_ray_bit_for_bit(tiny, differing, schedule, names):
+def test_ray_game_with_other_schedules_is_bit_identical(tiny, differing, schedule, names):
     config = tiny(*names, changes={"game.schedule": schedule})
     local = play_in_process(config, threads=1)
     expected = play_all(local)
@@ -88,7 +89,7 @@ def test_the_other_schedules_are_the_same_on_ray_bit_for_bit(tiny, differing, sc
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_smoke_preset_ends_with_the_same_weights_and_codes_on_ray_and_in_one_process(cache_dir, differing):
+def test_ray_game_of_the_smoke_preset_has_identical_codes(cache_dir, differing):
     config = replace(preset("smoke"), cache_dir=cache_dir)
     local = play_in_process(config, threads=1)
     expected = play_all(local)
@@ -106,7 +107,7 @@ def test_the_smoke_preset_ends_with_the_same_weights_and_codes_on_ray_and_in_one
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_without_a_privacy_weight_the_privatizer_plays_alone_on_ray(tiny, differing):
+def test_ray_game_without_a_privacy_weight_has_no_adversaries(tiny, differing):
     config = tiny(privacy_weight=0, epochs=1)
     local = play_in_process(config, threads=1)
     play_all(local)
@@ -120,7 +121,7 @@ def test_without_a_privacy_weight_the_privatizer_plays_alone_on_ray(tiny, differ
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_error_in_an_adversarys_actor_reaches_the_driver_as_it_was_raised(tiny):
+def test_error_in_an_adversary_actor_reaches_the_driver_unchanged(tiny):
     config = tiny("ridge", "mlp", changes={"adversaries.mlp.learning_rate": 1e30, "adversaries.mlp.memory_batches": 0})
     with pytest.raises(FloatingPointError) as in_process:
         play_all(play_in_process(config, threads=1))
@@ -137,36 +138,37 @@ def test_an_error_in_an_adversarys_actor_reaches_the_driver_as_it_was_raised(tin
     [({"privatizer.depth": 7}, r"privatizer\.depth is 7"), ({"runtime.device": "cuda"}, r"runtime\.device is 'cuda'")],
 )
 @pytest.mark.usefixtures("ray_session")
-def test_bad_input_that_only_an_actor_can_see_reaches_the_driver_as_bad_input(tiny, changes, message):
+def test_input_error_in_an_actor_reaches_the_driver_as_input_error(tiny, changes, message):
     with pytest.raises(InputError, match=message), RayGame(on_ray(tiny("ridge", changes=changes))):
         pass
-    assert all_is_free_again()
+    assert all_cpus_become_free()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_long_wait_for_the_data_of_a_node_is_told(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(resources, "LOOK_S", 0.05)
-    monkeypatch.setattr(resources, "SAY_S", 0.1)  # to start an actor takes longer
+def test_long_wait_for_the_data_of_a_node_is_logged(tiny, monkeypatch, capsys):
+    logs.configure()
+    monkeypatch.setattr(resources, "POLL_EVERY_S", 0.05)
+    monkeypatch.setattr(resources, "LOG_EVERY_S", 0.1)  # starting an actor takes longer
     with RayGame(on_ray(tiny("ridge"))):
         pass
     assert {*capsys.readouterr().err.splitlines()} == {"waiting for nodes that fetch or prepare the data"}
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_answer_that_is_later_than_the_deadline_stops_the_game(tiny):
-    slow = {"adversaries.decoder.steps": 200}  # which it makes before its next answer
+def test_reply_after_the_deadline_stops_the_game(tiny):
+    slow = {"adversaries.decoder.steps": 200}  # learning steps before the next response
     config = tiny("decoder", changes={"runtime.reply_timeout_s": 1e-4, "recovery.max_failures": 0} | slow)
     with (
         RayGame(on_ray(config)) as game,
-        pytest.raises(RuntimeError, match=r"(did not answer within|no answer for) 0\.0001 s.*max_failures = 0"),
+        pytest.raises(RuntimeError, match=r"(did not respond within|no response for) 0\.0001 s.*max_failures = 0"),
     ):
         play_all(game)
 
 
-# ------------------------------------------------------------------------------------------------------------------ places
+# --------------------------------------------------------------------------------------------------------------- resources
 
 
-def sized(*, ridge: RidgeConfig | None = None, **runtime: float) -> Config:
+def config_with(*, ridge: RidgeConfig | None = None, **runtime: float) -> Config:
     adversaries = {"ridge": ridge or RidgeConfig(), "net": NeuralConfig()}
     return Config(adversaries=adversaries, runtime=RuntimeConfig(**runtime))  # pyright: ignore[reportArgumentType]
 
@@ -174,32 +176,32 @@ def sized(*, ridge: RidgeConfig | None = None, **runtime: float) -> Config:
 @pytest.mark.parametrize(
     ("config", "cluster", "expected"),
     [
-        (sized(), {"CPU": 8.0}, [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}]),
-        (sized(), {"CPU": 1.5}, [{"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 0.5}]),
-        (sized(ridge=RidgeConfig(cpus=4)), {"CPU": 8.0}, [{"CPU": 1.0}, {"CPU": 4.0}, {"CPU": 1.0}]),
-        (sized(privatizer_cpus=2, adversary_cpus=3), {"CPU": 8.0}, [{"CPU": 2.0}, {"CPU": 3.0}, {"CPU": 3.0}]),
+        (config_with(), {"CPU": 8.0}, [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}]),
+        (config_with(), {"CPU": 1.5}, [{"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 0.5}]),
+        (config_with(ridge=RidgeConfig(cpus=4)), {"CPU": 8.0}, [{"CPU": 1.0}, {"CPU": 4.0}, {"CPU": 1.0}]),
+        (config_with(privatizer_cpus=2, adversary_cpus=3), {"CPU": 8.0}, [{"CPU": 2.0}, {"CPU": 3.0}, {"CPU": 3.0}]),
         (
-            sized(ridge=RidgeConfig(gpus=0.5), privatizer_gpus=1, adversary_gpus=0.25),
+            config_with(ridge=RidgeConfig(gpus=0.5), privatizer_gpus=1, adversary_gpus=0.25),
             {"CPU": 8.0, "GPU": 2.0},
             [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0, "GPU": 0.25}],
         ),
         (
-            sized(ridge=RidgeConfig(gpus=0), adversary_gpus=1),
+            config_with(ridge=RidgeConfig(gpus=0), adversary_gpus=1),
             {"CPU": 3.0, "GPU": 1.0},
             [{"CPU": 1.0}] * 2 + [{"CPU": 1.0, "GPU": 1.0}],
         ),
-        (sized(adversary_cpus=64, wait_s=1), {"CPU": 2.0}, [{"CPU": 2 / 3}, {"CPU": 64.0}, {"CPU": 64.0}]),
-        (sized(wait_s=1), {}, [{"CPU": 1.0}] * 3),
+        (config_with(adversary_cpus=64, startup_timeout_s=1), {"CPU": 2.0}, [{"CPU": 2 / 3}, {"CPU": 64.0}, {"CPU": 64.0}]),
+        (config_with(startup_timeout_s=1), {}, [{"CPU": 1.0}] * 3),
     ],
 )
-def test_places_are_what_was_asked_for_or_an_equal_share(config, cluster, expected):
+def test_bundles_are_as_configured_or_equal_shares(config, cluster, expected):
     assert bundles(config, active_adversaries(config), cluster=cluster) == [pytest.approx(size) for size in expected]
 
 
 @pytest.mark.parametrize(
     ("nodes", "share"), [([2.0, 2.0], 0.5), ([1.0, 1.0], 0.25), ([0.0, 8.0], 1.0), ([4.0, 1.0], 2 / 3), ([0.0, 4.0], 4 / 7)]
 )
-def test_an_equal_share_of_several_nodes_is_one_of_which_no_actor_has_to_be_on_two(nodes, share):
+def test_bundles_on_several_nodes_fit_without_splitting_an_actor(nodes, share):
     config = Config(adversaries={f"net{i}": NeuralConfig() for i in range(6)})
     sizes = bundles(config, active_adversaries(config), cluster={"CPU": sum(nodes)}, nodes=nodes)
     assert sizes == [pytest.approx({"CPU": share})] * 7
@@ -207,43 +209,44 @@ def test_an_equal_share_of_several_nodes_is_one_of_which_no_actor_has_to_be_on_t
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("num_adversaries", [2, 5, 6])
-def test_equal_shares_of_two_cpus_fit_into_two_cpus(num_adversaries):
+def test_bundles_of_equal_shares_fit_into_two_cpus(num_adversaries):
     config = Config(adversaries={f"net{i}": NeuralConfig() for i in range(num_adversaries)})
     ray.util.remove_placement_group(reserve(bundles(config, active_adversaries(config), cluster={"CPU": 2.0}), config.runtime))
-    assert all_is_free_again()
+    assert all_cpus_become_free()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_room_is_waited_for_aloud_only_where_there_is_none(monkeypatch, capsys):
-    assert all_is_free_again()
+def test_reserve_logs_a_wait_only_if_resources_are_missing(monkeypatch, capsys):
+    logs.configure()
+    assert all_cpus_become_free()
     raylet, *_ = called("raylet", os.getpid())
-    raylet.suspend()  # so that the place is made slowly
+    raylet.suspend()  # delays the placement
     threading.Timer(3, raylet.resume).start()
     group = reserve([{"CPU": 2.0}], RuntimeConfig())
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(resources, "PLACEMENT_S", 3.0)
-    with pytest.raises(InputError, match="no room for 3 s: 1 processes need 1 CPUs, the cluster has 2"):
+    monkeypatch.setattr(resources, "PLACEMENT_TIMEOUT_S", 3.0)
+    with pytest.raises(InputError, match="not enough free resources for 3 s: 1 processes need 1 CPUs, the cluster has 2"):
         reserve([{"CPU": 1.0}], RuntimeConfig())
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("waiting for room: 1 processes need 1 CPUs, the cluster has 2 CPUs (0 free); for up to 3 s")
+    assert line.startswith("waiting for free resources: 1 processes need 1 CPUs, the cluster has 2 CPUs (0 free); for up to 3 s")
     ray.util.remove_placement_group(group)
-    assert all_is_free_again()
+    assert all_cpus_become_free()
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         (
-            sized(adversary_cpus=64),
+            config_with(adversary_cpus=64),
             ["3 actors", "CPUs", "the cluster has 2", "--runtime.adversary-cpus", "--runtime.startup-timeout-s"],
         ),
-        (sized(ridge=RidgeConfig(cpus=2)), ["3 actors", "3.33", "CPUs", "the cluster has 2"]),
-        (sized(privatizer_cpus=3), ["3 actors", "4.33", "CPUs", "the cluster has 2"]),
-        (sized(adversary_gpus=0.5), ["3 actors need 1 GPUs", "the cluster has 0", "--runtime.adversary-gpus"]),
-        (sized(privatizer_gpus=1), ["3 actors need 1 GPUs", "the cluster has 0"]),
+        (config_with(ridge=RidgeConfig(cpus=2)), ["3 actors", "3.33", "CPUs", "the cluster has 2"]),
+        (config_with(privatizer_cpus=3), ["3 actors", "4.33", "CPUs", "the cluster has 2"]),
+        (config_with(adversary_gpus=0.5), ["3 actors need 1 GPUs", "the cluster has 0", "--runtime.adversary-gpus"]),
+        (config_with(privatizer_gpus=1), ["3 actors need 1 GPUs", "the cluster has 0"]),
     ],
 )
-def test_more_than_the_cluster_has_is_refused_with_the_numbers(config, words):
+def test_bundles_beyond_the_cluster_are_refused_with_the_numbers(config, words):
     with pytest.raises(InputError) as raised:
         bundles(config, active_adversaries(config), cluster={"CPU": 2.0})
     assert [word for word in words if word not in str(raised.value)] == []
@@ -251,7 +254,7 @@ def test_more_than_the_cluster_has_is_refused_with_the_numbers(config, words):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_player_without_a_cpu_of_its_own_has_a_place_all_the_same(tiny):
+def test_ray_game_with_a_player_without_cpus_plays_all_rounds(tiny):
     config = tiny("ridge", epochs=1, changes={"runtime.privatizer_cpus": 0, "runtime.adversary_cpus": 1})
     with RayGame(on_ray(config)) as game:
         assert len(play_all(game)) == game.total_rounds
@@ -261,7 +264,7 @@ def test_a_player_without_a_cpu_of_its_own_has_a_place_all_the_same(tiny):
 
 
 @pytest.mark.parametrize(("rows", "k"), [(64, 16), (640, 128)])
-def test_a_release_is_its_codes_and_rows_on_the_wire_and_a_feedback_its_gradient(rows, k):
+def test_serialised_messages_have_little_overhead(rows, k):
     z = np.random.default_rng(0).normal(size=(rows, k)).astype(np.float32)
     batch = Batch(rows=np.arange(rows), mirrored=np.zeros(rows, bool), shift=np.zeros((rows, 2), np.int16))
     release = Release(round=3, batch=batch, z=z)
@@ -272,7 +275,7 @@ def test_a_release_is_its_codes_and_rows_on_the_wire_and_a_feedback_its_gradient
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("rows", [100, 200])
-def test_a_large_release_is_put_into_the_object_store_once_and_a_small_one_travels_in_the_call(rows):
+def test_share_puts_only_large_releases_into_the_object_store(rows):
     z = np.zeros((rows, 128), np.float32)
     batch = Batch(rows=np.arange(rows), mirrored=np.zeros(rows, bool), shift=np.zeros((rows, 2), np.int16))
     shared = share(Release(round=0, batch=batch, z=z))
@@ -283,29 +286,29 @@ def test_a_large_release_is_put_into_the_object_store_once_and_a_small_one_trave
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
-def test_an_address_where_no_cluster_answers_is_refused_soon_and_named(address):
-    """In a process of its own, where Ray is not connected yet."""
+def test_connect_to_an_address_without_a_cluster_is_refused_soon(address):
+    """Runs in a separate process, in which Ray is not connected yet."""
     code = (
         "import sys, time; from cpgan_ray.distributed.cluster import connect; from cpgan_ray.config import RuntimeConfig\n"
         "from cpgan_ray.errors import InputError\n"
-        "began = time.monotonic()\n"
+        "started = time.monotonic()\n"
         "try: connect(RuntimeConfig(address=sys.argv[1]))\n"
         "except InputError as e: print(e)\n"
-        "assert time.monotonic() - began < 60"
+        "assert time.monotonic() - started < 60"
     )
-    with socket.socket() as silent:  # nobody else can have its port, and nobody listens there
+    with socket.socket() as silent:  # a bound port on which nobody listens
         silent.bind(("127.0.0.1", 0))
         address = address.format(port=silent.getsockname()[1])
-        ran = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=HANG_S)
-    assert ran.returncode == 0, ran.stderr[-500:]
-    assert address in ran.stdout
-    assert ran.stdout.count("\n") == 1
+        result = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=HANG_S)
+    assert result.returncode == 0, result.stderr[-500:]
+    assert address in result.stdout
+    assert result.stdout.count("\n") == 1
 
 
-def test_a_cluster_that_somebody_else_started_on_this_machine_is_left_alone():
-    """`ray start` leaves its address in a file, from which `ray.init` takes it unless told not to."""
-    place = {"dir": "/tmp", "prefix": "ray-"}  # short: Ray makes socket paths of it
-    with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as folder:  # its processes may still write there
+def test_connect_ignores_a_cluster_of_another_user_on_this_machine():
+    """`ray start` writes its address to a file, from which `ray.init` reads it by default."""
+    options = {"dir": "/tmp", "prefix": "ray-"}  # short: Ray's socket paths begin with it
+    with tempfile.TemporaryDirectory(**options, ignore_cleanup_errors=True) as folder:  # Ray's processes may still write there
         Path(folder, "ray").mkdir()
         Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
         code = (
@@ -313,12 +316,12 @@ def test_a_cluster_that_somebody_else_started_on_this_machine_is_left_alone():
             "connect(RuntimeConfig()); print(ray.cluster_resources()['CPU'])"
         )
         env = os.environ | {"RAY_TMPDIR": folder}
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, env=env)
-        assert ran.returncode == 0, ran.stderr[-500:]
-        assert float(ran.stdout) == available_cpus()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, env=env)
+        assert result.returncode == 0, result.stderr[-500:]
+        assert float(result.stdout) == available_cpus()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_cluster_that_is_joined_already_is_used():
+def test_connect_when_already_connected_keeps_the_cluster():
     connect(RuntimeConfig(address="nowhere:1"))
     assert ray.cluster_resources()["CPU"] == 2

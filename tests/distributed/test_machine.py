@@ -1,4 +1,4 @@
-"""What a local Ray needs of its machine, and what is said where it is missing."""
+"""Tests of what a local Ray needs on its machine, and of the errors if it is missing."""
 
 import os
 import re
@@ -7,20 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from cpgan_ray.common import logs
 from cpgan_ray.distributed import machine
 from cpgan_ray.distributed.cluster import is_loopback
 from cpgan_ray.errors import InputError
 
 
+@pytest.fixture(autouse=True)
+def configured_logging() -> None:
+    logs.configure()
+
+
 @pytest.fixture
 def fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In the place of /tmp, and a limit that it keeps."""
+    """A folder instead of /tmp, and a limit for paths that it does not exceed."""
     monkeypatch.setattr(machine, "FALLBACKS", (tmp_path,))
     monkeypatch.setattr(machine, "MAX_FOLDER_BYTES", len(str(tmp_path)) + 20)
     return tmp_path / f"ray-{os.getuid()}"
 
 
-def test_short_writable_folder_is_taken_silently(fallback, tmp_path, monkeypatch, capsys):
+def test_temporary_folder_that_is_short_and_writable_is_used_silently(fallback, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert machine.temporary_folder() == str(tmp_path / "ray")
@@ -28,8 +34,12 @@ def test_short_writable_folder_is_taken_silently(fallback, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-@pytest.mark.parametrize(("name", "fault"), [("long/" * 20, "is too long for"), ("file", r"cannot be made \(Not a directory\)")])
-def test_folder_that_does_not_serve_is_replaced_by_a_private_one(variable, name, fault, fallback, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "problem"), [("long/" * 20, "is too long for"), ("file", r"cannot be created \(Not a directory\)")]
+)
+def test_temporary_folder_that_is_unusable_is_replaced_by_a_private_one(
+    variable, name, problem, fallback, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "file").touch()
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(variable, str(tmp_path / name))
@@ -38,20 +48,20 @@ def test_folder_that_does_not_serve_is_replaced_by_a_private_one(variable, name,
     assert machine.temporary_folder() == str(fallback / "ray")
     assert stat.S_IMODE(fallback.stat().st_mode) == 0o700
     line, *_ = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(rf"Ray's temporary files go to {re.escape(str(fallback))}/ray: \S+ {fault}.*", line)
+    assert re.fullmatch(rf"warning: Ray's temporary files go to {re.escape(str(fallback))}/ray: \S+ {problem}.*", line)
 
 
-@pytest.mark.parametrize("spoil", [lambda f: f.mkdir(mode=0o755), lambda f: f.symlink_to("/"), lambda f: f.touch()])
-def test_folder_that_others_could_use_is_not_taken(spoil, fallback, tmp_path, monkeypatch):
-    spoil(fallback)
+@pytest.mark.parametrize("make_unsafe", [lambda f: f.mkdir(mode=0o755), lambda f: f.symlink_to("/"), lambda f: f.touch()])
+def test_temporary_folder_that_others_can_use_is_refused(make_unsafe, fallback, tmp_path, monkeypatch):
+    make_unsafe(fallback)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 40)))
-    with pytest.raises(InputError, match=r"Ray has no place .*set RAY_TMPDIR"):
+    with pytest.raises(InputError, match=r"Ray has no folder .*set RAY_TMPDIR"):
         machine.temporary_folder()
 
 
-def test_missing_shared_memory_is_named(tmp_path, monkeypatch):
+def test_ensure_shared_memory_without_it_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "shm")
-    with pytest.raises(InputError, match=r"shm is missing .*--shm-size.*--runtime\.backend local"):
+    with pytest.raises(InputError, match=r"shm, where Ray stores its objects, is missing .*--shm-size.*--runtime\.backend local"):
         machine.ensure_shared_memory()
 
 
@@ -63,7 +73,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_token_is_made_once_and_readable_for_the_user_only(home, capsys):
+def test_ensure_token_creates_one_readable_only_for_the_user(home, capsys):
     machine.ensure_token()
     path = home / ".ray" / "auth_token"
     token = path.read_text()
@@ -76,7 +86,7 @@ def test_token_is_made_once_and_readable_for_the_user_only(home, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_token_without_a_home_folder_is_kept_in_the_environment(home, monkeypatch):
+def test_ensure_token_without_a_home_sets_the_environment(home, monkeypatch):
     (home / "file").touch()
     monkeypatch.setenv("HOME", str(home / "file"))
     monkeypatch.setitem(os.environ, "RAY_AUTH_MODE", "token")
@@ -88,14 +98,14 @@ def test_token_without_a_home_folder_is_kept_in_the_environment(home, monkeypatc
 @pytest.mark.parametrize(
     ("variables", "warned"), [({}, True), ({"RAY_AUTH_MODE": "disabled"}, False), ({"RAY_AUTH_TOKEN": "x"}, False)]
 )
-def test_readable_token_is_warned_of_where_it_is_used(variables, warned, home, monkeypatch, capsys):
+def test_warn_of_readable_token_only_if_it_is_used(variables, warned, home, monkeypatch, capsys):
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("secret")
     (home / ".ray" / "auth_token").chmod(0o644)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     machine.warn_of_readable_token()
-    expected = rf"{re.escape(str(home))}/\.ray/auth_token has mode 0644: [^\n]*chmod 600 it\n" if warned else ""
+    expected = rf"warning: {re.escape(str(home))}/\.ray/auth_token has mode 0644: [^\n]*chmod 600 it\n" if warned else ""
     assert re.fullmatch(expected, capsys.readouterr().err)
 
 
@@ -111,5 +121,5 @@ def test_readable_token_is_warned_of_where_it_is_used(variables, warned, home, m
         ("auto", False),
     ],
 )
-def test_loopback_addresses_are_known(address, loopback):
+def test_is_loopback_recognises_loopback_addresses(address, loopback):
     assert is_loopback(address) == loopback

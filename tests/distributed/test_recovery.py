@@ -1,4 +1,4 @@
-"""Losses: whatever dies, the game ends with the weights and the metrics of the unbroken one, bit for bit."""
+"""Tests that a game with failures has bit-identical weights and metrics to the game without failures."""
 
 import contextlib
 import time
@@ -22,44 +22,44 @@ NAMES = ("rbf", "mlp", "ridge_epoch")
 
 
 def playing() -> list[psutil.Process]:
-    """The adversaries that have the training pictures before them, which a spare has not."""
+    """The adversaries that have mapped the training pictures; spares have not."""
     return [p for p in processes("AdversaryActor") if any(m.path.endswith("train.arrow") for m in p.memory_maps())]
 
 
 def hang(title: str) -> None:
-    """Stop an actor's process without ending it."""
+    """Suspend an actor's process."""
     processes(title)[0].suspend()
 
 
 @pytest.fixture(scope="module")
 def unbroken(tiny_config: Config) -> Callable[[Config], tuple[Game, list[dict[str, float]]]]:
-    """A configuration -> the game in one process, played to its end, and its metrics."""
-    known: dict[str, tuple[Game, list[dict[str, float]]]] = {}
+    """A function from a configuration to the finished game in one process and its metrics."""
+    games: dict[str, tuple[Game, list[dict[str, float]]]] = {}
 
     def play(config: Config) -> tuple[Game, list[dict[str, float]]]:
         key = f"{config.game.schedule} {sorted(config.adversaries)} {config.epochs}"
-        if key not in known:
+        if key not in games:
             game, played = play_in_process(config, threads=1), []
             while game.round < game.total_rounds:
                 played += game.play(3)
-            known[key] = game, untimed(played)
-        return known[key]
+            games[key] = game, untimed(played)
+        return games[key]
 
     return play
 
 
 def broken(config: Config, at: dict[int, Callable[[RayGame], object]], *, chunk: int = 2) -> tuple[Any, list[Any], Any]:
-    """Play on Ray; after so many chunks something happens while the next one is under way."""
+    """Play on Ray; at: number of chunks -> function called while the next chunk is played."""
     with RayGame(config) as game:
         played: list[dict[str, float]] = []
-        number = 0
+        chunks = 0
         while len(played) < game.total_rounds:
-            coming = game.play(chunk)
-            number += 1
-            if number in at:
+            started = game.play(chunk)
+            chunks += 1
+            if chunks in at:
                 time.sleep(0.02)
-                at[number](game)
-            played += game.get(coming)
+                at[chunks](game)
+            played += game.get(started)
         return game.weights(), untimed(played), list(game.events)
 
 
@@ -80,14 +80,14 @@ QUICK = ("two adversaries at once", "host and adversary")
 
 
 @pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in LOSSES])
-def test_a_game_that_loses_players_ends_like_the_unbroken_one(case, tiny, unbroken, differing):
+def test_game_that_loses_players_is_bit_identical(case, tiny, unbroken, differing):
     config = settings(tiny)
     game, expected = unbroken(config)
     weights, played, events = broken(config, LOSSES[case])
-    assert [int(m["round"]) for m in played] == list(range(16)), "each round is told once"
+    assert [int(m["round"]) for m in played] == list(range(16)), "each round is returned once"
     assert played == expected
     assert differing(game.weights(), weights) == []
-    assert events, "the loss was told"
+    assert events, "the failure was reported"
     for event in events:
         assert event.seconds > 0
         assert 0 <= event.replayed <= 16
@@ -95,7 +95,7 @@ def test_a_game_that_loses_players_ends_like_the_unbroken_one(case, tiny, unbrok
 
 
 @pytest.mark.parametrize("schedule", ["stale1", "epochwise"])
-def test_the_other_schedules_survive_losses_too(schedule, tiny, unbroken, differing):
+def test_game_with_other_schedules_that_loses_players_is_bit_identical(schedule, tiny, unbroken, differing):
     config = settings(tiny, "mlp", "ridge_epoch", game__schedule=schedule)
     game, expected = unbroken(config)
     weights, played, events = broken(config, {2: lambda game: kill("AdversaryActor")})
@@ -104,52 +104,52 @@ def test_the_other_schedules_survive_losses_too(schedule, tiny, unbroken, differ
     assert events[0].players in (("mlp",), ("ridge_epoch",))
 
 
-def test_an_adversary_that_hangs_is_replaced_after_its_deadline(tiny, unbroken, differing):
-    config = settings(tiny, "mlp", runtime__deadline_s=10.0)
+def test_suspended_adversary_is_replaced_after_its_deadline(tiny, unbroken, differing):
+    config = settings(tiny, "mlp", runtime__reply_timeout_s=10.0)
     game, expected = unbroken(config)
     weights, played, events = broken(config, {3: lambda game: hang("AdversaryActor")})
     assert played == expected
     assert differing(game.weights(), weights) == []
     assert [e.players for e in events] == [("mlp",)]
-    assert "no answer for 10 s" in events[0].cause
+    assert "no response for 10 s" in events[0].cause
 
 
-def test_a_warm_spare_takes_the_place_of_a_lost_adversary_at_once(tiny, unbroken, differing):
-    config = settings(tiny, "mlp", recovery__spares=1)
+def test_spare_replaces_a_lost_adversary(tiny, unbroken, differing):
+    config = settings(tiny, "mlp", recovery__num_spares=1)
     game, expected = unbroken(config)
-    in_its_place: list[list[psutil.Process]] = []
+    replacements: list[list[psutil.Process]] = []
 
-    def strike(game: RayGame) -> None:
-        wait_until(lambda: len(processes("AdversaryActor")) == 2, "the spare does not come up")
+    def kill_player(game: RayGame) -> None:
+        wait_until(lambda: len(processes("AdversaryActor")) == 2, "the spare does not start")
         (victim,) = playing()
-        in_its_place.append([p for p in processes("AdversaryActor") if p != victim])
+        replacements.append([p for p in processes("AdversaryActor") if p != victim])
         victim.kill()
         victim.wait(HANG_S)
 
-    weights, played, events = broken(config, {3: strike, 5: lambda game: in_its_place.append(playing())})
+    weights, played, events = broken(config, {3: kill_player, 5: lambda game: replacements.append(playing())})
     assert played == expected
     assert differing(game.weights(), weights) == []
-    assert events, "the loss was told"
-    spare, plays = in_its_place
-    assert plays == spare, "the process that was there before"
+    assert events, "the failure was reported"
+    spare, player = replacements
+    assert player == spare, "the same process"
 
 
-def test_a_run_that_loses_more_than_it_may_ends_with_the_adversarys_name_and_the_round(tiny):
+def test_game_after_too_many_losses_names_adversary_and_round(tiny):
     config = settings(tiny, "mlp", recovery__max_failures=0)
     with pytest.raises(RuntimeError, match=r"lost in round \d+: adversary 'mlp': \w*Actor\w*Error.*max_failures = 0"):
         broken(config, {2: lambda game: kill("AdversaryActor")})
 
 
-def test_a_run_that_loses_its_host_more_often_than_it_may_says_so(tiny):
+def test_game_after_too_many_lost_hosts_raises(tiny):
     config = settings(tiny, "mlp", recovery__max_failures=0)
     with pytest.raises(RuntimeError, match=r"max_failures = 0"):
         broken(config, {2: lambda game: kill("GameHost")})
 
 
-def test_nothing_is_left_of_lost_players(tiny):
+def test_game_that_lost_players_frees_all_cpus(tiny):
     broken(settings(tiny, "mlp"), {2: lambda game: kill("AdversaryActor"), 3: lambda game: kill("GameHost")})
-    until = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
 
@@ -158,7 +158,7 @@ def test_nothing_is_left_of_lost_players(tiny):
 
 
 @pytest.mark.parametrize("schedule", ["sync", "stale1", "epochwise"])
-def test_a_game_restored_from_any_snapshot_goes_on_as_if_nothing_had_been(schedule, tiny, differing):
+def test_game_restored_from_any_snapshot_is_bit_identical(schedule, tiny, differing):
     config = tiny(changes={"game.schedule": schedule, "epochs": 4})
     first = play_in_process(config, threads=1, keep=True)
     snapshots = []
@@ -175,19 +175,19 @@ def test_a_game_restored_from_any_snapshot_goes_on_as_if_nothing_had_been(schedu
         assert second.best_accuracy == first.best_accuracy
 
 
-def test_taking_snapshots_changes_nothing(tiny, differing):
+def test_snapshot_does_not_change_the_game(tiny, differing):
     config = tiny(epochs=2)
-    plain, watched = play_in_process(config, threads=1), play_in_process(config, threads=1)
+    plain, observed = play_in_process(config, threads=1), play_in_process(config, threads=1)
     while plain.round < plain.total_rounds:
         plain.play(1)
-        watched.play(1)
-        watched.snapshot()
-    assert differing(plain.weights(), watched.weights()) == []
+        observed.play(1)
+        observed.snapshot()
+    assert differing(plain.weights(), observed.weights()) == []
 
 
 @pytest.fixture(autouse=True)
 def awake() -> Iterator[None]:
-    """Nobody stays suspended after a test."""
+    """Kills processes that are still suspended after a test."""
     yield
     for process in processes("AdversaryActor"):
         with contextlib.suppress(psutil.NoSuchProcess):

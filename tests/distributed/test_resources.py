@@ -1,4 +1,4 @@
-"""A cluster that changes: nodes that come late, that are announced to go, that go. In a process of its own, once for all tests."""
+"""Tests of a changing cluster: nodes that join late, drain or fail. The games run once, in a separate process, for all tests."""
 
 import json
 import os
@@ -18,18 +18,20 @@ pytestmark = pytest.mark.slow
 
 
 def main(cache: str) -> dict[str, Any]:
-    """What happens, and when; what is said is on standard error."""
+    """Runs everything and returns the observations; log messages are on standard error."""
     from conftest import TINY
     from ray._raylet import GcsClient
     from ray.util import placement_group_table
 
+    from cpgan_ray.common import logs
     from cpgan_ray.config import Config, override
     from cpgan_ray.devtools.chaos.kills import local_cluster, same, unbroken
     from cpgan_ray.devtools.chaos.settings import FAST_HEALTH
     from cpgan_ray.distributed.driver import RayGame
     from cpgan_ray.errors import InputError
 
-    few = Config(**{**vars(TINY), "adversaries": {name: TINY.adversaries[name] for name in ("mlp", "ridge")}})
+    logs.configure()
+    small = Config(**{**vars(TINY), "adversaries": {name: TINY.adversaries[name] for name in ("mlp", "ridge")}})
     waits = {
         "runtime.startup_timeout_s": 300,
         "recovery.replacement_timeout_s": 300,
@@ -37,86 +39,92 @@ def main(cache: str) -> dict[str, Any]:
         "recovery.backoff_s": 0.1,
     }
     cpus = {"runtime.backend": "ray", "runtime.privatizer_cpus": 1, "runtime.adversary_cpus": 1}
-    config = override(few, {"cache_dir": cache, "epochs": 4, **cpus, **waits})
-    found: dict[str, Any] = {}
-    with local_cluster(FAST_HEALTH) as cluster, ThreadPoolExecutor(1) as aside:  # nodes are started by the main thread only
+    config = override(small, {"cache_dir": cache, "epochs": 4, **cpus, **waits})
+    results: dict[str, Any] = {}
+    with local_cluster(FAST_HEALTH) as cluster, ThreadPoolExecutor(1) as pool:  # only the main thread may start nodes
 
         def play_on(game: RayGame) -> None:
-            while game.known < game.total_rounds:
+            while game.received_rounds < game.total_rounds:
                 game.get(game.play(3))
 
-        opening = aside.submit(RayGame, config)
+        starting = pool.submit(RayGame, config)
         time.sleep(4)
         node = cluster.add_node(num_cpus=3)
-        with opening.result() as game:
+        with starting.result() as game:
             game.get(game.play(3))
-            found["before"] = game.warned()
-            spot = 2  # DRAIN_NODE_REASON_PREEMPTION
-            drained = GcsClient(address=cluster.address).drain_node(node.node_id, spot, "spot", int(1000 * (time.time() + 30)))
+            results["before"] = game.warned()
+            reason = 2  # DRAIN_NODE_REASON_PREEMPTION
+            drained = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "spot", int(1000 * (time.time() + 30)))
             assert drained[0], drained
-            found["warned"], found["warned at once again"] = game.warned(), game.warned()
-            game.get(game.play(1))  # who is there plays on
+            results["warned"], results["warned at once again"] = game.warned(), game.warned()
+            game.get(game.play(1))  # the players on the node continue
             game.snapshot()
-            playing = aside.submit(play_on, game)
+            playing = pool.submit(play_on, game)
             cluster.remove_node(node, allow_graceful=False)
             cluster.add_node(num_cpus=1)
             time.sleep(8)
             cluster.add_node(num_cpus=2)
             playing.result()
-            found["same"] = same(game.weights(), unbroken(config))
-            found["events"] = len(game.events)
+            results["same"] = same(game.weights(), unbroken(config))
+            results["events"] = len(game.events)
         with RayGame(
             override(config, {"recovery.replacement_timeout_s": 6.0, "epochs": 2000})
-        ) as game:  # long after the node is gone
-            places = placement_group_table(game.group)["bundles_to_node_id"]
-            (other,) = {*places.values()} - {places[0]}
+        ) as game:  # the game is still running long after the node's end
+            nodes = placement_group_table(game.group)["bundles_to_node_id"]
+            (other,) = {*nodes.values()} - {nodes[0]}
             cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == other), allow_graceful=False)
             try:
                 play_on(game)
             except InputError as e:
-                found["refused"] = str(e)
+                results["refused"] = str(e)
         try:
             RayGame(override(config, {"runtime.startup_timeout_s": 0}))
         except InputError as e:
-            found["refused at the start"] = str(e)
-    return found
+            results["refused at the start"] = str(e)
+    return results
 
 
 @pytest.fixture(scope="module")
-def ran(cache_dir: Path) -> tuple[dict[str, Any], str]:
-    """What was found, and what was said."""
+def outcome(cache_dir: Path) -> tuple[dict[str, Any], str]:
+    """The results of `main`, and its standard error."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
     env |= {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([sys.executable, __file__, str(cache_dir)], env=env, capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+    process = subprocess.run([sys.executable, __file__, str(cache_dir)], env=env, capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1]), process.stderr
 
 
-def test_a_game_waits_for_a_cluster_to_grow_and_says_so_at_once(ran):
-    said = r"waiting for room: 3 processes need 3 CPUs, the cluster has 0 CPUs \(0 free\); for up to 300 s \(runtime\.wait_s\)\n"
-    assert re.search(said, ran[1])
+def test_ray_game_on_a_small_cluster_logs_that_it_waits(outcome):
+    message = r"waiting for free resources: 3 processes need 3 CPUs, the cluster has 0 CPUs \(0 free\); for up to 300 s \("
+    assert re.search(message + r"runtime\.startup_timeout_s\)\n", outcome[1])
 
 
-def test_a_node_that_is_announced_to_go_makes_a_checkpoint_due_and_is_told_once(ran):
-    found, said = ran
-    assert (found["before"], found["warned"], found["warned at once again"]) == (False, True, False)
-    assert len(re.findall(r"node \w{12} of this game is about to go: checkpoints every 10 s until then\n", said)) == 1
+def test_draining_node_makes_a_checkpoint_due_and_is_logged_once(outcome):
+    results, log = outcome
+    assert (results["before"], results["warned"], results["warned at once again"]) == (False, True, False)
+    assert len(re.findall(r"node \w{12} of this game will end soon: checkpoints every 10 s until then\n", log)) == 1
 
 
-def test_a_game_whose_only_node_goes_waits_for_another_and_ends_like_the_unbroken_one(ran):
-    found, said = ran
-    assert found["same"]
-    assert found["events"], "the loss was told"
-    assert re.search(r"waiting for room: 3 processes need 3 CPUs, the cluster has [01] CPUs .*\(recovery\.wait_s\)\n", said)
+def test_game_that_loses_its_only_node_waits_and_is_bit_identical(outcome):
+    results, log = outcome
+    assert results["same"]
+    assert results["events"], "the failure was reported"
+    assert re.search(
+        r"waiting for free resources: 3 processes need 3 CPUs, the cluster has [01] CPUs .*\(recovery\.replacement_t\w+\)\n", log
+    )
 
 
-def test_a_cluster_that_stays_too_small_ends_the_run_with_the_numbers_and_the_remedy(ran):
-    said = r"no room for 6 s: 3 processes need 3 CPUs, the cluster has [12] CPUs .*--recovery\.wait-s.*goes on with --resume"
-    assert re.search(said, ran[0]["refused"])
+def test_game_on_a_cluster_that_stays_too_small_names_the_remedy(outcome):
+    message = (
+        r"not enough free resources for 6 s: 3 processes need 3 CPUs, the cluster has [12] CPUs .*--recovery\.replacement-timeout-s"
+    )
+    assert re.search(message + ".*--resume continues", outcome[0]["refused"])
 
 
-def test_without_patience_a_cluster_that_is_too_small_is_refused_at_once(ran):
-    assert re.search(r"3 actors need 3 CPUs, the cluster has [12]: .*--runtime\.wait-s", ran[0]["refused at the start"])
+def test_ray_game_without_a_timeout_on_a_small_cluster_is_refused(outcome):
+    assert re.search(
+        r"3 actors need 3 CPUs, the cluster has [12]: .*--runtime\.startup-timeout-s", outcome[0]["refused at the start"]
+    )
 
 
 if __name__ == "__main__":

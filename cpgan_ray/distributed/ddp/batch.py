@@ -1,4 +1,4 @@
-"""A batch in several hands: whose rows are whose, and batch statistics and dropout that are those of the whole batch."""
+"""Sharing a batch among workers: the rows of each worker, and batch statistics and dropout of the whole batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,20 +15,20 @@ from cpgan_ray.config import Config
 
 
 class Group:
-    """The workers that share a batch, as privatizer.Peers: torch.distributed's default process group."""
+    """The workers that share a batch, as a `DataParallelGroup`: torch.distributed's default process group."""
 
     def __init__(self, config: Config) -> None:
         self.count, self.rank = dist.get_world_size(), dist.get_rank()
         self.device, self.batch_size = pick_device(config.runtime.device), config.batch_size
 
     def local_slice(self, num_rows: int) -> slice:
-        """As even as can be; all rows where there are fewer of them than workers."""
+        """Parts of nearly equal size; all rows for every worker if there are fewer rows than workers."""
         if num_rows < self.count:
             return slice(0, num_rows)
         return slice(num_rows * self.rank // self.count, num_rows * (self.rank + 1) // self.count)
 
     def gather(self, part: Tensor, num_rows: int) -> Tensor:
-        """Shares need not be of one size, which rules all_gather out: the sum of what is zero outside each one's rows."""
+        """Sums tensors that are zero outside each worker's rows, because all_gather needs parts of equal size."""
         if num_rows < self.count:
             return part
         whole = part.new_zeros(num_rows, *part.shape[1:])
@@ -42,7 +42,7 @@ class Group:
         return value
 
     def average(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """For the copies of `stale1`: DistributedDataParallel knows a module's own parameters alone."""
+        """Needed for the copies of `stale1`: DistributedDataParallel only averages a module's own parameters."""
         if not values:
             return []
         flat = self.total(torch.cat([value.flatten() for value in values])) / self.count
@@ -50,31 +50,31 @@ class Group:
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
     def wrap_ddp(self, network: nn.Module) -> nn.Module:
-        make_whole(network, rows=self.local_slice(self.batch_size), num_rows=self.batch_size)
-        # batch statistics are the same everywhere already
+        use_whole_batch_layers(network, rows=self.local_slice(self.batch_size), num_rows=self.batch_size)
+        # batch statistics are already the same on all workers
         return prepare_model(network, move_to_device=self.device, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def broadcast(self, value: Any) -> Any:
-        """What the first worker has, everywhere."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        """Returns the first worker's value on all workers."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
 
-def make_whole(network: nn.Module, *, rows: slice, num_rows: int) -> None:
-    """Batch norms of the whole batch and the dropout that these rows have in it, in the place of a network's own; parameters,
-    buffers and their names are the same."""
+def use_whole_batch_layers(network: nn.Module, *, rows: slice, num_rows: int) -> None:
+    """Replaces a network's batch norms and dropout by layers that behave as on the whole batch, for these rows. Parameters, buffers
+    and their names stay the same."""
     for name, part in network.named_children():
         if isinstance(part, _BatchNorm):
-            setattr(network, name, whole_norm(part))
+            setattr(network, name, whole_batch_norm(part))
         elif isinstance(part, nn.Dropout) and part.p > 0:
             setattr(network, name, WholeDropout(part.p, rows=rows, num_rows=num_rows))
         else:
-            make_whole(part, rows=rows, num_rows=num_rows)
+            use_whole_batch_layers(part, rows=rows, num_rows=num_rows)
 
 
-def whole_norm(norm: _BatchNorm) -> _BatchNorm:
-    """torch's SyncBatchNorm takes tensors on a GPU alone."""
+def whole_batch_norm(norm: _BatchNorm) -> _BatchNorm:
+    """The same batch norm over the whole batch. torch's SyncBatchNorm works only on a GPU."""
     if norm.running_mean is not None and norm.running_mean.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # pyright: ignore[reportReturnType]
     whole = WholeBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)
@@ -84,7 +84,7 @@ def whole_norm(norm: _BatchNorm) -> _BatchNorm:
 
 
 class WholeBatchNorm(_BatchNorm):
-    """Batch norm with the statistics of all workers' rows (B, C, ...) in training; in use the usual one."""
+    """Batch norm with the statistics of all workers' rows (B, C, ...) in training mode; the usual one in evaluation mode."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -97,29 +97,29 @@ class WholeBatchNorm(_BatchNorm):
         mean, variance, count = whole_statistics(input.detach())
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            for running, found in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
-                running.mul_(1 - self.momentum).add_(self.momentum * found)
-        return Normalised.apply(input, mean, variance, count, self.weight, self.bias, self.eps)  # pyright: ignore
+            for running, current in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
+                running.mul_(1 - self.momentum).add_(self.momentum * current)
+        return Normalise.apply(input, mean, variance, count, self.weight, self.bias, self.eps)  # pyright: ignore
 
 
 def whole_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Mean and (biased) variance (C,) over all workers' x (B, C, ...), and over how many values: theirs, combined in float64."""
+    """Mean and biased variance (C,) over all workers' x (B, C, ...), and the number of values. Combined in float64."""
     variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
-    found = x.new_zeros(dist.get_world_size(), 2 * len(mean) + 1, dtype=torch.float64)
-    found[dist.get_rank()] = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
-    dist.all_reduce(found)
-    counts, (means, variances) = found[:, -1:], found[:, :-1].chunk(2, dim=1)
+    statistics = x.new_zeros(dist.get_world_size(), 2 * len(mean) + 1, dtype=torch.float64)
+    statistics[dist.get_rank()] = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
+    dist.all_reduce(statistics)
+    counts, (means, variances) = statistics[:, -1:], statistics[:, :-1].chunk(2, dim=1)
     count = counts.sum()
     center = (counts * means).sum(0) / count
     spread = (counts * (variances + (means - center) ** 2)).sum(0) / count
     return center.to(x.dtype), spread.to(x.dtype), float(count)
 
 
-class Normalised(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps), scaled and moved, for x (B, C, ...) with statistics (C,) of all workers' x.
+class Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps), scaled and shifted, for x (B, C, ...) with statistics (C,) of all workers' x.
 
-    With x^ the normalised x and N the values over all workers, dx = scale (dy - sum dy / N - x^ sum(dy x^) / N) / sqrt(variance +
-    eps), the sums over all workers; the gradients of scale and shift are those of the own rows.
+    With x^ the normalised x and N the number of values of all workers, dx = scale (dy - sum dy / N - x^ sum(dy x^) / N) /
+    sqrt(variance + eps), with sums over all workers. The gradients of scale and shift are those of this worker's rows.
     """
 
     @staticmethod
@@ -135,20 +135,20 @@ class Normalised(torch.autograd.Function):
         x, mean, variance, scale = ctx.saved_tensors
         (dy,) = grads
         shape = [1, -1] + [1] * (x.ndim - 2)
-        over = [0, *range(2, x.ndim)]
+        axes = [0, *range(2, x.ndim)]
         normalised = (x - mean.view(shape)) * (variance + ctx.eps).rsqrt().view(shape)
-        shifts, scales = dy.sum(over), (dy * normalised).sum(over)
-        sums = torch.stack([shifts, scales])
+        shift_grad, scale_grad = dy.sum(axes), (dy * normalised).sum(axes)
+        sums = torch.stack([shift_grad, scale_grad])
         dist.all_reduce(sums)
-        of_shift, of_scale = (s.view(shape) for s in sums / ctx.count)
+        mean_dy, mean_dy_x = (s.view(shape) for s in sums / ctx.count)
         slope = (variance + ctx.eps).rsqrt() if scale is None else scale * (variance + ctx.eps).rsqrt()
-        dx = slope.view(shape) * (dy - of_shift - normalised * of_scale)
+        dx = slope.view(shape) * (dy - mean_dy - normalised * mean_dy_x)
         affine = scale is not None
-        return dx, None, None, None, scales if affine else None, shifts if affine else None, None
+        return dx, None, None, None, scale_grad if affine else None, shift_grad if affine else None, None
 
 
 class WholeDropout(nn.Module):
-    """Dropout with the mask that these rows have in that of a whole batch."""
+    """Dropout for some rows of a batch, with their part of the whole batch's mask."""
 
     def __init__(self, p: float, *, rows: slice, num_rows: int) -> None:
         super().__init__()
@@ -159,5 +159,5 @@ class WholeDropout(nn.Module):
             return x
         whole = torch.ones(self.num_rows, *x.shape[1:], dtype=x.dtype, device=x.device)
         if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            whole = whole.to(memory_format=torch.channels_last)  # draws are in the order of memory
+            whole = whole.to(memory_format=torch.channels_last)  # random draws follow the memory order
         return x * F.dropout(whole, self.p, training=True)[self.rows]

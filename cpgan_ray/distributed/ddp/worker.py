@@ -1,4 +1,4 @@
-"""One of the privatizer's workers: it plays the game in step with the others, as the host orders."""
+"""A worker of the privatizer: it plays the game in lockstep with the others and follows the host's commands."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,33 +26,33 @@ from cpgan_ray.training.game import Game, active_adversaries
 from cpgan_ray.training.players import PrivatizerWorker
 
 GRACE_S = 60
-"""How much later than an adversary's deadline workers give each other up, in seconds."""
+"""How long after an adversary's deadline the workers wait for each other."""
 
 GAME = "game.ckpt"
-"""The one file of a checkpoint of Ray Train: one of this project's."""
+"""The only file of a Ray Train checkpoint; it has the format of this package's checkpoints."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the workers are to do next. Made by ParallelHost.command; read by every worker."""
+    """A command to all workers. Made by ParallelHost.command; read by every worker."""
 
     number: int
-    at: int  # rounds that have been told: those who have played fewer play them first
-    question: str  # a key of QUESTIONS
+    rounds_done: int  # rounds whose metrics were returned; workers that have played fewer rounds play them first
+    name: str  # a key of COMMANDS
     argument: int = 0
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a worker begins with. Made by ParallelHost.train; in Ray Train's `train_loop_config`, so nothing large."""
+    """A worker's configuration. Made by ParallelHost.train; part of Ray Train's `train_loop_config`, so it must be small."""
 
     config: Config
-    size: Bundle  # of a worker
-    host: Any  # handle of the ParallelHost
+    size: Bundle  # resources of a worker
+    host: Any  # actor handle of the ParallelHost
 
 
 class NonzeroRankHandle:
-    """The handle of an adversary for all workers but the first: `gather` brings the answers."""
+    """The handle of an adversary on all workers except the first: it does nothing, and `gather` gets the replies from the first."""
 
     def _nothing(self, *_: Any) -> None:
         return None
@@ -61,34 +61,34 @@ class NonzeroRankHandle:
 
 
 class StoppedError(Exception):
-    """The game is over, by an error that the host knows: no worker need try again."""
+    """The game has ended by an error that the host already has: workers must not try again."""
 
 
 class Worker:
-    """One of the group: its game, in step with the others', and what it asks of the host."""
+    """A worker with its copy of the game, and its communication with the host."""
 
     def __init__(self, start: Start) -> None:
-        """Build the players, and put all of them where the last checkpoint was."""
+        """Builds the players and restores them from the last checkpoint."""
         self.config, self.host = start.config, start.host
         self.peers = Group(start.config)
         self.first = self.peers.rank == 0
         privatizer = PrivatizerWorker(start.config, **compute_kwargs(start.config, start.size), peers=self.peers)
-        self.number, self.reported = 0, -1
+        self.group, self.reported = 0, -1
         handles: dict[str, Any] = {name: NonzeroRankHandle() for name in active_adversaries(start.config)}
         if self.first:
-            self.number, actors = get_result(self.host.enter.remote(get_current_placement_group()))
+            self.group, actors = get_result(self.host.register_group.remote(get_current_placement_group()))
             handles = {name: RayAdversaryHandle(actor) for name, actor in actors.items()}
         self.game = Game(privatizer, handles, gather=self.gather, share=self.shared, replace_failed=self.replace_failed)
         checkpoint = ray.train.get_checkpoint()
-        self.go_to(get_result(self.host.beginning.remote()) if checkpoint is None else read(checkpoint))
+        self.restore(get_result(self.host.initial_snapshot.remote()) if checkpoint is None else read(checkpoint))
         if checkpoint is None:
             self.report()
             ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         if self.first:
-            get_result(self.host.ready.remote(self.number, self.game.round))
+            get_result(self.host.report_ready.remote(self.group, self.game.round))
 
-    def go_to(self, snapshot: Snapshot | None) -> None:
-        """All players as they were in a snapshot; none: they are at the beginning, which is kept."""
+    def restore(self, snapshot: Snapshot | None) -> None:
+        """Restores all players from a snapshot. None: takes a snapshot of the beginning instead."""
         while True:
             try:
                 if snapshot is None:
@@ -103,52 +103,54 @@ class Worker:
         return share(release) if self.first else None
 
     def next_command(self) -> Command | None:
-        """The next one, for all; None: there are no more. Ray Train's own broadcast waits as long as it takes."""
-        return broadcast_from_rank_zero(get_result(self.host.next.remote(self.number)) if self.first else None)
+        """The next command, on all workers; None: there are no more. Ray Train's broadcast waits without a timeout."""
+        return broadcast_from_rank_zero(get_result(self.host.next_command.remote(self.group)) if self.first else None)
 
-    def gather(self, answers: Sequence[Any]) -> list[Any]:
-        """The adversaries' answers, everywhere. Their snapshots stay with the first worker, which is the only one to need them.
+    def gather(self, references: Sequence[Any]) -> list[Any]:
+        """The adversaries' replies, on all workers. Snapshots stay on the first worker, because only it needs them.
 
-        Raises: LostError everywhere where one is lost; StoppedError where one raised anything else.
+        Raises: on all workers LostError if an adversary is lost, or StoppedError after any other error of an adversary.
         """
-        if not answers:
+        if not references:
             return []
-        found: list[Any] | Exception = []
+        replies: list[Any] | Exception = []
         if self.first:
             try:
-                found = gather(answers, deadline_s=self.config.runtime.reply_timeout_s)
+                replies = gather(references, deadline_s=self.config.runtime.reply_timeout_s)
             except LostError as e:
-                found = e
+                replies = e
             except Exception as e:
                 get_result(self.host.fail.remote(e))
-                found = StoppedError(one_line(e))
-        told = found if isinstance(found, Exception) else [None if isinstance(f, bytes) else f for f in found]
-        told = self.peers.broadcast(told)
-        if isinstance(told, Exception):
-            raise told
-        return found if self.first and not isinstance(found, Exception) else told
+                replies = StoppedError(one_line(e))
+        shared = replies if isinstance(replies, Exception) else [None if isinstance(r, bytes) else r for r in replies]
+        shared = self.peers.broadcast(shared)
+        if isinstance(shared, Exception):
+            raise shared
+        return replies if self.first and not isinstance(replies, Exception) else shared
 
     def replace_failed(self, lost: LostError) -> None:
-        """New actors in the handles of lost adversaries, see actors.Crew.replace_failed.
+        """Replaces lost adversaries by new actors, see AdversaryPool.replace_failed.
 
-        Raises: LostError where one is lost again; StoppedError where the host gives up.
+        Raises: LostError if one is lost again; StoppedError if the host gives up.
         """
-        failed: Exception | None = None
+        error: Exception | None = None
         if self.first:
-            kept = self.game.last_snapshot.round if self.game.last_snapshot else self.game.round
-            found: dict[str, Any] | Exception = get_result(self.host.replace_failed.remote(str(lost), self.game.round, kept))
-            if isinstance(found, Exception):
-                failed = found
+            snapshot_round = self.game.last_snapshot.round if self.game.last_snapshot else self.game.round
+            actors: dict[str, Any] | Exception = get_result(
+                self.host.replace_failed.remote(str(lost), self.game.round, snapshot_round)
+            )
+            if isinstance(actors, Exception):
+                error = actors
             else:
-                self.game.handles |= {name: RayAdversaryHandle(actor) for name, actor in found.items()}
-        failed = broadcast_from_rank_zero(failed)  # it may take minutes
-        if failed is not None:
-            raise failed
+                self.game.handles |= {name: RayAdversaryHandle(actor) for name, actor in actors.items()}
+        error = broadcast_from_rank_zero(error)  # may take minutes
+        if error is not None:
+            raise error
 
     def report(self) -> None:
-        """A checkpoint of Ray Train: the whole game, the adversaries with it. The first worker writes it.
+        """Reports a checkpoint to Ray Train: the whole game including the adversaries. The first worker writes it.
 
-        Its rounds have been told: a group that starts from it has nothing to tell of them.
+        The metrics of its rounds have been returned: a group that starts from it does not return them again.
         """
         snapshot = self.game.snapshot()
         self.reported = snapshot.round
@@ -162,13 +164,13 @@ class Worker:
             self.report()
 
     def follow(self, command: Command) -> None:
-        """Do what is asked; the first worker answers. Then, at the end of an epoch, a checkpoint is reported."""
-        while self.game.round < command.at:
-            self.game.play(command.at - self.game.round)
+        """Executes a command; the first worker replies. At the end of an epoch a checkpoint is reported."""
+        while self.game.round < command.rounds_done:
+            self.game.play(command.rounds_done - self.game.round)
             self.report_epoch()
-        found = COMMANDS[command.question](self.game, command.argument)
+        result = COMMANDS[command.name](self.game, command.argument)
         if self.first:
-            get_result(self.host.reply.remote(self.number, command.number, found, self.game.round))
+            get_result(self.host.reply.remote(self.group, command.number, result, self.game.round))
         self.report_epoch()
 
 
@@ -183,15 +185,16 @@ COMMANDS: dict[str, Callable[[Game, int], Any]] = {
 remember(__name__, "COMMANDS")
 
 
-def work(told: dict[str, Start]) -> None:
-    """What Ray Train runs in each worker: orders of the host, until there are no more.
+def run_worker(loop_config: dict[str, Start]) -> None:
+    """The function that Ray Train runs in each worker: executes the host's commands until there are no more.
 
-    What all workers raise alike (bad input, a number that is not finite) ends the game; anything else is a worker lost.
+    Errors that all workers raise (bad input, a value that is not finite) end the game; after any other error the worker counts as
+    lost.
     """
-    start = told["start"]
+    start = loop_config["start"]
     try:
         prepare_data(start.config, get_result(start.host.environment.remote()))
-        broadcast_from_rank_zero(None)  # when all nodes have the data: torch.distributed waits less long
+        broadcast_from_rank_zero(None)  # waits until all nodes have the data: torch.distributed has a shorter timeout
         worker = Worker(start)
         while (command := worker.next_command()) is not None:
             worker.follow(command)
@@ -202,7 +205,7 @@ def work(told: dict[str, Start]) -> None:
 
 
 def read(checkpoint: Checkpoint) -> Snapshot:
-    """The game in a checkpoint of Ray Train."""
+    """The snapshot in a checkpoint of Ray Train."""
     system: FileSystem = checkpoint.filesystem  # pyright: ignore[reportAssignmentType]
     with system.open_input_stream(f"{checkpoint.path}/{GAME}") as stream:
         return decode(stream.read(), checkpoint.path)

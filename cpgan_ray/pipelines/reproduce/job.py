@@ -172,11 +172,13 @@ def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: Search
             log_cell(cell)
         return
     from cpgan_ray.distributed.cluster import connect
-    from cpgan_ray.distributed.tasks import in_tasks
+    from cpgan_ray.distributed.tasks import run_in_tasks
 
     connect(config.runtime)
     work = [(cell, config, folder / "cells" / cell.name) for cell in missing]
-    in_tasks(play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: log_cell(missing[i]))
+    run_in_tasks(
+        play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: log_cell(missing[i])
+    )
 
 
 def write_results(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cpgan_ray.config.folders import SEARCH, command_for, read_search, write_rec
 from cpgan_ray.config.search_space import Dimension, dimensions
 from cpgan_ray.data import Dataset, label_columns, majority_logits, pin_store
 from cpgan_ray.distributed.cluster import connect
-from cpgan_ray.distributed.resources import Bundle, ensure_room, shares
+from cpgan_ray.distributed.resources import Bundle, ensure_capacity, shares
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.output_folder import output_folder, with_output
 from cpgan_ray.pipelines.train import prepare_run
@@ -63,7 +63,7 @@ def trial_sizes(job: SearchJob, cluster: Mapping[str, float], *, total: int) -> 
     cpus = available if available >= len(names) + 1 else min(available, max(1.0, available / concurrent))
     sizes = {"defended": shares(job.config, names, cpus=cpus), "control": shares(job.config, [], cpus=cpus)}
     for bundles in sizes.values():
-        ensure_room(bundles, cluster, job.config.runtime)
+        ensure_capacity(bundles, cluster, job.config.runtime)
     return sizes
 
 

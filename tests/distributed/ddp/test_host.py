@@ -1,4 +1,4 @@
-"""A privatizer of several workers: what one worker gives, to float tolerance; losses that leave no trace; --resume; refusals."""
+"""Tests of a privatizer with several workers: same results as with one, failures, --resume, errors, whole-batch layers."""
 
 import json
 import re
@@ -33,18 +33,18 @@ NAMES = ("ridge", "mlp", "ridge_epoch")
 WORKERS = 2
 BATCH = 81  # 40 and 41 rows: the mean of two means is not the mean
 CANCELLED = ("privatizer.code.bias", "head.0.bias", "head.4.bias")
-"""Biases that a batch norm takes away again: their gradient is rounding error, which Adam makes steps of full length of."""
+"""Biases that a batch norm cancels: their gradients are rounding errors, from which Adam makes steps of full size."""
 
 
 def play_all(
-    game: Game | RayGame, *, chunk: int = 2, before: Callable[[int], object] = lambda told: None
+    game: Game | RayGame, *, chunk: int = 2, before: Callable[[int], object] = lambda done: None
 ) -> list[dict[str, float]]:
-    """All rounds; `before` hears, while the next rounds are under way, how many have been told."""
+    """Plays all rounds; `before` is called with the number of returned rounds while the next rounds are played."""
     played: list[dict[str, float]] = []
     while len(played) < game.total_rounds:
-        coming = game.play(chunk)
+        started = game.play(chunk)
         before(len(played))
-        played += game.get(coming) if isinstance(game, RayGame) else coming
+        played += game.get(started) if isinstance(game, RayGame) else started
     return played
 
 
@@ -53,7 +53,7 @@ def in_parallel(config: Config, folder: Path, **changes: Any) -> Config:
     return override(config, dotted | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-# ------------------------------------------------------------------------------------------------- what one worker gives
+# ------------------------------------------------------------------------------------------------- same results
 
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "sync": (NAMES, {}),
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", [case if case == "sync" else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 @pytest.mark.usefixtures("ray_session")
-def test_two_workers_give_what_one_gives_on_the_same_batches(case, tiny, tmp_path):
+def test_two_workers_give_the_same_results_as_one(case, tiny, tmp_path):
     names, changes = CASES[case]
     config = tiny(*names, batch_size=BATCH, privacy_weight=3, changes=changes)
     local = play_in_process(config, threads=1)
@@ -83,16 +83,17 @@ def test_two_workers_give_what_one_gives_on_the_same_batches(case, tiny, tmp_pat
         assert (game.total_rounds, game.rounds_per_epoch) == (local.total_rounds, local.rounds_per_epoch)
         played, weights, outcome = play_all(game), game.weights(), game.outcome()
         sample = game.sample(30)
-    for one, two in zip(expected, played, strict=True):
-        assert one.keys() == two.keys()
-        of_epoch = {name for name in one if "val_" in name}  # with the running statistics, which see the cancelled biases
-        for name in one.keys() - {n for n in one if n.startswith("time/")}:
-            assert two[name] == pytest.approx(one[name], abs=1e-3 if name in of_epoch else 5e-6), (one["round"], name)
+    for single, double in zip(expected, played, strict=True):
+        assert single.keys() == double.keys()
+        validation = {name for name in single if "val_" in name}  # with running statistics, which depend on the cancelled biases
+        for name in single.keys() - {n for n in single if n.startswith("time/")}:
+            tolerance = 1e-3 if name in validation else 5e-6
+            assert double[name] == pytest.approx(single[name], abs=tolerance), (single["round"], name)
     parameters = dict(local.privatizer.defender.net.named_parameters())
-    found = weights["privatizer"]["net"]
-    assert found.keys() == local.privatizer.defender.net.state_dict().keys()
+    net = weights["privatizer"]["net"]
+    assert net.keys() == local.privatizer.defender.net.state_dict().keys()
     for name in parameters.keys() - set(CANCELLED):
-        torch.testing.assert_close(found[name], parameters[name].detach(), rtol=1e-3, atol=2e-5, msg=name)
+        torch.testing.assert_close(net[name], parameters[name].detach(), rtol=1e-3, atol=2e-5, msg=name)
     for name, player in local.weights().items():
         assert weights[name].keys() == player.keys()
     assert outcome.programs.keys() == {"privatizer", "utility_head"}
@@ -112,7 +113,7 @@ EPOCHS, ROUNDS_PER_EPOCH = 3, 4
 
 @pytest.fixture(scope="module")
 def unbroken(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Any, list[Any]]:
-    """Weights and metrics of a game of two workers that lost nobody."""
+    """Weights and metrics of a game with two workers and without failures."""
     with RayGame(broken_config(tiny_config, tmp_path_factory.mktemp("unbroken"))) as game:
         played = untimed(play_all(game))
         assert game.events == []
@@ -120,9 +121,9 @@ def unbroken(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory, ray_
 
 
 def broken_config(config: Config, folder: Path, **changes: Any) -> Config:
-    kept = override(config, {"epochs": EPOCHS, "recovery.snapshot_every": 3})
-    kept = Config(**{**vars(kept), "adversaries": {name: config.adversaries[name] for name in NAMES}})
-    return in_parallel(kept, folder, **changes)
+    changed = override(config, {"epochs": EPOCHS, "recovery.snapshot_every": 3})
+    changed = Config(**{**vars(changed), "adversaries": {name: config.adversaries[name] for name in NAMES}})
+    return in_parallel(changed, folder, **changes)
 
 
 LOSSES: dict[str, tuple[int, Callable[[], object], set[str]]] = {
@@ -138,15 +139,15 @@ LOSSES: dict[str, tuple[int, Callable[[], object], set[str]]] = {
 @pytest.mark.parametrize(
     "case", [case if case == "worker and adversary" else pytest.param(case, marks=pytest.mark.slow) for case in LOSSES]
 )
-def test_a_game_that_loses_players_ends_like_the_unbroken_one_bit_for_bit(case, tiny_config, unbroken, differing, tmp_path):
+def test_game_with_workers_that_loses_players_is_bit_identical(case, tiny_config, unbroken, differing, tmp_path):
     weights, expected = unbroken
     when, lose, players = LOSSES[case]
     with RayGame(broken_config(tiny_config, tmp_path)) as game:
-        played = play_all(game, before=lambda told: lose() if told == when else None)
-        found, events = game.weights(), list(game.events)
-    assert [int(m["round"]) for m in played] == list(range(EPOCHS * ROUNDS_PER_EPOCH)), "each round is told once"
+        played = play_all(game, before=lambda done: lose() if done == when else None)
+        final_weights, events = game.weights(), list(game.events)
+    assert [int(m["round"]) for m in played] == list(range(EPOCHS * ROUNDS_PER_EPOCH)), "each round is returned once"
     assert untimed(played) == expected
-    assert differing(weights, found) == []
+    assert differing(weights, final_weights) == []
     assert players & {player for event in events for player in event.players}
     for event in events:
         assert event.seconds > 0
@@ -155,16 +156,16 @@ def test_a_game_that_loses_players_ends_like_the_unbroken_one_bit_for_bit(case, 
 
 
 @pytest.mark.slow
-def test_a_lost_worker_takes_the_adversaries_back_to_its_epochs_checkpoint(tiny_config, unbroken, tmp_path):
+def test_lost_worker_restores_adversaries_from_the_epochs_checkpoint(tiny_config, unbroken, tmp_path):
     config = broken_config(tiny_config, tmp_path)
     with RayGame(config) as game:
         for _ in range(3):
             game.get(game.play(2))
         folder = tmp_path / "checkpoints" / "train"
         (newest,) = sorted(folder.rglob("game.ckpt"), key=lambda path: path.stat().st_mtime)[-1:]
-        until = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while newest.parent.name not in (folder / "checkpoint_manager_snapshot.json").read_text():
-            assert time.monotonic() < until, "Ray Train does not commit the epoch's checkpoint"
+            assert time.monotonic() < deadline, "Ray Train does not commit the epoch's checkpoint"
             time.sleep(0.1)
         newest = decode(newest.read_bytes(), "newest")
         assert newest.round == ROUNDS_PER_EPOCH
@@ -174,31 +175,31 @@ def test_a_lost_worker_takes_the_adversaries_back_to_its_epochs_checkpoint(tiny_
         (event,) = game.events
     assert (event.players, event.replayed) == (("privatizer",), 2)
     assert re.search(r"privatizer worker [01]: \w*Actor\w*Error", event.cause)
-    assert not (tmp_path / "checkpoints" / "train").exists(), "nothing of Ray Train is left"
+    assert not (tmp_path / "checkpoints" / "train").exists(), "Ray Train's folder is deleted"
 
 
 @pytest.mark.slow
-def test_a_run_that_loses_more_workers_than_it_may_says_so(tiny_config, tmp_path):
+def test_game_after_too_many_lost_workers_raises(tiny_config, tmp_path):
     config = broken_config(tiny_config, tmp_path, recovery__max_failures=0)
     with (
         pytest.raises(RuntimeError, match=r"lost in round 2: privatizer worker \d: .*max_failures = 0"),
         RayGame(config) as game,
     ):
-        play_all(game, before=lambda told: kill("RayTrainWorker", 1) if told == 2 else None)
+        play_all(game, before=lambda done: kill("RayTrainWorker", 1) if done == 2 else None)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_adversarys_error_reaches_the_driver_as_it_was_raised_and_all_places_are_given_back(tiny, tmp_path):
+def test_adversary_error_reaches_the_driver_and_frees_all_cpus(tiny, tmp_path):
     config = tiny("ridge", "mlp", changes={"adversaries.mlp.learning_rate": 1e30, "adversaries.mlp.memory_batches": 0})
     with pytest.raises(FloatingPointError, match=r"'mlp'.*round 1\b"), RayGame(in_parallel(config, tmp_path)) as game:
         play_all(game)
-    until = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
 
 
-# ---------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------ input errors
 
 
 @pytest.mark.parametrize(
@@ -213,14 +214,14 @@ def test_an_adversarys_error_reaches_the_driver_as_it_was_raised_and_all_places_
         ({"runtime.privatizer_gpus": 0.5}, r"num_workers is 2, on 0\.5 GPUs each: NCCL needs whole ones"),
     ],
 )
-def test_what_several_workers_cannot_be_is_refused_in_one_line(tiny, changes, message):
+def test_config_that_excludes_several_workers_is_refused(tiny, changes, message):
     with pytest.raises(InputError, match=message) as refused:
         tiny("ridge", changes={"runtime.backend": "ray", "privatizer.num_workers": 2} | changes)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("job", "where"), [(SearchJob, "a search"), (ReproduceJob, "a comparison")])
-def test_a_search_and_a_comparison_refuse_several_workers(tiny, tmp_path, job, where):
+def test_search_and_comparison_with_several_workers_are_refused(tiny, tmp_path, job, where):
     with pytest.raises(InputError, match=f"num_workers is 2, but {where} gives each game one privatizer process"):
         job(config=in_parallel(tiny("ridge"), tmp_path))
     with pytest.raises(InputError, match=r"over privatizer\.num_workers: no field of that name can be searched"):
@@ -228,14 +229,14 @@ def test_a_search_and_a_comparison_refuse_several_workers(tiny, tmp_path, job, w
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_workers_that_do_not_fit_the_cluster_are_refused_at_once_with_the_numbers(tiny, tmp_path):
+def test_workers_beyond_the_cluster_are_refused_with_the_numbers(tiny, tmp_path):
     config = in_parallel(tiny("ridge"), tmp_path, runtime__privatizer_cpus=1.0, runtime__adversary_cpus=0.5)
     with pytest.raises(InputError, match=r"3 actors need 2\.5 CPUs, the cluster has 2"), RayGame(config):
         pass
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_bad_input_that_only_a_worker_can_see_reaches_the_driver_as_bad_input(tiny, tmp_path):
+def test_input_error_in_a_worker_reaches_the_driver_as_input_error(tiny, tmp_path):
     config = in_parallel(tiny("ridge", changes={"privatizer.depth": 7}), tmp_path)
     with pytest.raises(InputError, match=r"privatizer\.depth is 7"), RayGame(config):
         pass
@@ -254,15 +255,15 @@ def flags(folder: Path, cache_dir: Path, *more: str) -> list[str]:
 
 
 def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """The weights that a run hands out, and its metrics without times and faults."""
+    """The released weights of a run, and its metrics without times and failures."""
     program = torch.export.load(folder / "privatizer.pt2").state_dict
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "recovery/"))} for row in rows if "utility/loss" in row]
-    return dict(program), kept
+    metrics = [{k: v for k, v in row.items() if not k.startswith(("time/", "recovery/"))} for row in rows if "utility/loss" in row]
+    return dict(program), metrics
 
 
 @pytest.mark.slow
-def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(begin, tmp_path, cache_dir):
+def test_job_with_workers_prints_one_json_line_and_resumes(begin, tmp_path, cache_dir):
     options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": HANG_S}
     whole = subprocess.run([*JOB, *flags(tmp_path / "whole", cache_dir)], **options)
     assert whole.returncode == 0, whole.stderr
@@ -271,14 +272,16 @@ def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(b
     assert "Traceback" not in whole.stderr
 
     folder = tmp_path / "stopped"
-    stopped = begin([*JOB, *flags(folder, cache_dir)], lambda: list((folder / "checkpoints").glob("*.ckpt")), "nothing is saved")
+    stopped = begin(
+        [*JOB, *flags(folder, cache_dir)], lambda: list((folder / "checkpoints").glob("*.ckpt")), "no checkpoint is written"
+    )
     stopped.send_signal(signal.SIGTERM)
     stdout, stderr = stopped.communicate(timeout=HANG_S)
     assert (stopped.returncode, stdout) == (143, ""), stderr
     assert "Traceback" not in stderr
     played = [json.loads(text)["round"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
     newest = max(int(re.findall(r"\d+", path.name)[0]) for path in (folder / "checkpoints").glob("*.ckpt"))
-    assert newest == max(played) + 1, "nothing that was played is lost"
+    assert newest == max(played) + 1, "no played round is lost"
 
     resumed = subprocess.run([*JOB, "--resume", str(folder)], **options)
     assert resumed.returncode == 0, resumed.stderr
@@ -286,36 +289,37 @@ def test_the_job_ends_with_one_json_line_and_resumes_from_where_it_was_stopped(b
     expected, expected_rows = end_of(tmp_path / "whole")
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert rows == expected_rows, "each round stands once, with the numbers of the run that was not stopped"
+    assert rows == expected_rows, "each round is logged once, with the metrics of the uninterrupted run"
 
 
 @pytest.mark.parametrize("job", ["train_celeba.py", "tune_celeba.py"])
-def test_a_job_with_workers_that_it_cannot_have_ends_with_one_line_and_status_2(job, tmp_path, cache_dir):
+def test_job_with_invalid_workers_ends_with_one_line_and_status_2(job, tmp_path, cache_dir):
     command = [sys.executable, str(ROOT / "jobs" / job), *flags(tmp_path / "out", cache_dir, "--runtime.backend", "local")]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
-    assert ran.returncode == 2, ran.stderr
-    assert re.fullmatch(r"error: privatizer\.num_workers is 2, but [^\n]+\n", ran.stderr), ran.stderr
+    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
+    assert result.returncode == 2, result.stderr
+    assert re.fullmatch(r"error: privatizer\.num_workers is 2, but [^\n]+\n", result.stderr), result.stderr
     assert not (tmp_path / "out").exists()
 
 
-# ---------------------------------------------------------------------------------- a batch in several hands, without Ray
+# ---------------------------------------------------------------------------------------- whole-batch layers, without Ray
 
 RANKS, ROWS = 3, 11
 
 
 def computed(network: nn.Module, x: torch.Tensor, target: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-    """Outputs and gradients of the rows, of a loss that is a sum over the batch; running statistics."""
+    """Outputs and gradients of the rows for a loss that is a sum over the batch, and running statistics."""
     x = x[rows].clone().requires_grad_()
     torch.manual_seed(3)
     out = network(x)
     ((out - target[rows]) ** 2).sum().backward()
     assert x.grad is not None
-    found = {"out": out.detach(), "x": x.grad} | {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-    return found | dict(network.named_buffers())
+    results = {"out": out.detach(), "x": x.grad} | {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return results | dict(network.named_buffers())
 
 
 def network_of(kind: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A network with batch norms and dropout, inputs far from mean 0, and targets; in float64, for sums over the batch cancel."""
+    """A network with batch norms and dropout, inputs far from mean 0, and targets; in float64, because sums over the batch
+    cancel."""
     torch.manual_seed(1)
     if kind == "flat":
         layers = [nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.4), nn.Linear(7, 4), nn.BatchNorm1d(4, affine=False)]
@@ -328,31 +332,31 @@ def network_of(kind: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return network, x, torch.randn(ROWS, 3, 4, 4).double()
 
 
-def one_of(rank: int, kind: str, folder: str) -> None:
-    """One of the processes: its rows' part of everything, to a file."""
-    from cpgan_ray.distributed.ddp.batch import make_whole
+def run_rank(rank: int, kind: str, folder: str) -> None:
+    """Runs in one of the processes: computes its rows and writes the results to a file."""
+    from cpgan_ray.distributed.ddp.batch import use_whole_batch_layers
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     rows = slice(ROWS * rank // RANKS, ROWS * (rank + 1) // RANKS)
     network, x, target = network_of(kind)
     names = list(network.state_dict())
-    make_whole(network, rows=rows, num_rows=ROWS)
+    use_whole_batch_layers(network, rows=rows, num_rows=ROWS)
     assert list(network.state_dict()) == names
     torch.save(computed(network, x, target, rows), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("kind", ["flat", "pictures"])
-def test_batch_norm_and_dropout_over_unequal_parts_are_those_of_the_whole_batch(kind, tmp_path):
-    torch.multiprocessing.spawn(one_of, (kind, str(tmp_path)), nprocs=RANKS)
+def test_whole_batch_layers_on_unequal_parts_equal_the_whole_batch(kind, tmp_path):
+    torch.multiprocessing.spawn(run_rank, (kind, str(tmp_path)), nprocs=RANKS)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
     expected = computed(*network_of(kind), slice(0, ROWS))
     for name, value in expected.items():
         if name in ("out", "x"):
-            found = torch.cat([part[name] for part in parts])
+            combined = torch.cat([part[name] for part in parts])
         elif name in dict(network_of(kind)[0].named_buffers()):
-            found = parts[0][name]
-            assert all(torch.equal(found, part[name]) for part in parts)
+            combined = parts[0][name]
+            assert all(torch.equal(combined, part[name]) for part in parts)
         else:
-            found = sum(part[name] for part in parts)
-        torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-9, msg=lambda told, name=name: f"{name}: {told}")
+            combined = sum(part[name] for part in parts)
+        torch.testing.assert_close(combined, value, rtol=1e-9, atol=1e-9, msg=lambda message, name=name: f"{name}: {message}")
