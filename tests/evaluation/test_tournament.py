@@ -103,7 +103,10 @@ def test_attack_specs_of_series_include_decoders(tmp_path):
 def test_attack_specs_of_vectors_exclude_decoders(tmp_path):
     dataset = load(Config(data=DataConfig(dataset="gaussian"), cache_dir=tmp_path), progress=False)
     assert {e.name for e in attack_specs(AttackConfig(), dataset) if e.counts} == {"ridge", "kernel", "mlp", "nearest"}
-    with pytest.raises(InputError, match=r"^attacks\.names has decoder, for pictures of 8 pixels .* these are 32x1x1: add mlp$"):
+    with pytest.raises(
+        InputError,
+        match=r"^attacks\.names has only decoder, which need pictures of at least 8 pixels .* these are 32x1x1: add mlp$",
+    ):
         attack_specs(AttackConfig(names=("decoder",)), dataset)
 
 
