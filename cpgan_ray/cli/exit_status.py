@@ -65,7 +65,7 @@ def take_log_level(arguments: list[str]) -> str | None:
 
 
 def ensure_folders() -> None:
-    """Raises: InputError if the current folder is gone, or there is no folder for temporary files."""
+    """Raises: InputError if the current folder has been deleted, or no folder for temporary files is writable."""
     try:
         Path.cwd()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Degenerate codes are named and fail gates; codes that answer the task do not, be they ever so private."""
+"""Tests of the warnings about degenerate codes, which fail gates; useful codes pass, however private they are."""
 
 import dataclasses
 
@@ -33,8 +33,8 @@ def size(dataset: Dataset, split: str) -> int:
 
 
 def fails(codes, dataset, *, task=(), logits=None) -> list[str]:
-    found = code_warnings(codes, dataset, task, logits=logits or {}, seed=0)
-    return [w.kind for w in found if w.fails_gates]
+    warnings = code_warnings(codes, dataset, task, logits=logits or {}, seed=0)
+    return [w.kind for w in warnings if w.fails_gates]
 
 
 def constant(dataset: Dataset, value: float = 0.0, k: int = 3) -> dict[str, np.ndarray]:
@@ -42,48 +42,48 @@ def constant(dataset: Dataset, value: float = 0.0, k: int = 3) -> dict[str, np.n
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e7])
-def test_constant_code_of_any_value_fails(digits, value):
+def test_code_warnings_constant_code_fails(digits, value):
     codes = constant(digits, value)
     codes["test"] = codes["test"] + np.float32(abs(value) * 1e-7) * RNG.normal(size=codes["test"].shape).astype(np.float32)
-    found = code_warnings(codes, digits, (), logits={}, seed=0)
-    assert [w.kind for w in found] == ["constant_code"] and is_uninformative(found)
+    warnings = code_warnings(codes, digits, (), logits={}, seed=0)
+    assert [w.kind for w in warnings] == ["constant_code"] and is_uninformative(warnings)
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_code_that_is_constant_in_one_split_only_fails(digits, split):
+def test_code_warnings_code_constant_in_one_split_fails(digits, split):
     codes = {name: task_targets(digits, (), split=name) for name in SPLITS}
     codes[split] = np.zeros_like(codes[split])
     assert fails(codes, digits) == ["constant_code"]
 
 
-def test_code_with_too_few_values_for_ten_classes_fails(digits):
+def test_code_warnings_too_few_values_for_ten_classes_fails(digits):
     codes = constant(digits)
     for z in codes.values():
-        z[:2] = 1.0  # two pictures are told from all others
+        z[:2] = 1.0  # two pictures differ from all others
     assert fails(codes, digits) == ["too_few_codes"]
 
 
-def test_code_of_one_split_far_larger_than_the_others_fails(digits):
+def test_code_warnings_uneven_code_fails(digits):
     codes = {name: RNG.normal(size=(size(digits, name), 3)).astype(np.float32) for name in SPLITS}
     codes["train"] *= 0.1
     assert fails(codes, digits) == ["uneven_code"]
 
 
-def test_random_code_without_a_head_fails_and_the_answers_pass(digits, faces):
+def test_code_warnings_random_code_fails_and_label_code_passes(digits, faces):
     for dataset in (digits, faces):
         noise = {name: RNG.normal(size=(size(dataset, name), 4)).astype(np.float32) for name in SPLITS}
         assert fails(noise, dataset) == ["useless_code"]
-        told = {name: task_targets(dataset, (), split=name) for name in SPLITS}
-        assert fails(told, dataset) == []
+        label_code = {name: task_targets(dataset, (), split=name) for name in SPLITS}
+        assert fails(label_code, dataset) == []
 
 
-def test_class_number_as_code_passes(digits):
-    """No linear classifier reads ten classes from one number; a nearest-neighbour one does."""
+def test_code_warnings_class_number_as_code_passes(digits):
+    """A linear classifier cannot infer ten classes from one number, but a nearest-neighbour classifier can."""
     codes = {name: getattr(digits, name).labels[:, :1].astype(np.float32) for name in SPLITS}
     assert fails(codes, digits) == []
 
 
-def test_majority_answers_fail_and_slightly_better_ones_pass(faces):
+def test_code_warnings_majority_answers_fail_and_better_ones_pass(faces):
     task = ("Male",)
     y = task_targets(faces, task, split="test")
     codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
@@ -92,8 +92,8 @@ def test_majority_answers_fail_and_slightly_better_ones_pass(faces):
     assert fails(codes, faces, task=task, logits={"test": np.where(wrong, 1 - y, y) - 0.5}) == []
 
 
-def test_rare_label_answered_at_the_majority_fails_but_balanced_answers_pass(faces):
-    """Of a rare label many false alarms cost accuracy, and may still be a useful answer."""
+def test_code_warnings_rare_label_needs_balanced_task_targets(faces):
+    """Many false alarms on a rare label reduce accuracy, but the answers may still be useful."""
     rare = min(faces.label_names, key=lambda name: abs(task_targets(faces, (name,), split="test").mean() - 0.25))
     y = task_targets(faces, (rare,), split="test")
     codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
@@ -103,7 +103,7 @@ def test_rare_label_answered_at_the_majority_fails_but_balanced_answers_pass(fac
     assert fails(codes, faces, task=(rare,), logits={"test": alarms}) == []
 
 
-def test_interval_of_balanced_accuracy_holds_scikit_learns():
+def test_balanced_accuracy_interval_contains_scikit_learn_value():
     y, logits = RNG.integers(0, 2, size=(200, 3)), RNG.normal(size=(200, 3))
     y[:, 0] = RNG.random(200) < 0.1
     logits += y
@@ -112,26 +112,26 @@ def test_interval_of_balanced_accuracy_holds_scikit_learns():
     assert low < np.mean([balanced_accuracy_score(y[:, i], logits[:, i] > 0) for i in range(3)]) < high < low + 0.2
 
 
-def test_rare_class_is_warned_of_and_passes_gates(faces):
+def test_code_warnings_rare_class_warns_but_passes(faces):
     y = faces.test.labels
-    found = code_warnings({name: task_targets(faces, (), split=name) for name in SPLITS}, faces, (), logits={}, seed=0)
-    rare = [w.message for w in found if w.kind == "rare_class"]
+    warnings = code_warnings({name: task_targets(faces, (), split=name) for name in SPLITS}, faces, (), logits={}, seed=0)
+    rare = [w.message for w in warnings if w.kind == "rare_class"]
     expected = [n for n, column in zip(faces.label_names, y.T, strict=True) for v in (0, 1) if (column == v).sum() < 10]
     assert len(rare) == len(expected) and all(any(name in line for line in rare) for name in expected)
-    assert not any(w.fails_gates for w in found)
+    assert not any(w.fails_gates for w in warnings)
 
 
-def test_is_constant_sees_variation_of_any_coordinate():
+def test_is_constant_detects_variation_in_any_coordinate():
     z = np.ones((50, 4), np.float32)
     assert is_constant(z) and is_constant(np.zeros((3, 2), np.float32)) and is_constant(z[:1])
     z[7, 2] += 1e-4
     assert not is_constant(z)
     z = np.tile(np.float32([1e7, 0.0]), (50, 1))
     z[7, 1] = 1.0
-    assert not is_constant(z), "a large coordinate hides no small one"
+    assert not is_constant(z), "a large coordinate must not hide a small one"
 
 
-def test_brief_tournament_on_a_constant_code_has_r2_of_zero(faces, tiny_config):
+def test_brief_tournament_on_constant_code_has_zero_r2(faces, tiny_config):
     codes = constant(faces) | {f"{name}_mirrored": np.zeros((size(faces, name), 3), np.float32) for name in ("train", "val")}
     config = dataclasses.replace(tiny_config.attacks, names=("mlp", "resnet_decoder"), attributes=True, identity=True)
     context = EvaluationContext(faces, codes, config, 0)

@@ -1,5 +1,4 @@
-"""On the paper's Gaussian mixture the attacks meet theory: they reach the best linear reconstruction and never beat the
-exact conditional mean."""
+"""Tests of the attacks on the paper's Gaussian mixture: they reach the best linear reconstruction, not more than the exact one."""
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ class Mixture:
         return np.trace(self.covariance - cross @ np.linalg.solve(a @ cross, cross.T)) / D
 
     def exact_mse(self, a: np.ndarray) -> float:
-        """Of the conditional mean E[x|z], for one direction a (D,), per value."""
+        """MSE of the conditional mean E[x|z] for one direction a (D,), per value."""
         v, m = a @ self.within @ a, a @ self.mean
         beside = self.mean - self.within @ a * m / v
         z = m + np.sqrt(v) * np.random.default_rng(0).normal(size=1_000_000)
@@ -57,13 +56,13 @@ def directions(mixture: Mixture) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["fisher", "mean", "random", "eight"])
-def test_the_strongest_attack_reaches_the_best_linear_reconstruction_and_never_beats_the_exact_one(name, mixture, data_of):
+def test_strongest_attack_is_between_best_linear_and_exact(name, mixture, data_of):
     a = directions(mixture)[name]
     data: AttackData = data_of(mixture.x @ a.T, mixture.x)
-    found = {attack: score(data, ATTACKS[attack](data, SETTINGS)) for attack in ("ridge", "kernel", "mlp")}
-    strongest, rows = max(found.values(), key=lambda f: f[0].r2)
+    scores = {attack: score(data, ATTACKS[attack](data, SETTINGS)) for attack in ("ridge", "kernel", "mlp")}
+    strongest, rows = max(scores.values(), key=lambda f: f[0].r2)
     assert strongest.mse == pytest.approx(mixture.linear_mse(a), rel=0.03), "of these 4,000 pictures"
-    # Held against the same score rows, most of the chance in them cancels.
+    # On the same score rows, most of the sampling error cancels.
     cross = mixture.covariance @ a.T
     x, z = (part.numpy().astype(np.float64) for part in (data.score.pixels[slice(None)], data.score.z))
     linear = np.square(x - (z - z.mean(axis=0)) @ np.linalg.solve(a @ cross, cross.T)).mean(axis=1)
@@ -74,9 +73,9 @@ def test_the_strongest_attack_reaches_the_best_linear_reconstruction_and_never_b
         assert mixture.exact_mse(a[0]) <= mixture.linear_mse(a) * 1.001
 
 
-def test_no_attack_is_scored_above_the_exact_conditional_mean_beyond_its_interval(mixture, data_of):
+def test_attacks_do_not_exceed_exact_conditional_mean(mixture, data_of):
     a = directions(mixture)["fisher"]
     data = data_of(mixture.x @ a.T, mixture.x)
     for attack in ("ridge", "kernel", "mlp", "nearest"):
-        found, rows = score(data, ATTACKS[attack](data, SETTINGS))
-        assert found.low <= 1 - mixture.exact_mse(a[0]) / rows.mean_errors.mean()
+        attack_score, rows = score(data, ATTACKS[attack](data, SETTINGS))
+        assert attack_score.low <= 1 - mixture.exact_mse(a[0]) / rows.mean_errors.mean()

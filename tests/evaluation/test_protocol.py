@@ -1,4 +1,4 @@
-"""The three sets of an evaluation: who is in them, and that no row and no person crosses."""
+"""Tests of the three disjoint sets of an evaluation."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def dataset(tiny) -> Dataset:
 
 
 def codes_of(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Codes that say which picture they are of: split, row, mirrored."""
+    """Codes that identify their picture: split, row, mirrored."""
     codes = {}
     for i, name in enumerate(("train", "val", "test")):
         rows = np.arange(len(getattr(dataset, name)), dtype=np.float32)
@@ -39,7 +39,7 @@ def sets(dataset: Dataset, variant: str, **options):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("options", [{}, {"share": 0.5}, {"max_rows": 9}])
-def test_no_picture_and_no_person_is_in_two_sets(variant, options, dataset):
+def test_attack_data_sets_are_disjoint(variant, options, dataset):
     data = sets(dataset, variant, **options)
     parts = [data.fit, data.tune, data.score]
     seen = [{(int(split), int(row)) for split, row, _ in part.z.tolist()} for part in parts]
@@ -50,7 +50,7 @@ def test_no_picture_and_no_person_is_in_two_sets(variant, options, dataset):
             assert people[i] & people[j] == set()
 
 
-def test_the_fresh_attacker_has_none_of_the_defenders_pictures_or_people(dataset):
+def test_attack_data_fresh_shares_nothing_with_defender(dataset):
     data = sets(dataset, "fresh")
     assert not (data.fit.z[:, 0] == 0).any()
     assert np.intersect1d(data.fit.identity, dataset.train.identity).size == 0
@@ -60,7 +60,7 @@ def test_the_fresh_attacker_has_none_of_the_defenders_pictures_or_people(dataset
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_codes_pictures_coordinates_and_people_are_of_the_same_row(variant, dataset):
+def test_attack_data_arrays_belong_to_same_row(variant, dataset):
     data = sets(dataset, variant)
     names = ("train", "val", "test")
     for part in (data.fit, data.tune, data.score):
@@ -78,20 +78,20 @@ def test_codes_pictures_coordinates_and_people_are_of_the_same_row(variant, data
             assert energy == pytest.approx(float(np.square(pixels[i]).sum()), rel=1e-3)
 
 
-def test_a_share_of_the_pictures_is_drawn_with_their_mirror_images(dataset):
+def test_attack_data_share_includes_mirror_images(dataset):
     data = sets(dataset, "leaked", share=0.1)
     rows, mirrored = data.fit.z[:, 1].numpy(), data.fit.z[:, 2].numpy()
     assert len(rows) == 2 * round(0.1 * len(dataset.train))
     assert sorted(rows[mirrored == 0]) == sorted(rows[mirrored == 1])
 
 
-def test_pixels_can_be_asked_for_by_slice_and_by_row_numbers(dataset):
+def test_stored_pixels_accept_slice_and_row_numbers(dataset):
     pixels = sets(dataset, "leaked").fit.pixels
     rows = torch.tensor([5, 0, 3])
     assert torch.equal(pixels[rows], pixels[slice(0, 6)][rows])
 
 
-def test_people_are_kept_whole_when_the_attackers_pictures_are_divided():
+def test_split_by_identity_keeps_people_whole():
     identity = np.random.default_rng(0).integers(20, size=200)
     mine, kept = split_by_identity(identity, seed=1)
     assert sorted([*mine, *kept]) == list(range(200))
@@ -100,7 +100,7 @@ def test_people_are_kept_whole_when_the_attackers_pictures_are_divided():
     assert not np.array_equal(kept, split_by_identity(identity, seed=2)[1])
 
 
-def test_a_person_in_two_sets_is_an_error_that_names_them(dataset):
+def test_attack_data_person_in_two_sets_raises(dataset):
     crossed = dataset.test.identity.copy()
     crossed[0] = dataset.train.identity[0]
     object.__setattr__(dataset.test, "identity", crossed)
@@ -108,13 +108,13 @@ def test_a_person_in_two_sets_is_an_error_that_names_them(dataset):
         sets(dataset, "leaked")
 
 
-def test_too_few_pictures_are_an_error_that_says_how_many(dataset):
+def test_attack_data_too_few_pictures_raises(dataset):
     with pytest.raises(InputError, match=r"'leaked' would be fitted on 1 pictures and tuned on \d+; each must be at least 4"):
         sets(dataset, "leaked", share=1e-4)
 
 
-def test_signals_are_bounded_by_what_the_attacker_has_seen_and_pictures_by_what_pictures_can_be(dataset, tmp_path):
-    """One code far off: an attack that is linear in codes is as wrong there as a guess within bounds, not a million times more."""
+def test_attack_data_bounds_of_signals_and_pictures(dataset, tmp_path):
+    """For a code far outside, a linear attack is as wrong as a guess within the bounds, not a million times more."""
     low, high = sets(dataset, "leaked").bounds
     assert (high - low).unique().tolist() == pytest.approx([2.0])
     config = preset("gaussian")
@@ -128,7 +128,7 @@ def test_signals_are_bounded_by_what_the_attacker_has_seen_and_pictures_by_what_
     assert data.bounds is not None
     assert data.bounds[0].numpy() == pytest.approx(seen.min(axis=0), abs=1e-4)
     assert data.bounds[1].numpy() == pytest.approx(seen.max(axis=0), abs=1e-4)
-    found, rows = score(data, ridge_attack(data, config.attacks))
-    assert found.mse_raw is not None, "signals are in their own unit"
+    attack_score, rows = score(data, ridge_attack(data, config.attacks))
+    assert attack_score.mse_raw is not None, "signals are in their own unit"
     assert rows.errors[0] < np.square(np.ptp(seen, axis=0)).mean()
-    assert found.r2 > 0
+    assert attack_score.r2 > 0

@@ -1,4 +1,4 @@
-"""The quick fresh attack: it finds what a real one finds, and it never sees the score set."""
+"""Tests of the quick fresh attack."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def coordinates(dataset, name, rows):
     return targets(basis, getattr(dataset, name), consecutive_batch(0, len(rows)))[0]
 
 
-def test_a_linear_code_is_read_at_once(dataset):
+def test_quick_r2_of_linear_code_is_high(dataset):
     leaky = codes(dataset, lambda name, rows: coordinates(dataset, name, rows)[:, :12])
     basis = projection(dataset, components=DEFAULT_COMPONENTS)
     values, residual = targets(basis, dataset.val, consecutive_batch(0, len(dataset.val)))
@@ -32,13 +32,13 @@ def test_a_linear_code_is_read_at_once(dataset):
     assert quick_r2(leaky, dataset, seed=0) == pytest.approx(expected, abs=0.03)
 
 
-def test_nothing_is_found_in_noise_and_in_a_constant(dataset):
+def test_quick_r2_of_noise_and_constant_is_zero(dataset):
     rng = np.random.default_rng(0)
     assert abs(quick_r2(codes(dataset, lambda name, rows: rng.standard_normal((len(rows), 6))), dataset, seed=0)) < 0.03
     assert abs(quick_r2(codes(dataset, lambda name, rows: np.ones((len(rows), 6))), dataset, seed=0)) < 0.03
 
 
-def test_it_is_fitted_on_the_rows_given_and_on_no_others(dataset):
+def test_quick_r2_uses_only_given_rows(dataset):
     some = codes(dataset, lambda name, rows: coordinates(dataset, name, rows)[:, :12])
     half = {name: (rows[::2], z[::2]) for name, (rows, z) in some.items()}
     torn = {name: (rows, np.roll(z, 1, axis=0)) for name, (rows, z) in half.items()}

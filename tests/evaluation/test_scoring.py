@@ -1,4 +1,4 @@
-"""Scores against numpy and scikit-image; intervals on data whose R2 is known; differences that only pairing finds."""
+"""Tests of scores against numpy and scikit-image, of intervals on data with known R2, and of paired differences."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,18 +20,18 @@ ROWS, SHAPE, P = 300, (12, 13, 2), 20
 D = 12 * 13 * 2
 COMPONENTS = torch.linalg.qr(torch.randn(D, P, generator=torch.Generator().manual_seed(0)))[0].T
 MEAN = torch.linspace(-0.2, 0.4, D)
-"""Of other pictures than those that are scored, as the mean training picture is."""
+"""Mean of other pictures than the score pictures, like the mean training picture."""
 
 
-def drawn() -> tuple[Tensor, Tensor]:
-    """Pictures (N, D) in [-1, 1], many pixels at the very ends, and what an attack believes them to be: noisy, partly beyond."""
+def random_pictures() -> tuple[Tensor, Tensor]:
+    """Pictures (N, D) in [-1, 1], many pixels at the limits, and noisy reconstructions, partly outside the limits."""
     generator = torch.Generator().manual_seed(1)
     x = (0.6 * torch.randn(ROWS, D, generator=generator) + 0.2).clamp(-1, 1)
     return x, x + 0.3 * torch.randn(ROWS, D, generator=generator)
 
 
 def attack_data(x: Tensor, codes: Tensor, *, bounded: bool = True, image_shape: tuple[int, int, int] | None = SHAPE) -> AttackData:
-    """Two pictures a person."""
+    """Attack data with two pictures per person."""
     pixels = x - MEAN
     values = pixels @ COMPONENTS.T
     residual = pixels.square().sum(1) - values.square().sum(1)
@@ -44,99 +44,101 @@ def attack(reconstruct: Callable[[Tensor], Tensor], *, space: str = "pixels") ->
     return Fitted(reconstruct, space, tune_r2=0.0, saturated=True, settings={})
 
 
-def believed(**how) -> tuple[AttackData, Fitted, np.ndarray, np.ndarray]:
-    """An attack whose codes are its reconstructions; these and the pictures, both less the mean one, in float64 numpy."""
-    x, x_hat = drawn()
+def data_and_attack(**how) -> tuple[AttackData, Fitted, np.ndarray, np.ndarray]:
+    """Data and an attack whose codes are its reconstructions; reconstructions and pictures, minus the mean, in float64 numpy."""
+    x, x_hat = random_pictures()
     fitted = attack(lambda z: z - MEAN)
     return attack_data(x, x_hat, **how), fitted, (x_hat - MEAN).double().numpy(), (x - MEAN).double().numpy()
 
 
-def test_r2_and_mean_squared_errors_are_numpys():
-    data, fitted, x_hat, x = believed(bounded=False)
-    found, rows = score(data, fitted)
+def test_score_matches_numpy():
+    data, fitted, x_hat, x = data_and_attack(bounded=False)
+    result, rows = score(data, fitted)
     assert rows.errors == pytest.approx(np.square(x_hat - x).mean(axis=1), rel=1e-5)
     assert rows.mean_errors == pytest.approx(np.square(x).mean(axis=1), rel=1e-5)
     assert rows.identity.tolist() == data.score.identity.tolist()
-    assert found.r2 == pytest.approx(1 - np.square(x_hat - x).mean() / np.square(x).mean(), abs=1e-6)
-    assert found.mse == pytest.approx(np.square(x_hat - x).mean(), rel=1e-5)
-    assert found.mse_raw == pytest.approx(np.square((x_hat - x) * data.unit).mean(), rel=1e-5), "of signals"
-    assert found.low < found.r2 < found.high
+    assert result.r2 == pytest.approx(1 - np.square(x_hat - x).mean() / np.square(x).mean(), abs=1e-6)
+    assert result.mse == pytest.approx(np.square(x_hat - x).mean(), rel=1e-5)
+    assert result.mse_raw == pytest.approx(np.square((x_hat - x) * data.unit).mean(), rel=1e-5), (
+        "errors of signals are in their own unit"
+    )
+    assert result.low < result.r2 < result.high
 
 
-def test_errors_of_pictures_are_on_their_usual_scales():
-    data, fitted, _, _ = believed(bounded=True)
-    found, rows = score(data, fitted, similar=False)
-    assert found.mse == pytest.approx(rows.errors.mean() / 4)
-    assert found.mse_255 == pytest.approx(rows.errors.mean() / 4 * 255**2)
-    assert found.mse_raw is None
+def test_score_of_pictures_uses_usual_scales():
+    data, fitted, _, _ = data_and_attack(bounded=True)
+    result, rows = score(data, fitted, similar=False)
+    assert result.mse == pytest.approx(rows.errors.mean() / 4)
+    assert result.mse_255 == pytest.approx(rows.errors.mean() / 4 * 255**2)
+    assert result.mse_raw is None
 
 
-def test_an_attack_on_components_is_scored_on_all_of_the_picture():
-    """What lies outside the components is lost, and counts."""
-    x, _ = drawn()
+def test_score_on_components_counts_whole_picture():
+    """Variance outside the components is lost, and counts as error."""
+    x, _ = random_pictures()
     data = attack_data(x, (x - MEAN) @ COMPONENTS.T, bounded=False)
-    found, _ = score(data, attack(lambda z: z, space="components"))
+    result, _ = score(data, attack(lambda z: z, space="components"))
     pixels, projector = ((x - MEAN).double().numpy(), (COMPONENTS.T @ COMPONENTS).double().numpy())
-    assert found.r2 == pytest.approx(1 - np.square(pixels - pixels @ projector).sum() / np.square(pixels).sum(), abs=1e-5)
-    assert 0 < found.r2 < 0.5
+    assert result.r2 == pytest.approx(1 - np.square(pixels - pixels @ projector).sum() / np.square(pixels).sum(), abs=1e-5)
+    assert 0 < result.r2 < 0.5
 
 
-def test_reconstructions_are_clipped_and_that_never_makes_an_error_larger():
-    free, bounded = (score(*believed(bounded=b)[:2])[1] for b in (False, True))
+def test_score_clipping_never_increases_error():
+    free, bounded = (score(*data_and_attack(bounded=b)[:2])[1] for b in (False, True))
     assert (bounded.errors <= free.errors).all()
     assert (bounded.errors < 0.95 * free.errors).mean() > 0.9
-    data, _, x_hat, x = believed()
+    data, _, x_hat, x = data_and_attack()
     assert data.bounds is not None
     low, high = (bound.numpy() for bound in data.bounds)
     assert bounded.errors == pytest.approx(np.square(x_hat.clip(low, high) - x).mean(axis=1), rel=1e-4)
 
 
-def test_likeness_is_the_mean_over_pictures():
-    """300 pictures come in two blocks that are not of one size."""
-    x, x_hat = (v.view(ROWS, *SHAPE).double() for v in drawn())
-    one, other = (((v.clamp(-1, 1) + 1) / 2).permute(0, 3, 1, 2) for v in (x_hat, x))
-    data, fitted, _, _ = believed()
-    found, _ = score(data, fitted, legacy=True)
-    psnr = [peak_signal_noise_ratio(b, a, data_range=1) for a, b in zip(one.numpy(), other.numpy(), strict=True)]
-    assert found.psnr == pytest.approx(np.mean(psnr), abs=1e-3)
-    assert found.ssim == pytest.approx(similarity(one, other)["ssim"].mean(), abs=1e-4)
-    assert found.legacy_mse == pytest.approx(legacy_mse(one, other).mean(), rel=0.01)
-    assert found.ms_ssim is None, "too small for two scales"
+def test_score_similarity_is_mean_over_pictures():
+    """300 pictures are scored in two blocks of different sizes."""
+    x, x_hat = (v.view(ROWS, *SHAPE).double() for v in random_pictures())
+    unit_x_hat, unit_x = (((v.clamp(-1, 1) + 1) / 2).permute(0, 3, 1, 2) for v in (x_hat, x))
+    data, fitted, _, _ = data_and_attack()
+    result, _ = score(data, fitted, legacy=True)
+    psnr = [peak_signal_noise_ratio(b, a, data_range=1) for a, b in zip(unit_x_hat.numpy(), unit_x.numpy(), strict=True)]
+    assert result.psnr == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert result.ssim == pytest.approx(similarity(unit_x_hat, unit_x)["ssim"].mean(), abs=1e-4)
+    assert result.legacy_mse == pytest.approx(legacy_mse(unit_x_hat, unit_x).mean(), rel=0.01)
+    assert result.ms_ssim is None, "too small for two scales"
 
 
-def test_what_is_no_picture_has_no_likeness():
-    data, fitted, _, _ = believed(image_shape=None)
-    for found in (score(data, fitted, legacy=True)[0], score(*believed()[:2], similar=False)[0]):
-        assert (found.psnr, found.ssim, found.ms_ssim, found.legacy_mse) == (None,) * 4
+def test_score_of_signals_has_no_similarity():
+    data, fitted, _, _ = data_and_attack(image_shape=None)
+    for result in (score(data, fitted, legacy=True)[0], score(*data_and_attack()[:2], similar=False)[0]):
+        assert (result.psnr, result.ssim, result.ms_ssim, result.legacy_mse) == (None,) * 4
 
 
-def test_likeness_and_the_originals_metric_are_each_had_without_the_other():
-    data, fitted, _, _ = believed()
+def test_score_similarity_and_legacy_mse_are_independent_options():
+    data, fitted, _, _ = data_and_attack()
     both, similar, legacy = (score(data, fitted, similar=s, legacy=w)[0] for s, w in ((True, True), (True, False), (False, True)))
     assert similar == dataclasses.replace(both, legacy_mse=None)
     assert legacy == dataclasses.replace(both, psnr=None, ssim=None, ms_ssim=None)
     assert None not in (both.psnr, both.ssim, both.legacy_mse)
 
 
-def test_the_mean_picture_has_r2_0_and_the_picture_itself_1():
-    data, _, _, _ = believed()
+def test_score_of_mean_is_0_and_of_picture_itself_1():
+    data, _, _, _ = data_and_attack()
     nothing, _ = score(data, attack(torch.zeros_like))
     assert (nothing.r2, nothing.low, nothing.high) == (0, 0, 0)
-    x, _ = drawn()
-    found, _ = score(attack_data(x, x - MEAN), attack(lambda z: z), similar=False)
-    assert (found.r2, found.mse) == (1, 0)
+    x, _ = random_pictures()
+    result, _ = score(attack_data(x, x - MEAN), attack(lambda z: z), similar=False)
+    assert (result.r2, result.mse) == (1, 0)
 
 
 @pytest.mark.parametrize(("value", "bounded"), [(torch.nan, True), (torch.nan, False), (torch.inf, False)])
-def test_a_reconstruction_that_is_not_finite_is_refused(value, bounded):
-    data, fitted, _, _ = believed(bounded=bounded)
+def test_score_nonfinite_reconstruction_raises(value, bounded):
+    data, fitted, _, _ = data_and_attack(bounded=bounded)
     data.score.z[ROWS - 1, 7] = value
     with pytest.raises(ValueError, match="not finite"):
         score(data, fitted)
 
 
 def people_with(rng: np.random.Generator, *, people: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Some people's pictures: whose each is, its variance, and how badly its person is recovered (mean 0)."""
+    """Pictures of some people: identity, variance, and how badly the person is recovered (mean 0)."""
     identity = np.repeat(np.arange(people), rng.integers(1, 9, size=people))
     variance = rng.lognormal(sigma=0.3, size=len(identity))
     return identity, variance, rng.normal(size=people)[identity]
@@ -146,8 +148,8 @@ R2 = 0.3
 """E[error] = (1 - R2) E[variance] below."""
 
 
-def test_the_interval_covers_the_true_r2_as_often_as_it_says_for_people_are_what_is_resampled():
-    """Rows taken for people of their own, the interval would be far too narrow: what a person's pictures share is drawn once."""
+def test_interval_covers_true_r2_at_nominal_rate():
+    """If rows were resampled as people, the interval would be far too narrow, because pictures of a person share their error."""
     rng = np.random.default_rng(0)
     by_person, by_row = [], []
     for seed in range(200):
@@ -167,7 +169,7 @@ def one_run() -> RowErrors:
     return RowErrors(variance * (1 - R2 + 0.2 * person), variance, identity)
 
 
-def test_the_interval_is_repeatable_from_its_seed_and_wider_at_a_higher_level():
+def test_interval_is_repeatable_and_wider_at_higher_level():
     rows = one_run()
     assert interval(rows, seed=1) == interval(rows, seed=1) != interval(rows, seed=2)
     levels = [interval(rows, seed=1, level=level) for level in (0.5, 0.95, 0.99)]
@@ -177,7 +179,7 @@ def test_the_interval_is_repeatable_from_its_seed_and_wider_at_a_higher_level():
     assert lows[0] < rows.r2 < highs[0]
 
 
-def test_names_and_order_of_people_do_not_matter_to_the_interval():
+def test_interval_ignores_names_and_order_of_people():
     rows = one_run()
     renamed = RowErrors(rows.errors, rows.mean_errors, rows.identity * 7 + 1000)
     assert interval(renamed, seed=1) == interval(rows, seed=1)
@@ -186,21 +188,21 @@ def test_names_and_order_of_people_do_not_matter_to_the_interval():
     assert interval(shuffled, seed=1) == pytest.approx(interval(rows, seed=1), abs=1e-12)
 
 
-def test_intervals_of_accuracies_cover_the_truth_as_often_as_they_say_and_agree_with_the_means():
-    """Two labels, each answered rightly for 0.9 of the zeros and 0.6 of the ones, of which there are a fifth."""
+def test_accuracy_intervals_cover_truth_at_nominal_rate():
+    """Two labels; the right answers are 0.9 of the zeros and 0.6 of the ones; a fifth of the values are ones."""
     truth, covered = np.array([0.9 * 0.8 + 0.6 * 0.2, 0.75]), np.zeros(2)
     for trial in range(100):
         rng = np.random.default_rng(trial)
         y = rng.random((400, 2)) < 0.2
         right = rng.random(y.shape) < np.where(y, 0.6, 0.9)
         people = np.arange(400) // 2
-        found = accuracy_intervals(right, np.stack([~y, y], axis=2), people, seed=trial)
-        covered += [np.mean((one[:, 0] <= t) & (t <= one[:, 1])) for one, t in zip(found, truth, strict=True)]
-        assert found[0][1] == pytest.approx(mean_interval(right[:, 1], people, seed=trial))
+        result = accuracy_intervals(right, np.stack([~y, y], axis=2), people, seed=trial)
+        covered += [np.mean((one[:, 0] <= t) & (t <= one[:, 1])) for one, t in zip(result, truth, strict=True)]
+        assert result[0][1] == pytest.approx(mean_interval(right[:, 1], people, seed=trial))
     assert (covered >= 88).all() and (covered <= 99).all(), covered
 
 
-def test_samples_without_one_of_the_classes_do_not_count_in_the_balanced_accuracy():
+def test_accuracy_intervals_skip_samples_without_a_class():
     y = np.zeros((30, 2), int)
     y[3, 1] = 1
     right = np.ones((30, 2), bool)
@@ -210,7 +212,7 @@ def test_samples_without_one_of_the_classes_do_not_count_in_the_balanced_accurac
 
 
 def two_runs(rng: np.random.Generator, *, better: float) -> tuple[RowErrors, RowErrors]:
-    """Runs that find the same people and pictures hard, the first with `better` more R2, each with a little noise of its own."""
+    """Two runs with common errors on people and pictures and a little independent noise; R2 of the first is larger by `better`."""
     identity, variance, person = people_with(rng)
     shared = 1 - R2 + 0.2 * person
     runs = [shared - gain + 0.03 * rng.normal(size=len(identity)) for gain in (better, 0.0)]
@@ -218,35 +220,37 @@ def two_runs(rng: np.random.Generator, *, better: float) -> tuple[RowErrors, Row
     return one, other
 
 
-def test_two_equally_strong_runs_are_seldom_told_apart():
+def test_paired_difference_of_equal_runs_is_rarely_significant():
     rng = np.random.default_rng(1)
-    found = [paired_difference(*two_runs(rng, better=0.0), seed=seed) for seed in range(100)]
-    assert 0.88 <= np.mean([d.low <= 0 <= d.high for d in found]) <= 0.99
-    assert np.mean([d.p < 0.05 for d in found]) <= 0.12
-    assert 0.3 < np.mean([d.p for d in found]) < 0.7
+    result = [paired_difference(*two_runs(rng, better=0.0), seed=seed) for seed in range(100)]
+    assert 0.88 <= np.mean([d.low <= 0 <= d.high for d in result]) <= 0.99
+    assert np.mean([d.p < 0.05 for d in result]) <= 0.12
+    assert 0.3 < np.mean([d.p for d in result]) < 0.7
 
 
-def test_a_small_difference_is_found_that_two_intervals_would_not_show():
+def test_paired_difference_finds_small_difference():
     rng = np.random.default_rng(2)
     for seed in range(20):
-        one, other = two_runs(rng, better=0.02)
-        found = paired_difference(one, other, seed=seed)
-        assert found.r2 == pytest.approx(one.r2 - other.r2)
-        assert 0 < found.low < found.r2 < found.high < 0.04
-        assert found.p == 1 / RESAMPLES, "no resample has it the other way round"
-        assert interval(one, seed=seed)[0] < other.r2 and one.r2 < interval(other, seed=seed)[1], "each is within the other's"
+        better_run, worse_run = two_runs(rng, better=0.02)
+        result = paired_difference(better_run, worse_run, seed=seed)
+        assert result.r2 == pytest.approx(better_run.r2 - worse_run.r2)
+        assert 0 < result.low < result.r2 < result.high < 0.04
+        assert result.p == 1 / RESAMPLES, "the difference has the same sign in all bootstrap samples"
+        assert interval(better_run, seed=seed)[0] < worse_run.r2 and better_run.r2 < interval(worse_run, seed=seed)[1], (
+            "each R2 is inside the other's interval"
+        )
 
 
-def test_the_difference_changes_its_sign_with_the_order_of_the_runs():
-    one, other = two_runs(np.random.default_rng(4), better=0.004)
-    there, back = paired_difference(one, other, seed=0), paired_difference(other, one, seed=0)
-    assert (back.r2, back.low, back.high, back.p) == pytest.approx((-there.r2, -there.high, -there.low, there.p))
+def test_paired_difference_is_antisymmetric():
+    first, second = two_runs(np.random.default_rng(4), better=0.004)
+    forward, back = paired_difference(first, second, seed=0), paired_difference(second, first, seed=0)
+    assert (back.r2, back.low, back.high, back.p) == pytest.approx((-forward.r2, -forward.high, -forward.low, forward.p))
 
 
-def test_a_run_does_not_differ_from_itself():
+def test_paired_difference_of_run_with_itself_is_zero():
     rows = one_run()
-    found = paired_difference(rows, rows, seed=0)
-    assert (found.r2, found.low, found.high, found.p) == (0, 0, 0, 1)
+    result = paired_difference(rows, rows, seed=0)
+    assert (result.r2, result.low, result.high, result.p) == (0, 0, 0, 1)
 
 
 DIFFERENT = {
@@ -258,7 +262,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("change", DIFFERENT)
-def test_runs_scored_on_different_pictures_are_not_compared(change):
+def test_paired_difference_on_different_pictures_raises(change):
     rows = one_run()
     with pytest.raises(ValueError, match="different pictures"):
         paired_difference(rows, DIFFERENT[change](rows), seed=0)

@@ -1,4 +1,4 @@
-"""The tournament as a whole: what is made, who may be the strongest, and that Ray finds what this process finds."""
+"""Tests of the whole tournament, in this process and on Ray."""
 
 import json
 import re
@@ -44,13 +44,13 @@ SMALL = AttackConfig(
 
 
 def half_size(pictures: np.ndarray) -> np.ndarray:
-    """A code that is the picture at a quarter of its side."""
+    """Code: the picture at a quarter of its side."""
     b, c, h, w = pictures.shape
     return pictures.reshape(b, c, h // 4, 4, w // 4, 4).mean(axis=(3, 5)).reshape(b, -1).astype(np.float32)
 
 
 def plain_encoder(dataset: Dataset, encode: Callable[[np.ndarray], np.ndarray]) -> Encoder:
-    """A function of stored pictures (B, C, H, W) as an encoder."""
+    """An encoder from a function of stored pictures (B, C, H, W)."""
     runner = Runner((), lambda x: {"z": encode(x)})
     return Encoder(dataset.folder / "manifest.json", runner, dataset.image_shape, raw=True, settings=EncoderConfig())
 
@@ -63,16 +63,16 @@ def context(tiny_config: Config) -> EvaluationContext:
 
 
 @pytest.fixture(scope="module")
-def made(context: EvaluationContext) -> list[FittedAttack]:
+def fitted_attacks(context: EvaluationContext) -> list[FittedAttack]:
     return fit_in_process(attack_specs(SMALL, context.dataset), context, done=lambda _: None)
 
 
 @pytest.fixture(scope="module")
-def result(made: list[FittedAttack], context: EvaluationContext) -> TournamentResult:
-    return score_attacks(made, context)
+def result(fitted_attacks: list[FittedAttack], context: EvaluationContext) -> TournamentResult:
+    return score_attacks(fitted_attacks, context)
 
 
-def test_every_attack_is_made_in_both_variants_on_smaller_shares_and_on_the_true_labels(context):
+def test_attack_specs_cover_variants_shares_and_labels(context):
     todo = attack_specs(SMALL, context.dataset)
     whole = {(e.name, e.variant) for e in todo if e.counts}
     assert whole == {(name, variant) for name in SMALL.names for variant in ("leaked", "fresh")}
@@ -81,12 +81,12 @@ def test_every_attack_is_made_in_both_variants_on_smaller_shares_and_on_the_true
     assert len(set(todo)) == len(todo)
 
 
-def test_the_slowest_attacks_are_begun_first(context):
+def test_attack_specs_start_with_slowest(context):
     names = [e.name for e in attack_specs(AttackConfig(), context.dataset) if e.variant == "leaked" and e.share == 1]
     assert names[:3] == ["resnet_decoder", "decoder", "mlp"]
 
 
-def test_of_signals_the_decoders_are_made_along_time(tmp_path):
+def test_attack_specs_of_series_include_decoders(tmp_path):
     lay_out(tmp_path)
     data = DataConfig(dataset="har")
     dataset = load(Config(data=data, data_dir=tmp_path, cache_dir=tmp_path / "cache"), progress=False)
@@ -100,14 +100,17 @@ def test_of_signals_the_decoders_are_made_along_time(tmp_path):
         assert fitted.reconstruct(torch.from_numpy(context.codes["test"])).shape == (len(dataset.test), 128 * 9)
 
 
-def test_of_vectors_no_decoder_is_made(tmp_path):
+def test_attack_specs_of_vectors_exclude_decoders(tmp_path):
     dataset = load(Config(data=DataConfig(dataset="gaussian"), cache_dir=tmp_path), progress=False)
     assert {e.name for e in attack_specs(AttackConfig(), dataset) if e.counts} == {"ridge", "kernel", "mlp", "nearest"}
-    with pytest.raises(InputError, match=r"^attacks\.names has decoder, for pictures of 8 pixels .* these are 32x1x1: add mlp$"):
+    with pytest.raises(
+        InputError,
+        match=r"^attacks\.names has only decoder, which need pictures of at least 8 pixels .* these are 32x1x1: add mlp$",
+    ):
         attack_specs(AttackConfig(names=("decoder",)), dataset)
 
 
-def test_the_strongest_is_the_best_of_both_variants_and_never_the_label_floor_or_a_smaller_share(result):
+def test_strongest_is_best_attack_that_counts(result):
     scores = [a.score.r2 for a in result.attacks]
     assert scores == sorted(scores, reverse=True)
     assert result.strongest.score.r2 == max(scores)
@@ -115,13 +118,13 @@ def test_the_strongest_is_the_best_of_both_variants_and_never_the_label_floor_or
     assert result.floor.spec.variant == "labels"
 
 
-def test_a_code_that_is_the_picture_made_smaller_is_broken_and_is_told_from_the_label_floor(result):
+def test_tournament_on_downsampled_picture_exceeds_label_floor(result):
     assert result.strongest.score.r2 > 0.5
     assert result.floor.score.r2 < 0.4
     assert as_json(result)["privacy"]["excess_r2"] == pytest.approx(result.strongest.score.r2 - result.floor.score.r2)
 
 
-def test_the_best_linear_code_of_k_numbers_is_the_share_of_the_leading_components(context):
+def test_linear_code_r2_is_variance_of_leading_components(context):
     data = context.data("leaked")
     x = data.score.pixels[slice(None)].numpy().astype(np.float64)
     v = data.components.numpy()[:5].astype(np.float64)
@@ -129,15 +132,15 @@ def test_the_best_linear_code_of_k_numbers_is_the_share_of_the_leading_component
     assert linear_code_r2(data, 5) == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_metrics_of_a_verdict_are_all_in_the_dictionary(result):
-    found = metrics(result)
-    assert {f"attack/{name}/r2" for name in SMALL.names} <= found.keys()
-    assert found["attack/ridge/r2"] == max(a.score.r2 for a in result.attacks if a.spec.name == "ridge")
-    unknown = [n for n in found if n not in DICTIONARY and "attack/<name>/" + n.rpartition("/")[2] not in DICTIONARY]
+def test_metrics_names_are_documented(result):
+    values = metrics(result)
+    assert {f"attack/{name}/r2" for name in SMALL.names} <= values.keys()
+    assert values["attack/ridge/r2"] == max(a.score.r2 for a in result.attacks if a.spec.name == "ridge")
+    unknown = [n for n in values if n not in DICTIONARY and "attack/<name>/" + n.rpartition("/")[2] not in DICTIONARY]
     assert unknown == []
 
 
-def test_the_report_has_every_documented_key_and_is_plain_json(result):
+def test_as_json_has_documented_keys_and_is_plain_json(result):
     report = json.loads(json.dumps(as_json(result)))
     assert report["privacy"]["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
     wanted = {"name", "variant", "r2", "low", "high", "mse_255", "psnr", "ssim", "saturated", "seconds"}
@@ -149,19 +152,19 @@ def test_the_report_has_every_documented_key_and_is_plain_json(result):
     assert [a["name"] for a in report["attributes"] if a["task"]] == ["Male"]
 
 
-def test_a_code_of_the_whole_picture_links_people_better_than_chance(result):
+def test_linkage_of_picture_code_is_above_chance(result):
     assert result.linkage.keys() >= {"picture and picture", "code and code", "reconstruction and picture"}
     assert result.linkage["picture and picture"].low > 0.5
 
 
-def test_the_label_floor_is_made_from_the_labels_of_the_task_alone(context):
+def test_label_floor_codes_are_task_labels(context):
     column = context.dataset.label_names.index("Male")
     assert context.data("labels").score.z.numpy() == pytest.approx(context.dataset.test.labels[:, [column]])
     every = replace(context, task=()).data("labels")
     assert every.fit.z.shape[1] == len(context.dataset.label_names)
 
 
-def test_references_go_from_nothing_to_everything(result):
+def test_reference_rows_go_from_nothing_to_everything(result):
     rows = reference_rows(result, None)
     assert [row["r2"] for row in rows][0] == 0
     assert [row["r2"] for row in rows][-1] == 1
@@ -169,67 +172,67 @@ def test_references_go_from_nothing_to_everything(result):
     assert rows[0]["mse_255"] * (1 - strongest.r2) == pytest.approx(strongest.mse_255)
 
 
-def test_the_sets_of_the_threat_model_add_up(context):
+def test_threat_model_set_sizes_add_up(context):
     sets = {row["name"]: row for row in threat_model(context)["sets"]}
     assert sets["val, first part"]["pictures"] + sets["val, second part"]["pictures"] == len(context.dataset.val)
     assert sets["train"]["people"] == len(np.unique(context.dataset.train.identity))
 
 
-def test_of_data_without_people_the_threat_model_speaks_of_none(context):
-    """Each row an identity of its own: nothing links two of them."""
-    told = " ".join([threat_model(context)["attacker"], threat_model(context)["not_covered"], *limits(context.dataset)])
-    assert "codes of people she has never seen" in told
+def test_threat_model_without_identities_mentions_no_people(context):
+    """Each row has its own identity, so no two rows are linked."""
+    text = " ".join([threat_model(context)["attacker"], threat_model(context)["not_covered"], *limits(context.dataset)])
+    assert "codes of people she has never seen" in text
     alone = {
         name: replace(part, identity=np.arange(len(part)))
         for name in ("train", "val", "test")
         for part in [getattr(context.dataset, name)]
     }
     context = replace(context, dataset=replace(context.dataset, **alone))
-    told = " ".join([threat_model(context)["attacker"], threat_model(context)["not_covered"], *limits(context.dataset)])
-    assert "codes of pictures she has never seen" in told
-    assert re.search("person|people", told) is None
+    text = " ".join([threat_model(context)["attacker"], threat_model(context)["not_covered"], *limits(context.dataset)])
+    assert "codes of pictures she has never seen" in text
+    assert re.search("person|people", text) is None
 
 
-def test_architectures_that_were_trained_against_are_named(tiny):
+def test_trained_against_lists_architectures(tiny):
     assert set(trained_against(tiny("mlp", "decoder", "ridge"))) == {"mlp", "conv"}
 
 
-def test_on_ray_the_attacks_find_what_they_find_in_this_process(made, context, ray_session):
-    todo = [m.spec for m in made]
+def test_fit_on_ray_matches_fit_in_process(fitted_attacks, context, ray_session):
+    todo = [m.spec for m in fitted_attacks]
     said = []
     on_ray = fit_on_ray(todo, context, runtime=RuntimeConfig(threads=1), done=said.append)
     assert [m.spec for m in on_ray] == todo
     assert sorted(str(m.spec) for m in said) == sorted(str(e) for e in todo)
-    for one, other in zip(made, on_ray, strict=True):
-        assert one.fitted.tune_r2 == other.fitted.tune_r2, one.spec
-        assert one.fitted.settings == other.fitted.settings
+    for local, remote in zip(fitted_attacks, on_ray, strict=True):
+        assert local.fitted.tune_r2 == remote.fitted.tune_r2, local.spec
+        assert local.fitted.settings == remote.fitted.settings
 
 
-def test_an_attack_that_asks_for_more_than_the_cluster_has_is_refused_with_the_numbers(context, ray_session):
+def test_fit_on_ray_exceeding_cluster_raises_with_numbers(context, ray_session):
     big = EvaluationContext(context.dataset, context.codes, replace(SMALL, cpus=64.0), seed=0)
     with pytest.raises(InputError, match=r"an attack needs 64 CPUs, the cluster has 2: lower --attacks.cpus"):
         fit_on_ray([AttackSpec("ridge", "leaked")], big, runtime=RuntimeConfig(), done=lambda _: None)
 
 
-def test_what_an_attack_raises_reaches_the_caller_as_it_is(context, ray_session):
+def test_fit_on_ray_error_of_attack_reaches_caller(context, ray_session):
     with pytest.raises(InputError, match="would be fitted on 1 pictures"):
         fit_on_ray([AttackSpec("ridge", "leaked", 1e-4)], context, runtime=RuntimeConfig(), done=lambda _: None)
 
 
-def test_one_entry_is_made_alone(context):
-    made = fit_attack(AttackSpec("ridge", "fresh"), context)
-    assert made.rows == len(context.data("fresh").fit)
-    assert made.seconds > 0
+def test_fit_in_process_fits_single_spec(context):
+    fitted_attacks = fit_attack(AttackSpec("ridge", "fresh"), context)
+    assert fitted_attacks.rows == len(context.data("fresh").fit)
+    assert fitted_attacks.seconds > 0
 
 
-def test_too_few_pictures_for_any_attack_are_an_error_before_anything_is_made(context):
+def test_attack_specs_too_few_pictures_raise(context):
     few = replace(context.dataset, val=context.dataset.val)
     short = replace(few.val, identity=few.val.identity[:3], labels=few.val.labels[:3])
-    with pytest.raises(InputError, match=r"need 4 pictures to be fitted on and 4 to be tuned on: train has \d+, val 3"):
+    with pytest.raises(InputError, match=r"need 4 pictures to fit on and 4 to tune on: train has \d+, val has 3"):
         attack_specs(SMALL, replace(few, val=short))
 
 
-def test_the_fresh_variant_is_left_out_where_its_attacker_has_too_few_people(context):
+def test_attack_specs_omit_fresh_variant_with_too_few_people(context):
     val = context.dataset.val
     short = replace(val, identity=np.zeros(6, np.int64), labels=val.labels[:6])
     todo = attack_specs(SMALL, replace(context.dataset, val=short))

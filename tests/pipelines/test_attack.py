@@ -1,4 +1,4 @@
-"""`jobs/attack.py` as a user runs it: on a run's folder, on an MLflow run, on an encoder alone; its gate, what it turns away."""
+"""Tests of `jobs/attack.py` on a run folder, an MLflow run and an encoder file: its report, its gate, its errors."""
 
 import contextlib
 import dataclasses
@@ -54,9 +54,9 @@ from tests.process import GONE_S, HANG_S, below, environment, left_as_it_was
 JOB = Path(__file__).parents[2] / "jobs" / "attack.py"
 SIDE = 16
 DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2)
-"""Those of the small configuration in conftest.py, which the cache has."""
+"""The data of the small configuration in conftest.py, which are in the cache."""
 ONE_LABEL = dataclasses.replace(DATA, labels=("Male",))
-"""A task that a small network learns in seconds: a code that answers nothing passes no gate."""
+"""A task that a small network learns in seconds, because a useless code passes no gate."""
 ATTACKS = AttackConfig(
     names=("ridge", "nearest"),
     mlp_widths=(16,),
@@ -71,7 +71,7 @@ SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "warnings", "passe
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, with its tracking store where it is by default: beside the folder."""
+    """A finished run, with its tracking store at the default path: next to the folder."""
 
     output: Path
     summary: dict[str, Any]
@@ -114,7 +114,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_te
 
 
 def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The job in a process of its own."""
+    """Run the job in a separate process."""
     command = [sys.executable, str(JOB), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=HANG_S)
 
@@ -129,11 +129,11 @@ def job(in_process: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[
 
 @dataclass(frozen=True)
 class Attacked:
-    ran: subprocess.CompletedProcess[str]
+    process: subprocess.CompletedProcess[str]
 
     @property
     def summary(self) -> dict[str, Any]:
-        return json.loads(self.ran.stdout.splitlines()[-1])
+        return json.loads(self.process.stdout.splitlines()[-1])
 
     @property
     def output(self) -> Path:
@@ -151,24 +151,24 @@ def by_folder(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Att
 
 @pytest.fixture(scope="module")
 def by_id(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
-    """With a gate that nothing passes."""
+    """An attack with a gate that nothing passes."""
     cwd = tmp_path_factory.mktemp("elsewhere")
     return Attacked(run(trained.summary["run_id"], "--fail-above", "0", cwd=cwd, MLFLOW_TRACKING_URI=trained.uri))
 
 
-def test_an_attack_on_a_folder_ends_with_status_0_and_a_line_of_json(by_folder):
-    assert by_folder.ran.returncode == 0, by_folder.ran.stderr
-    assert len(by_folder.ran.stdout.splitlines()) == 1
+def test_attack_on_run_folder_exits_0_with_json_summary(by_folder):
+    assert by_folder.process.returncode == 0, by_folder.process.stderr
+    assert len(by_folder.process.stdout.splitlines()) == 1
     summary = by_folder.summary
     assert summary.keys() == SUMMARY
     assert summary["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
     assert summary["passed"] is True
     accuracies = r"accuracy 0\.\d+, majority accuracy 0\.\d+, balanced accuracy 0\.\d+"
     expected = rf"attack \d/9: \w+ \(\w+|{accuracies}|warning: \w+ = [01] has only \d+ samples? in the test split"
-    assert [line for line in by_folder.ran.stderr.splitlines() if not re.match(expected, line)] == []
+    assert [line for line in by_folder.process.stderr.splitlines() if not re.match(expected, line)] == []
 
 
-def test_its_report_lies_in_the_runs_folder(by_folder, trained):
+def test_attack_writes_report_to_run_folder(by_folder, trained):
     assert by_folder.output.parent == trained.output
     assert re.fullmatch(r"attack-\d{8}-\d{6}", by_folder.output.name)
     files = {path.name for path in (by_folder.output / "report").iterdir()}
@@ -181,7 +181,7 @@ def test_its_report_lies_in_the_runs_folder(by_folder, trained):
     assert "Training adversaries against fresh attacks" in page, "the run's metrics.jsonl has their curves"
 
 
-def test_the_report_has_every_number_that_it_is_read_for(by_folder):
+def test_attack_report_has_all_numbers(by_folder):
     report = by_folder.report
     strongest, attacks = report["privacy"]["strongest"], report["attacks"]
     assert strongest.keys() == {"attack", "variant", "r2", "low", "high"}
@@ -196,20 +196,24 @@ def test_the_report_has_every_number_that_it_is_read_for(by_folder):
     assert by_folder.summary["strongest"]["r2"] == round(strongest["r2"], 4)
 
 
-def test_the_attack_finds_what_the_run_itself_reported(by_folder, trained):
-    found, told = by_folder.report, trained.report
-    assert found["utility"] == pytest.approx(told["utility"], abs=2e-3)
-    assert [row["name"] for row in found["labels"]] == [row["name"] for row in told["labels"]]
-    for here, there in zip(found["labels"], told["labels"], strict=True):
+def test_attack_matches_report_of_run(by_folder, trained):
+    attacked_report, run_report = by_folder.report, trained.report
+    assert attacked_report["utility"] == pytest.approx(run_report["utility"], abs=2e-3)
+    assert [row["name"] for row in attacked_report["labels"]] == [row["name"] for row in run_report["labels"]]
+    for here, there in zip(attacked_report["labels"], run_report["labels"], strict=True):
         assert here == pytest.approx(there, abs=0.05, nan_ok=True)
-    assert found["privacy"]["strongest"] == {
+    assert attacked_report["privacy"]["strongest"] == {
         name: value if isinstance(value, str) else pytest.approx(value, abs=1e-4)
-        for name, value in told["privacy"]["strongest"].items()
+        for name, value in run_report["privacy"]["strongest"].items()
     }
-    assert (found["k"], found["seed"], found["settings"]) == (told["k"], told["seed"], told["settings"])
+    assert (attacked_report["k"], attacked_report["seed"], attacked_report["settings"]) == (
+        run_report["k"],
+        run_report["seed"],
+        run_report["settings"],
+    )
 
 
-def test_the_row_errors_left_behind_add_up_to_the_r2_reported(by_folder):
+def test_attack_row_errors_match_reported_r2(by_folder):
     with np.load(by_folder.output / "report" / "errors.npz") as arrays:
         assert arrays["identity"].shape == arrays["errors"].shape == (40,)
         r2 = 1 - arrays["errors"].sum() / arrays["mean_errors"].sum()
@@ -217,35 +221,35 @@ def test_the_row_errors_left_behind_add_up_to_the_r2_reported(by_folder):
 
 
 @pytest.mark.parametrize("way", ["by_folder", "by_id"])
-def test_mlflow_has_the_attack_below_the_run_with_its_numbers_and_its_report(way, trained, request):
+def test_attack_is_logged_to_mlflow_as_child_of_run(way, trained, request):
     attacked: Attacked = request.getfixturevalue(way)
     client = mlflow.MlflowClient(trained.uri)
     logged = client.get_run(attacked.summary["run_id"])
     assert logged.info.status == "FINISHED"
     assert logged.data.tags["mlflow.parentRunId"] == logged.data.tags["attacked"] == trained.summary["run_id"]
     assert logged.data.metrics["privacy/strongest_r2"] == pytest.approx(attacked.report["privacy"]["strongest"]["r2"])
-    patterns = [re.sub("<name>", "[^/]+", known) for known in DICTIONARY]
+    patterns = [re.sub("<name>", "[^/]+", name_) for name_ in DICTIONARY]
     assert [name for name in logged.data.metrics if not any(re.fullmatch(p, name) for p in patterns)] == []
     files = {file.path for folder in ("report", "images") for file in client.list_artifacts(logged.info.run_id, folder)}
     reports = {f"report/{name}" for name in ("report.json", "report.html", "errors.npz", "pictures.png", "worst.png")}
     assert files == reports | {"images/pictures.png", "images/worst.png"}
 
 
-def test_the_same_run_by_its_mlflow_id_is_found_the_same_and_its_report_stays(by_id, by_folder):
+def test_attack_by_run_id_matches_attack_by_folder(by_id, by_folder):
     assert by_id.report["privacy"] == by_folder.report["privacy"]
     assert by_id.report["utility"] == by_folder.report["utility"]
     assert by_id.output.parent.name == "outputs"
     assert by_id.output.parent.parent.name.startswith("elsewhere"), "not in the folder that the run was downloaded to"
 
 
-def test_a_gate_that_fails_ends_with_status_1_after_the_summary(by_id):
-    assert by_id.ran.returncode == 1
+def test_attack_failing_gate_exits_1_after_summary(by_id):
+    assert by_id.process.returncode == 1
     assert by_id.summary.keys() == SUMMARY
     assert by_id.summary["passed"] is False
-    assert re.fullmatch(r"failed: strongest R2 0\.\d+ is above 0\.0", by_id.ran.stderr.splitlines()[-1])
+    assert re.fullmatch(r"failed: strongest R2 0\.\d+ is above 0\.0", by_id.process.stderr.splitlines()[-1])
 
 
-def test_a_gate_that_passes_one_variant_alone_and_a_comparison_with_itself(trained, job, tmp_path):
+def test_attack_passing_gate_with_one_variant_and_comparison(trained, job, tmp_path):
     options = ["--variant", "leaked", "--against", trained.output, "--fail-above", "1", "--output", tmp_path / "out"]
     status, out, err = job(trained.output, *options)
     assert status == 0, err
@@ -280,7 +284,7 @@ class Sum(nn.Module):
 
 
 class Counting(nn.Module):
-    """Zeros until it has seen enough pictures."""
+    """Returns zeros until it has seen enough pictures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -297,7 +301,7 @@ class Centred(nn.Module):
 
 
 class Halves(nn.Module):
-    """Two outputs that hide little only together."""
+    """Two outputs that only together reveal the picture."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         pooled = nn.functional.avg_pool2d(x.float(), 4).flatten(1)
@@ -331,7 +335,7 @@ def pooled_onnx(path: Path, *, batch: int | str = "batch") -> Path:
 
 
 def small(uri: str, cache: Path) -> list[str]:
-    """Flags for an encoder that comes alone: the faces that the cache has, in this process, with little effort."""
+    """Flags for an encoder file: the faces in the cache, in this process, with small budgets."""
     return f"""--cache-dir {cache} --data.num-identities 200 --data.pictures-per-identity 2 --runtime.backend local
         --runtime.threads 1 --tracking.uri {uri} --tracking.no-system-metrics --attacks.names ridge --attacks.mlp-widths 16
         --attacks.kernel-features 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.no-identity
@@ -339,17 +343,17 @@ def small(uri: str, cache: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(
+def encoders(
     trained: Trained, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[GateResult, dict[str, Any]]]:
     """Encoders of each kind, attacked: their gates and reports."""
     folder = tmp_path_factory.mktemp("alone")
-    (drawn,) = (path for path in cache_dir.glob("faces-*") if path.is_dir())
+    (store,) = (path for path in cache_dir.glob("faces-*") if path.is_dir())
     faces = ["--dataset", "faces"]
     jobs: dict[str, tuple[Path, list[str]]] = {
         "float32": (program(folder / "float32.pt2", Pooled()), [*faces, "--against", str(trained.output)]),
         "uint8": (program(folder / "uint8.pt2", Pooled(), dtype=torch.uint8), faces),
-        "onnx": (pooled_onnx(folder / "pooled.onnx"), ["--data-dir", str(drawn)]),
+        "onnx": (pooled_onnx(folder / "pooled.onnx"), ["--data-dir", str(store)]),
         "constant": (
             program(folder / "constant.pt2", Pooled(0.0)),
             [*faces, "--fail-above", "1", "--attacks.names", "ridge", "mlp", "resnet_decoder"],
@@ -357,50 +361,50 @@ def alone(
         "halves": (program(folder / "halves.pt2", Halves()), faces),
         "one half": (folder / "halves.pt2", [*faces, "--encoder.outputs", "upper"]),
     }
-    found = {}
+    results = {}
     with left_as_it_was():
         for name, (path, more) in jobs.items():
             flags = [*small(trained.uri, cache_dir), "--output", str(folder / name), *more]
             gate = attack(*parse_attack([str(path), *flags], description="", fetch=fetch_run))
-            found[name] = gate, report_in(folder / name)
-    return found
+            results[name] = gate, report_in(folder / name)
+    return results
 
 
 @pytest.mark.parametrize("kind", ["float32", "uint8", "onnx", "halves"])
-def test_an_encoder_that_hides_little_is_found_out_whatever_file_it_comes_in(kind, alone):
-    gate, report = alone[kind]
+def test_attack_on_leaky_encoder_of_each_kind_finds_leak(kind, encoders):
+    gate, report = encoders[kind]
     strongest = gate.summary["strongest"]
     assert strongest["attack"] == "ridge"
     assert strongest["r2"] > 0.7
-    assert strongest["low"] > alone["constant"][0].summary["strongest"]["high"] + 0.5
-    assert strongest["r2"] == pytest.approx(alone["float32"][0].summary["strongest"]["r2"], abs=1e-3), "the same map"
+    assert strongest["low"] > encoders["constant"][0].summary["strongest"]["high"] + 0.5
+    assert strongest["r2"] == pytest.approx(encoders["float32"][0].summary["strongest"]["r2"], abs=1e-3), "the same map"
     assert (report["k"], report["utility"], report["labels"], report["privacy_weight"]) == (48, {}, [], None)
 
 
-def test_the_report_names_the_outputs_that_were_attacked(alone):
-    whole, part = alone["halves"][1]["attacked"], alone["one half"][1]["attacked"]
+def test_attack_report_names_attacked_outputs(encoders):
+    whole, part = encoders["halves"][1]["attacked"], encoders["one half"][1]["attacked"]
     assert whole["outputs"] == [{"name": "upper", "size": 1}, {"name": "lower", "size": 47}]
     assert (whole["left_out"], whole["stochastic"], whole["repeats"]["differing"]) == ([], False, 0.0)
     assert (part["outputs"], part["left_out"]) == ([{"name": "upper", "size": 1}], ["lower"])
-    page = (Path(alone["one half"][0].summary["output"]) / "report" / "report.html").read_text()
+    page = (Path(encoders["one half"][0].summary["output"]) / "report" / "report.html").read_text()
     assert "Not attacked: lower, which also leave the encoder" in page
-    assert alone["one half"][0].summary["strongest"]["r2"] < alone["halves"][0].summary["strongest"]["r2"] - 0.2
+    assert encoders["one half"][0].summary["strongest"]["r2"] < encoders["halves"][0].summary["strongest"]["r2"] - 0.2
 
 
-def test_constant_encoder_gives_nothing_away_and_fails_every_gate(alone):
-    gate, report = alone["constant"]
+def test_attack_on_constant_encoder_fails_every_gate(encoders):
+    gate, report = encoders["constant"]
     assert abs(gate.summary["strongest"]["r2"]) < 0.02
     assert report["privacy"]["label_floor_r2"] > gate.summary["strongest"]["r2"]
     assert gate.summary["passed"] is False
     (failure,) = gate.failures
     assert failure == gate.summary["warnings"][0] and "the code is the same for every picture" in failure
     assert report["warnings"][0] == {"kind": "constant_code", "message": failure, "fails_gates": True}
-    assert [a["name"] for a in report["attacks"]] == ["ridge"], "there is nothing to find"
+    assert [a["name"] for a in report["attacks"]] == ["ridge"], "only ridge runs, because there is nothing to find"
     assert "This code passes no gate" in (Path(gate.summary["output"]) / "report" / "report.html").read_text()
 
 
-def test_the_report_on_an_encoder_says_nothing_of_a_training_that_nobody_knows(alone):
-    gate, report = alone["onnx"]
+def test_attack_report_on_encoder_omits_training(encoders):
+    gate, report = encoders["onnx"]
     assert report["name"] == "pooled.onnx"
     assert report["settings"].keys() == {"data", "attacks"}
     page = (Path(gate.summary["output"]) / "report" / "report.html").read_text()
@@ -409,16 +413,16 @@ def test_the_report_on_an_encoder_says_nothing_of_a_training_that_nobody_knows(a
     assert "pooled.onnx, k = 48" in page
 
 
-def test_a_folder_in_the_celeba_layout_is_read_as_such(alone):
-    assert {name: report["settings"]["data"]["dataset"] for name, (_, report) in alone.items()} == {
-        name: "celeba" if name == "onnx" else "faces" for name in alone
+def test_attack_reads_celeba_layout(encoders):
+    assert {name: report["settings"]["data"]["dataset"] for name, (_, report) in encoders.items()} == {
+        name: "celeba" if name == "onnx" else "faces" for name in encoders
     }
 
 
-def test_a_comparison_is_the_difference_of_the_two_strongest_attacks(alone, trained):
-    comparison = alone["float32"][1]["comparison"]
+def test_attack_comparison_is_difference_of_strongest_attacks(encoders, trained):
+    comparison = encoders["float32"][1]["comparison"]
     assert comparison["other"] == str(trained.output)
-    difference = alone["float32"][1]["privacy"]["strongest"]["r2"] - trained.report["privacy"]["strongest"]["r2"]
+    difference = encoders["float32"][1]["privacy"]["strongest"]["r2"] - trained.report["privacy"]["strongest"]["r2"]
     assert comparison["r2"] == pytest.approx(difference, abs=1e-9)
     assert 0 < comparison["low"] < comparison["r2"] < comparison["high"]
     assert comparison["p"] == pytest.approx(1e-3)
@@ -427,7 +431,7 @@ def test_a_comparison_is_the_difference_of_the_two_strongest_attacks(alone, trai
 # ---------------------------------------------------------------------------------------------------------- from flags to a job
 
 
-def test_flags_that_are_not_given_are_the_runs_own(trained):
+def test_parse_attack_defaults_are_those_of_run(trained):
     target, job = parse_attack([str(trained.output), "--attacks.epochs", "7"], description="", fetch=fetch_run)
     assert (target.program, target.run_id) == (trained.output / "privatizer.pt2", trained.summary["run_id"])
     assert target.config is not None
@@ -436,7 +440,7 @@ def test_flags_that_are_not_given_are_the_runs_own(trained):
     assert (job.attacks.epochs, job.attacks.names, job.attacks.fit_fractions) == (7, ATTACKS.names, ATTACKS.fit_fractions)
 
 
-def test_paths_are_made_absolute_and_a_data_folder_means_celeba_unless_told_otherwise(tmp_path, monkeypatch):
+def test_parse_attack_makes_paths_absolute_and_defaults_to_celeba(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "encoder.onnx").touch()
     paths = ["--data-dir", "data", "--cache-dir", "cache", "--output", "out", "--against", "other"]
@@ -448,18 +452,18 @@ def test_paths_are_made_absolute_and_a_data_folder_means_celeba_unless_told_othe
     assert parse_attack(["encoder.onnx"], description="", fetch=fetch_run)[1].dataset is None
 
 
-def test_the_utility_is_that_of_the_runs_head_where_the_data_have_its_labels(trained):
+def test_head_logits_match_run_if_labels_match(trained):
     target = find_target(str(trained.output), fetch=fetch_run)
     assert target.config is not None
     dataset = load(target.config)
     codes = encode_all(open_encoder(target.program), dataset)
     logits = head_logits(target, codes, dataset, target.config)
-    found = utility_metrics(logits, dataset, target.config.data.labels, seed=target.config.seed)
-    assert found == pytest.approx(trained.report["utility"], abs=2e-3)
+    utility = utility_metrics(logits, dataset, target.config.data.labels, seed=target.config.seed)
+    assert utility == pytest.approx(trained.report["utility"], abs=2e-3)
     assert head_logits(target, codes, dataset, dataclasses.replace(target.config, data=DATA)) == {}, "DATA has more labels"
 
 
-def test_curves_are_the_r2_of_each_training_adversary_by_round(trained, tmp_path):
+def test_read_curves_returns_r2_per_adversary_and_round(trained, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"round": 0, "adversary/rbf/r2": 0.25, "adversary/rbf/loss": 3.0, "utility/loss": 1.0}\n'
         '{"round": 1, "adversary/rbf/r2": null, "adversary/mlp/r2": 0.5}\n'
@@ -513,7 +517,7 @@ def pickled(path: Path, folder: Path) -> Path:
 
 
 def rigged(path: Path, folder: Path) -> Path:
-    """A whole program of which the example inputs would leave the mark."""
+    """A complete program whose example inputs would leave the mark."""
     content = path.read_bytes() if path.exists() else program(path, Pooled()).read_bytes()
     inputs = pickled(folder / "inputs.pt", folder).read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(path, "w") as written:
@@ -537,7 +541,7 @@ def errors(folder: Path, **arrays: Any) -> Path:
 
 
 def endless_errors(folder: Path) -> Path:
-    """An array that says that it has a million million rows."""
+    """An array whose header declares a million million rows."""
     folder.mkdir()
     header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
     np.lib.format.write_array_header_1_0(array := io.BytesIO(), header)
@@ -556,8 +560,8 @@ def strange_twin(folder: Path, report: str) -> Path:
 @dataclass(frozen=True)
 class Failure:
     arguments: Callable[[Path], list[str | Path]]
-    """The command line, from a folder that holds a copy of the finished run, `run`."""
-    said: str
+    """The command line, from a folder that contains a copy of the finished run, `run`."""
+    message: str
 
 
 def on_run(*flags: str | Path) -> Callable[[Path], list[str | Path]]:
@@ -705,12 +709,12 @@ FAILURES = {
 
 
 class Listener:
-    """A server on this machine's loopback that notes whatever it is sent."""
+    """A server on this machine's loopback interface that records everything it receives."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
-        self.heard: list[bytes] = []
+        self.received: list[bytes] = []
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self) -> None:
@@ -719,8 +723,8 @@ class Listener:
                 peer, _ = self.socket.accept()
                 peer.settimeout(1)
                 with peer, contextlib.suppress(OSError):
-                    self.heard.append(b"connected")
-                    self.heard.append(peer.recv(4096))
+                    self.received.append(b"connected")
+                    self.received.append(peer.recv(4096))
 
 
 @pytest.fixture
@@ -731,7 +735,7 @@ def listener() -> Iterator[Listener]:
 
 
 def hostile(folder: Path, address: str) -> Path:
-    """A run's folder changed by somebody who wants to be sent something: every place that it names is his."""
+    """A run's folder in which every address and path points to an attacker's server."""
     path = folder / "config.json"
     values = json.loads(path.read_text())
     s3 = f"s3://bucket/x?endpoint_override={address}&scheme=http"
@@ -753,7 +757,9 @@ SECRETS = {
 }
 
 
-def test_a_strangers_run_sends_nothing_to_where_it_says(trained, cache_dir, job, listener, tmp_path, monkeypatch, mlflow_template):
+def test_attack_on_foreign_run_contacts_none_of_its_addresses(
+    trained, cache_dir, job, listener, tmp_path, monkeypatch, mlflow_template
+):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     folder = hostile(shutil.copytree(trained.output, tmp_path / "mail" / "run"), listener.address)
@@ -770,7 +776,7 @@ def test_a_strangers_run_sends_nothing_to_where_it_says(trained, cache_dir, job,
         first,
     )
     assert all(re.match(r"attack \d|accuracy 0|warning: Male = ", line) for line in rest)
-    assert listener.heard == []
+    assert listener.received == []
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert listener.address not in json.dumps(written)
     assert written["tracking"]["uri"] == f"sqlite:///{tmp_path / 'here' / 'outputs' / 'mlflow.db'}"
@@ -778,7 +784,7 @@ def test_a_strangers_run_sends_nothing_to_where_it_says(trained, cache_dir, job,
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in trained.output.iterdir())
 
 
-def test_a_strangers_interrupted_run_sends_nothing_either(trained, in_process, listener, tmp_path, monkeypatch, capfd):
+def test_resume_of_foreign_run_contacts_none_of_its_addresses(trained, in_process, listener, tmp_path, monkeypatch, capfd):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     folder = hostile(shutil.copytree(trained.output, tmp_path / "mail" / "run"), listener.address)
@@ -790,13 +796,13 @@ def test_a_strangers_interrupted_run_sends_nothing_either(trained, in_process, l
     trusted, _ = parse_train(["--resume", str(folder), "--trust"], default="smoke", description="")
     assert trusted.tracking.uri == f"http://{listener.address}"
     assert parse_train(["--resume", str(folder), "--data-dir", "/d"], default="smoke", description="")[0].data_dir == Path("/d")
-    assert listener.heard == []
+    assert listener.received == []
     status, _, err = in_process(JOB.with_name("train_celeba.py"), "--resume", folder, "--trust")
     assert (status, len(err.splitlines())) == (2, 1), err
-    assert listener.heard != [], "what is sent to the listener does arrive"
+    assert listener.received != [], "the listener must receive what is sent to it"
 
 
-def test_a_runs_artifacts_on_another_web_server_are_not_asked_for(listener, tmp_path, mlflow_uri, monkeypatch):
+def test_fetch_run_does_not_contact_foreign_artifact_server(listener, tmp_path, mlflow_uri, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
@@ -810,27 +816,27 @@ def test_a_runs_artifacts_on_another_web_server_are_not_asked_for(listener, tmp_
         open_store(TrackingConfig(uri=mlflow_uri, experiment="mail"), tmp_path / "run"),
     ):
         pass
-    assert listener.heard == []
+    assert listener.received == []
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_bad_input_ends_with_status_2_and_one_line_and_nothing_is_written(case, trained, cache_dir, job, tmp_path):
+def test_attack_bad_input_exits_2_with_one_line_and_no_output(case, trained, cache_dir, job, tmp_path):
     inputs = tmp_path / "inputs"
     shutil.copytree(trained.output, inputs / "run", ignore=shutil.ignore_patterns("attack-*"))
     shutil.copy(trained.output.parent / "mlflow.db", inputs)
     arguments = FAILURES[case].arguments(inputs)
-    if arguments and Path(arguments[0]).suffix:  # an encoder alone
+    if arguments and Path(arguments[0]).suffix:  # an encoder file
         arguments += small(trained.uri, cache_dir)
     before = {path: path.stat().st_mtime_ns for path in inputs.rglob("*")}
     status, out, err = job(*arguments)
     assert status == 2, err
-    assert re.fullmatch(rf"error: {FAILURES[case].said}[^\n]*\n", err), err
+    assert re.fullmatch(rf"error: {FAILURES[case].message}[^\n]*\n", err), err
     assert out == ""
     assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_run_that_mlflow_does_not_have_is_named_with_the_store(trained, job, tmp_path, monkeypatch):
+def test_attack_unknown_run_id_error_names_store(trained, job, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.uri)
     status, out, err = job(NO_RUN)
     assert (status, out) == (2, "")
@@ -838,15 +844,15 @@ def test_a_run_that_mlflow_does_not_have_is_named_with_the_store(trained, job, t
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_libraries_add_nothing_to_the_one_line(tmp_path):
-    """A process of its own: what torch and onnxruntime log goes past pytest's hands otherwise."""
-    ran = run(cut(program(tmp_path / "e.pt2", Pooled())), "--output", tmp_path / "out", cwd=tmp_path)
-    assert ran.returncode == 2
-    assert re.fullmatch(r"error: encoder \S+/e\.pt2 cannot be read as a torch\.export program [^\n]*\n", ran.stderr)
+def test_attack_bad_input_in_subprocess_prints_one_line(tmp_path):
+    """In a separate process, because pytest cannot capture the logs of torch and onnxruntime."""
+    process = run(cut(program(tmp_path / "e.pt2", Pooled())), "--output", tmp_path / "out", cwd=tmp_path)
+    assert process.returncode == 2
+    assert re.fullmatch(r"error: encoder \S+/e\.pt2 cannot be read as a torch\.export program [^\n]*\n", process.stderr)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.pt2"]
 
 
-def test_attacks_on_ray_that_are_stopped_say_so_by_their_status_and_leave_a_killed_run_and_no_process(trained, begin, tmp_path):
+def test_attack_on_ray_stopped_by_signal_marks_run_killed(trained, begin, tmp_path):
     options = ["--runtime.backend", "ray", "--output", str(tmp_path / "out"), "--variant", "leaked"]
     endless = ["--attacks.names", "resnet_decoder", "--attacks.decoder-width", "96", "--attacks.epochs", "1000"]
     command = [sys.executable, JOB, trained.output, *options, *endless]

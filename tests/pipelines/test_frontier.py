@@ -1,4 +1,4 @@
-"""`jobs/frontier.py` as a user runs it, on a real tracking store: what it reads there, draws, prints and turns away."""
+"""Tests of `jobs/frontier.py` on a real tracking store."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def client(mlflow_uri) -> mlflow.MlflowClient:
 
 @pytest.fixture
 def record(client, tmp_path) -> Callable[..., str]:
-    """Record a run like those of a training: experiment, k, privacy weight, and what else differs. Returns its id."""
+    """Function that records a run like a training: experiment, k, privacy weight, and other values. Returns its id."""
     at = int(time.time() * 1000)
 
     def make(
@@ -88,8 +88,8 @@ def record(client, tmp_path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def searched(record) -> str:
-    """A search: its parent run, six trials and a control, one trial stopped, one that failed once, one that failed for good."""
+def search_run(record) -> str:
+    """A search: its parent run, six trials and a control; one trial stopped, one failed once, one failed finally."""
     parent = record("hunt", tags={"search.role": "parent"}, bare=True)
 
     def child(k: int, weight: float, *, control: bool = False, state: str = "finished", **more: Any) -> str:
@@ -120,11 +120,11 @@ def searched(record) -> str:
 
 @pytest.fixture
 def draw(mlflow_uri, tmp_path, capsys) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Run the job's body in this process; its folder is `<tmp_path>/drawn`."""
+    """Run the job in this process; its folder is `<tmp_path>/drawn`."""
 
     def make(*arguments: str) -> dict[str, Any]:
-        told = [*arguments, "--tracking-uri", mlflow_uri, "--output", str(tmp_path / "drawn")]
-        return draw_fronts(parse_frontier(told, description=""))[1]
+        flags = [*arguments, "--tracking-uri", mlflow_uri, "--output", str(tmp_path / "drawn")]
+        return draw_fronts(parse_frontier(flags, description=""))[1]
 
     yield make
     mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
@@ -135,7 +135,7 @@ def run_job(*arguments: str, cwd: Path, **variables: str) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(**variables))
 
 
-def test_a_search_is_read_trial_by_trial_with_its_states_and_its_last_attempts(searched, mlflow_uri):
+def test_read_trials_of_search_has_states_and_last_attempts(search_run, mlflow_uri):
     trials = read_trials(mlflow_uri, "hunt")
     assert [(t.name, t.state, t.control) for t in trials] == [
         ("k=16 privacy_weight=1", "finished", False),
@@ -148,13 +148,13 @@ def test_a_search_is_read_trial_by_trial_with_its_states_and_its_last_attempts(s
     ]
     assert trials[1].setting == {"k": 64, "privacy_weight": 0.3}
     assert trials[-1].setting == {"privacy_weight": 0.0}
-    told = {"accuracy": 0.875, "strongest_r2": 0.09, "strongest_r2_low": 0.09, "val_accuracy": 0.872, "val_r2": 0.08}
-    told |= {"majority_accuracy": 0.806, "label_floor_r2": 0.075, "seconds": 300.0, "data": "beef", "accuracy_low": None}
-    assert {name: getattr(trials[1], name) for name in told} == told
-    assert read_trials(mlflow_uri, searched) == trials
+    expected = {"accuracy": 0.875, "strongest_r2": 0.09, "strongest_r2_low": 0.09, "val_accuracy": 0.872, "val_r2": 0.08}
+    expected |= {"majority_accuracy": 0.806, "label_floor_r2": 0.075, "seconds": 300.0, "data": "beef", "accuracy_low": None}
+    assert {name: getattr(trials[1], name) for name in expected} == expected
+    assert read_trials(mlflow_uri, search_run) == trials
 
 
-def test_plain_trainings_are_trials_and_other_runs_are_not(record, mlflow_uri):
+def test_read_trials_of_experiment_has_only_trainings(record, mlflow_uri):
     record("plain", 64, 0.5, seed=3)
     record("plain", 64, 0.0)
     record("plain", 64, 0.5, status="FAILED")
@@ -162,9 +162,9 @@ def test_plain_trainings_are_trials_and_other_runs_are_not(record, mlflow_uri):
     record("plain", 64, 0.5, status="KILLED")
     record("plain", bare=True)
     trials = read_trials(mlflow_uri, "plain", method="here")
-    found = [(t.setting, t.seed, t.state, t.control) for t in trials]
+    values = [(t.setting, t.seed, t.state, t.control) for t in trials]
     setting = {"k": 64, "privacy_weight": 0.5}
-    assert found == [
+    assert values == [
         (setting, 3, "finished", False),
         (setting | {"privacy_weight": 0.0}, 0, "finished", True),
         (setting, 0, "failed", False),
@@ -176,27 +176,27 @@ def test_plain_trainings_are_trials_and_other_runs_are_not(record, mlflow_uri):
     assert {t.method for t in trials} == {"here"}
 
 
-def test_runs_that_differ_in_another_field_are_no_repetitions(record, mlflow_uri):
+def test_read_trials_separates_runs_with_other_fields(record, mlflow_uri):
     record("plain")
     record("plain", seed=1, tags={"changed.seed": "1", "changed.attacks.quick_every": "3"})
     record("plain", tags={"changed.privatizer.quantization_step": "0.5", "changed.privatizer.family": "residual"})
     record("plain", preset="celeba_paper")
-    one, other, changed, paper = (t.setting for t in read_trials(mlflow_uri, "plain"))
-    assert one == other
+    first, second, changed, paper = (t.setting for t in read_trials(mlflow_uri, "plain"))
+    assert first == second
     assert (changed["privatizer.quantization_step"], changed["privatizer.family"]) == (0.5, "residual")
-    assert (one["privatizer.family"], one["preset"], paper["preset"]) == ("conv", "celeba", "celeba_paper")
-    assert isinstance(one["privatizer.quantization_step"], float)
-    assert "seed" not in one
-    assert "attacks.quick_every" not in one
+    assert (first["privatizer.family"], first["preset"], paper["preset"]) == ("conv", "celeba", "celeba_paper")
+    assert isinstance(first["privatizer.quantization_step"], float)
+    assert "seed" not in first
+    assert "attacks.quick_every" not in first
 
 
-def test_all_pages_are_read(record, client):
+def test_read_trials_reads_all_pages(record, client):
     ids = {record("plain", 8 + i) for i in range(5)}
     experiment = client.get_experiment_by_name("plain").experiment_id
     assert {run.info.run_id for run in all_runs(client, experiment, page_size=2)} == ids
 
 
-def test_what_a_tracker_leaves_is_read_back(tiny, mlflow_uri, tmp_path):
+def test_read_trials_reads_run_of_tracker(tiny, mlflow_uri, tmp_path):
     config = override(tiny(seed=2, k=5, privacy_weight=0.25), {"tracking.uri": mlflow_uri})
     dataset = load(config)
     tracker = Tracker(config, tmp_path / "run", dataset=dataset)
@@ -210,10 +210,10 @@ def test_what_a_tracker_leaves_is_read_back(tiny, mlflow_uri, tmp_path):
     assert trial.data == dataset.digest[:36]
 
 
-def test_the_job_draws_the_front_of_a_search_and_recommends(searched, mlflow_uri, tmp_path):
-    ran = run_job("hunt", "--max-r2", "0.1", "--tracking-uri", mlflow_uri, "--output", "drawn", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    *text, last = ran.stdout.splitlines()
+def test_frontier_of_search_writes_files_and_recommends(search_run, mlflow_uri, tmp_path):
+    process = run_job("hunt", "--max-r2", "0.1", "--tracking-uri", mlflow_uri, "--output", "drawn", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    *text, last = process.stdout.splitlines()
     assert json.loads(last) == {
         "output": str(tmp_path / "drawn"),
         "experiments": {"hunt": {"trials": 4, "front": 3, "hypervolume": pytest.approx(0.044 * 0.96 + 0.025 * 0.91 + 0.005 * 0.8)}},
@@ -235,11 +235,11 @@ def test_the_job_draws_the_front_of_a_search_and_recommends(searched, mlflow_uri
         assert picture.size == (1800, 1040)
 
 
-def test_the_store_and_the_folder_are_found_by_themselves(record, mlflow_uri, tmp_path):
+def test_frontier_uses_default_store_and_folder(record, mlflow_uri, tmp_path):
     record("plain")
-    ran = run_job("plain", cwd=tmp_path, MLFLOW_TRACKING_URI=mlflow_uri)
-    assert ran.returncode == 0, ran.stderr
-    output = Path(json.loads(ran.stdout.splitlines()[-1])["output"])
+    process = run_job("plain", cwd=tmp_path, MLFLOW_TRACKING_URI=mlflow_uri)
+    assert process.returncode == 0, process.stderr
+    output = Path(json.loads(process.stdout.splitlines()[-1])["output"])
     assert output.parent == tmp_path / "outputs"
     assert output.name.startswith("frontier-")
     (tmp_path / "mlflow.db").rename(tmp_path / "outputs" / "mlflow.db")
@@ -247,30 +247,36 @@ def test_the_store_and_the_folder_are_found_by_themselves(record, mlflow_uri, tm
     assert (tmp_path / "again" / "frontier.png").is_file()
 
 
-def test_two_experiments_have_a_front_each(searched, record, draw, tmp_path):
+def test_frontier_of_two_experiments_has_two_fronts(search_run, record, draw, tmp_path):
     record("noise", 64, 0.3, accuracy=0.84, r2=0.15)
     record("noise", 64, 1.0, accuracy=0.83, r2=0.02)
-    told = draw("hunt", "noise", "--min-accuracy", "0.83")
-    assert {name: (one["trials"], one["front"]) for name, one in told["experiments"].items()} == {"hunt": (4, 3), "noise": (2, 2)}
-    assert told["experiments"]["hunt"]["hypervolume"] > told["experiments"]["noise"]["hypervolume"]
-    assert told["recommended"]["method"] == "noise"
+    summary = draw("hunt", "noise", "--min-accuracy", "0.83")
+    assert {name: (counts["trials"], counts["front"]) for name, counts in summary["experiments"].items()} == {
+        "hunt": (4, 3),
+        "noise": (2, 2),
+    }
+    assert summary["experiments"]["hunt"]["hypervolume"] > summary["experiments"]["noise"]["hypervolume"]
+    assert summary["recommended"]["method"] == "noise"
     values = json.loads((tmp_path / "drawn" / "frontier.json").read_text())
     assert values["methods"].keys() == {"hunt", "noise"}
 
 
-def test_where_nothing_can_be_recommended_the_reason_is_told(searched, draw):
-    told = draw(searched, "--max-r2", "0.01")
-    assert told["recommended"] is None
-    assert told["reason"] == "no setting has strongest R2 <= 0.01; the lowest is 0.0400 at k=16 privacy_weight=1"
+def test_frontier_without_recommendation_gives_reason(search_run, draw):
+    summary = draw(search_run, "--max-r2", "0.01")
+    assert summary["recommended"] is None
+    assert summary["reason"] == "no setting has strongest R2 <= 0.01; the lowest is 0.0400 at k=16 privacy_weight=1"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["hunts"], "no experiment 'hunts'; nearest: hunt"),
         (["f" * 32], f"no experiment '{'f' * 32}'; nearest: "),
         (["empty"], "empty has no finished run with both utility/accuracy and privacy/strongest_r2"),
-        (["hunt", "other_data"], "data set digest beef in hunt/k=16 privacy_weight=1; feed in other_data/celeba k=64 w=1"),
+        (
+            ["hunt", "other_data"],
+            "data sets (digests) and no common front: beef in hunt/k=16 privacy_weight=1; feed in other_data/celeba k=64 w=1",
+        ),
         (["hunt", "--output", "{file}"], "is a file: give a folder with --output"),
         ([], "nothing to draw"),
         (["hunt", "--max-r2", "1.5"], "max_r2 is 1.5; it must be between 0 and 1"),
@@ -280,24 +286,24 @@ def test_where_nothing_can_be_recommended_the_reason_is_told(searched, draw):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_that_names_it_and_nothing_is_written(searched, record, mlflow_uri, tmp_path, arguments, said):
+def test_frontier_bad_input_raises_one_line_and_writes_nothing(search_run, record, mlflow_uri, tmp_path, arguments, message):
     record("empty", bare=True)
     record("empty", 64, 0.0)
     record("other_data", digest="feed")
     file = tmp_path / "text"
     file.write_text("this is no database" * 100)
-    told = [argument.format(file=file) for argument in arguments]
+    flags = [argument.format(file=file) for argument in arguments]
     defaults = {"--tracking-uri": mlflow_uri, "--output": str(tmp_path / "drawn")}
-    told += [word for flag, value in defaults.items() if flag not in told for word in (flag, value)]
+    flags += [word for flag, value in defaults.items() if flag not in flags for word in (flag, value)]
     with pytest.raises(InputError) as raised:
-        draw_fronts(parse_frontier(told, description=""))
-    assert said in str(raised.value)
+        draw_fronts(parse_frontier(flags, description=""))
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "drawn").exists()
 
 
-def test_bad_input_ends_the_job_with_status_2(searched, mlflow_uri, tmp_path):
-    ran = run_job("hunts", "--output", "drawn", cwd=tmp_path, MLFLOW_TRACKING_URI=mlflow_uri)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "error: MLflow has no experiment 'hunts'; nearest: hunt\n"
+def test_frontier_bad_input_exits_2(search_run, mlflow_uri, tmp_path):
+    process = run_job("hunts", "--output", "drawn", cwd=tmp_path, MLFLOW_TRACKING_URI=mlflow_uri)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "error: MLflow has no experiment 'hunts'; nearest: hunt\n"
     assert not (tmp_path / "drawn").exists()

@@ -1,4 +1,4 @@
-"""Whole jobs on data that are in order but odd: attributes of one value, pictures of one colour, pictures that are all the same."""
+"""Tests of whole jobs on unusual data: attributes with one value, pictures of one colour, identical pictures."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("process_left_as_it_was")
 
 
 def values() -> np.ndarray:
-    """(80, 4): all vary everywhere."""
+    """Labels (80, 4) that vary in every split."""
     return np.random.default_rng(0).integers(0, 2, (2 * PEOPLE, len(LABELS)))
 
 
@@ -53,10 +53,10 @@ def lay_out(folder: Path, *, images: np.ndarray, labels: np.ndarray) -> Path:
 
 
 def pictures(*, coloured: bool = False) -> np.ndarray:
-    """Of random pixels, or of one colour each."""
+    """Pictures of random pixels, or of one colour each."""
     shape = (2 * PEOPLE, 1, 1, 3) if coloured else (2 * PEOPLE, SIDE, SIDE, 3)
-    drawn = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(drawn, (2 * PEOPLE, SIDE, SIDE, 3)))
+    colours = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(colours, (2 * PEOPLE, SIDE, SIDE, 3)))
 
 
 ATTACKS = AttackConfig(
@@ -73,7 +73,7 @@ ATTACKS = AttackConfig(
 
 @pytest.fixture
 def job(tmp_path: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Train and attack on a layout, in this process; the report, in which all numbers are finite. Warnings are errors here."""
+    """Train and attack on a layout in this process. Returns the report; all its numbers must be finite, and warnings are errors."""
 
     def run(data: Path, *labels: str) -> dict[str, Any]:
         config = Config(
@@ -108,7 +108,7 @@ def strict_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def test_a_label_that_has_one_value_in_training_is_refused_by_name_with_the_flag_that_helps(job, tmp_path):
+def test_train_label_constant_in_train_split_raises_with_flag(job, tmp_path):
     labels = values()
     labels[PARTS == 0, 1] = 1
     data = lay_out(tmp_path / "celeba", images=pictures(), labels=labels)
@@ -124,7 +124,7 @@ def test_a_label_that_has_one_value_in_training_is_refused_by_name_with_the_flag
 
 
 @pytest.mark.parametrize("task", [("Male",), ("Male", "Young", "Smiling")])
-def test_labels_that_have_one_value_in_validation_or_test_alone_leave_every_number_finite(job, tmp_path, task):
+def test_train_label_constant_in_val_or_test_gives_finite_report(job, tmp_path, task):
     labels = values()
     labels[PARTS == 2, 1] = 1
     labels[PARTS == 1, 1] = 0
@@ -135,7 +135,7 @@ def test_labels_that_have_one_value_in_validation_or_test_alone_leave_every_numb
     assert all(0 <= value <= 1 for value in utility.values())
     for row in report["labels"]:
         balanced = [row[f"balanced_accuracy{end}"] for end in ("", "_low", "_high")]
-        assert [value is None for value in balanced] == [row["name"] == "Male"] * 3, "which has one value in the test split"
+        assert [value is None for value in balanced] == [row["name"] == "Male"] * 3, "only Male has one value in the test split"
     if task == ("Male",):
         assert utility["balanced_accuracy"] == utility["accuracy"], "there is nothing to balance"
     assert [a["name"] for a in report["attributes"]] == ["Smiling"], (
@@ -145,12 +145,12 @@ def test_labels_that_have_one_value_in_validation_or_test_alone_leave_every_numb
     assert all(value is not None for row in metrics for value in row.values())
 
 
-def test_pictures_of_one_colour_each_are_trained_on_and_attacked(job, tmp_path):
+def test_train_on_single_colour_pictures_succeeds(job, tmp_path):
     report = job(lay_out(tmp_path / "celeba", images=pictures(coloured=True), labels=values()))
     assert all(a["psnr"] > 0 and 0 <= a["ssim"] <= 1 for a in report["attacks"])
 
 
-def test_pictures_that_are_all_the_same_are_refused_before_anything_is_written(job, tmp_path):
+def test_train_on_identical_pictures_raises_before_output(job, tmp_path):
     data = lay_out(tmp_path / "celeba", images=pictures()[:1].repeat(2 * PEOPLE, axis=0), labels=values())
     with pytest.raises(InputError, match=r"the 48 pictures of the train split are all the same, there is nothing to hide"):
         job(data)
@@ -163,7 +163,7 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("case", ["labels of one value", "one picture"])
-def test_an_encoder_is_attacked_on_odd_labels_and_not_on_a_single_picture(tmp_path, mlflow_uri, case, capfd):
+def test_attack_encoder_on_odd_labels_and_on_single_picture(tmp_path, mlflow_uri, case, capfd):
     labels = values()
     labels[PARTS == 0, 1], labels[PARTS == 2, 2], labels[:, 3] = 1, 0, 0
     images = pictures()

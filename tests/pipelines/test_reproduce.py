@@ -1,4 +1,4 @@
-"""`jobs/reproduce.py` as a user runs it, on scikit-learn's digits."""
+"""Tests of `jobs/reproduce.py` on scikit-learn's digits."""
 
 import csv
 import json
@@ -34,8 +34,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory) -> tuple[Path, dict, str]:
-    """A small comparison: its folder, its last line, what it said."""
+def comparison(tmp_path_factory) -> tuple[Path, dict, str]:
+    """A small comparison: its folder, its summary, its standard output."""
     folder = tmp_path_factory.mktemp("reproduce")
     flags = [*QUICK.split(), "--cache-dir", str(folder / "cache"), "--output", str(folder / "out"), "--num-seeds", "2"]
     done = run("digits", "--mechanisms", "cpgan", "bottleneck", "noise", "--num-settings", "2", *flags)
@@ -43,8 +43,8 @@ def begun(tmp_path_factory) -> tuple[Path, dict, str]:
     return folder / "out", json.loads(done.stdout.splitlines()[-1]), done.stdout
 
 
-def test_every_cell_is_played_and_tracked_below_one_run(begun):
-    folder, summary, _ = begun
+def test_reproduce_runs_and_tracks_every_cell(comparison):
+    folder, summary, _ = comparison
     assert summary["cells"] == 12
     assert summary["failed"] == 0
     client = mlflow.MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
@@ -55,8 +55,8 @@ def test_every_cell_is_played_and_tracked_below_one_run(begun):
     assert all(r.info.status == "FINISHED" and "privacy/strongest_r2" in r.data.metrics for r in below)
 
 
-def test_the_results_are_the_cells(begun):
-    folder, summary, printed = begun
+def test_reproduce_results_match_cells(comparison):
+    folder, summary, printed = comparison
     text = (folder / "results.md").read_text()
     assert text.strip() in printed
     cells = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("cells/*/cell.json")}
@@ -69,15 +69,15 @@ def test_the_results_are_the_cells(begun):
     for row in table:
         cell = cells[f"{row['mechanism']}-{row['setting'].removesuffix('.0')}-{row['seed']}"]
         assert float(row["accuracy"]) == cell["utility"]["accuracy"]
-        found = {a["name"]: (a["r2"], a["mse_255"]) for a in cell["attacks"]}
-        assert {name: (float(row[f"{name}_r2"]), float(row[f"{name}_mse"])) for name in found} == found
-        assert float(row["r2"]) >= max(r2 for r2, _ in found.values())
+        attacks = {a["name"]: (a["r2"], a["mse_255"]) for a in cell["attacks"]}
+        assert {name: (float(row[f"{name}_r2"]), float(row[f"{name}_mse"])) for name in attacks} == attacks
+        assert float(row["r2"]) >= max(r2 for r2, _ in attacks.values())
     noise = [cells[f"noise-0.5-{seed}"]["utility"]["accuracy"] for seed in (0, 1)]
     half = stats.t.ppf(0.975, 1) * np.std(noise, ddof=1) / 2**0.5
     assert f"{np.mean(noise):.3f} [{np.mean(noise) - half:.3f}, {np.mean(noise) + half:.3f}]" in text
-    told = json.loads((folder / "results.json").read_text())
-    assert told["hypervolume"]["cpgan"]["value"] == pytest.approx(summary["hypervolume"])
-    assert sum(told["strongest_attacks"]["noise"].values()) == 4
+    results = json.loads((folder / "results.json").read_text())
+    assert results["hypervolume"]["cpgan"]["value"] == pytest.approx(summary["hypervolume"])
+    assert sum(results["strongest_attacks"]["noise"].values()) == 4
     for name in ("frontier.png", "attackers.png"):
         with Image.open(folder / name) as figure:
             assert figure.width > 600
@@ -85,8 +85,8 @@ def test_the_results_are_the_cells(begun):
         assert panel.height > 100
 
 
-def test_a_setting_whose_strongest_attack_still_gained_is_marked_as_a_lower_bound(begun):
-    folder, _, _ = begun
+def test_settings_table_marks_unsaturated_attack(comparison):
+    folder, _, _ = comparison
     cells = [json.loads((folder / "cells" / f"cpgan-0.1-{seed}" / "cell.json").read_text()) for seed in (0, 1)]
     for cell in cells:
         best = max(a["r2"] for a in cell["attacks"])
@@ -100,23 +100,23 @@ def test_a_setting_whose_strongest_attack_still_gained_is_marked_as_a_lower_boun
     assert settings_table(cells, trials).endswith("a lower bound")
 
 
-def test_a_broken_off_comparison_goes_on_with_the_cells_that_are_missing(begun):
-    folder, _, _ = begun
-    kept, lost = folder / "cells" / "noise-4-1" / "cell.json", folder / "cells" / "noise-0.5-1" / "cell.json"
-    before, was = kept.stat().st_mtime_ns, json.loads(lost.read_text())
-    lost.unlink()
+def test_reproduce_resume_runs_only_missing_cells(comparison):
+    folder, _, _ = comparison
+    unchanged, removed = folder / "cells" / "noise-4-1" / "cell.json", folder / "cells" / "noise-0.5-1" / "cell.json"
+    before, original = unchanged.stat().st_mtime_ns, json.loads(removed.read_text())
+    removed.unlink()
     done = run("--resume", str(folder))
     assert done.returncode == 0, done.stderr
     assert "1 of 12 cells to run" in done.stderr
-    assert kept.stat().st_mtime_ns == before
-    again = json.loads(lost.read_text())
-    assert again["utility"] == was["utility"]
-    assert again["privacy"] == was["privacy"], "the same seeds, the same numbers"
+    assert unchanged.stat().st_mtime_ns == before
+    repeated = json.loads(removed.read_text())
+    assert repeated["utility"] == original["utility"]
+    assert repeated["privacy"] == original["privacy"], "the same seeds must give the same numbers"
 
 
 @pytest.mark.usefixtures("process_left_as_it_was")
-def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(begun):
-    folder, _, _ = begun
+def test_reproduce_interrupted_leaves_table_of_ten_cells(comparison):
+    folder, _, _ = comparison
     blocked, aside = folder / "cells" / "noise-0.5-1", folder / "aside"
     missing = [folder / "cells" / name / "cell.json" for name in ("noise-4-0", "noise-4-1")]
     whole = {path: path.read_bytes() for path in (*missing, folder / "results.csv", folder / "reproduction.json")}
@@ -124,7 +124,7 @@ def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(be
     for path in (*missing, folder / "results.csv"):
         path.unlink()
     blocked.rename(aside)
-    blocked.touch()  # where the folder of the eleventh cell should come to be
+    blocked.touch()  # a file in place of the folder of the eleventh cell
     try:
         with pytest.raises(FileExistsError, match=blocked.name):
             reproduce(job, resume=True)
@@ -140,28 +140,28 @@ def test_a_comparison_that_breaks_off_leaves_the_table_of_its_first_ten_cells(be
     assert len(names) == 10
 
 
-def test_results_are_of_all_cells_that_a_comparison_has_whatever_it_was_last_resumed_for(begun):
-    folder, _, _ = begun
-    kept = (folder / "reproduction.json").read_bytes()
+def test_reproduce_resume_results_include_all_cells(comparison):
+    folder, _, _ = comparison
+    record = (folder / "reproduction.json").read_bytes()
     done = run("--resume", str(folder), "--mechanisms", "pca", "--num-settings", "1", "--num-seeds", "1")
-    (folder / "reproduction.json").write_bytes(kept)
+    (folder / "reproduction.json").write_bytes(record)
     sign(folder / "reproduction.json")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 cells to run" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["cells"] == 13
     with (folder / "results.csv").open() as file:
         rows = [(row["mechanism"], float(row["setting"]), int(row["seed"])) for row in csv.DictReader(file)]
-    two = [
+    settings = [
         (name, setting)
-        for name, some in (("cpgan", (0.1, 10)), ("bottleneck", (1, 0.125)), ("noise", (0.5, 4)))
-        for setting in some
+        for name, values_ in (("cpgan", (0.1, 10)), ("bottleneck", (1, 0.125)), ("noise", (0.5, 4)))
+        for setting in values_
     ]
-    assert rows == [(*one, seed) for one in two for seed in (0, 1)] + [("pca", 1.0, 0)]
+    assert rows == [(*setting_, seed) for setting_ in settings for seed in (0, 1)] + [("pca", 1.0, 0)]
     assert json.loads((folder / "results.json").read_text())["ours_less"]["pca"]["value"] is not None
 
 
-def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
-    folder, _, _ = begun
+def test_parse_reproduce_resume_allows_more_cells_only(comparison):
+    folder, _, _ = comparison
     job, resume = parse_reproduce(["--resume", str(folder), "--num-seeds", "3", "--num-settings", "1"], description="")
     assert resume
     assert (job.num_seeds, job.num_settings, job.mechanisms) == (3, 1, ("cpgan", "bottleneck", "noise"))
@@ -170,25 +170,25 @@ def test_a_comparison_is_resumed_with_more_cells_but_not_with_others(begun):
 
 
 @pytest.mark.usefixtures("process_left_as_it_was")
-def test_mlflow_says_how_far_a_resumed_comparison_goes_now(begun):
-    folder, _, _ = begun
-    kept = (folder / "reproduction.json").read_bytes()
+def test_open_run_resume_updates_tags(comparison):
+    folder, _, _ = comparison
+    record = (folder / "reproduction.json").read_bytes()
     job, _ = parse_reproduce(["--resume", str(folder), "--num-seeds", "5"], description="")
     run = open_run(job, folder, resume=True)
     run.close("FINISHED")
-    (folder / "reproduction.json").write_bytes(kept)
+    (folder / "reproduction.json").write_bytes(record)
     sign(folder / "reproduction.json")
-    told = run.client.get_run(run.run_id).data
-    assert (told.tags["seeds"], told.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
-    assert "seeds" not in told.params
+    data = run.client.get_run(run.run_id).data
+    assert (data.tags["seeds"], data.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
+    assert "seeds" not in data.params
 
 
-def test_the_originals_results_are_drawn_beside_ours(tmp_path):
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    (theirs / "noise.csv").write_text("Noise,acc,mse\n0.1,0.98,0.16\n")
-    (theirs / "Final_theory.csv").write_text("Lambda,acc,acc_theory,mse,mse_theory\n2,0.8475,0.8515,14.29,14.16\n")
-    flags = ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--published", str(theirs)]
+def test_reproduce_published_draws_reference_results(tmp_path):
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    (reference / "noise.csv").write_text("Noise,acc,mse\n0.1,0.98,0.16\n")
+    (reference / "Final_theory.csv").write_text("Lambda,acc,acc_theory,mse,mse_theory\n2,0.8475,0.8515,14.29,14.16\n")
+    flags = ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "out"), "--published", str(reference)]
     few = [*QUICK.split(), "--mechanisms", "pca", "--num-settings", "1", "--num-seeds", "1", "--k", "4"]
     done = run("gaussian", *few, *flags, "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert done.returncode == 0, done.stderr
@@ -197,25 +197,28 @@ def test_the_originals_results_are_drawn_beside_ours(tmp_path):
             assert figure.width > 1000
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(begun, tmp_path):
-    folder, _, _ = begun
-    for arguments, said in (
+def test_reproduce_bad_input_exits_2_with_one_line_and_no_output(comparison, tmp_path):
+    folder, _, _ = comparison
+    for arguments, message in (
         (("digits", "--output", str(folder)), "already holds a comparison"),
         (("mnist", "--output", str(tmp_path / "a")), "give it with --data-dir"),
         (("nothing",), "there is no preset 'nothing'"),
         ((), "nothing to reproduce"),
         (("digits", "--theory"), "available only for gaussian"),
-        (("digits", "--published", str(tmp_path), "--output", str(tmp_path / "a")), "the original has no files of 'digits'"),
+        (
+            ("digits", "--published", str(tmp_path), "--output", str(tmp_path / "a")),
+            "the reference implementation has no files of 'digits'",
+        ),
         (("--resume", str(tmp_path)), "has no reproduction.json"),
     ):
         done = run(*arguments)
         assert done.returncode == 2, (arguments, done.stderr)
-        assert said in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_mechanism_is_refused_with_the_choices():
+def test_parse_reproduce_unknown_mechanism_raises_with_choices():
     with pytest.raises(InputError, match="cpgan_one"):
         parse_reproduce(["digits", "--mechanisms", "gan"], description="")
 
@@ -237,51 +240,53 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
     }
 
 
-def test_differences_are_taken_in_pairs_of_a_seed():
+def test_paired_takes_differences_per_seed():
     assert paired({0: 0.5, 1: 0.7, 2: 1.0}, {1: 0.6, 0: 0.4}).value == pytest.approx(0.1)
     low, high = paired({0: 0.5, 1: 0.9}, {0: 0.4, 1: 0.6})[1:]
     assert (low, high) == pytest.approx(tuple(0.2 + stats.t.ppf(0.975, 1) * 0.1 * sign for sign in (-1, 1)))
 
 
-def test_hypervolumes_are_of_settings_that_were_played_under_all_seeds():
+def test_volumes_use_only_settings_with_all_seeds():
     cells = [values("cpgan", weight, s, 0.9, 0.2) for weight in (0.1, 1.0) for s in (0, 1)]
-    more = trial(values("cpgan", 2.0, 1, 0.95, 0.0), Path())
+    extra = trial(values("cpgan", 2.0, 1, 0.95, 0.0), Path())
     trials = [trial(v, Path()) for v in cells]
-    assert volumes([*trials, more], Reference(0.1)) == volumes(trials, Reference(0.1)) != {}
-    apart = [trials[0], more]
-    assert volumes(apart, Reference(0.1)) == {}, "of two settings under a seed each there is no hypervolume, least of all 0"
+    assert volumes([*trials, extra], Reference(0.1)) == volumes(trials, Reference(0.1)) != {}
+    incomplete = [trials[0], extra]
+    assert volumes(incomplete, Reference(0.1)) == {}, "settings without all seeds have no hypervolume, not even 0"
 
 
-def test_findings_are_what_the_numbers_say():
+def test_findings_match_cells():
     cells = [values("cpgan", 1.0, s, 0.90 + 0.01 * s, 0.15) for s in (0, 1)]
     cells += [values("bottleneck", 1.0, s, 0.92 + 0.01 * s, 0.6) for s in (0, 1)]
     trials = [trial(v, Path()) for v in cells]
-    told = findings(cells, trials, Reference(0.1))
-    assert told["hypervolume"]["cpgan"]["value"] == pytest.approx(np.mean([0.80, 0.81]) * 0.85)
-    assert told["ours_less"]["bottleneck"]["value"] == pytest.approx(np.mean([0.8 * 0.85 - 0.82 * 0.4, 0.81 * 0.85 - 0.83 * 0.4]))
-    assert told["neural_less_closed_form"]["cpgan"]["value"] == pytest.approx(0.015)
-    assert told["strongest_attacks"] == {"cpgan": {"mlp": 2}, "bottleneck": {"mlp": 2}}
-    found = gap(trials)
-    assert found is not None
-    assert found["utility_loss"]["value"] == pytest.approx(0.02)
-    assert found["excess_r2"]["value"] == pytest.approx(0.05)
+    numbers = findings(cells, trials, Reference(0.1))
+    assert numbers["hypervolume"]["cpgan"]["value"] == pytest.approx(np.mean([0.80, 0.81]) * 0.85)
+    assert numbers["ours_less"]["bottleneck"]["value"] == pytest.approx(
+        np.mean([0.8 * 0.85 - 0.82 * 0.4, 0.81 * 0.85 - 0.83 * 0.4])
+    )
+    assert numbers["neural_less_closed_form"]["cpgan"]["value"] == pytest.approx(0.015)
+    assert numbers["strongest_attacks"] == {"cpgan": {"mlp": 2}, "bottleneck": {"mlp": 2}}
+    gaps = gap(trials)
+    assert gaps is not None
+    assert gaps["utility_loss"]["value"] == pytest.approx(0.02)
+    assert gaps["excess_r2"]["value"] == pytest.approx(0.05)
 
 
-def test_the_recommended_setting_is_the_most_private_one_that_loses_at_most_a_point_on_the_validation_split():
-    def chosen(*ours: tuple[float, float, float]) -> float | None:
+def test_recommended_is_most_private_setting_within_tolerated_loss():
+    def recommended_weight(*ours: tuple[float, float, float]) -> float | None:
         cells = [values("bottleneck", share, s, 0.9 - (1 - share), 0.6) for share in (1.0, 0.25) for s in (0, 1)]
         cells += [values("cpgan", weight, s, accuracy, r2) for weight, accuracy, r2 in ours for s in (0, 1)]
-        found = recommended([trial(v, Path()) for v in cells])
-        return found and found.point.setting["privacy_weight"]
+        recommendation = recommended([trial(v, Path()) for v in cells])
+        return recommendation and recommendation.point.setting["privacy_weight"]
 
-    assert chosen((0.1, 0.9, 0.4), (1.0, 0.892, 0.2), (10.0, 0.7, 0.0)) == 1.0
-    assert chosen((1.0, 0.88, 0.2), (10.0, 0.7, 0.0)) == 1.0
+    assert recommended_weight((0.1, 0.9, 0.4), (1.0, 0.892, 0.2), (10.0, 0.7, 0.0)) == 1.0
+    assert recommended_weight((1.0, 0.88, 0.2), (10.0, 0.7, 0.0)) == 1.0
     assert recommended([trial(values("cpgan", 1.0, 0, 0.9, 0.1), Path())]) is None, "there is no twin"
 
 
-def test_a_code_that_is_a_sample_may_be_the_strongest_attack_itself():
-    one = values("noise", 0.5, 0, 0.9, 0.5)
-    itself = {"r2": 0.75, "low": 0.7, "high": 0.8}
-    assert (trial(one | {"direct": itself}, Path()).strongest_r2, trial(one, Path()).strongest_r2) == (0.75, 0.5)
-    assert trial(one | {"direct": itself}, Path()).attack == "itself"
+def test_trial_code_itself_may_be_strongest_attack():
+    cell = values("noise", 0.5, 0, 0.9, 0.5)
+    direct = {"r2": 0.75, "low": 0.7, "high": 0.8}
+    assert (trial(cell | {"direct": direct}, Path()).strongest_r2, trial(cell, Path()).strongest_r2) == (0.75, 0.5)
+    assert trial(cell | {"direct": direct}, Path()).attack == "itself"
     assert Cell(mechanism="noise", setting=0.5, seed=0).name == "noise-0.5-0"

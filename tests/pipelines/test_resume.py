@@ -1,4 +1,4 @@
-"""`--resume`: an interrupted run goes on from its last checkpoint and ends as if nothing had been."""
+"""Tests of `--resume`: an interrupted run continues from its last checkpoint and ends like an uninterrupted run."""
 
 import json
 import re
@@ -47,16 +47,16 @@ def started(
     return start
 
 
-def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """The weights that a run hands out, and its metrics without times and faults."""
+def weights_and_metrics(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The exported weights of a run, and its metrics without times and recoveries."""
     program = torch.export.load(folder / "privatizer.pt2").state_dict
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "recovery/"))} for row in rows if "utility/loss" in row]
-    return dict(program), kept
+    metrics = [{k: v for k, v in row.items() if not k.startswith(("time/", "recovery/"))} for row in rows if "utility/loss" in row]
+    return dict(program), metrics
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
     flags = ["--cache-dir", cache_dir, "--output", folder / "out", "--runtime.backend", "local"]
     flags += ["--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}"]
@@ -67,7 +67,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize("backend", ["local", "ray"])
-def test_a_run_whose_driver_was_killed_ends_like_the_unbroken_one(backend, started, job, unbroken, tmp_path, mlflow_uri):
+def test_resume_of_killed_run_matches_uninterrupted_run(backend, started, job, uninterrupted, tmp_path, mlflow_uri):
     killed = started("--runtime.backend", backend)
     kill_alone(killed)
     before = json.loads((tmp_path / "out" / "config.json").read_text())["run_id"]
@@ -75,19 +75,19 @@ def test_a_run_whose_driver_was_killed_ends_like_the_unbroken_one(backend, start
     status, out, err = job("--resume", tmp_path / "out")
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["run_id"] == before
-    weights, rows = end_of(tmp_path / "out")
-    expected, expected_rows = end_of(unbroken)
+    weights, rows = weights_and_metrics(tmp_path / "out")
+    expected, expected_rows = weights_and_metrics(uninterrupted)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert rows == expected_rows, "each round stands once, with the numbers of the unbroken run"
+    assert rows == expected_rows, "each round must be logged once, with the numbers of the uninterrupted run"
     client = mlflow.MlflowClient(mlflow_uri)
     assert client.get_run(before).info.status == "FINISHED"
     assert [run.info.run_id for run in client.search_runs(["1"])] == [before]
 
 
 @pytest.mark.parametrize(("backend", "sent", "status"), [("local", signal.SIGTERM, 143), ("ray", signal.SIGINT, 130)])
-def test_a_run_that_is_stopped_writes_a_checkpoint_first_and_goes_on_from_there(
-    backend, sent, status, started, job, unbroken, tmp_path, mlflow_uri
+def test_resume_of_stopped_run_continues_from_last_checkpoint(
+    backend, sent, status, started, job, uninterrupted, tmp_path, mlflow_uri
 ):
     stopped = started("--runtime.backend", backend, "--recovery.checkpoint-every", "7")
     stopped.send_signal(sent)
@@ -100,42 +100,42 @@ def test_a_run_that_is_stopped_writes_a_checkpoint_first_and_goes_on_from_there(
     assert client.get_run(run_id).info.status == "KILLED"
     played = [json.loads(line)["round"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     newest = max(int(re.findall(r"\d+", path.name)[0]) for path in (tmp_path / "out" / "checkpoints").glob("*.ckpt"))
-    assert newest == max(played) + 1, "nothing that was played is lost"
+    assert newest == max(played) + 1, "rounds that were played are lost"
     status, _, err = job("--resume", tmp_path / "out", "--runtime.backend", "local")
     assert status == 0, err
-    weights, rows = end_of(tmp_path / "out")
-    expected, expected_rows = end_of(unbroken)
+    weights, rows = weights_and_metrics(tmp_path / "out")
+    expected, expected_rows = weights_and_metrics(uninterrupted)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert rows == expected_rows
 
 
-def test_a_finished_run_and_other_settings_are_refused(unbroken, job, tmp_path):
-    for arguments, said in (
-        (["--resume", unbroken], r"has come to its end: there is nothing to resume"),
+def test_resume_finished_run_or_other_settings_exits_2(uninterrupted, job, tmp_path):
+    for arguments, message in (
+        (["--resume", uninterrupted], r"has come to its end: there is nothing to resume"),
         (["--resume", tmp_path], r"has no config\.json: give the output folder of a run"),
     ):
         status, _, err = job(*arguments)
         assert status == 2
         assert re.fullmatch(r"error: [^\n]+\n", err), err
-        assert re.search(said, err)
-    begun = tmp_path / "begun"
-    begun.mkdir()
-    (begun / "config.json").write_text((unbroken / "config.json").read_text())
-    sign(begun / "config.json")
-    for flag, value, said in (
+        assert re.search(message, err)
+    started_run = tmp_path / "begun"
+    started_run.mkdir()
+    (started_run / "config.json").write_text((uninterrupted / "config.json").read_text())
+    sign(started_run / "config.json")
+    for flag, value, message in (
         ("--k", "9", r"--k is 9, but the run in .* was started with 16"),
         ("--game.schedule", "stale1", "--game.schedule"),
     ):
-        status, _, err = job("--resume", begun, flag, value)
+        status, _, err = job("--resume", started_run, flag, value)
         assert status == 2
-        assert re.search(said, err), err
+        assert re.search(message, err), err
 
 
-def test_a_run_goes_on_for_more_epochs_than_it_was_begun_with(started, job, tmp_path):
+def test_resume_with_more_epochs_continues(started, job, tmp_path):
     stopped = started("--runtime.backend", "local")
     stopped.send_signal(signal.SIGTERM)
     stopped.communicate(timeout=HANG_S)
     status, _, err = job("--resume", tmp_path / "out", "--epochs", "14")
     assert status == 0, err
-    rows = end_of(tmp_path / "out")[1]
+    rows = weights_and_metrics(tmp_path / "out")[1]
     assert [row["round"] for row in rows] == list(range(14 * 4))

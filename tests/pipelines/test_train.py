@@ -1,4 +1,4 @@
-"""`jobs/train_celeba.py` as a user runs it: what it leaves behind, how it fails, how it stops."""
+"""Tests of `jobs/train_celeba.py`: its output, its errors, and how it stops."""
 
 import json
 import re
@@ -33,8 +33,8 @@ def run(arguments: Sequence[str | Path], *, cwd: Path) -> subprocess.CompletedPr
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the runs of one module's tests live: a tracking store, and output folders beside it."""
+class Workspace:
+    """Folder of the runs of this module's tests, with a tracking store."""
 
     folder: Path
     uri: str
@@ -46,10 +46,10 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_template: Path) -> Place:
+def workspace(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_template: Path) -> Workspace:
     folder = tmp_path_factory.mktemp("job")
     shutil.copy(mlflow_template, folder / "mlflow.db")
-    return Place(folder, f"sqlite:///{folder / 'mlflow.db'}", cache_dir)
+    return Workspace(folder, f"sqlite:///{folder / 'mlflow.db'}", cache_dir)
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,13 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    ran: subprocess.CompletedProcess[str]
+    process: subprocess.CompletedProcess[str]
     output: Path
-    place: Place
+    workspace: Workspace
 
     @property
     def summary(self) -> dict:
-        return json.loads(self.ran.stdout.splitlines()[-1])
+        return json.loads(self.process.stdout.splitlines()[-1])
 
     @property
     def report(self) -> dict:
@@ -79,15 +79,15 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(place: Place) -> Finished:
+def finished(workspace: Workspace) -> Finished:
     """The smoke preset for one epoch in one process."""
-    output = place.folder / "smoke"
-    options = ["--epochs", "1", "--runtime.backend", "local", "--output", output, *place.common]
-    return Finished(run(["smoke", *options], cwd=place.folder), output, place)
+    output = workspace.folder / "smoke"
+    options = ["--epochs", "1", "--runtime.backend", "local", "--output", output, *workspace.common]
+    return Finished(run(["smoke", *options], cwd=workspace.folder), output, workspace)
 
 
-def test_a_run_ends_with_status_0_and_a_line_of_json_that_sums_it_up(finished):
-    assert finished.ran.returncode == 0, finished.ran.stderr
+def test_train_exits_0_with_json_summary(finished):
+    assert finished.process.returncode == 0, finished.process.stderr
     summary = finished.summary
     assert {"run_id", "output", "accuracy", "strongest", "seconds"} <= summary.keys()
     assert summary["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
@@ -95,17 +95,17 @@ def test_a_run_ends_with_status_0_and_a_line_of_json_that_sums_it_up(finished):
     assert 0 <= summary["accuracy"] <= 1
     assert summary["strongest"]["low"] <= summary["strongest"]["r2"] <= summary["strongest"]["high"] <= 1
     assert summary["seconds"] > 0
-    assert len(finished.ran.stdout.splitlines()) == 1
+    assert len(finished.process.stdout.splitlines()) == 1
 
 
-def test_a_run_says_on_standard_error_how_it_gets_on_and_nothing_else(finished):
+def test_train_logs_only_progress_to_stderr(finished):
     attacked = r"attack \d+/\d+: \w+ \((leaked|fresh|labels)( \d+ %)?\), tuning R2 -?\d\.\d+, \d+ s$"
     accuracies = r"accuracy \d\.\d+, majority accuracy \d\.\d+, balanced accuracy \d\.\d+$"
-    known = re.compile(rf"round \d+/5, |{attacked}|{accuracies}|warning: ")
-    assert [line for line in finished.ran.stderr.splitlines() if not known.match(line)] == []
+    expected = re.compile(rf"round \d+/5, |{attacked}|{accuracies}|warning: ")
+    assert [line for line in finished.process.stderr.splitlines() if not expected.match(line)] == []
 
 
-def test_a_run_leaves_its_configuration_metrics_models_and_report(finished):
+def test_train_writes_config_metrics_models_and_report(finished):
     files = {str(path.relative_to(finished.output)) for path in finished.output.rglob("*") if path.is_file()}
     expected = {"config.json", "metrics.jsonl", "privatizer.pt2", "utility_head.pt2", "report/report.json", "report/report.html"}
     assert files >= expected
@@ -117,24 +117,24 @@ def test_a_run_leaves_its_configuration_metrics_models_and_report(finished):
             assert min(picture.size) > 100
 
 
-def test_the_configuration_left_behind_names_the_store_and_makes_the_same_run(finished):
+def test_train_config_names_store_and_reproduces_run(finished):
     values = json.loads((finished.output / "config.json").read_text())
     store = Path(values.pop("store"))
     assert values.pop("run_id") == finished.summary["run_id"]
     assert sorted(path.name for path in store.glob("*.arrow")) == ["test.arrow", "train.arrow", "val.arrow"]
-    assert store.parent == finished.place.cache
+    assert store.parent == finished.workspace.cache
     config = from_json(values)
     assert (config.preset, config.epochs, config.output) == ("smoke", 1, finished.output)
 
 
-def test_the_report_says_what_the_networks_cost_their_users(finished):
+def test_train_report_has_costs_of_networks(finished):
     cost = finished.report["cost"]
     assert cost["utility_head"]["multiply_adds"] < cost["privatizer"]["multiply_adds"]
     page = (finished.output / "report" / "report.html").read_text()
     assert f"costs the client {cost['privatizer']['multiply_adds']:,} multiply-adds" in page
 
 
-def test_the_report_says_what_the_last_line_says(finished):
+def test_train_report_matches_summary(finished):
     report, summary = finished.report, finished.summary
     strongest = report["privacy"]["strongest"]
     assert strongest.keys() >= {"attack", "variant", "r2", "low", "high"}
@@ -155,7 +155,7 @@ def test_the_report_says_what_the_last_line_says(finished):
     assert all(attack["mse_255"] > 0 for attack in report["attacks"])
 
 
-def test_metrics_are_in_the_file_by_round_and_all_are_in_the_dictionary(finished):
+def test_train_metrics_are_documented_and_per_round(finished):
     lines = [json.loads(line) for line in (finished.output / "metrics.jsonl").read_text().splitlines()]
     assert sorted({line["round"] for line in lines}) == [0, 1, 2, 3, 4]
     names = {name for line in lines for name in line} - {"round"}
@@ -164,7 +164,7 @@ def test_metrics_are_in_the_file_by_round_and_all_are_in_the_dictionary(finished
 
 
 def undocumented(names: set[str]) -> set[str]:
-    patterns = [re.sub("<name>", "[^/]+", known) for known in DICTIONARY]
+    patterns = [re.sub("<name>", "[^/]+", name_) for name_ in DICTIONARY]
     return {name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)}
 
 
@@ -194,24 +194,24 @@ print(json.dumps({
 """
 
 
-def test_anybody_can_use_the_exported_models_without_this_package_and_finds_the_accuracy_reported(finished, tmp_path):
+def test_exported_models_without_package_have_reported_accuracy(finished, tmp_path):
     store = json.loads((finished.output / "config.json").read_text())["store"]
     command = [sys.executable, "-W", "ignore", "-c", STRANGER, str(finished.output), store]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert found["ours"] == []
-    num_labels = len(found["shapes"]["1"][3]) and found["shapes"]["1"][3][1]
-    sizes = [int(size) for size in found["shapes"]]
-    assert found["shapes"] == {str(n): ["torch.uint8", [n, 16], "torch.float32", [n, num_labels]] for n in sizes}
-    assert found["apart"] < 1e-4, "a picture's code must not depend on its company"
-    assert found["accuracy"] == pytest.approx(finished.report["utility"]["accuracy"], abs=2e-3)
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    values = json.loads(process.stdout)
+    assert values["ours"] == []
+    num_labels = len(values["shapes"]["1"][3]) and values["shapes"]["1"][3][1]
+    sizes = [int(size) for size in values["shapes"]]
+    assert values["shapes"] == {str(n): ["torch.uint8", [n, 16], "torch.float32", [n, num_labels]] for n in sizes}
+    assert values["apart"] < 1e-4, "a picture's code must not depend on the other pictures in its batch"
+    assert values["accuracy"] == pytest.approx(finished.report["utility"]["accuracy"], abs=2e-3)
 
 
-def test_mlflow_has_the_run_with_its_numbers_its_data_and_its_models(finished):
+def test_train_logs_metrics_data_and_models_to_mlflow(finished):
     import mlflow
 
-    client = mlflow.MlflowClient(finished.place.uri)
+    client = mlflow.MlflowClient(finished.workspace.uri)
     run = client.get_run(finished.summary["run_id"])
     assert run.info.status == "FINISHED"
     assert 5 < len(run.data.params) < 20
@@ -227,11 +227,11 @@ def test_mlflow_has_the_run_with_its_numbers_its_data_and_its_models(finished):
     assert {"config.json", "report", "images"} <= artifacts
     assert any(artifact.path.endswith(".png") for artifact in client.list_artifacts(run.info.run_id, "images"))
     models = client.search_logged_models([run.info.experiment_id])
-    mine = {model.name: model for model in models if model.source_run_id == run.info.run_id}
-    assert mine.keys() == {"privatizer", "utility_head"}
-    mlflow.set_tracking_uri(finished.place.uri)
+    own_models = {model.name: model for model in models if model.source_run_id == run.info.run_id}
+    assert own_models.keys() == {"privatizer", "utility_head"}
+    mlflow.set_tracking_uri(finished.workspace.uri)
     try:
-        signatures = {name: mlflow.models.get_model_info(model.model_uri).signature for name, model in mine.items()}
+        signatures = {name: mlflow.models.get_model_info(model.model_uri).signature for name, model in own_models.items()}
     finally:
         mlflow.set_tracking_uri(None)
     assert [(str(i.type), i.shape) for i in signatures["privatizer"].inputs] == [("uint8", (-1, 3, 32, 32))]
@@ -239,23 +239,33 @@ def test_mlflow_has_the_run_with_its_numbers_its_data_and_its_models(finished):
     assert [(str(i.type), i.shape) for i in signatures["utility_head"].inputs] == [("float32", (-1, 16))]
 
 
-def test_an_output_folder_that_holds_a_run_is_left_as_it_is(finished):
+def test_train_used_output_folder_is_unchanged(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
-    ran = run(["smoke", "--output", finished.output, *finished.place.common], cwd=finished.place.folder)
-    assert ran.returncode == 2
-    assert re.fullmatch(rf"error: output folder {re.escape(str(finished.output))} already holds a run.*\n", ran.stderr)
+    process = run(["smoke", "--output", finished.output, *finished.workspace.common], cwd=finished.workspace.folder)
+    assert process.returncode == 2
+    assert re.fullmatch(rf"error: output folder {re.escape(str(finished.output))} already holds a run.*\n", process.stderr)
     assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")} == before
 
 
-def test_pictures_that_cannot_be_decoded_are_left_out_on_demand_and_counted(place, layout, tmp_path):
+def test_train_skip_corrupt_leaves_out_and_counts_pictures(workspace, layout, tmp_path):
     spoilt = shutil.copytree(layout, tmp_path / "celeba")
     truncate(spoilt)
     options = ["--batch-size", "16", "--epochs", "1", "--attacks.names", "ridge", "--tracking.no-log-models"]
-    options += ["--data.image-size", "16", "--privacy-weight", "0", "--tracking.uri", place.uri, "--data.labels", "Smiling", "Male"]
-    ran = run(["smoke", "--data-dir", spoilt, "--skip-corrupt", "--output", tmp_path / "out", *options], cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert re.search(rf"^1 of 60 pictures skipped.*{LAST_PICTURE}", ran.stderr, flags=re.MULTILINE)
-    assert json.loads(ran.stdout)["strongest"]["attack"] == "ridge"
+    options += [
+        "--data.image-size",
+        "16",
+        "--privacy-weight",
+        "0",
+        "--tracking.uri",
+        workspace.uri,
+        "--data.labels",
+        "Smiling",
+        "Male",
+    ]
+    process = run(["smoke", "--data-dir", spoilt, "--skip-corrupt", "--output", tmp_path / "out", *options], cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert re.search(rf"^1 of 60 pictures skipped.*{LAST_PICTURE}", process.stderr, flags=re.MULTILINE)
+    assert json.loads(process.stdout)["strongest"]["attack"] == "ridge"
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
@@ -285,7 +295,7 @@ def damage_store(folder: Path) -> None:
 class Failure:
     arguments: Sequence[str]
     """`{data}` is a fresh copy of the layout."""
-    said: str
+    message: str
     spoil: Callable[[Path], object] = lambda folder: None
 
 
@@ -328,25 +338,27 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_bad_input_ends_with_status_2_and_one_line_that_names_it_and_leaves_no_folder(case, place, layout, tmp_path, in_process):
+def test_train_bad_input_exits_2_with_one_line_and_no_folder(case, workspace, layout, tmp_path, in_process):
     failure = FAILURES[case]
     data = shutil.copytree(layout, tmp_path / "celeba")
     failure.spoil(data)
     arguments = [argument.format(data=data) for argument in failure.arguments]
     common = ["--output", str(tmp_path / "out")]
     if "--data-dir" not in arguments:
-        common += ["--cache-dir", str(place.cache)]
+        common += ["--cache-dir", str(workspace.cache)]
     if "--tracking.uri" not in arguments:
-        common += ["--tracking.uri", place.uri]
-    if {"ray", "missing folder"} & {case, *arguments}:  # Ray is started; and once to see that nothing else is said
-        ran = run([*arguments, *common], cwd=tmp_path)
-        slow = "waiting for nodes that fetch or prepare the data\n"  # said on a machine where an actor takes half a minute to start
-        status, out, err = ran.returncode, ran.stdout, ran.stderr.replace(slow, "")
+        common += ["--tracking.uri", workspace.uri]
+    if {"ray", "missing folder"} & {case, *arguments}:  # Ray is started; one more case checks that nothing else is printed
+        process = run([*arguments, *common], cwd=tmp_path)
+        slow = (
+            "waiting for nodes that fetch or prepare the data\n"  # printed on a machine where an actor takes half a minute to start
+        )
+        status, out, err = process.returncode, process.stdout, process.stderr.replace(slow, "")
     else:
         status, out, err = in_process(Path(JOB[-1]), *arguments, *common)
     assert status == 2, err
     assert re.fullmatch(r"error: [^\n]+\n", err), err
-    assert re.search(failure.said, err), err
+    assert re.search(failure.message, err), err
     assert len(err) < 1000
     assert out == ""
     assert not (tmp_path / "out").exists()
@@ -356,12 +368,14 @@ def test_bad_input_ends_with_status_2_and_one_line_that_names_it_and_leaves_no_f
 
 
 @pytest.fixture
-def started(begin: Callable[..., subprocess.Popen[str]], place: Place, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start a job of very many epochs and wait until it plays."""
+def started(
+    begin: Callable[..., subprocess.Popen[str]], workspace: Workspace, tmp_path: Path
+) -> Callable[..., subprocess.Popen[str]]:
+    """Start a job with very many epochs, and wait until it plays."""
     metrics = tmp_path / "out" / "metrics.jsonl"
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        command = [*JOB, "smoke", "--epochs", "10000", "--output", str(tmp_path / "out"), *place.common, *arguments]
+        command = [*JOB, "smoke", "--epochs", "10000", "--output", str(tmp_path / "out"), *workspace.common, *arguments]
         return begin(command, lambda: metrics.exists() and metrics.stat().st_size, "the job does not play")
 
     return start
@@ -370,7 +384,7 @@ def started(begin: Callable[..., subprocess.Popen[str]], place: Place, tmp_path:
 @pytest.mark.parametrize(
     ("backend", "sent", "status"), [("local", signal.SIGTERM, 143), ("local", signal.SIGINT, 130), ("ray", signal.SIGTERM, 143)]
 )
-def test_a_job_that_is_stopped_says_so_by_its_status_and_marks_its_run_as_killed(started, place, backend, sent, status):
+def test_train_stopped_by_signal_marks_run_killed(started, workspace, backend, sent, status):
     import mlflow
 
     job = started("--runtime.backend", backend, "--privacy-weight", "0", "--tracking.run-name", f"{backend} {status}")
@@ -380,10 +394,10 @@ def test_a_job_that_is_stopped_says_so_by_its_status_and_marks_its_run_as_killed
     assert job.returncode == status, stderr
     assert "Traceback" not in stderr
     assert stdout == ""
-    client = mlflow.MlflowClient(place.uri)
+    client = mlflow.MlflowClient(workspace.uri)
     experiment = client.get_experiment_by_name("cpgan")
     (stopped,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{backend} {status}'")
     assert stopped.info.status == "KILLED"
-    assert "utility/loss" in stopped.data.metrics, "what was measured before is kept"
+    assert "utility/loss" in stopped.data.metrics, "earlier metrics must be kept"
     _, alive = psutil.wait_procs(processes, timeout=GONE_S)
     assert alive == []

@@ -1,4 +1,4 @@
-"""Searches: what is proposed, what a search leaves behind, and that nothing finished is lost when it ends early."""
+"""Tests of searches: proposals, output, and that finished trials are kept when a search ends early."""
 
 import json
 import re
@@ -50,54 +50,56 @@ def job_over(*over: str, config: Config | None = None, **fields: Any) -> SearchJ
     return SearchJob(search_space=over, config=config or Config(), **fields)
 
 
-def asked(proposed: Proposals) -> list[dict[str, Any]]:
-    """All specs, when nobody answers."""
+def all_specs(proposed: Proposals) -> list[dict[str, Any]]:
+    """All specs, if no result is ever reported."""
     specs = []
     while (spec := proposed.suggest(f"trial {len(specs)}")) != Searcher.FINISHED:
         specs.append(spec)
     return specs
 
 
-def made(job: SearchJob) -> tuple[Proposals, int]:
+def proposals_of(job: SearchJob) -> tuple[Proposals, int]:
     return proposals(job, dimensions(job.search_space, job.config, grid=job.searcher == "grid"))
 
 
 @pytest.mark.parametrize("searcher", ["grid", "random", "tpe", "nsga2"])
-def test_every_setting_is_proposed_under_every_seed_the_control_first(searcher):
+def test_proposals_cover_all_settings_and_seeds_control_first(searcher):
     job = job_over("k=8,16", "privacy_weight=1,2", searcher=searcher, num_samples=4, seeds=3, config=Config(seed=5))
-    proposed, total = made(job)
-    specs = asked(proposed)
+    proposed, total = proposals_of(job)
+    specs = all_specs(proposed)
     assert len(specs) == total == 15
     assert [s["control"] for s in specs] == [True] * 3 + [False] * 12
     assert all(s["setting"] == {"privacy_weight": 0.0} for s in specs[:3])
     for start in range(0, 15, 3):
-        some = specs[start : start + 3]
-        assert [s["seed"] % 3 for s in some] == [2, 0, 1]
-        assert len({json.dumps(s["setting"]) for s in some}) == 1
-    assert len({json.dumps([s["setting"], s["seed"]]) for s in specs}) == 15, "no training is made twice"
+        group = specs[start : start + 3]
+        assert [s["seed"] % 3 for s in group] == [2, 0, 1]
+        assert len({json.dumps(s["setting"]) for s in group}) == 1
+    assert len({json.dumps([s["setting"], s["seed"]]) for s in specs}) == 15, "no training is proposed twice"
     settings = [s["setting"] for s in specs[3::3]]
     assert all(s["k"] in (8, 16) and s["privacy_weight"] in (1, 2) for s in settings)
     if searcher == "grid":
         assert settings == [{"k": k, "privacy_weight": w} for k in (8, 16) for w in (1, 2)]
 
 
-def test_a_setting_that_is_proposed_again_gets_other_seeds():
+def test_proposals_repeated_setting_gets_new_seeds():
     job = job_over("k=8,8,16", searcher="grid", seeds=2, control=False)
-    specs = [(s["setting"]["k"], s["seed"]) for s in asked(made(job)[0])]
+    specs = [(s["setting"]["k"], s["seed"]) for s in all_specs(proposals_of(job)[0])]
     assert specs == [(8, 0), (8, 1), (8, 2), (8, 3), (16, 0), (16, 1)]
 
 
-def test_the_seed_decides_what_chance_proposes():
+def test_proposals_random_depend_only_on_seed():
     def settings(seed: int) -> list[dict[str, Any]]:
-        return asked(made(job_over("k", "privacy_weight", searcher="random", num_samples=5, config=Config(seed=seed)))[0])
+        return all_specs(
+            proposals_of(job_over("k", "privacy_weight", searcher="random", num_samples=5, config=Config(seed=seed)))[0]
+        )
 
     assert settings(0) == settings(0)
     assert [s["setting"] for s in settings(0)] != [s["setting"] for s in settings(1)]
 
 
-def test_optuna_hears_the_mean_over_the_seeds_and_that_a_setting_failed_or_was_stopped():
+def test_proposals_report_mean_over_seeds_to_optuna():
     job = job_over("k", "privacy_weight", num_samples=3, seeds=2, control=False)
-    proposed, _ = made(job)
+    proposed, _ = proposals_of(job)
     assert proposed.sampler is not None
     for i in range(6):
         assert proposed.suggest(f"trial {i}") != Searcher.FINISHED
@@ -114,8 +116,8 @@ def test_optuna_hears_the_mean_over_the_seeds_and_that_a_setting_failed_or_was_s
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
 
 
-def test_one_seed_that_ended_well_speaks_for_its_setting():
-    proposed, _ = made(job_over("k", num_samples=1, seeds=2, control=False))
+def test_proposals_one_successful_seed_counts_for_setting():
+    proposed, _ = proposals_of(job_over("k", num_samples=1, seeds=2, control=False))
     for i in range(2):
         proposed.suggest(f"trial {i}")
     proposed.on_trial_complete("trial 0", None, error=True)
@@ -125,22 +127,22 @@ def test_one_seed_that_ended_well_speaks_for_its_setting():
 
 
 @pytest.mark.parametrize("searcher", ["grid", "tpe"])
-def test_proposals_go_on_where_they_were_saved(searcher, tmp_path):
+def test_proposals_restored_continue_where_saved(searcher, tmp_path):
     job = job_over("k=8,16,32", searcher=searcher, num_samples=3, seeds=2)
-    proposed, _ = made(job)
+    proposed, _ = proposals_of(job)
     first = [proposed.suggest(f"trial {i}") for i in range(3)]
     proposed.save(str(tmp_path / "state"))
     rest = [proposed.suggest(f"trial {i}") for i in range(3, 9)]
-    again, _ = made(job)
+    again, _ = proposals_of(job)
     again.restore(str(tmp_path / "state"))
     assert [again.suggest(f"trial {i}") for i in range(3, 9)] == rest
     assert first[0] != rest[0]
 
 
-def test_tpe_moves_towards_what_is_better_on_both_objectives():
+def test_tpe_approaches_better_settings():
     job = job_over("privacy_weight", num_samples=40, control=False)
-    found = dimensions(job.search_space, job.config, grid=False)
-    sampler = optuna_sampler(job, found)
+    space = dimensions(job.search_space, job.config, grid=False)
+    sampler = optuna_sampler(job, space)
     weights = []
     for i in range(40):
         weight = sampler.suggest(f"{i}")["privacy_weight"]  # pyright: ignore[reportOptionalSubscript]
@@ -153,7 +155,7 @@ def test_tpe_moves_towards_what_is_better_on_both_objectives():
 # -------------------------------------------------------------------------------------------------------------- resources
 
 
-def test_trials_share_the_cores_that_a_cluster_has(tiny):
+def test_trial_sizes_share_cores_of_cluster(tiny):
     job = job_over("k", config=tiny("ridge", "rbf"))
     players = override(job.config, {"runtime.backend": "ray"})
     job = job_over("k", config=players)
@@ -170,7 +172,7 @@ def test_trials_share_the_cores_that_a_cluster_has(tiny):
     assert concurrency(job_over("k", config=players, max_concurrent=3), many["defended"], {"CPU": 16.0}) == 3
 
 
-def test_gpus_limit_how_many_trials_run_at_once(tiny):
+def test_concurrency_is_limited_by_gpus(tiny):
     config = override(
         tiny("ridge", "rbf"), {"runtime.backend": "ray", "runtime.privatizer_gpus": 0.5, "runtime.adversary_gpus": 0.25}
     )
@@ -180,13 +182,13 @@ def test_gpus_limit_how_many_trials_run_at_once(tiny):
     assert concurrency(job, sizes["defended"], cluster) == 4
 
 
-def test_a_trial_that_cannot_fit_is_refused_with_the_numbers(tiny):
+def test_trial_sizes_too_large_for_cluster_raises_with_numbers(tiny):
     config = override(tiny("ridge", "rbf"), {"runtime.backend": "ray", "runtime.adversary_cpus": 4.0})
     with pytest.raises(InputError, match=r"3 actors need 8\.\d* CPUs, the cluster has 2|3 actors need 9 CPUs"):
         trial_sizes(job_over("k", config=config), {"CPU": 2.0}, total=9)
 
 
-def test_attacks_are_tasks_only_where_a_bundle_has_room_for_them(tiny, tmp_path):
+def test_trial_config_attacks_are_tasks_only_if_they_fit(tiny, tmp_path):
     job = job_over("k", config=tiny("ridge"))
     spec = {"setting": {"k": 5}, "seed": 3, "control": False}
     small = trial_config(job, spec, tmp_path, [{"CPU": 0.5}, {"CPU": 0.5}])
@@ -199,7 +201,7 @@ def test_attacks_are_tasks_only_where_a_bundle_has_room_for_them(tiny, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("over", "said"),
+    ("over", "message"),
     [
         (("privatizer.family=conv,celeba_multi", "k=8..256"), "over privatizer.family=celeba_multi k=9: k is 9; the two sub-nets"),
         (("privatizer.bottleneck",), "over privatizer.bottleneck=False: k is .*, but without a bottleneck the code is the"),
@@ -208,14 +210,14 @@ def test_attacks_are_tasks_only_where_a_bundle_has_room_for_them(tiny, tmp_path)
         (("privatizer.family=whitened",), "'whitened' needs as many training samples as each has values, 768; there are"),
     ],
 )
-def test_networks_that_do_not_go_with_the_data_are_refused_before_a_search_begins(over, said, tiny):
+def test_ensure_buildable_unsuitable_networks_raise(over, message, tiny):
     config = tiny("rbf", "decoder")
     job = job_over(*over, config=config)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         ensure_buildable(job, dimensions(job.search_space, config, grid=False), load(config))
 
 
-def test_an_adversary_that_is_not_for_such_codes_is_refused_and_none_plays_against_the_control():
+def test_ensure_buildable_unsuitable_adversary_raises_except_control():
     series: Any = SimpleNamespace(image_shape=(128, 1, 9), train=range(100))
     config = override(preset("har"), {"k": 6})
     with pytest.raises(InputError, match="k is 6 and the input 128x1x9; the series network folds"):
@@ -225,18 +227,18 @@ def test_an_adversary_that_is_not_for_such_codes_is_refused_and_none_plays_again
         build(override(config, {"privacy_weight": 0.0, "privatizer.family": "celeba_multi"}), series, outputs=6)
 
 
-def test_what_is_searched_by_its_name_alone_can_be_built(tiny):
+def test_ensure_buildable_accepts_default_ranges(tiny):
     config = tiny("rbf", "decoder")
     job = job_over("privatizer.family", "utility.family", "adversaries.decoder.architecture", "k=5,8", config=config)
     ensure_buildable(job, dimensions(job.search_space, config, grid=False), load(config))
 
 
-def test_a_control_that_cannot_be_built_is_refused_where_there_is_one(tiny):
+def test_ensure_buildable_unbuildable_control_raises_if_trained(tiny):
     config = tiny("rbf", changes={"privatizer.family": "celeba_multi", "k": 5})
-    found = dimensions(("k=4,6",), config, grid=False)
-    ensure_buildable(job_over("k=4,6", config=config, control=False), found, load(config))
+    space = dimensions(("k=4,6",), config, grid=False)
+    ensure_buildable(job_over("k=4,6", config=config, control=False), space, load(config))
     with pytest.raises(InputError, match="^k is 5; the two sub-nets"):
-        ensure_buildable(job_over("k=4,6", config=config), found, load(config))
+        ensure_buildable(job_over("k=4,6", config=config), space, load(config))
 
 
 # --------------------------------------------------------------------------------------------------------- a whole search
@@ -276,11 +278,11 @@ def searched(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, mlfl
     config = Config(**{**vars(config), "adversaries": {"rbf": config.adversaries["rbf"]}})
     over = ("privatizer.learning_rate=5e-3,1e30", "k=4")
     job = SearchJob(search_space=over, searcher="grid", num_seeds=2, max_r2=0.9, config=config)
-    found = search(job)
-    return Searched(folder / "out", uri, job, found.summary, found.text)
+    result = search(job)
+    return Searched(folder / "out", uri, job, result.summary, result.text)
 
 
-def test_a_search_says_how_its_trials_ended(searched):
+def test_search_summary_counts_trial_states(searched):
     assert searched.summary["trials"] == {"finished": 4, "stopped": 0, "failed": 2}
     assert searched.summary["output"] == str(searched.folder)
     failed = [t for t in searched.frontier["trials"] if t["state"] == "failed"]
@@ -291,13 +293,13 @@ def test_a_search_says_how_its_trials_ended(searched):
     assert "failed: privatizer.learning_rate=1e+30 k=4 seed=0: FloatingPointError" in searched.text
 
 
-def test_failed_trials_were_tried_again(searched):
+def test_search_retries_failed_trials(searched):
     attempts = [run for run in searched.children if run.info.status == "FAILED"]
     names = sorted(run.data.tags["search.trial"] for run in attempts)
     assert names == [f"privatizer.learning_rate=1e+30 k=4 seed={seed}" for seed in (0, 0, 1, 1)]
 
 
-def test_the_front_has_the_mean_over_the_seeds_with_its_interval(searched):
+def test_search_front_has_mean_over_seeds_with_interval(searched):
     finished = [t for t in searched.frontier["trials"] if t["state"] == "finished"]
     assert len(finished) == 2
     (point,) = searched.frontier["front"]
@@ -308,7 +310,7 @@ def test_the_front_has_the_mean_over_the_seeds_with_its_interval(searched):
     assert all(t["on_front"] for t in finished)
 
 
-def test_the_control_stands_beside_the_front_and_played_against_nobody(searched):
+def test_search_control_is_separate_and_has_no_adversaries(searched):
     controls = searched.frontier["control"]
     assert [c["state"] for c in controls] == ["finished", "finished"]
     rows = (Path(controls[0]["output"]) / "metrics.jsonl").read_text().splitlines()
@@ -316,7 +318,7 @@ def test_the_control_stands_beside_the_front_and_played_against_nobody(searched)
     assert not {c["name"] for c in controls} & {t["name"] for t in searched.frontier["trials"]}
 
 
-def test_every_trial_leaves_a_runs_folder_whose_numbers_are_those_of_the_front(searched):
+def test_search_trial_folders_match_front(searched):
     for trial in searched.frontier["trials"] + searched.frontier["control"]:
         if trial["state"] == "finished":
             report = json.loads((Path(trial["output"]) / "report" / "report.json").read_text())
@@ -327,7 +329,7 @@ def test_every_trial_leaves_a_runs_folder_whose_numbers_are_those_of_the_front(s
             assert (Path(trial["output"]) / "privatizer.pt2").is_file()
 
 
-def test_mlflow_has_a_flat_child_per_trial_with_few_comparable_parameters(searched):
+def test_search_logs_one_child_run_per_trial(searched):
     client = mlflow.MlflowClient(searched.uri)
     parent = client.get_run(searched.summary["run_id"])
     assert parent.info.status == "FINISHED"
@@ -355,7 +357,7 @@ def test_mlflow_has_a_flat_child_per_trial_with_few_comparable_parameters(search
     assert {run.info.status for run in searched.children} == {"FINISHED", "FAILED"}
 
 
-def test_the_recommendation_is_the_exact_command_that_trains_it(searched):
+def test_search_recommendation_has_exact_command(searched):
     best = searched.summary["recommended"]
     assert best == searched.frontier["recommended"]
     assert best["command"].startswith("python jobs/train_celeba.py tiny ")
@@ -363,21 +365,21 @@ def test_the_recommendation_is_the_exact_command_that_trains_it(searched):
     assert best["command"] in searched.text
 
 
-def test_the_figure_and_the_table_of_a_search_can_be_looked_at(searched):
+def test_search_writes_figure_and_table(searched):
     with Image.open(searched.folder / "frontier.png") as picture:
         assert min(picture.size) > 400
     assert len((searched.folder / "frontier.csv").read_text().splitlines()) == 1 + 6
 
 
-def test_a_folder_that_holds_a_search_is_left_as_it_is(searched):
+def test_search_used_output_folder_is_unchanged(searched):
     before = (searched.folder / SEARCH).read_bytes()
     with pytest.raises(InputError, match="already holds a search: continue it with --resume"):
         search(searched.job)
     assert (searched.folder / SEARCH).read_bytes() == before
 
 
-def test_a_trials_training_is_the_same_training_started_directly(searched, tiny_config, differing):
-    """The weights that a trial hands out are those of the game in one process."""
+def test_search_trial_weights_match_direct_training(searched, tiny_config, differing):
+    """The exported weights of a trial are those of the game in one process."""
     import torch
 
     from cpgan_ray.training.game import play_in_process
@@ -399,7 +401,7 @@ def test_a_trials_training_is_the_same_training_started_directly(searched, tiny_
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, mlflow_uri, tmp_path):
+def test_search_stops_hopeless_trials_early(tiny_config, mlflow_uri, tmp_path):
     changes = {"runtime.backend": "local", "epochs": 4, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, {**changes, "privatizer.lr_schedule": "constant", "privacy_weight": 0.01})
     config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
@@ -407,21 +409,21 @@ def test_hopeless_trials_are_stopped_early_on_quick_fresh_attacks(tiny_config, m
     job = SearchJob(
         search_space=(rates,), searcher="grid", scheduler="asha", max_concurrent=1, train_undefended=False, config=config
     )
-    found = search(job)
-    assert found.summary["trials"] == {"finished": 4, "stopped": 1, "failed": 0}
+    result = search(job)
+    assert result.summary["trials"] == {"finished": 4, "stopped": 1, "failed": 0}
     frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
     (stopped,) = [t for t in frontier["trials"] if t["state"] == "stopped"]
     assert stopped["utility.learning_rate"] == 1e-9
-    runs = {run.data.tags["search.trial"]: run for run in runs_below(mlflow_uri, found.summary["run_id"])}
+    runs = {run.data.tags["search.trial"]: run for run in runs_below(mlflow_uri, result.summary["run_id"])}
     run = runs[stopped["name"]]
     assert (run.data.tags["search.state"], run.data.tags["search.front"]) == ("stopped", "false")
     assert "privacy/quick_r2" in run.data.metrics
-    assert "privacy/strongest_r2" not in run.data.metrics, "it was stopped before its attacks"
+    assert "privacy/strongest_r2" not in run.data.metrics, "it must be stopped before its attacks"
     assert run.info.status in ("FINISHED", "KILLED"), "ended by the driver, or by its own process before"
 
 
 @pytest.mark.usefixtures("process_left_as_it_was")
-def test_who_listens_to_quick_attacks_finds_them_in_mlflow(tiny_config, mlflow_uri, tmp_path):
+def test_on_quick_attack_is_called_after_logging(tiny_config, mlflow_uri, tmp_path):
     """The scheduler may end a trial's process right after the callback."""
     changes = {"runtime.backend": "local", "epochs": 2, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, {**changes, "attacks.quick_every": 1, "privacy_weight": 0.0})
@@ -436,24 +438,24 @@ def test_who_listens_to_quick_attacks_finds_them_in_mlflow(tiny_config, mlflow_u
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_search_tracked_by_a_server_has_its_front_and_its_childrens_reports_there(tiny_config, mlflow_server, tmp_path):
+def test_search_on_mlflow_server_logs_front_and_reports(tiny_config, mlflow_server, tmp_path):
     uri = mlflow_server.start()
     changes = {"runtime.backend": "local", "epochs": 1, "tracking.uri": uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, changes)
     config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
-    found = search(SearchJob(search_space=("k=4,5",), searcher="grid", config=config))
-    assert found.summary["trials"]["finished"] == 3
+    result = search(SearchJob(search_space=("k=4,5",), searcher="grid", config=config))
+    assert result.summary["trials"]["finished"] == 3
     client = mlflow.MlflowClient(uri)
-    assert "frontier.json" in {a.path for a in client.list_artifacts(found.summary["run_id"])}
-    children = runs_below(uri, found.summary["run_id"])
+    assert "frontier.json" in {a.path for a in client.list_artifacts(result.summary["run_id"])}
+    children = runs_below(uri, result.summary["run_id"])
     assert [run.info.status for run in children] == ["FINISHED"] * 3
     for run in children:
         assert "report/report.json" in {a.path for a in client.list_artifacts(run.info.run_id, "report")}
-    trials = {t.name: t for t in read_trials(uri, found.summary["run_id"])}
-    for told in json.loads((tmp_path / "out" / "frontier.json").read_text())["trials"]:
-        mine = trials[told["name"]]
-        assert (mine.state, mine.control, mine.attack) == (told["state"], False, told["attack"])
-        assert (mine.accuracy, mine.strongest_r2) == pytest.approx((told["accuracy"], told["strongest_r2"]))
+    trials = {t.name: t for t in read_trials(uri, result.summary["run_id"])}
+    for row in json.loads((tmp_path / "out" / "frontier.json").read_text())["trials"]:
+        trial = trials[row["name"]]
+        assert (trial.state, trial.control, trial.attack) == (row["state"], False, row["attack"])
+        assert (trial.accuracy, trial.strongest_r2) == pytest.approx((row["accuracy"], row["strongest_r2"]))
 
 
 # ------------------------------------------------------------------------------------------------------- ended early
@@ -469,7 +471,7 @@ FLAGS += " --data.image-size 16 --batch-size 80 --privatizer.depth 2 --privatize
 def under_way(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, cache_dir: Path, mlflow_template: Path
 ) -> Callable[..., subprocess.Popen[str]]:
-    """Start a search of three trials, one at a time, and wait until one is done and the next one plays."""
+    """Start a search of three trials, one at a time, and wait until one has finished and the next one plays."""
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     trials = tmp_path / "out" / "trials"
     command = [*JOB, *FLAGS.split(), "--cache-dir", cache_dir, "--output", tmp_path / "out", "--max-concurrent", "1"]
@@ -481,38 +483,38 @@ def under_way(
 
 
 def statuses(folder: Path) -> dict[str, list[str]]:
-    """Of each trial, the statuses of its runs; of the search itself under ''."""
+    """For each trial the statuses of its runs; '' is the search itself."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     parent = json.loads((folder / "out" / SEARCH).read_text())["run_id"]
-    found: dict[str, list[str]] = {"": [mlflow.MlflowClient(uri).get_run(parent).info.status]}
+    by_trial: dict[str, list[str]] = {"": [mlflow.MlflowClient(uri).get_run(parent).info.status]}
     for run in runs_below(uri, parent):
-        found.setdefault(run.data.tags["search.trial"], []).append(run.info.status)
-    return {name: sorted(values) for name, values in found.items()}
+        by_trial.setdefault(run.data.tags["search.trial"], []).append(run.info.status)
+    return {name: sorted(values) for name, values in by_trial.items()}
 
 
-def test_a_search_whose_driver_was_killed_goes_on_and_loses_no_finished_trial(under_way, tmp_path):
+def test_search_resume_after_kill_keeps_finished_trials(under_way, tmp_path):
     job = under_way()
     kill_alone(job)
     first = tmp_path / "out" / "trials" / "k=4_seed=0"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-    ran = subprocess.run(
+    process = subprocess.run(
         [*JOB, "--resume", str(tmp_path / "out")], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S
     )
-    assert ran.returncode == 0, ran.stderr
-    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "what had finished was not played again"
+    assert process.returncode == 0, process.stderr
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "a finished trial was run again"
     frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
     assert [t["name"] for t in sorted(frontier["trials"], key=lambda t: t["k"])] == [f"k={k} seed=0" for k in (4, 5, 6)]
     assert {t["state"] for t in frontier["trials"]} == {"finished"}
-    found = statuses(tmp_path)
-    assert found.pop("") == ["FINISHED"]
-    assert found.pop("k=4 seed=0") == ["FINISHED"]
-    second = found.pop("k=5 seed=0")
-    assert second in (["FINISHED", "KILLED"], ["FINISHED"]), "its first attempt is marked, unless it came to its end all the same"
-    assert found == {"k=6 seed=0": ["FINISHED"]}
+    by_trial = statuses(tmp_path)
+    assert by_trial.pop("") == ["FINISHED"]
+    assert by_trial.pop("k=4 seed=0") == ["FINISHED"]
+    second = by_trial.pop("k=5 seed=0")
+    assert second in (["FINISHED", "KILLED"], ["FINISHED"]), "its first attempt must be marked as killed, unless it has finished"
+    assert by_trial == {"k=6 seed=0": ["FINISHED"]}
 
 
 @pytest.mark.parametrize(("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
-def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_running(under_way, tmp_path, sent, status):
+def test_search_stopped_by_signal_keeps_finished_trials(under_way, tmp_path, sent, status):
     job = under_way()
     processes = below(job.pid)
     job.send_signal(sent)
@@ -522,17 +524,17 @@ def test_a_search_that_is_stopped_keeps_what_has_finished_and_leaves_no_run_runn
     assert stdout == ""
     frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
     assert [(t["name"], t["state"]) for t in frontier["trials"] if t["state"] == "finished"] == [("k=4 seed=0", "finished")]
-    found = statuses(tmp_path)
-    assert found[""] == ["KILLED"]
-    assert found["k=4 seed=0"] == ["FINISHED"]
-    assert found["k=5 seed=0"] == ["KILLED"]
+    by_trial = statuses(tmp_path)
+    assert by_trial[""] == ["KILLED"]
+    assert by_trial["k=4 seed=0"] == ["FINISHED"]
+    assert by_trial["k=5 seed=0"] == ["KILLED"]
     _, alive = psutil.wait_procs(processes, timeout=GONE_S)
     assert alive == []
 
 
 @pytest.mark.usefixtures("process_left_as_it_was")
-def test_no_trial_marks_its_run_after_the_search_that_was_stopped(tiny_config, mlflow_uri, tmp_path, monkeypatch):
-    """In place of the trials there is one that ends as soon as its run is marked as killed."""
+def test_search_stopped_keeps_run_status_killed(tiny_config, mlflow_uri, tmp_path, monkeypatch):
+    """Instead of the trials there is one that ends as soon as its run is marked as killed."""
     client, late = mlflow.MlflowClient(mlflow_uri), []
 
     class Trial:
@@ -577,13 +579,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_of_a_search_ends_with_status_2_and_one_line_and_leaves_no_folder(case, tmp_path, cache_dir):
-    flags, said = BAD[case]
+def test_search_bad_input_exits_2_with_one_line_and_no_folder(case, tmp_path, cache_dir):
+    flags, message = BAD[case]
     command = [*JOB, *flags.split(), "--output", str(tmp_path / "out")]
     command += [] if "celeba" in flags else ["--cache-dir", str(cache_dir)]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
-    assert ran.returncode == 2, ran.stderr
-    assert re.fullmatch(r"error: [^\n]+\n", ran.stderr), ran.stderr
-    assert re.search(said, ran.stderr), ran.stderr
-    assert ran.stdout == ""
+    process = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 2, process.stderr
+    assert re.fullmatch(r"error: [^\n]+\n", process.stderr), process.stderr
+    assert re.search(message, process.stderr), process.stderr
+    assert process.stdout == ""
     assert not (tmp_path / "out").exists()

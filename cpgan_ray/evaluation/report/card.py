@@ -71,7 +71,7 @@ def summary(report: Mapping[str, Any]) -> dict[str, str]:
         f"The strongest of {len(report['attacks'])} fresh attacks recovers {share:.1f} % of the variance of {unseen} "
         f"it has never seen (95 % interval {100 * best['low']:.1f} to {100 * best['high']:.1f} %)."
     )
-    label_floor = f"The label floor, that is the answers to the task alone, gives away {100 * floor:.1f} %"
+    label_floor = f"The label floor (only the answers to the task) gives away {100 * floor:.1f} %"
     excess = 100 * report["privacy"]["excess_r2"]
     if best["low"] > floor:
         label_floor += f": the code gives away {excess:.1f} points more than necessary."

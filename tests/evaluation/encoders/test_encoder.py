@@ -1,4 +1,4 @@
-"""Encoders as files: what they are given, what comes back, and which files are turned away, each with its reason."""
+"""Tests of encoders in files: their input and output, and the errors for bad files."""
 
 import logging
 import re
@@ -31,7 +31,7 @@ class Linear(nn.Module):
 
 
 class Through(nn.Module):
-    """Any function of one tensor, or of more."""
+    """A module from any function of tensors."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def by_hand(split: Split, *, raw: bool, mirrored: bool = False) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_codes_are_those_of_the_stored_pictures_as_bytes_or_scaled_as_the_encoder_takes_them(kind, dataset, tmp_path):
+def test_encode_all_matches_numpy_for_each_input_type(kind, dataset, tmp_path):
     encoder = open_encoder(KINDS[kind](tmp_path))
     assert encoder.image_shape == (SIDE, SIDE, 3)
     assert len(dataset.train) > BLOCK, "more than one block"
@@ -104,7 +104,7 @@ def test_codes_are_those_of_the_stored_pictures_as_bytes_or_scaled_as_the_encode
         assert np.abs(z - expected).max() < 1e-5 * np.abs(expected).max(), name
 
 
-def test_codes_with_more_than_one_axis_are_flattened(dataset, tmp_path):
+def test_encode_all_flattens_codes(dataset, tmp_path):
     pool = Through(lambda x: nn.functional.avg_pool2d(x, 8))
     codes = encode_all(open_encoder(export(tmp_path / "e.pt2", pool, 3, SIDE, SIDE)), dataset)["test"]
     pictures = dataset.test.take(np.arange(len(dataset.test))).astype(np.float64) / 127.5 - 1
@@ -145,15 +145,15 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_a_file_that_is_no_encoder_of_pictures_is_turned_away_with_the_reason(case, tmp_path, caplog):
-    make, said = UNREADABLE[case]
+def test_open_encoder_bad_file_raises_with_reason(case, tmp_path, caplog):
+    make, message = UNREADABLE[case]
     path = make(tmp_path)
     caplog.clear()
     with pytest.raises(InputError) as raised:
         open_encoder(path)
-    assert re.fullmatch(rf"encoder {re.escape(str(path))} .*{said}.*", str(raised.value))
+    assert re.fullmatch(rf"encoder {re.escape(str(path))} .*{message}.*", str(raised.value))
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == [], (
-        "torch tells its own story before it raises; one line is enough"
+        "torch logs a traceback before it raises; one line is enough"
     )
 
 
@@ -198,10 +198,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_an_encoder_that_fails_on_the_pictures_is_turned_away_with_the_reason(case, dataset, tmp_path):
-    make, said = UNUSABLE[case]
+def test_encode_all_failing_encoder_raises_with_reason(case, dataset, tmp_path):
+    make, message = UNUSABLE[case]
     encoder = open_encoder(make(tmp_path))
-    with pytest.raises(InputError, match=rf"encoder {re.escape(str(encoder.path))} {said}"):
+    with pytest.raises(InputError, match=rf"encoder {re.escape(str(encoder.path))} {message}"):
         encode_all(encoder, dataset)
 
 
@@ -229,7 +229,7 @@ def scaled(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(len(pixels), -1) / 127.5 - 1
 
 
-def test_all_outputs_of_a_program_are_attacked_together_unless_some_are_chosen(tmp_path):
+def test_encode_concatenates_all_or_selected_outputs(tmp_path):
     path = export(tmp_path / "e.pt2", Outputs(), 3, SIDE, SIDE)
     encoder = open_encoder(path)
     codes = encoder.encode(PIXELS)
@@ -244,7 +244,7 @@ def test_all_outputs_of_a_program_are_attacked_together_unless_some_are_chosen(t
     assert about["left_out"] == ["rest.0"]
 
 
-def test_all_outputs_of_an_onnx_model_are_attacked_whatever_their_names(tmp_path):
+def test_encode_onnx_concatenates_outputs_of_any_name(tmp_path):
     path = tmp_path / "e.onnx"
     nodes = [
         helper.make_node("Flatten", ["x"], ["lambda"]),
@@ -283,10 +283,10 @@ ODD_OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", ODD_OUTPUTS)
-def test_outputs_that_are_no_codes_are_named(case, tmp_path):
-    function, said = ODD_OUTPUTS[case]
+def test_encode_bad_outputs_raise_named_error(case, tmp_path):
+    function, message = ODD_OUTPUTS[case]
     encoder = open_encoder(export(tmp_path / "e.pt2", Through(function), 3, SIDE, SIDE))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         encoder.encode(PIXELS)
 
 
@@ -347,19 +347,19 @@ ONNX_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", ONNX_FILES)
-def test_an_onnx_model_with_state_or_of_several_files_is_refused_by_name(case, tmp_path):
-    make, said = ONNX_FILES[case]
-    with pytest.raises(InputError, match=f"encoder .* is not loaded: its .*{said}"):
+def test_check_model_unsafe_onnx_raises_named_error(case, tmp_path):
+    make, message = ONNX_FILES[case]
+    with pytest.raises(InputError, match=f"encoder .* is not loaded: its .*{message}"):
         open_encoder(make(tmp_path / "e.onnx"))
 
 
-def test_an_onnx_model_that_asks_for_too_much_memory_is_one_line(tmp_path):
+def test_onnx_model_exceeding_memory_raises_one_line_error(tmp_path):
     path = with_node(tmp_path / "e.onnx", "ConstantOfShape", inputs=("large",))
     with pytest.raises(InputError, match="encoder .*e.onnx .*needs more than 1 GB of memory: raise --encoder.memory-gb"):
         open_encoder(path, EncoderConfig(memory_gb=1)).encode(PIXELS)
 
 
-def test_a_program_that_takes_too_long_is_ended(tmp_path):
+def test_program_exceeding_timeout_is_ended(tmp_path):
     def products(x: Tensor) -> Tensor:
         square = torch.ones(3000, 3000)
         for _ in range(100):

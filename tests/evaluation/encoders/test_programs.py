@@ -1,4 +1,4 @@
-"""Programs that would run code when torch loads or calls them: they are refused, or read without it. Each payload is a real one."""
+"""Tests of programs that execute code when torch loads or calls them: they are refused, or read without executing it."""
 
 import contextlib
 import functools
@@ -38,7 +38,7 @@ pytestmark = [
 
 
 class Encoder(nn.Module):
-    """With weights, statistics, a constant, several outputs of one operation and a part without gradient."""
+    """An encoder with weights, statistics, a constant, an operation with several outputs and a part without gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class Encoder(nn.Module):
         z = self.net(x.float() / 127.5 - 1)
         with torch.no_grad():
             shift = self.constant / 10
-        one, other = z.split(3, 1)
-        return torch.cat([one.round(), other.reshape(z.shape[0] * 3 // 3, 3)], 1) + shift
+        left, right = z.split(3, 1)
+        return torch.cat([left.round(), right.reshape(z.shape[0] * 3 // 3, 3)], 1) + shift
 
 
 @functools.cache
@@ -121,7 +121,7 @@ def pickled_constant(parts: Parts, mark: Path, *, path_name: str = "tensor_9", c
 
 
 def of_the_older_format(parts: Parts, mark: Path) -> Parts:
-    """As torch 2.7 wrote it, at the root of the archive."""
+    """The format of torch 2.7, at the root of the archive."""
     return {
         "version": b"8.0",
         "serialized_exported_program.json": parts[MODEL],
@@ -137,7 +137,7 @@ def calling(target: str, *arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def call_command(graph: Graph, mark: Path) -> None:
-    """A call of whatever torch has imported, by its attributes."""
+    """Insert a call of a function that torch has imported, by attribute names."""
     graph["nodes"].insert(
         0, calling("torch.os.system", {"as_string": f"touch {mark}"}) | {"outputs": [{"as_tensor": {"name": "evil"}}]}
     )
@@ -145,7 +145,7 @@ def call_command(graph: Graph, mark: Path) -> None:
 
 
 def first_size(graph: Graph) -> dict[str, Any]:
-    """The expression for the batch."""
+    """The expression for the batch size."""
     return graph["tensor_values"]["x"]["sizes"][0]["as_expr"]
 
 
@@ -158,7 +158,7 @@ def importing(parts: Parts, mark: Path) -> Parts:
 
 
 def renamed(parts: Parts, mark: Path) -> Parts:
-    """The input's name goes into the source of the function that torch generates: here as one with a default value."""
+    """torch writes the input's name into generated source; here the name is a parameter with a default value."""
     return parts | {MODEL: parts[MODEL].replace(b'"x"', json.dumps(f"x, y={command(mark)}").encode())}
 
 
@@ -200,26 +200,26 @@ MORE: dict[str, Callable[[Parts, Path], Parts]] = {
     ),
 }
 IGNORED = {"weights of an older format", "constants of an older format", "guards", "compiled library"}
-"""Parts that are not read: the program is that of the others."""
+"""Parts that are not read: the other parts are a valid program."""
 
 
 def called(path: Path) -> None:
-    """What torch itself makes of the file."""
+    """Load and call the file with torch itself."""
     torch.export.load(path).module()(torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("case", RUN)
-def test_the_payloads_are_real(case, tmp_path, monkeypatch, caplog):
-    """Torch runs each; where it begins to refuse one, the check here may be no longer needed."""
+def test_payloads_run_when_torch_loads_them(case, tmp_path, monkeypatch, caplog):
+    """torch runs each payload. If a later torch refuses one, our check of it may no longer be needed."""
     monkeypatch.syspath_prepend(tmp_path)
     mark = tmp_path / "ran"
     path = packed(tmp_path / "e.pt2", RUN[case](parts_of(exported()), mark))
-    with contextlib.suppress(Exception):  # most payloads are no right part of the program
+    with contextlib.suppress(Exception):  # most payloads are not a valid part of the program
         called(path)
     assert mark.exists()
 
 
-def test_the_payload_of_the_older_format_is_real(tmp_path, caplog):
+def test_payload_of_older_format_runs_when_torch_loads_it(tmp_path, caplog):
     mark = tmp_path / "ran"
     path = packed(tmp_path / "e.pt2", of_the_older_format(parts_of(exported()), mark), root="")
     with contextlib.suppress(Exception):
@@ -228,7 +228,7 @@ def test_the_payload_of_the_older_format_is_real(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("case", [*RUN, *MORE])
-def test_nothing_in_a_program_runs_but_its_tensor_operations(case, tmp_path, monkeypatch):
+def test_load_program_runs_no_payload(case, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("evil_module", None)
@@ -239,7 +239,7 @@ def test_nothing_in_a_program_runs_but_its_tensor_operations(case, tmp_path, mon
         expected = Encoder().eval()(torch.from_numpy(pictures)).detach().numpy()
         np.testing.assert_allclose(open_runner(path).run(pictures)["z"], expected, atol=1e-5)
     else:
-        with pytest.raises(RefusedError) as error:  # in this process, where the mark would be left
+        with pytest.raises(RefusedError) as error:  # in this process, so that a payload could create the mark
             open_runner(path)
         message = str(error.value)
         assert message.isprintable()
@@ -268,7 +268,7 @@ FILES: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("suffix", [".pt2", ".pt", ".onnx"])
 @pytest.mark.parametrize("case", FILES)
-def test_a_pickle_by_the_name_of_an_encoder_is_not_unpickled(case, suffix, tmp_path):
+def test_open_encoder_does_not_unpickle_files(case, suffix, tmp_path):
     path, mark = tmp_path / f"privatizer{suffix}", tmp_path / "ran"
     FILES[case](path, mark)
     with pytest.raises(InputError) as error:
@@ -278,7 +278,7 @@ def test_a_pickle_by_the_name_of_an_encoder_is_not_unpickled(case, suffix, tmp_p
     assert not mark.exists()
 
 
-def test_a_program_whose_parts_are_compressed_or_inflate_is_refused_before_it_is_read(tmp_path):
+def test_open_encoder_compressed_parts_raise(tmp_path):
     path = tmp_path / "e.pt2"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in parts_of(exported()).items():
@@ -323,7 +323,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 def in_place(tensor: Tensor, x: Tensor) -> Tensor:
-    """What a gate must not be passed by: the codes depend on how many pictures have come."""
+    """Codes that depend on the number of earlier pictures; no gate may pass them."""
     tensor.add_(x.shape[0])
     return flat(x) * (tensor.sum() > 1000)
 
@@ -358,13 +358,13 @@ STATE: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize("case", STATE)
-def test_a_program_with_state_or_odd_operations_is_refused_by_name(case, tmp_path):
-    function, said = STATE[case]
-    with pytest.raises(RefusedError, match=said):
+def test_open_runner_state_or_unknown_operation_raises(case, tmp_path):
+    function, pattern = STATE[case]
+    with pytest.raises(RefusedError, match=pattern):
         open_runner(program_of(tmp_path / "e.pt2", function)).run(np.zeros((2, 3, SIDE, SIDE), np.uint8))
 
 
-def test_a_change_of_weights_is_seen_where_the_graph_does_not_show_it(tmp_path, monkeypatch):
+def test_run_hidden_change_of_weights_raises(tmp_path, monkeypatch):
     path = program_of(tmp_path / "e.pt2", lambda m, x: in_place(m.count, x))
     monkeypatch.setattr("cpgan_ray.evaluation.encoders.programs.check_stateless", lambda *_, **__: None)
     with pytest.raises(RefusedError, match="it changes its own weights or buffers"):
@@ -372,7 +372,7 @@ def test_a_change_of_weights_is_seen_where_the_graph_does_not_show_it(tmp_path, 
 
 
 @pytest.mark.parametrize("case", ["random numbers", "dropout in training"])
-def test_a_declared_stochastic_program_draws_numbers_that_nobody_knows(case, tmp_path):
+def test_stochastic_program_draws_unpredictable_numbers(case, tmp_path):
     path = program_of(tmp_path / "e.pt2", STATE[case][0])
     x = np.full((2, 3, SIDE, SIDE), 9, np.uint8)
     torch.manual_seed(0)
@@ -381,7 +381,7 @@ def test_a_declared_stochastic_program_draws_numbers_that_nobody_knows(case, tmp
     assert not np.array_equal(first, open_runner(path, stochastic=True).run(x)["z"])
 
 
-def test_outputs_of_every_form_have_names_and_lose_nothing(tmp_path):
+def test_run_names_nested_outputs(tmp_path):
     def forms(m: Through, x: Tensor) -> Any:
         return {"a": (flat(x), x.double().mean((1, 2, 3))), "b": [x.bfloat16()[:, 0, 0], None, x[:, 0] > 3]}
 
@@ -395,7 +395,7 @@ def test_outputs_of_every_form_have_names_and_lose_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lambda", "class", "x y", "été", "x\n"])
-def test_an_input_of_an_odd_name_is_refused_in_one_line_or_works(name, tmp_path):
+def test_open_runner_odd_input_name_raises_one_line_error_or_works(name, tmp_path):
     parts = parts_of(exported())
     path = packed(tmp_path / "e.pt2", parts | {MODEL: parts[MODEL].replace(b'"x"', json.dumps(name).encode())})
     with pytest.raises((RefusedError, ProgramError)) as error:
@@ -404,15 +404,15 @@ def test_an_input_of_an_odd_name_is_refused_in_one_line_or_works(name, tmp_path)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-def test_json_of_many_brackets_is_one_error(opening, tmp_path):
+def test_open_runner_deeply_nested_json_raises_one_error(opening, tmp_path):
     path = packed(tmp_path / "e.pt2", parts_of(exported()) | {MODEL: opening * 200_000})
     with pytest.raises((RefusedError, ProgramError)):
         open_runner(path)
 
 
 @pytest.mark.parametrize("family", ["residual", "picture", "whitened"])
-def test_networks_of_this_package_are_made_of_allowed_operations(family, tmp_path):
-    """Those with the most operations: the others are made of the same, and exporting takes seconds."""
+def test_own_networks_use_only_allowed_operations(family, tmp_path):
+    """Only the families with the most operations, because the others use the same ones and exporting takes seconds."""
     config = PrivatizerConfig(family=family, width=4, depth=2, quantization_step=0.5)
     path = tmp_path / "privatizer.pt2"
     net = nn.ModuleDict({"privatizer": build_privatizer(config, k=6, image_shape=(32, 32, 3)), "head": nn.Linear(6, 2)})
@@ -422,9 +422,9 @@ def test_networks_of_this_package_are_made_of_allowed_operations(family, tmp_pat
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.integers(0, 1 << 30), st.integers(1, 255))
-def test_a_program_with_another_byte_is_refused_in_one_line_or_can_be_called(tmp_path_factory, at, mask):
+def test_open_runner_changed_byte_raises_one_line_error_or_works(tmp_path_factory, at, mask):
     content = bytearray(exported())
-    graph = content.index(b"models/model.json") if at % 3 else 0  # most of it is example inputs and padding
+    graph = content.index(b"models/model.json") if at % 3 else 0  # most bytes are example inputs and padding
     content[(graph + at) % len(content)] ^= mask
     path = tmp_path_factory.getbasetemp() / "flipped.pt2"
     path.write_bytes(content)

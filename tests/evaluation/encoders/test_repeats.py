@@ -1,4 +1,4 @@
-"""Encoders that give a picture another code when they are asked again: each way to pass a gate by it, and honest ones that stay."""
+"""Tests of the check that an encoder gives a picture the same code again."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def honest(x: np.ndarray) -> np.ndarray:
 
 
 class Counting:
-    """Zeros until it has seen enough pictures: the gate's test set is real, the attacker's sets are not."""
+    """Returns zeros until it has seen enough pictures: the test set gets real codes, the attacker's sets do not."""
 
     def __init__(self, quiet: int) -> None:
         self.seen, self.quiet = 0, quiet
@@ -32,7 +32,7 @@ class Counting:
 
 
 class Noisy:
-    """Independent noise, as a declared stochastic release has; `change` makes it something else."""
+    """Independent noise, as in a declared stochastic release; `change` turns it into other noise."""
 
     def __init__(self, change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray] | None = None) -> None:
         self.rng, self.change = np.random.default_rng(5), change
@@ -43,7 +43,7 @@ class Noisy:
 
 
 def one_column(x: np.ndarray) -> np.ndarray:
-    """One of many columns carries what depends on the batch."""
+    """One of many columns depends on the batch."""
     return np.concatenate([np.repeat(honest(x), 50, axis=1), x[:, :1] * (len(x) == 50)], axis=1)
 
 
@@ -64,7 +64,7 @@ DEPENDENT: dict[str, Callable[[], Answer]] = {
     "number of pictures seen": lambda: Counting(1200),
     "mean of the batch": lambda: lambda x: honest(x) - honest(x).mean(axis=0),
     "size of the batch": lambda: lambda x: honest(x) * (len(x) == 50),
-    "place in the batch": lambda: lambda x: honest(x) + np.arange(len(x))[:, None],
+    "position in the batch": lambda: lambda x: honest(x) + np.arange(len(x))[:, None],
     "neighbour": lambda: lambda x: honest(x) + honest(np.roll(x, 1, axis=0)),
     "one column of many": lambda: one_column,
     "random numbers": lambda: Noisy(),
@@ -72,7 +72,7 @@ DEPENDENT: dict[str, Callable[[], Answer]] = {
 
 
 @pytest.mark.parametrize("case", DEPENDENT)
-def test_codes_that_depend_on_more_than_the_picture_are_refused(case):
+def test_check_repeats_stateful_encoder_raises(case):
     with pytest.raises(InputError, match="encoder e gives .* another code when .* eval mode and without state, or declare"):
         evaluated(DEPENDENT[case]())
 
@@ -85,12 +85,12 @@ DECLARED: dict[str, Callable[[], Answer]] = {name: make for name, make in DEPEND
 
 
 @pytest.mark.parametrize("case", DECLARED)
-def test_a_declared_stochastic_release_that_differs_by_more_than_noise_is_refused(case):
+def test_check_repeats_stochastic_beyond_noise_raises(case):
     with pytest.raises(InputError, match="declared as stochastic, but its codes differ by more than noise: .*; export it without"):
         evaluated(DECLARED[case](), stochastic=True)
 
 
-def test_less_noise_in_one_set_is_refused():
+def test_check_repeats_less_noise_in_one_set_raises():
     def quiet(x: np.ndarray, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         known = np.isin(x[:, 0], PICTURES["test"][:, 0])[:, None]
         return z + rng.normal(size=z.shape) * np.where(known, 0.3, 1)
@@ -99,14 +99,14 @@ def test_less_noise_in_one_set_is_refused():
         evaluated(Noisy(quiet), stochastic=True)
 
 
-def test_a_stochastic_release_with_independent_noise_passes():
+def test_check_repeats_independent_noise_passes():
     assert evaluated(Noisy(), stochastic=True)["noise_std"] == pytest.approx(
         np.sqrt(2) * np.sqrt(((1 + np.abs(honest(PICTURES["train"]))) ** 2).mean()), rel=0.15
     )
     assert evaluated(honest, stochastic=True) == {"pictures": 600, "noise_std": 0.0}
 
 
-def test_float_noise_and_rounded_codes_on_an_edge_pass():
+def test_check_repeats_float_noise_and_rounding_pass():
     rng = np.random.default_rng(7)
 
     def rounded(x: np.ndarray) -> np.ndarray:

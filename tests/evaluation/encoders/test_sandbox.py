@@ -1,4 +1,4 @@
-"""The process of somebody else's program: what it has, what becomes of it when it crashes, and what is believed of its answers."""
+"""Tests of the sandbox: the permissions of its process, its crashes, and the checks of its replies."""
 
 import json
 import os
@@ -18,13 +18,15 @@ def proc(sandbox: Sandbox, name: str) -> Path:
     return Path("/proc", str(sandbox.pid), name)
 
 
-def test_a_program_has_no_secrets_no_files_and_no_network_and_its_crash_is_one_line(monkeypatch):
+def test_sandbox_isolates_program_and_reports_crash(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     assert "secret" not in str(minimal_environment())
     sandbox = Sandbox(timeout_s=600, memory_gb=1, threads=1, preload="torch")
     with pytest.raises(Exception, match="KeyError|FileNotFoundError"):
-        sandbox.request({"path": "/nowhere.pt2", "stochastic": False})  # it answers, so it is set up
+        sandbox.request(
+            {"path": "/nowhere.pt2", "stochastic": False}
+        )  # an error of the program itself shows that the process is set up
     variables = {entry.partition("=")[0] for entry in proc(sandbox, "environ").read_text().split("\0") if entry}
     assert not {name for name in variables if name.startswith(("AWS", "MLFLOW", "RAY", "CPGAN"))}
     files = {int(path.name): str(path.readlink()) for path in proc(sandbox, "fd").iterdir()}
@@ -42,7 +44,7 @@ def test_a_program_has_no_secrets_no_files_and_no_network_and_its_crash_is_one_l
         sandbox.request({})
 
 
-def test_arrays_come_back_as_they_were_sent():
+def test_receive_returns_sent_arrays():
     here, there = socket.socketpair()
     arrays = {"a": np.arange(6.0).reshape(2, 3), "none": np.empty((3, 0), np.uint8), "one": np.array(True), "t": np.eye(3)[::2].T}
     with here, there:
@@ -74,7 +76,7 @@ HOSTILE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_an_answer_of_another_form_is_refused_before_memory_is_taken(case):
+def test_receive_malformed_reply_raises_without_allocating(case):
     here, there = socket.socketpair()
     with here, there:
         content = HOSTILE[case]
@@ -84,7 +86,7 @@ def test_an_answer_of_another_form_is_refused_before_memory_is_taken(case):
             receive(here, deadline=time.monotonic() + 60, limit=1 << 20)
 
 
-def test_a_header_of_any_length_is_refused():
+def test_receive_too_long_header_raises():
     here, there = socket.socketpair()
     with here, there:
         there.sendall(b"\xff\xff\xff\xff")

@@ -1,4 +1,4 @@
-"""The report card: one page that holds all it shows, says what the report says, and trusts no name in it."""
+"""Tests of the report card: it is self-contained, matches the report, and escapes all names."""
 
 import copy
 import json
@@ -84,7 +84,7 @@ BARE = (
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its elements with their attributes, its text, its table rows."""
+    """A parsed page: its elements with their attributes, its text, its table rows."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def page(report: dict[str, Any] = REPORT, *, curves: Any = CURVES) -> Page:
     return Page(card(report, panels=PANELS, curves=curves))
 
 
-def test_the_page_loads_nothing_and_runs_nothing():
+def test_card_loads_and_runs_nothing():
     html = card(REPORT, panels=PANELS, curves=CURVES)
     shown = Page(html)
     assert shown.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
@@ -133,7 +133,7 @@ def test_the_page_loads_nothing_and_runs_nothing():
     assert not any(name.startswith("on") for name, _ in shown.attributes), "no event handlers"
 
 
-def test_the_headline_is_the_reports():
+def test_card_headline_matches_report():
     shown = page()
     text = " ".join(shown.text.split())
     for number in ("0.235", "0.221 to 0.249", "+0.123", "floor 0.111", "0.813", "balanced 0.771", "majority guess 0.633"):
@@ -143,13 +143,13 @@ def test_the_headline_is_the_reports():
     assert "The strongest of 3 fresh attacks recovers 23.5 % of the variance" in text
 
 
-def test_each_warning_is_shown_escaped_and_says_what_fails_gates():
+def test_card_shows_warnings_escaped():
     text = " ".join(page().text.split())
     assert "the code says <nothing>. This code passes no gate." in text
     assert "Bald = 1 has only 3 samples." in text and text.count("This code passes no gate") == 1
 
 
-def test_each_attack_and_each_reference_has_a_row():
+def test_card_has_row_per_attack_and_reference():
     rows = {tuple(row[:2]): row for row in page().rows if len(row) > 2}
     assert rows["kernel", "leaked"][2:] == ["0.2347", "0.2247 to 0.2447", "765", "18.21", "0.456", "yes", "640", "3"]
     assert rows["mlp", "fresh"][2:] == ["0.1987", "0.1887 to 0.2087", "801", "18.21", "0.456", "no", "1234", "3"]
@@ -159,14 +159,14 @@ def test_each_attack_and_each_reference_has_a_row():
     assert {len(row) for row in rows.values() if row[1] in ("variant", "leaked", "fresh", "reference")} == {10}
 
 
-def test_similarities_that_were_measured_have_columns_of_their_own():
+def test_card_has_columns_for_measured_similarities():
     attacks = [a | {"ms_ssim": 0.321, "legacy_mse": 77.7} for a in REPORT["attacks"]]
     rows = page(REPORT | {"attacks": attacks}).rows
     assert {"MS-SSIM", "wrapped MSE"} <= set(next(row for row in rows if row[0] == "attack"))
     assert {"0.321", "77.7"} <= set(next(row for row in rows if row[:2] == ["mlp", "fresh"]))
 
 
-def test_linkage_and_a_comparison_are_shown_where_there_are_any():
+def test_card_shows_linkage_and_comparison_if_present():
     compared = REPORT | {"comparison": {"other": "runs/b", "r2": -0.0123, "low": -0.02, "high": 0.0044, "p": 0.0512}}
     shown = page(compared)
     assert ["code and code", "0.712", "0.613 to 0.811", "0.071", "40"] in shown.rows
@@ -174,14 +174,14 @@ def test_linkage_and_a_comparison_are_shown_where_there_are_any():
     assert "Compared with runs/b" not in page().text
 
 
-def test_each_label_of_the_task_has_a_row_and_what_cannot_be_balanced_an_empty_place():
+def test_card_has_row_per_label_with_empty_cell_if_unbalanced():
     rows = {tuple(row[:1]): row[1:] for row in page().rows if len(row) == 6}
     assert rows["label",] == ["accuracy", "95 % interval", "balanced accuracy", "95 % interval", "majority guess"]
     assert rows["Smiling",] == ["0.901", "0.881 to 0.922", "0.882", "0.861 to 0.902", "0.500"]
     assert rows["Bald",] == ["0.900", "0.800 to 1.000", "", "", "0.970"]
 
 
-def test_a_report_with_nothing_but_attacks_makes_a_page_without_the_other_parts():
+def test_card_of_bare_report_omits_optional_parts():
     shown = page(BARE, curves={})
     assert "svg" not in shown.tags
     for heading in (
@@ -199,7 +199,7 @@ def test_a_report_with_nothing_but_attacks_makes_a_page_without_the_other_parts(
 
 
 def poisoned() -> dict[str, Any]:
-    """A report with a hostile name wherever there is a name."""
+    """A report in which every name is hostile."""
     report = copy.deepcopy(REPORT)
     report |= {
         "name": HOSTILE,
@@ -224,24 +224,24 @@ def poisoned() -> dict[str, Any]:
     return report
 
 
-def test_of_data_without_people_the_page_speaks_of_none_and_of_signals_as_samples():
+def test_card_without_people_uses_word_samples():
     sets = [{"name": "train", "pictures": 320, "people": 320, "use": "fitting"}]
     signals = [{key: value for key, value in a.items() if key != "mse_255"} | {"mse_raw": 0.5} for a in BARE["attacks"]]
     references = [{key: value for key, value in a.items() if key != "mse_255"} | {"mse_raw": 0.5} for a in BARE["references"]]
-    told = BARE["threat_model"] | {"sets": sets}
-    text = page(BARE | {"threat_model": told, "attacks": signals, "references": references}, curves={}).text
+    threat_model = BARE["threat_model"] | {"sets": sets}
+    text = page(BARE | {"threat_model": threat_model, "attacks": signals, "references": references}, curves={}).text
     assert "of the variance of samples it has never seen" in text
     assert "bootstrap intervals over samples" in text
     assert re.search("person|people|picture", text.replace("mean picture", "", 1)) is None
     assert "of the variance of pictures of people it has never seen" in page().text
 
 
-def test_settings_and_versions_are_shown_as_they_are():
+def test_card_shows_settings_and_versions():
     assert [json.loads(part) for part in page().pre] == [REPORT["settings"]]
     assert "torch 9.9" in page().text
 
 
-def test_hostile_names_are_shown_and_not_obeyed():
+def test_card_escapes_hostile_names():
     shown = page(poisoned(), curves={HOSTILE: ([0, 1], [0.1, 0.2])})
     assert shown.tags == page().tags
     cells = [row[0] for row in shown.rows]
@@ -251,19 +251,19 @@ def test_hostile_names_are_shown_and_not_obeyed():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "excess", "said"),
+    ("low", "high", "excess", "expected"),
     [
         (0.15, 0.25, 0.1, "10.0 points more than necessary"),
         (0.02, 0.05, -0.065, "6.5 points less than a full answer would"),
         (0.05, 0.15, 0.01, "within the interval"),
     ],
 )
-def test_the_words_say_whether_the_code_gives_away_more_than_the_labels(low, high, excess, said):
+def test_summary_compares_code_with_label_floor(low, high, excess, expected):
     privacy = {"strongest": {"r2": 0.2, "low": low, "high": high}, "label_floor_r2": 0.1, "excess_r2": excess}
-    assert said in summary(REPORT | {"privacy": privacy})["label_floor"]
+    assert expected in summary(REPORT | {"privacy": privacy})["label_floor"]
 
 
-def test_the_words_name_the_attacks_that_had_not_come_to_their_end():
+def test_summary_names_unsaturated_attacks():
     assert summary(REPORT)["saturation"].endswith("a lower bound: mlp (fresh).")
     done = REPORT | {"attacks": [a | {"saturated": True} for a in REPORT["attacks"]]}
     assert "lower bound" not in summary(done)["saturation"]
@@ -286,7 +286,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_one_svg_element_that_names_all_it_shows_and_is_the_same_each_time(name):
+def test_figure_is_one_reproducible_svg_with_all_names(name):
     drawn = FIGURES[name]()
     assert ET.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg"
     written = {comment.strip() for comment in re.findall(r"<!--(.*?)-->", drawn, flags=re.DOTALL)}
@@ -294,7 +294,7 @@ def test_a_figure_is_one_svg_element_that_names_all_it_shows_and_is_the_same_eac
     assert FIGURES[name]() == drawn
 
 
-def test_a_figure_follows_the_numbers():
+def test_figure_depends_on_numbers():
     shifted = {"rbf": ([0, 1, 2], [0.1, 0.3, 0.1]), "conv": CURVES["conv"]}
     assert figures.learning_curves(shifted, REPORT) != FIGURES["curves"]()
     assert figures.attack_sizes(REPORT | {"attacks": [attack("kernel", "leaked", 0.3)]}) != FIGURES["sizes"]()
@@ -302,4 +302,4 @@ def test_a_figure_follows_the_numbers():
     longer = [a | {"curve": [*a["curve"], 0.2]} for a in REPORT["attacks"]]
     assert figures.attack_curves(REPORT | {"attacks": longer}) != FIGURES["attacks"]()
     elsewhere = [*REPORT["attacks"], attack("kernel", "fresh", 0.3)]
-    assert figures.attack_sizes(REPORT | {"attacks": elsewhere}) == FIGURES["sizes"](), "the sweep is of one variant"
+    assert figures.attack_sizes(REPORT | {"attacks": elsewhere}) == FIGURES["sizes"](), "the sweep has only one variant"

@@ -1,4 +1,4 @@
-"""What a report says of the utility head, label by label."""
+"""Tests of the report's accuracies per label."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return load(Config(cache_dir=tmp_path_factory.mktemp("digits"), data=DataConfig(dataset="digits")), progress=False)
 
 
-def test_each_label_is_told_with_its_accuracies_in_their_intervals(tiny_config):
+def test_label_metrics_accuracies_are_inside_intervals(tiny_config):
     dataset = load(tiny_config, progress=False)
     labels = dataset.label_names[4:7]
     y = dataset.test.labels[:, label_columns(dataset, labels)]
     logits = {"test": RNG.normal(size=y.shape) + 2 * y - 1, "val": RNG.normal(size=(len(dataset.val), 3))}
-    told = label_metrics(logits["test"], dataset, labels, seed=0)
-    assert tuple(row["name"] for row in told) == labels
-    for i, row in enumerate(told):
+    rows = label_metrics(logits["test"], dataset, labels, seed=0)
+    assert tuple(row["name"] for row in rows) == labels
+    for i, row in enumerate(rows):
         assert row["accuracy"] == pytest.approx(accuracy_score(y[:, i], logits["test"][:, i] > 0))
         assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y[:, i], logits["test"][:, i] > 0))
         for name in ("accuracy", "balanced_accuracy"):
@@ -32,10 +32,10 @@ def test_each_label_is_told_with_its_accuracies_in_their_intervals(tiny_config):
         assert row["majority_accuracy"] == pytest.approx(np.mean(y[:, i] == ones))
     mean = utility_metrics(logits, dataset, labels, seed=0)
     for name in ("accuracy", "balanced_accuracy", "majority_accuracy"):
-        assert np.mean([row[name] for row in told]) == pytest.approx(mean[name])
+        assert np.mean([row[name] for row in rows]) == pytest.approx(mean[name])
 
 
-def test_a_label_of_several_classes_is_one_row_with_their_mean_recall(digits):
+def test_label_metrics_of_classes_is_one_row_with_mean_recall(digits):
     y = digits.test.labels[:, 0]
     logits = RNG.normal(size=(len(y), 10)) + 2 * np.eye(10)[y]
     [row] = label_metrics(logits, digits, (), seed=0)
