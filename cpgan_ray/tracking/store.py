@@ -19,6 +19,21 @@ from cpgan_ray.tracking.uri import bypass_proxy, database_file, ensure_same_host
 STORE = "mlflow.db"
 """SQLite file of the default tracking store, next to the output folders."""
 
+DESCRIPTION = """Compressive Privacy GANs: each run is a training, an attack, a search or a comparison.
+
+Columns to look at:
+
+* `utility/accuracy` next to `utility/majority_accuracy`: how well the task works, and what guessing the commoner value reaches.
+* `privacy/strongest_r2` with `_low` and `_high`: the share of the pictures the strongest **fresh** attack recovers. This is the
+  privacy number; `privacy/label_floor_r2` is what any useful code gives away.
+* `privacy/training_r2` and `adversary/...`: the training adversaries. They are never a privacy result.
+* Parameters `k` and `privacy_weight`; tag `strongest.attack`; tag `code.degenerate` marks runs that pass no gate.
+
+To compare runs, select them and press Compare. The report card of a run is its artifact `report/report.html`.
+"""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": DESCRIPTION}
+"""MLflow's pages open on training runs instead of traces of language models, and describe the columns."""
+
 
 @contextmanager
 def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.MlflowClient]:
@@ -65,7 +80,7 @@ def artifacts_of(uri: str) -> str:
 def create_experiment(name: str, artifacts: str | None) -> None:
     """Creates an experiment, unless another run has created it in the meantime."""
     try:
-        mlflow.create_experiment(name, artifact_location=artifacts)
+        mlflow.create_experiment(name, artifact_location=artifacts, tags=EXPERIMENT_TAGS)
     except MlflowException as e:
         if e.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
