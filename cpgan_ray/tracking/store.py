@@ -32,7 +32,7 @@ Columns to look at:
 To compare runs, select them and press Compare. The report card of a run is its artifact `report/report.html`.
 """
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": DESCRIPTION}
-"""MLflow's pages open on training runs instead of traces of language models, and describe the columns."""
+"""MLflow treats the experiment as one of training runs, not of language models, and shows which columns to look at."""
 
 
 @contextmanager
