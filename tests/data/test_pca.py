@@ -99,7 +99,7 @@ def test_projection_is_cached_and_reused(data, monkeypatch):
     assert (dataset.folder / "projection-12" / "coordinates.npy").is_file()
 
 
-def test_a_broken_off_computation_is_made_anew(data, monkeypatch):
+def test_interrupted_projection_is_computed_again(data, monkeypatch):
     dataset, _ = data
     with monkeypatch.context() as patch:
         patch.setattr(module, "_principal", lambda *_, **__: 1 / 0)
