@@ -1,4 +1,4 @@
-"""What several test modules share: faces drawn once, a small configuration, an MLflow database made once, a Ray session."""
+"""Shared fixtures: a small configuration with prepared faces, MLflow stores, jobs, and a Ray session."""
 
 import contextlib
 import logging
@@ -39,7 +39,7 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2)
-"""The smoke preset's faces, so that they are drawn once for all; smaller."""
+"""The smoke preset's faces with smaller pictures, so that the faces are drawn only once."""
 COMPONENTS = 8
 ROUNDS_PER_EPOCH = 4
 
@@ -73,13 +73,13 @@ TINY = Config(
     ),
     tracking=TrackingConfig(log_models=False, system_metrics=False),
 )
-"""Every kind of adversary, as small as can be."""
+"""Every kind of adversary, each as small as possible."""
 
 EXEMPT = (
     # MLflow's SQL store uses a loader strategy that SQLAlchemy 2.1 deprecates.
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
 )
-"""Warnings that other people's code gives and that we can do nothing about; all others are errors."""
+"""Warnings of other packages that we cannot avoid; all other warnings are errors."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -90,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_key() -> Iterator[None]:
-    """The runs of the tests are one user's own, who has a key for this session; nothing is kept in a home folder."""
+    """Sets one owner key for this session, so that runs of the tests are the user's own, without files in the home folder."""
     before = os.environ.get(KEY_VARIABLE)
     os.environ[KEY_VARIABLE] = secrets.token_hex(32)
     yield
@@ -101,7 +101,7 @@ def own_key() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the stores and projections of TINY and of the smoke preset, so that no run has to wait for them."""
+    """A cache with the prepared stores and projections of TINY and of the smoke preset, so that runs do not prepare them."""
     folder = tmp_path_factory.mktemp("cache")
     for config, components in ((TINY, {COMPONENTS}), (preset("smoke"), {32})):
         dataset = load(override(config, {"cache_dir": str(folder)}), progress=False)
@@ -112,13 +112,13 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(cache_dir: Path) -> Config:
-    """TINY on the cache that is there already."""
+    """TINY with the prepared cache."""
     return override(TINY, {"cache_dir": str(cache_dir)})
 
 
 @pytest.fixture
 def tiny(cache_dir: Path) -> Callable[..., Config]:
-    """TINY with fields changed by their dotted names, and with the adversaries named alone: `tiny("rbf", epochs=1)`."""
+    """Makes TINY with changed fields (dotted names) and only the named adversaries: `tiny("rbf", epochs=1)`."""
 
     def make(*names: str, changes: Mapping[str, Any] | None = None, **fields: Any) -> Config:
         config = override(TINY, {"cache_dir": str(cache_dir), **fields, **(changes or {})})
@@ -129,7 +129,7 @@ def tiny(cache_dir: Path) -> Callable[..., Config]:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything that is no container in nested dicts, lists and tuples, by its path."""
+    """Path and value of every leaf in nested dicts, lists and tuples."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from leaves(inner, f"{path}/{key}")
@@ -142,15 +142,15 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="session")
 def differing() -> Callable[[Any, Any], list[str]]:
-    """Paths at which two nested states are not equal, bit for bit."""
+    """A function that returns the paths at which two nested states are not bit-identical."""
 
-    def same(one: Any, other: Any) -> bool:
-        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-            return one.dtype == other.dtype and torch.equal(one, other)
-        return type(one) is type(other) and one == other
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return a.dtype == b.dtype and torch.equal(a, b)
+        return type(a) is type(b) and a == b
 
-    def compare(one: Any, other: Any) -> list[str]:
-        a, b = dict(leaves(one)), dict(leaves(other))
+    def compare(state: Any, other: Any) -> list[str]:
+        a, b = dict(leaves(state)), dict(leaves(other))
         return sorted(path for path in a.keys() | b.keys() if not (path in a and path in b and same(a[path], b[path])))
 
     return compare
@@ -158,7 +158,7 @@ def differing() -> Callable[[Any, Any], list[str]]:
 
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database. Making one takes 4 s; a copy takes none."""
+    """An empty MLflow database. Creating it takes 4 s, copying it almost nothing."""
     import mlflow
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -168,13 +168,13 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mlflow_uri(tmp_path: Path, mlflow_template: Path) -> str:
-    """A tracking store of the test's own."""
+    """URI of a separate tracking store for the test."""
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 class TrackingServer:
-    """A real MLflow server with one worker on a port of this machine, which can go away and come back."""
+    """A real MLflow server with one worker on a port of this machine, which can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.process = folder, None
@@ -188,10 +188,10 @@ class TrackingServer:
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         self.process = subprocess.Popen(command, env=env, cwd=self.folder, text=True, **quiet)
-        wait_until(self.answers, "the tracking server does not answer", job=self.process, every_s=0.2)
+        wait_until(self.responds, "the tracking server does not respond", job=self.process, every_s=0.2)
         return self.uri
 
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
             return True
         return False
@@ -204,7 +204,7 @@ class TrackingServer:
 
 @pytest.fixture
 def mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[TrackingServer]:
-    """Not started yet."""
+    """A tracking server, not started yet."""
     shutil.copy(mlflow_template, tmp_path / "server.db")
     server = TrackingServer(tmp_path)
     yield server
@@ -213,7 +213,7 @@ def mlflow_server(tmp_path: Path, mlflow_template: Path) -> Iterator[TrackingSer
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a job in the test's folder and wait until something is so; what is left of it in the end is killed."""
+    """A function that starts a job in the test's folder and waits for a condition. At the end the job is killed."""
     jobs: list[subprocess.Popen[str]] = []
 
     def start(command: Sequence[str | Path], true: Callable[[], object], what: str) -> subprocess.Popen[str]:
@@ -229,7 +229,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture(autouse=True)
 def signals_left_as_they_were() -> Iterator[None]:
-    """`cli.run` handles signals until the process has ended."""
+    """Resets the signal handling, which `cli.run` installs until the end of the process."""
     yield
     signals.reset()
 
@@ -256,7 +256,8 @@ def process_left_as_it_was() -> Iterator[None]:
 def in_process(
     process_left_as_it_was: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """A job in this process, in an empty folder: its status and what it says. Starting a process would take ten times as long."""
+    """A function that runs a job in this process, in an empty folder, and returns status, stdout and stderr. It saves a new
+    process."""
 
     def start(job: Path, *arguments: str | Path) -> tuple[int, str, str]:
         (tmp_path / "here").mkdir(exist_ok=True)
@@ -268,31 +269,31 @@ def in_process(
             runpy.run_path(str(job), run_name="__main__")
         except SystemExit as e:
             status = e.code
-        said = capfd.readouterr()
-        return status, said.out, said.err
+        output = capfd.readouterr()
+        return status, output.out, output.err
 
     return start
 
 
 @pytest.fixture(scope="session")
 def listening() -> Callable[[int], dict[str, str]]:
-    """A process -> where it and those below it listen, and which program that is."""
+    """A function from a process id to the listening addresses of the process and its descendants, with their programs."""
 
     def look(pid: int) -> dict[str, str]:
-        found = {}
+        listeners = {}
         for process in (psutil.Process(pid), *below(pid)):
             with contextlib.suppress(psutil.Error):
                 for socket in process.net_connections(kind="inet"):
                     if socket.status == psutil.CONN_LISTEN:
-                        found[f"{socket.laddr.ip} {socket.laddr.port}"] = process.name()
-        return found
+                        listeners[f"{socket.laddr.ip} {socket.laddr.port}"] = process.name()
+        return listeners
 
     return look
 
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """A Ray cluster of two CPUs, whatever the machine has; each module has its own, so that none outlives what it is for."""
+    """A Ray cluster with two CPUs on any machine. Each test module has its own cluster."""
     import ray
 
     from cpgan_ray.distributed.cluster import on_loopback, only_needed_processes

@@ -1,4 +1,4 @@
-"""Ray's workers as the machine sees them, and their sudden end."""
+"""Helpers to find and kill the processes of Ray's workers."""
 
 import os
 
@@ -8,12 +8,12 @@ from tests.process import HANG_S, called
 
 
 def processes(title: str) -> list[psutil.Process]:
-    """Ray's workers of that title below this process, the oldest first."""
+    """Processes of Ray's workers with this title below this process, the oldest first."""
     return called(f"ray::{title}", os.getpid())
 
 
 def kill(title: str, which: int = 0) -> None:
-    """SIGKILL to one of them, and wait until it is gone."""
+    """Sends SIGKILL to worker number `which` and waits until it has ended."""
     victim = processes(title)[which]
     victim.kill()
     victim.wait(HANG_S)

@@ -1,4 +1,4 @@
-"""Jobs as tests start them: in a process of their own, or in pytest's, which they set up for themselves."""
+"""Helpers to run jobs in tests: in a separate process, or in pytest's process, which is restored afterwards."""
 
 import atexit
 import contextlib
@@ -20,21 +20,21 @@ import torch
 from cpgan_ray.common import signals
 
 HANG_S = 1200
-"""When a process, or what is waited for, is taken to hang, in seconds: many times what it takes on a busy machine."""
+"""Time after which a process counts as hanging: many times what it needs on a busy machine."""
 GONE_S = 120.0
-"""What was told or left to end does so within this time, in seconds, on a machine that is busy with other things too."""
+"""Time within which a stopped or orphaned process ends, even on a busy machine."""
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's, without what would lead a job to another cluster or tracking store; and those given."""
-    led = ("RAY_", "MLFLOW_", "PYTEST_", "TUNE_")
-    own = {name: value for name, value in os.environ.items() if not name.startswith(led)}
-    return own | {"RAY_AUTH_TOKEN_PATH": token_file()} | variables
+    """This process's environment without variables that select a cluster or tracking store, and with `variables`."""
+    removed = ("RAY_", "MLFLOW_", "PYTEST_", "TUNE_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
+    return inherited | {"RAY_AUTH_TOKEN_PATH": token_file()} | variables
 
 
 @functools.cache
 def token_file() -> str:
-    """A token of these tests' own for Ray: that of the user may be readable for others, which jobs warn of."""
+    """A token for Ray that only these tests use: the user's own token may be readable for others, and then jobs warn."""
     handle, name = tempfile.mkstemp(prefix="cpgan-token-")
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
@@ -43,13 +43,13 @@ def token_file() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has, below those that the system gives to who asks for any: they stay free until they are used."""
-    found: set[int] = set()
-    while len(found) < count:
+    """Free ports below the range from which the system assigns ports, so that they stay free until they are used."""
+    ports: set[int] = set()
+    while len(ports) < count:
         port = random.SystemRandom().randrange(20_000, 32_768)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.add(port)
-    return list(found)
+            ports.add(port)
+    return list(ports)
 
 
 def wait_until(
@@ -57,19 +57,19 @@ def wait_until(
     what: str,
     *,
     job: subprocess.Popen[str] | None = None,
-    patience_s: float = HANG_S,
+    timeout_s: float = HANG_S,
     every_s: float = 0.05,
 ) -> None:
-    """Fails with `what` if it takes too long, and with what the job says if that ends before."""
-    end = time.monotonic() + patience_s
+    """Waits until `true` holds. Fails with `what` after the timeout, or with the output of `job` if that ends earlier."""
+    deadline = time.monotonic() + timeout_s
     while not true():
         assert job is None or job.poll() is None, job.communicate()
-        assert time.monotonic() < end, what
+        assert time.monotonic() < deadline, what
         time.sleep(every_s)
 
 
 def below(pid: int) -> list[psutil.Process]:
-    """The processes that this one has started, and those that they have."""
+    """All descendants of a process."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -77,44 +77,45 @@ def below(pid: int) -> list[psutil.Process]:
 
 
 def called(name: str, pid: int) -> list[psutil.Process]:
-    """Those below a process whose program, or whose title, begins so; the oldest first. Others may come and go meanwhile."""
-    found = []
+    """Descendants of a process whose program or title begins with `name`, the oldest first. Other processes may start or end
+    meanwhile."""
+    matching = []
     for process in below(pid):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if line and Path(line[0]).name.startswith(name):
-                found.append((process.create_time(), process))
-    return [process for _, process in sorted(found, key=lambda one: one[0])]
+                matching.append((process.create_time(), process))
+    return [process for _, process in sorted(matching, key=lambda pair: pair[0])]
 
 
 def end_all(process: subprocess.Popen[str]) -> None:
-    """Kill it and all below it, and wait until they are gone."""
-    gone = below(process.pid)
+    """Kills a process and its descendants, and waits until they have ended."""
+    descendants = below(process.pid)
     process.kill()
-    for one in gone:
+    for descendant in descendants:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs(gone, timeout=GONE_S)
+            descendant.kill()
+    psutil.wait_procs(descendants, timeout=GONE_S)
     process.communicate()
 
 
 def kill_alone(process: subprocess.Popen[str]) -> None:
-    """Kill it, and wait until what it has started has noticed. Ray's agents take minutes to, and are killed too."""
+    """Kills only this process, and waits until its descendants have ended. Ray's agents would take minutes and are killed too."""
     started = below(process.pid)
     agents = called("ray::DashboardAgent", process.pid) + called("ray::RuntimeEnvAgent", process.pid)
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs([p for p in started if p not in agents], timeout=GONE_S)
-    for one in [*agents, *alive]:
+    for remaining in [*agents, *alive]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            remaining.kill()
     psutil.wait_procs([*agents, *alive], timeout=GONE_S)
     assert alive == [], "its actors outlive it"
 
 
 @contextlib.contextmanager
 def left_as_it_was() -> Iterator[None]:
-    """Threads, determinism, signals, environment, MLflow's store and whether Ray runs are afterwards what they were."""
+    """Restores threads, determinism, signals, environment and MLflow's store, and shuts down Ray if it did not run before."""
     import mlflow
     import ray
 
@@ -125,7 +126,7 @@ def left_as_it_was() -> Iterator[None]:
         yield
     finally:
         if not connected:
-            ray.shutdown(wait_for_processes=True)  # or what it has not waited for is a warning in whatever test runs then
+            ray.shutdown(wait_for_processes=True)  # otherwise a later test would get a warning about unfinished processes
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
         torch.set_flush_denormal(False)

@@ -1,8 +1,8 @@
-"""Stopping a job by a signal to its whole process group, at a chosen moment, and what is seen of it.
+"""Stops a job by a signal to its whole process group at a chosen moment, and reports how it ended.
 
-    python -m tests.stopping FOLDER --jobs train search --repeats 20     # a line of JSON for each job stopped, then a table
+    python -m tests.stopping FOLDER --jobs train search --repeats 20     # a line of JSON for each stopped job
 
-The jobs run on a Ray of their own; FOLDER keeps a cache, an encoder to attack, and a folder for each job.
+Each job runs on its own local Ray; FOLDER contains a cache, an encoder to attack, and a folder for each job.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tests.process import GONE_S, HANG_S, environment, wait_until
 
 ROOT = Path(__file__).parents[1]
 MARK = "CPGAN_TEST_STOPPING"
-"""Environment variable by which every process that a job has started is known, even one in a session of its own."""
+"""Environment variable that identifies every process started by a job, even in another session."""
 SMALL = "--data.image-size 16 --batch-size 80 --privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 LIGHT = "--attacks.names ridge mlp --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1"
 FLAGS = {
@@ -39,7 +39,7 @@ FLAGS = {
     "attack": f"attack.py {{encoder}} --runtime.backend ray --data.num-identities 200 --data.pictures-per-identity 2 {LIGHT}"
     " --tracking.no-system-metrics",
 }
-"""Of each kind of job."""
+"""Type of job -> script and flags."""
 PAIR = """
 import runpy, sys
 from dataclasses import replace
@@ -49,11 +49,11 @@ PRESETS["pair"] = lambda: replace(smoke(), preset="pair", adversaries=two)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""A job with one more preset: two adversaries, since each takes a process that imports torch."""
+"""Runs a job with an additional preset `pair`: only two adversaries, because each one needs a process that imports torch."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     folder: Path
     cache: Path
     template: Path
@@ -70,31 +70,31 @@ class Outcome:
     runs: list[str]
     """Statuses of the MLflow runs, the oldest first."""
     checkpoint: str
-    """`all`: the newest holds every round that was logged; `none`; or which round it is of."""
+    """`all`: the newest checkpoint has every logged round; `none`: no checkpoint; otherwise its round and the number of rounds."""
     left: list[str]
-    """Processes that are left."""
+    """Processes that have not ended."""
     stderr: str
 
     def faults(self) -> list[str]:
-        """What is not as it should be."""
-        asked = 128 + getattr(signal, self.sent)
-        ended = self.status == 0 and set(self.runs) == {"FINISHED"}  # it had come to its end
-        found = [] if ended or self.status == asked else [f"status {self.status}"]
-        if not ended and (set(self.runs[:1]) - {"KILLED"} or "RUNNING" in self.runs):
-            found.append(f"runs {self.runs}")
+        """Descriptions of everything that is wrong."""
+        expected_status = 128 + getattr(signal, self.sent)
+        finished = self.status == 0 and set(self.runs) == {"FINISHED"}  # the job ended before the signal
+        faults = [] if finished or self.status == expected_status else [f"status {self.status}"]
+        if not finished and (set(self.runs[:1]) - {"KILLED"} or "RUNNING" in self.runs):
+            faults.append(f"runs {self.runs}")
         if self.job == "train" and self.moment != "start" and self.checkpoint != "all":
-            found.append(f"checkpoint {self.checkpoint}")
+            faults.append(f"checkpoint {self.checkpoint}")
         if self.left:
-            found.append(f"left {self.left}")
+            faults.append(f"left {self.left}")
         if "Traceback" in self.stderr:
-            found.append("traceback")
-        return found
+            faults.append("traceback")
+        return faults
 
 
 def moments(job: str, output: Path, stderr: Path) -> dict[str, Callable[[], object]]:
-    """When a job is stopped: the name of the moment -> whether it has come."""
+    """Name of each moment at which a job can be stopped -> function that returns whether it has been reached."""
 
-    def said(pattern: str) -> Callable[[], object]:
+    def logged(pattern: str) -> Callable[[], object]:
         return lambda: re.search(pattern, stderr.read_text(errors="replace"))
 
     metrics = output / "metrics.jsonl"
@@ -102,49 +102,56 @@ def moments(job: str, output: Path, stderr: Path) -> dict[str, Callable[[], obje
         "train": lambda: metrics.exists() and metrics.stat().st_size,
         "search": lambda: list(output.glob("trials/*/config.json")),
         "comparison": lambda: list(output.glob("cells/*")),
-        "attack": said("attack 1/"),
+        "attack": logged("attack 1/"),
     }
     ends = {"train": "report/report.json", "search": "frontier.json", "comparison": "results.json", "attack": "report/report.json"}
-    found: dict[str, Callable[[], object]] = {"start": lambda: True, "play": playing[job]}
-    found |= {"attacks": said("attack 1/")} if job == "train" else {}
-    return found | {"finish": (output / ends[job]).exists}
+    reached: dict[str, Callable[[], object]] = {"start": lambda: True, "play": playing[job]}
+    reached |= {"attacks": logged("attack 1/")} if job == "train" else {}
+    return reached | {"finish": (output / ends[job]).exists}
 
 
-def stop(place: Place, job: str, moment: str, sent: signal.Signals, *, delay_s: float) -> Outcome:
-    """Start a job, wait for the moment and a little more, signal its process group, and see how it ends."""
-    folder = place.folder / f"{job}-{moment}-{sent.name}-{random.SystemRandom().randrange(10**9)}"
+def stop(workspace: Workspace, job: str, moment: str, sent: signal.Signals, *, delay_s: float) -> Outcome:
+    """Starts a job, waits for the moment and `delay_s` more, signals its process group, and returns how it ended."""
+    folder = workspace.folder / f"{job}-{moment}-{sent.name}-{random.SystemRandom().randrange(10**9)}"
     folder.mkdir(parents=True)
-    shutil.copy(place.template, folder / "mlflow.db")
+    shutil.copy(workspace.template, folder / "mlflow.db")
     output, stderr = folder / "out", folder / "stderr"
-    arguments = FLAGS[job].format(encoder=place.encoder).split()
+    arguments = FLAGS[job].format(encoder=workspace.encoder).split()
     if job == "train":
         arguments += ["--epochs", "10000" if moment in ("start", "play") else "2"]
-    arguments += ["--output", str(output), "--cache-dir", str(place.cache), "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    arguments += [
+        "--output",
+        str(output),
+        "--cache-dir",
+        str(workspace.cache),
+        "--tracking.uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+    ]
     command = [sys.executable, "-c", PAIR, str(ROOT / "jobs" / arguments[0]), *arguments[1:]]
     env = environment(**{MARK: folder.name, "OMP_NUM_THREADS": "1"})
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start a background job, which would inherit that
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # set by shells for background jobs; the job would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with stderr.open("w") as said:
+    with stderr.open("w") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=said, text=True, start_new_session=True
+            command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=log, text=True, start_new_session=True
         )
     try:
-        come = moments(job, output, stderr)[moment]
-        wait_until(lambda: come() or process.poll() is not None, f"{moment} of {job} does not come", every_s=0.01)
+        reached = moments(job, output, stderr)[moment]
+        wait_until(lambda: reached() or process.poll() is not None, f"{job} does not reach {moment}", every_s=0.01)
         time.sleep(delay_s)
-        begun = time.monotonic()
+        signalled_at = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sent)
-            os.killpg(process.pid, sent)  # as `timeout` does
+            os.killpg(process.pid, sent)  # `timeout` also sends two signals
         status = process.wait(HANG_S)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - signalled_at
         left = [p for p in started(folder.name) if p.pid != process.pid]
         _, alive = psutil.wait_procs(left, timeout=GONE_S)
         names = [p.name() for p in alive]
     finally:
-        for one in started(folder.name):
+        for remaining in started(folder.name):
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                remaining.kill()
         process.wait()
     text = stderr.read_text(errors="replace")
     return Outcome(
@@ -153,13 +160,13 @@ def stop(place: Place, job: str, moment: str, sent: signal.Signals, *, delay_s: 
 
 
 def started(mark: str) -> list[psutil.Process]:
-    """The processes that have the mark, wherever they are now."""
-    found = []
+    """All processes that have the mark in their environment."""
+    marked = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+                marked.append(process)
+    return marked
 
 
 def runs(store: Path) -> list[str]:
@@ -176,20 +183,20 @@ def checkpoint(output: Path) -> str:
     return "all" if newest == max(logged) + 1 else f"{newest} of {max(logged) + 1}"
 
 
-def make_place(folder: Path) -> Place:
-    """A folder with what the jobs need: an empty store, and the encoder of a short run."""
-    place = Place(folder, folder / "cache", folder / "template.db", folder / "encoder.pt2")
+def make_workspace(folder: Path) -> Workspace:
+    """Creates a folder with everything that the jobs need: an empty tracking store, and the encoder of a short run."""
+    workspace = Workspace(folder, folder / "cache", folder / "template.db", folder / "encoder.pt2")
     folder.mkdir(parents=True, exist_ok=True)
-    if not place.template.exists():
+    if not workspace.template.exists():
         import mlflow
 
-        mlflow.MlflowClient(f"sqlite:///{place.template}").search_experiments()
-    if not place.encoder.exists():
+        mlflow.MlflowClient(f"sqlite:///{workspace.template}").search_experiments()
+    if not workspace.encoder.exists():
         flags = f"smoke --epochs 1 --privacy-weight 0 --runtime.backend local {SMALL} {LIGHT}".split()
-        flags += ["--output", str(folder / "run"), "--cache-dir", str(place.cache)]
+        flags += ["--output", str(folder / "run"), "--cache-dir", str(workspace.cache)]
         subprocess.run([sys.executable, str(ROOT / "jobs" / "train_celeba.py"), *flags], cwd=folder, env=environment(), check=True)
-        shutil.copy(folder / "run" / "privatizer.pt2", place.encoder)
-    return place
+        shutil.copy(folder / "run" / "privatizer.pt2", workspace.encoder)
+    return workspace
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -198,21 +205,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--jobs", nargs="+", default=list(FLAGS))
     parser.add_argument("--signals", nargs="+", default=["SIGTERM", "SIGINT"])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--until", type=float, default=float("inf"), help="begin no job after this time, in seconds since 1970")
-    read = parser.parse_args(arguments)
-    place, drawn = make_place(read.folder.resolve()), random.Random(os.getpid())
-    for repeat in range(read.repeats):
-        for job in read.jobs:
-            for sent in read.signals:
-                if time.time() > read.until:
+    parser.add_argument("--until", type=float, default=float("inf"), help="start no job after this time, in seconds since 1970")
+    args = parser.parse_args(arguments)
+    workspace, rng = make_workspace(args.folder.resolve()), random.Random(os.getpid())
+    for repeat in range(args.repeats):
+        for job in args.jobs:
+            for sent in args.signals:
+                if time.time() > args.until:
                     return
-                names = list(moments(job, place.folder, place.folder))
+                names = list(moments(job, workspace.folder, workspace.folder))
                 moment = names[repeat % len(names)]
-                longest_s = {"start": 25.0, "play": 4.0, "attacks": 2.0, "finish": 1.5}[moment]
-                found = stop(
-                    place, job, moment, getattr(signal, sent), delay_s=drawn.uniform(4.0 if moment == "start" else 0, longest_s)
-                )
-                print(json.dumps(asdict(found) | {"faults": found.faults()}), flush=True)
+                max_delay_s = {"start": 25.0, "play": 4.0, "attacks": 2.0, "finish": 1.5}[moment]
+                delay_s = rng.uniform(4.0 if moment == "start" else 0, max_delay_s)
+                outcome = stop(workspace, job, moment, getattr(signal, sent), delay_s=delay_s)
+                print(json.dumps(asdict(outcome) | {"faults": outcome.faults()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Tools of the developers: no part of a run."""
+"""Tools for developers; runs do not use them."""

@@ -1,9 +1,9 @@
-"""Call each tensor operation that programs may be made of with random hostile arguments; print those that end the process.
+"""Calls each tensor operation that is allowed in programs with random hostile arguments; prints those that crash the process.
 
     python -m cpgan_ray.devtools.fuzz_operations [--tries 300] [--only NAME.OVERLOAD ...]
 
-Each operation has a process of its own, with limits on memory and time. Arguments follow the operation's schema: tensors of few
-elements and of types and shapes that rarely fit, indices and sizes that are huge, negative or zero.
+Each operation runs in a separate process, with limits on memory and time. Arguments follow the operation's schema: tensors with few
+elements and types and shapes that rarely match, indices and sizes that are huge, negative or zero.
 """
 
 import argparse
@@ -46,15 +46,15 @@ def tensor(rng: random.Random) -> torch.Tensor:
     shape = [rng.choice((0, 1, 2, 3, 4, 6)) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 5)))]
     dtype = rng.choice(TYPES if rng.random() < 0.4 else (torch.float32, torch.float32, torch.int64))
     if dtype.is_floating_point or dtype.is_complex:
-        made = torch.randn(shape).to(dtype)
-        if rng.random() < 0.1 and made.numel():
-            made.view(-1)[0] = rng.choice(REAL)
+        x = torch.randn(shape).to(dtype)
+        if rng.random() < 0.1 and x.numel():
+            x.view(-1)[0] = rng.choice(REAL)
     else:
-        made = torch.tensor([whole(rng) for _ in range(max(1, torch.Size(shape).numel()))]).to(dtype)[: torch.Size(shape).numel()]
-        made = made.reshape(shape)
-    if rng.random() < 0.2 and made.dim() > 1:
-        made = made.transpose(0, -1)
-    return made
+        x = torch.tensor([whole(rng) for _ in range(max(1, torch.Size(shape).numel()))]).to(dtype)[: torch.Size(shape).numel()]
+        x = x.reshape(shape)
+    if rng.random() < 0.2 and x.dim() > 1:
+        x = x.transpose(0, -1)
+    return x
 
 
 def value(kind: str, rng: random.Random) -> Any:
@@ -88,7 +88,7 @@ def attack(operation: torch._ops.OpOverload, tries: int, seed: int) -> None:
         for argument in operation._schema.arguments:
             if argument.has_default_value() and rng.random() < 0.4:
                 continue
-            if argument.name in ("dtype", "layout", "memory_format"):  # programs that give numbers for these are refused
+            if argument.name in ("dtype", "layout", "memory_format"):  # programs with numbers for these are refused
                 if argument.name == "dtype" and rng.random() < 0.3:
                     named["dtype"] = rng.choice(TYPES)
                 continue

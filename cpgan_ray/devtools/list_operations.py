@@ -1,10 +1,10 @@
-"""Print the ATen operations that exported encoders of pictures are made of, one `name.overload` a line.
+"""Prints the ATen operations in exported encoders of pictures, one `name.overload` per line.
 
     python -m cpgan_ray.devtools.list_operations [--only PREFIX] [--no-decomposition] > measured.txt
 
-Needs timm and torchvision next to torch, in an environment of its own. Networks are built without weights. One small network of
-most families of timm and torchvision is exported with a dynamic batch and uint8 pictures, and once more
-decomposed to the core ATen operations. Networks that torch cannot export are named on standard error.
+Needs timm and torchvision in addition to torch; use a separate environment. Networks are built without weights. One small network
+of most families of timm and torchvision is exported with a dynamic batch and uint8 pictures, and then decomposed to the core ATen
+operations. Networks that torch cannot export are logged.
 """
 
 import argparse
@@ -38,7 +38,7 @@ tf_efficientnet_b0 tresnet_m nest_tiny volo_d1_224 convmixer_768_32 swinv2_cr_ti
 
 
 LIMIT_S = 60
-"""Networks whose shapes take torch more CPU time than this, in seconds, are left out."""
+"""Networks whose export takes more CPU time are left out."""
 
 
 class Scaled(nn.Module):
@@ -53,17 +53,17 @@ class Scaled(nn.Module):
 
 
 def operations(program: torch.export.ExportedProgram) -> set[str]:
-    found = set()
+    names = set()
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
                 name = node.target.name()
-                found.add(name if "." in name.partition("::")[2] else f"{name}.default")
-    return found
+                names.add(name if "." in name.partition("::")[2] else f"{name}.default")
+    return names
 
 
 def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, int, int]]]:
-    """Name, how to build it, size of its pictures."""
+    """Name of each network, function that builds it, shape of its pictures."""
     with contextlib.suppress(ImportError):
         import torchvision  # pyright: ignore[reportMissingImports]
 
@@ -79,7 +79,7 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, int, i
             yield f"timm.{name}", lambda name=name: timm.create_model(name, pretrained=False, num_classes=0), shape
 
 
-def too_slow(*_: object) -> None:
+def raise_timeout(*_: object) -> None:
     raise TimeoutError
 
 
@@ -90,8 +90,8 @@ def main() -> None:
     parsed = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    signal.signal(signal.SIGVTALRM, too_slow)
-    found: dict[str, str] = {}
+    signal.signal(signal.SIGVTALRM, raise_timeout)
+    first_network: dict[str, str] = {}
     for name, build, shape in networks():
         if not name.startswith(parsed.only):
             continue
@@ -101,17 +101,17 @@ def main() -> None:
             example = torch.zeros(2, *shape, dtype=torch.uint8)
             with torch.no_grad():
                 program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-            used = operations(program)
+            found_operations = operations(program)
             if not parsed.no_decomposition:
                 with contextlib.suppress(Exception):
-                    used |= operations(program.run_decompositions())
+                    found_operations |= operations(program.run_decompositions())
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            logger.info("%s %d operations", name, len(used))
+            logger.info("%s %d operations", name, len(found_operations))
         except Exception as e:
             logger.info("%s is left out: %s %s", name, type(e).__name__, str(e).partition("\n")[0][:120])
             continue
-        for operation in sorted(used - found.keys()):
-            found[operation] = name
+        for operation in sorted(found_operations - first_network.keys()):
+            first_network[operation] = name
             print(operation, name, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says; the numbers themselves belong to a quiet machine."""
+"""Tests that the benchmark reports every value; the values themselves need an idle machine."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from tests.process import HANG_S
 TINY = "--rounds 2 --repeats 1 --warmup 1 --image-size 16 --batch-size 16 --k 8 --width 2 --sleepers 2 --adversaries 1 2"
 
 
-def test_messages_hold_codes_row_numbers_and_gradients_and_little_else():
+def test_num_bytes_of_messages_has_little_overhead():
     batch, k = 128, 128
     z = np.zeros((batch, k), np.float32)
     rows = Batch(rows=np.arange(batch), mirrored=np.zeros(batch, bool), shift=np.zeros((batch, 2), np.int16))
@@ -24,43 +24,43 @@ def test_messages_hold_codes_row_numbers_and_gradients_and_little_else():
     assert z.nbytes <= reply <= z.nbytes + 4096
 
 
-def test_the_last_line_is_json_with_every_number():
+def test_bench_json_has_every_number():
     command = [sys.executable, "-m", "cpgan_ray.devtools.bench", "--json", *TINY.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     names = {"speedup_k1", "speedup_k1_ray", "speedup_k2", "speedup_k2_stale1", "critical_path_speedup_k2", "round_ms_sleep20_k2"}
     assert all(result[name] > 0 for name in names | {"bytes_per_reply", "bytes_per_release"})
     assert result["round_ms_sleep20_k2"] >= 20
 
 
 @pytest.mark.slow
-def test_checkpoints_are_measured_on_both_backends():
+def test_bench_checkpoints_measures_both_backends():
     tiny = "--image-size 16 --k 8 --rounds 1 --repeats 1 --warmup 1"
     command = [sys.executable, "-m", "cpgan_ray.devtools.bench", "--checkpoints", "--json", *tiny.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     for backend in ("local", "ray"):
         assert all(result[f"checkpoint_{what}_{backend}"] > 0 for what in ("ms", "share", "mb"))
 
 
 @pytest.mark.slow
-def test_orchestration_is_measured_on_several_nodes():
+def test_bench_nodes_measures_each_number_of_adversaries():
     command = [sys.executable, "-m", "cpgan_ray.devtools.bench", "--nodes", "2", "--crowds", "1", "3", "--json", *TINY.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     for count in (1, 3):
         assert result[f"round_over_slowest_k{count}"] >= 1
-        assert 0 < result[f"privatizer_cpu_ms_k{count}"] < 200, "it sleeps while they do"
+        assert 0 < result[f"privatizer_cpu_ms_k{count}"] < 200, "the privatizer's process is idle while the adversaries sleep"
 
 
-def test_layers_are_measured_beside_torchs_plain_ones():
+def test_bench_layers_measures_both_variants():
     command = [sys.executable, "-m", "cpgan_ray.devtools.bench", "--layers", "--json", *TINY.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     for name, sides in (
         ("privatizer", ("series", "plane")),
         ("decoder", ("series", "plane")),
@@ -70,15 +70,15 @@ def test_layers_are_measured_beside_torchs_plain_ones():
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ("--nodes -1", "nodes is -1; it must be at least 0"),
         ("--nodes 2 --crowds 4 0", "crowds is (4, 0); it must be one or more numbers of at least 1"),
     ],
 )
-def test_bad_input_is_one_line(flags, said):
-    done = subprocess.run(
+def test_bench_with_bad_flags_ends_with_one_line(flags, message):
+    process = subprocess.run(
         [sys.executable, "-m", "cpgan_ray.devtools.bench", *flags.split()], capture_output=True, text=True, timeout=HANG_S
     )
-    assert done.returncode == 2
-    assert done.stderr == f"error: {said}\n"
+    assert process.returncode == 2
+    assert process.stderr == f"error: {message}\n"

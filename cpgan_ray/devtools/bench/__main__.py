@@ -1,4 +1,4 @@
-"""Measures what the flags ask for, and prints it."""
+"""The command line of the benchmark: measures what the flags select, and prints it."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from cpgan_ray.devtools.bench.settings import Settings
 def main(arguments: Sequence[str] | None = None) -> None:
     s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=bench.__doc__ or "")
     with tempfile.TemporaryDirectory(prefix="cpgan-bench-") as folder:
-        result = rounded(chosen(s)(s, Path(folder) / "data"))
+        result = round_values(select_measurement(s)(s, Path(folder) / "data"))
     if s.json or s.memory:
         print(json.dumps(result))
     else:
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
 
 
-def chosen(s: Settings) -> Callable[[Settings, Path], dict[str, Any]]:
-    """What is measured; only that is imported."""
+def select_measurement(s: Settings) -> Callable[[Settings, Path], dict[str, Any]]:
+    """The function of the selected measurement; only its module is imported."""
     if s.nodes:
         from cpgan_ray.devtools.bench.sleepers import measure_orchestration as measure
     elif s.ray_starts:
@@ -40,9 +40,9 @@ def chosen(s: Settings) -> Callable[[Settings, Path], dict[str, Any]]:
     return measure
 
 
-def rounded(value: Any) -> Any:
+def round_values(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
+        return {key: round_values(inner) for key, inner in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint costs a game of CelebA's size."""
+"""Measures the cost of a checkpoint in a game of CelebA's size."""
 
 import os
 import statistics
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from cpgan_ray.training.checkpoint import Checkpoints
 
 FACES, EVERY = 4_000, 50
-"""Pictures, and rounds from one checkpoint to the next."""
+"""Number of pictures, and number of rounds between two checkpoints."""
 
 
 def measure_checkpoints(s: Settings, folder: Path) -> dict[str, Any]:
-    """What a snapshot of the whole game and its checkpoint on disk cost: the seconds that they take, and how much longer a turn
-    with them is than one without, as shares of the time of `EVERY` rounds.
+    """Cost of a snapshot of the whole game and its checkpoint on disk: their time, and how much longer a turn takes with them than
+    without them, both also as shares of the time of `EVERY` rounds.
 
-    Nothing is played meanwhile, which a run's driver does while it writes: this is the most that it may cost.
+    No rounds are played while a checkpoint is written, unlike in a run: the result is an upper bound of the cost.
     """
     import ray
 
@@ -37,33 +37,33 @@ def measure_checkpoints(s: Settings, folder: Path) -> dict[str, Any]:
     set_up_process(threads=available_cpus())
     result: dict[str, Any] = {}
     for backend in ("local", "ray"):
-        kept = Checkpoints(str(folder / f"checkpoints-{backend}"), keep=2)
-        one = override(config, {"runtime.backend": backend})
-        plain, watched, saving = [], [], []
-        with open_session(one, None) as game, open_session(one, None) as saved:
+        checkpoints = Checkpoints(str(folder / f"checkpoints-{backend}"), keep=2)
+        backend_config = override(config, {"runtime.backend": backend})
+        plain, with_checkpoint, saving = [], [], []
+        with open_session(backend_config, None) as game, open_session(backend_config, None) as saved:
             play_for(game, s.warmup)
             play_for(saved, s.warmup)
             for turn in range(s.repeats):
-                for with_it in (True, False) if turn % 2 else (False, True):
-                    seconds = timed(play_for, saved if with_it else game, s.rounds)[1]
-                    if with_it:
-                        saving.append(timed(save, saved, kept)[1])
-                    (watched if with_it else plain).append(seconds)
+                for saves in (True, False) if turn % 2 else (False, True):
+                    seconds = timed(play_for, saved if saves else game, s.rounds)[1]
+                    if saves:
+                        saving.append(timed(save, saved, checkpoints)[1])
+                    (with_checkpoint if saves else plain).append(seconds)
         rounds_s = [EVERY / s.rounds * seconds for seconds in plain]
-        longer = [a + b - c for a, b, c in zip(watched, saving, plain, strict=True)]
+        longer = [a + b - c for a, b, c in zip(with_checkpoint, saving, plain, strict=True)]
         result |= {
             f"round_ms_{backend}": 1000 * statistics.median(plain) / s.rounds,
             f"checkpoint_ms_{backend}": 1000 * statistics.median(saving),
             f"checkpoint_share_{backend}": statistics.median(a / b for a, b in zip(saving, rounds_s, strict=True)),
             f"longer_share_{backend}": statistics.median(a / b for a, b in zip(longer, rounds_s, strict=True)),
-            f"checkpoint_mb_{backend}": max(path.stat().st_size for path in Path(kept.root).iterdir()) / 1e6,
+            f"checkpoint_mb_{backend}": max(path.stat().st_size for path in Path(checkpoints.root).iterdir()) / 1e6,
         }
     ray.shutdown()
     return result | {"every": EVERY, "rounds": s.rounds, "repeats": s.repeats}
 
 
 def play_for(game: "GameSession", rounds: int) -> None:
-    """So many rounds, over ends of epochs."""
+    """Plays `rounds` rounds, also past the end of an epoch."""
     done = 0
     while done < rounds:
         done += len(game.get(game.play(rounds - done)))

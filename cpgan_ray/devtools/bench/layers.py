@@ -1,4 +1,4 @@
-"""Layers of this project's own beside torch's plain ones: a forward and a backward pass of each, with one thread."""
+"""Compares this package's layers with torch's layers: a forward and a backward pass each, with one thread."""
 
 import itertools
 import statistics
@@ -18,11 +18,11 @@ from cpgan_ray.models.paper.series import SeriesConv2d
 from cpgan_ray.models.pointwise import StridedPointwise
 
 SERIES = (128, 1, 9)
-"""Of UCI HAR: steps, one column, signals."""
+"""Shape of UCI HAR's series: time steps, one column, signals."""
 
 
 class Plane(nn.Module):
-    """A convolution of a series with all columns of its kernel."""
+    """A convolution of a series as a convolution of a plane, with all columns of its kernel."""
 
     def __init__(self, conv: SeriesConv2d | TransposedSame) -> None:
         super().__init__()
@@ -35,36 +35,36 @@ class Plane(nn.Module):
 
 
 def measure_layers(s: Settings, folder: Path) -> dict[str, Any]:
-    """Milliseconds of the networks for series and the same in plane convolutions, and of strided 1x1 convolutions (32 channels of
-    32 x 32 to 64, channel last) and torch's own; `speedup` is the median ratio of a turn."""
+    """Milliseconds of the networks for series with series and with plane convolutions, and of strided 1x1 convolutions (32 channels
+    of 32 x 32 to 64, channels last) of this package and of torch. `speedup` is the median ratio over the turns."""
     torch.set_num_threads(1)
     decoder = PaperDecoder(32, image_shape=SERIES).layers
-    found = compared("privatizer", series(lenet_stages(SERIES)), torch.randn(s.batch_size, 9, 128, 1), s)
-    found |= compared("decoder", series(decoder), torch.randn(s.batch_size, 32), s)
+    result = compare("privatizer", series(lenet_stages(SERIES)), torch.randn(s.batch_size, 9, 128, 1), s)
+    result |= compare("decoder", series(decoder), torch.randn(s.batch_size, 32), s)
     pictures = torch.randn(s.batch_size, 32, 32, 32).to(memory_format=torch.channels_last)
     sides = {"pixels_read": StridedPointwise(32, 64, stride=2), "torch": nn.Conv2d(32, 64, 1, stride=2, bias=False)}
-    return found | compared("pointwise", sides, pictures, s)
+    return result | compare("pointwise", sides, pictures, s)
 
 
 def series(net: nn.Sequential) -> dict[str, nn.Module]:
-    """A network for series, and the same in plane convolutions."""
+    """A network for series, and the same network with plane convolutions."""
     plane = nn.Sequential(*(Plane(m) if isinstance(m, SeriesConv2d | TransposedSame) else m for m in net))
     return {"series": net, "plane": plane}
 
 
-def compared(name: str, sides: Mapping[str, nn.Module], x: Tensor, s: Settings) -> dict[str, float]:
-    """The sides take turns; the first is ours, the second what a user would write."""
+def compare(name: str, sides: Mapping[str, nn.Module], x: Tensor, s: Settings) -> dict[str, float]:
+    """Times of two variants that alternate: first this package's layers, second the layers that a user would write."""
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn, (side, net) in itertools.product(range(s.warmup + s.repeats * s.rounds), sides.items()):
-        took = step_ms(net, x)
+        milliseconds = step_ms(net, x)
         if turn >= s.warmup:
-            times[side].append(took)
-    found = {f"{name}_{side}_ms": statistics.median(some) for side, some in times.items()}
-    ours, theirs = times.values()
-    return found | {f"{name}_speedup": statistics.median(b / a for a, b in zip(ours, theirs, strict=True))}
+            times[side].append(milliseconds)
+    medians = {f"{name}_{side}_ms": statistics.median(values) for side, values in times.items()}
+    own, baseline = times.values()
+    return medians | {f"{name}_speedup": statistics.median(b / a for a, b in zip(own, baseline, strict=True))}
 
 
 def step_ms(net: nn.Module, x: Tensor) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     net(x).square().mean().backward()
-    return 1000 * (time.perf_counter() - begun)
+    return 1000 * (time.perf_counter() - started)

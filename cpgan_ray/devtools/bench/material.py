@@ -1,4 +1,4 @@
-"""What several measurements share: pictures that cost nothing to make, and a clock."""
+"""Helpers that several measurements share: a cheap synthetic data set, and a timer."""
 
 import time
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 DISTINCT = 400
-"""Different pictures in a synthetic data set; the rest are links to them."""
+"""Number of different pictures in a synthetic data set; the others are links to them."""
 
 
 def synthetic(folder: Path, *, rows: int, image_size: int) -> None:
-    """A data set of `rows` pictures with 5 random attributes in CelebA's layout: a few procedural faces under many names."""
+    """Writes a data set of `rows` pictures with 5 random attributes in CelebA's layout: a few procedural faces with many names."""
     from cpgan_ray.data.datasets.faces.files import write_faces
 
     write_faces(folder, num_identities=DISTINCT, pictures_per_identity=1, size=(image_size, image_size))
@@ -35,6 +35,6 @@ def synthetic(folder: Path, *, rows: int, image_size: int) -> None:
 
 
 def timed(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """What it returns, and its seconds."""
+    """The return value of a call, and its time in seconds."""
     started = time.perf_counter()
     return work(*args), time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Peak memory of each process of a run's own."""
+"""Measures the peak private memory of each process of a run."""
 
 import os
 import threading
@@ -24,7 +24,7 @@ SAMPLE_S = 0.5
 
 
 def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
-    """Peak of own memory by role over preparing, one epoch against one adversary of each kind, and the attacks."""
+    """Peak private memory by role, over preparing, one epoch against one adversary of each kind, and the attacks."""
     from cpgan_ray.data import prepare
     from cpgan_ray.pipelines.train import train
 
@@ -68,24 +68,24 @@ def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
 
 
 def sample(peaks: dict[str, float], done: threading.Event) -> None:
-    """Note every process of this one's tree until done."""
-    me = psutil.Process()
+    """Records the memory of this process and its descendants until `done` is set."""
+    root = psutil.Process()
     while not done.wait(SAMPLE_S):
-        for process in [me, *me.children(recursive=True)]:
+        for process in [root, *root.children(recursive=True)]:
             try:
-                name, mb = role(process), own_mb(process.pid)
+                name, mb = role(process), private_mb(process.pid)
             except (psutil.Error, OSError, IndexError):
                 continue  # it has ended
             peaks[name] = max(peaks.get(name, 0.0), mb)
 
 
 def role(process: psutil.Process) -> str:
-    """What a process of the run is: the actor's class for Ray's workers, else the program's name."""
+    """Role of a process of the run: the actor's class for Ray's workers, otherwise the name of the program."""
     title = process.cmdline()[0] if process.pid != os.getpid() and process.cmdline() else "driver"
     return title.removeprefix("ray::").split(".")[0].split()[0] if title.startswith("ray::") else Path(title).name
 
 
-def own_mb(pid: int) -> float:
-    """Resident memory of a process that is no file's and no shared memory."""
+def private_mb(pid: int) -> float:
+    """Resident anonymous memory of a process, without mapped files and shared memory."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) / 1024

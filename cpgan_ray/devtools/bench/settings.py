@@ -1,4 +1,4 @@
-"""What is measured, and on how much."""
+"""Settings of the benchmark."""
 
 from dataclasses import dataclass
 
@@ -7,28 +7,28 @@ from cpgan_ray.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Defaults are those of the reported numbers; smaller ones only show that it works."""
+    """The defaults are the settings of the reported numbers; smaller values are only for tests."""
 
     json: bool = False
     """End with one line of JSON instead of a table."""
     checkpoints: bool = False
-    """Measure checkpoints instead: turns of `rounds` rounds of preset celeba on procedural faces, with a checkpoint and without."""
+    """Measure checkpoints instead: turns of `rounds` rounds of preset celeba on procedural faces, with and without a checkpoint."""
     layers: bool = False
-    """Measure layers of this project's own instead, beside torch's plain ones."""
+    """Measure this package's layers instead, compared with torch's layers."""
     memory: int = 0
-    """Measure memory instead, on so many synthetic 112 x 112 pictures."""
+    """Measure memory instead, with this number of synthetic 112 x 112 pictures."""
     nodes: int = 0
-    """Measure orchestration instead: rounds of 1 to 64 adversaries that sleep, spread over so many nodes on this machine."""
+    """Measure orchestration instead: rounds of 1 to 64 sleeping adversaries, spread over this number of nodes on this machine."""
     ray_starts: int = 0
-    """Measure instead how long a local Ray takes to start and to end, in so many turns of each side."""
+    """Measure the start and the end of a local Ray instead, in this number of turns of each variant."""
     crowds: tuple[int, ...] = (1, 8, 16, 32, 64)
-    """How many adversaries are spread over the nodes, in turn."""
+    """Numbers of adversaries that are spread over the nodes, one after the other."""
     repeats: int = 6
-    """Turns of each side."""
+    """Turns of each variant."""
     rounds: int = 10
-    """Rounds of a turn."""
+    """Rounds per turn."""
     warmup: int = 6
-    """Rounds of each side before its first turn."""
+    """Rounds of each variant before its first turn."""
     image_size: int = 64
     """Side of the pictures, in pixels."""
     batch_size: int = 128
@@ -36,9 +36,10 @@ class Settings:
     k: int = 128
     """Length of the code."""
     width: int = 8
-    """Channels of the encoder's first stage and of the decoders' last but one; 4 stages double them up to 8 times that."""
+    """Channels of the encoder's first stage and of the decoders' second-to-last stage; 4 stages double them up to 8 times that
+    number."""
     adversaries: tuple[int, ...] = (1, 2, 4)
-    """How many decoders play, from game to game; the last is also played with schedule `stale1`."""
+    """Number of decoders in each game; the last game is also played with schedule `stale1`."""
     sleepers: int = 16
     """Adversaries that sleep 20 ms instead of computing."""
 

@@ -1,4 +1,4 @@
-"""Rounds against adversaries that sleep: what the game itself costs, on one node and on several."""
+"""Measures rounds against sleeping adversaries: the overhead of the game itself, on one node and on several."""
 
 import itertools
 import statistics
@@ -14,13 +14,13 @@ from cpgan_ray.devtools.bench.settings import Settings
 
 SLEEP_S = 0.02
 SLEEPS_S = (0.2, 0.1, 0.05, 0.15)
-"""Of the adversaries spread over nodes, in turn: a decoder on a GPU takes about as long."""
+"""Sleep times of the adversaries spread over nodes, repeated in this order; a decoder on a GPU takes about as long."""
 
 
 def measure_orchestration(s: Settings, folder: Path) -> dict[str, Any]:
-    """Median round of K adversaries, spread over the nodes, as a multiple of the slowest one's own time, and the CPU time that it
-    costs the privatizer's process. Here nodes and adversaries have this machine's cores between them: with machines of their own
-    a round takes the slowest one's time and at most that CPU time."""
+    """Median round time with K adversaries spread over the nodes, as a multiple of the slowest adversary's time, and the CPU time
+    of the privatizer's process. Here all nodes share this machine's cores; on separate machines a round takes the slowest
+    adversary's time plus at most that CPU time."""
     import ray
 
     from cpgan_ray.devtools.chaos.kills import local_cluster
@@ -29,21 +29,21 @@ def measure_orchestration(s: Settings, folder: Path) -> dict[str, Any]:
     with local_cluster() as cluster:
         for _ in range(s.nodes):
             cluster.add_node(num_cpus=max(s.crowds) // s.nodes + 1)
-        crowd = {}
+        sleepers = {}
         for i in range(max(s.crowds)):
             seconds = SLEEPS_S[i % len(SLEEPS_S)]
-            crowd[f"sleeper{i}"] = (
+            sleepers[f"sleeper{i}"] = (
                 ray.remote(SleepingAdversary).options(num_cpus=1, scheduling_strategy="SPREAD").remote("", seconds)
             )
         for count in s.crowds:
-            round_s, cpu_s = sleeping_rounds_s(s, dict(itertools.islice(crowd.items(), count)))
+            round_s, cpu_s = sleeping_rounds_s(s, dict(itertools.islice(sleepers.items(), count)))
             result[f"round_over_slowest_k{count}"] = round_s / max(SLEEPS_S[:count])
             result[f"privatizer_cpu_ms_k{count}"] = 1000 * cpu_s
     return result | {"nodes": s.nodes, "slowest_ms": 1000 * max(SLEEPS_S)}
 
 
 def sleeping_round_s(s: Settings) -> float:
-    """Median seconds of a round against adversaries that sleep."""
+    """Median seconds of a round against sleeping adversaries."""
     import ray
 
     names = [f"sleeper{i}" for i in range(s.sleepers)]
@@ -56,7 +56,7 @@ def sleeping_round_s(s: Settings) -> float:
 
 
 def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> tuple[float, float]:
-    """Median seconds of a round of a host of their own against these actors, and its CPU seconds."""
+    """Median seconds of a round of a new host against these actors, and the host's CPU seconds per round."""
     import ray
 
     config = Config(k=s.k, batch_size=s.batch_size, adversaries={name: RidgeConfig() for name in sleepers})
@@ -68,7 +68,7 @@ def sleeping_rounds_s(s: Settings, sleepers: dict[str, Any]) -> tuple[float, flo
 
 
 class SleepingAdversary:
-    """A handle that takes some time for nothing."""
+    """An adversary that sleeps and returns a zero gradient."""
 
     def __init__(self, name: str, seconds: float = SLEEP_S) -> None:
         self.name, self.seconds = name, seconds
@@ -79,7 +79,7 @@ class SleepingAdversary:
 
 
 class IdlePrivatizer:
-    """A privatizer that computes nothing: what is left of a round is the game's own overhead."""
+    """A privatizer that computes nothing, so that a round consists only of the game's overhead."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.rounds_per_epoch = config, 2**30
@@ -99,7 +99,7 @@ class IdlePrivatizer:
 
 
 class IdleHost:
-    """GameHost with an idle privatizer."""
+    """A host like GameHost with an idle privatizer."""
 
     def __init__(self, config: Config, actors: dict[str, Any]) -> None:
         from cpgan_ray.distributed.adversary_pool import RayAdversaryHandle
@@ -108,10 +108,10 @@ class IdleHost:
 
         handles = {name: RayAdversaryHandle(actor) for name, actor in actors.items()}
         privatizer = cast(Any, IdlePrivatizer(config))
-        self.game = Game(privatizer, handles, gather=lambda answers: gather(answers, deadline_s=60.0), share=share)
+        self.game = Game(privatizer, handles, gather=lambda references: gather(references, deadline_s=60.0), share=share)
 
     def play(self, rounds: int) -> list[Metrics]:
-        """The rounds' metrics, with the CPU seconds of this process in a round."""
+        """Plays rounds. Returns their metrics, with the CPU seconds of this process per round."""
         before = time.process_time()
         played = self.game.play(rounds)
         return [m | {"cpu_s": (time.process_time() - before) / rounds} for m in played]

@@ -19,7 +19,7 @@ from cpgan_ray.errors import InputError
 def main(arguments: Sequence[str] | None = None) -> None:
     s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=chaos.__doc__ or "")
     with tempfile.TemporaryDirectory(prefix="cpgan-chaos-") as folder:
-        result = play_havoc(s, Path(folder))
+        result = run_fault_test(s, Path(folder))
     if s.json:
         print(json.dumps(result))
     else:
@@ -29,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(cli.FAILED)
 
 
-def play_havoc(s: Settings, folder: Path) -> dict[str, Any]:
-    """All kills, and what came of them."""
+def run_fault_test(s: Settings, folder: Path) -> dict[str, Any]:
+    """Runs all games with kills, and returns the results."""
     if s.drivers and not JOB.is_file():
-        raise InputError(f"{JOB} is missing: drivers are killed in a checkout of the project; give --drivers 0")
+        raise InputError(f"{JOB} is missing: kills of drivers need a checkout of the project; give --drivers 0")
     flags = [*GAME.split(), *RECOVERY.split(), *TRACKING.split(), "--cache-dir", str(folder / "cache")]
     config = override(cli.parse(flags, default="smoke", description=""), {"recovery.num_spares": s.spares})
     expected = unbroken(config)

@@ -1,4 +1,4 @@
-"""The kills: of players, of drivers and of nodes, and the unbroken game that each outcome is compared with."""
+"""Kills of players, drivers and nodes, and the undisturbed game with which each result is compared."""
 
 import contextlib
 import logging
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def unbroken(config: Config) -> dict[str, dict[str, Any]]:
-    """The weights of the game that nobody disturbs, in this process."""
+    """The weights of the undisturbed game, played in this process."""
     from cpgan_ray.training.game import play_in_process
 
     game = play_in_process(config, threads=1)
@@ -38,32 +38,32 @@ def unbroken(config: Config) -> dict[str, dict[str, Any]]:
     return game.weights()
 
 
-def same(one: Any, other: Any) -> bool:
+def same(state: Any, other: Any) -> bool:
     """Whether two nested states are equal, bit for bit."""
     import torch
 
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+    if isinstance(state, torch.Tensor):
+        return isinstance(other, torch.Tensor) and state.dtype == other.dtype and torch.equal(state, other)
+    if isinstance(state, dict):
+        return isinstance(other, dict) and state.keys() == other.keys() and all(same(state[key], other[key]) for key in state)
+    if isinstance(state, list | tuple):
+        return type(state) is type(other) and len(state) == len(other) and all(map(same, state, other))
+    return bool(state == other)
 
 
-def disturbed(config: Config, moments: list[float], strike: Callable[[], bool]) -> tuple[dict[str, Any], list[Event], int]:
-    """A game on Ray; `strike` is called when those shares of it are over. Its weights, what it survived, how often it was hit."""
+def play_disturbed(config: Config, moments: list[float], strike: Callable[[], bool]) -> tuple[dict[str, Any], list[Event], int]:
+    """Plays a game on Ray and calls `strike` after these shares of the rounds. Returns weights, failures and number of strikes."""
     from cpgan_ray.distributed.driver import RayGame
 
     struck, waiting = 0, list(moments)
     with RayGame(config) as game:
         done = saved = 0
         while done < game.total_rounds:
-            coming = game.play(4)
+            started = game.play(4)
             if waiting and done / game.total_rounds >= waiting[0] and strike():
                 waiting.pop(0)
                 struck += 1
-            played: list[Metrics] = game.get(coming)
+            played: list[Metrics] = game.get(started)
             done = int(played[-1]["round"]) + 1
             if done - saved >= config.recovery.checkpoint_every:
                 game.snapshot()
@@ -75,22 +75,22 @@ def disturbed(config: Config, moments: list[float], strike: Callable[[], bool]) 
 
 
 def players() -> list[psutil.Process]:
-    """The processes of the players, among those that this one has started."""
-    found = []
+    """The processes of the players among the descendants of this process."""
+    processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if line and line[0].startswith(PLAYERS):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def kill_players(config: Config, expected: dict[str, Any], s: Settings, tally: Tally) -> None:
-    """Games with a few kills each, until there have been enough."""
+    """Plays games with a few kills each, until there are `s.kills` kills."""
     rng = random.Random(s.seed)
 
     def strike() -> bool:
-        time.sleep(rng.uniform(0, 0.1))  # anywhere in the rounds that are under way
+        time.sleep(rng.uniform(0, 0.1))  # a random moment in the current rounds
         alive = players()
         if alive:
             rng.choice(alive).kill()
@@ -99,11 +99,11 @@ def kill_players(config: Config, expected: dict[str, Any], s: Settings, tally: T
     while tally.struck["players"] < s.kills:
         count = min(KILLS_PER_GAME, s.kills - tally.struck["players"])
         moments = sorted(rng.uniform(0.02, 0.9) for _ in range(count))
-        weights, events, struck = disturbed(config, moments, strike)
-        note(tally, "players", struck, same(weights, expected), events)
+        weights, events, struck = play_disturbed(config, moments, strike)
+        record(tally, "players", struck, same(weights, expected), events)
 
 
-def note(tally: Tally, kind: str, struck: int, identical: bool, events: Sequence[Event] = ()) -> None:
+def record(tally: Tally, kind: str, struck: int, identical: bool, events: Sequence[Event] = ()) -> None:
     tally.struck[kind] += struck
     tally.games += 1
     tally.different += not identical
@@ -116,7 +116,7 @@ def note(tally: Tally, kind: str, struck: int, identical: bool, events: Sequence
 
 
 def kill_drivers(flags: Sequence[str], expected: dict[str, Any], s: Settings, tally: Tally, folder: Path) -> None:
-    """Runs of the job whose driver is killed after a checkpoint, at a random moment, and which are resumed until they end."""
+    """Runs jobs, kills their driver at a random moment after a checkpoint, and resumes them until they finish."""
     rng = random.Random(s.seed + 1)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     while tally.struck["drivers"] < s.drivers:
@@ -128,9 +128,9 @@ def kill_drivers(flags: Sequence[str], expected: dict[str, Any], s: Settings, ta
             command = ["--resume", str(output)]
         if not (output / "report" / "report.json").is_file():
             run_job(command).wait()
-        note(tally, "drivers", struck, ends_like(output, expected))
+        record(tally, "drivers", struck, ends_like(output, expected))
     if s.drivers:
-        tally.running_left += left_running(uri)
+        tally.running_left += num_running(uri)
 
 
 def run_job(arguments: Sequence[str]) -> subprocess.Popen:
@@ -140,35 +140,35 @@ def run_job(arguments: Sequence[str]) -> subprocess.Popen:
 
 
 def kill_driver(command: Sequence[str], output: Path, rng: random.Random, tally: Tally) -> int:
-    """Start the job, and kill it some time after it has written a checkpoint; 0 where it has come to its end before."""
-    kept = Checkpoints(str(output / "checkpoints"), keep=1)
-    before = kept.names()[-1:]
+    """Starts the job and kills it at a random time after a new checkpoint. Returns 1, or 0 if the job finished before."""
+    checkpoints = Checkpoints(str(output / "checkpoints"), keep=1)
+    before = checkpoints.names()[-1:]
     job = run_job(command)
-    while job.poll() is None and kept.names()[-1:] == before:
+    while job.poll() is None and checkpoints.names()[-1:] == before:
         time.sleep(0.02)
     time.sleep(rng.uniform(0, 1.0))
     if job.poll() is not None:
         return 0
     job.send_signal(signal.SIGKILL)
     job.wait()
-    tally.lost_checkpoints += kept.latest() is None
+    tally.lost_checkpoints += checkpoints.latest() is None
     return 1
 
 
 def ends_like(output: Path, expected: dict[str, Any]) -> bool:
-    """Whether the privatizer that a run hands out has the weights expected."""
+    """Whether the exported privatizer of a run has the expected weights."""
     import torch
 
     path = output / "privatizer.pt2"
     if not path.is_file():
         return False
-    handed = {name.removeprefix("privatizer."): value for name, value in torch.export.load(path).state_dict.items()}
+    exported = {name.removeprefix("privatizer."): value for name, value in torch.export.load(path).state_dict.items()}
     net = {name.removeprefix("privatizer."): value for name, value in expected["privatizer"]["net"].items()}
-    shared = [name for name in handed if name in net]
-    return len(shared) > 4 and all(torch.equal(handed[name], net[name]) for name in shared)
+    shared = [name for name in exported if name in net]
+    return len(shared) > 4 and all(torch.equal(exported[name], net[name]) for name in shared)
 
 
-def left_running(uri: str) -> int:
+def num_running(uri: str) -> int:
     from cpgan_ray.tracking.store import running_runs
 
     return len(running_runs(uri))
@@ -179,9 +179,9 @@ def left_running(uri: str) -> int:
 
 @contextlib.contextmanager
 def local_cluster(settings: Mapping[str, int] | None = None) -> Iterator["Cluster"]:
-    """A cluster of this machine alone, which this process joins; its head has no room: `add_node` makes some.
+    """A cluster on only this machine, which this process joins. Its head has no CPUs: add nodes with `add_node`.
 
-    settings: Ray's own.
+    settings: system configuration of Ray.
     """
     import ray
     from ray.cluster_utils import Cluster
@@ -202,7 +202,7 @@ def local_cluster(settings: Mapping[str, int] | None = None) -> Iterator["Cluste
 
 
 def crash_nodes(config: Config, expected: dict[str, Any], s: Settings, tally: Tally) -> None:
-    """Games on a local cluster of a head without room and two nodes, one of which crashes and is replaced by another."""
+    """Plays games on a local cluster with a head without CPUs and two nodes; one of them crashes and is replaced."""
     if not s.nodes:
         return
     rng = random.Random(s.seed + 2)
@@ -216,5 +216,5 @@ def crash_nodes(config: Config, expected: dict[str, Any], s: Settings, tally: Ta
             return True
 
         while tally.struck["nodes"] < s.nodes:
-            weights, events, struck = disturbed(spread_out, [rng.uniform(0.1, 0.6)], strike)
-            note(tally, "nodes", struck, same(weights, expected), events)
+            weights, events, struck = play_disturbed(spread_out, [rng.uniform(0.1, 0.6)], strike)
+            record(tally, "nodes", struck, same(weights, expected), events)

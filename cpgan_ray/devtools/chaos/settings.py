@@ -1,4 +1,4 @@
-"""What the fault test is set to, and what it counts."""
+"""Settings and counts of the fault test."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ FAST_HEALTH = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
 }
-"""Ray's own settings by which a node is given up after three seconds instead of fifteen."""
+"""System configuration of Ray by which a node counts as lost after 3 s instead of 15 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Settings:
     nodes: int = 5
     """Crashes of a node of a local cluster."""
     spares: int = 0
-    """Warm spares among the adversaries."""
+    """Spare adversary actors."""
     seed: int = 0
-    """Of the moments and the victims."""
+    """Seed of the random moments and victims."""
     json: bool = False
     """End with one line of JSON instead of a table."""
 
@@ -44,11 +44,11 @@ class Settings:
 
 @dataclass
 class Tally:
-    """What has happened so far."""
+    """Counts of the fault test so far."""
 
     struck: dict[str, int] = field(default_factory=lambda: {"players": 0, "drivers": 0, "nodes": 0})
     games: int = 0
-    different: int = 0  # games that did not end like the unbroken one
+    different: int = 0  # games whose weights differ from the undisturbed game
     lost_checkpoints: int = 0
     running_left: int = 0
     events: dict[str, list[Event]] = field(default_factory=lambda: {"players": [], "nodes": []})
