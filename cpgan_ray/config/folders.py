@@ -125,7 +125,7 @@ def interrupted_run(folder: Path, *, trust: bool = False) -> tuple[Config, str, 
     """
     config, run_id, record = read_run_record(folder, trust=trust)
     if (folder / "report" / "report.json").is_file():
-        raise InputError(f"the run in {folder} has come to its end: there is nothing to resume")
+        raise InputError(f"the run in {folder} has finished: there is nothing to resume")
     if run_id is None:
         raise InputError(f"{folder / 'config.json'} names no MLflow run: begin the run again in another --output")
     return dataclasses.replace(config, output=folder), run_id, record
