@@ -35,7 +35,7 @@ REQUIREMENTS = {
     "less_than_equal": "at most {le}",
     "finite_number": "finite",
     "too_short": "at least {min_length} long",
-    "string_pattern_mismatch": "a text that matches {pattern}",
+    "string_pattern_mismatch": "{pattern}",
     "literal_error": "one of {expected}",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
@@ -49,6 +49,13 @@ REQUIREMENTS = {
 """Pydantic's type of an error -> what the value must be."""
 
 C = TypeVar("C")
+_words_of_patterns: dict[str, str] = {}
+
+
+def text_like(pattern: str, words: str) -> Any:
+    """The constraint that a text matches a regular expression; `words` say the same in a message."""
+    _words_of_patterns[pattern] = words
+    return Field(pattern=pattern)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -91,6 +98,8 @@ def requirement(error: Any) -> str:
     if (text := REQUIREMENTS.get(error["type"])) is None:
         return f"valid ({error['msg']})"
     context = {name: f"{v:g}" if isinstance(v, int | float) else v for name, v in error.get("ctx", {}).items()}
+    if "pattern" in context:
+        context["pattern"] = _words_of_patterns[context["pattern"]]
     return text.format(**context)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from cpgan_ray.config.constraints import NonNegative, PositiveFraction, PositiveInt, config_class
+from cpgan_ray.config.constraints import NonNegative, PositiveFraction, PositiveInt, config_class, text_like
 from cpgan_ray.config.marks import PORTABLE
 from cpgan_ray.errors import InputError
 
@@ -38,7 +38,7 @@ class DataConfig:
     """Largest number of training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
     mixture_seed: NonNegativeInt = 9
     """Seed of the mixture `gaussian`; 9 is the mixture of the reference implementation."""
-    digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$"), PORTABLE] = ""
+    digest: Annotated[str, text_like("^([0-9a-f]{16})?$", "16 digits of 0-9 and a-f"), PORTABLE] = ""
     """Name of the prepared store (the end of `store` in a run's `config.json`): only this store is used, and no source is needed if
     the cache or the shared cache has it. Empty: the store that the source makes."""
     horizontal_flip: bool = True

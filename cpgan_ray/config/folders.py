@@ -1,8 +1,8 @@
-"""The files that a run, a search or a comparison is read back from, and what is used of those that another user has written.
+"""The files in an output folder from which a run, a search or a comparison is resumed or attacked.
 
-Such a file says what was trained and also where: its tracking store, its cluster, its data. The latter would lead this user's
-credentials and writes to places of somebody else's choice. It is used only if this user's own run has written the file (see
-common/ownership.py), or if the user says by `--trust` that the folder is his own.
+Such a file records what was trained and also where: tracking store, cluster, data. If another user has written it, these locations
+would send this user's credentials and writes to an address of that user's choice. They are therefore used only if a run of this
+user has written the file (see common/ownership.py), or with `--trust`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ C = TypeVar("C", Config, AttackJob)
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a file of a folder holds, and whether this user's own run has written it."""
+    """The content of such a file, and whether a run of this user has written it."""
 
     path: Path
     values: dict[str, Any]
@@ -41,24 +41,24 @@ class Record:
 
 
 FORMAT = 2
-"""Number of the layout of a job's output folder. It changes with the names in it; folders of another format are refused."""
+"""Version of the layout of output folders; folders of another version are refused."""
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Write one of the files that a job is resumed from: with its format, without secrets, signed."""
+    """Write one of these files: with its format, without secrets, signed."""
     write_text(path, json.dumps({"format": FORMAT} | redacted_values(dict(values)), indent=1) + "\n")
     sign(path)
 
 
 def read_record(path: Path) -> Record:
-    """The inverse of `write_record`; values without the format.
+    """Read one of these files; the values do not include the format.
 
-    Raises: ValueError if it is no JSON object; OSError if it cannot be read; InputError if it has another format.
+    Raises: ValueError if it is not a JSON object; OSError if it cannot be read; InputError if it has another format.
     """
     content = read_limited(path)
     values = parse_json(content)
     if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     if (version := values.pop("format", 1)) != FORMAT:
         raise InputError(
             f"{path} has format {version!r:.40}, this version reads {FORMAT}: use the version that wrote it, or start in another "
@@ -68,34 +68,39 @@ def read_record(path: Path) -> Record:
 
 
 def run_id_in(record: Record) -> str:
-    """Raises: KeyError or ValueError if the file names no MLflow run."""
+    """The id of the MLflow run in a file.
+
+    Raises: KeyError or ValueError if there is none.
+    """
     run_id = record.values["run_id"]
     if not (isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,100}", run_id)):
         raise ValueError(f"run_id is {run_id!r:.60}")
     return run_id
 
 
-def usable(found: T, mine: T, record: Record, *, trust: bool) -> T:
-    """The configuration in a file, with the LOCAL fields of `mine` if another user has written the file; a line on standard error
-    says which were ignored."""
+def usable(recorded: T, own: T, record: Record, *, trust: bool) -> T:
+    """The configuration recorded in a file. If another user has written the file, LOCAL fields are those of `own`, and a warning
+    names the ignored ones."""
     if record.own or trust:
-        return found
-    portable, ignored = with_local(found, mine)
+        return recorded
+    portable, ignored = with_local(recorded, own)
     names = [name.removeprefix("config.") for name in ignored if name.removeprefix("config.") != "output"]
     if names:
         listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
-        told = f"{record.path} was not written by this user: {listed} taken from your flags only; add --trust to use what it says"
-        logger.warning(told)
+        logger.warning(
+            f"{record.path} was not written by this user: {listed} taken from your flags only; add --trust to use what it says"
+        )
     return portable
 
 
 def defaults_for(config: Config) -> Config:
-    """The preset that a configuration started from, as it comes with this package."""
+    """The preset that a configuration started from, without its changes."""
     return PRESETS[config.preset]() if config.preset in PRESETS else Config()
 
 
 def own_store(config: C) -> C:
-    """With the user's tracking store unless he names another one: next to another user's folder may lie a store of that user's."""
+    """The configuration with this user's tracking store, unless a flag names one: a store next to another user's folder may be that
+    user's."""
     if config.tracking.uri is not None or os.environ.get("MLFLOW_TRACKING_URI"):
         return config
     uri = f"sqlite:///{Path('outputs').resolve() / 'mlflow.db'}"
@@ -103,7 +108,7 @@ def own_store(config: C) -> C:
 
 
 def ensure_complete(job: Any, record: Record) -> None:
-    """Raises: InputError if a URI was read from a file, which is written without secrets, and not given again."""
+    """Raises: InputError if a URI was read from a file, in which its secret is missing, and not given again by a flag."""
     flat = flatten(job)
     for name in local_names(type(job)):
         for field in [field for field in flat if field == name or field.startswith(f"{name}.")]:
@@ -113,35 +118,35 @@ def ensure_complete(job: Any, record: Record) -> None:
 
 
 CONFIG = "config.json"
-"""What a run's folder holds from its start on: its configuration, its prepared store, and its MLflow run."""
+"""File of a run: its configuration, its prepared store, and its MLflow run. Written when the run starts."""
 ADJUSTABLE = ("epochs", "output", "runtime.", "recovery.", "attacks.", "tracking.")
-"""Fields that a run may be resumed with another value of: they do not alter what was played."""
+"""Fields that may change when a run is resumed: they do not affect the rounds already played."""
 
 
 def interrupted_run(folder: Path, *, trust: bool = False) -> tuple[Config, str, Record]:
-    """Configuration and MLflow run of an output folder whose run has not come to its end.
+    """Configuration and MLflow run of the output folder of an unfinished run.
 
-    Raises: InputError where it is no run's folder, or the run has ended.
+    Raises: InputError if it is not the folder of a run, or if the run has finished.
     """
     config, run_id, record = read_run_record(folder, trust=trust)
     if (folder / "report" / "report.json").is_file():
         raise InputError(f"the run in {folder} has finished: there is nothing to resume")
     if run_id is None:
-        raise InputError(f"{folder / 'config.json'} names no MLflow run: begin the run again in another --output")
+        raise InputError(f"{folder / 'config.json'} names no MLflow run: start the run again in another --output")
     return dataclasses.replace(config, output=folder), run_id, record
 
 
 def read_run(folder: Path, *, trust: bool = False) -> tuple[Config, str | None]:
-    """What the `config.json` of a run's output folder says: the configuration, and the MLflow run. If another user has written it,
-    LOCAL fields are those of the preset, unless the user trusts it.
+    """Configuration and MLflow run in the `config.json` of an output folder. If another user has written it, LOCAL fields are those
+    of the preset, except with `trust`.
 
-    Raises: InputError where there is none, or it is damaged.
+    Raises: InputError if there is none, or if it is damaged.
     """
     return read_run_record(folder, trust=trust)[:2]
 
 
 def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, Record]:
-    """The same, and the file itself."""
+    """Like `read_run`, with the file itself."""
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} has no {CONFIG}: give the output folder of a run")
@@ -159,7 +164,7 @@ def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, R
 
 
 def store_of(folder: Path) -> str | None:
-    """Digest of the prepared store that the run in an output folder was begun on; None if its `config.json` does not say."""
+    """Digest of the prepared store that a run uses; None if its `config.json` does not contain it."""
     try:
         store = read_record(folder / CONFIG).values.get("store")
     except (OSError, ValueError):
@@ -168,15 +173,14 @@ def store_of(folder: Path) -> str | None:
 
 
 def command_for(config: Config) -> str:
-    """The arguments of `jobs/train_celeba.py` that make this run: its preset, and what differs from that.
-
-    Attacks, output and tracking are left to the preset and its defaults.
+    """The arguments of `jobs/train_celeba.py` that repeat this run: its preset, and the fields that differ from it. Attacks, output
+    and tracking are left out.
     """
-    base, told = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}, flatten(config)
-    left = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
+    base = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}
+    omitted = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
     words = [config.preset]
-    for name, value in told.items():
-        if name.startswith(left) or value == base.get(name):
+    for name, value in flatten(config).items():
+        if name.startswith(omitted) or value == base.get(name):
             continue
         *path, last = name.replace("_", "-").split(".")
         if isinstance(value, bool):
@@ -187,22 +191,22 @@ def command_for(config: Config) -> str:
 
 
 SEARCH = "search.json"
-"""What a search's folder holds from its start on: its job, and its MLflow run."""
-PLACES = ("config.data_dir", "config.cache_dir", "config.shared_cache", "config.tracking.uri", "config.runtime.address")
-RESUMABLE = ("max_r2", "min_accuracy", "max_failures", *PLACES)
-"""Flags that may differ from those a search was begun with."""
+"""File of a search: its job, and its MLflow run. Written when the search starts."""
+LOCATIONS = ("config.data_dir", "config.cache_dir", "config.shared_cache", "config.tracking.uri", "config.runtime.address")
+RESUMABLE = ("max_r2", "min_accuracy", "max_failures", *LOCATIONS)
+"""Fields that may change when a search is resumed."""
 
 
 def read_search(folder: Path) -> tuple[SearchJob, str]:
-    """The job of a search's folder that is under way or that the user trusts, and the id of its MLflow run.
+    """Job and MLflow run of the folder of a search, for a folder that is known to be trusted.
 
-    Raises: InputError where the folder is not a search's, or has been moved.
+    Raises: InputError if it is not the folder of a search, or if it has been moved.
     """
     return search_record(folder, trust=True)[1:]
 
 
 def search_record(folder: Path, *, trust: bool) -> tuple[Record, SearchJob, str]:
-    """The same, and the file that says so.
+    """Like `read_search`, with the file itself.
 
     Raises: InputError also if another user has written it: Ray Tune restores its state with pickle, which can run any code.
     """
@@ -228,22 +232,22 @@ def search_record(folder: Path, *, trust: bool) -> tuple[Record, SearchJob, str]
 
 
 REPRODUCTION = "reproduction.json"
-"""What a comparison's folder holds from its start on: its job, and its MLflow run."""
+"""File of a comparison: its job, and its MLflow run. Written when the comparison starts."""
 EXTENDABLE = ("mechanisms", "num_settings", "num_seeds", "weights", "published", "config.runtime.")
-"""Fields that a comparison may be resumed with another value of: which cells there are, not what a cell is."""
+"""Fields that may change when a comparison is resumed: they affect which cells there are, not what a cell is."""
 
 
 def read_reproduction(folder: Path) -> tuple[ReproduceJob, str]:
-    """The job of a comparison's folder, and the id of its MLflow run.
+    """Job and MLflow run of the folder of a comparison.
 
-    Raises: InputError where the folder is not a comparison's, or has been moved.
+    Raises: InputError if it is not the folder of a comparison, or if it has been moved.
     """
     return reproduction_record(folder, trust=True)[1:]
 
 
 def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, ReproduceJob, str]:
-    """The same, and the file that says so. If another user has written it, LOCAL fields are those of the preset, unless the user
-    trusts it."""
+    """Like `read_reproduction`, with the file itself. If another user has written it, LOCAL fields are those of the preset, except
+    with `trust`."""
     path = folder / REPRODUCTION
     if not path.is_file():
         raise InputError(f"{folder} has no {REPRODUCTION}: give the output folder of a comparison")
@@ -254,8 +258,8 @@ def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, Reproduce
         raise
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
-    mine = dataclasses.replace(defaults_for(job.config), output=folder)
-    job = usable(job, ReproduceJob(config=mine), record, trust=trust)
+    own = dataclasses.replace(defaults_for(job.config), output=folder)
+    job = usable(job, ReproduceJob(config=own), record, trust=trust)
     if job.config.output != folder:
         raise InputError(f"the comparison in {folder} was begun in {job.config.output}: move it back there to go on with it")
     return record, job, run_id
@@ -263,19 +267,19 @@ def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, Reproduce
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What `jobs/attack.py` attacks: a run, or an encoder's file alone."""
+    """What `jobs/attack.py` attacks: a run, or only the file of an encoder."""
 
     name: str
     program: Path  # the encoder's file
-    folder: Path | None = None  # the run's output folder, or what MLflow has of it
-    config: Config | None = None  # the run's
+    folder: Path | None = None  # output folder of the run, or the folder into which MLflow's copy was downloaded
+    config: Config | None = None  # of the run
     run_id: str | None = None
-    own: bool = True  # whether this user's own run has written the folder, or he trusts it
-    kept: bool = False  # whether `folder` stays: what MLflow has is downloaded to a temporary one
+    own: bool = True  # whether a run of this user has written the folder, or it is trusted
+    kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
 
 
 def run_target(folder: Path, *, name: str, trust: bool) -> Target:
-    """Raises: InputError where the folder is not a finished run's."""
+    """Raises: InputError if it is not the folder of a finished run."""
     config, run_id, record = read_run_record(folder, trust=trust)
     if not (folder / "privatizer.pt2").is_file():
         raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")

@@ -1,4 +1,4 @@
-"""Configurations to and from JSON, by dotted field names, and with another user's values left out."""
+"""Configurations to and from JSON and dotted field names, and without the local fields of another user."""
 
 import difflib
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def from_json(values: dict[str, Any], *, kind: type[T] = Config) -> T:
-    """The configuration of a `config.json`.
+    """The configuration in the values of a `config.json`.
 
     Raises: InputError naming the first field that does not fit.
     """
@@ -58,7 +58,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def with_local(config: T, mine: T) -> tuple[T, list[str]]:
-    """A configuration with the LOCAL fields of another one; and the dotted names of those in which the two differ."""
+    """A configuration with the LOCAL fields of another one, and the dotted names of the LOCAL fields that differ."""
     changes: dict[str, Any] = {}
     ignored: list[str] = []
     for name, hint in get_type_hints(type(config), include_extras=True).items():
@@ -76,7 +76,7 @@ def with_local(config: T, mine: T) -> tuple[T, list[str]]:
 
 @cache
 def local_names(kind: type[Any]) -> tuple[str, ...]:
-    """Dotted names of the LOCAL fields of a kind of configuration."""
+    """Dotted names of the LOCAL fields of a configuration class."""
     found: list[str] = []
     for name, hint in get_type_hints(kind, include_extras=True).items():
         if LOCAL in getattr(hint, "__metadata__", ()):

@@ -15,7 +15,7 @@ from cpgan_ray.errors import InputError
 
 
 def smoke() -> Config:
-    """Every kind of player for a few rounds on few, small procedural faces: does it all work? Its numbers mean nothing."""
+    """A check that everything works: every kind of player, a few rounds, few small procedural faces. Its numbers mean nothing."""
     return Config(
         preset="smoke",
         k=16,
@@ -111,7 +111,7 @@ def small(
     dataset: DatasetName, *, k: int, epochs: int, batch_size: int, components: int = 256, privatizer: PrivatizerConfig
 ) -> Config:
     """The default game on one of the small data sets: a normalised, rounded code, against ridge, kernel and a perceptron, which on
-    pictures of this size learns faster than the original's decoders and is the stronger for it."""
+    pictures of this size learns faster than the decoders of the reference implementation and is therefore stronger."""
     return Config(
         preset=dataset,
         k=k,
@@ -142,8 +142,8 @@ def digits() -> Config:
 
 
 def har() -> Config:
-    """UCI HAR, six activities from 128 steps of nine inertial signals, split by subject; the original's decoder in the perceptron's
-    place."""
+    """UCI HAR, six activities from 128 steps of nine inertial signals, split by subject; with the decoder of the reference
+    implementation instead of the perceptron."""
     privatizer = PrivatizerConfig(family="lenet", quantization_step=1.0, weight_decay=0.05, ema_decay=0.99)
     config = small("har", k=32, epochs=30, batch_size=250, privatizer=privatizer)
     closed_form = {name: config.adversaries[name] for name in ("ridge", "rbf")}
@@ -174,7 +174,7 @@ def svhn() -> Config:
 
 
 def gaussian() -> Config:
-    """The mixture of two Gaussians in 32 dimensions, of which theory knows the best codes (theory.py): one number, on whitened
+    """The mixture of two Gaussians in 32 dimensions, for which theory gives the best codes (theory/): one number, on whitened
     input, against ridge on large batches."""
     return Config(
         preset="gaussian",
@@ -189,16 +189,16 @@ def gaussian() -> Config:
 
 
 def gaussian_kernel() -> Config:
-    """The same with a kernel adversary beside ridge, against attacks of any kind: what hides from every linear attack need not hide
-    from others."""
+    """Preset `gaussian` with a kernel adversary in addition to ridge, against attacks of any kind: a code that hides from every
+    linear attack need not hide from others."""
     config = gaussian()
     kernel = KernelConfig(features=128, bandwidths=(0.3,), penalties=(1e-3,), memory_batches=0, components=32)
     return replace(config, preset="gaussian_kernel", adversaries=config.adversaries | {"rbf": kernel})
 
 
 def for_comparison(config: Config) -> Config:
-    """A run as the cells of a comparison play it: of the larger data sets 20,000 training samples; attacks by ridge, kernel,
-    perceptron and nearest neighbours on leaked samples, on 10,000 of them (with mirror images) at most."""
+    """The configuration of a cell of a comparison: 20,000 training samples of the larger data sets; ridge, kernel, perceptron and
+    nearest-neighbour attacks on leaked samples, at most 10,000 of them (with mirror images)."""
     attacks = replace(
         config.attacks,
         names=("ridge", "kernel", "mlp", "nearest"),
@@ -219,8 +219,8 @@ def for_comparison(config: Config) -> Config:
 
 
 def for_search(config: Config) -> Config:
-    """A run as the trials of a search play it: attacks by the three that were strongest on every preset, one seed each, on leaked
-    pictures. What the search recommends is trained with the whole tournament."""
+    """The configuration of a trial of a search: the three attacks that were strongest on every preset, one seed each, on leaked
+    pictures. The recommended setting is trained with the whole tournament."""
     attacks = replace(
         config.attacks,
         names=("ridge", "kernel", "mlp"),
@@ -238,7 +238,7 @@ PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (smoke, faces
 
 
 def preset(name: str) -> Config:
-    """The preset of that name.
+    """The preset with this name.
 
     Raises: InputError with the choices.
     """

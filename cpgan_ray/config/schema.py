@@ -13,14 +13,14 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.attacks import AttackConfig
-from cpgan_ray.config.constraints import NonNegative, PositiveInt, config_class
+from cpgan_ray.config.constraints import NonNegative, PositiveInt, config_class, text_like
 from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE, Range
 from cpgan_ray.config.players import AdversaryConfig, GameConfig, PrivatizerConfig, UtilityConfig
 from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConfig
 from cpgan_ray.errors import InputError
 
-Name = Annotated[str, Field(pattern=r"^[\w.+-]{1,60}$")]
+Name = Annotated[str, text_like(r"^[\w.+-]{1,60}$", "1 to 60 letters, digits or any of _.+-")]
 """A name that becomes part of file, metric and run names."""
 
 

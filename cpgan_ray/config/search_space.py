@@ -18,12 +18,12 @@ from cpgan_ray.errors import InputError
 Setting = dict[str, Any]
 """Dotted config field -> value, of the fields searched."""
 DIGITS = 3
-"""Significant digits of a sampled number: what a person can type again."""
+"""Significant digits of a sampled number: few enough to type it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One field that is searched: among `values`, or between `low` and `high` where there are none."""
+    """One field that is searched: among `values`, or between `low` and `high` if there are none."""
 
     name: str
     values: tuple[Any, ...] = ()
@@ -33,14 +33,14 @@ class Dimension:
     integer: bool = False
 
     def rounded(self, value: Any) -> Any:
-        """A number between the bounds with as many digits as are kept; one of the values as it is."""
+        """A number between the bounds, rounded to `DIGITS` significant digits; one of the values unchanged."""
         if self.values:
             return value
         short = float(f"{value:.{DIGITS}g}")
         return round(value) if self.integer else min(max(short, self.low), self.high)
 
     def sample(self, rng: np.random.Generator) -> Any:
-        """One value by chance."""
+        """A random value."""
         if self.values:
             return self.values[rng.integers(len(self.values))]
         if self.log:
@@ -49,7 +49,7 @@ class Dimension:
 
 
 def dimensions(over: Sequence[str], config: Config, *, grid: bool) -> list[Dimension]:
-    """`field`, `field=1,2,3` or `field=0.1..10`, each to a dimension. On a `grid` each has values, declared or given.
+    """A dimension for each `field`, `field=1,2,3` or `field=0.1..10`. With `grid`, each has values, declared or given.
 
     Raises: InputError for a field that does not exist or cannot be searched, and for a value that does not fit it.
     """
@@ -90,7 +90,7 @@ def dimension(text: str, config: Config, *, grid: bool) -> Dimension:
 
 
 def field_type(name: str, config: Config) -> tuple[Any, Range | Choices | None]:
-    """Type of a field by its dotted name, and the range or the choices declared for it."""
+    """Type of a field by its dotted name, and its declared range or choices."""
     kept = ("seed", "preset", "output", "data_dir", "cache_dir", "shared_cache", "data.dataset", "data.digest")
     kept += ("privatizer.num_workers",)
     known = [n for n in flatten(config) if n not in kept]
@@ -115,7 +115,7 @@ def number(text: str, where: str) -> float:
 
 
 def value(text: str) -> Any:
-    """A number, true, false or null where it reads as one, else the text."""
+    """A number, true, false or null if the text is one, else the text."""
     try:
         return parse_json(text)
     except ValueError:
@@ -123,8 +123,8 @@ def value(text: str) -> Any:
 
 
 def pairs(found: Sequence[Dimension]) -> list[Setting]:
-    """Every two of the dimensions with every two of their values, or one alone with each of its values. Of a dimension between
-    bounds these stand for all; of whole numbers also the one beside the lowest, which is odd where that is even."""
+    """Every pair of dimensions with every pair of their values, or a single dimension with each of its values. A dimension between
+    bounds is represented by its bounds, and a whole number also by the number above the lower bound, whose parity differs."""
     settings = []
     for some in itertools.combinations(found, min(2, len(found))):
         settings += combinations([replace(d, values=d.values or ends(d)) for d in some])
@@ -137,7 +137,7 @@ def ends(d: Dimension) -> tuple[Any, ...]:
 
 
 def combinations(found: Sequence[Dimension]) -> list[Setting]:
-    """Every combination of the dimensions' values, the last dimension running fastest."""
+    """Every combination of the values of the dimensions; the last dimension varies fastest."""
     return [dict(zip((d.name for d in found), values, strict=True)) for values in itertools.product(*(d.values for d in found))]
 
 

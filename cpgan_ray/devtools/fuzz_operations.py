@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cpgan_ray.common import logs
 from cpgan_ray.evaluation.encoders.operations import ALLOWED, RANDOM
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ def attack(operation: torch._ops.OpOverload, tries: int, seed: int) -> None:
 
 
 def main() -> None:
+    logs.configure()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=300)
     parser.add_argument("--only", nargs="*", default=sorted(ALLOWED | RANDOM))

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common import logs
+
 logger = logging.getLogger(__name__)
 
 TORCHVISION = """
@@ -84,6 +86,7 @@ def raise_timeout(*_: object) -> None:
 
 
 def main() -> None:
+    logs.configure()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
     parser.add_argument("--no-decomposition", action="store_true")

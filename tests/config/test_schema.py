@@ -1,4 +1,4 @@
-"""What a run is told is checked when it is said: every bad value is named, with its field."""
+"""A configuration is checked when it is made: every bad value is named with its field."""
 
 import dataclasses
 import json

@@ -279,7 +279,7 @@ def test_frontier_without_recommendation_gives_reason(search_run, draw):
         ),
         (["hunt", "--output", "{file}"], "is a file: give a folder with --output"),
         ([], "nothing to draw"),
-        (["hunt", "--max-r2", "1.5"], "max_r2 is 1.5; it must be between 0 and 1"),
+        (["hunt", "--max-r2", "1.5"], "max_r2 is 1.5; it must be at most 1"),
         (["hunt", "--min-acuracy", "0.5"], "did you mean --min-accuracy?"),
         (["hunt", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], "there is no tracking store sqlite:////nowhere/mlflow.db"),
         (["hunt", "--tracking-uri", "sqlite:///{file}"], "which is not an SQLite database: give another file"),

@@ -64,7 +64,7 @@ def proposals_of(job: SearchJob) -> tuple[Proposals, int]:
 
 @pytest.mark.parametrize("searcher", ["grid", "random", "tpe", "nsga2"])
 def test_proposals_cover_all_settings_and_seeds_control_first(searcher):
-    job = job_over("k=8,16", "privacy_weight=1,2", searcher=searcher, num_samples=4, seeds=3, config=Config(seed=5))
+    job = job_over("k=8,16", "privacy_weight=1,2", searcher=searcher, num_samples=4, num_seeds=3, config=Config(seed=5))
     proposed, total = proposals_of(job)
     specs = all_specs(proposed)
     assert len(specs) == total == 15
@@ -82,7 +82,7 @@ def test_proposals_cover_all_settings_and_seeds_control_first(searcher):
 
 
 def test_proposals_repeated_setting_gets_new_seeds():
-    job = job_over("k=8,8,16", searcher="grid", seeds=2, control=False)
+    job = job_over("k=8,8,16", searcher="grid", num_seeds=2, train_undefended=False)
     specs = [(s["setting"]["k"], s["seed"]) for s in all_specs(proposals_of(job)[0])]
     assert specs == [(8, 0), (8, 1), (8, 2), (8, 3), (16, 0), (16, 1)]
 
@@ -98,7 +98,7 @@ def test_proposals_random_depend_only_on_seed():
 
 
 def test_proposals_report_mean_over_seeds_to_optuna():
-    job = job_over("k", "privacy_weight", num_samples=3, seeds=2, control=False)
+    job = job_over("k", "privacy_weight", num_samples=3, num_seeds=2, train_undefended=False)
     proposed, _ = proposals_of(job)
     assert proposed.sampler is not None
     for i in range(6):
@@ -117,7 +117,7 @@ def test_proposals_report_mean_over_seeds_to_optuna():
 
 
 def test_proposals_one_successful_seed_counts_for_setting():
-    proposed, _ = proposals_of(job_over("k", num_samples=1, seeds=2, control=False))
+    proposed, _ = proposals_of(job_over("k", num_samples=1, num_seeds=2, train_undefended=False))
     for i in range(2):
         proposed.suggest(f"trial {i}")
     proposed.on_trial_complete("trial 0", None, error=True)
@@ -128,7 +128,7 @@ def test_proposals_one_successful_seed_counts_for_setting():
 
 @pytest.mark.parametrize("searcher", ["grid", "tpe"])
 def test_proposals_restored_continue_where_saved(searcher, tmp_path):
-    job = job_over("k=8,16,32", searcher=searcher, num_samples=3, seeds=2)
+    job = job_over("k=8,16,32", searcher=searcher, num_samples=3, num_seeds=2)
     proposed, _ = proposals_of(job)
     first = [proposed.suggest(f"trial {i}") for i in range(3)]
     proposed.save(str(tmp_path / "state"))
@@ -140,7 +140,7 @@ def test_proposals_restored_continue_where_saved(searcher, tmp_path):
 
 
 def test_tpe_approaches_better_settings():
-    job = job_over("privacy_weight", num_samples=40, control=False)
+    job = job_over("privacy_weight", num_samples=40, train_undefended=False)
     space = dimensions(job.search_space, job.config, grid=False)
     sampler = optuna_sampler(job, space)
     weights = []
@@ -203,11 +203,17 @@ def test_trial_config_attacks_are_tasks_only_if_they_fit(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        (("privatizer.family=conv,celeba_multi", "k=8..256"), "over privatizer.family=celeba_multi k=9: k is 9; the two sub-nets"),
+        (
+            ("privatizer.family=conv,celeba_multi", "k=8..256"),
+            "over privatizer.family=celeba_multi k=9: k is 9; each of the two sub-nets",
+        ),
         (("privatizer.bottleneck",), "over privatizer.bottleneck=False: k is .*, but without a bottleneck the code is the"),
         (("privatizer.depth", "k"), "over privatizer.depth=5 k=8: privatizer.depth is 5, which needs pictures of 32 pixels"),
         (("utility.family=mlp,wide",), "over utility.family=wide: k is .*; the wide network reads a code that is itself a picture"),
-        (("privatizer.family=whitened",), "'whitened' needs as many training samples as each has values, 768; there are"),
+        (
+            ("privatizer.family=whitened",),
+            "'whitened' needs at least as many training samples as a sample has values, 768; there are",
+        ),
     ],
 )
 def test_ensure_buildable_unsuitable_networks_raise(over, message, tiny):
@@ -236,8 +242,8 @@ def test_ensure_buildable_accepts_default_ranges(tiny):
 def test_ensure_buildable_unbuildable_control_raises_if_trained(tiny):
     config = tiny("rbf", changes={"privatizer.family": "celeba_multi", "k": 5})
     space = dimensions(("k=4,6",), config, grid=False)
-    ensure_buildable(job_over("k=4,6", config=config, control=False), space, load(config))
-    with pytest.raises(InputError, match="^k is 5; the two sub-nets"):
+    ensure_buildable(job_over("k=4,6", config=config, train_undefended=False), space, load(config))
+    with pytest.raises(InputError, match="^k is 5; each of the two sub-nets"):
         ensure_buildable(job_over("k=4,6", config=config), space, load(config))
 
 

@@ -397,8 +397,8 @@ def test_theory_lines_with_another_seed_differ():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["gaussian", "--theory", "--lambdas", "-1"], "lambda is -1.0"),
-        (["gaussian", "--theory", "--lambdas", "inf"], "lambda is inf"),
+        (["gaussian", "--theory", "--lambdas", "-1"], r"lambdas is \(-1\.0,\); each must be at least 0"),
+        (["gaussian", "--theory", "--lambdas", "inf"], r"lambdas is \(inf,\); each must be finite"),
         (["celebb", "--theory"], "gaussian"),
     ],
 )

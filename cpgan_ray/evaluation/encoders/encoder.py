@@ -19,7 +19,7 @@ from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.repeats import check_repeats
 from cpgan_ray.evaluation.encoders.runners import KINDS, Runner, open_runner
-from cpgan_ray.evaluation.encoders.sandbox import Arrays, ProgramError, RefusedError, Sandbox, SandboxError, array_sizes, printable
+from cpgan_ray.evaluation.encoders.sandbox import Arrays, ProgramError, RefusedError, Sandbox, SandboxError, array_sizes, one_line
 from cpgan_ray.evaluation.protocol import Codes
 
 BLOCK = 250
@@ -70,13 +70,13 @@ class Encoder:
         selected = self.settings.outputs or tuple(outputs)
         for name in selected:
             if name not in outputs:
-                choices = ", ".join(printable(choice, 80) for choice in list(outputs)[:50]) or "none"
+                choices = ", ".join(one_line(choice, 80) for choice in list(outputs)[:50]) or "none"
                 raise InputError(f"encoder {self.path} has no output {name!r}: choose --encoder.outputs from {choices}")
         for name in selected:
             if outputs[name].ndim < 1 or outputs[name].shape[0] != rows:
                 shape = outputs[name].shape
                 raise InputError(
-                    f"encoder {self.path} returns shape {shape} for {rows} pictures in output {printable(name, 80)!r}: it must be "
+                    f"encoder {self.path} returns shape {shape} for {rows} pictures in output {one_line(name, 80)!r}: it must be "
                     "(B, k), one row per picture; select other outputs with --encoder.outputs"
                 )
         sizes = [(name, size) for name, size in array_sizes({name: outputs[name] for name in selected})]
@@ -94,7 +94,7 @@ class Encoder:
 
         Raises: InputError if float32 cannot represent its values.
         """
-        output = f"encoder {self.path}: output {printable(name, 80)!r}"
+        output = f"encoder {self.path}: output {one_line(name, 80)!r}"
         if values.dtype.kind in "iu" and values.size and max(int(values.max()), -int(values.min())) > MAX_EXACT_INT:
             raise InputError(
                 f"{output} holds integers above 2^24, which float32 cannot represent: scale them, or select other outputs"
@@ -117,8 +117,8 @@ class Encoder:
         return {
             "file": self.path.name,
             "kind": KINDS[self.path.suffix],
-            "outputs": [{"name": printable(name, 80), "size": size} for name, size in self.outputs],
-            "left_out": [printable(name, 80) for name in self.left_out],
+            "outputs": [{"name": one_line(name, 80), "size": size} for name, size in self.outputs],
+            "left_out": [one_line(name, 80) for name in self.left_out],
             "stochastic": self.settings.stochastic,
             "repeats": self.repeats,
         }
@@ -169,7 +169,7 @@ def open_in_sandbox(path: Path, settings: EncoderConfig) -> Runner:
     try:
         reply, _ = sandbox.request({"path": str(path), "stochastic": settings.stochastic})
         inputs = tuple(
-            (tuple(s if type(s) is int else "?" for s in shape), printable(dtype, 40)) for shape, dtype in reply["inputs"]
+            (tuple(s if type(s) is int else "?" for s in shape), one_line(dtype, 40)) for shape, dtype in reply["inputs"]
         )
     except (KeyError, TypeError, ValueError) as e:
         sandbox.close()

@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from cpgan_ray.errors import printable
+
 DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 """Allowed types of the arrays in a request or reply."""
 START_S = 600.0
@@ -80,9 +82,9 @@ class Sandbox:
             self.close()
             raise SandboxError("its process sent a malformed reply") from e
         if "refused" in reply:
-            raise RefusedError(printable(reply["refused"]))
+            raise RefusedError(one_line(reply["refused"]))
         if "failed" in reply:
-            raise ProgramError(re.sub(r"\W", "", printable(reply["failed"]))[:60])
+            raise ProgramError(re.sub(r"\W", "", one_line(reply["failed"]))[:60])
         if "memory" in reply:
             raise SandboxError(
                 f"it needs more than {self.memory_gb:g} GB of memory: raise --encoder.memory-gb if that is too little"
@@ -98,9 +100,9 @@ def describe_exit(status: int | None) -> str:
     return f"its process was ended by {name}{cause}"
 
 
-def printable(text: object, limit: int = 400) -> str:
-    """A text of unknown origin, on one line."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:limit])
+def one_line(text: object, limit: int = 400) -> str:
+    """The beginning of a text of unknown origin, on one line."""
+    return " ".join(printable(str(text)[:limit]).split())
 
 
 # ---------------------------------------------------------------------------------------------------------------- the connection
@@ -197,7 +199,7 @@ class Helper:
                 self.process.wait()
                 errors.seek(0)
                 lines = errors.read()[-2000:].decode(errors="replace").strip().splitlines()
-                raise SandboxError(f"the process for programs does not start: {printable(lines[-1] if lines else '')}")
+                raise SandboxError(f"the process for programs does not start: {one_line(lines[-1] if lines else '')}")
 
     def fork(self, settings: Mapping[str, Any]) -> tuple[int, socket.socket]:
         """Start a new process. Returns its id and a connection to it."""

@@ -592,7 +592,7 @@ def test_balanced_store_depends_only_on_label_and_seed(layout, tmp_path):
         balanced("Male", digest=others[2].digest)
 
 
-@pytest.mark.parametrize(("labels", "expected"), [((), "names none, which is all"), (("Male", "Young"), "names 2")])
+@pytest.mark.parametrize(("labels", "expected"), [((), "is empty, which means all"), (("Male", "Young"), "names 2")])
 @pytest.mark.parametrize("name", ["celeba", "faces"])
 def test_balanced_with_none_or_several_labels_raises(name, labels, expected):
     with pytest.raises(

@@ -132,7 +132,7 @@ def test_extra_without_its_file_raises_and_leaves_no_store(layout):
 
 @pytest.mark.parametrize("name", ["faces", "celeba", "mnist", "cifar10"])
 def test_extra_with_another_data_set_raises(name):
-    with pytest.raises(InputError, match=f"data.extra is True, but data.dataset is '{name}' and svhn alone has it"):
+    with pytest.raises(InputError, match=f"data.extra is True, but data.dataset is '{name}' and only svhn has it"):
         Config(data=DataConfig(dataset=name, extra=True))
 
 

@@ -207,11 +207,11 @@ def test_adversary_error_reaches_the_driver_and_frees_all_cpus(tiny, tmp_path):
     [
         ({"runtime.backend": "local"}, r"num_workers is 2, but runtime\.backend is 'local'"),
         ({"privatizer.num_workers": 0}, r"num_workers is 0; it must be at least 1"),
-        ({"privatizer.num_workers": 100}, r"num_workers is 100, more than a batch has pictures, 80"),
-        ({"utility.family": "shake"}, r"num_workers is 2, but a utility head 'shake'"),
-        ({"game.gradient_norms": True}, r"num_workers is 2, with game\.gradient_norms: .*; leave one of the two out"),
-        ({"runtime.compile": True}, r"num_workers is 2, with --runtime\.compile: .*; leave one of the two out"),
-        ({"runtime.privatizer_gpus": 0.5}, r"num_workers is 2, on 0\.5 GPUs each: NCCL needs whole ones"),
+        ({"privatizer.num_workers": 100}, r"num_workers is 100, but a batch has only 80 pictures"),
+        ({"utility.family": "shake"}, r"num_workers is 2, but the utility head 'shake'"),
+        ({"game.gradient_norms": True}, r"num_workers is 2, but game\.gradient_norms .*: leave out one of the two"),
+        ({"runtime.compile": True}, r"num_workers is 2, but with --runtime\.compile .*: leave out one of the two"),
+        ({"runtime.privatizer_gpus": 0.5}, r"num_workers is 2 with 0\.5 GPUs each, but NCCL needs whole ones"),
     ],
 )
 def test_config_that_excludes_several_workers_is_refused(tiny, changes, message):
@@ -222,7 +222,7 @@ def test_config_that_excludes_several_workers_is_refused(tiny, changes, message)
 
 @pytest.mark.parametrize(("job", "where"), [(SearchJob, "a search"), (ReproduceJob, "a comparison")])
 def test_search_and_comparison_with_several_workers_are_refused(tiny, tmp_path, job, where):
-    with pytest.raises(InputError, match=f"num_workers is 2, but {where} gives each game one privatizer process"):
+    with pytest.raises(InputError, match=f"num_workers is 2, but {where} runs each privatizer in one process"):
         job(config=in_parallel(tiny("ridge"), tmp_path))
     with pytest.raises(InputError, match=r"over privatizer\.num_workers: no field of that name can be searched"):
         dimensions(["privatizer.num_workers=1,2"], tiny("ridge"), grid=True)
