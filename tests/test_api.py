@@ -49,7 +49,7 @@ def test_every_public_name_is_there_and_documented():
         (lambda folder: cpgan_ray.train(resume=folder), "has no config.json"),
         (lambda folder: cpgan_ray.attack(folder), "has no config.json"),
         (lambda folder: cpgan_ray.attack(__file__, fail_abov=0.1), "no setting 'fail_abov'"),
-        (lambda folder: cpgan_ray.load_privatizer(folder), "is no file"),
+        (lambda folder: cpgan_ray.load_privatizer(folder), "is not a file"),
         (lambda folder: cpgan_ray.load_report(folder), "has no report"),
     ],
 )

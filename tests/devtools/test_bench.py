@@ -24,6 +24,7 @@ def test_num_bytes_of_messages_has_little_overhead():
     assert z.nbytes <= reply <= z.nbytes + 4096
 
 
+@pytest.mark.slow
 def test_bench_json_has_every_number():
     command = [sys.executable, "-m", "cpgan_ray.devtools.bench", "--json", *TINY.split()]
     process = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)

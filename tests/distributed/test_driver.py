@@ -88,6 +88,7 @@ def test_ray_game_with_other_schedules_is_bit_identical(tiny, differing, schedul
         assert differing(local.weights(), game.weights()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_ray_game_of_the_smoke_preset_has_identical_codes(cache_dir, differing):
     config = replace(preset("smoke"), cache_dir=cache_dir)

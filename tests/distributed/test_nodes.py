@@ -27,7 +27,6 @@ NUM_PROCESSES = 3
 def main(drawn: str, folder: str) -> dict[str, Any]:
     """Runs everything and returns the observations. folder: parent of the nodes' caches; drawn: pictures in CelebA's layout."""
     import ray
-    from conftest import TINY
     from ray.util import placement_group_table
 
     from cpgan_ray.config import Config, override
@@ -36,6 +35,7 @@ def main(drawn: str, folder: str) -> dict[str, Any]:
     from cpgan_ray.distributed.adversary_pool import prepare_data
     from cpgan_ray.distributed.driver import RayGame
     from cpgan_ray.errors import InputError
+    from tests.conftest import TINY
 
     class Preparer:
         """A process of a node that prepares the data."""

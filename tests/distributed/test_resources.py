@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 
 def main(cache: str) -> dict[str, Any]:
     """Runs everything and returns the observations; log messages are on standard error."""
-    from conftest import TINY
     from ray._raylet import GcsClient
     from ray.util import placement_group_table
 
@@ -29,6 +28,7 @@ def main(cache: str) -> dict[str, Any]:
     from cpgan_ray.devtools.chaos.settings import FAST_HEALTH
     from cpgan_ray.distributed.driver import RayGame
     from cpgan_ray.errors import InputError
+    from tests.conftest import TINY
 
     logs.configure()
     small = Config(**{**vars(TINY), "adversaries": {name: TINY.adversaries[name] for name in ("mlp", "ridge")}})

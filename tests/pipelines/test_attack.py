@@ -772,9 +772,9 @@ def test_attack_on_foreign_run_contacts_none_of_its_addresses(
     assert status == 0, err
     first, *rest = err.splitlines()
     assert re.fullmatch(
-        r"\S+/run/config\.json was not written by this user: data_dir, cache_dir, shared_cache, runtime\.backend, runtime\.addr.*, "
-        r"runtime\.threads, recovery\.checkpoints, .*tracking\.uri, tracking\.undefended, .* are taken from your flags only; add "
-        r"--trust to use what it says",
+        r"warning: \S+/run/config\.json was not written by this user: data_dir, cache_dir, shared_cache, runtime\.backend, "
+        r"runtime\.addr.*, runtime\.threads, recovery\.checkpoints, .*tracking\.uri, tracking\.undefended, .* are taken from "
+        r"your flags only; add --trust to use what it says",
         first,
     )
     assert all(re.match(r"attack \d|accuracy 0|warning: Male = ", line) for line in rest)
@@ -854,6 +854,7 @@ def test_attack_bad_input_in_subprocess_prints_one_line(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.pt2"]
 
 
+@pytest.mark.slow
 def test_attack_on_ray_stopped_by_signal_marks_run_killed(trained, begin, tmp_path):
     options = ["--runtime.backend", "ray", "--output", str(tmp_path / "out"), "--variant", "leaked"]
     endless = ["--attacks.names", "resnet_decoder", "--attacks.decoder-width", "96", "--attacks.epochs", "1000"]

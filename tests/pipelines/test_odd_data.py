@@ -152,7 +152,7 @@ def test_train_on_single_colour_pictures_succeeds(job, tmp_path):
 
 def test_train_on_identical_pictures_raises_before_output(job, tmp_path):
     data = lay_out(tmp_path / "celeba", images=pictures()[:1].repeat(2 * PEOPLE, axis=0), labels=values())
-    with pytest.raises(InputError, match=r"the 48 pictures of the train split are all the same, there is nothing to hide"):
+    with pytest.raises(InputError, match=r"the 48 pictures of the train split are all the same, so there is nothing to hide"):
         job(data)
     assert not (tmp_path / "out").exists()
 

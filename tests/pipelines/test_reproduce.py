@@ -140,6 +140,7 @@ def test_reproduce_interrupted_leaves_table_of_ten_cells(comparison):
     assert len(names) == 10
 
 
+@pytest.mark.slow
 def test_reproduce_resume_results_include_all_cells(comparison):
     folder, _, _ = comparison
     record = (folder / "reproduction.json").read_bytes()
@@ -179,10 +180,11 @@ def test_open_run_resume_updates_tags(comparison):
     (folder / "reproduction.json").write_bytes(record)
     sign(folder / "reproduction.json")
     data = run.client.get_run(run.run_id).data
-    assert (data.tags["seeds"], data.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
+    assert (data.tags["num_seeds"], data.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
     assert "seeds" not in data.params
 
 
+@pytest.mark.slow
 def test_reproduce_published_draws_reference_results(tmp_path):
     reference = tmp_path / "reference"
     reference.mkdir()

@@ -85,7 +85,9 @@ def test_resume_of_killed_run_matches_uninterrupted_run(backend, started, job, u
     assert [run.info.run_id for run in client.search_runs(["1"])] == [before]
 
 
-@pytest.mark.parametrize(("backend", "sent", "status"), [("local", signal.SIGTERM, 143), ("ray", signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("backend", "sent", "status"), [("local", signal.SIGTERM, 143), pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_resume_of_stopped_run_continues_from_last_checkpoint(
     backend, sent, status, started, job, uninterrupted, tmp_path, mlflow_uri
 ):
@@ -111,7 +113,7 @@ def test_resume_of_stopped_run_continues_from_last_checkpoint(
 
 def test_resume_finished_run_or_other_settings_exits_2(uninterrupted, job, tmp_path):
     for arguments, message in (
-        (["--resume", uninterrupted], r"has come to its end: there is nothing to resume"),
+        (["--resume", uninterrupted], r"has finished: there is nothing to resume"),
         (["--resume", tmp_path], r"has no config\.json: give the output folder of a run"),
     ):
         status, _, err = job(*arguments)

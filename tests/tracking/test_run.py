@@ -374,6 +374,7 @@ def test_metrics_logged_without_a_store_are_sent_when_it_is_back(start, mlflow_s
     assert "MLflow responds again" in log
 
 
+@pytest.mark.slow
 def test_close_without_a_store_warns_with_what_is_missing(start, mlflow_server, capfd, monkeypatch):
     logs.configure()
     monkeypatch.setattr("cpgan_ray.tracking.run.FINAL_SETTLE_S", 1.0)

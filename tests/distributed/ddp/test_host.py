@@ -188,6 +188,7 @@ def test_game_after_too_many_lost_workers_raises(tiny_config, tmp_path):
         play_all(game, before=lambda done: kill("RayTrainWorker", 1) if done == 2 else None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_adversary_error_reaches_the_driver_and_frees_all_cpus(tiny, tmp_path):
     config = tiny("ridge", "mlp", changes={"adversaries.mlp.learning_rate": 1e30, "adversaries.mlp.memory_batches": 0})
@@ -235,6 +236,7 @@ def test_workers_beyond_the_cluster_are_refused_with_the_numbers(tiny, tmp_path)
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_input_error_in_a_worker_reaches_the_driver_as_input_error(tiny, tmp_path):
     config = in_parallel(tiny("ridge", changes={"privatizer.depth": 7}), tmp_path)
