@@ -1,7 +1,7 @@
 # `make train` and `make test` each work on a fresh clone; they need only Python 3.11 or newer.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Number of test files that run at a time, each in a process of its own; every Ray that they start has two CPUs.
-TESTS_AT_ONCE ?= 2
+TESTS_AT_ONCE ?= 3
 BIN := .venv/bin
 
 .PHONY: train test test-all lint secrets pin lock gpu-check

@@ -199,7 +199,7 @@ def test_reproduce_published_draws_reference_results(tmp_path):
             assert figure.width > 1000
 
 
-def test_reproduce_bad_input_exits_2_with_one_line_and_no_output(comparison, tmp_path):
+def test_reproduce_bad_input_exits_2_with_one_line_and_no_output(comparison, tmp_path, in_process):
     folder, _, _ = comparison
     for arguments, message in (
         (("digits", "--output", str(folder)), "already holds a comparison"),
@@ -213,11 +213,12 @@ def test_reproduce_bad_input_exits_2_with_one_line_and_no_output(comparison, tmp
         ),
         (("--resume", str(tmp_path)), "has no reproduction.json"),
     ):
-        done = run(*arguments)
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert message in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+        status, _, stderr = in_process(JOB, *arguments)
+        assert status == 2, (arguments, stderr)
+        assert message in stderr
+        assert len(stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["here"], "the folder that in_process works in"
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_parse_reproduce_unknown_mechanism_raises_with_choices():
