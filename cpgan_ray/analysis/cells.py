@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpgan_ray.analysis.fronts import Trial
-from cpgan_ray.evaluation.report.report import degeneracy_reasons
+from cpgan_ray.analysis.outcome import trial_outcome
 from cpgan_ray.mechanisms import MECHANISMS
 
 CELL = "cell.json"
@@ -40,7 +40,7 @@ def field_of(mechanism: str) -> str:
 
 def trial(values: Mapping[str, Any], folder: Path) -> Trial:
     """A cell as a trial, which can be placed on a front."""
-    cell, best, utility = Cell(**values["cell"]), strongest(values), values["utility"]
+    cell = Cell(**values["cell"])
     field = field_of(cell.mechanism)
     return Trial(
         name=cell.name,
@@ -48,19 +48,8 @@ def trial(values: Mapping[str, Any], folder: Path) -> Trial:
         setting={field: values["k"] if field == "k" else cell.setting},
         seed=cell.seed,
         state="finished",
-        accuracy=utility["accuracy"],
-        accuracy_low=utility["accuracy_low"],
-        accuracy_high=utility["accuracy_high"],
-        strongest_r2=best["r2"],
-        strongest_r2_low=best["low"],
-        strongest_r2_high=best["high"],
-        attack=best["attack"],
-        val_accuracy=utility["val_accuracy"],
-        val_r2=values["privacy"]["val_r2"],
-        majority_accuracy=utility["majority_accuracy"],
-        label_floor_r2=values["privacy"]["label_floor_r2"],
         seconds=values["seconds"],
         output=str(folder),
         data=values["data"],
-        degenerate=next(iter(degeneracy_reasons(values)), None),
+        **trial_outcome(values, strongest=strongest(values)),
     )

@@ -18,7 +18,7 @@ from cpgan_ray.models.export import export_programs
 from cpgan_ray.models.paper.celeba import GroupedHead, SubNets, halves_map, leaky_head, leaky_stages
 from cpgan_ray.models.paper.decoders import PaperDecoder
 from cpgan_ray.models.paper.lenet import lenet_head, lenet_stages
-from cpgan_ray.models.paper.linear import linear_map, linear_stages
+from cpgan_ray.models.paper.linear import linear_stages
 from cpgan_ray.models.paper.picture import generator_conv, picture_conv, residual_g
 from cpgan_ray.models.paper.same_padding import Same, TransposedSame, same_padding
 from cpgan_ray.models.paper.series import SeriesConv2d, SeriesConvTranspose2d
@@ -48,7 +48,6 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int]] = {
 HEADS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "lenet": (lambda: lenet_head(6, outputs=10), 6, 10),
     "lenet_pca": (lambda: lenet_head(6, outputs=2, hidden=(128, 128)), 6, 2),
-    "linear": (lambda: linear_map(12, outputs=2), 12, 2),
     "shake": (lambda: ShakeShake(768, outputs=10, image_shape=SMALL, depth=8, width=4), 768, 10),
     "wide": (lambda: WideResNet(768, outputs=10, image_shape=SMALL, depth=10, widen=1), 768, 10),
     "leaky": (lambda: leaky_head(2, outputs=1, hidden=8), 2, 1),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from PIL.Image import Image
 
 from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
 from cpgan_ray.common.json_files import read_json
-from cpgan_ray.config import AttackConfig
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError, printable
 from cpgan_ray.evaluation.degenerate import ReportWarning
@@ -104,8 +103,3 @@ def twin_codes(program: Path, dataset: Dataset) -> Codes:
     from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 
     return encode_all(open_encoder(program), dataset)
-
-
-def report_settings(attacks: AttackConfig, **more: Any) -> dict[str, Any]:
-    """The settings that the card shows."""
-    return {"attacks": asdict(attacks)} | more

@@ -13,8 +13,3 @@ def linear_stages(image_shape: tuple[int, int, int], *, widths: tuple[int, ...] 
     RAN."""
     sizes = pairwise((math.prod(image_shape), *widths))
     return initialise(nn.Sequential(nn.Flatten(), *(nn.Linear(a, b, bias=False) for a, b in sizes)))
-
-
-def linear_map(k: int, *, outputs: int) -> nn.Linear:
-    """One matrix, (B, k) -> (B, outputs): the utility head (2 outputs) or the reconstructor (as many outputs as the input has)."""
-    return initialise(nn.Linear(k, outputs, bias=False))

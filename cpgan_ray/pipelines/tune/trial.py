@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import tune
 
+from cpgan_ray.analysis.outcome import trial_outcome
 from cpgan_ray.common.atomic_io import refuse_link, write_text
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.common.types import Metrics
@@ -22,7 +23,6 @@ from cpgan_ray.config.search_space import shown
 from cpgan_ray.distributed.host import host_here
 from cpgan_ray.distributed.resources import Bundle
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.pipelines.session import LocalGame
 from cpgan_ray.pipelines.train import RunContext, train
 from cpgan_ray.pipelines.tune.proposals import stops_early
@@ -81,24 +81,8 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     )
     summary = train(config, context)
     report = json.loads((output / "report" / "report.json").read_text())
-    utility, strongest = report["utility"], report["privacy"]["strongest"]
-    result = {
-        "accuracy": utility["accuracy"],
-        "accuracy_low": utility["accuracy_low"],
-        "accuracy_high": utility["accuracy_high"],
-        "strongest_r2": strongest["r2"],
-        "strongest_r2_low": strongest["low"],
-        "strongest_r2_high": strongest["high"],
-        "attack": strongest["attack"],
-        "val_accuracy": utility["val_accuracy"],
-        "val_r2": report["privacy"]["val_r2"],
-        "majority_accuracy": utility["majority_accuracy"],
-        "label_floor_r2": report["privacy"]["label_floor_r2"],
-        "degenerate": next(iter(degeneracy_reasons(report)), None),
-        "seconds": summary["seconds"],
-        "run_id": summary["run_id"],
-        "output": summary["output"],
-    }
+    result = trial_outcome(report, strongest=report["privacy"]["strongest"])
+    result |= {name: summary[name] for name in ("seconds", "run_id", "output")}
     write_json(output / RESULT, result)
     tune.report(result)
 

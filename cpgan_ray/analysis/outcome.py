@@ -1,0 +1,25 @@
+"""From the report of a training to the numbers of a `Trial`: for the trials of a search and the cells of a comparison alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cpgan_ray.evaluation.report.report import degeneracy_reasons
+
+
+def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Trial` (analysis/fronts/trials.py).
+
+    report: has `utility`, `privacy` and `warnings`, as in `report.json`; strongest: name, R2 and interval of the attack that
+    counts.
+    """
+    utility, privacy = report["utility"], report["privacy"]
+    return {
+        **{name: utility[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "val_accuracy", "majority_accuracy")},
+        "strongest_r2": strongest["r2"],
+        "strongest_r2_low": strongest["low"],
+        "strongest_r2_high": strongest["high"],
+        "attack": strongest["attack"],
+        "val_r2": privacy["val_r2"],
+        "label_floor_r2": privacy["label_floor_r2"],
+        "degenerate": next(iter(degeneracy_reasons(report)), None),
+    }
