@@ -88,6 +88,18 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
+SLOWEST = ("pipelines", "cluster", "distributed", "tracking")
+"""Folders with the longest files: they run first, so that no process has a long file left when the others have finished."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return SLOWEST.index(folder) if folder in SLOWEST else len(SLOWEST)
+
+    items.sort(key=rank)  # stable: the order within a file stays
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_key() -> Iterator[None]:
     """Sets one owner key for this session, so that runs of the tests are the user's own, without files in the home folder."""
