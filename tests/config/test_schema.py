@@ -115,7 +115,7 @@ BAD: list[tuple[type, str, Any]] = [
 
 
 @pytest.mark.parametrize(("section", "name", "value"), BAD)
-def test_a_bad_value_is_refused_and_named_with_its_field(section, name, value):
+def test_config_with_a_bad_value_names_field_and_value(section, name, value):
     with pytest.raises(InputError) as raised:
         section(**{name: value})
     assert name in str(raised.value)
@@ -125,18 +125,18 @@ def test_a_bad_value_is_refused_and_named_with_its_field(section, name, value):
 
 @pytest.mark.parametrize(("name", "value"), [("loss_weight", -1.0), ("loss_weight", NAN), ("cpus", -1.0), ("gpus", -0.5)])
 @pytest.mark.parametrize("section", ADVERSARIES)
-def test_a_bad_value_of_a_field_that_all_adversaries_have_is_refused_and_named(section, name, value):
+def test_adversary_config_with_a_bad_shared_value_names_it(section, name, value):
     with pytest.raises(InputError, match=rf"{name}.*{value!r}"):
         section(**{name: value})
 
 
-def test_a_multilayer_perceptron_refuses_a_negative_number_of_components():
+def test_neural_config_with_negative_components_is_refused():
     with pytest.raises(InputError, match=r"components.*-1"):
         NeuralConfig(architecture="mlp", components=-1)
 
 
 @pytest.mark.parametrize("section", [RidgeConfig, KernelConfig])
-def test_a_penalty_that_is_not_a_number_is_refused_wherever_it_stands(section):
+def test_adversary_config_with_a_nan_penalty_is_refused(section):
     for penalties in ((NAN,), (NAN, 1.0), (1.0, NAN)):
         with pytest.raises(InputError, match="penalties"):
             section(penalties=penalties)
@@ -152,7 +152,7 @@ def test_a_penalty_that_is_not_a_number_is_refused_wherever_it_stands(section):
         (DataConfig, {"image_size": 16, "max_shift_px": 8}, ["max_shift_px", "8", "image_size"]),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused_and_named(section, settings, named):
+def test_config_with_contradicting_settings_names_them(section, settings, named):
     with pytest.raises(InputError) as raised:
         section(**settings)
     assert [word for word in named if word not in str(raised.value)] == []
@@ -178,13 +178,13 @@ def test_settings_that_contradict_each_other_are_refused_and_named(section, sett
         (Config, {"k": 1, "privacy_weight": 0, "epochs": 1, "batch_size": 4, "seed": 0}),
     ],
 )
-def test_values_on_the_edge_are_taken(section, settings):
+def test_config_with_values_at_the_bounds_is_accepted(section, settings):
     made = section(**settings)
     assert {name: getattr(made, name) for name in settings} == settings
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_configuration_is_frozen_and_keyword_only(section):
+def test_config_is_frozen_and_keyword_only(section):
     made, name = section(), dataclasses.fields(section)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, name, getattr(made, name))
@@ -193,7 +193,7 @@ def test_a_configuration_is_frozen_and_keyword_only(section):
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_configuration_says_what_it_is_in_json_and_refuses_fields_that_it_has_not(section):
+def test_config_round_trips_through_json_without_unknown_fields(section):
     adapter = TypeAdapter(section)
     assert adapter.validate_json(adapter.dump_json(section())) == section()
     with pytest.raises(ValidationError, match="no_such_field"):
@@ -213,11 +213,11 @@ def config() -> Config:
     )
 
 
-def test_a_configuration_comes_back_from_its_json_file_as_it_was(config):
+def test_config_read_from_its_json_file_is_unchanged(config):
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
-def test_flattening_names_every_field_down_to_the_settings_of_each_adversary(config):
+def test_flatten_names_every_field_of_every_adversary(config):
     flat = flatten(config)
     assert flat["adversaries.rbf.features"] == 8
     assert flat["adversaries.net.kind"] == "neural"
@@ -230,7 +230,7 @@ def test_flattening_names_every_field_down_to_the_settings_of_each_adversary(con
     assert len(flat) == len(dataclasses.fields(Config)) - 9 + of_sections + of_adversaries
 
 
-def test_an_override_changes_the_named_fields_alone(config):
+def test_override_changes_only_the_named_fields(config):
     changed = override(config, {"k": 3, "adversaries.rbf.penalties": (0.5,), "game.temperature": 0.1, "data_dir": Path("x")})
     rbf = dataclasses.replace(config.adversaries["rbf"], penalties=(0.5,))
     game = dataclasses.replace(config.game, temperature=0.1)
@@ -256,7 +256,7 @@ def test_an_override_changes_the_named_fields_alone(config):
         ({"adversaries.net.steps": "many"}, ["net", "steps", "'many'"]),
     ],
 )
-def test_a_bad_override_is_refused_in_one_short_line_that_names_the_field_and_the_value(config, changes, words):
+def test_override_with_a_bad_value_fails_in_one_short_line(config, changes, words):
     with pytest.raises(InputError) as raised:
         override(config, changes)
     assert [word for word in words if word not in str(raised.value)] == []
@@ -264,7 +264,7 @@ def test_a_bad_override_is_refused_in_one_short_line_that_names_the_field_and_th
     assert len(str(raised.value)) < 250
 
 
-def test_importing_the_configuration_imports_neither_torch_nor_ray():
+def test_import_of_config_imports_neither_torch_nor_ray():
     code = "import sys; sys.path[:0] = eval(sys.argv[1]); import cpgan_ray.config; print({'torch', 'ray'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code, repr(sys.path)], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

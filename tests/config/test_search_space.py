@@ -18,7 +18,7 @@ def one(text: str, *, grid: bool = False) -> Dimension:
     return found
 
 
-def test_a_field_alone_is_searched_where_its_declaration_says():
+def test_dimension_of_a_field_uses_its_declared_range():
     assert one("k") == Dimension(name="k", low=8, high=256, log=True, integer=True)
     assert one("game.warmup_epochs") == Dimension(name="game.warmup_epochs", low=0, high=8, log=False)
     assert one("adversaries.rbf.memory_batches") == Dimension(
@@ -26,12 +26,12 @@ def test_a_field_alone_is_searched_where_its_declaration_says():
     )
 
 
-def test_a_choice_is_searched_among_all_its_values():
+def test_dimension_of_a_choice_has_all_its_values():
     assert one("game.aggregate").values == ("strongest", "softmax", "mean")
     assert one("privatizer.symmetric").values == (False, True)
 
 
-def test_of_a_choice_that_not_all_data_go_with_those_declared_are_searched_and_the_others_where_they_are_named():
+def test_dimension_of_a_restricted_choice_has_the_declared_values():
     assert one("privatizer.family").values == one("privatizer.family", grid=True).values == ("conv", "residual")
     assert one("utility.family").values == ("mlp", "lenet")
     assert one("privatizer.family=lenet,whitened").values == ("lenet", "whitened")
@@ -39,7 +39,7 @@ def test_of_a_choice_that_not_all_data_go_with_those_declared_are_searched_and_t
     assert found.values == ("mlp", "conv", "upsample", "resnet")
 
 
-def test_pairs_are_every_two_values_of_every_two_fields():
+def test_pairs_have_every_two_values_of_every_two_fields():
     found = dimensions(["k", "privatizer.family=conv,linear", "privatizer.symmetric"], CELEBA, grid=False)
     settings = pairs(found)
     assert len(settings) == 3 * 2 + 3 * 2 + 2 * 2
@@ -47,14 +47,14 @@ def test_pairs_are_every_two_values_of_every_two_fields():
     assert pairs(found[:1]) == [{"k": 8}, {"k": 9}, {"k": 256}]
 
 
-def test_values_and_bounds_by_flag_take_the_place_of_the_declared_ones():
+def test_dimension_with_given_values_or_bounds_uses_them():
     assert one("k=16,64").values == (16, 64)
     assert one("game.aggregate=mean,softmax").values == ("mean", "softmax")
     assert one("privacy_weight=0.05..2") == Dimension(name="privacy_weight", low=0.05, high=2.0, log=True)
     assert one("game.temperature=0.01..0.2").log, "no range is declared, the bounds are a factor of twenty apart"
 
 
-def test_a_grid_has_values_everywhere():
+def test_dimensions_of_a_grid_have_values():
     assert one("k", grid=True).values == (16, 64, 256)
     assert combinations(dimensions(["k=1,2", "privatizer.symmetric"], CELEBA, grid=True)) == [
         {"k": k, "privatizer.symmetric": symmetric} for k in (1, 2) for symmetric in (False, True)
@@ -62,7 +62,7 @@ def test_a_grid_has_values_everywhere():
 
 
 @pytest.mark.parametrize("text", ["k", "privacy_weight", "game.holdout_fraction=0.1..0.5", "k=16,64"])
-def test_samples_lie_inside_have_few_digits_and_fit_the_configuration(text):
+def test_sample_is_within_bounds_and_fits_the_config(text):
     rng, found = np.random.default_rng(0), one(text)
     for _ in range(200):
         value = found.sample(rng)
@@ -71,14 +71,14 @@ def test_samples_lie_inside_have_few_digits_and_fit_the_configuration(text):
         override(CELEBA, {found.name: value})
 
 
-def test_a_logarithmic_range_is_sampled_evenly_in_its_logarithm():
+def test_sample_of_a_log_range_is_uniform_in_the_logarithm():
     rng, found = np.random.default_rng(0), one("privacy_weight")
     logs = np.log10([found.sample(rng) for _ in range(2000)])
     low, high = np.log10([found.low, found.high])
     assert np.quantile(logs, [0.25, 0.5, 0.75]) == pytest.approx(np.linspace(low, high, 5)[1:4], abs=0.06)
 
 
-def test_every_declared_range_and_grid_fits_its_field():
+def test_declared_ranges_and_grids_fit_their_fields():
     declared = 0
     for preset_name in ("celeba", "celeba_paper", "smoke"):
         config = preset(preset_name)
@@ -120,19 +120,19 @@ def test_every_declared_range_and_grid_fits_its_field():
         ("privacy_weight=-1..1", "privacy_weight is -1"),
     ],
 )
-def test_what_cannot_be_searched_is_named(text, said):
+def test_dimension_that_cannot_be_searched_is_named(text, said):
     with pytest.raises(InputError, match=said):
         dimensions([text], CELEBA, grid=False)
 
 
-def test_a_grid_between_bounds_and_a_field_named_twice_are_refused():
+def test_dimensions_with_grid_bounds_or_a_repeated_field_are_refused():
     with pytest.raises(InputError, match="a grid needs values, such as k=8,64"):
         dimensions(["k=8..64"], CELEBA, grid=True)
     with pytest.raises(InputError, match="names k twice"):
         dimensions(["k", "k=1,2"], CELEBA, grid=False)
 
 
-def test_a_setting_is_shown_as_it_would_be_typed():
+def test_shown_setting_can_be_typed_as_flags():
     assert shown({"k": 64, "privacy_weight": 0.2, "privatizer.family": "conv"}, seed=3) == (
         "k=64 privacy_weight=0.2 privatizer.family=conv seed=3"
     )

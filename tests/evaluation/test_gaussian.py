@@ -34,10 +34,10 @@ class Mixture:
     def exact_mse(self, a: np.ndarray) -> float:
         """MSE of the conditional mean E[x|z] for one direction a (D,), per value."""
         v, m = a @ self.within @ a, a @ self.mean
-        beside = self.mean - self.within @ a * m / v
+        offset = self.mean - self.within @ a * m / v
         z = m + np.sqrt(v) * np.random.default_rng(0).normal(size=1_000_000)
         doubt = (1 - np.tanh(m * z / v) ** 2).mean()
-        return (np.trace(self.within) - a @ self.within @ self.within @ a / v + beside @ beside * doubt) / D
+        return (np.trace(self.within) - a @ self.within @ self.within @ a / v + offset @ offset * doubt) / D
 
 
 @pytest.fixture(scope="module")
