@@ -10,10 +10,10 @@ train: .venv/ready
 	$(BIN)/python jobs/train_celeba.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile -m ""
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder -m ""
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
