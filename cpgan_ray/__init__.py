@@ -1,10 +1,10 @@
-"""Compressive Privacy GANs on Ray: codes that keep a task solvable and defeat reconstruction, judged by fresh attacks.
+"""Compressive Privacy GANs on Ray: codes that keep a task solvable and defeat reconstruction, tested by fresh attacks.
 
 The Python interface; the commands in `jobs/` do the same from a shell. Importing this package is cheap: torch, Ray and MLflow are
 imported when a function needs them.
 
-    train(config)             train a privatizer, attack it afresh, leave an output folder
-    attack(target)            attack a finished run, or anybody's encoder
+    train(config)             train a privatizer, attack it with fresh attacks, write an output folder
+    attack(target)            attack a finished run, or any encoder
     load_privatizer(folder)   the encoder of a finished run
     load_report(folder)       the report of a run or an attack
     presets                   whole configurations by name: `presets.celeba()`
@@ -34,7 +34,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def train(config: "Config | None" = None, *, resume: str | Path | None = None, log_level: str = "info") -> dict[str, Any]:
+def train(
+    config: "Config | None" = None, *, resume: str | Path | None = None, trust: bool = False, log_level: str = "info"
+) -> dict[str, Any]:
     """Train a privatizer against its adversaries, then attack its codes afresh.
 
     >>> from dataclasses import replace
@@ -51,6 +53,7 @@ def train(config: "Config | None" = None, *, resume: str | Path | None = None, l
         config: of the run, for example a preset with `dataclasses.replace`. `config.output` is the folder that is written
             (`config.json`, `metrics.jsonl`, `privatizer.pt2`, `utility_head.pt2`, `report/`).
         resume: instead of a configuration, the folder of an interrupted run to continue.
+        trust: with resume, also use the paths and the tracking store in a folder that another user has written.
         log_level: least level of the lines on standard error: debug, info, warning or error.
 
     Returns:
@@ -60,9 +63,11 @@ def train(config: "Config | None" = None, *, resume: str | Path | None = None, l
     Raises:
         cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written to the output folder.
     """
+    import dataclasses
+
     from cpgan_ray.cli.flags import absolute
     from cpgan_ray.common import logs
-    from cpgan_ray.config.folders import interrupted_run
+    from cpgan_ray.config.folders import ensure_complete, interrupted_run, own_store
     from cpgan_ray.errors import InputError
     from cpgan_ray.pipelines import train as pipeline
 
@@ -70,8 +75,10 @@ def train(config: "Config | None" = None, *, resume: str | Path | None = None, l
     if (config is None) == (resume is None):
         raise InputError("train() takes a configuration, or the folder of an interrupted run as resume: give one of the two")
     if resume is not None:
-        begun, run_id, _ = interrupted_run(Path(resume).expanduser().resolve())
-        return pipeline.train(begun, resume=run_id)
+        interrupted, run_id, record = interrupted_run(Path(resume).expanduser().resolve(), trust=trust)
+        interrupted = absolute(dataclasses.replace(interrupted, trust=trust))
+        ensure_complete(interrupted, record)
+        return pipeline.train(interrupted if record.own or trust else own_store(interrupted), resume=run_id)
     assert config is not None
     return pipeline.train(absolute(config))
 
@@ -86,14 +93,15 @@ def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", 
     Args:
         target: the output folder of a run, the id of an MLflow run, or an encoder (torch.export `.pt2` or `.onnx`) that takes uint8
             pictures (B, 3, H, W), or float32 ones in [-1, 1], and returns codes (B, k).
-        trust: use paths and files of a folder that another user has written. log_level: least level of the lines on standard error.
+        trust: use paths and files of a folder that another user has written.
+        log_level: least level of the lines on standard error.
         settings: fields of `cpgan_ray.config.AttackJob`, such as `data_dir`, `dataset`, `output`, `fail_above`, `attacks`. If the
-        target is
-            a run, they default to the settings of the run.
+            target is a run, they default to the settings of the run.
 
     Returns:
         The summary that `jobs/attack.py` prints: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2,
-        warnings, passed, seconds. `passed` is false if the R2 is above `fail_above`, or if the code is degenerate.
+        warnings, passed, seconds. `passed`: whether the R2 is at most `fail_above` and the code is not degenerate; always true
+        without `fail_above`.
 
     Raises:
         cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written.
@@ -103,7 +111,7 @@ def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", 
     from cpgan_ray.cli.attack import find_target
     from cpgan_ray.cli.flags import absolute
     from cpgan_ray.common import logs
-    from cpgan_ray.config.folders import attack_job_of
+    from cpgan_ray.config.folders import attack_job_of, complete_attack_job
     from cpgan_ray.errors import InputError
     from cpgan_ray.pipelines import attack as pipeline
     from cpgan_ray.tracking import fetch_run
@@ -113,7 +121,8 @@ def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", 
     job = attack_job_of(found)
     if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(job)}):
         raise InputError(f"attack() has no setting {unknown[0]!r}: see the fields of cpgan_ray.config.AttackJob")
-    return pipeline.attack(found, absolute(dataclasses.replace(job, trust=trust, **settings))).summary
+    job = complete_attack_job(absolute(dataclasses.replace(job, trust=trust, **settings)), found)
+    return pipeline.attack(found, job).summary
 
 
 def load_privatizer(folder: str | Path) -> "Encoder":

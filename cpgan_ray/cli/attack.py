@@ -9,7 +9,7 @@ from cpgan_ray.cli.flags import absolute, read_flags, take_trust
 from cpgan_ray.cli.help import ATTACK, HELP, HELP_ALL
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import AttackJob
-from cpgan_ray.config.folders import CONFIG, Target, attack_job_of, ensure_complete, own_store, read_record, run_target
+from cpgan_ray.config.folders import Target, attack_job_of, complete_attack_job, run_target
 from cpgan_ray.errors import InputError
 
 CALL = "attack.py RUN_FOLDER | RUN_ID | ENCODER_FILE [--flag VALUE ...]"
@@ -35,13 +35,7 @@ def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[
     job = absolute(read_flags(AttackJob, dataclasses.replace(base, trust=trust), rest, usage=description, call=CALL, main=ATTACK))
     if target is None:  # not reached: --help has ended the process
         raise InputError(no_target)
-    if target.folder is not None:
-        ensure_complete(job, read_record(target.folder / CONFIG))
-    if not target.own:
-        job = own_store(job)
-    if job.dataset is None and job.data_dir is not None and job.data.dataset == "faces":
-        job = dataclasses.replace(job, dataset="celeba")
-    return target, job
+    return target, complete_attack_job(job, target)
 
 
 def find_target(name: str, *, fetch: Callable[[str], Path], trust: bool = False) -> Target:

@@ -38,6 +38,8 @@ def read_flags(
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
+    if any(argument.partition("=")[0] == "--preset" for argument in rest):
+        raise InputError("--preset is not a flag: the preset is the first word, as in `train_celeba.py celeba --k 64`")
     if main and set(HELP) & set(rest):
         print(short_help(base, call=call, usage=usage, fields=main, more=more))
         raise SystemExit(0)
@@ -61,7 +63,7 @@ def read_flags(
     if unknown:
         flags = ["--" + field.removeprefix("config.").replace("_", "-") for field in flatten(parsed)]
         similar = difflib.get_close_matches(unknown[0], flags, n=3)
-        hint = f"did you mean {' or '.join(similar)}?" if similar else "--help lists all flags"
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "--help-all lists all flags"
         raise InputError(f"unknown flag or value {unknown[0]!r}: {hint}")
     return parsed
 

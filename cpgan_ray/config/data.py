@@ -35,7 +35,7 @@ class DataConfig:
     """Also train on `extra_32x32.mat` of SVHN, 531,131 easier digits; validation and test do not change. Preparing them takes 2 GB
     of memory."""
     max_train_samples: NonNegativeInt = 0
-    """Largest number of training samples, evenly spaced, and a quarter as many for validation (small data sets only); 0: all."""
+    """Largest number of training samples, evenly spaced, and a quarter as many for validation; 0: all. Not for faces and celeba."""
     mixture_seed: NonNegativeInt = 9
     """Seed of the mixture `gaussian`; 9 is the mixture of the reference implementation."""
     digest: Annotated[str, text_like("^([0-9a-f]{16})?$", "16 digits of 0-9 and a-f"), PORTABLE] = ""

@@ -294,3 +294,18 @@ def attack_job_of(target: Target) -> AttackJob:
     same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
     job = dataclasses.replace(job, **{name: getattr(target.config, name) for name in same})
     return dataclasses.replace(job, tracking=dataclasses.replace(job.tracking, run_name=None))
+
+
+def complete_attack_job(job: AttackJob, target: Target) -> AttackJob:
+    """The settings of an attack with what depends on its target: the tracking store if another user has written the folder, and the
+    data set if a data folder is given without one.
+
+    Raises: InputError if a URI of the attacked folder lacks its secret.
+    """
+    if target.folder is not None:
+        ensure_complete(job, read_record(target.folder / CONFIG))
+    if not target.own:
+        job = own_store(job)
+    if job.dataset is None and job.data_dir is not None and job.data.dataset == "faces":
+        job = dataclasses.replace(job, dataset="celeba")
+    return job

@@ -10,6 +10,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.attacks import AttackConfig
@@ -33,7 +34,7 @@ def folder_or_uri(value: str | Path | None) -> str | Path | None:
 class Config:
     """One run."""
 
-    preset: Annotated[Name, PORTABLE] = "custom"
+    preset: Annotated[Name, PORTABLE, tyro.conf.Suppress] = "custom"
     """Name of the preset that the run started from."""
     data_dir: Annotated[str | Path | None, LOCAL] = None
     """Folder in the official layout of the data set, or its URI (s3://, gs://, file://), which each node fetches once. Not needed
@@ -87,6 +88,8 @@ class Config:
 
 def _check_data(c: DataConfig) -> None:
     """Settings that only some data sets have. Not checked in DataConfig, because the data set may be given by another flag."""
+    if c.max_train_samples and c.dataset in ("faces", "celeba"):
+        raise InputError(f"data.max_train_samples is {c.max_train_samples}, but {c.dataset} is used whole: leave it out")
     if c.extra and c.dataset != "svhn":
         raise InputError(f"data.extra is True, but data.dataset is {c.dataset!r} and only svhn has it: set --data.no-extra")
     if c.balanced and c.dataset in ("mnist", "digits", "har", "cifar10", "svhn"):

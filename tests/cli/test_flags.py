@@ -288,3 +288,8 @@ def test_log_level_of_a_job_hides_lines_or_is_refused(arguments, status, lines, 
     command = [sys.executable, str(ROOT / "jobs" / "reproduce.py"), "gaussian", "--theory", "--lambdas", "1", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (ran.returncode, len(ran.stderr.splitlines())) == (status, lines)
+
+
+def test_preset_given_as_a_flag_is_refused_with_its_place():
+    with pytest.raises(InputError, match="the preset is the first word"):
+        parse(["--preset", "celeba"], default="faces", description="")

@@ -238,6 +238,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     config = preset("celeba")
     (run / "privatizer.pt2").write_bytes(b"")
     (folder / "encoder.pt2").write_bytes(b"")
+    (folder / "encoder.onnx").write_bytes(b"")
     search_job = SearchJob(config=replace(for_search(config), output=search))
     comparison_job = ReproduceJob(config=replace(for_comparison(preset("mnist")), output=comparison))
     values = {
@@ -246,6 +247,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "SEARCH_FOLDER": str(search),
         "COMPARISON_FOLDER": str(comparison),
         "encoder.pt2": str(folder / "encoder.pt2"),
+        "encoder.onnx": str(folder / "encoder.onnx"),
         "RUN_ID": str(run),  # the files of an MLflow run are downloaded into such a folder
         "EXPERIMENT": "cpgan",
         "PRESET": "gaussian_kernel",

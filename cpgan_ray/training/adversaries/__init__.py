@@ -2,8 +2,8 @@
 of the picture it recovers, with the gradient.
 
 `ridge` and `kernel` are solved in closed form: with `fit="holdout"` they are at their optimum in every round. `neural` covers MLPs
-and convolutional decoders. To add an adversary, write a config dataclass in config/schema.py, a class with the `Adversary` protocol
-(base.py), and a case in `build_adversary`.
+and convolutional decoders. To add an adversary, write a config dataclass in config/players.py, a class with the `Adversary`
+protocol (base.py), and a case in `build_adversary`.
 """
 
 import numpy as np
