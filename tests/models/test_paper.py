@@ -46,6 +46,7 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int]] = {
 """Name -> stages, shape of the picture, number of output values."""
 
 HEADS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "linear": (lambda: nn.Linear(12, 2, bias=False), 12, 2),
     "lenet": (lambda: lenet_head(6, outputs=10), 6, 10),
     "lenet_pca": (lambda: lenet_head(6, outputs=2, hidden=(128, 128)), 6, 2),
     "shake": (lambda: ShakeShake(768, outputs=10, image_shape=SMALL, depth=8, width=4), 768, 10),
