@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 def train(
     config: "Config | None" = None, *, resume: str | Path | None = None, trust: bool = False, log_level: str = "info"
 ) -> dict[str, Any]:
-    """Train a privatizer against its adversaries, then attack its codes afresh.
+    """Train a privatizer against its adversaries, then attack its codes with fresh attacks.
 
     >>> from dataclasses import replace
     >>> import cpgan_ray

@@ -1,4 +1,4 @@
-"""Tells files that this user's own runs have written from files of somebody else.
+"""Distinguishes files that this user's own runs have written from files of other users.
 
 A run folder or a prepared store can be copied from anywhere, with matching checksums. Files that a user's own run has written
 therefore carry a keyed checksum (HMAC-SHA256) in a file next to them, `<name>.owner`. The key is random, is created on first use,

@@ -113,7 +113,7 @@ def own_signal_handlers() -> Iterator[None]:
 @contextmanager
 def only_needed_processes() -> Iterator[None]:
     """A local cluster that is started in the block has no server for a dashboard, no autoscaler and no log monitor: nothing asks
-    them, and it starts and ends in about half the time (benchmark: `python -m cpgan_ray.devtools.bench --ray-starts 5`)."""
+    them, and it starts faster without them (benchmark: `python -m cpgan_ray.devtools.bench --ray-starts 5`)."""
     names = ("start_api_server", "start_monitor", "start_log_monitor")
     before = {name: getattr(ray_node.Node, name) for name in names}
     for name in names:
@@ -162,11 +162,11 @@ def start_local() -> None:
     ensure_token()
     try:
         with (
-            defer_signals(),
+            defer_signals(),  # a signal must not leave half a cluster
             on_loopback(),
             shielded_from_signals(),
             only_needed_processes(),
-        ):  # a signal must not leave half a cluster
+        ):
             ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder, **QUIET)
     except Exception as e:  # Ray raises many types, depending on the machine
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
