@@ -26,6 +26,7 @@ from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.distributed.machine import ensure_shared_memory, ensure_token, temporary_folder, warn_of_readable_token
 from cpgan_ray.errors import InputError
 
+raylet: Any = _raylet  # compiled, without types
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 CONNECT_TIMEOUT_S = 5.0
 """How long a cluster may take to accept a connection."""
@@ -86,24 +87,34 @@ def shielded_from_signals() -> Iterator[None]:
         services.ConsolePopen = before
 
 
-@contextmanager
-def own_signal_handlers() -> Iterator[None]:
-    """Within the block Ray does not replace the handler of SIGTERM.
+class ShieldedCoreWorker(raylet.CoreWorker):
+    """A driver's connection to its cluster that leaves the handling of SIGTERM as it found it.
 
-    Ray's handlers would end the process, and one of them also the cluster, with status 1 or a stack trace. Python code sets one
-    handler; C++ code sets another one when the driver joins.
+    Ray's C++ code sets a handler of its own when the driver joins, which would end the process with a stack trace, and restores the
+    system's default when the driver leaves, which would end finished work with the status of a killed process.
     """
-    raylet: Any = _raylet
-    set_handler, core_worker = ray_utils.set_sigterm_handler, raylet.CoreWorker
 
-    def join(*arguments: Any, **options: Any) -> Any:
-        with blocked_signals():  # one that reached Ray's handler would end the process with a stack trace
+    def __new__(cls, *arguments: Any, **options: Any) -> "ShieldedCoreWorker":
+        with blocked_signals():
             try:
-                return core_worker(*arguments, **options)
+                return super().__new__(cls, *arguments, **options)
             finally:
                 reinstall()
 
-    ray_utils.set_sigterm_handler, raylet.CoreWorker = lambda handler: None, join
+    def shutdown_driver(self) -> None:
+        with blocked_signals():
+            super().shutdown_driver()
+            reinstall()
+
+
+@contextmanager
+def own_signal_handlers() -> Iterator[None]:
+    """A driver that joins a cluster in the block keeps its handler of SIGTERM, until it has left the cluster too.
+
+    Ray's Python handler would end the process, and one of them also the cluster, with status 1.
+    """
+    set_handler, core_worker = ray_utils.set_sigterm_handler, raylet.CoreWorker
+    ray_utils.set_sigterm_handler, raylet.CoreWorker = lambda handler: None, ShieldedCoreWorker
     try:
         yield
     finally:

@@ -1,9 +1,12 @@
 """Tests of SIGINT and SIGTERM at any moment to a job's whole process group, which includes Ray's processes."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from tests.process import HANG_S, environment
 from tests.stopping import FLAGS, Workspace, make_workspace, moments, stop
 
 REPEATS = 20
@@ -18,6 +21,26 @@ def workspace(tmp_path_factory) -> Workspace:
 def test_group_signal_in_mid_round_loses_nothing(workspace, sent):
     outcome = stop(workspace, "train", "play", sent, delay_s=0.3)
     assert outcome.faults() == [], outcome
+
+
+SIGNALLED_AFTER_RAY = """
+import atexit, os, signal
+from cpgan_ray.cli.exit_status import run
+
+def job():
+    atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # before Ray's is registered, so it runs after it
+    from cpgan_ray.config import RuntimeConfig
+    from cpgan_ray.distributed.cluster import connect
+    connect(RuntimeConfig())
+
+run(job)
+"""
+
+
+def test_signal_after_ray_has_shut_down_keeps_the_status(tmp_path):
+    command = [sys.executable, "-c", SIGNALLED_AFTER_RAY]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.slow
