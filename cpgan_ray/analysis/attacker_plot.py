@@ -3,13 +3,14 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from cpgan_ray.evaluation.report import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = 4
 MAX_HORIZONTAL_LABELS = 5
@@ -26,6 +27,8 @@ def attacker_lines(cells: Sequence[Mapping[str, Any]], knobs: Mapping[str, str])
     methods = list(dict.fromkeys(values["cell"]["mechanism"] for values in cells))
     names = sorted({a["name"] for values in cells for a in values["attacks"]})
     rows = math.ceil(len(methods) / COLUMNS)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.1 * min(COLUMNS, len(methods)) + 0.6, 2.6 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, min(COLUMNS, len(methods)), sharey=True, squeeze=False).flatten()
     clipped = False
@@ -45,7 +48,7 @@ def attacker_lines(cells: Sequence[Mapping[str, Any]], knobs: Mapping[str, str])
     return buffer.getvalue()
 
 
-def panel(ax: Axes, cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
+def panel(ax: "Axes", cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
     """Draw the cells of one mechanism. Returns whether an R2 was below `WORST` and had to be clipped."""
     r2_of: dict[float, dict[str, list[float]]] = {}
     for values in cells:

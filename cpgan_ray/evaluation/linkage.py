@@ -8,9 +8,6 @@ embeddings have a similar direction.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
-from sklearn.covariance import shrunk_covariance
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from cpgan_ray.common.rng import stream
 
@@ -43,6 +40,9 @@ class Verifier:
 
     def __init__(self, vectors: np.ndarray, identity: np.ndarray) -> None:
         """Raises: ValueError if fewer than two people have two pictures: there is nothing to fit."""
+        from scipy.linalg import eigh
+        from sklearn.covariance import shrunk_covariance  # takes 0.8 s
+
         _, person, counts = np.unique(identity, return_inverse=True, return_counts=True)
         people = int((counts > 1).sum())
         if people < 2:
@@ -97,6 +97,8 @@ def linkage(a: np.ndarray, b: np.ndarray, identity: np.ndarray, *, seed: int) ->
     a, b: (N, q) embeddings of the same N pictures, in two forms or twice in the same form; identity: (N,). A picture is never
     paired with itself. The interval resamples people.
     """
+    from sklearn.metrics import roc_auc_score, roc_curve  # takes 0.8 s
+
     same = same_pairs(identity)
     if not len(same):
         return None

@@ -9,11 +9,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five scales (Wang, Simoncelli & Bovik 2003, section 3.2)."""
@@ -68,6 +63,12 @@ def similarity(a: Tensor, b: Tensor) -> dict[str, np.ndarray]:
 
 
 def _similarity(a: Tensor, b: Tensor) -> dict[str, np.ndarray]:
+    from torchmetrics.functional.image import (  # takes 0.3 s
+        multiscale_structural_similarity_index_measure,
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
     psnr = peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
     measures = {"psnr": psnr.clamp(max=MAX_PSNR).numpy()}
     if min(a.shape[2:]) >= KERNEL:

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.export.pt2_archive import PT2ArchiveWriter
 from torch.fx import GraphModule, Node
 
 from cpgan_ray.evaluation.encoders.operations import ALLOWED, RANDOM
@@ -91,6 +90,8 @@ def load_program(path: Path, *, stochastic: bool = False, any_operation: bool = 
                     raise Unsafe(f"it holds {name!r} as an object, not as a plain tensor")
                 inner = f"data/{kind}/{payload['path_name']}"
                 copied[inner] = part(inner)
+    from torch.export.pt2_archive import PT2ArchiveWriter  # takes 0.8 s
+
     with PT2ArchiveWriter(buffer := io.BytesIO()) as writer:
         for name, content in copied.items():
             writer.write_bytes(name, content)

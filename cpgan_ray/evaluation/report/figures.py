@@ -2,11 +2,11 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:  # importing matplotlib takes 0.3 s, which a job spends only when it draws
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FRESH, FLOOR, GRID = "#b3261e", "#6b6b6b", "#dddddd"
 TRAINING = ("#4c78a8", "#72b7b2", "#b279a2", "#eeca3b", "#54a24b", "#9d755d")
@@ -17,15 +17,19 @@ def escape_dollars(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: "Figure") -> str:
     """The figure as an <svg> element."""
+    import matplotlib as mpl
+
     with mpl.rc_context({"svg.hashsalt": "cpgan_ray"}):  # so that the same figure has the same ids
         figure.savefig(buffer := io.StringIO(), format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height))
     ax = figure.add_subplot()
     ax.grid(color=GRID, linewidth=0.6)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from cpgan_ray.data import Dataset
@@ -29,6 +27,9 @@ def panel(rows: Mapping[str, np.ndarray], dataset: Dataset) -> Image.Image:
 
 def signal_grid(rows: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int]) -> Image.Image:
     """Signals as lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes 0.3 s
+    from matplotlib.figure import Figure
+
     height, width, channels = image_shape
     count = max(len(signals) for signals in rows.values())
     figure = Figure(figsize=(1.2 * count + 1.5, 1.1 * len(rows)), dpi=100)

@@ -14,7 +14,6 @@ from cpgan_ray.analysis.cells import CELL, Cell, trial
 from cpgan_ray.analysis.comparison import findings, recommended
 from cpgan_ray.analysis.fronts import reference_point, write
 from cpgan_ray.analysis.published import measured, published, published_theory, side_by_side
-from cpgan_ray.analysis.theory_figure import frontier_figure
 from cpgan_ray.common.atomic_io import refuse_link, write_bytes, write_text
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
@@ -90,6 +89,8 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
                     write_bytes(folder / PUBLISHED, figure)
                     run.log_files([folder / PUBLISHED])
                 if dataset_name == "gaussian":
+                    from cpgan_ray.analysis.theory_figure import frontier_figure  # theory takes 0.5 s
+
                     figure = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
                     write_bytes(folder / THEORY, figure)
                     run.log_files([folder / THEORY])

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cpgan_ray import theory
 from cpgan_ray.analysis.cells import CELL, Cell
 from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
 from cpgan_ray.common.process import set_up_process
@@ -93,6 +92,8 @@ def compare_with_theory(released: Released, dataset: Dataset, values: Mapping[st
     `exact_mse`, `exact_shortfall`: `mse` and `shortfall` for the best attack of any kind; only for codes of one number without
     noise.
     """
+    from cpgan_ray import theory  # takes 0.5 s
+
     data = mixture(seed)
     moments = theory.population_moments(data.mean, within=data.covariance)
     x, z = (v.astype(np.float64) for v in (samples(dataset, "train"), released.codes["train"]))

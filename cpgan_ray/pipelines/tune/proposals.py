@@ -4,18 +4,20 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from cpgan_ray.common.atomic_io import write_bytes
 from cpgan_ray.common.rng import stream, torch_seed
 from cpgan_ray.config import SearchJob
 from cpgan_ray.config.search_space import Dimension, Setting, combinations
+
+if TYPE_CHECKING:  # takes 0.3 s, and a trial's process does not need it
+    from optuna.distributions import BaseDistribution
+    from ray.tune.search.optuna import OptunaSearch
 
 OBJECTIVES = {"val_accuracy": "max", "val_r2": "min"}
 
@@ -34,7 +36,7 @@ class Proposals(Searcher):
         fixed: Sequence[dict[str, Any]],
         *,
         seeds: Sequence[int],
-        sampler: OptunaSearch | None,
+        sampler: "OptunaSearch | None",
         samples: int,
         space: Sequence[Dimension],
     ) -> None:
@@ -104,11 +106,14 @@ def proposals(job: SearchJob, space: Sequence[Dimension]) -> tuple[Proposals, in
     return searcher, (len(fixed) + searcher.samples) * job.num_seeds
 
 
-def optuna_sampler(job: SearchJob, space: Sequence[Dimension]) -> OptunaSearch:
+def optuna_sampler(job: SearchJob, space: Sequence[Dimension]) -> "OptunaSearch":
     """Optuna's multi-objective TPE (Ozaki et al., JAIR 2022) or NSGA-II (Deb et al., 2002).
 
     A third of TPE's settings, and NSGA-II's first generation, are random.
     """
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = torch_seed(job.config.seed, "search") % 2**32
     first = max(4, job.num_samples // 3)
@@ -120,12 +125,14 @@ def optuna_sampler(job: SearchJob, space: Sequence[Dimension]) -> OptunaSearch:
     return OptunaSearch(distributions, metric=list(OBJECTIVES), mode=list(OBJECTIVES.values()), sampler=sampler)
 
 
-def distribution(d: Dimension) -> optuna.distributions.BaseDistribution:
+def distribution(d: Dimension) -> "BaseDistribution":
+    from optuna import distributions
+
     if d.values:
-        return optuna.distributions.CategoricalDistribution(d.values)
+        return distributions.CategoricalDistribution(d.values)
     if d.integer:
-        return optuna.distributions.IntDistribution(int(d.low), int(d.high), log=d.log)
-    return optuna.distributions.FloatDistribution(d.low, d.high, log=d.log)
+        return distributions.IntDistribution(int(d.low), int(d.high), log=d.log)
+    return distributions.FloatDistribution(d.low, d.high, log=d.log)
 
 
 class PatientASHA(ASHAScheduler):
