@@ -24,6 +24,9 @@ class DataConfig:
     pixels, 0.83)."""
     split: Literal["official", "identity"] = "official"
     """`official`: the partition file. `identity`: 80/10/10 % of the identities, drawn by a hash of the identity number."""
+    final_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Fraction of the identities, drawn by a hash of the identity number, that is held out from all splits for a published result
+    (`jobs/attack.py RUN --final`); 0: none."""
     labels: Annotated[tuple[str, ...], PORTABLE] = ()
     """The attributes of the task, by their official names; empty: all attributes of the attribute file."""
     balanced: bool = False

@@ -6,6 +6,7 @@ import numpy as np
 
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import DataConfig
+from cpgan_ray.data.final import FINAL
 from cpgan_ray.errors import InputError
 
 
@@ -27,6 +28,9 @@ def balance_rows(rows: Mapping[str, np.ndarray], values: np.ndarray, *, label: s
     for split, members in rows.items():
         rows_by_value = [members[values[members] == value] for value in (0, 1)]
         fewest = min(map(len, rows_by_value))
+        if fewest == 0 and split == FINAL:
+            selected[split] = members[:0]
+            continue
         if fewest == 0:
             missing_value = int(len(rows_by_value[1]) == 0)
             raise InputError(

@@ -14,6 +14,7 @@ from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import balance, store
 from cpgan_ray.data.decoding import format_remarks
 from cpgan_ray.data.samples import Samples
+from cpgan_ray.data.final import hold_out_final
 from cpgan_ray.data.sync.node import Draft
 from cpgan_ray.errors import InputError
 
@@ -59,7 +60,10 @@ def settings(small: SmallDataset, config: Config) -> dict[str, object]:
     active_switches = [field for field in small.switches if getattr(config.data, field)]
     return {
         "dataset": config.data.dataset,
-        **{field: getattr(config.data, field) for field in (*small.settings, "max_train_samples", *active_switches)},
+        **{
+            field: getattr(config.data, field)
+            for field in (*small.settings, "max_train_samples", "final_fraction", *active_switches)
+        },
         **balance.settings(config.data),
     }
 
@@ -95,7 +99,8 @@ def make_plan(samples: Samples, small: SmallDataset, *, digest: str, source: dic
     class_names = {samples.label_name: list(samples.classes)} if len(samples.classes) > 2 else {}
     pictures = samples.values.dtype == np.uint8
     limits = {"train": data.max_train_samples, "val": data.max_train_samples // 4}
-    rows = {name: evenly_spaced_subset(chosen, limits.get(name, 0)) for name, chosen in samples.rows.items()}
+    rows = hold_out_final(samples.rows, samples.identity, fraction=data.final_fraction)
+    rows = {name: evenly_spaced_subset(chosen, limits.get(name, 0)) for name, chosen in rows.items()}
     if data.balanced:
         rows = balance.balance_rows(rows, samples.labels, label=samples.label_name, data=data)
     return store.Plan(

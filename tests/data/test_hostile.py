@@ -254,7 +254,7 @@ def layout(pristine: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, *, skip_corrupt: bool = False, cache_dir: Path | None = None, **changes: Any) -> data.Dataset:
-    settings = DataConfig(**{"dataset": "celeba", "image_size": 16, **changes})
+    settings = DataConfig(**{"dataset": "celeba", "image_size": 16, "final_fraction": 0.0, **changes})
     return data.load(Config(data_dir=folder, cache_dir=cache_dir, skip_corrupt=skip_corrupt, data=settings), progress=False)
 
 
@@ -634,7 +634,7 @@ from cpgan_ray.data import prepare
 from cpgan_ray.errors import InputError
 before = peak()
 try:
-    prepare(Config(data_dir=Path(sys.argv[1]), skip_corrupt=True, data=DataConfig(dataset="celeba", image_size=16)), progress=False)
+    prepare(Config(data_dir=Path(sys.argv[1]), skip_corrupt=True, data=DataConfig(dataset="celeba", image_size=16, final_fraction=0.0)), progress=False)
 except InputError as e:
     print(e)
 print(peak() - before)
@@ -721,7 +721,7 @@ def test_store_files_are_hashed_once_and_again_after_a_copy(prepared, tmp_path, 
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(lambda _: data.open_store(copied), range(4)))
     assert [len(dataset.train) for dataset in opened] == [28] * 4
-    assert sorted(path.name for path in hashed) == ["test.arrow", "train.arrow", "val.arrow"]
+    assert sorted(path.name for path in hashed) == ["final.arrow", "test.arrow", "train.arrow", "val.arrow"]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null", b'[["train.arrow", "", 1, 2, 3, 4]]'])

@@ -122,7 +122,7 @@ def test_train_config_names_store_and_reproduces_run(finished):
     values = json.loads((finished.output / "config.json").read_text())
     store = Path(values.pop("store"))
     assert (values.pop("run_id"), values.pop("format")) == (finished.summary["run_id"], FORMAT)
-    assert sorted(path.name for path in store.glob("*.arrow")) == ["test.arrow", "train.arrow", "val.arrow"]
+    assert sorted(path.name for path in store.glob("*.arrow")) == ["final.arrow", "test.arrow", "train.arrow", "val.arrow"]
     assert store.parent == finished.workspace.cache
     config = from_json(values)
     assert (config.preset, config.epochs, config.output) == ("smoke", 1, finished.output)

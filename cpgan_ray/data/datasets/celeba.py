@@ -47,6 +47,7 @@ from cpgan_ray.data.datasets.celeba_tables import (
     table_names,
 )
 from cpgan_ray.data.decoding import Decoded, decode_block, format_remarks, read_member
+from cpgan_ray.data.final import hold_out_final
 from cpgan_ray.data.sync.node import Draft
 from cpgan_ray.errors import InputError
 
@@ -122,9 +123,12 @@ def _plan(
             f"{pictures.path}: {len(missing)} of the {len(names)} pictures of {listed_in} are missing or not files, "
             f"first {display_name(missing[0])}: add them, or skip them with --skip-corrupt"
         )
-    rows = {name: members[exists[members]] for name, members in split_rows(annotations, mode=config.data.split).items()}
-    for name, members in rows.items():
-        if len(members) == 0:
+    rows = hold_out_final(
+        split_rows(annotations, mode=config.data.split), annotations.identity, fraction=config.data.final_fraction
+    )
+    rows = {name: members[exists[members]] for name, members in rows.items()}
+    for name in store.SPLITS:
+        if len(rows[name]) == 0:
             official = config.data.split == "official" and not annotations.anonymous
             remedy = "try --data.split identity" if official else "more people are needed"
             raise InputError(f"{source['path']}: the {name} split is empty (--data.split {config.data.split}): {remedy}")
@@ -156,7 +160,7 @@ def _plan(
 
 def settings(config: Config) -> dict[str, object]:
     """What the store depends on in addition to the files."""
-    keys = ("dataset", "image_size", "crop", "split")
+    keys = ("dataset", "image_size", "crop", "split", "final_fraction")
     data_settings = {key: getattr(config.data, key) for key in keys}
     return {**data_settings, "skip_corrupt": config.skip_corrupt, **balance.settings(config.data)}
 

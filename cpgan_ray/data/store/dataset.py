@@ -3,7 +3,7 @@
 import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,11 @@ import numpy as np
 
 from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged_store, read_manifest
+from cpgan_ray.errors import InputError
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+FILES: tuple[Literal["train", "val", "test", "final"], ...] = (*SPLITS, "final")
+"""The splits of a store, each of which is a file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +79,10 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    final: Split
+    """Identities that are held out from everything until a result is published (data/final.py). May be empty."""
+    final_opened: bool = False
+    """Whether `test` is the final split."""
     skipped: tuple[str, ...] = ()
     """Pictures that were missing or could not be decoded, and were skipped."""
     reload: Callable[[], "Dataset"] | None = None
@@ -86,7 +93,19 @@ class Dataset:
     """Whether cached files in the folder are used only if this user made them, because the folder may have come with the data."""
 
     def __reduce__(self) -> tuple[Callable[..., "Dataset"], tuple[dict[str, Any]]]:
-        return reopen, ({f.name: getattr(self, f.name) for f in fields(self) if f.name not in SPLITS},)
+        return reopen, ({f.name: getattr(self, f.name) for f in fields(self) if f.name not in FILES},)
+
+    def open_final(self) -> "Dataset":
+        """The same data set, scored on its final split: `test` is that split.
+
+        Raises:
+            InputError: the final split is empty.
+        """
+        if not len(self.final):
+            raise InputError(
+                f"the final split of {self.folder} is empty: leave out --final, or train with a larger --data.final-fraction"
+            )
+        return replace(self, test=self.final, final_opened=True)
 
 
 def reopen(values: dict[str, Any]) -> Dataset:
@@ -100,8 +119,10 @@ def reopen(values: dict[str, Any]) -> Dataset:
         folder = values["reload"]().folder
     if (digest := read_manifest(folder).digest) != values["digest"]:
         raise damaged_store(folder, f"it holds store {digest!r:.40} instead of {values['digest']}")
-    train, val, test = (open_split(folder / f"{name}.arrow") for name in SPLITS)
-    return Dataset(**{**values, "folder": folder}, train=train, val=val, test=test)
+    splits = {name: open_split(folder / f"{name}.arrow") for name in FILES}
+    if values["final_opened"]:
+        splits["test"] = splits["final"]
+    return Dataset(**{**values, "folder": folder}, **splits)
 
 
 def open_split(path: Path) -> Split:
@@ -172,7 +193,7 @@ def layout_problem(
     """
     if size != entry.bytes:
         return f"it has {size} bytes instead of {entry.bytes}"
-    if min(image_shape) < 1 or sizes[0] > size:
+    if min(image_shape) < 1 or (sizes[0] > size and entry.rows):
         return f"pictures of shape {image_shape}"
     if {len(batch) for batch in entry.batches} - {1 + len(sizes)}:
         return f"batches of {len(sizes)} columns"

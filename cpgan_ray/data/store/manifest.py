@@ -21,7 +21,7 @@ from cpgan_ray.errors import InputError
 MANIFEST, CHECKSUM = "manifest.json", "checksum"
 MAX_JSON_BYTES = 64 << 20
 """Larger JSON files are not read. The manifest of 200,000 pictures with 40 labels has 130 kB."""
-FORMAT = 4
+FORMAT = 5
 """Version of the file format; part of every digest, so that a new version never reads old files."""
 K = TypeVar("K")
 
@@ -48,7 +48,7 @@ class Manifest:
     image_shape: tuple[int, int, int]
     dtype: Literal["uint8", "float32"]
     info: DatasetInfo
-    splits: dict[Literal["train", "val", "test"], SplitFile]
+    splits: dict[Literal["train", "val", "test", "final"], SplitFile]
     skipped: tuple[str, ...]
     remarks: dict[str, int]
     """Remarks on pictures that are not skipped: kind (`decoding.REMARKS`) to number of pictures."""

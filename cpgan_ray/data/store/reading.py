@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cpgan_ray.common.atomic_io import write_text
-from cpgan_ray.data.store.dataset import SPLITS, Dataset, map_split
+from cpgan_ray.data.store.dataset import FILES, Dataset, map_split
 from cpgan_ray.data.store.files import checksum, folder_lock
 from cpgan_ray.data.store.manifest import damaged_store, read_manifest
 
@@ -23,14 +23,14 @@ def open_store(folder: Path) -> Dataset:
     """
     folder = folder.absolute()
     manifest = read_manifest(folder)
-    for name in SPLITS:
+    for name in FILES:
         path, entry = folder / f"{name}.arrow", manifest.splits.get(name)
         if entry is None or not path.is_file():
             raise damaged_store(folder, f"{path.name} is missing")
         if path.stat().st_size != entry.bytes:
             raise damaged_store(folder, f"{path.name} has {path.stat().st_size} bytes instead of {entry.bytes}")
     verify(folder, {f"{name}.arrow": entry.sha256 for name, entry in manifest.splits.items()})
-    train, val, test = (map_split(folder / f"{name}.arrow", manifest) for name in SPLITS)
+    splits = {name: map_split(folder / f"{name}.arrow", manifest) for name in FILES}
     return Dataset(
         folder=folder,
         digest=manifest.digest,
@@ -38,9 +38,7 @@ def open_store(folder: Path) -> Dataset:
         image_shape=manifest.image_shape,
         info=manifest.info,
         skipped=manifest.skipped,
-        train=train,
-        val=val,
-        test=test,
+        **splits,
     )
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cpgan_ray.common.atomic_io import atomic_path, make_folder, sync, write_text
 from cpgan_ray.common.ownership import SUFFIX, is_own, sign
-from cpgan_ray.data.store.dataset import SPLITS
+from cpgan_ray.data.store.dataset import FILES, SPLITS
 from cpgan_ray.data.store.files import checksum, progress_bar
 from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import FORMAT, MANIFEST, SplitFile, manifest_text, read_json
@@ -47,7 +47,7 @@ class Plan:
     """(N,) int64."""
     image_shape: tuple[int, int, int]
     rows: Mapping[str, np.ndarray]
-    """Split name to its row numbers, in the order in which they are stored."""
+    """Split name to its row numbers, in the order in which they are stored. Without `final` that split is empty."""
     fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     """Row numbers (n,) to pictures (n, H, W, C) and a mask of the valid ones, bool (n,); the others are skipped."""
     missing: tuple[str, ...] = ()
@@ -77,8 +77,8 @@ def build(folder: Path, plan: Plan, *, progress: bool = True, describe: Describe
     before = Counter(plan.remarks)
     try:
         with progress_bar(total, what=f"preparing {folder}", unit="pictures", show=progress) as advance:
-            splits = {name: _write_split(partial, name, plan, advance=advance) for name in SPLITS}
-        if empty := [name for name, split in splits.items() if split.file.rows == 0]:
+            splits = {name: _write_split(partial, name, plan, advance=advance) for name in FILES}
+        if empty := [name for name in SPLITS if splits[name].file.rows == 0]:
             raise InputError(
                 f"{plan.source.get('path', folder)}: no picture of the {empty[0]} split can be decoded: repair the pictures"
             )
@@ -102,7 +102,7 @@ def build(folder: Path, plan: Plan, *, progress: bool = True, describe: Describe
     write_text(partial / MANIFEST, manifest_text(manifest))
     sign(partial / MANIFEST)
     record_verified(partial, file_states(partial, {f"{name}.arrow": split.file.sha256 for name, split in splits.items()}))
-    final_names = {f"{name}.arrow" for name in SPLITS} | {MANIFEST, MANIFEST + SUFFIX, VERIFIED}
+    final_names = {f"{name}.arrow" for name in FILES} | {MANIFEST, MANIFEST + SUFFIX, VERIFIED}
     _remove(path for path in partial.iterdir() if path.name not in final_names)
     partial.rename(folder)
     sync(folder.parent)
@@ -125,7 +125,7 @@ class WrittenSplit:
 
 def _write_split(partial: Path, name: str, plan: Plan, *, advance: Callable[[int], None]) -> WrittenSplit:
     """Write the missing shards of one split, join all of them and remove them."""
-    final, rows = partial / f"{name}.arrow", plan.rows[name]
+    final, rows = partial / f"{name}.arrow", plan.rows.get(name, np.empty(0, np.int64))
     per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // (plan.dtype.itemsize * int(np.prod(plan.image_shape)))))
     if (written := _read_complete_split(final, len(rows))) is not None:
         advance(len(rows))

@@ -56,7 +56,7 @@ def configure(folder: Path | None, *, skip_corrupt: bool = False, cache_dir: Pat
         data_dir=folder,
         cache_dir=cache_dir,
         skip_corrupt=skip_corrupt,
-        data=DataConfig(**{"dataset": "celeba", "image_size": 16, **changes}),
+        data=DataConfig(**{"dataset": "celeba", "image_size": 16, "final_fraction": 0.0, **changes}),
     )
 
 
@@ -416,7 +416,7 @@ def test_killed_preparation_continues_where_it_stopped(tmp_path):
     code = (
         "from pathlib import Path; from cpgan_ray import data; from cpgan_ray.config import *; from cpgan_ray.data import store;"
         f"store.writing.SHARD_ROWS = 4; data.prepare(Config(data_dir=Path({str(layout)!r}),"
-        "data=DataConfig(dataset='celeba', image_size=16)), progress=False)"
+        "data=DataConfig(dataset='celeba', image_size=16, final_fraction=0.0)), progress=False)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + HANG_S
@@ -445,7 +445,7 @@ def test_killed_preparing_process_is_replaced_by_a_waiting_one(layout, tmp_path)
         f"new, pid_file = Path({str(tmp_path / 'working.new')!r}), Path({str(tmp_path / 'working')!r});"
         "working = lambda: [new.write_text(str(os.getpid())), new.replace(pid_file), time.sleep(0.1)];"
         "celeba.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
-        f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=DataConfig(dataset='celeba', image_size=16)), progress=False)"
+        f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=DataConfig(dataset='celeba', image_size=16, final_fraction=0.0)), progress=False)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     workers = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -492,7 +492,7 @@ def test_long_preparation_logs_progress(monkeypatch, capsys):
 
 def test_faces_are_drawn_once_and_prepared_like_celeba(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = Config(data=DataConfig(dataset="faces", image_size=16, num_identities=10, pictures_per_identity=2))
+    config = Config(data=DataConfig(dataset="faces", image_size=16, num_identities=10, pictures_per_identity=2, final_fraction=0.0))
     dataset = data.load(config, progress=False)
     root = tmp_path / "cpgan_ray"
     assert dataset.folder == root / dataset.digest
@@ -500,7 +500,7 @@ def test_faces_are_drawn_once_and_prepared_like_celeba(tmp_path, monkeypatch):
     face_folders = [p for p in root.iterdir() if p.name.startswith("faces-") and p.is_dir()]
     assert len(face_folders) == 1
     stamp = face_folders[0].stat().st_mtime_ns
-    smaller = Config(data=DataConfig(dataset="faces", image_size=8, num_identities=10, pictures_per_identity=2))
+    smaller = Config(data=DataConfig(dataset="faces", image_size=8, num_identities=10, pictures_per_identity=2, final_fraction=0.0))
     assert data.load(smaller, progress=False).image_shape == (8, 8, 3)
     assert face_folders[0].stat().st_mtime_ns == stamp
 

@@ -58,7 +58,7 @@ def lay_out(folder: Path, *, kind: str = "csv", names: list[str] | None = None, 
 
 def load(folder: Path, **changes: Any) -> data.Dataset:
     skip = changes.pop("skip_corrupt", False)
-    settings = DataConfig(**{"dataset": "celeba", "image_size": 16, **changes})
+    settings = DataConfig(**{"dataset": "celeba", "image_size": 16, "final_fraction": 0.0, **changes})
     return data.load(Config(data_dir=folder, skip_corrupt=skip, data=settings), progress=False)
 
 

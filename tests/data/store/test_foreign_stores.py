@@ -42,7 +42,7 @@ def layout(tmp_path: Path) -> Path:
 
 def configure(folder: Path, **changes: Any) -> Config:
     more = {name: changes.pop(name) for name in ("trust", "cache_dir") if name in changes}
-    return Config(data_dir=folder, data=DataConfig(dataset="celeba", image_size=16, **changes), **more)
+    return Config(data_dir=folder, data=DataConfig(dataset="celeba", image_size=16, final_fraction=0.0, **changes), **more)
 
 
 def load(folder: Path, **changes: Any) -> data.Dataset:

@@ -34,7 +34,15 @@ def test_built_store_is_read_back(tmp_path, make_store):
     assert dataset.digest == "d1"
     assert dataset.image_shape == (8, 6, 3)
     files = sorted(p.name for p in (tmp_path / "store").iterdir())
-    assert files == ["manifest.json", "manifest.json.owner", "test.arrow", "train.arrow", "val.arrow", "verified.json"]
+    assert files == [
+        "final.arrow",
+        "manifest.json",
+        "manifest.json.owner",
+        "test.arrow",
+        "train.arrow",
+        "val.arrow",
+        "verified.json",
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
@@ -181,7 +189,7 @@ DAMAGE = {
     "empty manifest": (lambda f: (f / "manifest.json").write_text(""), "manifest.json cannot be read"),
     "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json cannot be read"),
     "other manifest": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
-    "old format": (lambda f: _edit(f, format=0), "has format 0, this version reads 4"),
+    "old format": (lambda f: _edit(f, format=0), "has format 0, this version reads 5"),
     "no file": (lambda f: (f / "val.arrow").unlink(), "val.arrow is missing"),
     "cut file": (lambda f: (f / "train.arrow").write_bytes((f / "train.arrow").read_bytes()[:-1]), "train.arrow has"),
     "bad end": (lambda f: _overwrite(f / "test.arrow", at=-400, blob=b"x" * 400), "test.arrow is damaged"),

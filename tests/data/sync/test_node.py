@@ -68,12 +68,12 @@ def s3(layout, tmp_path) -> Iterator[bucket.Store]:
 
 
 def configure(cache: Path, source: str | Path | None = None, shared: str | Path | None = None, **changes: Any) -> Config:
-    settings = DataConfig(**{"dataset": "celeba", "image_size": 16, **changes})
+    settings = DataConfig(**{"dataset": "celeba", "image_size": 16, "final_fraction": 0.0, **changes})
     return Config(data_dir=source, cache_dir=cache, shared_cache=shared, data=settings)
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("train.arrow", "val.arrow", "test.arrow")}
+    return {name: (folder / name).read_bytes() for name in ("train.arrow", "val.arrow", "test.arrow", "final.arrow")}
 
 
 def below(folder: Path) -> list[str]:
@@ -308,16 +308,16 @@ def test_interrupted_fetch_of_a_store_continues(layout, s3, tmp_path, monkeypatc
     monkeypatch.setattr(remote_files, "MAX_PARALLEL_COPIES", 1)
     first = data.load(configure(tmp_path / "one", layout, s3.uri("stores")), progress=False)
     config = configure(tmp_path / "two", None, s3.uri("stores"), digest=first.digest)
-    (last,) = (tmp_path / "buckets" / "stores" / first.digest).glob("*-test.arrow")
+    (last,) = (tmp_path / "buckets" / "stores" / first.digest).glob("*-final.arrow")
     s3.denied = {("GET", f"stores/{first.digest}/{last.name}")}
     with pytest.raises(InputError, match=r"shared_cache is s3://stores\?\S*, which cannot be read \(AWS Error ACCESS_DENIED"):
         data.load(config, progress=False)
     assert not (tmp_path / "two" / first.digest).exists()
-    assert {"manifest.json", "train.arrow", "val.arrow"} <= {*below(tmp_path / "two" / f"{first.digest}.fetched")}
+    assert {"manifest.json", "train.arrow", "val.arrow", "test.arrow"} <= {*below(tmp_path / "two" / f"{first.digest}.fetched")}
     s3.denied = set()
     s3.reads.clear()
     assert files(data.load(config, progress=False).folder) == files(first.folder)
-    assert {name.split("-")[-1] for name in s3.reads} == {f"stores/{first.digest}/manifest.json", "test.arrow"}
+    assert {name.split("-")[-1] for name in s3.reads} == {f"stores/{first.digest}/manifest.json", "final.arrow"}
     assert not (tmp_path / "two" / f"{first.digest}.fetched").exists()
 
 
@@ -512,7 +512,7 @@ def test_command_line_keeps_variables_and_uris(tmp_path, monkeypatch):
 
 def test_stores_of_uris_and_faces_are_in_the_user_cache(layout, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = Config(data_dir=layout.as_uri(), data=DataConfig(dataset="celeba", image_size=16))
+    config = Config(data_dir=layout.as_uri(), data=DataConfig(dataset="celeba", image_size=16, final_fraction=0.0))
     assert data.prepare(config, progress=False).parent == tmp_path / "cpgan_ray"
 
 
