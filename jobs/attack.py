@@ -4,6 +4,7 @@
     python jobs/attack.py RUN_ID                                        # an MLflow run
     python jobs/attack.py encoder.pt2 --data-dir DIR --dataset celeba   # any torch.export program or ONNX file
     python jobs/attack.py RUN --fail-above 0.2                          # a release gate: exit status 1 above that R2
+    python jobs/attack.py RUN --final                                   # score on the final split, for a result that is published
     python jobs/attack.py RUN --trust                                   # use all settings of a folder that another user wrote
     python jobs/attack.py RUN --variant leaked --against OTHER_RUN      # a paired comparison with another run
     python jobs/attack.py e.onnx --encoder.outputs embedding            # only some of an encoder's outputs, not all together
@@ -15,7 +16,7 @@ time. A degenerate code (for example a constant one, or one whose predictions ar
 gate, whatever its R2.
 
 The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, warnings,
-passed, seconds.
+split, passed, seconds.
 """
 
 import json

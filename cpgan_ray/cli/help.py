@@ -24,6 +24,7 @@ ATTACK = (
     "output",
     "variant",
     "fail_above",
+    "final",
     "against",
     "attacks.names",
     "encoder.outputs",

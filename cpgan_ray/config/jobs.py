@@ -57,6 +57,9 @@ class AttackJob:
     """Which variants are fitted: the attacker has the defender's training pictures, its own, or both in turn."""
     fail_above: ClosedFraction | None = None
     """Release gate: exit with status 1 if the R2 of the strongest attack is above this."""
+    final: bool = False
+    """Score on the final split, which is held out from everything (`--data.final-fraction`). Only for a result that is published:
+    every opening is counted in MLflow and stated in the report."""
     against: Annotated[Path | None, LOCAL] = None
     """Run or report folder to compare with, picture by picture."""
     dataset: DatasetName | None = None

@@ -13,8 +13,8 @@ from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import balance, store
 from cpgan_ray.data.decoding import format_remarks
-from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.final import hold_out_final
+from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.sync.node import Draft
 from cpgan_ray.errors import InputError
 

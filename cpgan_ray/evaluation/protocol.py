@@ -89,10 +89,22 @@ def attack_data(
         trained_against=trained_against,
         unit=dataset.info.unit,
         pictures=pictures,
+        face=None if dataset.info.face is None else torch.from_numpy(region(dataset.info.face, dataset.image_shape)).to(device),
         mirrored=mirrored,
     )
     ensure_disjoint(data)
     return data
+
+
+def region(edges: tuple[float, float, float, float], image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Which values of a flattened picture (H * W * C,) belong to pixels with their centre in a rectangle: bool.
+
+    edges: top, left, bottom, right as fractions of the sides.
+    """
+    top, left, bottom, right = edges
+    y, x = ((np.arange(side) + 0.5) / side for side in image_shape[:2])
+    inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
+    return np.repeat(inside[:, :, None], image_shape[2], axis=2).ravel()
 
 
 def value_bounds(*sets: Pairs) -> tuple[torch.Tensor, torch.Tensor]:

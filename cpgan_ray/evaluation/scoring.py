@@ -30,6 +30,9 @@ class Score:
     ssim: float | None = None
     ms_ssim: float | None = None
     legacy_mse: float | None = None  # the reference implementation's wrapped metric, if requested
+    face_r2: float | None = None  # R2 on the face region, with its interval; only for data sets that have one
+    face_low: float | None = None
+    face_high: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
     """
     trim_memory()
     errors, mean_errors = np.empty((2, len(data.score)))
+    face_errors, face_mean_errors = np.empty((2, len(data.score)))
     sums: dict[str, float] = {}
     start = 0
     for z, x in data.score.pixel_blocks():
@@ -62,6 +66,9 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
         block = slice(start, start := start + len(x))
         errors[block] = (x_hat - x).double().square().mean(1).cpu().numpy()
         mean_errors[block] = x.double().square().mean(1).cpu().numpy()
+        if data.face is not None:
+            face_errors[block] = (x_hat - x)[:, data.face].double().square().mean(1).cpu().numpy()
+            face_mean_errors[block] = x[:, data.face].double().square().mean(1).cpu().numpy()
         similarities = picture_similarity(data, x_hat, x, similar=similar, legacy=legacy)
         sums |= {name: sums.get(name, 0.0) + float(values.sum(dtype=np.float64)) for name, values in similarities.items()}
     rows = RowErrors(errors, mean_errors, data.score.identity)
@@ -70,7 +77,11 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
     unit_mse = mse / 4  # a distance in [-1, 1] is twice the distance in [0, 1]
     units = {"mse": unit_mse, "mse_255": unit_mse * 255**2} if data.pictures else {"mse": mse, "mse_raw": mse * data.unit**2}
     means = {name: total / len(rows.errors) for name, total in sums.items()}
-    return Score(r2=rows.r2, low=low, high=high, **units, **means), rows
+    face = {}
+    if data.face is not None:
+        face_rows = RowErrors(face_errors, face_mean_errors, data.score.identity)
+        face = dict(zip(("face_r2", "face_low", "face_high"), (face_rows.r2, *interval(face_rows, seed=data.seed)), strict=True))
+    return Score(r2=rows.r2, low=low, high=high, **units, **means, **face), rows
 
 
 def picture_similarity(data: AttackData, x_hat: Tensor, x: Tensor, *, similar: bool, legacy: bool) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predi
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
 from cpgan_ray.evaluation.fitting import FLOOR, AttackSpec, EvaluationContext, FittedAttack
 from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
-from cpgan_ray.evaluation.scoring import RowErrors, Score, score
+from cpgan_ray.evaluation.scoring import Difference, RowErrors, Score, paired_difference, score
+from cpgan_ray.evaluation.several_codes import SeveralCodes, several_codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +38,26 @@ class TournamentResult:
     floor: ScoredAttack
     sweep: list[ScoredAttack]  # attacks fitted on smaller shares of the pictures
     linear_code_r2: float  # of the best linear code of k numbers: an undefended z of that length gives away at least this
+    linear_code_face_r2: float | None  # of the same code, on the face region
     linkage: dict[str, Linkage]
     attributes: list[InferredAttribute]
+    several_codes: list[SeveralCodes]
+    seed: int
 
     @property
     def strongest(self) -> ScoredAttack:
         return self.attacks[0]
+
+    @property
+    def strongest_on_face(self) -> ScoredAttack | None:
+        """The attack with the largest R2 on the face region; None if the data set has none."""
+        scored = [a for a in self.attacks if a.score.face_r2 is not None]
+        return max(scored, key=lambda a: a.score.face_r2 or 0.0, default=None)
+
+    @property
+    def excess(self) -> Difference:
+        """R2 of the strongest attack less that of the label floor, paired picture by picture."""
+        return paired_difference(self.strongest.errors, self.floor.errors, seed=self.seed)
 
     @property
     def val_r2(self) -> float:
@@ -77,8 +92,11 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
         floor=ScoredAttack(floor, *score(floor_data, floor.fitted, **measures)),
         sweep=sorted((a for a in scored if a.spec.share < 1), key=lambda a: (a.spec.share, a.spec.name)),
         linear_code_r2=linear_code_r2(data, k),
+        linear_code_face_r2=None if data.face is None else linear_code_face_r2(data, k),
         linkage=link_identities(data, strongest.attack.fitted) if config.identity else {},
         attributes=infer_attributes(data, context.dataset, task=task) if config.attributes else [],
+        several_codes=several_codes(data, strongest.attack.fitted) if config.identity else [],
+        seed=context.seed,
     )
 
 
@@ -88,6 +106,16 @@ def linear_code_r2(data: AttackData, k: int) -> float:
     leading = target.values.clone()
     leading[:, k:] = 0
     return 1 - float(target.errors(leading).double().sum() / target.mean_errors().double().sum())
+
+
+def linear_code_face_r2(data: AttackData, k: int) -> float:
+    """`linear_code_r2`, only on the pixels of the face region."""
+    basis, start, errors, mean_errors = data.components[:, data.face], 0, 0.0, 0.0
+    for _, x in data.score.pixel_blocks():
+        leading = data.score.target.values[start : (start := start + len(x)), :k]
+        errors += float((leading @ basis[:k] - x[:, data.face]).double().square().sum())
+        mean_errors += float(x[:, data.face].double().square().sum())
+    return 1 - errors / mean_errors
 
 
 def link_identities(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
@@ -126,15 +154,20 @@ def infer_attributes(data: AttackData, dataset: Dataset, *, task: set[str]) -> l
 
 def metrics(result: TournamentResult) -> Metrics:
     """The metrics that a run logs for a tournament: for each attack, those of its stronger variant."""
-    strongest, floor = result.strongest.score.r2, result.floor.score.r2
+    excess = result.excess
     values: Metrics = {
-        "privacy/strongest_r2": strongest,
+        "privacy/strongest_r2": result.strongest.score.r2,
         "privacy/strongest_r2_low": result.strongest.score.low,
         "privacy/strongest_r2_high": result.strongest.score.high,
         "privacy/val_r2": result.val_r2,
-        "privacy/label_floor_r2": floor,
-        "privacy/excess_r2": strongest - floor,
+        "privacy/label_floor_r2": result.floor.score.r2,
+        "privacy/excess_r2": excess.r2,
+        "privacy/excess_r2_low": excess.low,
+        "privacy/excess_r2_high": excess.high,
     }
+    if (face := result.strongest_on_face) is not None:
+        ends = {"": face.score.face_r2, "_low": face.score.face_low, "_high": face.score.face_high}
+        values |= {f"privacy/strongest_r2_face{end}": value for end, value in ends.items() if value is not None}
     for a in reversed(result.attacks):  # the stronger variant of an attack is written last
         values |= {
             f"attack/{a.spec.name}/{key}": value
@@ -148,6 +181,23 @@ def metrics(result: TournamentResult) -> Metrics:
     if others:
         values["privacy/other_attributes"] = float(np.mean(others))
     return values
+
+
+MARGIN = 0.01
+"""Largest excess that counts as none: two numbers of R2 within it are called equivalent. Stated before any measurement."""
+
+
+def excess_as_json(excess: Difference) -> dict[str, Any]:
+    """The report's entry on the excess over the label floor: value, 95 % interval, and what follows from it.
+
+    `equivalent`: the interval lies within the margin on both sides of 0, so an excess as large as the margin is excluded; else
+    `more` or `less` if it does not contain 0; else `undecided`.
+    """
+    if max(-excess.low, excess.high) <= MARGIN:
+        verdict = "equivalent"
+    else:
+        verdict = "more" if excess.low > 0 else "less" if excess.high < 0 else "undecided"
+    return {"r2": excess.r2, "low": excess.low, "high": excess.high, "margin": MARGIN, "verdict": verdict}
 
 
 def as_json(result: TournamentResult) -> dict[str, Any]:
@@ -170,7 +220,7 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
             "settings": fitted.settings,
         }
 
-    best = result.strongest
+    best, face = result.strongest, result.strongest_on_face
     return {
         "privacy": {
             "strongest": {
@@ -178,9 +228,16 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
                 "variant": best.spec.variant,
                 **{name: getattr(best.score, name) for name in ("r2", "low", "high")},
             },
+            "strongest_face": None
+            if face is None
+            else {
+                "attack": face.spec.name,
+                "variant": face.spec.variant,
+                **{name: getattr(face.score, f"face_{name}") for name in ("r2", "low", "high")},
+            },
             "val_r2": result.val_r2,
             "label_floor_r2": result.floor.score.r2,
-            "excess_r2": best.score.r2 - result.floor.score.r2,
+            "excess": excess_as_json(result.excess),
             "linear_code_r2": result.linear_code_r2,
         },
         "attacks": [row(a) for a in result.attacks],
@@ -188,4 +245,5 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
         "sweep": [row(a) for a in result.sweep],
         "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.linkage.items()},
         "attributes": [dataclasses.asdict(a) for a in result.attributes],
+        "several_codes": [dataclasses.asdict(s) for s in result.several_codes],
     }

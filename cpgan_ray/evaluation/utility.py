@@ -7,12 +7,20 @@ import numpy as np
 
 from cpgan_ray.data import Dataset, label_columns, majority_logits
 from cpgan_ray.evaluation.scoring import accuracy_intervals, mean_interval
-from cpgan_ray.training.losses import accuracy, balanced_accuracy, correct_predictions, is_multiclass, mean_balanced_accuracy
+from cpgan_ray.training.losses import (
+    accuracy,
+    balanced_accuracy,
+    correct_predictions,
+    dead_labels,
+    is_multiclass,
+    mean_balanced_accuracy,
+)
 
 
 def utility_metrics(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: tuple[str, ...], *, seed: int) -> dict[str, float]:
     """On the test split: accuracy with its interval over people, balanced accuracy, and the accuracy of the majority guess,
-    averaged over the labels of the task. On the validation split: accuracy, by which a search selects.
+    averaged over the labels of the task; and the number of dead labels. On the validation split: accuracy, by which a search
+    selects.
 
     logits: (N, L or C) of `test` and `val`.
     """
@@ -25,6 +33,7 @@ def utility_metrics(logits: Mapping[str, np.ndarray], dataset: Dataset, labels: 
         "accuracy_low": low,
         "accuracy_high": high,
         "balanced_accuracy": mean_balanced_accuracy(logits["test"], y),
+        "dead_labels": dead_labels(logits["test"], y),
         "majority_accuracy": float(accuracy(majority_logits(dataset, labels, rows=len(y)), y).mean()),
         "val_accuracy": float(accuracy(logits["val"], dataset.val.labels[:, columns]).mean()),
     }

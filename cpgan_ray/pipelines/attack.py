@@ -60,6 +60,8 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     check_undefended(config)
     other_errors = read_errors(job.against) if job.against is not None else None
     dataset = load(config)
+    if job.final:
+        dataset = dataset.open_final()
     if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):
         raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
     attack_specs(config.attacks, dataset)
@@ -82,6 +84,8 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     with output_folder(job.output, "attack", parent=run_folder) as output:
         config = dataclasses.replace(config, output=output)
         with defer_signals() as stop, new_tracker(config, output) as tracker, stop.allowed():
+            if job.final:
+                description["final"] = {"opening": tracker.count_opening(dataset.digest)}
             evaluated = evaluate_codes(
                 context,
                 runtime=config.runtime,
@@ -102,6 +106,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             stop.complete()
     failures = gate_failures(evaluated.report, job.fail_above)
     summary = {"run_id": tracker.run_id, "output": str(output), **headline(evaluated.report)}
+    summary |= {"split": "final" if job.final else "test"}
     summary |= {"passed": not failures, "seconds": round(time.perf_counter() - started, 1)}
     return GateResult(summary, failures)
 

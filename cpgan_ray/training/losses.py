@@ -65,6 +65,20 @@ def balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (rates[0] + rates[1]) / 2
 
 
+DEAD = 1.1
+"""A label is dead if its balanced accuracy is below this multiple of chance: 0.55 for a label of two values."""
+
+
+def dead_labels(logits: np.ndarray, y: np.ndarray) -> int:
+    """Number of labels that are answered no better than by chance: balanced accuracy below 0.55. Labels with only one value do not
+    count. Multiclass: number of classes with a recall below 1.1 / C.
+    """
+    if is_multiclass(logits, y):
+        correct = correct_predictions(logits, y)
+        return sum(float(correct[y == c].mean()) < DEAD / logits.shape[1] for c in np.unique(y))
+    return int((balanced_accuracy(logits, y) < DEAD / 2).sum())
+
+
 def mean_balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> float:
     """Mean of `balanced_accuracy` over the labels of which both values occur. If there is no such label: mean accuracy."""
     balanced = balanced_accuracy(logits, y)

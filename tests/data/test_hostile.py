@@ -634,7 +634,8 @@ from cpgan_ray.data import prepare
 from cpgan_ray.errors import InputError
 before = peak()
 try:
-    prepare(Config(data_dir=Path(sys.argv[1]), skip_corrupt=True, data=DataConfig(dataset="celeba", image_size=16, final_fraction=0.0)), progress=False)
+    settings = DataConfig(dataset="celeba", image_size=16, final_fraction=0.0)
+    prepare(Config(data_dir=Path(sys.argv[1]), skip_corrupt=True, data=settings), progress=False)
 except InputError as e:
     print(e)
 print(peak() - before)

@@ -10,6 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, Pairs
+from cpgan_ray.evaluation.protocol import region
 from cpgan_ray.evaluation.scoring import RESAMPLES, RowErrors, accuracy_intervals, interval, mean_interval, paired_difference, score
 from cpgan_ray.evaluation.similarity import legacy_mse, similarity
 from cpgan_ray.training.adversaries.base import Target
@@ -63,6 +64,22 @@ def test_score_matches_numpy():
         "errors of signals are in their own unit"
     )
     assert result.low < result.r2 < result.high
+
+
+def test_score_on_the_face_region_matches_numpy():
+    data, fitted, x_hat, x = data_and_attack(bounded=False)
+    inside = region((0.25, 0.2, 0.75, 0.9), SHAPE)
+    result, _ = score(dataclasses.replace(data, face=torch.from_numpy(inside)), fitted)
+    assert result.face_r2 == pytest.approx(1 - np.square(x_hat - x)[:, inside].sum() / np.square(x)[:, inside].sum(), abs=1e-6)
+    assert result.face_low is not None and result.face_high is not None
+    assert result.face_low < result.face_r2 < result.face_high
+    assert score(data, fitted)[0].face_r2 is None
+
+
+def test_region_has_the_pixels_with_their_centre_inside():
+    inside = region((0.0, 0.5, 0.5, 1.0), (4, 4, 2)).reshape(4, 4, 2)
+    assert inside[:2, 2:].all()
+    assert inside.sum() == 2 * 4
 
 
 def test_score_of_pictures_uses_usual_scales():

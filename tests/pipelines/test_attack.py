@@ -53,7 +53,7 @@ from tests.process import GONE_S, HANG_S, below, environment, left_as_it_was
 
 JOB = Path(__file__).parents[2] / "jobs" / "attack.py"
 SIDE = 16
-DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2)
+DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2, final_fraction=0.0)
 """The data of the small configuration in conftest.py, which are in the cache."""
 ONE_LABEL = dataclasses.replace(DATA, labels=("Male",))
 """A task that a small network learns in seconds, because a useless code passes no gate."""
@@ -66,7 +66,7 @@ ATTACKS = AttackConfig(
     restarts=1,
     fit_fractions=(0.25,),
 )
-SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "warnings", "passed", "seconds"}
+SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "warnings", "split", "passed", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def test_attack_writes_report_to_run_folder(by_folder, trained):
     assert by_folder.output.parent == trained.output
     assert re.fullmatch(r"attack-\d{8}-\d{6}", by_folder.output.name)
     files = {path.name for path in (by_folder.output / "report").iterdir()}
-    assert files == {"report.json", "report.html", "pictures.png", "worst.png", "errors.npz"}
+    assert files == {"report.json", "report.html", "pictures.png", "worst.png", "map.png", "errors.npz"}
     for name in ("pictures.png", "worst.png"):
         with Image.open(by_folder.output / "report" / name) as picture:
             assert min(picture.size) > 100
@@ -191,7 +191,7 @@ def test_attack_report_has_all_numbers(by_folder):
     assert strongest == {"attack": attacks[0]["name"]} | {key: attacks[0][key] for key in ("variant", "r2", "low", "high")}
     assert strongest["r2"] == max(a["r2"] for a in attacks) > 0.1, "a k of 6 gives a little away"
     assert all(a["low"] <= a["r2"] <= a["high"] for a in attacks)
-    assert report["privacy"]["excess_r2"] == pytest.approx(strongest["r2"] - report["privacy"]["label_floor_r2"])
+    assert report["privacy"]["excess"]["r2"] == pytest.approx(strongest["r2"] - report["privacy"]["label_floor_r2"])
     assert {(row["name"], row["share"]) for row in report["sweep"]} == {("ridge", 0.25), ("nearest", 0.25)}
     assert by_folder.summary["strongest"]["r2"] == round(strongest["r2"], 4)
 
@@ -231,8 +231,8 @@ def test_attack_is_logged_to_mlflow_as_child_of_run(way, trained, request):
     patterns = [re.sub("<name>", "[^/]+", name_) for name_ in DICTIONARY]
     assert [name for name in logged.data.metrics if not any(re.fullmatch(p, name) for p in patterns)] == []
     files = {file.path for folder in ("report", "images") for file in client.list_artifacts(logged.info.run_id, folder)}
-    reports = {f"report/{name}" for name in ("report.json", "report.html", "errors.npz", "pictures.png", "worst.png")}
-    assert files == reports | {"images/pictures.png", "images/worst.png"}
+    reports = {f"report/{name}" for name in ("report.json", "report.html", "errors.npz", "pictures.png", "worst.png", "map.png")}
+    assert files == reports | {"images/pictures.png", "images/worst.png", "images/map.png"}
 
 
 def test_attack_by_run_id_matches_attack_by_folder(by_id, by_folder):
@@ -240,6 +240,22 @@ def test_attack_by_run_id_matches_attack_by_folder(by_id, by_folder):
     assert by_id.report["utility"] == by_folder.report["utility"]
     assert by_id.output.parent.name == "outputs"
     assert by_id.output.parent.parent.name.startswith("elsewhere"), "not in the folder that the run was downloaded to"
+
+
+def test_attack_on_final_split_counts_its_openings(trained, job, tmp_path):
+    options = ["--final", "--variant", "leaked", "--attacks.names", "ridge"]
+    for opening in (1, 2):
+        output = tmp_path / f"out{opening}"
+        status, out, err = job(trained.output, *options, "--data.final-fraction", "0.2", "--output", output)
+        assert status == 0, err
+        summary, report = json.loads(out), report_in(output)
+        assert (summary["split"], report["final"]) == ("final", {"opening": opening})
+        assert report["threat_model"]["sets"][-1]["name"] == "final"
+        assert f"its opening number {opening} in this experiment" in (output / "report" / "report.html").read_text()
+    status, out, err = job(trained.output, *options, "--output", tmp_path / "none")
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: the final split of \S+ is empty: leave out --final[^\n]*\n", err)
+    assert not (tmp_path / "none").exists()
 
 
 def test_attack_failing_gate_exits_1_after_summary(by_id):
@@ -336,7 +352,7 @@ def pooled_onnx(path: Path, *, batch: int | str = "batch") -> Path:
 
 def small(uri: str, cache: Path) -> list[str]:
     """Flags for an encoder file: the faces in the cache, in this process, with small budgets."""
-    return f"""--cache-dir {cache} --data.num-identities 200 --data.pictures-per-identity 2 --runtime.backend local
+    return f"""--cache-dir {cache} --data.num-identities 200 --data.pictures-per-identity 2 --data.final-fraction 0 --runtime.backend local
         --runtime.threads 1 --tracking.uri {uri} --tracking.no-system-metrics --attacks.names ridge --attacks.mlp-widths 16
         --attacks.kernel-features 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.no-identity
         --attacks.no-attributes --attacks.fit-fractions""".split()

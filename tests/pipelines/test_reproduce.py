@@ -234,7 +234,7 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
     return {
         "cell": {"mechanism": mechanism, "setting": setting, "seed": seed},
         "utility": utility,
-        "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "excess_r2": r2 - floor},
+        "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "excess": {"r2": r2 - floor}},
         "attacks": attacks,
         "direct": None,
         "k": 8 * setting if mechanism == "bottleneck" else 8,

@@ -11,6 +11,7 @@ from cpgan_ray.training.losses import (
     accuracy,
     aggregate_weights,
     balanced_accuracy,
+    dead_labels,
     privacy_term,
     r2_from_errors,
     row_errors,
@@ -63,6 +64,24 @@ def test_accuracies_equal_scikit_learn(answers):
     assert accuracy(logits, y) == pytest.approx([accuracy_score(y[:, i], guessed[:, i]) for i in range(LABELS)], abs=1e-12)
     expected = [balanced_accuracy_score(y[:, i], guessed[:, i]) for i in range(LABELS)]
     assert balanced_accuracy(logits, y) == pytest.approx(expected, abs=1e-12)
+
+
+def test_dead_labels_are_those_near_chance():
+    y = np.tile([[0, 0, 0], [1, 1, 0]], (500, 1))
+    logits = np.where(y > 0, 1.0, -1.0)
+    logits[:, 1] = np.where(np.arange(1000) % 20 < 19, -1.0, 1.0)  # right for one positive in ten: balanced accuracy 0.55
+    assert balanced_accuracy_score(y[:, 1], logits[:, 1] > 0) == pytest.approx(0.55)
+    assert dead_labels(logits, y) == 0, "0.55 is not below 0.55, and a label with one value does not count"
+    logits[:, 1] = -1.0
+    assert dead_labels(logits, y) == 1
+
+
+def test_dead_labels_of_classes_are_those_hardly_ever_found():
+    y = np.repeat([0, 1, 2, 3], 100)[:, None]
+    logits = np.eye(4)[y[:, 0]]
+    assert dead_labels(logits, y) == 0
+    logits[100:200] = np.eye(4)[0]
+    assert dead_labels(logits, y) == 1
 
 
 def test_balanced_accuracy_is_nan_only_if_a_value_does_not_occur(answers):

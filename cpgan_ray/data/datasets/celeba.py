@@ -46,6 +46,7 @@ from cpgan_ray.data.datasets.celeba_tables import (
     read_annotations,
     table_names,
 )
+from cpgan_ray.data.datasets.face_region import face_region
 from cpgan_ray.data.decoding import Decoded, decode_block, format_remarks, read_member
 from cpgan_ray.data.final import hold_out_final
 from cpgan_ray.data.sync.node import Draft
@@ -150,7 +151,7 @@ def _plan(
         rows=rows,
         fetch=fetch,
         missing=missing,
-        info=store.DatasetInfo(anonymous=annotations.anonymous),
+        info=store.DatasetInfo(face=face_region(config.data.crop), anonymous=annotations.anonymous),
         remarks=remarks,
     )
 

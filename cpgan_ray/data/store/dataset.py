@@ -119,10 +119,10 @@ def reopen(values: dict[str, Any]) -> Dataset:
         folder = values["reload"]().folder
     if (digest := read_manifest(folder).digest) != values["digest"]:
         raise damaged_store(folder, f"it holds store {digest!r:.40} instead of {values['digest']}")
-    splits = {name: open_split(folder / f"{name}.arrow") for name in FILES}
-    if values["final_opened"]:
-        splits["test"] = splits["final"]
-    return Dataset(**{**values, "folder": folder}, **splits)
+    train, val, test, final = (open_split(folder / f"{name}.arrow") for name in FILES)
+    return Dataset(
+        **{**values, "folder": folder}, train=train, val=val, test=final if values["final_opened"] else test, final=final
+    )
 
 
 def open_split(path: Path) -> Split:

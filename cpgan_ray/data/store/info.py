@@ -14,6 +14,9 @@ class DatasetInfo:
     """Whether a mirror image is a valid sample (faces) or not (digits, signals)."""
     unit: float = 127.5
     """Size of 1 in the networks' input, in the unit of the data set: 127.5 grey levels for uint8 pictures in [-1, 1]."""
+    face: tuple[float, float, float, float] | None = None
+    """Top, left, bottom and right edge of the face region, as fractions of the picture's sides; None if the pictures have none at a
+    fixed position."""
     anonymous: bool = False
     """Whether the pictures show people whose identity is unknown: one person may be in several splits, and each picture has its own
     identity number."""

@@ -30,7 +30,7 @@ def open_store(folder: Path) -> Dataset:
         if path.stat().st_size != entry.bytes:
             raise damaged_store(folder, f"{path.name} has {path.stat().st_size} bytes instead of {entry.bytes}")
     verify(folder, {f"{name}.arrow": entry.sha256 for name, entry in manifest.splits.items()})
-    splits = {name: map_split(folder / f"{name}.arrow", manifest) for name in FILES}
+    train, val, test, final = (map_split(folder / f"{name}.arrow", manifest) for name in FILES)
     return Dataset(
         folder=folder,
         digest=manifest.digest,
@@ -38,7 +38,10 @@ def open_store(folder: Path) -> Dataset:
         image_shape=manifest.image_shape,
         info=manifest.info,
         skipped=manifest.skipped,
-        **splits,
+        train=train,
+        val=val,
+        test=test,
+        final=final,
     )
 
 

@@ -91,6 +91,7 @@ class AttackData:
     trained_against: tuple[str, ...] = ()  # architectures of the training adversaries
     unit: float = 127.5  # a pixel value of 1, in the data set's own unit
     pictures: bool = True  # False: signals, which are in the data set's own unit
+    face: Tensor | None = None  # (D,) bool: pixels of the face region; None if the data set has none
     mirrored: bool = True  # whether the second half of `fit` are the mirror images of the first half
 
 

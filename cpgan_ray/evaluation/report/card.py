@@ -61,9 +61,20 @@ def has_people(report: Mapping[str, Any]) -> bool:
     return any(row["people"] < row["pictures"] for row in report["threat_model"]["sets"])
 
 
+def excess_sentence(excess: Mapping[str, Any]) -> str:
+    """What the paired difference to the label floor says, with its interval in points of R2."""
+    ends = f"({100 * excess['low']:.1f} to {100 * excess['high']:.1f} points, paired)"
+    return {
+        "more": f"the code shows {100 * excess['r2']:.1f} points more than the true answers do {ends}.",
+        "less": f"the attacks find {-100 * excess['r2']:.1f} points less in the code than in the true answers {ends}.",
+        "equivalent": f"the code and the true answers differ by at most {100 * excess['margin']:g} points {ends}.",
+        "undecided": f"whether the code shows more than the true answers is undecided {ends}.",
+    }[excess["verdict"]]
+
+
 def summary(report: Mapping[str, Any]) -> dict[str, str]:
     """The main results in sentences."""
-    best, floor = report["privacy"]["strongest"], report["privacy"]["label_floor_r2"]
+    best, face = report["privacy"]["strongest"], report["privacy"]["strongest_face"]
     share = 100 * best["r2"]
     unsaturated = [f"{a['name']} ({a['variant']})" for a in report["attacks"] if not a["saturated"]]
     unseen = f"{sample_noun(report)}s of people" if has_people(report) else f"{sample_noun(report)}s"
@@ -71,14 +82,14 @@ def summary(report: Mapping[str, Any]) -> dict[str, str]:
         f"The strongest of {len(report['attacks'])} fresh attacks recovers {share:.1f} % of the variance of {unseen} "
         f"it has never seen (95 % interval {100 * best['low']:.1f} to {100 * best['high']:.1f} %)."
     )
-    label_floor = f"The label floor (only the answers to the task) gives away {100 * floor:.1f} %"
-    excess = 100 * report["privacy"]["excess_r2"]
-    if best["low"] > floor:
-        label_floor += f": the code gives away {excess:.1f} points more than necessary."
-    elif best["high"] < floor:
-        label_floor += f": the code gives away {-excess:.1f} points less than a full answer would."
-    else:
-        label_floor += ": the excess of the code is within the interval."
+    if face is not None:
+        strongest += (
+            f" On the face region the strongest attack recovers {100 * face['r2']:.1f} % "
+            f"({100 * face['low']:.1f} to {100 * face['high']:.1f} %)."
+        )
+    floor = 100 * report["privacy"]["label_floor_r2"]
+    label_floor = f"The label floor ({sample_noun(report)}s predicted from the true answers) recovers {floor:.1f} %"
+    label_floor += ": " + excess_sentence(report["privacy"]["excess"])
     saturation = (
         "The budget of every attack was raised until that no longer helped."
         if not unsaturated

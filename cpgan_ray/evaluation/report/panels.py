@@ -82,6 +82,8 @@ def fit_ridge(codes: Codes, context: EvaluationContext) -> tuple[AttackData, Fit
 def attack_panels(result: TournamentResult, context: EvaluationContext, *, undefended: Codes | None) -> dict[str, Image.Image]:
     """`pictures`: evenly spaced score pictures. `worst`: those of which the strongest attack recovers the largest share.
 
+    `map`: R2 at each pixel, only for pictures.
+
     Rows: original, mean picture, label floor, undefended, strongest attack. Without the codes of an undefended twin, the row
     "undefended" shows the best linear code with the same number of values: the picture's own leading principal components.
     """
@@ -107,7 +109,41 @@ def attack_panels(result: TournamentResult, context: EvaluationContext, *, undef
             images[f"undefended:\nbest {k} numbers"] = basis.reconstruct(linear_code(data, rows, k))
         images[f"this privatizer,\n{strongest.spec.name} attack"] = reconstruct_rows(data, strongest.attack.fitted, rows, mean)
         panels[name] = panel(images, dataset)
+    if data.pictures:
+        panels["map"] = r2_map(pixel_r2(data, strongest.attack.fitted), data)
     return panels
+
+
+def pixel_r2(data: AttackData, fitted: Fitted) -> np.ndarray:
+    """R2 of an attack at each pixel of the score pictures, over all channels: (H, W) float64. 0 where the pictures do not vary."""
+    errors, mean_errors = np.zeros((2, data.components.shape[1]))
+    for z, x in data.score.pixel_blocks():
+        errors += (to_pixels(data, fitted, z) - x).double().square().sum(0).cpu().numpy()
+        mean_errors += x.double().square().sum(0).cpu().numpy()
+    assert data.image_shape is not None
+    errors, mean_errors = (values.reshape(data.image_shape).sum(axis=2) for values in (errors, mean_errors))
+    return 1 - np.divide(errors, mean_errors, out=np.ones_like(errors), where=mean_errors > 0)
+
+
+def r2_map(r2: np.ndarray, data: AttackData) -> Image.Image:
+    """A map of R2 (H, W) with its scale, and the outline of the face region if the data set has one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(4.2, 3.4), dpi=100, layout="constrained")
+    ax = figure.add_subplot()
+    picture = ax.imshow(r2, cmap="viridis", vmin=0, vmax=max(0.05, float(r2.max())))
+    if data.face is not None:
+        inside = data.face.cpu().numpy().reshape(*r2.shape, -1)[..., 0]
+        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+        corner, size = (columns[0] - 0.5, rows[0] - 0.5), (len(columns), len(rows))
+        ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white"))
+    ax.set(xticks=[], yticks=[])
+    figure.colorbar(picture, ax=ax, label="R2")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def linear_code(data: AttackData, rows: np.ndarray, k: int) -> np.ndarray:

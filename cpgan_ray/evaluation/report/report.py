@@ -64,11 +64,12 @@ def reference_rows(result: TournamentResult, undefended: Path | None) -> list[di
         {"name": "mean picture", "r2": 0.0, unit: mean},
         {
             "name": f"label floor ({result.floor.spec.name} from the true labels)",
-            **{key: getattr(floor, key) for key in ("r2", "low", "high", unit)},
+            **{key: getattr(floor, key) for key in ("r2", "low", "high", "face_r2", unit) if getattr(floor, key) is not None},
         },
         {
             "name": "best linear code of as many numbers",
             "r2": result.linear_code_r2,
+            **({} if result.linear_code_face_r2 is None else {"face_r2": result.linear_code_face_r2}),
             unit: mean * (1 - result.linear_code_r2),
         },
     ]

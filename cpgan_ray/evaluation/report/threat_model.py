@@ -14,13 +14,15 @@ ATTACKER = (
     "{samples} are the defender's own training set (variant 'leaked') or other {samples} (variant 'fresh')."
 )
 NOT_COVERED = {
-    True: "She does not change the code, query the classifier, or combine several codes of one person. No person is in two of the "
-    "sets.",
-    False: "She does not change the code or query the classifier. The sets share none of the {samples}.",
+    True: "She does not change the code, query the classifier, poison training labels or replace the classifier. No person is in "
+    "two of the sets.",
+    False: "She does not change the code, query the classifier, poison training labels or replace the classifier. The sets share "
+    "none of the {samples}.",
 }
 LIMITS = (
     "The result holds for the attacks made here; a better attack may recover more. An attack marked as not saturated would recover "
     "more with a larger budget.",
+    "Whoever trains the privatizer can make it show more: wrong labels, or a classifier that Bob replaces, were not tested.",
     "The code is deterministic: it gives no differential-privacy guarantee.",
     "Attackers with a generative prior (GAN, diffusion) or with side information about {whom} are not among the attacks.",
 )
@@ -71,7 +73,11 @@ def threat_model(context: EvaluationContext) -> dict[str, Any]:
         ("train", np.arange(len(dataset.train)), "training the defender; fitting the attacks of variant 'leaked'"),
         ("val, first part", fit_rows, "fitting the attacks of variant 'fresh'; tuning the attacks of variant 'leaked'"),
         ("val, second part", tune_rows, "tuning the attacks of both variants"),
-        ("test", np.arange(len(dataset.test)), "only scoring"),
+        (
+            "final" if dataset.final_opened else "test",
+            np.arange(len(dataset.test)),
+            "only scoring; held out from everything else, also from choosing settings" if dataset.final_opened else "only scoring",
+        ),
     ):
         split = getattr(dataset, name.split(",")[0])
         sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})

@@ -60,7 +60,8 @@ def cell_metrics(values: Values) -> dict[str, float]:
     metrics = {f"utility/{name}": value for name, value in values["utility"].items()}
     metrics |= {"privacy/strongest_r2": best["r2"]}
     metrics |= {"privacy/strongest_r2_low": best["low"], "privacy/strongest_r2_high": best["high"]}
-    metrics |= {f"privacy/{name}": values["privacy"][name] for name in ("val_r2", "label_floor_r2", "excess_r2")}
+    metrics |= {f"privacy/{name}": values["privacy"][name] for name in ("val_r2", "label_floor_r2")}
+    metrics |= {"privacy/excess_r2": values["privacy"]["excess"]["r2"]}
     return metrics | {f"attack/{a['name']}/r2": a["r2"] for a in values["attacks"]} | {"time/total_s": values["seconds"]}
 
 

@@ -445,7 +445,8 @@ def test_killed_preparing_process_is_replaced_by_a_waiting_one(layout, tmp_path)
         f"new, pid_file = Path({str(tmp_path / 'working.new')!r}), Path({str(tmp_path / 'working')!r});"
         "working = lambda: [new.write_text(str(os.getpid())), new.replace(pid_file), time.sleep(0.1)];"
         "celeba.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
-        f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=DataConfig(dataset='celeba', image_size=16, final_fraction=0.0)), progress=False)"
+        "settings = DataConfig(dataset='celeba', image_size=16, final_fraction=0.0);"
+        f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=settings), progress=False)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     workers = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]

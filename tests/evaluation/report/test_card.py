@@ -12,6 +12,8 @@ from PIL import Image
 
 from cpgan_ray.evaluation.report import figures
 from cpgan_ray.evaluation.report.card import card, summary
+from cpgan_ray.evaluation.scoring import Difference
+from cpgan_ray.evaluation.tournament import excess_as_json
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 PANELS = {"pictures": Image.new("RGB", (4, 3), "red"), "worst": Image.new("RGB", (5, 2), "blue")}
@@ -40,7 +42,8 @@ REPORT: dict[str, Any] = {
     "privacy": {
         "strongest": {"attack": "kernel", "variant": "leaked", "r2": 0.2347, "low": 0.2211, "high": 0.2488},
         "label_floor_r2": 0.1113,
-        "excess_r2": 0.1232,
+        "excess": {"r2": 0.1234, "low": 0.1111, "high": 0.1357, "margin": 0.01, "verdict": "more"},
+        "strongest_face": {"attack": "mlp", "variant": "leaked", "r2": 0.3456, "low": 0.3333, "high": 0.3579},
         "linear_code_r2": 0.8,
     },
     "attacks": [
@@ -54,6 +57,10 @@ REPORT: dict[str, Any] = {
         {"name": "undefended", "r2": 0.9, "low": 0.8, "high": 0.95},
     ],
     "identity_linkage": {"code and code": {"pairs": 40, "auc": 0.712, "low": 0.613, "high": 0.811, "tar_at_1_far": 0.0712}},
+    "several_codes": [
+        {"codes": 2, "people": 30, "r2": 0.271, "low": 0.262, "high": 0.283, "single_r2": 0.234, "linkage_people": 0}
+        | dict.fromkeys(("linkage_auc", "linkage_low", "linkage_high", "single_linkage_auc"))
+    ],
     "attributes": [
         {"name": "Smiling", "task": True, "balanced_accuracy": 0.9, "positive_share": 0.5},
         {"name": "Male", "task": False, "balanced_accuracy": 0.4, "positive_share": 0.5},
@@ -79,7 +86,16 @@ REPORT: dict[str, Any] = {
 BARE = (
     REPORT
     | {"attacks": [a | {"curve": []} for a in REPORT["attacks"]]}
-    | {"warnings": [], "utility": {}, "labels": [], "sweep": [], "attributes": [], "identity_linkage": {}, "privacy_weight": None}
+    | {
+        "warnings": [],
+        "utility": {},
+        "labels": [],
+        "sweep": [],
+        "attributes": [],
+        "identity_linkage": {},
+        "several_codes": [],
+        "privacy_weight": None,
+    }
 )
 
 
@@ -253,13 +269,15 @@ def test_card_escapes_hostile_names():
 @pytest.mark.parametrize(
     ("low", "high", "excess", "expected"),
     [
-        (0.15, 0.25, 0.1, "10.0 points more than necessary"),
-        (0.02, 0.05, -0.065, "6.5 points less than a full answer would"),
-        (0.05, 0.15, 0.01, "within the interval"),
+        (0.05, 0.15, 0.1, "10.0 points more than the true answers do (5.0 to 15.0 points, paired)"),
+        (-0.09, -0.04, -0.065, "find 6.5 points less in the code than in the true answers"),
+        (-0.04, 0.06, 0.01, "is undecided (-4.0 to 6.0 points, paired)"),
+        (-0.002, 0.009, 0.004, "differ by at most 1 points (-0.2 to 0.9 points, paired)"),
+        (0.002, 0.009, 0.005, "differ by at most 1 points"),
     ],
 )
 def test_summary_compares_code_with_label_floor(low, high, excess, expected):
-    privacy = {"strongest": {"r2": 0.2, "low": low, "high": high}, "label_floor_r2": 0.1, "excess_r2": excess}
+    privacy = REPORT["privacy"] | {"excess": excess_as_json(Difference(excess, low, high, 0.5))}
     assert expected in summary(REPORT | {"privacy": privacy})["label_floor"]
 
 
