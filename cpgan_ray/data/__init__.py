@@ -1,8 +1,8 @@
 """Data sets: from a folder in its official layout to a prepared, memory-mapped store, and to the batches of each round.
 
 `registry` lists the data sets by name, `datasets/` has a reader for each, `formats/` reads the file formats that they need,
-`store/` is the prepared store, `sync/` brings it to each node, `batching` selects the rows of each round, `pca` computes the
-principal components of the pictures.
+`store/` is the prepared store, `sync/` brings it to each node, `batching` selects the rows of each round, `code_sets` lists the
+samples that an evaluation needs codes of, `pca` computes the principal components of the pictures.
 """
 
 from cpgan_ray.data.registry import DATASETS, load, pin_store, prepare

@@ -12,13 +12,11 @@ from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, label_frequencies
 from cpgan_ray.data.batching import plain_batch, representative_rows, rounds_per_epoch, training_batch
+from cpgan_ray.data.code_sets import EVALUATION_BLOCK, code_sets
 from cpgan_ray.data.pca import scale
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.training.losses import utility_loss
-
-SPLITS = ("train", "val", "test")
-BLOCK = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +42,9 @@ class Mechanism:
     """The code length of a setting, if the knob sets the length."""
 
 
-def samples(dataset: Dataset, split: str) -> np.ndarray:
-    """All samples of a split as the networks see them, float32 (N, D)."""
-    part = getattr(dataset, split)
-    return np.concatenate([scale(block) for block in part.iter_batches(BLOCK)])
+def samples(dataset: Dataset, name: str) -> np.ndarray:
+    """All samples of a set (see `code_sets`) as the networks see them, float32 (N, D)."""
+    return np.concatenate([scale(block) for block in code_sets(dataset)[name].blocks()])
 
 
 def train_classifier(
@@ -96,7 +93,7 @@ def train_classifier(
 def predict_logits(net: nn.Module, x: np.ndarray, device: torch.device) -> np.ndarray:
     """The outputs of a network for all rows, in evaluation mode."""
     net.eval()
-    blocks: list[Tensor] = [net(part.to(device)).cpu() for part in torch.from_numpy(x).split(BLOCK)]
+    blocks: list[Tensor] = [net(part.to(device)).cpu() for part in torch.from_numpy(x).split(EVALUATION_BLOCK)]
     return torch.cat(blocks).numpy()
 
 

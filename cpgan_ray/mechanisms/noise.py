@@ -16,10 +16,11 @@ from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_frequencies
 from cpgan_ray.data.batching import augment
+from cpgan_ray.data.code_sets import code_sets
 from cpgan_ray.data.pca import Projection, projection
-from cpgan_ray.mechanisms.base import SPLITS, Released, samples, train_classifier
+from cpgan_ray.mechanisms.base import Released, samples, train_classifier
 from cpgan_ray.mechanisms.games import features
-from cpgan_ray.mechanisms.projections import mirror, standardise, with_classifier
+from cpgan_ray.mechanisms.projections import standardise, with_classifier
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.training.defender import fit_whitening
 
@@ -42,12 +43,10 @@ def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Literal["
     """Noisy samples, the logits of a classifier with the configuration's backbone trained on them, and codes for the attacks."""
     basis = projection(dataset, components=NOISE_COMPONENTS, progress=False)
     deviation = noise * (basis.total_variance / len(basis.mean)) ** 0.5
-    x = {split: samples(dataset, split) for split in SPLITS}
-    if dataset.info.mirrored:
-        x |= {f"{split}_mirrored": mirror(x[split], dataset) for split in ("train", "val")}
+    x = {name: samples(dataset, name) for name in code_sets(dataset)}
     for name, values in x.items():
         values += noise_like(values.shape, kind=kind, deviation=deviation, seed=config.seed, name=name)
-    images = {split: x[split].reshape(-1, *dataset.image_shape) for split in SPLITS}
+    images = {split: x[split].reshape(-1, *dataset.image_shape) for split in ("train", "val", "test")}
     inputs = {split: channels_first(images[split]) for split in ("val", "test")}
     with torch_stream(config.seed, "mechanism", kind, "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape)

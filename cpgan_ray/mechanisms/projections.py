@@ -11,8 +11,9 @@ from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, label_frequencies
 from cpgan_ray.data.batching import pictures
+from cpgan_ray.data.code_sets import code_sets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
-from cpgan_ray.mechanisms.base import SPLITS, Released, fraction_of_k, samples, train_classifier
+from cpgan_ray.mechanisms.base import Released, fraction_of_k, samples, train_classifier
 from cpgan_ray.models import build_head
 
 RIDGE = 1e-3
@@ -67,20 +68,13 @@ def discriminant_length(config: Config, share: float, dataset: Dataset) -> int:
 
 def project(directions: np.ndarray, config: Config, dataset: Dataset, *, name: str) -> Released:
     """The samples projected on directions (k, D), standardised, with a utility head trained on them."""
-    codes = {split: samples(dataset, split) @ directions.T for split in SPLITS}
-    if dataset.info.mirrored:
-        codes |= {f"{split}_mirrored": mirror(samples(dataset, split), dataset) @ directions.T for split in ("train", "val")}
+    codes = {name: samples(dataset, name) @ directions.T for name in code_sets(dataset)}
     mean, deviation = moments(codes["train"])
 
     def batch_inputs(batch: Batch) -> np.ndarray:
         return ((scale(pictures(dataset.train, batch)) @ directions.T - mean) / deviation).astype(np.float32)
 
     return with_classifier(standardise(codes), config, dataset, name=name, batch_inputs=batch_inputs)
-
-
-def mirror(x: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Flat samples (N, D), mirrored left to right."""
-    return np.ascontiguousarray(x.reshape(len(x), *dataset.image_shape)[:, :, ::-1].reshape(len(x), -1))
 
 
 def standardise(codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

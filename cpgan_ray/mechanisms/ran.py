@@ -12,8 +12,9 @@ from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, label_frequencies
 from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
+from cpgan_ray.data.code_sets import CodeSet, code_sets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
-from cpgan_ray.mechanisms.base import SPLITS, Released, predict_logits
+from cpgan_ray.mechanisms.base import Released, predict_logits
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
@@ -73,17 +74,12 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     refresh_statistics(encoder, inputs)
     with torch.no_grad():
         refresh_statistics(head, [encoder(x) for x in inputs])
-    codes = {split: encode_split(encoder, dataset, split, device) for split in SPLITS}
-    logits = {split: predict_logits(head, codes[split], device) for split in ("val", "test")}
-    if dataset.info.mirrored:
-        codes |= {f"{split}_mirrored": encode_split(encoder, dataset, split, device, mirrored=True) for split in ("train", "val")}
-    return Released(codes, logits)
+    codes = {name: encode(encoder, code_set, device) for name, code_set in code_sets(dataset).items()}
+    return Released(codes, {split: predict_logits(head, codes[split], device) for split in ("val", "test")})
 
 
 @torch.no_grad()
-def encode_split(encoder: nn.Module, dataset: Dataset, split: str, device: torch.device, *, mirrored: bool = False) -> np.ndarray:
-    """Codes of a complete split, (N, k)."""
+def encode(encoder: nn.Module, code_set: CodeSet, device: torch.device) -> np.ndarray:
+    """Codes (N, k) of all samples of a set."""
     encoder.eval()
-    blocks = getattr(dataset, split).iter_batches(500)
-    parts = [encoder(to_input(b[:, :, ::-1].copy() if mirrored else b, device)).cpu() for b in blocks]
-    return torch.cat(parts).numpy()
+    return torch.cat([encoder(to_input(block, device)).cpu() for block in code_set.blocks()]).numpy()

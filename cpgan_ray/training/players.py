@@ -18,6 +18,7 @@ from cpgan_ray.common.types import Batch, Feedback, Metrics, Outcome, Release
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, label_frequencies, load, majority_logits
 from cpgan_ray.data.batching import consecutive_batch, pictures, representative_rows, rounds_per_epoch, training_batch
+from cpgan_ray.data.code_sets import EVALUATION_BLOCK, code_sets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.models.export import export_programs
@@ -33,8 +34,6 @@ from cpgan_ray.training.losses import (
     r2_from_errors,
     utility_loss,
 )
-
-EVALUATION_BLOCK = 500
 
 
 class PrivatizerWorker:
@@ -133,10 +132,9 @@ class PrivatizerWorker:
         z, logits = self.defender.codes(to_input(block[self.peers.local_slice(len(block))], self.device))
         return self.peers.gather(z, len(block)), self.peers.gather(logits, len(block))
 
-    def codes(self, split: str, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Codes (N, k) and logits (N, L or C) of a whole split. `mirrored`: of its mirrored pictures."""
-        blocks = self.split(split).iter_batches(EVALUATION_BLOCK)
-        parts = [self.encode(b[:, :, ::-1].copy() if mirrored else b) for b in blocks]
+    def codes(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (N, k) and logits (N, L or C) of a set, see `code_sets`."""
+        parts = [self.encode(block) for block in code_sets(self.dataset)[name].blocks()]
         z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return z, logits
 
@@ -153,10 +151,8 @@ class PrivatizerWorker:
 
     def outcome(self) -> Outcome:
         """Everything that the evaluation needs, so that the players can end. Only the first peer exports the programs."""
-        evaluated = {split: self.codes(split) for split in ("train", "val", "test")}
-        codes = {split: z for split, (z, _) in evaluated.items()}
-        if self.dataset.info.mirrored:
-            codes |= {f"{split}_mirrored": self.codes(split, mirrored=True)[0] for split in ("train", "val")}
+        evaluated = {name: self.codes(name) for name in code_sets(self.dataset)}
+        codes = {name: z for name, (z, _) in evaluated.items()}
         train = self.dataset.train
         first, shape = self.peers.rank == 0, train.image_shape
         programs = export_programs(self.defender.released, k=self.config.k, image_shape=shape, dtype=train.dtype) if first else {}

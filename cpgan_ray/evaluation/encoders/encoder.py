@@ -16,6 +16,7 @@ import torch
 from cpgan_ray.common.ownership import is_own, owner_key
 from cpgan_ray.config import EncoderConfig
 from cpgan_ray.data import Dataset
+from cpgan_ray.data.code_sets import code_sets
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.repeats import check_repeats
 from cpgan_ray.evaluation.encoders.runners import KINDS, Runner, open_runner
@@ -207,8 +208,7 @@ def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
     Raises: InputError if the pictures have another size than the encoder takes, its codes are not (B, k) or not finite, or a
     picture gets another code when it is encoded again.
     """
-    names = ["train", "val", "test"] + ["train_mirrored", "val_mirrored"] * dataset.info.mirrored
-    splits = {name: getattr(dataset, name.partition("_")[0]) for name in names}
+    sets = code_sets(dataset)
     if dataset.train.image_shape != encoder.image_shape:
         stored, expected = dataset.train.image_shape, encoder.image_shape
         raise InputError(
@@ -217,25 +217,23 @@ def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
         )
 
     def pictures(name: str, rows: np.ndarray) -> np.ndarray:
-        block = splits[name].take(rows)
-        block = block[:, :, ::-1] if name.endswith("_mirrored") else block
-        return np.ascontiguousarray(block.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(sets[name].take(rows).transpose(0, 3, 1, 2))
 
     rng = np.random.default_rng(_secret_seed(encoder.path))
-    sets = np.concatenate([np.full(len(splits[name]), number) for number, name in enumerate(names)])
-    rows = np.concatenate([np.arange(len(splits[name])) for name in names])
+    set_of_row = np.concatenate([np.full(len(code_set), number) for number, code_set in enumerate(sets.values())])
+    rows = np.concatenate([np.arange(len(code_set)) for code_set in sets.values()])
     order = rng.permutation(len(rows))
     codes: dict[str, np.ndarray] = {}
     for start in range(0, len(order), BLOCK):
         batch = order[start : start + BLOCK]
-        positions = [(name, np.flatnonzero(sets[batch] == number)) for number, name in enumerate(names)]
+        positions = [(name, np.flatnonzero(set_of_row[batch] == number)) for number, name in enumerate(sets)]
         parts = [(at, pictures(name, rows[batch[at]])) for name, at in positions]
         block = np.empty((len(batch), *parts[0][1].shape[1:]), parts[0][1].dtype)
         for at, part in parts:
             block[at] = part
         z = encoder.encode(block)
         if not codes:
-            codes = {name: _empty_codes(encoder, len(splits[name]), len(order), z.shape[1]) for name in names}
+            codes = {name: _empty_codes(encoder, len(code_set), len(order), z.shape[1]) for name, code_set in sets.items()}
         for name, at in positions:
             codes[name][rows[batch[at]]] = z[at]
     subject, stochastic = f"encoder {encoder.path}", encoder.settings.stochastic
