@@ -78,11 +78,6 @@ class Projection:
     total_variance: float
     """Mean of ||x - mean||^2 over the training pictures."""
 
-    @property
-    def explained_variance_ratio(self) -> float:
-        """The fraction of the variance that the components explain."""
-        return 1 - float(self.residual.mean(dtype=np.float64)) / self.total_variance
-
     def project(self, x: np.ndarray) -> np.ndarray:
         """Coordinates (B, p) float32 of pictures (B, D) float32 in [-1, 1]."""
         return (torch.from_numpy(x - self.mean) @ torch.from_numpy(self.components).T).numpy()

@@ -34,11 +34,6 @@ class Moments:
         """MSE per dimension of an attack that always predicts the mean of x: the upper bound for any code."""
         return float(np.trace(self.total) / len(self.mean))
 
-    @property
-    def label_mse(self) -> float:
-        """MSE per dimension of an attack that knows the true label and predicts the mean of its class."""
-        return float(np.trace(self.within) / len(self.mean))
-
 
 def population_moments(mean: np.ndarray, *, within: np.ndarray, prior: float = 0.5) -> Moments:
     """Moments of the mixture itself: total = within + 4 prior (1 - prior) mean mean'."""
