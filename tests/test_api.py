@@ -57,3 +57,9 @@ def test_bad_input_is_refused_in_one_line(call, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         call(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_load_report_of_another_json_file_names_the_missing_field(tmp_path):
+    (tmp_path / "report.json").write_text("[]")
+    with pytest.raises(InputError, match=r"report\.json is not a report \(it has no field 'privacy'\): give the output folder"):
+        cpgan_ray.load_report(tmp_path)

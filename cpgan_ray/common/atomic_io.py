@@ -1,6 +1,6 @@
 """Atomic writes: a file is either complete or absent, and no write follows a symbolic link.
 
-A folder copied from somebody else may hold symbolic links under the names that are about to be written. Every write therefore goes
+A folder copied from another user may hold symbolic links under the names that are about to be written. Every write therefore goes
 to a new file with a random name in the same folder (created exclusively), which is synced and then renamed: a rename replaces a
 link instead of following it.
 """
@@ -65,7 +65,7 @@ def open_to_append(path: Path) -> IO[str]:
 
 
 def make_folder(path: Path) -> Path:
-    """Creates a folder inside a folder that may come from somebody else; returns it.
+    """Creates a folder inside a folder that may come from another user; returns it.
 
     Raises: InputError if it is a symbolic link: the files would be written to wherever it points.
     """

@@ -1,4 +1,4 @@
-"""Reads JSON files that may come from somebody else, within limits and with one type of error."""
+"""Reads JSON files that may come from another user, within limits and with one type of error."""
 
 import json
 import os

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from cpgan_ray.errors import InputError
 
 PositiveInt = Annotated[int, Field(ge=1)]
+"""At least 1."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """In [0, 1)."""
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]

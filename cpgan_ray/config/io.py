@@ -57,14 +57,14 @@ def flatten(config: Any) -> dict[str, Any]:
     return walk("", to_json(config))
 
 
-def with_local(config: T, mine: T) -> tuple[T, list[str]]:
-    """A configuration with the LOCAL fields of another one, and the dotted names of the LOCAL fields that differ."""
+def with_local(config: T, local: T) -> tuple[T, list[str]]:
+    """The configuration with the LOCAL fields of `local`, and the dotted names of the LOCAL fields that differ."""
     changes: dict[str, Any] = {}
     ignored: list[str] = []
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         if name.startswith("__"):
             continue
-        value, own = getattr(config, name), getattr(mine, name)
+        value, own = getattr(config, name), getattr(local, name)
         if LOCAL in getattr(hint, "__metadata__", ()):
             changes[name] = own
             ignored += _differences(name, value, own)

@@ -10,6 +10,7 @@ from cpgan_ray.config.marks import Choices, Range
 from cpgan_ray.errors import InputError
 
 Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
+"""Ridge penalties per fitted row to choose among, at least one."""
 
 
 @config_class("privatizer")
@@ -225,3 +226,4 @@ class NeuralConfig:
 
 
 AdversaryConfig = Annotated[RidgeConfig | KernelConfig | NeuralConfig, pydantic.Discriminator("kind")]
+"""The configuration of any adversary; its field `kind` names the class."""

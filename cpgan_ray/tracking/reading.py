@@ -33,7 +33,7 @@ IGNORED_FIELDS = ("seed", "k", "privacy_weight", "skip_corrupt", "attacks.quick_
 """Fields that do not distinguish runs: they are part of every trial anyway, or have no effect on the result."""
 ADVERSARY = re.compile(r"[\w.+/-]{1,60}")
 MAX_METRICS_BYTES, MAX_R2 = 2 << 30, 1e9
-"""Limits for reading a `metrics.jsonl`, which may come from somebody else."""
+"""Limits for reading a `metrics.jsonl`, which may come from another user."""
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -1,4 +1,4 @@
-"""Tests that no write follows a symbolic link: a folder from somebody else may have a link under any name."""
+"""Tests that no write follows a symbolic link: a folder of another user may have a link under any name."""
 
 import ast
 import dataclasses

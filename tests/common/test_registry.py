@@ -64,7 +64,7 @@ def registry_names(ids: set[int]) -> list[str]:
         (lambda patch: patch.delitem(ATTACKS, "mlp"), r"ATTACKS\['mlp'\] .* was removed .*--runtime\.backend local"),
         (lambda patch: patch.setattr(privatizers, "CODE_ACTIVATIONS", {}), r"CODE_ACTIVATIONS\['normalised'\] .* was removed"),
     ],
-    ids=["replaced", "added", "removed", "bound anew"],
+    ids=["replaced", "added", "removed", "the whole registry replaced"],
 )
 def test_ensure_unchanged_after_a_change_names_the_entry(change: Callable, message, monkeypatch):
     ensure_unchanged()
