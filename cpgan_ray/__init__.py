@@ -176,6 +176,8 @@ def load_report(folder: str | Path) -> dict[str, Any]:
             except (OSError, ValueError) as e:
                 raise InputError(f"{path} is damaged ({e}): attack that run again") from e
             if not (isinstance(report, dict) and "privacy" in report):
-                raise InputError(f"{path} is not a report (it has no field 'privacy'): give the output folder of a run or an attack")
+                raise InputError(
+                    f"{path} is not a report (it has no field 'privacy'): give the output folder of a run or an attack"
+                )
             return report
     raise InputError(f"{folder} has no report: give the output folder of a finished run or attack")

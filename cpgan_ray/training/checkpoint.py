@@ -1,8 +1,7 @@
 """The state of a game as bytes: snapshots in a host's memory, checkpoints on disk or in a bucket.
 
-A checkpoint is one file: the SHA-256 of its content, then tensors and plain values in torch's format. It is written under a
-temporary name and then renamed, so that its name never shows a half-written file. It is read with `weights_only`: nothing in it is
-executed.
+A checkpoint is one file: the SHA-256 of its content, then tensors and plain values in torch's format. Its name never shows a
+half-written file, see common/file_systems.py. It is read with `weights_only`: nothing in it is executed.
 """
 
 import hashlib
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from pyarrow import fs
 
-from cpgan_ray.common.atomic_io import write_bytes
 from cpgan_ray.common.credentials import redacted
+from cpgan_ray.common.file_systems import write_file
 from cpgan_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -137,14 +136,7 @@ class Checkpoints:
         """
         val = "" if snapshot.val_accuracy is None else f"-val-{snapshot.val_accuracy:.6f}"
         name = f"round-{snapshot.round:08d}{val}.ckpt"
-        content = encode(snapshot, self.settings)
-        if isinstance(self.system, fs.LocalFileSystem):
-            Path(self.root).mkdir(parents=True, exist_ok=True)
-            write_bytes(Path(self.root, name), content)
-        else:  # an object store shows an object only when it is complete
-            self.system.create_dir(self.root, recursive=True)
-            with self.system.open_output_stream(f"{self.root}/{name}") as stream:
-                stream.write(content)
+        write_file(self.system, f"{self.root}/{name}", encode(snapshot, self.settings), durable=True)
         self.delete_old()
         return name
 

@@ -8,30 +8,26 @@ import logging
 import os
 import re
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.credentials import move_to_env, redacted
+from cpgan_ray.common.file_systems import CHUNK_BYTES, OBJECT_STORES, write_file
 from cpgan_ray.data import store
 from cpgan_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 8 << 20
-"""Bytes that are read at a time."""
 MAX_PARALLEL_COPIES = 8
 """Files that are copied at the same time."""
 TIMEOUT_S = 60
 """How long requests to Google's store are retried, in seconds; its own default is 15 minutes. S3 gives up after about 6 s."""
-OBJECT_STORES = ("s3", "gcs", "abfs")
-"""Here an object becomes visible only when it is complete; elsewhere a file is written under a temporary name and renamed."""
 
 
 @dataclass(frozen=True)
@@ -145,31 +141,8 @@ class RemoteFolder:
         Raises:
             InputError: the file system does not accept it.
         """
-        atomic = self.system.type_name in OBJECT_STORES
-        temporary = name if atomic else str(PurePosixPath(name).with_name(f".{uuid.uuid4().hex}.part"))
         with self.translate_errors(done="written to"):
-            if not atomic:
-                self.system.create_dir(self.path(str(PurePosixPath(name).parent)), recursive=True)
-            try:
-                with self.system.open_output_stream(self.path(temporary), compression=None) as stream:
-                    for chunk in chunks(content):
-                        stream.write(chunk)
-                if not atomic:
-                    self.system.move(self.path(temporary), self.path(name))
-            except OSError:
-                if not atomic:
-                    with contextlib.suppress(OSError):
-                        self.system.delete_file(self.path(temporary))
-                raise
-
-
-def chunks(content: bytes | Path) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content
-        return
-    with content.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+            write_file(self.system, self.path(name), content, durable=False)
 
 
 def with_retry_limit(uri: str) -> str:
