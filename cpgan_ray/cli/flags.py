@@ -120,11 +120,18 @@ def take_trust(rest: list[str]) -> bool:
     return trust
 
 
-def first_difference(now: Mapping[str, Any], before: Mapping[str, Any], *, ignore: tuple[str, ...]) -> tuple[str, Any, Any] | None:
-    """The first field that differs, with both values; None if there is none. Fields whose names start with one of `ignore` may
-    differ."""
-    names = [name for name in {**now, **before} if now.get(name) != before.get(name) and not name.startswith(ignore)]
-    return (names[0], now.get(names[0]), before.get(names[0])) if names else None
+def ensure_same_settings(job: Any, original: Any, *, ignore: tuple[str, ...], subject: str, remedy: str) -> None:
+    """Check that a job that resumes has its original settings. Fields whose names start with one of `ignore` may differ.
+
+    subject: the work that is resumed, for the message; remedy: the end of the message.
+
+    Raises: InputError with the flag of the first field that differs, and both values.
+    """
+    now, before = flatten(job), flatten(original)
+    for name in {**now, **before}:
+        if now.get(name) != before.get(name) and not name.startswith(ignore):
+            flag = "--" + name.removeprefix("config.").replace("_", "-")
+            raise InputError(f"{flag} is {now.get(name)!r}, but {subject} was started with {before.get(name)!r}: {remedy}")
 
 
 def with_dataset(config: Config) -> Config:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from cpgan_ray.cli.flags import absolute, first_difference, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
 from cpgan_ray.common.environment import ensure_current_folder
-from cpgan_ray.config import Config, ReproduceJob, flatten, local_names
+from cpgan_ray.config import Config, ReproduceJob, local_names
 from cpgan_ray.config.folders import (
     EXTENDABLE,
     ensure_complete,
@@ -45,13 +45,8 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
             **vars(read_flags(ReproduceFlags, ReproduceFlags(**vars(original)), rest, usage=description, **HELP_OPTIONS))
         )
         paths = [name for name in local_names(ReproduceJob) if name != "config.output"]
-        if changed := first_difference(flatten(job), flatten(original), ignore=(*EXTENDABLE, *paths)):
-            name, now, before = changed
-            flag = "--" + name.removeprefix("config.").replace("_", "-")
-            raise InputError(
-                f"{flag} is {now!r}, but the comparison in {folder} was started with {before!r}: leave the flag out, or start a "
-                "new comparison"
-            )
+        remedy = "leave the flag out, or start a new comparison"
+        ensure_same_settings(job, original, ignore=(*EXTENDABLE, *paths), subject=f"the comparison in {folder}", remedy=remedy)
         ensure_complete(job, record)
         if not (record.own or trust):
             job = dataclasses.replace(job, config=own_store(job.config))

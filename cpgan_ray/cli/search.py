@@ -6,14 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from cpgan_ray.cli.flags import absolute, first_difference, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import OF_RUN, RESUME
 from cpgan_ray.cli.help import SEARCH as SEARCH_FLAGS
 from cpgan_ray.common.environment import ensure_current_folder
-from cpgan_ray.config import Config, SearchJob, flatten
+from cpgan_ray.config import Config, SearchJob
 from cpgan_ray.config.folders import RESUMABLE, ensure_complete, search_record
 from cpgan_ray.config.presets import PRESETS, for_search, preset
-from cpgan_ray.errors import InputError
 
 CALL = "tune_celeba.py [PRESET] [--flag VALUE ...]"
 
@@ -38,10 +37,7 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
         original = dataclasses.replace(original, config=dataclasses.replace(original.config, trust=trust))
         job = read_job(original, rest, description)
         job = dataclasses.replace(job, config=absolute(job.config))
-        if changed := first_difference(flatten(job), flatten(original), ignore=RESUMABLE):
-            name, now, before = changed
-            flag = "--" + name.removeprefix("config.").replace("_", "-")
-            raise InputError(f"{flag} is {now!r}, but the search in {folder} was started with {before!r}: leave the flag out")
+        ensure_same_settings(job, original, ignore=RESUMABLE, subject=f"the search in {folder}", remedy="leave the flag out")
         ensure_complete(job, record)
         return job, True
     name = rest.pop(0) if rest and not rest[0].startswith("-") else "faces"

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
-from cpgan_ray.cli.flags import absolute, first_difference, read_flags, take_resume, take_trust, with_dataset
+from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import RESUME, TRAIN
 from cpgan_ray.common.environment import ensure_current_folder
-from cpgan_ray.config import Config, flatten, local_names
+from cpgan_ray.config import Config, local_names
 from cpgan_ray.config.folders import (
     ADJUSTABLE,
     ensure_complete,
@@ -14,7 +14,6 @@ from cpgan_ray.config.folders import (
     own_store,
 )
 from cpgan_ray.config.presets import PRESETS, preset
-from cpgan_ray.errors import InputError
 
 CALL = "train_celeba.py [PRESET] [--flag VALUE ...]"
 
@@ -43,12 +42,8 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
                 Config, dataclasses.replace(original, trust=trust), rest, usage=description, call=CALL, main=TRAIN, more=RESUME
             )
         )
-        if changed := first_difference(flatten(config), flatten(original), ignore=(*ADJUSTABLE, *local_names(Config))):
-            name, now, before = changed
-            flag = "--" + name.replace("_", "-")
-            raise InputError(
-                f"{flag} is {now!r}, but the run in {folder} was started with {before!r}: leave the flag out, or start a new run"
-            )
+        ignore, remedy = (*ADJUSTABLE, *local_names(Config)), "leave the flag out, or start a new run"
+        ensure_same_settings(config, original, ignore=ignore, subject=f"the run in {folder}", remedy=remedy)
         ensure_complete(config, record)
         return config if record.own or trust else own_store(config), run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default

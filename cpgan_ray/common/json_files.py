@@ -1,4 +1,4 @@
-"""Reads JSON files that may come from another user, within limits and with one type of error."""
+"""Writes JSON files, and reads those that may come from another user, within limits and with one type of error."""
 
 import json
 import os
@@ -6,8 +6,15 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from cpgan_ray.common.atomic_io import write_text
+
 MAX_BYTES = 64 << 20
 """Larger JSON files are not read. The report of the largest run has about a thousandth of this size."""
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Replaces `path` by a JSON file with these values, readable by people."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:

@@ -6,7 +6,6 @@ user has written the file (see common/ownership.py), or with `--trust`.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -15,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cpgan_ray.common.atomic_io import write_text
 from cpgan_ray.common.credentials import is_redacted, redacted, redacted_values
-from cpgan_ray.common.json_files import parse_json, read_limited
+from cpgan_ray.common.json_files import parse_json, read_limited, write_json
 from cpgan_ray.common.ownership import is_own, sign
 from cpgan_ray.config.io import flatten, from_json, local_names, with_local
 from cpgan_ray.config.jobs import AttackJob, ReproduceJob, SearchJob
@@ -46,7 +44,7 @@ FORMAT = 2
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
     """Write one of these files: with its format, without secrets, signed."""
-    write_text(path, json.dumps({"format": FORMAT} | redacted_values(dict(values)), indent=1) + "\n")
+    write_json(path, {"format": FORMAT} | redacted_values(dict(values)))
     sign(path)
 
 

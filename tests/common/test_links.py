@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpgan_ray.common.json_files import write_json
 from cpgan_ray.config import Config, RecoveryConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms.base import Released
 from cpgan_ray.mechanisms.games import save_released
-from cpgan_ray.pipelines.reproduce.play import write as write_cell
 from cpgan_ray.pipelines.train import train
-from cpgan_ray.pipelines.tune.trial import write_json
 from cpgan_ray.training.checkpoint import Checkpoints, Snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -101,17 +100,16 @@ def test_output_folder_with_a_link_inside_is_refused(tiny_config, tmp_path, vict
     assert list(elsewhere.iterdir()) == []
 
 
-def test_writers_of_search_cells_and_checkpoints_replace_links(tmp_path, victims):
-    names = ("cell.json", "search.json", "0.npz", "round-00000001.ckpt")
+def test_writers_of_results_and_checkpoints_replace_links(tmp_path, victims):
+    names = ("cell.json", "0.npz", "round-00000001.ckpt")
     for name in names:
         for path in (tmp_path / name, *temporary_names(tmp_path / name)):
             victims.link(path)
-    write_cell(tmp_path, {"a": 1})
-    write_json(tmp_path / "search.json", [2])
+    write_json(tmp_path / "cell.json", {"a": 1})
     save_released(Released({"test": np.zeros((2, 3), np.float32)}, {}), tmp_path / "0.npz")
     Checkpoints(str(tmp_path), keep=1).write(Snapshot(1, 0.0, None, {}))
     assert victims.unharmed()
-    assert [json.loads((tmp_path / name).read_text()) for name in names[:2]] == [{"a": 1}, [2]]
+    assert json.loads((tmp_path / "cell.json").read_text()) == {"a": 1}
     assert not any((tmp_path / name).is_symlink() for name in names)
 
 

@@ -1,6 +1,5 @@
 """Contents and files of a report: `report.json`, `report.html`, the panels and the errors for paired comparisons."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from PIL.Image import Image
 
 from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
-from cpgan_ray.common.json_files import read_json
+from cpgan_ray.common.json_files import read_json, write_json
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError, printable
 from cpgan_ray.evaluation.degenerate import ReportWarning
@@ -33,7 +32,7 @@ class EvaluationReport:
     def write(self, folder: Path) -> None:
         """Write `report.json`, `report.html`, the panels and `errors.npz`."""
         make_folder(folder)
-        write_text(folder / "report.json", json.dumps(self.report, indent=1) + "\n")
+        write_json(folder / "report.json", self.report)
         write_text(folder / "report.html", self.page)
         for name, panel in self.panels.items():
             with atomic_path(folder / f"{name}.png") as temporary:

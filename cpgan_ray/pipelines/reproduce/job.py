@@ -1,11 +1,11 @@
 """The job of jobs/reproduce.py: run the cells of a comparison as Ray tasks, and write its results."""
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ from cpgan_ray.analysis.comparison import findings, recommended
 from cpgan_ray.analysis.fronts import reference_point, write
 from cpgan_ray.analysis.published import measured, published, published_theory, side_by_side
 from cpgan_ray.common.atomic_io import refuse_link, write_bytes, write_text
+from cpgan_ray.common.json_files import write_json
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
-from cpgan_ray.common.signals import defer_signals
-from cpgan_ray.config import Config, ReproduceJob, to_json
-from cpgan_ray.config.folders import REPRODUCTION, read_reproduction, write_record
+from cpgan_ray.config import Config, ReproduceJob
+from cpgan_ray.config.folders import REPRODUCTION, read_reproduction
 from cpgan_ray.data import Dataset, load, pin_store
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
-from cpgan_ray.pipelines.output_folder import output_folder, with_output
+from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.reproduce.play import play
 from cpgan_ray.pipelines.reproduce.results import (
     PUBLISHED,
@@ -56,8 +56,8 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
 
     Raises: InputError for anything the user can fix, before anything is written.
     """
-    with output_folder(job.config.output, f"reproduce-{job.config.preset}", resume=resume) as folder:
-        return reproduce_in(folder, job if resume else with_output(job, folder), resume=resume)
+    with job_folder(job, "reproduce", resume=resume) as (folder, job):
+        return reproduce_in(folder, job, resume=resume)
 
 
 def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
@@ -74,32 +74,22 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
     for components in (DEFAULT_COMPONENTS, NOISE_COMPONENTS):
         projection(dataset, components=components)  # computed once here, before many processes need it
     all_cells = cells(job, dataset)
-    with defer_signals() as stop:  # otherwise a signal just before or after the `try` could leave the MLflow run RUNNING
-        run = open_run(job, folder, resume=resume)
-        status = "FAILED"
-        try:
-            with stop.allowed():
-                missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
-                run_cells(missing, pin_store(job.config, dataset), folder, run, total=len(all_cells))
-                shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
-                values = read_cells(folder)
-                summary = write_results(values, folder, run)
-                if reported:
-                    figure = side_by_side(reported, measured(finished(values), dataset_name), dataset_name)
-                    write_bytes(folder / PUBLISHED, figure)
-                    run.log_files([folder / PUBLISHED])
-                if dataset_name == "gaussian":
-                    from cpgan_ray.analysis.theory_figure import frontier_figure  # theory takes 0.5 s
+    with parent_run(partial(open_run, job, folder, resume=resume)) as (run, stop), stop.allowed():
+        missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
+        run_cells(missing, pin_store(job.config, dataset), folder, run, total=len(all_cells))
+        shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
+        values = read_cells(folder)
+        summary = write_results(values, folder, run)
+        if reported:
+            figure = side_by_side(reported, measured(finished(values), dataset_name), dataset_name)
+            write_bytes(folder / PUBLISHED, figure)
+            run.log_files([folder / PUBLISHED])
+        if dataset_name == "gaussian":
+            from cpgan_ray.analysis.theory_figure import frontier_figure  # theory takes 0.5 s
 
-                    figure = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
-                    write_bytes(folder / THEORY, figure)
-                    run.log_files([folder / THEORY])
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
-            raise
-        finally:
-            run.close(stop.run_status(status))
+            figure = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
+            write_bytes(folder / THEORY, figure)
+            run.log_files([folder / THEORY])
     summary = {"run_id": run.run_id, "output": str(folder), **summary, "seconds": round(time.perf_counter() - started, 1)}
     return (folder / "results.md").read_text(), summary
 
@@ -146,10 +136,8 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
     }
     tags = {"mechanisms": " ".join(job.mechanisms or MECHANISMS), "num_seeds": job.num_seeds, "num_settings": job.num_settings}
     run_id = read_reproduction(folder)[1] if resume else None
-    run = SearchRun(c, folder, name=name, params=params, tags=tags, run_id=run_id, source="jobs/reproduce.py")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder / REPRODUCTION, {"run_id": run.run_id, "job": to_json(job)})
-    return run
+    source = "jobs/reproduce.py"
+    return recorded_run(job, folder, REPRODUCTION, name=name, params=params, tags=tags, run_id=run_id, source=source)
 
 
 def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, total: int) -> None:
@@ -192,15 +180,11 @@ def write_results(values: Sequence[Values], folder: Path, run: SearchRun) -> dic
     write(trials, folder, chosen=recommended(trials))
     failed = [Cell(**v["cell"]).name for v in values if "failed" in v]
     results: dict[str, Any] = findings(done, trials, reference) | {"failed": failed}
-    files = {
-        "results.json": json.dumps(results | {"label_floor_r2": trials[0].label_floor_r2}, indent=1) + "\n",
-        "results.md": "\n\n".join([settings_table(done, trials), volumes_table(results)]) + "\n",
-    }
-    for name, text in files.items():
-        write_text(folder / name, text)
+    write_json(folder / "results.json", results | {"label_floor_r2": trials[0].label_floor_r2})
+    write_text(folder / "results.md", "\n\n".join([settings_table(done, trials), volumes_table(results)]) + "\n")
     write_table(done, folder)
     write_bytes(folder / "attackers.png", attacker_lines(done, {name: mechanism.knob for name, mechanism in MECHANISMS.items()}))
-    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", TABLE, REPRODUCTION, *files)
+    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", TABLE, REPRODUCTION, "results.json", "results.md")
     run.log_files(folder / name for name in names)
     ours = results["hypervolume"].get("cpgan", {}).get("value")
     return {"cells": len(values), "failed": len(failed), "hypervolume": ours, "gap": results["gap"]}

@@ -1,7 +1,6 @@
 """One cell of a comparison: compute its codes, attack them, and compare codes of the Gaussian mixture with theory."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cpgan_ray.analysis.cells import CELL, Cell
-from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
+from cpgan_ray.common.atomic_io import atomic_path, make_folder
+from cpgan_ray.common.json_files import write_json
 from cpgan_ray.common.process import set_up_process
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
@@ -44,7 +44,7 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
     try:
         released = mechanism.release(seeded, cell.setting, dataset)
     except FloatingPointError as e:
-        write(folder, {"cell": asdict(cell), "failed": str(e)})
+        write_json(folder / CELL, {"cell": asdict(cell), "failed": str(e)})
         return
     context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
     warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
@@ -63,11 +63,7 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
     rows = result.strongest.errors
     with atomic_path(folder / "errors.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
-    write(folder, values)
-
-
-def write(folder: Path, values: Mapping[str, Any]) -> None:
-    write_text(folder / CELL, json.dumps(values, indent=1) + "\n")
+    write_json(folder / CELL, values)
 
 
 def direct(released: Released, dataset: Dataset, result: TournamentResult, *, seed: int) -> dict[str, float] | None:

@@ -18,15 +18,14 @@ from cpgan_ray.common.atomic_io import refuse_link
 from cpgan_ray.common.credentials import export_env
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
-from cpgan_ray.common.signals import defer_signals
-from cpgan_ray.config import Config, SearchJob, override, to_json
-from cpgan_ray.config.folders import SEARCH, command_for, read_search, write_record
+from cpgan_ray.config import Config, SearchJob, override
+from cpgan_ray.config.folders import SEARCH, command_for, read_search
 from cpgan_ray.config.search_space import Dimension, dimensions
 from cpgan_ray.data import Dataset, label_columns, majority_logits, pin_store
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.resources import Bundle, ensure_capacity, shares
 from cpgan_ray.errors import InputError
-from cpgan_ray.pipelines.output_folder import output_folder, with_output
+from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
 from cpgan_ray.pipelines.tune.progress import Progress, read_trials
@@ -90,8 +89,8 @@ def search(job: SearchJob, *, resume: bool = False) -> SearchResult:
 
     Raises: InputError for anything the user can fix, before anything is written to the output folder.
     """
-    with output_folder(job.config.output, f"search-{job.config.preset}", resume=resume) as folder:
-        return search_in(folder, job if resume else with_output(job, folder), resume=resume)
+    with job_folder(job, "search", resume=resume) as (folder, job):
+        return search_in(folder, job, resume=resume)
 
 
 def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
@@ -115,9 +114,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
     one_store = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in space)  # all trials use the same store
     trial_job = dataclasses.replace(job, config=pin_store(job.config, dataset)) if one_store else job
     logger.info(f"{total} trials, {at_once} at once: {', '.join(map(describe_dimension, space))}; in {folder}")
-    with defer_signals() as stop:  # otherwise a signal just before or after the `try` could leave the MLflow run RUNNING
-        parent = open_run(job, folder, resume=resume)
-        status = "FAILED"
+    with parent_run(partial(open_run, job, folder, resume=resume)) as (parent, stop):
         try:
             shared = Shared(job=trial_job, sizes=sizes, parent=parent.run_id, majority=majority, environment=export_env())
             trainable = tune.with_resources(
@@ -146,17 +143,13 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
             )
             with stop.allowed():
                 tuner.fit()
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
+        except BaseException:
+            ray.shutdown()  # first, because a trial that finishes now would set the status of its MLflow run again
+            parent.end_children("KILLED")
             raise
         finally:
-            if status != "FINISHED":
-                ray.shutdown()  # first, because a trial that finishes now would set the status of its MLflow run again
-                parent.end_children("KILLED")
             trials = read_trials(folder)
             values = write_results(job, folder, trials, parent)
-            parent.close(stop.run_status(status))
     summary = {
         "run_id": parent.run_id,
         "output": str(folder),
@@ -203,11 +196,8 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
         "num_samples": job.num_samples,
     }
     params |= {"num_seeds": job.num_seeds, "scheduler": job.scheduler, "attacks": " ".join(c.attacks.names)}
-    run = SearchRun(c, folder, name=name, params=params)
-    folder.mkdir(parents=True, exist_ok=True)
     refuse_link(folder / TUNE)
-    write_record(folder / SEARCH, {"run_id": run.run_id, "job": to_json(job)})
-    return run
+    return recorded_run(job, folder, SEARCH, name=name, params=params)
 
 
 def restore_tuner(folder: Path, trainable: Any) -> tune.Tuner | None:

@@ -15,8 +15,8 @@ from typing import Any
 from ray import tune
 
 from cpgan_ray.analysis.outcome import trial_outcome
-from cpgan_ray.common.atomic_io import refuse_link, write_text
-from cpgan_ray.common.json_files import read_json
+from cpgan_ray.common.atomic_io import refuse_link
+from cpgan_ray.common.json_files import read_json, write_json
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.config.search_space import shown
@@ -136,8 +136,3 @@ def trial_host(config: Config, snapshot: Snapshot | None, *, sizes: Sequence[Bun
             yield LocalGame(host.game)
     else:
         yield LocalGame(play_in_process(config, threads=config.runtime.threads, keep=True))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(values, indent=1) + "\n")
