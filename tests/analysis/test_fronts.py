@@ -16,7 +16,6 @@ from scipy import stats
 from cpgan_ray.analysis.fronts import (
     Reference,
     Trial,
-    as_json,
     ensure_comparable,
     explain_no_choice,
     front,
@@ -236,10 +235,10 @@ def test_recommend_gates_on_test_and_ranks_on_validation(gates, k, rule):
     ],
     ids=["nothing", "max_r2", "min_accuracy", "both", "no validation"],
 )
-def test_explain_no_choice_names_closest_setting(trials, gates, text):
+def test_explain_no_choice_names_closest_setting(trials, gates, text, tmp_path):
     assert recommend(points(trials), **gates) is None
     assert explain_no_choice(points(trials), **gates) == text
-    values = as_json(trials, **gates)
+    values = write(trials, tmp_path, **gates)
     assert (values["recommended"], values["reason"]) == (None, text)
 
 
@@ -337,10 +336,9 @@ def test_write_json_contains_every_trial_and_summary(tmp_path):
     assert "methods" not in values
 
 
-def test_as_json_several_methods_have_own_and_common_front():
-    values = as_json(
-        [*search_trials(methods=("a",)), *(replace(t, accuracy=0.8) if t.accuracy else t for t in search_trials(methods=("b",)))]
-    )
+def test_write_several_methods_have_own_and_common_front(tmp_path):
+    less_accurate = (replace(t, accuracy=0.8) if t.accuracy else t for t in search_trials(methods=("b",)))
+    values = write([*search_trials(methods=("a",)), *less_accurate], tmp_path)
     assert values["methods"].keys() == {"a", "b"}
     assert values["methods"]["a"]["hypervolume"] > values["methods"]["b"]["hypervolume"]
     assert {p["method"] for p in values["methods"]["b"]["front"]} == {"b"}

@@ -1,7 +1,7 @@
 """Fronts of many finished trainings: accuracy against the R2 of the strongest fresh attack, and a recommended setting."""
 
 from cpgan_ray.analysis.fronts.choice import Recommendation, explain_no_choice, recommend
-from cpgan_ray.analysis.fronts.files import as_json, finite, table, with_interval, write
+from cpgan_ray.analysis.fronts.files import finite, table, with_interval, write
 from cpgan_ray.analysis.fronts.fronts import Reference, ensure_comparable, front, hypervolume, hypervolume_history, reference_point
 from cpgan_ray.analysis.fronts.knobs import rank_correlations, spearman
 from cpgan_ray.analysis.fronts.trials import Estimate, Point, State, Trial, mean, mean_with_ci, points, scored
@@ -14,7 +14,6 @@ __all__ = [
     "State",
     "Trial",
     "mean_with_ci",
-    "as_json",
     "ensure_comparable",
     "finite",
     "front",

@@ -26,7 +26,6 @@ def write(
     trials: Sequence[Trial],
     folder: Path,
     *,
-    reference: Reference | None = None,
     max_r2: float | None = None,
     min_accuracy: float | None = None,
     command: Command | None = None,
@@ -35,16 +34,24 @@ def write(
     """Write `frontier.json`, `frontier.csv` (one row per trial) and `frontier.png`, each atomically. Returns the values of
     `frontier.json`.
 
-    chosen: a recommendation by another rule than that of `recommend`.
+    max_r2, min_accuracy: gates of `recommend`; command: used for the command of the recommended setting; chosen: a recommendation
+    by another rule than that of `recommend`.
     """
     from cpgan_ray.analysis.fronts.plot import as_png
 
-    chosen = chosen or recommend(points(trials), max_r2=max_r2, min_accuracy=min_accuracy)
-    values = as_json(trials, reference=reference, max_r2=max_r2, min_accuracy=min_accuracy, command=command, chosen=chosen)
+    settings, reference = points(trials), reference_point(trials)
+    chosen = chosen or recommend(settings, max_r2=max_r2, min_accuracy=min_accuracy)
+    recommended, reason = None, None
+    if chosen is None:
+        reason = explain_no_choice(settings, max_r2=max_r2, min_accuracy=min_accuracy)
+    else:
+        text = command(chosen.point.setting, chosen.point.seeds[0]) if command else None
+        recommended = row(chosen.point) | {"rule": chosen.rule, "command": text}
+    values = as_json(trials, reference=reference, recommended=recommended, reason=reason)
     files = {
         "frontier.json": (json.dumps(values, indent=1, allow_nan=False) + "\n").encode(),
         "frontier.csv": as_csv(values).encode(),
-        "frontier.png": as_png(trials, reference=reference or reference_point(trials), recommended=chosen and chosen.point),
+        "frontier.png": as_png(trials, reference=reference, recommended=chosen and chosen.point),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -53,23 +60,15 @@ def write(
 
 
 def as_json(
-    trials: Sequence[Trial],
-    *,
-    reference: Reference | None = None,
-    max_r2: float | None = None,
-    min_accuracy: float | None = None,
-    command: Command | None = None,
-    chosen: Recommendation | None = None,
+    trials: Sequence[Trial], *, reference: Reference | None, recommended: Mapping[str, Any] | None, reason: str | None
 ) -> dict[str, Any]:
     """All values of `frontier.json`. Unknown numbers, and those that are not finite, are None.
 
-    reference: if None, it is computed from the trials; command: used for the command of the recommended setting.
+    recommended: the recommended setting; if it is None, `reason` says why.
     """
-    reference = reference or reference_point(trials)
     settings = points(trials)
     best = front(settings)
     on_front = {group_key(p) for p in best}
-    chosen = chosen or recommend(settings, max_r2=max_r2, min_accuracy=min_accuracy)
     methods = by_method(settings)
 
     def volume(of: Sequence[Point]) -> float | None:
@@ -93,19 +92,14 @@ def as_json(
         "label_floor_r2": mean(t.label_floor_r2 for t in trials),
         "majority_accuracy": mean(t.majority_accuracy for t in trials),
         "spearman": rank_correlations(settings),
-        "recommended": None,
-        "reason": None,
+        "recommended": recommended,
+        "reason": reason,
     }
     if len(methods) > 1:
         values["methods"] = {
             method: {"front": [row(p) for p in front(of_method)], "hypervolume": volume(of_method)}
             for method, of_method in methods.items()
         }
-    if chosen is None:
-        values["reason"] = explain_no_choice(settings, max_r2=max_r2, min_accuracy=min_accuracy)
-    else:
-        text = command(chosen.point.setting, chosen.point.seeds[0]) if command else None
-        values["recommended"] = row(chosen.point) | {"rule": chosen.rule, "command": text}
     return finite(values)
 
 

@@ -7,6 +7,7 @@ An encoder takes the values of the store, (B, C, H, W): uint8 pictures or float3
 import contextlib
 import hashlib
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,15 @@ class Encoder:
         Raises: InputError if the program fails, or does not return one row of finite numbers per picture.
         """
         x = pictures if self.raw or pictures.dtype != np.uint8 else pictures.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        with self.as_input_error(f"fails on {len(pictures)} pictures", "export a dynamic batch"):
+        failure = f"fails on {len(pictures)} pictures"
+        with as_input_error(
+            f"encoder {self.path}", refused="is refused", stopped=failure, failed=failure, remedy="export a dynamic batch"
+        ):
             outputs = self.runner.run(np.ascontiguousarray(x))
         codes = self.concatenate(outputs, len(pictures))
         if not np.isfinite(codes).all():
             raise InputError(f"encoder {self.path} returns codes that are not finite")
         return codes
-
-    @contextlib.contextmanager
-    def as_input_error(self, failure: str, remedy: str) -> Any:
-        """Convert errors of the program into an InputError that names the file."""
-        try:
-            yield
-        except RefusedError as e:
-            raise InputError(f"encoder {self.path} is refused: {e}") from e
-        except SandboxError as e:
-            raise InputError(f"encoder {self.path} {failure}: {e}") from e
-        except ProgramError as e:
-            raise InputError(f"encoder {self.path} {failure} ({e}): {remedy}") from e
 
     def concatenate(self, outputs: Arrays, rows: int) -> np.ndarray:
         """The selected outputs side by side, one row per picture."""
@@ -151,16 +143,26 @@ def open_program(path: Path, *, what: str, settings: EncoderConfig) -> Runner:
 
     Raises: InputError if the file is damaged, or contains anything that could execute code.
     """
-    try:
+    unreadable = f"cannot be read as {KINDS[path.suffix]}"
+    with as_input_error(
+        f"{what} {path}", refused="is not loaded", stopped="cannot be opened", failed=unreadable, remedy="export it again"
+    ):
         if is_own(path):
             return open_runner(path, stochastic=settings.stochastic, trusted=True)
         return open_in_sandbox(path, settings)
+
+
+@contextlib.contextmanager
+def as_input_error(program: str, *, refused: str, stopped: str, failed: str, remedy: str) -> Iterator[None]:
+    """Convert the errors of a program into an InputError that says which one was refused, was stopped at a limit, or failed."""
+    try:
+        yield
     except RefusedError as e:
-        raise InputError(f"{what} {path} is not loaded: {e}") from e
-    except ProgramError as e:
-        raise InputError(f"{what} {path} cannot be read as {KINDS[path.suffix]} ({e}): export it again") from e
+        raise InputError(f"{program} {refused}: {e}") from e
     except SandboxError as e:
-        raise InputError(f"{what} {path} cannot be opened: {e}") from e
+        raise InputError(f"{program} {stopped}: {e}") from e
+    except ProgramError as e:
+        raise InputError(f"{program} {failed} ({e}): {remedy}") from e
 
 
 def open_in_sandbox(path: Path, settings: EncoderConfig) -> Runner:

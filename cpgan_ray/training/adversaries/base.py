@@ -121,6 +121,26 @@ def prepare_codes(fitted: Tensor, scored: Tensor, *, how: str) -> tuple[Tensor, 
     return (fitted - origin) @ matrix, (scored - origin) @ matrix
 
 
+@dataclass(frozen=True)
+class HoldOut:
+    """The rows that a hold-out adversary is fitted on, and the rows of the batch that it is scored on."""
+
+    z_fit: Tensor  # (M + F, k) prepared codes: of the memory, and of the first F rows of the batch
+    x_fit: Tensor  # (M + F, p)
+    z_scored: Tensor  # (B - F, k) prepared codes of the remaining rows
+    target: Target  # of these rows
+    rows: slice  # of these rows in the batch
+
+
+def hold_out(z: Tensor, target: Target, memory: BatchMemory, *, holdout_fraction: float, how: str) -> HoldOut:
+    """Split a batch of codes z (B, k). how: how codes are prepared, see `prepare_codes`."""
+    cut = num_fitted_rows(len(z), holdout_fraction=holdout_fraction)
+    rows = slice(cut, len(z))
+    z_fit, x_fit = memory.with_current(z[:cut], target.values[:cut])
+    z_fit, z_scored = prepare_codes(z_fit, z[rows], how=how)
+    return HoldOut(z_fit, x_fit, z_scored, target[rows], rows)
+
+
 def num_fitted_rows(batch_size: int, *, holdout_fraction: float) -> int:
     """The number of a batch's rows on which a hold-out adversary is fitted. The remaining last rows are scored."""
     return min(batch_size - 1, max(1, round(batch_size * (1 - holdout_fraction))))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.config import KernelConfig
-from cpgan_ray.training.adversaries.base import BatchMemory, Target, num_fitted_rows, prepare_codes
+from cpgan_ray.training.adversaries.base import BatchMemory, Target, hold_out
 from cpgan_ray.training.adversaries.linear import ridge
 
 
@@ -97,25 +97,19 @@ class KernelAdversary:
         return ridge(self.features(z, width=width), x, penalty=penalty)(self.features(scored, width=width))
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
-        cut = num_fitted_rows(len(z), holdout_fraction=self.holdout_fraction)
-        scored = slice(cut, len(z))
-        z_fit, x_fit = self.memory.with_current(z[:cut], target.values[:cut])
-        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.code_normalization)
-        held_out = target[scored]
-        unit = median_distance(z_fit.detach())
-        if self.chosen is None or self.rounds % self.config.tune_every == 0:
-            self.chosen = self.tune(z_fit.detach(), x_fit, z_scored.detach(), held_out, unit=unit)
-        bandwidth, penalty = self.chosen
-        return held_out.errors(self.predict(z_fit, x_fit, z_scored, width=bandwidth * unit, penalty=penalty)), scored
+        how = self.config.code_normalization
+        batch = hold_out(z, target, self.memory, holdout_fraction=self.holdout_fraction, how=how)
+        unit = median_distance(batch.z_fit.detach())
 
-    def tune(self, z: Tensor, x: Tensor, scored: Tensor, held_out: Target, *, unit: float) -> tuple[float, float]:
-        """The bandwidth and penalty with the smallest error on the held-out rows."""
-        grid = [(b, p) for b in self.config.bandwidths for p in self.config.penalties]
-        if len(grid) == 1:
-            return grid[0]
-        with torch.no_grad():
-            totals = [float(held_out.errors(self.predict(z, x, scored, width=b * unit, penalty=p)).sum()) for b, p in grid]
-        return grid[min(range(len(grid)), key=totals.__getitem__)]
+        def errors(bandwidth: float, penalty: float) -> Tensor:
+            predicted = self.predict(batch.z_fit, batch.x_fit, batch.z_scored, width=bandwidth * unit, penalty=penalty)
+            return batch.target.errors(predicted)
+
+        if self.chosen is None or self.rounds % self.config.tune_every == 0:
+            grid = [(bandwidth, penalty) for bandwidth in self.config.bandwidths for penalty in self.config.penalties]
+            with torch.no_grad():
+                self.chosen = grid[0] if len(grid) == 1 else min(grid, key=lambda setting: float(errors(*setting).sum()))
+        return errors(*self.chosen), batch.rows
 
     def improve(self, z: Tensor, target: Target) -> None:
         self.memory.push(z, target)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.config import RidgeConfig
-from cpgan_ray.training.adversaries.base import BatchMemory, Target, num_fitted_rows, prepare_codes
+from cpgan_ray.training.adversaries.base import BatchMemory, Target, hold_out
 from cpgan_ray.training.adversaries.linear import ridge
 
 
@@ -21,15 +21,15 @@ class RidgeAdversary:
         self.memory = BatchMemory(config.memory_batches)
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
-        cut = num_fitted_rows(len(z), holdout_fraction=self.holdout_fraction)
-        scored = slice(cut, len(z))
-        z_fit, x_fit = self.memory.with_current(z[:cut], target.values[:cut])
-        z_fit, z_scored = prepare_codes(z_fit, z[scored], how=self.config.code_normalization)
-        held_out = target[scored]
+        how = self.config.code_normalization
+        batch = hold_out(z, target, self.memory, holdout_fraction=self.holdout_fraction, how=how)
+
+        def errors(penalty: float) -> Tensor:
+            return batch.target.errors(ridge(batch.z_fit, batch.x_fit, penalty=penalty)(batch.z_scored))
+
         with torch.no_grad():
-            totals = [float(held_out.errors(ridge(z_fit, x_fit, penalty=p)(z_scored)).sum()) for p in self.config.penalties]
-        best = self.config.penalties[min(range(len(totals)), key=totals.__getitem__)]
-        return held_out.errors(ridge(z_fit, x_fit, penalty=best)(z_scored)), scored
+            best = min(self.config.penalties, key=lambda penalty: float(errors(penalty).sum()))
+        return errors(best), batch.rows
 
     def improve(self, z: Tensor, target: Target) -> None:
         self.memory.push(z, target)
