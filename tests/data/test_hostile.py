@@ -31,6 +31,7 @@ from cpgan_ray.data import store
 from cpgan_ray.data.datasets import celeba, celeba_pictures
 from cpgan_ray.data.pca import projection
 from cpgan_ray.errors import InputError
+from tests.payload import Payload
 
 ROOT = Path(__file__).parents[2]
 ATTR, IDENT, PART = celeba.ATTRIBUTES, celeba.IDENTITIES, celeba.PARTITION
@@ -853,7 +854,7 @@ def test_altered_projection_file_is_refused(prepared, name):
     projection(prepared, components=4, progress=False)
     path = prepared.folder / "projection-4" / f"{name}.npy"
     original = path.read_bytes()
-    np.save(objects := io.BytesIO(), np.array([Marked(prepared.folder / "ran")]), allow_pickle=True)
+    np.save(objects := io.BytesIO(), np.array([Payload(prepared.folder / "ran")]), allow_pickle=True)
     variants = [original[:-1], original[: len(original) // 2], b"", original + b"\0", objects.getvalue()]
     variants += [
         original[:at] + bytes([original[at] ^ 1]) + original[at + 1 :] for at in range(0, len(original), len(original) // 20)
@@ -870,20 +871,10 @@ def test_altered_projection_file_is_refused(prepared, name):
     assert not (prepared.folder / "ran").exists()
 
 
-class Marked:
-    """Pickles as a command that makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.path}",)
-
-
 def test_pickled_objects_in_a_projection_are_not_loaded(prepared):
     projection(prepared, components=4, progress=False)
     folder = prepared.folder / "projection-4"
-    np.save(folder / "residual.npy", np.array([Marked(prepared.folder / "ran")]), allow_pickle=True)
+    np.save(folder / "residual.npy", np.array([Payload(prepared.folder / "ran")]), allow_pickle=True)
     summary = json.loads((folder / "summary.json").read_text())
     summary["sha256"]["residual"] = store.checksum(folder / "residual.npy")
     (folder / "summary.json").write_text(json.dumps(summary))

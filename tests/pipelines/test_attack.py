@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import re
 import shutil
 import socket
@@ -31,7 +30,6 @@ from torch import Tensor, nn
 from cpgan_ray.cli import find_target, parse_attack, parse_train
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.config import (
-    AttackConfig,
     Config,
     DataConfig,
     PrivatizerConfig,
@@ -48,24 +46,18 @@ from cpgan_ray.pipelines.attack import GateResult, attack, head_logits
 from cpgan_ray.pipelines.train import train
 from cpgan_ray.tracking import fetch_run, read_curves
 from cpgan_ray.tracking.store import open_store
+from tests import attacked
+from tests.attacked import SIDE, Pooled, attack_flags, program
 from tests.killing import processes
+from tests.payload import Payload
 from tests.process import GONE_S, HANG_S, below, environment, left_as_it_was
 
 JOB = Path(__file__).parents[2] / "jobs" / "attack.py"
-SIDE = 16
 DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2, final_fraction=0.0)
 """The data of the small configuration in conftest.py, which are in the cache."""
 ONE_LABEL = dataclasses.replace(DATA, labels=("Male",))
 """A task that a small network learns in seconds, because a useless code passes no gate."""
-ATTACKS = AttackConfig(
-    names=("ridge", "nearest"),
-    mlp_widths=(16,),
-    kernel_features=16,
-    epochs=1,
-    max_budget_doublings=0,
-    restarts=1,
-    fit_fractions=(0.25,),
-)
+ATTACKS = dataclasses.replace(attacked.ATTACKS, fit_fractions=(0.25,))
 SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "warnings", "split", "passed", "seconds"}
 
 
@@ -283,17 +275,6 @@ def test_attack_passing_gate_with_one_variant_and_comparison(trained, job, tmp_p
 # ------------------------------------------------------------------------------------------------------------- encoders alone
 
 
-class Pooled(nn.Module):
-    """4 x 4 averages of the picture, times a factor: an encoder that hides little, or everything."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.factor * nn.functional.avg_pool2d(x.float(), 4).flatten(1)
-
-
 class Sum(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return (a + b).flatten(1)
@@ -329,14 +310,6 @@ class Logarithm(nn.Module):
         return (x.flatten(1) - 2).log()
 
 
-def program(path: Path, module: nn.Module, *, dtype: torch.dtype = torch.float32, inputs: int = 1, **more: Any) -> Path:
-    """A torch.export program; `more`: channels, height, dynamic."""
-    examples = (torch.zeros(2, more.get("channels", 3), more.get("height", SIDE), SIDE, dtype=dtype),) * inputs
-    sizes = ({0: torch.export.Dim("batch", min=1)},) * inputs if more.get("dynamic", True) else None
-    torch.export.save(torch.export.export(module, examples, dynamic_shapes=sizes), path)
-    return path
-
-
 def pooled_onnx(path: Path, *, batch: int | str = "batch") -> Path:
     """Pooled as an ONNX model."""
     nodes = [
@@ -352,10 +325,8 @@ def pooled_onnx(path: Path, *, batch: int | str = "batch") -> Path:
 
 def small(uri: str, cache: Path) -> list[str]:
     """Flags for an encoder file: the faces in the cache, in this process, with small budgets."""
-    return f"""--cache-dir {cache} --data.num-identities 200 --data.pictures-per-identity 2 --data.final-fraction 0 --runtime.backend local
-        --runtime.threads 1 --tracking.uri {uri} --tracking.no-system-metrics --attacks.names ridge --attacks.mlp-widths 16
-        --attacks.kernel-features 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.no-identity
-        --attacks.no-attributes --attacks.fit-fractions""".split()
+    faces = f"--cache-dir {cache} --data.num-identities 200 --data.pictures-per-identity 2 --data.final-fraction 0".split()
+    return [*faces, "--attacks.no-identity", "--attacks.no-attributes", *attack_flags(uri)]
 
 
 @pytest.fixture(scope="module")
@@ -514,16 +485,6 @@ def other_people(folder: Path) -> Path:
     folder.mkdir()
     np.savez(folder / "errors.npz", errors=np.ones(40), mean_errors=np.ones(40), identity=np.arange(40))
     return folder
-
-
-class Payload:
-    """Pickles as a command that leaves a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.mark}",)
 
 
 def pickled(path: Path, folder: Path) -> Path:

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from cpgan_ray.cli import parse_attack
 from cpgan_ray.config import (
-    AttackConfig,
     Config,
     DataConfig,
     NeuralConfig,
@@ -26,8 +24,9 @@ from cpgan_ray.config import (
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.attack import attack
 from cpgan_ray.pipelines.train import train
+from tests.attacked import ATTACKS, SIDE, Pooled, attack_flags, program
 
-PEOPLE, SIDE = 40, 16
+PEOPLE = 40
 PARTS = np.repeat([0, 1, 2], [48, 20, 12])
 """Two pictures of each person: 48 in train, 20 in val, 12 in test."""
 LABELS = ("Smiling", "Male", "Young", "Bald")
@@ -59,18 +58,6 @@ def pictures(*, coloured: bool = False) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(colours, (2 * PEOPLE, SIDE, SIDE, 3)))
 
 
-ATTACKS = AttackConfig(
-    names=("ridge", "nearest"),
-    mlp_widths=(16,),
-    kernel_features=16,
-    epochs=1,
-    max_budget_doublings=0,
-    restarts=1,
-    fit_fractions=(),
-    quick_every=1,
-)
-
-
 @pytest.fixture
 def job(tmp_path: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """Train and attack on a layout in this process. Returns the report; all its numbers must be finite, and warnings are errors."""
@@ -91,7 +78,7 @@ def job(tmp_path: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]) -> C
                 "mlp": NeuralConfig(architecture="mlp", width=8, components=4),
             },
             runtime=RuntimeConfig(backend="local", threads=1),
-            attacks=ATTACKS,
+            attacks=replace(ATTACKS, quick_every=1),
             tracking=TrackingConfig(uri=mlflow_uri, log_models=False, system_metrics=False),
         )
         train(config)
@@ -157,24 +144,15 @@ def test_train_on_identical_pictures_raises_before_output(job, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-class Pooled(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(x.float(), 8).flatten(1)
-
-
 @pytest.mark.parametrize("case", ["labels of one value", "one picture"])
 def test_attack_encoder_on_odd_labels_and_on_single_picture(tmp_path, mlflow_uri, case, capfd):
     labels = values()
     labels[PARTS == 0, 1], labels[PARTS == 2, 2], labels[:, 3] = 1, 0, 0
     images = pictures()
     data = lay_out(tmp_path / "celeba", images=images[:1].repeat(80, axis=0) if case == "one picture" else images, labels=labels)
-    example = (torch.zeros(2, 3, SIDE, SIDE),)
-    program = torch.export.export(Pooled(), example, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    torch.export.save(program, tmp_path / "e.pt2")
-    flags = f"""--data-dir {data} --output {tmp_path / "out"} --tracking.uri {mlflow_uri} --tracking.no-system-metrics
-        --runtime.backend local --runtime.threads 1 --attacks.names ridge --attacks.mlp-widths 16 --attacks.kernel-features 16
-        --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.fit-fractions""".split()
-    target, job = parse_attack([str(tmp_path / "e.pt2"), *flags], description="", fetch=Path)
+    encoder = program(tmp_path / "e.pt2", Pooled())
+    flags = ["--data-dir", str(data), "--output", str(tmp_path / "out"), *attack_flags(mlflow_uri)]
+    target, job = parse_attack([str(encoder), *flags], description="", fetch=Path)
     if case == "one picture":
         with pytest.raises(InputError, match="are all the same"):
             attack(target, job)

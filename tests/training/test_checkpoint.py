@@ -22,6 +22,7 @@ from cpgan_ray.config.folders import write_record
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.train import resume_fingerprint, train
 from cpgan_ray.training.checkpoint import DIGEST, FORMAT, Checkpoints, Snapshot, decode, encode, pack, unpack
+from tests.payload import Payload
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -130,16 +131,6 @@ def test_latest_ignores_a_half_written_file(tmp_path):
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.round == 1
-
-
-class Payload:
-    """Pickles as a command that creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 def test_decode_of_a_pickled_command_does_not_run_it(tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import pickle
 import sys
 import zipfile
@@ -26,6 +25,7 @@ from cpgan_ray.evaluation.encoders.runners import open_runner
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, RefusedError
 from cpgan_ray.models import build_privatizer
 from cpgan_ray.models.export import export_programs
+from tests.payload import Payload
 
 SIDE = 8
 MODEL, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
@@ -60,16 +60,6 @@ def exported() -> bytes:
     program = torch.export.export(Encoder().eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     torch.export.save(program, buffer := io.BytesIO())
     return buffer.getvalue()
-
-
-class Payload:
-    """Pickles as a command that leaves a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.mark}",)
 
 
 def saved(value: Any) -> bytes:
