@@ -67,7 +67,8 @@ def train(
 
     from cpgan_ray.cli.flags import absolute
     from cpgan_ray.common import logs
-    from cpgan_ray.config.folders import ensure_complete, interrupted_run, own_store
+    from cpgan_ray.config.folders.records import ensure_complete, own_store
+    from cpgan_ray.config.folders.runs import interrupted_run
     from cpgan_ray.errors import InputError
     from cpgan_ray.pipelines import train as pipeline
 
@@ -111,7 +112,7 @@ def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", 
     from cpgan_ray.cli.attack import find_target
     from cpgan_ray.cli.flags import absolute
     from cpgan_ray.common import logs
-    from cpgan_ray.config.folders import attack_job_of, complete_attack_job
+    from cpgan_ray.config.folders.targets import attack_job_of, complete_attack_job
     from cpgan_ray.errors import InputError
     from cpgan_ray.pipelines import attack as pipeline
     from cpgan_ray.tracking import fetch_run

@@ -9,17 +9,9 @@ from cpgan_ray.cli.search import parse_search
 from cpgan_ray.cli.train import parse, parse_train
 from cpgan_ray.common.environment import complete_environment
 from cpgan_ray.config import FrontierJob
-from cpgan_ray.config.folders import (
-    ADJUSTABLE,
-    REPRODUCTION,
-    SEARCH,
-    Target,
-    command_for,
-    read_reproduction,
-    read_run,
-    read_search,
-    store_of,
-)
+from cpgan_ray.config.folders.jobs import REPRODUCTION, SEARCH, read_reproduction, read_search
+from cpgan_ray.config.folders.runs import ADJUSTABLE, command_for, read_run, store_of
+from cpgan_ray.config.folders.targets import Target
 
 complete_environment()  # before any library reads a variable that may be missing
 

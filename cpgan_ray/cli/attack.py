@@ -9,7 +9,7 @@ from cpgan_ray.cli.flags import absolute, read_flags, take_trust
 from cpgan_ray.cli.help import ATTACK, HELP, HELP_ALL
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import AttackJob
-from cpgan_ray.config.folders import Target, attack_job_of, complete_attack_job, run_target
+from cpgan_ray.config.folders.targets import Target, attack_job_of, complete_attack_job, run_target
 from cpgan_ray.errors import InputError
 
 CALL = "attack.py RUN_FOLDER | RUN_ID | ENCODER_FILE [--flag VALUE ...]"

@@ -10,12 +10,8 @@ from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take
 from cpgan_ray.cli.help import HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, ReproduceJob, local_names
-from cpgan_ray.config.folders import (
-    EXTENDABLE,
-    ensure_complete,
-    own_store,
-    reproduction_record,
-)
+from cpgan_ray.config.folders.jobs import EXTENDABLE, reproduction_record
+from cpgan_ray.config.folders.records import ensure_complete, own_store
 from cpgan_ray.config.presets import PRESETS, for_comparison, preset
 from cpgan_ray.errors import InputError
 

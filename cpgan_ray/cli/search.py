@@ -11,7 +11,8 @@ from cpgan_ray.cli.help import OF_RUN, RESUME
 from cpgan_ray.cli.help import SEARCH as SEARCH_FLAGS
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, SearchJob
-from cpgan_ray.config.folders import RESUMABLE, ensure_complete, search_record
+from cpgan_ray.config.folders.jobs import RESUMABLE, search_record
+from cpgan_ray.config.folders.records import ensure_complete
 from cpgan_ray.config.presets import PRESETS, for_search, preset
 
 CALL = "tune_celeba.py [PRESET] [--flag VALUE ...]"

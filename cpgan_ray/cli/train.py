@@ -7,12 +7,8 @@ from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take
 from cpgan_ray.cli.help import RESUME, TRAIN
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, local_names
-from cpgan_ray.config.folders import (
-    ADJUSTABLE,
-    ensure_complete,
-    interrupted_run,
-    own_store,
-)
+from cpgan_ray.config.folders.records import ensure_complete, own_store
+from cpgan_ray.config.folders.runs import ADJUSTABLE, interrupted_run
 from cpgan_ray.config.presets import PRESETS, preset
 
 CALL = "train_celeba.py [PRESET] [--flag VALUE ...]"

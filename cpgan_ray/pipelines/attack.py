@@ -14,7 +14,7 @@ from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import AttackJob, Config, EncoderConfig
-from cpgan_ray.config.folders import Target
+from cpgan_ray.config.folders.targets import Target
 from cpgan_ray.data import Dataset, label_frequencies, load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.data.registry import RESIZED

@@ -11,7 +11,7 @@ from typing import TypeVar
 from cpgan_ray.common.claims import claim_folder, claim_new_folder
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config import ReproduceJob, SearchJob
-from cpgan_ray.config.folders import REPRODUCTION, SEARCH
+from cpgan_ray.config.folders.jobs import REPRODUCTION, SEARCH
 from cpgan_ray.errors import InputError
 from cpgan_ray.tracking import tracking_uri
 

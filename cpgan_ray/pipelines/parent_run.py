@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from cpgan_ray.common.signals import Stop, defer_signals
 from cpgan_ray.config import ReproduceJob, SearchJob, to_json
-from cpgan_ray.config.folders import write_record
+from cpgan_ray.config.folders.records import write_record
 from cpgan_ray.pipelines.output_folder import output_folder, with_output
 from cpgan_ray.tracking import SearchRun
 

@@ -19,7 +19,7 @@ from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.common.types import Metrics, Outcome
 from cpgan_ray.config import Config, flatten, to_json
-from cpgan_ray.config.folders import ADJUSTABLE, store_of
+from cpgan_ray.config.folders.runs import ADJUSTABLE, store_of
 from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store
 from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale

@@ -32,7 +32,8 @@ from cpgan_ray.common.ownership import SUFFIX, sign
 from cpgan_ray.common.signals import requested
 from cpgan_ray.common.types import Event, Metrics
 from cpgan_ray.config import Config, flatten, to_json
-from cpgan_ray.config.folders import CONFIG, write_record
+from cpgan_ray.config.folders.records import write_record
+from cpgan_ray.config.folders.runs import CONFIG
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import printable

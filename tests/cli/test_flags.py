@@ -38,7 +38,7 @@ from cpgan_ray.config import (
     override,
     to_json,
 )
-from cpgan_ray.config.folders import FORMAT, write_record
+from cpgan_ray.config.folders.records import FORMAT, write_record
 from cpgan_ray.config.presets import PRESETS, preset
 from cpgan_ray.errors import InputError
 from tests.process import HANG_S

@@ -23,7 +23,8 @@ from cpgan_ray import cli
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import ReproduceJob, SearchJob, to_json
-from cpgan_ray.config.folders import CONFIG, write_record
+from cpgan_ray.config.folders.records import write_record
+from cpgan_ray.config.folders.runs import CONFIG
 from cpgan_ray.config.presets import for_comparison, for_search, preset
 from cpgan_ray.config.search_space import dimensions
 from cpgan_ray.errors import InputError

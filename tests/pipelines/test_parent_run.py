@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from cpgan_ray.config import Config, SearchJob, TrackingConfig
-from cpgan_ray.config.folders import SEARCH, read_search
+from cpgan_ray.config.folders.jobs import SEARCH, read_search
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 
 pytestmark = pytest.mark.usefixtures("process_left_as_it_was")

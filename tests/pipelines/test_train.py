@@ -17,7 +17,7 @@ from PIL import Image
 
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.config import from_json, override
-from cpgan_ray.config.folders import FORMAT
+from cpgan_ray.config.folders.records import FORMAT
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data import prepare
 from cpgan_ray.data.datasets.faces.files import write_faces

@@ -21,7 +21,7 @@ from cpgan_ray.common import logs
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.ownership import is_own
 from cpgan_ray.config import Config, TrackingConfig, from_json, override
-from cpgan_ray.config.folders import FORMAT
+from cpgan_ray.config.folders.records import FORMAT
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError

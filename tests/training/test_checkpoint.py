@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpgan_ray.config import override, to_json
-from cpgan_ray.config.folders import write_record
+from cpgan_ray.config.folders.records import write_record
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.train import resume_fingerprint, train
 from cpgan_ray.training.checkpoint import DIGEST, FORMAT, Checkpoints, Snapshot, decode, encode, pack, unpack

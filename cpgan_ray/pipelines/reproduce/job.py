@@ -19,7 +19,7 @@ from cpgan_ray.common.json_files import write_json
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.config import Config, ReproduceJob
-from cpgan_ray.config.folders import REPRODUCTION, read_reproduction
+from cpgan_ray.config.folders.jobs import REPRODUCTION, read_reproduction
 from cpgan_ray.data import Dataset, load, pin_store
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS

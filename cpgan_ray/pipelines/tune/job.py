@@ -19,7 +19,8 @@ from cpgan_ray.common.credentials import export_env
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.config import Config, SearchJob, override
-from cpgan_ray.config.folders import SEARCH, command_for, read_search
+from cpgan_ray.config.folders.jobs import SEARCH, read_search
+from cpgan_ray.config.folders.runs import command_for
 from cpgan_ray.config.search_space import Dimension, dimensions
 from cpgan_ray.data import Dataset, label_columns, majority_logits, pin_store
 from cpgan_ray.distributed.cluster import connect

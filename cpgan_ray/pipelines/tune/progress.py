@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from cpgan_ray.analysis.fronts import Trial, hypervolume, points, reference_point
 from cpgan_ray.common.json_files import read_json, write_json
-from cpgan_ray.config.folders import read_search
+from cpgan_ray.config.folders.jobs import read_search
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.tune.trial import trial_name
 from cpgan_ray.tracking import SearchRun

@@ -1,0 +1,84 @@
+"""The `config.json` of a run: its configuration, its prepared store, and its MLflow run."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from cpgan_ray.common.credentials import redacted
+from cpgan_ray.config.folders.records import Record, defaults_for, read_record, run_id_in, usable
+from cpgan_ray.config.io import flatten, from_json
+from cpgan_ray.config.presets import PRESETS
+from cpgan_ray.config.schema import Config
+from cpgan_ray.errors import InputError
+
+CONFIG = "config.json"
+"""File of a run: its configuration, its prepared store, and its MLflow run. Written when the run starts."""
+ADJUSTABLE = ("epochs", "output", "runtime.", "recovery.", "attacks.", "tracking.")
+"""Fields that may change when a run is resumed: they do not affect the rounds already played."""
+
+
+def interrupted_run(folder: Path, *, trust: bool = False) -> tuple[Config, str, Record]:
+    """Configuration and MLflow run of the output folder of an unfinished run.
+
+    Raises: InputError if it is not the folder of a run, or if the run has finished.
+    """
+    config, run_id, record = read_run_record(folder, trust=trust)
+    if (folder / "report" / "report.json").is_file():
+        raise InputError(f"the run in {folder} has finished: there is nothing to resume")
+    if run_id is None:
+        raise InputError(f"{folder / 'config.json'} names no MLflow run: start the run again in another --output")
+    return dataclasses.replace(config, output=folder), run_id, record
+
+
+def read_run(folder: Path, *, trust: bool = False) -> tuple[Config, str | None]:
+    """Configuration and MLflow run in the `config.json` of an output folder. If another user has written it, LOCAL fields are those
+    of the preset, except with `trust`.
+
+    Raises: InputError if there is none, or if it is damaged.
+    """
+    return read_run_record(folder, trust=trust)[:2]
+
+
+def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, Record]:
+    """Like `read_run`, with the file itself."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} has no {CONFIG}: give the output folder of a run")
+    try:
+        record = read_record(path)
+        values = record.values
+        run_id = None if values.get("run_id") is None else run_id_in(record)
+        values = {name: value for name, value in values.items() if name not in ("run_id", "store")}
+    except InputError:
+        raise
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} is damaged ({e}): give the output folder of a run") from e
+    config = from_json(values)
+    return usable(config, defaults_for(config), record, trust=trust), run_id, record
+
+
+def store_of(folder: Path) -> str | None:
+    """Digest of the prepared store that a run uses; None if its `config.json` does not contain it."""
+    try:
+        store = read_record(folder / CONFIG).values.get("store")
+    except (OSError, ValueError):
+        return None
+    return Path(store).name if isinstance(store, str) else None
+
+
+def command_for(config: Config) -> str:
+    """The arguments of `jobs/train_celeba.py` that repeat this run: its preset, and the fields that differ from it. Attacks, output
+    and tracking are left out.
+    """
+    base = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}
+    omitted = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
+    words = [config.preset]
+    for name, value in flatten(config).items():
+        if name.startswith(omitted) or value == base.get(name):
+            continue
+        *path, last = name.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
+        else:
+            words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return redacted(shlex.join(words))
