@@ -1,7 +1,7 @@
 """Logging of runs to MLflow, `metrics.jsonl`, `config.json` and the console. The only package that imports MLflow.
 
-`store` finds and opens the tracking store; `run` logs one run, from the driver's process; `search` logs the parent run of a search;
-`reading` reads tracked runs as trials; `console` shows the progress line.
+`store` finds and opens the tracking store; `run` logs one run, from the driver's process; `outbox` sends its metrics; `search` logs
+the parent run of a search; `reading` reads tracked runs as trials; `console` shows the progress line.
 """
 
 import os

@@ -6,10 +6,8 @@ and sent when it is available again, everything else is sent again at the end, a
 
 import json
 import logging
-import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -37,6 +35,7 @@ from cpgan_ray.config.folders.runs import CONFIG
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import printable
+from cpgan_ray.tracking.outbox import Outbox, log_outage
 from cpgan_ray.tracking.store import all_runs, open_store
 from cpgan_ray.tracking.uri import ensure_same_host
 
@@ -48,21 +47,10 @@ FINAL_DATA = "final.data"
 """Tag of a run that opened a final split: digest of the data set."""
 FLUSH_S = 5.0
 """Interval at which queued metrics are sent."""
-BATCH_LIMIT = 1000
-"""Largest number of metrics that MLflow accepts in one call."""
-POLL_S = 0.02
-"""Interval at which the queue is checked until it is empty."""
-RETRY_S = (1.0, 30.0)
-"""Shortest and longest wait before metrics are sent again."""
 SETTLE_S = 5.0
 """How long a checkpoint, or the end of a stopped run, waits for the store."""
 FINAL_SETTLE_S = 60.0
 """How long the end of a finished run waits for the store."""
-
-
-def log_outage(error: BaseException) -> None:
-    reason = printable(redacted(str(error).partition("\n")[0]))[:200]
-    logger.warning(f"MLflow does not respond ({reason}); the run continues and logs this later")
 
 
 def log_dataset(client: mlflow.MlflowClient, run_id: str, dataset: MetaDataset) -> None:
@@ -76,63 +64,6 @@ def log_dataset(client: mlflow.MlflowClient, run_id: str, dataset: MetaDataset) 
         client.log_inputs(run_id, datasets=inputs)
     except MlflowException:
         client.log_inputs(run_id, datasets=inputs)
-
-
-class Outbox:
-    """A queue of metrics and a thread that sends them to the store, again and again until the store accepts them."""
-
-    def __init__(self, client: mlflow.MlflowClient, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
-        self.waiting: deque[Metric] = deque()
-        self.awake, self.closing = threading.Event(), False
-        self.thread = threading.Thread(target=self.deliver, daemon=True)
-        self.thread.start()
-
-    def put(self, metrics: Sequence[Metric]) -> None:
-        self.waiting.extend(metrics)
-        if len(self.waiting) >= BATCH_LIMIT:
-            self.send()
-
-    def send(self) -> None:
-        self.awake.set()
-
-    def settle(self, timeout_s: float) -> bool:
-        """Waits until the queue is empty, at most `timeout_s`. Returns whether it is."""
-        deadline = time.monotonic() + timeout_s
-        while self.waiting and time.monotonic() < deadline:
-            self.send()
-            time.sleep(POLL_S)
-        return not self.waiting
-
-    def close(self, timeout_s: float) -> bool:
-        """Waits like `settle`, then stops sending. Returns whether everything was delivered."""
-        delivered = self.settle(timeout_s)
-        self.closing = True
-        self.send()
-        return delivered
-
-    def deliver(self) -> None:
-        wait_s = 0.0
-        while True:
-            self.awake.wait()
-            self.awake.clear()
-            while self.waiting and not self.closing:
-                part = [self.waiting[i] for i in range(min(BATCH_LIMIT, len(self.waiting)))]
-                try:
-                    self.client.log_batch(self.run_id, metrics=part, synchronous=True)
-                except Exception as e:  # each type of store raises its own errors
-                    if not wait_s:
-                        log_outage(e)
-                    wait_s = min(max(2 * wait_s, RETRY_S[0]), RETRY_S[1])
-                    time.sleep(wait_s)
-                    continue
-                if wait_s:
-                    logger.info("MLflow responds again")
-                wait_s = 0.0
-                for _ in part:
-                    self.waiting.popleft()
-            if self.closing:
-                return
 
 
 class Tracker:

@@ -26,7 +26,8 @@ from cpgan_ray.config.presets import preset
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.tracking import Console, Tracker, ensure_trackable, read_trials
-from cpgan_ray.tracking.run import BATCH_LIMIT, log_dataset
+from cpgan_ray.tracking.outbox import BATCH_LIMIT
+from cpgan_ray.tracking.run import log_dataset
 from cpgan_ray.tracking.store import open_store
 from cpgan_ray.training.game import play_in_process
 
