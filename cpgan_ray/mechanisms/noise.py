@@ -22,7 +22,7 @@ from cpgan_ray.mechanisms.base import Released, samples, train_classifier
 from cpgan_ray.mechanisms.games import features
 from cpgan_ray.mechanisms.projections import standardise, with_classifier
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.training.defender import fit_whitening
+from cpgan_ray.training.inputs import fit_whitening
 
 LONGEST_CODE = 1024
 """Longer noisy samples are attacked in their leading principal components, because the others are small compared with the noise."""

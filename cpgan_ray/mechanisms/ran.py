@@ -18,7 +18,7 @@ from cpgan_ray.mechanisms.base import Released, predict_logits
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
-from cpgan_ray.training.defender import corrupt_inputs, fit_whitening, to_input
+from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import utility_loss
 
 UTILITY_STEPS = 3

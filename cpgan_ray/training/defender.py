@@ -4,7 +4,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cpgan_ray.common.process import autocast, compile_networks, torch_stream
 from cpgan_ray.common.registry import remember
-from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset
-from cpgan_ray.data.pca import projection
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.models.privatizers import Whitening
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
+from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
 from cpgan_ray.training.losses import is_multiclass, utility_loss, utility_normalizer
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -32,91 +29,6 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 """Name -> function from the completed share of the run to the share of the peak learning rate."""
 remember(__name__, "LR_SCHEDULES")
 GRADIENT_NORMS = ("utility/grad_norm", "privacy/grad_norm")
-
-
-def to_input(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """(B, H, W, C) from the store -> float32 (B, C, H, W): uint8 pictures scaled to [-1, 1], float32 values unchanged."""
-    x = torch.from_numpy(pictures)
-    if device.type == "cuda":
-        x = x.pin_memory()
-    x = x.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
-
-
-def corrupt_inputs(x: Tensor, config: Config, *, round: int, num_rows: int, local: slice) -> Tensor:
-    """Adds noise and a grey square to the pictures (B, C, H, W) of a training round, as configured (`input_noise`, `cutout`).
-
-    Both are drawn for the whole batch of `num_rows` pictures; `local`: the rows of the batch that `x` holds.
-    """
-    d = config.data
-    if d.input_noise:
-        noise = stream(config.seed, "input noise", round).standard_normal((num_rows, *x.shape[1:]), np.float32)[local]
-        x = x + d.input_noise * torch.from_numpy(noise).to(x.device)
-    if d.cutout:
-        sides = x.shape[2:]
-        first = stream(config.seed, "cutout", round).integers(sides, size=(num_rows, 2))[local] - d.cutout // 2  # may be negative
-        down, right = (np.arange(side) - start[:, None] for side, start in zip(sides, first.T, strict=True))
-        covered = ((down >= 0) & (down < d.cutout))[:, :, None] & ((right >= 0) & (right < d.cutout))[:, None, :]
-        x = x.masked_fill(torch.from_numpy(covered[:, None]).to(x.device), 0.0)
-    return x
-
-
-def fit_whitening(privatizer: nn.Module, dataset: Dataset) -> None:
-    """Set the principal components of a privatizer that whitens its input, from the training samples."""
-    for part in privatizer.modules():
-        if isinstance(part, Whitening):
-            basis = projection(dataset, components=len(part.mean), progress=False)
-            part.fit(basis.mean, basis.components, basis.coordinates)
-
-
-class DataParallelGroup(Protocol):
-    """The processes that share a batch, each with a copy of the defender, as seen by one of them. All make the same calls in the
-    same order. Implemented by `SingleProcess` and by the group of distributed/ddp."""
-
-    count: int
-    rank: int
-
-    def local_slice(self, num_rows: int) -> slice:
-        """The rows of this process, of a batch of `num_rows`."""
-        ...
-
-    def gather(self, part: Tensor, num_rows: int) -> Tensor:
-        """The rows of all processes, in order; `part`: the rows of this one."""
-        ...
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of the values of all processes."""
-        ...
-
-    def average(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The mean over all processes, for each of the tensors."""
-        ...
-
-    def wrap_ddp(self, network: nn.Module) -> nn.Module:
-        """A wrapper to call in training instead of the network: normalisation and random draws are those of the whole batch, and
-        gradients of the parameters are averaged over all processes."""
-        ...
-
-
-class SingleProcess:
-    """A group of one process, which holds the whole batch."""
-
-    count, rank = 1, 0
-
-    def local_slice(self, num_rows: int) -> slice:
-        return slice(0, num_rows)
-
-    def gather(self, part: Tensor, num_rows: int) -> Tensor:
-        return part
-
-    def total(self, value: Tensor) -> Tensor:
-        return value
-
-    def average(self, values: Sequence[Tensor]) -> list[Tensor]:
-        return list(values)
-
-    def wrap_ddp(self, network: nn.Module) -> nn.Module:
-        return network
 
 
 @dataclass

@@ -25,7 +25,9 @@ from cpgan_ray.models.export import export_programs
 from cpgan_ray.training.adversaries import Target, build_adversary
 from cpgan_ray.training.adversaries.base import EpochFitted
 from cpgan_ray.training.checkpoint import pack, unpack
-from cpgan_ray.training.defender import DataParallelGroup, Defender, SingleProcess, corrupt_inputs, fit_whitening, to_input
+from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
+from cpgan_ray.training.defender import Defender
+from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import (
     accuracy,
     aggregate_weights,

@@ -23,7 +23,7 @@ from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
 from cpgan_ray.pipelines.reproduce.play import compare_with_theory, linear_code
-from cpgan_ray.training.defender import fit_whitening, to_input
+from cpgan_ray.training.inputs import fit_whitening, to_input
 from cpgan_ray.training.losses import accuracy, utility_loss
 
 

@@ -14,7 +14,8 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.models.privatizers import round_to
-from cpgan_ray.training.defender import Defender, to_input
+from cpgan_ray.training.defender import Defender
+from cpgan_ray.training.inputs import to_input
 
 torch.set_num_threads(1)
 

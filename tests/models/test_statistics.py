@@ -10,8 +10,8 @@ from torch.optim.swa_utils import update_bn
 
 from cpgan_ray.data.batching import STATISTICS_ROWS, representative_rows
 from cpgan_ray.models.statistics import refresh_statistics
-from cpgan_ray.training.defender import to_input
 from cpgan_ray.training.game import play_in_process
+from cpgan_ray.training.inputs import to_input
 
 
 def network() -> nn.Sequential:

@@ -14,7 +14,8 @@ from torch import nn
 from cpgan_ray.config import Config, DataConfig, GameConfig, PrivatizerConfig, RuntimeConfig, UtilityConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.models.export import export_programs
-from cpgan_ray.training.defender import LR_SCHEDULES, Defender, corrupt_inputs
+from cpgan_ray.training.defender import LR_SCHEDULES, Defender
+from cpgan_ray.training.inputs import corrupt_inputs
 
 ROWS, K, LABELS, SIDE = 16, 4, 3, 12
 

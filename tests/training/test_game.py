@@ -16,8 +16,8 @@ from cpgan_ray.data import load
 from cpgan_ray.data.batching import batch, pictures
 from cpgan_ray.data.pca import scale
 from cpgan_ray.errors import InputError
-from cpgan_ray.training.defender import to_input
 from cpgan_ray.training.game import Game, play_in_process
+from cpgan_ray.training.inputs import to_input
 from cpgan_ray.training.players import AdversaryWorker, PrivatizerWorker
 from tests.games import untimed
 
