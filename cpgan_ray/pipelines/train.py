@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 
 from cpgan_ray.common.atomic_io import refuse_link
 from cpgan_ray.common.claims import claim_folder
-from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
@@ -22,27 +21,22 @@ from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.config.folders.runs import ADJUSTABLE, store_of
 from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store
 from cpgan_ray.data.batching import rounds_per_epoch
-from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.attacks import ridge_attack
 from cpgan_ray.evaluation.encoders.encoder import open_encoder
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
-from cpgan_ray.evaluation.quick import QUICK_ROWS, quick_r2
-from cpgan_ray.evaluation.report.panels import panel, reconstruct_rows
 from cpgan_ray.evaluation.report.report import degeneracy_reasons, read_strongest_attack
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.models.cost import costs
-from cpgan_ray.pipelines.evaluate import attacks_on_ray as attacks_on_ray
-from cpgan_ray.pipelines.evaluate import evaluate_codes
+from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
 from cpgan_ray.pipelines.output_folder import output_folder
-from cpgan_ray.pipelines.session import CHUNK_S, GameSession, on_ray, open_session
-from cpgan_ray.tracking import Console, Tracker, ensure_trackable, read_curves
+from cpgan_ray.pipelines.rounds import CheckpointWriter, PeriodicCallback, panel_drawer, play, quick_attacker
+from cpgan_ray.pipelines.session import GameSession, on_ray, open_session
+from cpgan_ray.tracking import Tracker, ensure_trackable, read_curves
 from cpgan_ray.training.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.training.game import active_adversaries
 
 logger = logging.getLogger(__name__)
-
-PANEL_PICTURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +51,6 @@ class RunContext:
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     """Logged in addition to the usual params."""
-
-
-@dataclass(frozen=True)
-class PeriodicCallback:
-    """A function to call every so many rounds, while no round is played. It gets the game and the metrics of the last round."""
-
-    every: int
-    act: Callable[[GameSession, Metrics], None]
-
-    def due(self, done: int) -> bool:
-        return self.every > 0 and done % self.every == 0
 
 
 def train(config: Config, context: RunContext | None = None, *, resume: str | None = None) -> dict[str, Any]:
@@ -119,7 +102,8 @@ def train_in(output: Path, config: Config, context: RunContext, checkpoints: Che
             callbacks = [
                 PeriodicCallback(config.tracking.panel_every * game.rounds_per_epoch, panel_drawer(config, dataset, tracker)),
                 PeriodicCallback(
-                    config.attacks.quick_every * game.rounds_per_epoch, quick_attacker(config, dataset, tracker, context)
+                    config.attacks.quick_every * game.rounds_per_epoch,
+                    quick_attacker(config, dataset, tracker, context.on_quick_attack),
                 ),
             ]
             writer = CheckpointWriter(checkpoints, config.recovery.checkpoint_every)
@@ -157,71 +141,6 @@ def prepare_run(config: Config) -> Dataset:
     for components in {number or DEFAULT_COMPONENTS for number in requested} | {DEFAULT_COMPONENTS}:
         projection(dataset, components=components)
     return dataset
-
-
-class CheckpointWriter:
-    """Writes checkpoints when they are due. If one cannot be written, a warning is logged and the earlier checkpoints stay."""
-
-    def __init__(self, checkpoints: Checkpoints, every: int) -> None:
-        self.checkpoints, self.every = checkpoints, every
-        self.last: int | None = None
-
-    def due(self, done: int, *, last: bool) -> bool:
-        """Whether a checkpoint is due after `done` rounds. last: whether this may be the last opportunity."""
-        if self.last is None:
-            self.last = done - done % self.every if self.every else done
-        return self.every > 0 and (last or done - self.last >= self.every)
-
-    def write(self, snapshot: Snapshot) -> None:
-        self.last = snapshot.round
-        try:
-            self.checkpoints.write(snapshot)
-        except OSError as e:
-            logger.warning(f"checkpoint of round {snapshot.round} not written to {self.checkpoints.location} ({redacted(str(e))})")
-
-
-def play(
-    game: GameSession,
-    tracker: Tracker,
-    *,
-    names: Sequence[str],
-    callbacks: Sequence[PeriodicCallback],
-    writer: CheckpointWriter,
-    done: int = 0,
-) -> None:
-    """Play all rounds from `done` on, and log them in chunks. The next chunk is played while the last one is logged, except when a
-    callback is due.
-
-    After a signal to stop, it finishes the current chunk, writes a checkpoint and ends the process.
-    """
-    if done == game.total_rounds:
-        return
-    console = Console(total_rounds=game.total_rounds, rounds_per_epoch=game.rounds_per_epoch, names=names, done=done)
-    pending = game.play(1)
-    with defer_signals() as stop, closing(console):
-        while done < game.total_rounds:
-            rounds = game.get(pending)
-            done = int(rounds[-1]["round"]) + 1
-            chunk = max(1, round(CHUNK_S * len(rounds) / sum(m["time/round_s"] for m in rounds)))
-            over, stopping = done == game.total_rounds, stop.requested  # read once, because a signal may arrive at any line
-            due = [callback for callback in callbacks if callback.due(done) and not over]
-            snapshot = game.snapshot() if writer.due(done, last=over or stopping or game.warned()) else None
-            if not (over or due or stopping):
-                pending = game.play(chunk)
-            for values in rounds:
-                tracker.log({name: value for name, value in values.items() if name != "round"}, step=int(values["round"]))
-            console.show(rounds)
-            tracker.log_events(game.events)
-            game.events.clear()
-            if snapshot is not None:
-                tracker.settle()  # the rounds before a checkpoint must be logged before it is written
-                writer.write(snapshot)
-            if stopping:
-                stop.now()
-            for callback in due:
-                callback.act(game, rounds[-1])
-            if due:
-                pending = game.play(chunk)
 
 
 def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, final_round: int) -> dict[str, Any]:
@@ -267,39 +186,6 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
     strongest = {key: round(v, 4) if isinstance(v, float) else v for key, v in report["privacy"]["strongest"].items()}
     warnings = [warning["message"] for warning in report["warnings"]]
     return {"strongest": strongest, "label_floor_r2": round(report["privacy"]["label_floor_r2"], 4), "warnings": warnings}
-
-
-def panel_drawer(config: Config, dataset: Dataset, tracker: Tracker) -> Callable[[GameSession, Metrics], None]:
-    """A callback during training that logs test pictures and their reconstructions by a ridge attack."""
-
-    def draw(game: GameSession, last: Metrics) -> None:
-        basis = projection(dataset, components=DEFAULT_COMPONENTS)
-        data = EvaluationContext(dataset, game.outcome().codes, config.attacks, config.seed).data("leaked")
-        rows = np.arange(min(PANEL_PICTURES, len(dataset.test)))
-        images = {
-            "original": scale(dataset.test.take(rows)),
-            "defended,\nridge attack": reconstruct_rows(data, ridge_attack(data, config.attacks), rows, np.asarray(basis.mean)),
-        }
-        tracker.log_panel(panel(images, dataset), step=int(last["round"]))
-
-    return draw
-
-
-def quick_attacker(
-    config: Config, dataset: Dataset, tracker: Tracker, context: RunContext
-) -> Callable[[GameSession, Metrics], None]:
-    """A callback during training that runs a quick fresh attack on the current codes, logs its R2, and calls
-    `context.on_quick_attack`."""
-
-    def attack(game: GameSession, last: Metrics) -> None:
-        round = int(last["round"])
-        r2 = quick_r2(game.sample(QUICK_ROWS), dataset, seed=config.seed)
-        tracker.log({"privacy/quick_r2": r2}, step=round)
-        tracker.settle()  # the next call may end this process, and a stopped trial must show why
-        epoch = (round + 1) // game.rounds_per_epoch
-        context.on_quick_attack({"epoch": epoch, "utility/val_accuracy": last["utility/val_accuracy"], "privacy/quick_r2": r2})
-
-    return attack
 
 
 def check_undefended(config: Config) -> None:
