@@ -33,6 +33,7 @@ import numpy as np
 from cpgan_ray.config import Config
 from cpgan_ray.data import balance, store
 from cpgan_ray.data.datasets.celeba_pictures import PICTURES, Pictures, find_pictures, match
+from cpgan_ray.data.datasets.celeba_rows import display_name, read
 from cpgan_ray.data.datasets.celeba_tables import (
     ATTRIBUTES,
     IDENTITIES,
@@ -40,9 +41,7 @@ from cpgan_ray.data.datasets.celeba_tables import (
     Annotations,
     candidate_paths,
     columns_of,
-    display_name,
     find_tables,
-    read,
     read_annotations,
     table_names,
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpgan_ray.data.datasets.celeba_tables import display_name
+from cpgan_ray.data.datasets.celeba_rows import display_name
 from cpgan_ray.errors import InputError
 
 PICTURES = "img_align_celeba"

@@ -11,17 +11,23 @@
 The tables of bounding boxes and landmarks are not read, because the pictures of `img_align_celeba` are already aligned and cropped.
 """
 
-import csv
 import difflib
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cpgan_ray.config import DataConfig
+from cpgan_ray.data.datasets.celeba_rows import (
+    attribute_rows,
+    check_num_rows,
+    display_name,
+    is_number,
+    number_rows,
+    quoted_short,
+    read,
+)
 from cpgan_ray.errors import InputError
 
 ATTRIBUTES, IDENTITIES, PARTITION = "list_attr_celeba.txt", "identity_CelebA.txt", "list_eval_partition.txt"
@@ -30,8 +36,6 @@ SUBFOLDERS = ("", "Anno/", "Eval/")
 """Subfolders that a table may be in."""
 SPELLINGS = {"1": 1, "-1": -1, "0": 0}
 """Allowed values of an attribute."""
-EXTENSION_INSIDE = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|p[bgnp]m|avif)\s", re.IGNORECASE)
-"""An extension followed by a space inside a name: the name ends there, and the rest is something else."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,7 +113,7 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
     """
     path = files[ATTRIBUTES]
     content = read(path)  # read once, so that a file that is replaced in the meantime does no harm
-    header, rows = _csv_attributes(path, content) if path.suffix == ".csv" else _text_attributes(path, content)
+    header, rows = attribute_rows(path, content)
     columns_of(header, labels)
     names: list[str] = []
     lines: list[int] = []
@@ -123,7 +127,7 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
             raise InputError(f"{path}, line {line}: expected 1 or -1 for {attribute}, got {quoted_short(e.args[0])}") from e
         names.append(name)
         lines.append(line)
-    _check_num_rows(path, content, names)
+    check_num_rows(path, content, len(names))
     _check_unique(path, names, lines)
     raw_labels = np.frombuffer(bytes(values), np.int8).reshape(len(names), len(header))
     _check_two_values(path, header, raw_labels, lines)
@@ -137,73 +141,6 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
         partition=_numbers(files[PARTITION], names, path, expected="0, 1 or 2", below=3) if PARTITION in files else None,
         anonymous=IDENTITIES not in files,
     )
-
-
-Rows = Iterator[tuple[int, list[str]]]
-"""Line number, and the fields of the line: a name, then values."""
-
-
-def _text_attributes(path: Path, content: bytes) -> tuple[list[str], Rows]:
-    lines = _lines(path, content)
-    count, header = (lines[i].split() if i < len(lines) else [] for i in range(2))
-    if len(count) != 1 or not _is_number(count[0]):
-        raise InputError(f"{path}, line 1: expected the number of pictures, got {quoted_short(' '.join(count))}")
-    _check_header(path, header, line=2)
-    return header, _text_rows(path, lines, start=3, expected=f"{len(header)} values", width=len(header))
-
-
-def _text_rows(path: Path, lines: list[str], *, start: int, expected: str, width: int) -> Rows:
-    """The rows of a text table. The values are the last words of a line; a name may have spaces, but not after its extension."""
-    for number, line in enumerate(lines[start - 1 :], start):
-        fields = line.strip().rsplit(None, width)
-        if len(fields) != width + 1 or EXTENSION_INSIDE.search(fields[0]):
-            raise InputError(f"{path}, line {number}: expected a name and {expected}, got {quoted_short(line)}")
-        yield number, fields
-
-
-def _check_num_rows(path: Path, content: bytes, names: list[str]) -> None:
-    if path.suffix == ".csv":
-        if not names:
-            raise InputError(f"{path} has no rows after its first line: the file is truncated or was edited")
-        return
-    count = _lines(path, content)[0].strip()
-    if int(count) != len(names):
-        raise InputError(
-            f"{path}: line 1 announces {count} pictures, but {len(names)} lines follow: the file is truncated or was edited"
-        )
-
-
-def _csv_attributes(path: Path, content: bytes) -> tuple[list[str], Rows]:
-    rows = _csv_rows(path, content)
-    _, columns = next(rows, (1, []))
-    header = columns[1:]
-    _check_header(path, header, line=1)
-
-    def checked_rows() -> Rows:
-        for number, fields in rows:
-            if len(fields) != len(columns):
-                raise InputError(
-                    f"{path}, line {number}: expected a name and {len(header)} values, got {quoted_short(','.join(fields))}"
-                )
-            yield number, fields
-
-    return header, checked_rows()
-
-
-def _csv_rows(path: Path, content: bytes) -> Rows:
-    reader = csv.reader(io.StringIO(_text(path, content), newline=""), strict=True)
-    try:
-        for fields in reader:
-            yield reader.line_num, [field.strip() for field in fields]
-    except csv.Error as e:
-        raise InputError(f"{path}, line {reader.line_num}: it is not CSV ({e}): download it again") from e
-
-
-def _check_header(path: Path, header: list[str], *, line: int) -> None:
-    if not header or "" in header or len(set(header)) < len(header) or {"image", "identity"} & set(header):
-        raise InputError(
-            f"{path}, line {line}: expected the names of the attributes, each once, got {quoted_short(' '.join(header))}"
-        )
 
 
 def _check_two_values(path: Path, header: list[str], raw_labels: np.ndarray, lines: list[int]) -> None:
@@ -227,19 +164,11 @@ def _check_two_values(path: Path, header: list[str], raw_labels: np.ndarray, lin
 
 def _numbers(path: Path, names: list[str], attributes: Path, *, expected: str, below: int = 2**63) -> np.ndarray:
     """The numbers that a two-column file assigns to `names`: (N,) int64."""
-    content = read(path)
-    if path.suffix == ".csv":
-        rows = _csv_rows(path, content)
-        line, first = next(rows, (1, []))
-        if len(first) != 2 or _is_number(first[1]):
-            raise InputError(f"{path}, line 1: expected the names of two columns, got {quoted_short(','.join(first))}")
-    else:
-        rows = _text_rows(path, _lines(path, content), start=1, expected=expected, width=1)
     listed: list[str] = []
     numbers: list[int] = []
     lines: list[int] = []
-    for line, fields in rows:
-        if len(fields) != 2 or not _is_number(fields[1]) or int(fields[1]) >= below:
+    for line, fields in number_rows(path, read(path), expected=expected):
+        if len(fields) != 2 or not is_number(fields[1]) or int(fields[1]) >= below:
             raise InputError(f"{path}, line {line}: expected a name and {expected}, got {quoted_short(' '.join(fields))}")
         listed.append(fields[0])
         numbers.append(int(fields[1]))
@@ -257,39 +186,6 @@ def _numbers(path: Path, names: list[str], attributes: Path, *, expected: str, b
         example = display_name(min(extra))
         raise InputError(f"{path}: {len(extra)} pictures are not in {attributes.name}, for example {example}: use matching files")
     return np.array([number_of[name] for name in names], np.int64)
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}): repair the file or its permissions") from e
-
-
-def _text(path: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path} is not UTF-8 text (byte {e.start} is 0x{e.object[e.start]:02x}): download it again") from e
-
-
-def _lines(path: Path, content: bytes) -> list[str]:
-    return _text(path, content).rstrip().split("\n")
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 18
-
-
-def quoted_short(text: str) -> str:
-    """The text on one line, shortened, in quotes."""
-    text = " ".join(text.split())
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def display_name(name: str) -> str:
-    """A name as it is, or shortened and in quotes if it is long or not printable."""
-    return name if name.isprintable() and len(name) <= 60 else quoted_short(name)
 
 
 def _check_unique(path: Path, names: list[str], lines: list[int]) -> None:
