@@ -1,6 +1,8 @@
 """Compare mechanisms on one data set under the same attacks, as the paper does, and print the theory of the Gaussian mixture.
 
     python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, at up to 3 settings, 3 seeds
+    python jobs/reproduce.py mnist --data-dir DIR --calibrate           # choose every mechanism's settings by the same rule
+    python jobs/reproduce.py mnist --data-dir DIR --grids GRIDS_FILE    # compare at these settings
     python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --num-settings 2 --num-seeds 1
     python jobs/reproduce.py digits --num-seeds 2                       # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
@@ -11,10 +13,12 @@
 From a folder that another user has written, --resume takes only what is compared. --trust also takes data, caches, cluster and
 tracking store from it.
 
-Writes into the output folder `results.md`, `results.csv`, `results.json`, `frontier.png`, `.json`, `.csv`, `attackers.png` and a
-folder for each training; with --published DIR (result files of the reference implementation) also `published.png`; for gaussian
-also `theory.png`. The last line printed is a JSON object: run_id, output, cells, failed, hypervolume (of cpgan), gap, seconds. With
---theory one JSON object is printed per weight: lambda, accuracy, mse (of the best linear attack, per dimension).
+Writes into the output folder `results.md`, `results.csv`, `results.json`, `grids.json`, `frontier.png`, `.json`, `.csv`,
+`attackers.png` and a folder for each training; with --published DIR (result files of the reference implementation) also
+`published.png`; for gaussian also `theory.png`. The last line printed is a JSON object: run_id, output, cells, failed, hypervolume
+(of cpgan), gap, seconds. With --calibrate only `grids.json` is written, and the object has run_id, output, grids, sha256, settings,
+not_reached, seconds. With --theory one JSON object is printed per weight: lambda, accuracy, mse (of the best linear attack, per
+dimension).
 """
 
 import json

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cpgan_ray.analysis.cells import by_name
 from cpgan_ray.evaluation.report import figures
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ WORST = -0.1
 
 
 def attacker_lines(cells: Sequence[Mapping[str, Any]], knobs: Mapping[str, str]) -> bytes:
-    """One panel per mechanism, as PNG: R2 of each attack (mean over seeds) at the mechanism's settings, sorted by the strongest R2.
+    """One panel per mechanism, as PNG: R2 of each attack (its stronger variant, mean over seeds) at the mechanism's settings,
+    sorted by the strongest R2.
 
     knobs: mechanism -> the field that its settings vary, or "none" if it has only one setting.
     """
@@ -52,7 +54,7 @@ def panel(ax: "Axes", cells: Sequence[Mapping[str, Any]], names: Sequence[str]) 
     """Draw the cells of one mechanism. Returns whether an R2 was below `WORST` and had to be clipped."""
     r2_of: dict[float, dict[str, list[float]]] = {}
     for values in cells:
-        for a in values["attacks"]:
+        for a in by_name(values).values():
             r2_of.setdefault(values["cell"]["setting"], {}).setdefault(a["name"], []).append(a["r2"])
     means = {setting: {name: float(np.mean(r2)) for name, r2 in by_name.items()} for setting, by_name in r2_of.items()}
     order = sorted(means, key=lambda setting: max(means[setting].values()))

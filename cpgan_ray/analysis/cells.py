@@ -1,4 +1,4 @@
-"""One cell of a comparison: a mechanism at one setting with one seed."""
+"""One cell of a comparison: a mechanism at one setting, with or without rounding, with one seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +18,13 @@ class Cell:
 
     mechanism: str
     setting: float
+    rounded: bool
+    """Whether the codes are rounded."""
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.mechanism}-{self.setting:g}-{self.seed}"
+        return f"{self.mechanism}-{self.setting:g}-{'rounded' if self.rounded else 'unrounded'}-{self.seed}"
 
 
 def strongest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +32,12 @@ def strongest(values: Mapping[str, Any]) -> dict[str, Any]:
     best = values["privacy"]["strongest"]
     direct = values["direct"]
     return best if direct is None or direct["r2"] <= best["r2"] else {"attack": "itself", "variant": "", **direct}
+
+
+def by_name(values: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Each attack on a cell by its name; of its variants the stronger one."""
+    weakest_first = sorted(values["attacks"], key=lambda attack: attack["r2"])
+    return {attack["name"]: attack for attack in weakest_first}
 
 
 def field_of(mechanism: str) -> str:

@@ -7,7 +7,7 @@ differences are paired by seed.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cpgan_ray.analysis.cells import field_of, strongest
+from cpgan_ray.analysis.cells import by_name, field_of, strongest
 from cpgan_ray.analysis.fronts import (
     Estimate,
     Recommendation,
@@ -129,7 +129,7 @@ def neural_gain(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
     0."""
     gains: dict[str, list[Estimate]] = {}
     for values in cells:
-        r2 = {a["name"]: a["r2"] for a in values["attacks"]}
+        r2 = {name: a["r2"] for name, a in by_name(values).items()}
         neural, others = [[v for n, v in r2.items() if (n in NEURAL) == wanted] for wanted in (True, False)]
         if neural and others:
             gains.setdefault(values["cell"]["mechanism"], []).append(Estimate(max(neural) - max(others)))

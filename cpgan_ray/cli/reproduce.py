@@ -12,7 +12,7 @@ from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, ReproduceJob, local_names
 from cpgan_ray.config.folders.jobs import EXTENDABLE, reproduction_record
 from cpgan_ray.config.folders.records import ensure_complete, own_store
-from cpgan_ray.config.presets import PRESETS, for_comparison, preset
+from cpgan_ray.config.presets import PRESETS, for_comparison, preset, with_attackers_people
 from cpgan_ray.errors import InputError
 
 CALL = "reproduce.py DATASET [--flag VALUE ...]"
@@ -51,7 +51,7 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
         raise InputError(f"nothing to reproduce: give a data set's preset, one of {', '.join(PRESETS)}")
     name = "digits" if rest[0].startswith("-") else rest.pop(0)
     full = "--full" in rest
-    base = preset(name) if full else for_comparison(preset(name))
+    base = with_attackers_people(preset(name)) if full else for_comparison(preset(name))
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)}. Values shown are those of {name}."
     job = ReproduceJob(**vars(read_flags(ReproduceFlags, ReproduceFlags(config=base), rest, usage=usage, **HELP_OPTIONS)))
     if job.theory and name != "gaussian":
@@ -60,5 +60,5 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
 
 
 def with_absolute_paths(job: ReproduceJob) -> ReproduceJob:
-    published = job.published.expanduser().absolute() if job.published else None
-    return dataclasses.replace(job, published=published, config=absolute(job.config))
+    published, grids = (path.expanduser().absolute() if path else None for path in (job.published, job.grids))
+    return dataclasses.replace(job, published=published, grids=grids, config=absolute(job.config))

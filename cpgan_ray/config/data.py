@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from cpgan_ray.config.constraints import NonNegative, PositiveFraction, PositiveInt, config_class, text_like
+from cpgan_ray.config.constraints import Fraction, NonNegative, PositiveFraction, PositiveInt, config_class, text_like
 from cpgan_ray.config.marks import PORTABLE
 from cpgan_ray.errors import InputError
 
@@ -54,6 +54,10 @@ class DataConfig:
     input_noise: NonNegative = 0.0
     """Standard deviation of the Gaussian noise added to each value that the privatizer sees in training; pictures are in [-1,
     1]."""
+    attacker_share: Fraction = 0.0
+    """Share of the people of the training split whom the defender never sees: the attacker's own pictures, on which the attacks of
+    variant `fresh` are fitted. The defender trains on the others. 0: it trains on all, and `fresh` has people of the validation
+    split. All seeds withhold the same people."""
     num_identities: Annotated[int, Field(ge=10)] = 1200
     """Number of people drawn (procedural faces only)."""
     pictures_per_identity: PositiveInt = 4

@@ -128,13 +128,27 @@ class ReproduceJob:
     mechanisms: tuple[MechanismName, ...] = ()
     """Which mechanisms are compared; empty: all."""
     num_settings: PositiveInt = 3
-    """Largest number of settings of each mechanism's knob."""
+    """Number of settings of each mechanism's knob: of the built-in ones at most this many; with --calibrate the number of targets.
+    With --grids it is the number in the file."""
     num_seeds: PositiveInt = 3
     """Number of seeds with which each setting is trained, from --seed on."""
+    rounding: tuple[Literal["on", "off"], ...] = ()
+    """Whether the codes of every mechanism are rounded to multiples of `privatizer.quantization_step` standard deviations: `on`,
+    `off`, or both (twice as many trainings). Empty: both, or `off` if that step is 0."""
+    calibrate: bool = False
+    """Compare nothing, but choose the settings of every mechanism by the same rule with pilot trainings, and write them to
+    `grids.json`."""
+    num_pilots: Annotated[int, Field(ge=2)] = 8
+    """Number of pilot trainings of each mechanism, with --calibrate."""
+    pilot_seed: NonNegativeInt = 1_000_000
+    """Seed of the pilot trainings. A comparison with their grids cannot use this seed."""
+    grids: Annotated[Path | None, LOCAL] = None
+    """Settings of every mechanism: a `grids.json` that --calibrate has written. Default: the built-in settings."""
     full: bool = False
     """Use all training samples and the whole tournament instead of the quick comparison."""
     weights: tuple[float, ...] = ()
-    """Privacy weights of the mechanisms that have one; empty: their default settings."""
+    """Privacy weights of the mechanisms that have one, instead of their settings; for a study of these mechanisms alone, because
+    the others keep theirs."""
     published: Annotated[Path | None, LOCAL] = None
     """Folder of the reference implementation's result files for this data set, to be drawn next to ours (mnist, genki4k, har,
     gaussian)."""
@@ -147,6 +161,26 @@ class ReproduceJob:
 
     def __post_init__(self) -> None:
         _check_one_process(self.config, "a comparison")
+        if len(set(self.rounding)) < len(self.rounding):
+            raise InputError(f"rounding is {self.rounding!r}; it must name each of on and off at most once")
+        if "on" in self.rounding and not self.config.privatizer.quantization_step:
+            raise InputError(
+                "rounding is on, but privatizer.quantization_step is 0: give a step such as --privatizer.quantization-step 1, or "
+                "set --rounding off"
+            )
+        if self.calibrate and self.grids is not None:
+            raise InputError(f"grids is {self.grids}, but calibrate chooses the settings itself: leave out one of the two")
+        if self.weights and (self.calibrate or self.grids is not None):
+            raise InputError(
+                f"weights is {self.weights!r}, but calibrated settings follow one rule for all mechanisms: leave out one of the two"
+            )
+
+    @property
+    def roundings(self) -> tuple[bool, ...]:
+        """Whether codes are rounded, for each of the two kinds of cells that the comparison has."""
+        if self.rounding:
+            return tuple(name == "on" for name in self.rounding)
+        return (True, False) if self.config.privatizer.quantization_step else (False,)
 
 
 @config_class()

@@ -51,8 +51,9 @@ class PrivatizerConfig:
     """Encode the picture and its mirror image and average both before normalising, so z cannot distinguish left from right. Doubles
     the compute."""
     quantization_step: Annotated[NonNegative, Range(0.5, 4.0, (0.5, 1.0, 2.0, 4.0))] = 0.0
-    """Round z to multiples of this many standard deviations, in training and in use; 0: no rounding. Information in the low digits
-    of z survives every adversary that does not look there; rounding removes these digits."""
+    """Round z to multiples of this many standard deviations, in training and in use; 0: no rounding. Codes of any activation are
+    normalised first. Information in the low digits of z survives every adversary that does not look there; rounding removes these
+    digits."""
     learning_rate: Annotated[Positive, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Peak learning rate of Adam."""
     weight_decay: Annotated[NonNegative, Range(1e-5, 1e-1, (1e-4, 1e-3, 1e-2))] = 0.0

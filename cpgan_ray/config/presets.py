@@ -196,13 +196,21 @@ def gaussian_kernel() -> Config:
     return replace(config, preset="gaussian_kernel", adversaries=config.adversaries | {"rbf": kernel})
 
 
+def with_attackers_people(config: Config) -> Config:
+    """A comparison withholds half of the training people from the defender, as the attacker's own: an attack on people whom the
+    defender never saw (`fresh`) then has as many pictures as one on leaked pictures."""
+    return replace(config, data=replace(config.data, attacker_share=0.5))
+
+
 def for_comparison(config: Config) -> Config:
-    """The configuration of a cell of a comparison: 20,000 training samples of the larger data sets; ridge, kernel, perceptron and
-    nearest-neighbour attacks on leaked samples, at most 10,000 of them (with mirror images)."""
+    """The configuration of a cell of a comparison: of the larger data sets 40,000 training samples, half of them the defender's;
+    ridge, kernel, perceptron and nearest-neighbour attacks on leaked and on fresh samples, at most 10,000 of them (with mirror
+    images)."""
+    config = with_attackers_people(config)
     attacks = replace(
         config.attacks,
         names=("ridge", "kernel", "mlp", "nearest"),
-        variants=("leaked",),
+        variants=("leaked", "fresh"),
         fit_fractions=(),
         restarts=1,
         max_budget_doublings=5,
@@ -214,7 +222,7 @@ def for_comparison(config: Config) -> Config:
         similarity=False,
         legacy=True,
     )
-    data = replace(config.data, max_train_samples=20_000) if config.data.dataset in ("mnist", "cifar10", "svhn") else config.data
+    data = replace(config.data, max_train_samples=40_000) if config.data.dataset in ("mnist", "cifar10", "svhn") else config.data
     return replace(config, data=data, attacks=attacks, runtime=replace(config.runtime, threads=1))
 
 

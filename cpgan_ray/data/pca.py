@@ -102,7 +102,7 @@ def targets(projection: Projection, split: Split, batch: Batch) -> tuple[np.ndar
 
     They are read from the cache for training pictures that are not shifted, and computed from the pictures otherwise.
     """
-    if split.path.name != "train.arrow" or batch.shift.any():
+    if split.name != "train" or batch.shift.any():
         return _coordinates(projection, scale(pictures(split, batch)))
     coordinates = projection.coordinates[batch.rows]
     coordinates[batch.mirrored] *= projection.parity
@@ -112,7 +112,8 @@ def targets(projection: Projection, split: Split, batch: Batch) -> tuple[np.ndar
 def projection(dataset: Dataset, *, components: int, progress: bool = True) -> Projection:
     """The projection on the leading `components` components (at most the number of rows and of values in a picture).
 
-    It is computed once, by seeded subspace iteration over blocks of pictures, and stored in `<store>/projection-<components>/`.
+    It is computed once, by seeded subspace iteration over blocks of pictures, and stored in `<store>/projection-<components>/`; if
+    people are withheld from the defender, in `<store>/projection-<components>-without-<their share>/`.
     With a shared cache it is fetched from there, or added to it. Projections that two nodes compute themselves may differ in the
     last bits, as their processors do. If the store is in the data folder, a projection that this user has not signed may have come
     with the data: it is replaced.
@@ -120,7 +121,8 @@ def projection(dataset: Dataset, *, components: int, progress: bool = True) -> P
     Raises:
         InputError: the store's folder cannot be written to, the stored projection is damaged, or all pictures are identical.
     """
-    folder = dataset.folder / f"projection-{components}"
+    withheld = f"-without-{dataset.attacker_share:g}" if dataset.attacker_share else ""
+    folder = dataset.folder / f"projection-{components}{withheld}"
     if not folder.is_dir() or is_foreign(dataset, folder):
         shared = None if dataset.shared is None else SharedCache(dataset.shared)
         name = f"{dataset.digest}/{folder.name}-{checksums(dataset.folder)['train.arrow']}"

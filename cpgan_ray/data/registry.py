@@ -30,7 +30,7 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
     process of each node does the work.
 
     Raises:
-        InputError: see `prepare`, `store.open_store` and `task.label_columns`.
+        InputError: see `prepare`, `store.open_store`, `store.withhold` and `task.label_columns`.
     """
     dataset = open_store(prepare(config, progress=progress))
     if config.data.digest and dataset.digest != config.data.digest:
@@ -38,7 +38,8 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
     label_columns(dataset, config.data.labels)
     reload = partial(load_on_other_node, pin_store(config, dataset), export_env())
     own_only = dataset.folder.parent == node.data_folder_cache(config) and not config.trust
-    return dataclasses.replace(dataset, reload=reload, shared=config.shared_cache, own_only=own_only)
+    dataset = dataclasses.replace(dataset, reload=reload, shared=config.shared_cache, own_only=own_only)
+    return store.withhold(dataset, share=config.data.attacker_share) if config.data.attacker_share else dataset
 
 
 def load_on_other_node(config: Config, environment: Mapping[str, str]) -> Dataset:

@@ -19,7 +19,7 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
-from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, split_by_identity
+from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 """The slow attacks, which are started first."""
@@ -63,8 +63,8 @@ class EvaluationContext:
         """The three sets of a variant. In the label floor the codes are the true labels of the task."""
         codes = self.codes
         if variant == FLOOR:
-            labels = {name: self.answers(name) for name in ("train", "val", "test")}
-            codes = labels | {"train_mirrored": labels["train"], "val_mirrored": labels["val"]}
+            labels = {name: self.answers(name) for name in self.dataset.splits}
+            codes = labels | {f"{name}_mirrored": labels[name] for name in self.dataset.fit_splits}
         return attack_data(
             self.dataset,
             codes,
@@ -103,20 +103,20 @@ def trained_against(config: Config) -> tuple[str, ...]:
 
 
 def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False) -> list[AttackSpec]:
-    """All attacks of a tournament, the slowest first. The variant `fresh` is left out if `val` has too few people for it.
+    """All attacks of a tournament, the slowest first. The variant `fresh` is left out if there are too few people for it.
 
     brief: only two attacks that take seconds, for a code that contains nothing to find.
 
     Raises: InputError if no variant has enough pictures, or if none of the attacks can be fitted on pictures of this size.
     """
-    fresh_fit, fresh_tune = split_by_identity(dataset.val.identity, seed=0)
-    sizes = {"leaked": len(dataset.train), "fresh": len(fresh_fit)}
-    has_fresh = min(len(fresh_fit), len(fresh_tune)) >= MIN_ROWS
+    sizes = {variant: fit_size(dataset, variant, seed=0) for variant in VARIANTS}
+    fresh_tune = attackers_rows(dataset, "fresh", seed=0)[2]
+    has_fresh = min(sizes["fresh"], len(fresh_tune)) >= MIN_ROWS
     variants = [v for v in VARIANTS if v in config.variants and (v != "fresh" or has_fresh)]
-    if not variants or min(len(dataset.train), len(dataset.val)) < MIN_ROWS:
+    if not variants or min(sizes["leaked"], len(dataset.val)) < MIN_ROWS:
         raise InputError(
             f"the attacks need {MIN_ROWS} pictures to fit on and {MIN_ROWS} to tune on: train has {len(dataset.train)}, val has "
-            f"{len(dataset.val)}; split by people for variant 'fresh', val has {len(fresh_fit)} and {len(fresh_tune)}; add pictures"
+            f"{len(dataset.val)}; variant 'fresh' has {sizes['fresh']} and {len(fresh_tune)}; add pictures"
         )
     height, width, channels = dataset.image_shape
     is_series = width == 1 and channels > 1

@@ -5,15 +5,18 @@
 * The *score set*: the split `test`. Neither privatizers nor attacks are fitted or tuned on it. The only exception are the
   bounds of a search (`--max-r2`, `--min-accuracy`): they choose among settings by their numbers on this set.
 
-Variant `fresh`: the attacker has its own pictures. The attack is fitted on three quarters of the people of `val` and tuned on the
-rest.
-Variant `leaked`: the defender's training pictures have leaked. The attack is fitted on all of `train` and tuned on `val`. This is
-usually the harder variant for the defender: there are more pictures, and the codes were trained on them.
+Variant `fresh`: the attacker has its own pictures. If people are withheld from the defender (`data.attacker_share`), the attack is
+fitted on them and tuned on `val`. Otherwise it is fitted on three quarters of the people of `val` and tuned on the rest.
+Variant `leaked`: the defender's training pictures have leaked. The attack is fitted on `train` and tuned on `val`.
+With people withheld, both variants are fitted on equally many pictures, so that they differ only in what the defender has seen.
 
 In both variants the attacker knows the privatizer. It therefore also has the codes of the mirror images of its pictures, if the
-data set may be mirrored (`DatasetInfo.mirrored`). In both variants the mean picture and the principal components are those of
-`train`: this does not make the attacker weaker.
+data set may be mirrored (`DatasetInfo.mirrored`), and several codes of each picture if the release draws noise. In both variants
+the mean picture and the principal components are those of `train`: this does not make the attacker weaker.
 """
+
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,9 +24,10 @@ import torch
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Batch
 from cpgan_ray.data import Dataset
-from cpgan_ray.data.batching import consecutive_batch
+from cpgan_ray.data.batching import plain_batch
+from cpgan_ray.data.code_sets import views_of
 from cpgan_ray.data.pca import Projection, targets
-from cpgan_ray.data.store import Split
+from cpgan_ray.data.store import ATTACKER, Split
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks.base import BLOCK_VALUES, AttackData, Pairs, StoredPixels
 from cpgan_ray.training.adversaries.base import Target
@@ -35,7 +39,8 @@ MIN_ROWS = 4
 """An attack is fitted on at least this many pictures, and tuned on at least this many."""
 
 Codes = dict[str, np.ndarray]
-"""Codes (N, k) float32 of `train`, `val` and `test`, and of `train_mirrored` and `val_mirrored` if `DatasetInfo.mirrored`."""
+"""Codes (N, k) float32 of each set in `code_sets`: of `train`, `val` and `test` the released ones, and further views of the splits
+on which attacks are fitted."""
 
 
 def attack_data(
@@ -55,12 +60,9 @@ def attack_data(
     Raises:
         InputError: there are too few pictures to fit or to tune on, or a person is in two of the sets.
     """
-    if variant == "leaked":
-        fit_split, fit_rows, tune_rows = "train", np.arange(len(dataset.train)), np.arange(len(dataset.val))
-    else:
-        fit_split = "val"
-        fit_rows, tune_rows = split_by_identity(dataset.val.identity, seed=seed)
-    count = max(1, round(share * len(fit_rows)))
+    fit_split, fit_rows, tune_rows = attackers_rows(dataset, variant, seed=seed)
+    count = min(len(fit_rows), fit_size(dataset, variant, seed=seed))
+    count = max(1, round(share * count))
     count = min(count, max_rows) if max_rows else count
     if count < len(fit_rows):
         fit_rows = np.sort(stream(seed, "attack", "rows", variant, count).choice(fit_rows, count, replace=False))
@@ -70,18 +72,17 @@ def attack_data(
             f"each must be at least {MIN_ROWS}: leave out the variant or the share {share:g}, or add pictures"
         )
 
-    def pairs_of(name: str, rows: np.ndarray, *, mirrored: bool = False) -> Pairs:
-        split: Split = getattr(dataset, name)
-        mirrored_z = codes[f"{name}_mirrored"][rows] if mirrored else None
-        return pairs(split, rows, codes[name][rows], mirrored_z, basis=basis, device=device)
+    def pairs_of(name: str, rows: np.ndarray, views: Sequence[tuple[str, bool]]) -> Pairs:
+        shown = [(view_of(rows, mirrored=mirrored), codes[view][rows]) for view, mirrored in views]
+        return pairs(dataset.splits[name], shown, basis=basis, device=device)
 
-    mirrored, pictures = dataset.info.mirrored, dataset.train.dtype == np.uint8
-    fit, tune = pairs_of(fit_split, fit_rows, mirrored=mirrored), pairs_of("val", tune_rows)
+    views, pictures = views_of(codes, fit_split, mirrored=dataset.info.mirrored), dataset.train.dtype == np.uint8
+    fit, tune = pairs_of(fit_split, fit_rows, views), pairs_of("val", tune_rows, [("val", False)])
     lower_bound = torch.from_numpy(-1 - basis.mean).to(device)
     data = AttackData(
         fit=fit,
         tune=tune,
-        score=pairs_of("test", np.arange(len(dataset.test))),
+        score=pairs_of("test", np.arange(len(dataset.test)), [("test", False)]),
         components=torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"])).to(device),
         bounds=(lower_bound, lower_bound + 2) if pictures else value_bounds(fit, tune),
         image_shape=dataset.image_shape,
@@ -90,7 +91,7 @@ def attack_data(
         unit=dataset.info.unit,
         pictures=pictures,
         face=None if dataset.info.face is None else torch.from_numpy(region(dataset.info.face, dataset.image_shape)).to(device),
-        mirrored=mirrored,
+        views=len(views),
     )
     ensure_disjoint(data)
     return data
@@ -105,6 +106,24 @@ def region(edges: tuple[float, float, float, float], image_shape: tuple[int, int
     y, x = ((np.arange(side) + 0.5) / side for side in image_shape[:2])
     inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
     return np.repeat(inside[:, :, None], image_shape[2], axis=2).ravel()
+
+
+def attackers_rows(dataset: Dataset, variant: str, *, seed: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """What an attacker of this variant has: the split and its rows to fit on, and the rows of `val` to tune on."""
+    all_of_val = np.arange(len(dataset.val))
+    if variant == "leaked":
+        return "train", np.arange(len(dataset.train)), all_of_val
+    if dataset.attacker is not None:
+        return ATTACKER, np.arange(len(dataset.attacker)), all_of_val
+    return "val", *split_by_identity(dataset.val.identity, seed=seed)
+
+
+def fit_size(dataset: Dataset, variant: str, *, seed: int) -> int:
+    """The number of pictures that an attack of this variant is fitted on. With people withheld from the defender it is the same for
+    both variants: the smaller of the two numbers."""
+    if dataset.attacker is not None:
+        return min(len(dataset.train), len(dataset.attacker))
+    return len(attackers_rows(dataset, variant, seed=seed)[1])
 
 
 def value_bounds(*sets: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,18 +142,23 @@ def split_by_identity(identity: np.ndarray, *, seed: int) -> tuple[np.ndarray, n
     return np.flatnonzero(~tuning), np.flatnonzero(tuning)
 
 
+def view_of(rows: np.ndarray, *, mirrored: bool) -> Batch:
+    """Rows (n,) of a split, all as they are or all mirrored."""
+    return dataclasses.replace(plain_batch(rows), mirrored=np.full(len(rows), mirrored))
+
+
 def pairs(
-    split: Split, rows: np.ndarray, z: np.ndarray, mirrored: np.ndarray | None, *, basis: Projection, device: torch.device | None
+    split: Split, views: Sequence[tuple[Batch, np.ndarray]], *, basis: Projection, device: torch.device | None = None
 ) -> Pairs:
-    """Rows (n,) of a split with their codes z (n, k); followed by their mirror images with the codes `mirrored` (n, k), if
-    given."""
-    batch, codes = consecutive_batch(0, len(rows)), z
-    batch = Batch(rows=rows, mirrored=batch.mirrored, shift=batch.shift)
-    if mirrored is not None:
-        both = np.concatenate([rows, rows])
-        is_mirrored = np.repeat([False, True], len(rows))
-        batch = Batch(rows=both, mirrored=is_mirrored, shift=np.zeros((len(both), 2), np.int16))
-        codes = np.concatenate([z, mirrored])
+    """Pictures of a split with their codes (n, k), view after view: each is a batch, which says how its pictures are mirrored and
+    shifted, and its codes."""
+    batches = [batch for batch, _ in views]
+    batch = Batch(
+        rows=np.concatenate([b.rows for b in batches]),
+        mirrored=np.concatenate([b.mirrored for b in batches]),
+        shift=np.concatenate([b.shift for b in batches]),
+    )
+    codes = np.concatenate([z for _, z in views])
     values, residual = coordinates(split, batch, basis=basis)
     z_, values_, residual_ = (torch.from_numpy(np.require(a, np.float32, ["C", "W"])).to(device) for a in (codes, values, residual))
     target = Target(values_, residual_, int(np.prod(split.image_shape)))

@@ -11,6 +11,7 @@ import torch
 
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.data import Dataset
+from cpgan_ray.data.batching import plain_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.evaluation.attacks import kernel_attack
 from cpgan_ray.evaluation.attacks.base import AttackData
@@ -26,7 +27,8 @@ def quick_r2(codes: Mapping[str, tuple[np.ndarray, np.ndarray]], dataset: Datase
     """R2 of the stronger of a ridge and a small kernel attack. `codes`: rows (n,) and their codes (n, k), of `train` and of
     `val`."""
     basis = projection(dataset, components=DEFAULT_COMPONENTS)
-    fit, tune = (pairs(getattr(dataset, name), *codes[name], None, basis=basis, device=None) for name in ("train", "val"))
+    shown = {name: [(plain_batch(rows), z)] for name, (rows, z) in codes.items()}
+    fit, tune = (pairs(getattr(dataset, name), shown[name], basis=basis) for name in ("train", "val"))
     components = torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"]))
     data = AttackData(fit, tune, tune, components, None, dataset.image_shape, seed)
     return max(best_affine(data, space="components")[0], kernel_attack(data, QUICK_CONFIG).tune_r2)

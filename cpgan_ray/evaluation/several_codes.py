@@ -104,7 +104,7 @@ def link_averages(data: AttackData, groups: np.ndarray) -> tuple[int, float | No
     few people, or if the verifier has nothing to learn from.
     """
     groups = groups[:MAX_PEOPLE]
-    plain = slice(0, len(data.fit) // 2 if data.mirrored else None)  # the other half are mirror images
+    plain = slice(0, len(data.fit) // data.views)  # followed by the other views of the same pictures
     nothing = (len(groups), None, None, None, None)
     if len(groups) < MIN_PEOPLE:
         return nothing

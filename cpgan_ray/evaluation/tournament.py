@@ -121,7 +121,7 @@ def linear_code_face_r2(data: AttackData, k: int) -> float:
 def link_identities(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
     """Identity linkage on the score set: between two pictures (the best that this encoder can do), a reconstruction and a picture,
     two reconstructions, and two codes. Empty if too few people have two pictures."""
-    plain = slice(0, len(data.fit) // 2 if data.mirrored else None)  # the other half are mirror images
+    plain = slice(0, len(data.fit) // data.views)  # followed by the other views of the same pictures
     people, basis = data.fit.identity[plain], data.components
     reconstructions = predict(lambda z: to_pixels(data, strongest, z) @ basis.T, data.score.z, rows=data.score.pixel_rows)
     try:

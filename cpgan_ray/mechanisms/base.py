@@ -1,22 +1,34 @@
-"""The type of a mechanism, and functions that several mechanisms share."""
+"""The type of a mechanism, and what several mechanisms share: how a fixed encoder's codes are drawn, rounded and attacked, and how
+Bob's classifier is trained on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpgan_ray.common.process import pick_device, torch_stream
-from cpgan_ray.common.types import Batch
+from cpgan_ray.common.process import autocast, pick_device, torch_stream
+from cpgan_ray.common.rng import stream
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, label_frequencies
-from cpgan_ray.data.batching import plain_batch, representative_rows, rounds_per_epoch, training_batch
-from cpgan_ray.data.code_sets import EVALUATION_BLOCK, code_sets
+from cpgan_ray.data.batching import pictures, plain_batch, representative_rows, rounds_per_epoch, training_batch
+from cpgan_ray.data.code_sets import EVALUATION_BLOCK, CodeSet, code_sets
 from cpgan_ray.data.pca import scale
 from cpgan_ray.evaluation.protocol import Codes
+from cpgan_ray.models import build_head
+from cpgan_ray.models.privatizers import round_to
 from cpgan_ray.models.statistics import refresh_statistics
+from cpgan_ray.training.defender import averaged_copy, scheduled_optimiser
+from cpgan_ray.training.inputs import corrupt_inputs, to_input
 from cpgan_ray.training.losses import utility_loss
+
+DRAWS = 4
+"""Number of draws of the noise that an attacker has of each picture on which an attack is fitted: she knows the mechanism and can
+draw as often as she likes. The pictures on which an attack is tuned and scored are released once."""
+
+Encode = Callable[[Tensor, np.random.Generator], Tensor]
+"""Pictures (B, C, H, W) in the networks' input range, and the stream of this call's noise -> codes (B, ...)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +40,24 @@ class Released:
     direct: np.ndarray | None = None
     """(N, D), for `test`: the released samples in the networks' input range, if the code is itself a (noisy) sample; they are a
     reconstruction without any attack."""
+    encoder: nn.Module | None = None
+    """The network that made the codes, if the mechanism trains one: pictures (B, C, H, W) to codes (B, k), in evaluation mode."""
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A function that makes codes, its knob and the settings of the knob that are compared."""
+    """A function that makes codes, its knob and the settings of the knob that are compared.
+
+    The codes are rounded to multiples of `config.privatizer.quantization_step` standard deviations; 0: they are not rounded.
+    """
 
     release: Callable[[Config, float, Dataset], Released]
     knob: str
     settings: tuple[float, ...]
+    """The built-in settings, in order of falling accuracy."""
     description: str
+    search: tuple[float, float] | None = None
+    """The most accurate and the most private setting that a calibration tries. None: the mechanism has no knob."""
     length: Callable[[Config, float, Dataset], int] | None = None
     """The code length of a setting, if the knob sets the length."""
 
@@ -47,46 +67,118 @@ def samples(dataset: Dataset, name: str) -> np.ndarray:
     return np.concatenate([scale(block) for block in code_sets(dataset)[name].blocks()])
 
 
-def train_classifier(
-    net: nn.Module,
-    inputs: Mapping[str, np.ndarray],
-    dataset: Dataset,
-    config: Config,
-    *,
-    name: str,
-    batch_inputs: Callable[[Batch], np.ndarray],
-) -> dict[str, np.ndarray]:
-    """Train a classifier of the task with the epochs, learning rates and batches of the game; returns its logits on `val` and
-    `test`.
+@torch.no_grad()
+def encode_set(encode: Encode, code_set: CodeSet, config: Config, *, name: str, key: str) -> np.ndarray:
+    """The codes (N, ...) of a set, with the noise of this mechanism (`name`) and this set (`key`)."""
+    device, rng = pick_device(config.runtime.device), noise_stream(config, name, key)
+    return torch.cat([encode(to_input(block, device), rng).cpu() for block in code_set.blocks()]).numpy()
 
-    inputs: split ("val", "test") to float32 (N, ...).
-    batch_inputs: batch of `train` -> its inputs, mirrored and shifted as the batch sets it.
+
+def encode_all(encode: Encode, dataset: Dataset, config: Config, *, name: str, draws: int = 1) -> Codes:
+    """The codes of all sets that the attacks need, with this many draws of the noise; 1 for an encoder without noise."""
+    sets = code_sets(dataset, draws=draws)
+    return {key: encode_set(encode, code_set, config, name=name, key=key) for key, code_set in sets.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised:
+    """Codes minus their mean, divided by their standard deviation on `train`, component by component; then rounded to multiples of
+    `step`, unless that is 0."""
+
+    mean: Tensor
+    deviation: Tensor
+    step: float = 0.0
+
+    @staticmethod
+    def fit(codes: np.ndarray, *, step: float = 0.0, device: torch.device) -> "Standardised":
+        """codes: those of `train`, (N, ...)."""
+        mean, deviation = codes.mean(axis=0, dtype=np.float64), np.maximum(codes.std(axis=0, dtype=np.float64), 1e-12)
+        return Standardised(torch.from_numpy(mean).float().to(device), torch.from_numpy(deviation).float().to(device), step)
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        z = (codes - self.mean) / self.deviation
+        return round_to(z, self.step) if self.step else z
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """The (rounded) codes in their own unit."""
+        return z * self.deviation + self.mean
+
+
+def release(encode: Encode, dataset: Dataset, config: Config, *, name: str, draws: int = 1) -> Released:
+    """The codes of an encoder that is not trained on the task, and the logits of the configuration's utility head trained on them.
+
+    Codes are rounded by the statistics of the codes of `train`, before the head is trained, so that Bob learns on rounded codes.
+
+    encode: codes (B, k), standardised; draws: see `encode_all`.
     """
-    device = pick_device(config.runtime.device)
+    device, step = pick_device(config.runtime.device), config.privatizer.quantization_step
+    encode = rounded(encode, dataset, config, name=name) if step else encode
+    codes = encode_all(encode, dataset, config, name=name, draws=draws)
+    outputs = len(label_frequencies(dataset, config.data.labels))
+    with torch_stream(config.seed, "mechanism", name, "weights"):
+        head = build_head(config.utility, k=codes["train"].shape[1], num_labels=outputs, image_shape=dataset.image_shape)
+    train_classifier(nn.ModuleDict({"head": head}), encode, dataset, config, name=name)
+    return Released(codes, {split: predict_logits(head, codes[split], device) for split in ("val", "test")})
+
+
+def rounded(encode: Encode, dataset: Dataset, config: Config, *, name: str) -> Encode:
+    """The encoder with its codes standardised by those of `train`, and rounded."""
+    train = encode_set(encode, code_sets(dataset)["train"], config, name=name, key="train")
+    standardised = Standardised.fit(train, step=config.privatizer.quantization_step, device=pick_device(config.runtime.device))
+    return lambda x, rng: standardised(encode(x, rng))
+
+
+def noise_stream(config: Config, name: str, *path: str | int) -> np.random.Generator:
+    """The stream of a mechanism's noise, for one set of codes or for one round of Bob's training."""
+    return stream(config.seed, "mechanism", "noise", name, *path)
+
+
+def train_classifier(net: nn.ModuleDict, encode: Encode, dataset: Dataset, config: Config, *, name: str) -> None:
+    """Train Bob's classifier of the task on codes, with the batches, augmentation, optimiser, schedule, weight decay, averaging and
+    epochs of the game; the noise of the codes is drawn again in each batch. Leaves the released weights in `net`.
+
+    net: `head`, and optionally `encoder` in front of it, which has the privatizer's learning rate.
+    encode: augmented training pictures -> input of the network.
+    """
+    device, p = pick_device(config.runtime.device), config.privatizer
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)].astype(np.float32)
-    positive = (
-        torch.from_numpy(label_frequencies(dataset, config.data.labels)).float().to(device)
-        if config.utility.class_weighted_loss
-        else None
-    )
-    net = net.to(device)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=config.utility.learning_rate, weight_decay=config.privatizer.weight_decay)
+    frequencies = torch.from_numpy(label_frequencies(dataset, config.data.labels)).float().to(device)
+    positive = frequencies if config.utility.class_weighted_loss else None
+    net.to(device)
+    classifier = nn.Sequential(*(net[part] for part in ("encoder", "head") if part in net))
     rounds = rounds_per_epoch(len(labels), config.batch_size)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * rounds)
+    rates = {"encoder": p.learning_rate, "head": config.utility.learning_rate}
+    trained = [
+        scheduled_optimiser(part.parameters(), p, learning_rate=rates[key], total_rounds=config.epochs * rounds)
+        for key, part in net.items()
+    ]
+    averaged = averaged_copy(net, p)
     for epoch in range(config.epochs):
         with torch_stream(config.seed, "mechanism", name, epoch):
             net.train()
             for round in range(epoch * rounds, (epoch + 1) * rounds):
                 batch = training_batch(round, dataset, config)
-                x, y = (torch.from_numpy(v).to(device) for v in (batch_inputs(batch), labels[batch.rows]))
-                loss = utility_loss(net(x), y, positive_share=positive)
-                optimiser.zero_grad(set_to_none=True)
+                shown = to_input(pictures(dataset.train, batch), device)
+                shown = corrupt_inputs(shown, config, round=round, num_rows=len(shown), local=slice(None))
+                with torch.no_grad():
+                    x = encode(shown, noise_stream(config, name, "round", round))
+                y = torch.from_numpy(labels[batch.rows]).to(device)
+                with autocast(device, config.precision):
+                    logits = classifier(x).float()
+                loss = utility_loss(logits, y, positive_share=positive)
+                for optimiser, _ in trained:
+                    optimiser.zero_grad(set_to_none=True)
                 loss.backward()
-                optimiser.step()
-                scheduler.step()
-    batches = (plain_batch(rows) for rows in representative_rows(len(labels), config.batch_size))
-    refresh_statistics(net, (torch.from_numpy(batch_inputs(batch)).to(device) for batch in batches))
-    return {split: predict_logits(net, inputs[split], device) for split in ("val", "test")}
+                for optimiser, schedule in trained:
+                    optimiser.step()
+                    schedule.step()
+                if averaged is not None:
+                    averaged.update_parameters(net)
+    if averaged is not None:
+        net.load_state_dict(averaged.module.state_dict())
+    batches = (pictures(dataset.train, plain_batch(rows)) for rows in representative_rows(len(labels), config.batch_size))
+    rng = noise_stream(config, name, "statistics")
+    refresh_statistics(classifier, (encode(to_input(batch, device), rng) for batch in batches))
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import torch
 
 from cpgan_ray.common.atomic_io import atomic_path, make_folder
 from cpgan_ray.common.locks import file_lock
+from cpgan_ray.common.process import pick_device
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
-from cpgan_ray.mechanisms.base import Released, fraction_of_k
+from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release
 from cpgan_ray.models import build_privatizer
 from cpgan_ray.training.game import play_in_process
 
@@ -37,14 +38,13 @@ def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
     """The loss of the reference implementation on its small data sets: lambda L_U - L_R, with the raw error L_R of a decoder.
 
     The decoder is the reference one if it accepts this code, otherwise the neural adversary of the preset. Codes are ReLU codes
-    (linear codes for the mixture); there is no warm-up and learning rates are constant. The privacy weight is 1 / lambda. All other
+    (linear codes for the mixture), normalised if they are rounded; there is no warm-up and learning rates are constant. The privacy
+    weight is 1 / lambda. All other
     networks, epochs, batches and averaging come from the preset. Decoder and classifier make one step per batch (`citer`; the
     reference implementation makes 5 to 25).
     """
     code = "raw" if is_linear(config.privatizer) else "relu"
-    privatizer = replace(
-        config.privatizer, code_activation=code, quantization_step=0.0, lr_schedule="constant", learning_rate=1e-3, weight_decay=0.0
-    )
+    privatizer = replace(config.privatizer, code_activation=code, lr_schedule="constant", learning_rate=1e-3, weight_decay=0.0)
     utility = replace(config.utility, learning_rate=1e-3)
     game = replace(config.game, privacy_loss="negated_mse", warmup_epochs=0.0)
     adversaries = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
@@ -58,8 +58,15 @@ def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
 
 
 def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
-    """Release the features of the stages, trained only for the task (DNN in the reference implementation)."""
-    return features(config, dataset)
+    """Release the features of the stages, trained only for the task (DNN in the reference implementation). Bob's classifier of
+    rounded features is trained on these."""
+    trained = features(config, dataset)
+    if not config.privatizer.quantization_step:
+        return trained
+    assert trained.encoder is not None
+    stages = trained.encoder.to(pick_device(config.runtime.device))
+    standardised = Standardised.fit(trained.codes["train"], device=pick_device(config.runtime.device))
+    return release(lambda x, rng: standardised(stages(x)), dataset, config, name="dnn")
 
 
 def features(config: Config, dataset: Dataset) -> Released:
@@ -74,18 +81,23 @@ def features(config: Config, dataset: Dataset) -> Released:
         if not path.is_file():
             save_released(play_game(feature_config(config, dataset)), path)
     with np.load(path) as arrays:
-        parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}, "weights": {}}
         for name, values in arrays.items():
-            part, _, split = name.partition(" ")
-            parts[part][split] = values
-    return Released(parts["codes"], parts["logits"])
+            part, _, key = name.partition(" ")
+            parts[part][key] = values
+    own = feature_config(config, dataset)
+    encoder = build_privatizer(own.privatizer, k=own.k, image_shape=dataset.image_shape).eval()
+    encoder.load_state_dict({key: torch.from_numpy(values) for key, values in parts["weights"].items()})
+    return Released(parts["codes"], parts["logits"], encoder=encoder)
 
 
 def save_released(released: Released, path: Path) -> None:
-    """Write codes and logits to an npz file."""
-    parts = {"codes": released.codes, "logits": released.logits}
+    """Write codes, logits and the encoder's weights to an npz file."""
+    assert released.encoder is not None
+    weights = {key: values.cpu().numpy() for key, values in released.encoder.state_dict().items()}
+    parts = {"codes": released.codes, "logits": released.logits, "weights": weights}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{f"{part} {split}": z for part, arrays in parts.items() for split, z in arrays.items()})  # pyright: ignore
+        np.savez(file, **{f"{part} {key}": z for part, arrays in parts.items() for key, z in arrays.items()})  # pyright: ignore
 
 
 def feature_config(config: Config, dataset: Dataset) -> Config:
@@ -124,4 +136,5 @@ def play_game(config: Config) -> Released:
     while game.round < game.total_rounds:
         game.play(game.rounds_per_epoch)
     outcome = game.privatizer.outcome()
-    return Released(outcome.codes, outcome.logits)
+    encoder = game.privatizer.defender.released["privatizer"]
+    return Released(outcome.codes, outcome.logits, encoder=encoder)

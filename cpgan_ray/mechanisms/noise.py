@@ -1,32 +1,43 @@
 """Mechanisms that add noise to the sample itself, or to principal components of undefended features.
 
-The noise is drawn once per sample, because a client that released a sample twice would allow averaging over the noise. The knob is
-the standard deviation of the noise, in units of the root mean square deviation from the mean sample (for a component: in units of
-its standard deviation). The Laplace scales of the reference implementation are these numbers divided by sqrt(2).
+A client releases a sample once, because several releases would allow averaging over the noise: the pictures on which Bob and the
+attacks are scored have one draw. Bob and the attackers know the mechanism and can draw as often as they like: Bob's training draws
+the noise again in each batch, and attackers have several draws of each of their pictures.
+
+The knob is the standard deviation of the noise, in units of the root mean square deviation from the mean sample (for a component:
+in units of its standard deviation). The Laplace scales of the reference implementation are these numbers divided by sqrt(2).
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from cpgan_ray.common.process import torch_stream
-from cpgan_ray.common.rng import stream
-from cpgan_ray.common.types import Batch
+from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_frequencies
-from cpgan_ray.data.batching import augment
 from cpgan_ray.data.code_sets import code_sets
-from cpgan_ray.data.pca import Projection, projection
-from cpgan_ray.mechanisms.base import Released, samples, train_classifier
+from cpgan_ray.data.pca import projection
+from cpgan_ray.mechanisms.base import (
+    DRAWS,
+    Released,
+    Standardised,
+    encode_all,
+    encode_set,
+    predict_logits,
+    release,
+    train_classifier,
+)
 from cpgan_ray.mechanisms.games import features
-from cpgan_ray.mechanisms.projections import standardise, with_classifier
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.training.inputs import fit_whitening
 
 LONGEST_CODE = 1024
 """Longer noisy samples are attacked in their leading principal components, because the others are small compared with the noise."""
 NOISE_COMPONENTS = 512
+Kind = Literal["laplace", "gaussian"]
 
 
 def laplace_noise(config: Config, noise: float, dataset: Dataset) -> Released:
@@ -39,67 +50,76 @@ def gaussian_noise(config: Config, noise: float, dataset: Dataset) -> Released:
     return add_noise(config, noise, dataset, kind="gaussian")
 
 
-def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Literal["laplace", "gaussian"]) -> Released:
-    """Noisy samples, the logits of a classifier with the configuration's backbone trained on them, and codes for the attacks."""
+def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Kind) -> Released:
+    """Noisy samples, the logits of a classifier with the configuration's backbone trained on them, and codes for the attacks.
+
+    Rounded samples are multiples of the step in standard deviations of each noisy value; Bob sees them in the unit of the samples.
+    Bob's own backbone does not round: he releases nothing.
+    """
+    device = pick_device(config.runtime.device)
     basis = projection(dataset, components=NOISE_COMPONENTS, progress=False)
     deviation = noise * (basis.total_variance / len(basis.mean)) ** 0.5
-    x = {name: samples(dataset, name) for name in code_sets(dataset)}
-    for name, values in x.items():
-        values += noise_like(values.shape, kind=kind, deviation=deviation, seed=config.seed, name=name)
-    images = {split: x[split].reshape(-1, *dataset.image_shape) for split in ("train", "val", "test")}
-    inputs = {split: channels_first(images[split]) for split in ("val", "test")}
+
+    def noisy(x: Tensor, rng: np.random.Generator) -> Tensor:
+        return x + draw_noise(tuple(x.shape), kind=kind, deviation=deviation, rng=rng).to(device)
+
+    step = config.privatizer.quantization_step
+    sets = code_sets(dataset)
+    drawn = encode_set(noisy, sets["train"], config, name=kind, key="train")
+    standardised = Standardised.fit(drawn, step=step, device=device)
+
+    def released_sample(x: Tensor, rng: np.random.Generator) -> Tensor:
+        """What the client sends, in the unit of the samples."""
+        return standardised.inverse(standardised(noisy(x, rng))) if step else noisy(x, rng)
+
+    def code_for_attacks(x: Tensor, rng: np.random.Generator) -> Tensor:
+        """What the client sends, (B, D), standardised if it is rounded; of long samples the leading principal components."""
+        if len(basis.mean) <= LONGEST_CODE:
+            return flat(standardised(noisy(x, rng)) if step else noisy(x, rng))
+        return torch.from_numpy(basis.project(flat(released_sample(x, rng)).cpu().numpy()))
+
     with torch_stream(config.seed, "mechanism", kind, "weights"):
-        encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape)
+        own = replace(config.privatizer, quantization_step=0.0)
+        encoder = build_privatizer(own, k=config.k, image_shape=dataset.image_shape)
         fit_whitening(encoder, dataset)
         outputs = len(label_frequencies(dataset, config.data.labels))
         head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape)
-    logits = train_classifier(
-        nn.Sequential(encoder, head),
-        inputs,
-        dataset,
-        config,
-        name=kind,
-        batch_inputs=lambda batch: channels_first(augment(images["train"][batch.rows], batch)),
-    )
-    return Released({name: code_for_attacks(values, basis) for name, values in x.items()}, logits, direct=x["test"])
+    train_classifier(nn.ModuleDict({"encoder": encoder, "head": head}), released_sample, dataset, config, name=kind)
+    sent = {key: encode_set(released_sample, sets[key], config, name=kind, key=key) for key in ("val", "test")}
+    logits = {split: predict_logits(nn.Sequential(encoder, head), x, device) for split, x in sent.items()}
+    codes = encode_all(code_for_attacks, dataset, config, name=kind, draws=DRAWS if noise else 1)
+    direct = np.ascontiguousarray(sent["test"].transpose(0, 2, 3, 1)).reshape(len(dataset.test), -1)
+    return Released(codes, logits, direct=direct)
 
 
-def channels_first(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) -> (N, C, H, W)."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+def flat(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D) in the order H, W, C of the samples."""
+    return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def noise_like(shape: tuple[int, ...], *, kind: str, deviation: float, seed: int, name: str) -> np.ndarray:
+def draw_noise(shape: tuple[int, ...], *, kind: Kind, deviation: float, rng: np.random.Generator) -> Tensor:
     """Independent noise with the given standard deviation, float32."""
-    rng = stream(seed, "mechanism", "noise", kind, name)
     draw = rng.laplace(0, deviation / 2**0.5, shape) if kind == "laplace" else rng.normal(0, deviation, shape)
-    return draw.astype(np.float32)
-
-
-def code_for_attacks(x: np.ndarray, basis: Projection) -> np.ndarray:
-    """Samples as codes for the attacks: their principal components if they are longer than LONGEST_CODE."""
-    return x if x.shape[1] <= LONGEST_CODE else basis.project(x)
+    return torch.from_numpy(draw.astype(np.float32))
 
 
 def resize(config: Config, noise: float, dataset: Dataset) -> Released:
     """k principal components of undefended features, with Laplace noise in standard deviations, and a utility head trained on them.
 
-    This is DNN (Resize) of the reference implementation, with one difference: here the head and all attacks see the same noise,
-    there some attacks saw another draw.
+    This is DNN (Resize) of the reference implementation. The features of augmented pictures are computed by the trained stages.
     """
-    feature_codes = features(config, dataset).codes
-    centre = feature_codes["train"].mean(axis=0)
-    _, vectors = np.linalg.eigh(np.cov((feature_codes["train"] - centre).T))
-    leading = vectors[:, ::-1][:, : config.k].astype(np.float32)
-    codes = standardise({name: (z - centre) @ leading for name, z in feature_codes.items()})
-    for name, z in codes.items():
-        z += noise_like(z.shape, kind="laplace", deviation=noise, seed=config.seed, name=f"features {name}")
+    device = pick_device(config.runtime.device)
+    undefended = features(config, dataset)
+    assert undefended.encoder is not None
+    stages, train = undefended.encoder.to(device), undefended.codes["train"]
+    centre = train.mean(axis=0)
+    _, vectors = np.linalg.eigh(np.cov((train - centre).T))
+    leading = np.ascontiguousarray(vectors[:, ::-1][:, : config.k].astype(np.float32))
+    clean = Standardised.fit((train - centre) @ leading, device=device)
+    offset, directions = torch.from_numpy(centre).to(device), torch.from_numpy(leading).to(device)
 
-    def batch_inputs(batch: Batch) -> np.ndarray:
-        """Codes of a batch; mirrored pictures have their own features, shifts are ignored."""
-        z = codes["train"][batch.rows]
-        if batch.mirrored.any():
-            z[batch.mirrored] = codes["train_mirrored"][batch.rows[batch.mirrored]]
-        return z
+    def encode(x: Tensor, rng: np.random.Generator) -> Tensor:
+        z = clean((stages(x) - offset) @ directions)
+        return z + draw_noise(tuple(z.shape), kind="laplace", deviation=noise, rng=rng).to(device)
 
-    return with_classifier(codes, config, dataset, name="resize", batch_inputs=batch_inputs)
+    return release(encode, dataset, config, name="resize", draws=DRAWS if noise else 1)

@@ -1,20 +1,16 @@
 """Linear codes without a game: principal components, random directions, discriminant components. z is standardised."""
 
-from collections.abc import Callable
-
 import numpy as np
 import scipy.linalg
+import torch
+from torch import Tensor
 
-from cpgan_ray.common.process import torch_stream
+from cpgan_ray.common.process import pick_device
 from cpgan_ray.common.rng import stream
-from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, label_frequencies
-from cpgan_ray.data.batching import pictures
-from cpgan_ray.data.code_sets import code_sets
-from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
-from cpgan_ray.mechanisms.base import Released, fraction_of_k, samples, train_classifier
-from cpgan_ray.models import build_head
+from cpgan_ray.data import Dataset, label_columns
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
+from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release, samples
 
 RIDGE = 1e-3
 """For discriminant components: the share of the mean variance that is added to the diagonal of the total scatter."""
@@ -68,31 +64,11 @@ def discriminant_length(config: Config, share: float, dataset: Dataset) -> int:
 
 def project(directions: np.ndarray, config: Config, dataset: Dataset, *, name: str) -> Released:
     """The samples projected on directions (k, D), standardised, with a utility head trained on them."""
-    codes = {name: samples(dataset, name) @ directions.T for name in code_sets(dataset)}
-    mean, deviation = moments(codes["train"])
+    device = pick_device(config.runtime.device)
+    matrix = torch.from_numpy(np.ascontiguousarray(directions.T)).to(device)
+    standardised = Standardised.fit(samples(dataset, "train") @ directions.T, device=device)
 
-    def batch_inputs(batch: Batch) -> np.ndarray:
-        return ((scale(pictures(dataset.train, batch)) @ directions.T - mean) / deviation).astype(np.float32)
+    def encode(x: Tensor, rng: np.random.Generator) -> Tensor:
+        return standardised(x.permute(0, 2, 3, 1).flatten(1) @ matrix)
 
-    return with_classifier(standardise(codes), config, dataset, name=name, batch_inputs=batch_inputs)
-
-
-def standardise(codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Subtract the mean of the training codes, and divide by their standard deviation."""
-    mean, deviation = moments(codes["train"])
-    return {name: ((z - mean) / deviation).astype(np.float32) for name, z in codes.items()}
-
-
-def moments(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each component of the code."""
-    return codes.mean(axis=0), np.maximum(codes.std(axis=0), 1e-12)
-
-
-def with_classifier(
-    codes: dict[str, np.ndarray], config: Config, dataset: Dataset, *, name: str, batch_inputs: Callable[[Batch], np.ndarray]
-) -> Released:
-    """Codes, and the logits of the configuration's utility head trained on them; batch_inputs: see `train_classifier`."""
-    outputs = len(label_frequencies(dataset, config.data.labels))
-    with torch_stream(config.seed, "mechanism", name, "weights"):
-        head = build_head(config.utility, k=codes["train"].shape[1], num_labels=outputs, image_shape=dataset.image_shape)
-    return Released(codes, train_classifier(head, codes, dataset, config, name=name, batch_inputs=batch_inputs))
+    return release(encode, dataset, config, name=name)

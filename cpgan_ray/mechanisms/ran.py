@@ -1,23 +1,25 @@
 """RAN: an encoder against one neural decoder, with three steps for the task before each adversarial step.
 
 S. Liu, A. Shrivastava, J. Du, L. Zhong, Better accuracy with quantified privacy: representations learned via reconstructive
-adversarial network, arXiv 1901.08730, 2019. The schedule is the one that the reference implementation uses for its comparison.
+adversarial network, arXiv 1901.08730, 2019. The order of the steps is the one that the reference implementation uses for its
+comparison. Optimiser, learning rate schedule, weight decay, averaging, augmentation and class weights are those of the game, as for
+all mechanisms.
 """
 
 import numpy as np
 import torch
 from torch import nn
 
-from cpgan_ray.common.process import pick_device, torch_stream
+from cpgan_ray.common.process import autocast, pick_device, torch_stream
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, label_frequencies
 from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
-from cpgan_ray.data.code_sets import CodeSet, code_sets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
-from cpgan_ray.mechanisms.base import Released, predict_logits
+from cpgan_ray.mechanisms.base import Released, encode_all, predict_logits
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
+from cpgan_ray.training.defender import averaged_copy, scheduled_optimiser
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import utility_loss
 
@@ -41,9 +43,14 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
     encoder_parameters, decoder_parameters = [*encoder.parameters(), *head.parameters()], [*decoder.parameters()]
-    task_optimiser, adversarial_optimiser = (
-        torch.optim.Adam(encoder_parameters, lr=config.privatizer.learning_rate) for _ in range(2)
+    p, total_rounds = config.privatizer, config.epochs * rounds_per_epoch(len(dataset.train), config.batch_size)
+    (task_optimiser, task_schedule), (adversarial_optimiser, adversarial_schedule) = (
+        scheduled_optimiser(encoder_parameters, p, learning_rate=p.learning_rate, total_rounds=total_rounds) for _ in range(2)
     )
+    net = nn.ModuleDict({"encoder": encoder, "head": head})
+    averaged = averaged_copy(net, p)
+    frequencies = torch.from_numpy(label_frequencies(dataset, config.data.labels)).float().to(device)
+    positive = frequencies if config.utility.class_weighted_loss else None
     decoder_optimiser = torch.optim.Adam(decoder_parameters, lr=settings.learning_rate)
     labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
 
@@ -53,33 +60,36 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         optimiser.step()
 
     def error(z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return nn.functional.mse_loss(decoder(z), target)
+        return nn.functional.mse_loss(decoder(z).float(), target)
 
     for net in (encoder, head, decoder):
         net.train()
-    for round in range(config.epochs * rounds_per_epoch(len(dataset.train), config.batch_size)):
+
+    def task_error(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return utility_loss(head(z).float(), y, positive_share=positive)
+
+    for round in range(total_rounds):
         batch = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, batch), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
         x = corrupt_inputs(x, config, round=round, num_rows=len(x), local=slice(None))
         y = torch.from_numpy(labels[batch.rows]).float().to(device)
-        with torch_stream(config.seed, "mechanism", "ran", round):
+        with torch_stream(config.seed, "mechanism", "ran", round), autocast(device, config.precision):
             z = encoder(x)
             for _ in range(UTILITY_STEPS):
-                step(task_optimiser, utility_loss(head(z), y), encoder_parameters)
+                step(task_optimiser, task_error(z, y), encoder_parameters)
                 z = encoder(x)  # stays valid, because the decoder's step does not change the encoder
                 step(decoder_optimiser, error(z.detach(), target), decoder_parameters)
-            step(adversarial_optimiser, alpha * utility_loss(head(z), y) - (1 - alpha) * error(z, target), encoder_parameters)
+            step(adversarial_optimiser, alpha * task_error(z, y) - (1 - alpha) * error(z, target), encoder_parameters)
+        task_schedule.step()
+        adversarial_schedule.step()
+        if averaged is not None:
+            averaged.update_parameters(net)
+    if averaged is not None:
+        net.load_state_dict(averaged.module.state_dict())
     inputs = [to_input(dataset.train.take(rows), device) for rows in representative_rows(len(dataset.train), config.batch_size)]
     refresh_statistics(encoder, inputs)
     with torch.no_grad():
         refresh_statistics(head, [encoder(x) for x in inputs])
-    codes = {name: encode(encoder, code_set, device) for name, code_set in code_sets(dataset).items()}
-    return Released(codes, {split: predict_logits(head, codes[split], device) for split in ("val", "test")})
-
-
-@torch.no_grad()
-def encode(encoder: nn.Module, code_set: CodeSet, device: torch.device) -> np.ndarray:
-    """Codes (N, k) of all samples of a set."""
-    encoder.eval()
-    return torch.cat([encoder(to_input(block, device)).cpu() for block in code_set.blocks()]).numpy()
+    codes = encode_all(lambda x, rng: encoder(x), dataset, config, name="ran")
+    return Released(codes, {split: predict_logits(head, codes[split], device) for split in ("val", "test")}, encoder=encoder)

@@ -137,6 +137,8 @@ class Privatizer(nn.Module):
         to_code = halves_map if config.family == "celeba_multi" else nn.Linear
         self.code = to_code(flat, k) if config.bottleneck else nn.Identity()
         self.normalise = CODE_ACTIVATIONS[config.code_activation](k)
+        if self.step and config.code_activation != "normalised":  # the step is in standard deviations of the code
+            self.normalise = nn.Sequential(self.normalise, CODE_ACTIVATIONS["normalised"](k))
 
     def encode(self, x: Tensor) -> Tensor:
         return self.code(self.stages(x).flatten(1)).float()  # codes are float32 also in mixed precision

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cpgan_ray.common.process import autocast, compile_networks, torch_stream
 from cpgan_ray.common.registry import remember
 from cpgan_ray.common.types import Metrics
-from cpgan_ray.config import Config
+from cpgan_ray.config import Config, PrivatizerConfig
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
@@ -29,6 +29,26 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 """Name -> function from the completed share of the run to the share of the peak learning rate."""
 remember(__name__, "LR_SCHEDULES")
 GRADIENT_NORMS = ("utility/grad_norm", "privacy/grad_norm")
+
+
+def scheduled_optimiser(
+    parameters: Iterable[nn.Parameter], config: PrivatizerConfig, *, learning_rate: float, total_rounds: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """The optimiser of every network that learns the task, in the game and in all mechanisms that a comparison trains, with its
+    learning rate schedule, which makes one step per round.
+
+    AdamW: without weight decay it is Adam, the optimiser of the published methods; with weight decay it decays all weights equally,
+    whereas L2 in Adam's gradient would decay weights with large gradients less (I. Loshchilov, F. Hutter, ICLR 2019).
+    """
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=config.weight_decay)
+    rate = LR_SCHEDULES[config.lr_schedule]
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(min(1.0, step / total_rounds)))
+
+
+def averaged_copy(net: nn.Module, config: PrivatizerConfig) -> AveragedModel | None:
+    """The moving average of the weights that is released at the end; None if the last weights are released."""
+    averaging = get_ema_multi_avg_fn(config.ema_decay)
+    return AveragedModel(net, multi_avg_fn=averaging, use_buffers=True) if config.ema_decay else None
 
 
 @dataclass
@@ -88,17 +108,13 @@ class Defender:
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.class_weighted_loss else None
         p, u = config.privatizer, config.utility
-        self.optimisers = {
-            "privatizer": torch.optim.AdamW(privatizer.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay),
-            "head": torch.optim.AdamW(head.parameters(), lr=u.learning_rate, weight_decay=p.weight_decay),
+        pairs = {
+            "privatizer": scheduled_optimiser(privatizer.parameters(), p, learning_rate=p.learning_rate, total_rounds=total_rounds),
+            "head": scheduled_optimiser(head.parameters(), p, learning_rate=u.learning_rate, total_rounds=total_rounds),
         }
-        rate = LR_SCHEDULES[p.lr_schedule]
-        self.schedules = {
-            name: torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate(min(1.0, step / total_rounds)))
-            for name, o in self.optimisers.items()
-        }
-        averaging = get_ema_multi_avg_fn(p.ema_decay)
-        self.averaged = AveragedModel(self.net, multi_avg_fn=averaging, use_buffers=True) if p.ema_decay else None
+        self.optimisers = {name: optimiser for name, (optimiser, _) in pairs.items()}
+        self.schedules = {name: schedule for name, (_, schedule) in pairs.items()}
+        self.averaged = averaged_copy(self.net, p)
         self.wrapped = {name: self.peers.wrap_ddp(part) for name, part in self.net.items()}
         self.pending: deque[Pending] = deque()
         if config.runtime.compile:

@@ -69,7 +69,7 @@ class PrivatizerWorker:
             yield to_input(self.dataset.train.take(rows), self.device)
 
     def split(self, name: str) -> Split:
-        return getattr(self.dataset, name)
+        return self.dataset.splits[name]
 
     def release(self, round: int, *, ahead: bool = False) -> Release:
         """z of the round's pictures; keeps the graph. `ahead`: release before the update on the previous release."""

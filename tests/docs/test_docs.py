@@ -251,6 +251,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "encoder.onnx": str(folder / "encoder.onnx"),
         "RUN_ID": str(run),  # the files of an MLflow run are downloaded into such a folder
         "EXPERIMENT": "cpgan",
+        "GRIDS_FILE": str(folder / "grids.json"),
         "PRESET": "gaussian_kernel",
         "DATASET": "mnist",
         "M": "10",

@@ -29,7 +29,7 @@ def noisy(data_of) -> AttackData:
         pairs = getattr(data, name)
         sets[name] = dataclasses.replace(pairs, identity=np.arange(start, start + len(pairs)) // PICTURES)
         start += len(pairs)
-    return dataclasses.replace(data, mirrored=False, **sets)
+    return dataclasses.replace(data, views=1, **sets)
 
 
 def test_groups_of_identity_are_disjoint_and_of_one_person():

@@ -1,6 +1,7 @@
 """Tests that each mechanism releases what the attacks need, and that its knob has the described effect."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,27 +12,33 @@ from cpgan_ray import theory
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
 from cpgan_ray.config.presets import for_comparison, preset
-from cpgan_ray.data import Dataset, load
+from cpgan_ray.data import Dataset, load, store
 from cpgan_ray.data.batching import pictures, representative_rows, training_batch
 from cpgan_ray.data.datasets.gaussian import mixture
-from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS, games
-from cpgan_ray.mechanisms.base import samples, train_classifier
+from cpgan_ray.mechanisms.base import DRAWS, Encode, samples, train_classifier
 from cpgan_ray.mechanisms.games import feature_length
-from cpgan_ray.mechanisms.noise import noise_like
+from cpgan_ray.mechanisms.noise import draw_noise
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
+from cpgan_ray.pipelines.reproduce.grids import built_in
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
 from cpgan_ray.pipelines.reproduce.play import compare_with_theory, linear_code
-from cpgan_ray.training.inputs import fit_whitening, to_input
+from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import accuracy, utility_loss
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
     base = for_comparison(preset("digits"))
-    data = dataclasses.replace(base.data, max_train_samples=300)
-    return dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("digits"), data=data, epochs=12, batch_size=100, k=6)
+    data = dataclasses.replace(base.data, max_train_samples=600)
+    config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("digits"), data=data, epochs=12, batch_size=100, k=6)
+    return rounding(config, 0.0)
+
+
+def rounding(config: Config, step: float) -> Config:
+    return dataclasses.replace(config, privatizer=dataclasses.replace(config.privatizer, quantization_step=step))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +62,10 @@ def released(config, dataset):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_mechanism_releases_codes_and_logits_for_all_samples(name, released, dataset):
     release = released(name, MECHANISMS[name].settings[0])
-    assert set(release.codes) == {"train", "val", "test"}, "digits have no mirror images"
-    for split, z in release.codes.items():
-        assert z.shape == (len(getattr(dataset, split)), release.codes["train"].shape[1])
+    draws = {f"{split}_draw{i}" for split in ("train", "attacker") for i in range(1, DRAWS) if name in ("noise", "gaussian_noise")}
+    assert set(release.codes) == {"train", "val", "test", "attacker"} | draws, "digits have no mirror images"
+    for key, z in release.codes.items():
+        assert z.shape == (len(dataset.splits[key.partition("_")[0]]), release.codes["train"].shape[1])
         assert z.dtype == np.float32
         assert np.isfinite(z).all()
     for split, logits in release.logits.items():
@@ -69,6 +77,112 @@ def test_mechanism_releases_codes_and_logits_for_all_samples(name, released, dat
 def test_mechanism_learns_the_task(name, released, dataset):
     share_right = accuracy(released(name, MECHANISMS[name].settings[0]).logits["test"], dataset.test.labels)[0]
     assert share_right > 0.3, "a tenth is chance; twelve epochs on 300 digits are few"
+
+
+@pytest.fixture(scope="module")
+def documented() -> dict[str, dict[str, str]]:
+    """The table of docs/baselines.md that shows how each mechanism is trained: mechanism -> column -> text."""
+    page = (Path(__file__).parents[2] / "docs" / "baselines.md").read_text().partition("## Equal conditions")[2]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
+    return {row[0].strip("`"): dict(zip(header, row, strict=True)) for row in rows}
+
+
+def test_documented_conditions_name_every_mechanism_and_its_knob(documented):
+    assert {name: row["tuned"] for name, row in documented.items()} == {name: m.knob for name, m in MECHANISMS.items()}
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_rounded_codes_are_multiples_of_the_step(name, config, dataset, released, documented):
+    """Multiples of 0.5 standard deviations of the code that is released."""
+    setting = {"noise": 1.0, "gaussian_noise": 1.0, "resize": 1.0}.get(name, MECHANISMS[name].settings[0])
+    release = MECHANISMS[name].release(dataclasses.replace(rounding(config, 0.5), epochs=2), setting, dataset)
+    for key, z in release.codes.items():
+        multiples = np.round(z / 0.5)
+        assert multiples == pytest.approx(z / 0.5, abs=1e-4), key
+        assert len(np.unique(multiples)) > 2, key
+    trained_through = getattr(release.encoder, "step", 0.0) == 0.5
+    assert documented[name]["rounding"] == ("in training" if trained_through else "before Bob")
+    draws = 1 + len([key for key in release.codes if key.startswith("train_draw")])
+    assert documented[name]["codes per picture for the attack"] == ("1" if draws == 1 else f"{draws} draws")
+    unrounded = released(name, MECHANISMS[name].settings[0]).codes["test"]
+    assert np.abs(unrounded / 0.5 - np.round(unrounded / 0.5)).max() > 0.1
+    if name != "cpgan_paper":  # a ReLU unit that is always 0 stays 0
+        assert release.codes["train"].std(axis=0) == pytest.approx(1, abs=0.25)
+
+
+def test_head_of_rounded_codes_is_trained_on_rounded_codes(config, dataset, monkeypatch):
+    seen = []
+
+    def watched(net, encode, data, run, **more):
+        x = torch.from_numpy(samples(dataset, "train").reshape(-1, 1, 8, 8))
+        with torch.no_grad():
+            seen.append(encode(x, np.random.default_rng(0)).numpy())
+        return train_classifier(net, encode, data, run, **more)
+
+    monkeypatch.setattr("cpgan_ray.mechanisms.base.train_classifier", watched)
+    few = dataclasses.replace(rounding(config, 0.5), epochs=1)
+    for name in ("pca", "dnn"):
+        release = MECHANISMS[name].release(few, MECHANISMS[name].settings[0], dataset)
+        assert np.array_equal(seen.pop(), release.codes["train"]), name
+
+
+def poisoned(dataset: Dataset) -> Dataset:
+    """The attacker's pictures, labels and identities in another order: whatever is fitted on them changes."""
+    attacker = dataset.attacker
+    assert attacker is not None
+    assert attacker.stored_rows is not None
+    backwards = dataclasses.replace(
+        attacker, stored_rows=attacker.stored_rows[::-1], labels=1 - attacker.labels // 9, identity=attacker.identity[::-1]
+    )
+    return dataclasses.replace(dataset, attacker=backwards)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_mechanism_is_not_fitted_on_the_attackers_people(name, config, dataset, monkeypatch):
+    """Changing the attacker's pictures changes nothing but the codes of these pictures."""
+    few = dataclasses.replace(rounding(config, 0.5), epochs=1)
+    setting = MECHANISMS[name].settings[0]
+    first = MECHANISMS[name].release(few, setting, dataset)
+    withhold = store.withhold
+    monkeypatch.setattr(store, "withhold", lambda dataset, *, share: poisoned(withhold(dataset, share=share)))
+    second = MECHANISMS[name].release(few, setting, poisoned(dataset))
+    own = [key for key in first.codes if not key.startswith("attacker")]
+    assert all(np.array_equal(first.codes[key], second.codes[key]) for key in own)
+    assert all(np.array_equal(first.logits[split], second.logits[split]) for split in ("val", "test"))
+    if not MECHANISMS[name].release.__name__.endswith("noise"):
+        assert np.array_equal(first.codes["attacker"], second.codes["attacker"][::-1])
+
+
+@pytest.mark.parametrize(("name", "setting"), [("gaussian_noise", 1.0), ("noise", 1.0), ("resize", 1.0)])
+def test_noise_differs_per_batch_and_draw_and_is_reproducible(name, setting, config, dataset, monkeypatch):
+    """Bob's training sees a new draw in every batch; the same run draws the same noise again."""
+    drawn: list[np.ndarray] = []
+
+    def watched(shape, **more):
+        noise = draw_noise(shape, **more)
+        drawn.append(noise.numpy().ravel()[:6].copy())
+        return noise
+
+    monkeypatch.setattr("cpgan_ray.mechanisms.noise.draw_noise", watched)
+    few = dataclasses.replace(config, epochs=2)
+    first = MECHANISMS[name].release(few, setting, dataset)
+    rounds, blocks = 2 * 3, 1 + 2 * 2 + (len(first.codes) - 4)
+    assert len(drawn) >= rounds + blocks
+    kinds = {tuple(noise) for noise in drawn}
+    released_twice = {"gaussian_noise": 3, "noise": 3, "resize": 0}[name]  # the fit of the rounding, Bob's val and test
+    assert len(kinds) == len(drawn) - released_twice, "no two batches, draws or splits share their noise"
+    second = MECHANISMS[name].release(few, setting, dataset)
+    assert all(np.array_equal(z, second.codes[key]) for key, z in first.codes.items())
+    assert np.array_equal(first.logits["test"], second.logits["test"])
+
+
+def test_draws_are_further_codes_of_the_same_samples(config, dataset):
+    """The mean of several draws is nearer to the sample than one draw: by the square root of their number."""
+    release = MECHANISMS["gaussian_noise"].release(dataclasses.replace(config, epochs=1), 1.0, dataset)
+    x = samples(dataset, "train")
+    draws = np.stack([release.codes[key] for key in ("train", *(f"train_draw{i}" for i in range(1, DRAWS)))])
+    one, mean = (draws[0] - x).std(), (draws.mean(axis=0) - x).std()
+    assert mean == pytest.approx(one / DRAWS**0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["pca", "ran", "laplace", "cpgan"])
@@ -102,7 +216,8 @@ def test_dca_codes_solve_the_eigenproblem(released, dataset):
 
 @pytest.mark.parametrize("kind", ["laplace", "gaussian"])
 def test_noise_has_the_given_deviation_and_differs_between_splits(kind):
-    one, other = (noise_like((2000, 50), kind=kind, deviation=0.7, seed=0, name=name) for name in ("train", "test"))
+    rngs = (np.random.default_rng(seed) for seed in (0, 1))
+    one, other = (draw_noise((2000, 50), kind=kind, deviation=0.7, rng=rng).numpy() for rng in rngs)
     assert one.std() == pytest.approx(0.7, rel=0.01)
     assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.02
     kurtosis = (one**4).mean() / (one**2).mean() ** 2
@@ -125,9 +240,10 @@ def test_dca_length_is_at_most_the_number_of_classes_minus_1(config, dataset):
 
 
 def test_comparison_has_every_code_length_once(config, dataset):
-    job = ReproduceJob(config=dataclasses.replace(config, k=3), num_settings=4)
-    assert [settings_of(name, job, dataset) for name in ("pca", "noise")] == [[1.0, 0.5, 0.25], [0.5, 1.0, 2.0, 4.0]]
-    tried = [cell.setting for cell in cells(job, dataset) if cell.mechanism == "bottleneck" and cell.seed == 0]
+    job, grids = ReproduceJob(config=dataclasses.replace(config, k=3), num_settings=4), built_in()
+    settings = [settings_of(name, job, dataset, grids, rounded=False) for name in ("pca", "noise")]
+    assert settings == [[1.0, 0.5, 0.25], [0.5, 1.0, 2.0, 4.0]]
+    tried = [cell.setting for cell in cells(job, dataset, grids) if cell.mechanism == "bottleneck" and cell.seed == 0]
     assert [MECHANISMS["bottleneck"].length(job.config, share, dataset) for share in tried] == [3, 2, 1]
 
 
@@ -151,7 +267,7 @@ def test_undefended_features_in_a_comparison_are_trained_once_per_seed(config, d
         for name, release in shared.items():
             same = [np.array_equal(z, release.codes[split]) for split, z in expected[name].codes.items()]
             same += [np.array_equal(z, release.logits[split]) for split, z in expected[name].logits.items()]
-            assert same == [seed == 0] * 5, name
+            assert same == [seed == 0] * len(same), name
     assert trained == [0, 1]
 
 
@@ -162,34 +278,48 @@ def test_resize_noise_is_in_standard_deviations_of_the_features(released):
 
 
 @pytest.mark.parametrize(("name", "setting"), [("noise", 0.0), ("pca", 1.0), ("resize", 0.0)])
-def test_classifier_inputs_are_mirrored_and_shifted_like_the_game(name, setting, monkeypatch, cache_dir):
-    """On faces: the input of a classifier in a round is the code of the game's batch."""
+def test_classifier_inputs_are_augmented_like_the_game(name, setting, monkeypatch, cache_dir):
+    """On faces, mirrored, shifted and with cutout: the input of a classifier in a round is the code of the game's pictures."""
     config = for_comparison(preset("smoke"))
-    shifted = dataclasses.replace(config.data, max_shift_px=2)
-    config = dataclasses.replace(config, k=6, epochs=1, batch_size=20, cache_dir=cache_dir, data=shifted)
+    data = dataclasses.replace(config.data, max_shift_px=2, cutout=4)
+    config = dataclasses.replace(rounding(config, 0.0), k=6, epochs=1, batch_size=20, cache_dir=cache_dir, data=data)
     dataset = load(config, progress=False)
-    seen = []
+    shown: list[np.ndarray] = []
+    codes: list[np.ndarray] = []
+    encoders: list[Encode] = []
 
-    def watched(net, inputs, *rest, batch_inputs, **more):
-        batch = training_batch(0, dataset, config)
-        seen.append((inputs, batch, batch_inputs(batch)))
-        return train_classifier(net, inputs, *rest, batch_inputs=batch_inputs, **more)
+    def watched(net, encode, *rest, **more):
+        encoders.append(encode)
 
-    monkeypatch.setattr(f"cpgan_ray.mechanisms.{'noise' if name == 'noise' else 'projections'}.train_classifier", watched)
-    MECHANISMS[name].release(config, setting, dataset)
-    [(inputs, batch, batch_codes)] = seen
+        def recorded(x, rng):
+            z = encode(x, rng)
+            shown.append(x.permute(0, 2, 3, 1).flatten(1).numpy())
+            codes.append(z.flatten(1).numpy())
+            return z
+
+        return train_classifier(net, recorded, *rest, **more)
+
+    monkeypatch.setattr(f"cpgan_ray.mechanisms.{'noise' if name == 'noise' else 'base'}.train_classifier", watched)
+    release = MECHANISMS[name].release(config, setting, dataset)
+    batch = training_batch(0, dataset, config)
     assert batch.mirrored.any()
     assert (batch.shift != 0).any()
-    samples_shown = scale(pictures(dataset.train, batch))
+    expected = to_input(pictures(dataset.train, batch), torch.device("cpu"))
+    expected = corrupt_inputs(expected, config, round=0, num_rows=20, local=slice(None))
+    assert np.array_equal(shown[0], expected.permute(0, 2, 3, 1).flatten(1).numpy())
     if name == "noise":
-        assert batch_codes.transpose(0, 2, 3, 1).reshape(20, -1) == pytest.approx(samples_shown, abs=1e-6)
+        assert np.array_equal(codes[0], expected.flatten(1).numpy())
     if name == "pca":
         basis = projection(dataset, components=256, progress=False)
-        for one, other in zip(batch_codes.T, basis.components[:6] @ (samples_shown - basis.mean).T, strict=True):
+        for one, other in zip(codes[0].T, basis.components[:6] @ (shown[0] - basis.mean).T, strict=True):
             assert abs(np.corrcoef(one, other)[0, 1]) == pytest.approx(1, abs=1e-4)
-    if name == "resize":
-        assert batch_codes[~batch.mirrored] == pytest.approx(inputs["train"][batch.rows[~batch.mirrored]])
-        assert batch_codes[batch.mirrored] == pytest.approx(inputs["train_mirrored"][batch.rows[batch.mirrored]])
+    if name == "resize":  # computed by the encoder of the released codes, and not looked up by row
+        plain = to_input(dataset.train.take(np.arange(len(dataset.train))), torch.device("cpu"))
+        with torch.no_grad():
+            again = encoders[0](plain, np.random.default_rng(0)).numpy()
+        assert again == pytest.approx(release.codes["train"], abs=1e-4)
+        moved = (batch.shift != 0).any(axis=1)
+        assert np.abs(codes[0] - release.codes["train"][batch.rows])[moved].min(axis=0).max() > 1e-3
 
 
 def test_ran_with_small_alpha_lowers_the_recovery(config, dataset, released):
@@ -227,9 +357,12 @@ def test_ran_equals_its_definition(config, dataset):
     task_optimiser, adversarial_optimiser = (
         torch.optim.Adam(encoder_parameters, lr=plain.privatizer.learning_rate) for _ in range(2)
     )
+    rounds = epochs * 3
     decoder_optimiser = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
-    for round in range(epochs * 3):
+    for round in range(rounds):
         batch = training_batch(round, dataset, plain)
+        for optimiser in (task_optimiser, adversarial_optimiser):  # the cosine schedule of the game
+            optimiser.param_groups[0]["lr"] = plain.privatizer.learning_rate * 0.5 * (1 + np.cos(np.pi * round / rounds))
         x = to_input(pictures(dataset.train, batch), torch.device("cpu"))
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
         y = torch.from_numpy(dataset.train.labels[batch.rows]).float()
@@ -262,7 +395,7 @@ def test_ran_equals_its_definition(config, dataset):
 def mixed(tmp_path_factory) -> tuple[Config, Dataset]:
     """The mixture, with few rows and few epochs."""
     base = for_comparison(preset("gaussian"))
-    data = dataclasses.replace(base.data, max_train_samples=2000)
+    data = dataclasses.replace(base.data, max_train_samples=4000)
     config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp("mixture"), data=data, epochs=10, batch_size=500)
     return config, load(config, progress=False)
 
@@ -312,7 +445,7 @@ def test_linear_code_estimates_the_noise_of_a_code(deviation):
 def test_game_on_the_mixture_reaches_the_frontier_of_its_adversaries(name, tmp_path_factory):
     """The theory gives how much the best linear attack and the best attack of any kind recover from a code of one number."""
     base = for_comparison(preset(name))
-    data = dataclasses.replace(base.data, mixture_seed=10)
+    data = dataclasses.replace(base.data, mixture_seed=10, attacker_share=0.0)
     config = dataclasses.replace(base, cache_dir=tmp_path_factory.mktemp(name), data=data, epochs=40)
     dataset = load(config, progress=False)
     release = MECHANISMS["cpgan"].release(config, 1.36, dataset)

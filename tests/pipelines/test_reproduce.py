@@ -1,6 +1,8 @@
 """Tests of `jobs/reproduce.py` on scikit-learn's digits."""
 
 import csv
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,19 +14,21 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from cpgan_ray.analysis.cells import Cell, trial
+from cpgan_ray.analysis.cells import Cell, by_name, trial
 from cpgan_ray.analysis.comparison import findings, gap, paired, recommended, volumes
 from cpgan_ray.analysis.fronts import Reference
 from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.common.ownership import sign
+from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.reproduce.grids import GRIDS, built_in, ensure_usable, read_grids
 from cpgan_ray.pipelines.reproduce.job import open_run, reproduce
 from cpgan_ray.pipelines.reproduce.results import settings_table
 from tests.process import HANG_S
 
 JOB = Path(__file__).parents[2] / "jobs" / "reproduce.py"
 QUICK = (
-    "--epochs 2 --data.max-train-samples 200 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 "
+    "--epochs 2 --data.max-train-samples 400 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 "
     "--attacks.max-budget-doublings 0"
 )
 
@@ -38,7 +42,8 @@ def comparison(tmp_path_factory) -> tuple[Path, dict, str]:
     """A small comparison: its folder, its summary, its standard output."""
     folder = tmp_path_factory.mktemp("reproduce")
     flags = [*QUICK.split(), "--cache-dir", str(folder / "cache"), "--output", str(folder / "out"), "--num-seeds", "2"]
-    done = run("digits", "--mechanisms", "cpgan", "bottleneck", "noise", "--num-settings", "2", *flags)
+    few = ["--mechanisms", "cpgan", "bottleneck", "noise", "--num-settings", "2", "--rounding", "on"]
+    done = run("digits", *few, *flags)
     assert done.returncode == 0, done.stderr
     return folder / "out", json.loads(done.stdout.splitlines()[-1]), done.stdout
 
@@ -67,12 +72,13 @@ def test_reproduce_results_match_cells(comparison):
         table = list(csv.DictReader(file))
     assert len(table) == len(cells)
     for row in table:
-        cell = cells[f"{row['mechanism']}-{row['setting'].removesuffix('.0')}-{row['seed']}"]
+        cell = cells[f"{row['mechanism']}-{row['setting'].removesuffix('.0')}-rounded-{row['seed']}"]
         assert float(row["accuracy"]) == cell["utility"]["accuracy"]
-        attacks = {a["name"]: (a["r2"], a["mse_255"]) for a in cell["attacks"]}
+        attacks = {name: (a["r2"], a["mse_255"]) for name, a in by_name(cell).items()}
+        assert {a["variant"] for a in cell["attacks"]} == {"leaked", "fresh"}
         assert {name: (float(row[f"{name}_r2"]), float(row[f"{name}_mse"])) for name in attacks} == attacks
         assert float(row["r2"]) >= max(r2 for r2, _ in attacks.values())
-    noise = [cells[f"noise-0.5-{seed}"]["utility"]["accuracy"] for seed in (0, 1)]
+    noise = [cells[f"noise-0.5-rounded-{seed}"]["utility"]["accuracy"] for seed in (0, 1)]
     half = stats.t.ppf(0.975, 1) * np.std(noise, ddof=1) / 2**0.5
     assert f"{np.mean(noise):.3f} [{np.mean(noise) - half:.3f}, {np.mean(noise) + half:.3f}]" in text
     results = json.loads((folder / "results.json").read_text())
@@ -81,13 +87,13 @@ def test_reproduce_results_match_cells(comparison):
     for name in ("frontier.png", "attackers.png"):
         with Image.open(folder / name) as figure:
             assert figure.width > 600
-    with Image.open(folder / "cells" / "cpgan-0.1-0" / "pictures.png") as panel:
+    with Image.open(folder / "cells" / "cpgan-0.1-rounded-0" / "pictures.png") as panel:
         assert panel.height > 100
 
 
 def test_settings_table_marks_unsaturated_attack(comparison):
     folder, _, _ = comparison
-    cells = [json.loads((folder / "cells" / f"cpgan-0.1-{seed}" / "cell.json").read_text()) for seed in (0, 1)]
+    cells = [json.loads((folder / "cells" / f"cpgan-0.1-rounded-{seed}" / "cell.json").read_text()) for seed in (0, 1)]
     for cell in cells:
         best = max(a["r2"] for a in cell["attacks"])
         for a in cell["attacks"]:
@@ -102,7 +108,10 @@ def test_settings_table_marks_unsaturated_attack(comparison):
 
 def test_reproduce_resume_runs_only_missing_cells(comparison):
     folder, _, _ = comparison
-    unchanged, removed = folder / "cells" / "noise-4-1" / "cell.json", folder / "cells" / "noise-0.5-1" / "cell.json"
+    unchanged, removed = (
+        folder / "cells" / "noise-4-rounded-1" / "cell.json",
+        folder / "cells" / "noise-0.5-rounded-1" / "cell.json",
+    )
     before, original = unchanged.stat().st_mtime_ns, json.loads(removed.read_text())
     removed.unlink()
     done = run("--resume", str(folder))
@@ -117,8 +126,8 @@ def test_reproduce_resume_runs_only_missing_cells(comparison):
 @pytest.mark.usefixtures("process_left_as_it_was")
 def test_reproduce_interrupted_leaves_table_of_ten_cells(comparison):
     folder, _, _ = comparison
-    blocked, aside = folder / "cells" / "noise-0.5-1", folder / "aside"
-    missing = [folder / "cells" / name / "cell.json" for name in ("noise-4-0", "noise-4-1")]
+    blocked, aside = folder / "cells" / "noise-0.5-rounded-1", folder / "aside"
+    missing = [folder / "cells" / name / "cell.json" for name in ("noise-4-rounded-0", "noise-4-rounded-1")]
     whole = {path: path.read_bytes() for path in (*missing, folder / "results.csv", folder / "reproduction.json")}
     job, _ = parse_reproduce(["--resume", str(folder), "--runtime.backend", "local"], description="")
     for path in (*missing, folder / "results.csv"):
@@ -129,14 +138,14 @@ def test_reproduce_interrupted_leaves_table_of_ten_cells(comparison):
         with pytest.raises(FileExistsError, match=blocked.name):
             reproduce(job, resume=True)
         with (folder / "results.csv").open() as file:
-            names = [f"{row['mechanism']}-{float(row['setting']):g}-{row['seed']}" for row in csv.DictReader(file)]
+            names = [f"{row['mechanism']}-{float(row['setting']):g}-rounded-{row['seed']}" for row in csv.DictReader(file)]
     finally:
         blocked.unlink()
         aside.rename(blocked)
         for path, content in whole.items():
             path.write_bytes(content)
         sign(folder / "reproduction.json")
-    assert sorted(names) == sorted({p.name for p in (folder / "cells").iterdir()} - {"noise-0.5-1", "noise-4-1"})
+    assert sorted(names) == sorted({p.name for p in (folder / "cells").iterdir()} - {"noise-0.5-rounded-1", "noise-4-rounded-1"})
     assert len(names) == 10
 
 
@@ -175,7 +184,7 @@ def test_open_run_resume_updates_tags(comparison):
     folder, _, _ = comparison
     record = (folder / "reproduction.json").read_bytes()
     job, _ = parse_reproduce(["--resume", str(folder), "--num-seeds", "5"], description="")
-    run = open_run(job, folder, resume=True)
+    run = open_run(job, folder, read_grids(folder / GRIDS), resume=True)
     run.close("FINISHED")
     (folder / "reproduction.json").write_bytes(record)
     sign(folder / "reproduction.json")
@@ -232,7 +241,7 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
     utility |= {"val_accuracy": accuracy, "majority_accuracy": 0.1}
     attacks = [{"name": "mlp", "r2": r2}, {"name": "ridge", "r2": r2 - 0.01 * (seed + 1)}]
     return {
-        "cell": {"mechanism": mechanism, "setting": setting, "seed": seed},
+        "cell": {"mechanism": mechanism, "setting": setting, "rounded": True, "seed": seed},
         "utility": utility,
         "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "excess": {"r2": r2 - floor}},
         "attacks": attacks,
@@ -292,4 +301,146 @@ def test_trial_code_itself_may_be_strongest_attack():
     direct = {"r2": 0.75, "low": 0.7, "high": 0.8}
     assert (trial(cell | {"direct": direct}, Path()).strongest_r2, trial(cell, Path()).strongest_r2) == (0.75, 0.5)
     assert trial(cell | {"direct": direct}, Path()).attack == "itself"
-    assert Cell(mechanism="noise", setting=0.5, seed=0).name == "noise-0.5-0"
+    assert Cell(mechanism="noise", setting=0.5, rounded=True, seed=0).name == "noise-0.5-rounded-0"
+    assert Cell(mechanism="noise", setting=4.0, rounded=False, seed=1).name == "noise-4-unrounded-1"
+
+
+def test_cells_and_results_record_the_grids(comparison):
+    folder, summary, _ = comparison
+    digest = hashlib.sha256((folder / GRIDS).read_bytes()).hexdigest()
+    cells = [json.loads(path.read_text()) for path in folder.glob("cells/*/cell.json")]
+    assert all(cell["grids"] == {"source": "built-in", "sha256": digest} for cell in cells)
+    assert json.loads((folder / "results.json").read_text())["grids"]["sha256"] == digest == built_in().sha256
+    assert f"Settings: built-in; SHA-256 of grids.json: {digest}" in (folder / "results.md").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
+    parent = client.get_run(summary["run_id"])
+    below = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['run_id']}'")
+    assert {run.data.tags["grids.sha256"] for run in (parent, *below)} == {digest}
+
+
+def test_cell_of_other_grids_is_not_pooled(comparison, in_process):
+    folder, _, _ = comparison
+    path = folder / "cells" / "noise-4-rounded-1" / "cell.json"
+    content = path.read_text()
+    other = json.loads(content)
+    other["grids"]["sha256"] = "f" * 64
+    path.write_text(json.dumps(other))
+    try:
+        status, _, stderr = in_process(JOB, "--resume", str(folder))
+    finally:
+        path.write_text(content)
+    assert status == 2
+    assert len(stderr.strip().splitlines()) == 1
+    assert "noise-4-rounded-1" in stderr
+    assert "cells of different grids are not pooled" in stderr
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> tuple[Path, dict, str]:
+    """A small calibration: its folder, its summary, its standard output."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    flags = [*QUICK.split(), "--cache-dir", str(folder / "cache"), "--output", str(folder / "out"), "--rounding", "on"]
+    few = ["--mechanisms", "pca", "gaussian_noise", "dnn", "--num-settings", "2", "--num-pilots", "4"]
+    done = run("digits", "--calibrate", *few, *flags, "--runtime.backend", "local")
+    assert done.returncode == 0, done.stderr
+    return folder / "out", json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_calibrate_writes_settings_near_the_targets(calibrated):
+    folder, summary, printed = calibrated
+    grids = read_grids(folder / GRIDS)
+    assert summary["sha256"] == grids.sha256 == hashlib.sha256((folder / GRIDS).read_bytes()).hexdigest()
+    how = grids.calibration
+    assert how is not None
+    assert how.pilot_seed == 1_000_000
+    middle = (how.majority_accuracy + how.undefended_accuracy) / 2
+    assert how.targets == pytest.approx((how.undefended_accuracy, middle))
+    for name in ("pca", "gaussian_noise"):
+        pilots, choices = how.pilots[name]["on"], grids.grids[name]["on"]
+        assert len(pilots) == 4
+        assert len({choice.setting for choice in choices}) == 2
+        for choice in choices:
+            accuracy = next(pilot.val_accuracy for pilot in pilots if pilot.setting == choice.setting)
+            assert accuracy == choice.val_accuracy
+            tolerance = 0.05 * (how.undefended_accuracy - how.majority_accuracy)
+            assert choice.reached == (abs(accuracy - choice.target) <= tolerance)
+        assert f"{choices[0].setting:g} ({choices[0].val_accuracy:.3f})" in printed
+    assert grids.settings("dnn", rounded=True) == [0.0], "it has no knob"
+    assert summary["not_reached"] == sum(c.reached is False for by in grids.grids.values() for c in by["on"])
+
+
+def test_calibrate_resume_trains_nothing_again(calibrated, in_process):
+    folder, summary, _ = calibrated
+    stamps = {path.name: path.stat().st_mtime_ns for path in (folder / "pilots").iterdir()}
+    status, stdout, stderr = in_process(JOB, "--resume", str(folder))
+    assert status == 0, stderr
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "pilots").iterdir()} == stamps
+    assert json.loads(stdout.splitlines()[-1])["sha256"] == summary["sha256"]
+
+
+def test_reproduce_with_grids_uses_their_settings(calibrated, tmp_path, in_process):
+    folder, summary, _ = calibrated
+    own = ["--cache-dir", str(folder.parent / "cache"), "--output", str(tmp_path / "out"), "--runtime.backend", "local"]
+    few = ["--mechanisms", "pca", "--num-seeds", "1", "--rounding", "on", "--grids", str(folder / GRIDS)]
+    status, _, stderr = in_process(JOB, "digits", *QUICK.split(), *few, *own)
+    assert status == 0, stderr
+    settings = read_grids(folder / GRIDS).settings("pca", rounded=True)
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("cells/*/cell.json")]
+    assert sorted(cell["cell"]["setting"] for cell in cells) == sorted(settings)
+    assert all(cell["grids"] == {"source": "calibrated", "sha256": summary["sha256"]} for cell in cells)
+    assert (tmp_path / "out" / GRIDS).read_bytes() == (folder / GRIDS).read_bytes()
+
+
+def test_grids_are_refused_where_they_do_not_fit(calibrated, comparison, tmp_path, in_process):
+    folder, _, _ = calibrated
+    path = folder / GRIDS
+    damaged, old = tmp_path / "damaged.json", tmp_path / "old.json"
+    damaged.write_text(path.read_text().replace('"source": "calibrated"', '"source": "guessed"'))
+    old.write_text(path.read_text().replace('"format": 1', '"format": 0', 1))
+    own = ["--cache-dir", str(folder.parent / "cache"), "--output", str(tmp_path / "out"), "--runtime.backend", "local"]
+    new = ["digits", *QUICK.split(), *own, "--mechanisms", "pca", "--rounding", "on"]
+    for arguments, message in (
+        ((*new, "--grids", str(path), "--seed", "999999"), "seed 1000000 chose the settings in"),
+        ((*new, "--grids", str(path), "--epochs", "3"), "was calibrated with epochs 2, here it is 3"),
+        ((*new, "--grids", str(path), "--mechanisms", "dca"), "grids.json has no settings of dca with rounding on"),
+        ((*new, "--grids", str(path), "--rounding", "off"), "grids.json has no settings of pca with rounding off"),
+        ((*new, "--grids", str(damaged)), "is damaged (source"),
+        ((*new, "--grids", str(old)), "has format 0, this version reads 1: calibrate again"),
+        ((*new, "--grids", str(tmp_path / "none.json")), "cannot be read (No such file or directory)"),
+        ((*new, "--grids", str(path), "--calibrate"), "but calibrate chooses the settings itself"),
+        (("--resume", str(comparison[0]), "--grids", str(path)), "leave out --grids, or start a new comparison"),
+        (("gaussian", "--rounding", "on"), "rounding is on, but privatizer.quantization_step is 0"),
+        ((*new, "--rounding", "on", "on"), "it must name each of on and off at most once"),
+    ):
+        status, _, stderr = in_process(JOB, *arguments)
+        assert status == 2, (arguments, stderr)
+        assert message in stderr
+        assert len(stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ensure_usable_other_data_raises(calibrated):
+    folder, _, _ = calibrated
+    job, _ = parse_reproduce(["digits", *QUICK.split(), "--cache-dir", str(folder.parent / "cache")], description="")
+    dataset = dataclasses.replace(load(job.config, progress=False), digest="0" * 16)
+    with pytest.raises(InputError, match=r"was calibrated on the store \w{16}, this is 0{16}"):
+        ensure_usable(read_grids(folder / GRIDS), folder / GRIDS, job, dataset)
+
+
+def test_settings_table_separates_rounded_from_unrounded_codes():
+    rounded = values("pca", 1.0, 0, 0.9, 0.2) | {"privacy": values("pca", 1.0, 0, 0.9, 0.2)["privacy"]}
+    unrounded = values("pca", 1.0, 0, 0.95, 0.6)
+    unrounded["cell"]["rounded"] = False
+    cells = [rounded, unrounded]
+    for cell in cells:
+        for a in cell["attacks"]:
+            a |= {"saturated": True, "mse_255": 1.0}
+    table = settings_table(cells, [trial(cell, Path()) for cell in cells]).splitlines()
+    assert len(table) == 4
+    assert ("0.9" in table[2], "yes" in table[2], "0.95" in table[3], "no" in table[3]) == (True,) * 4
+
+
+def test_job_rounding_default_is_both_if_the_preset_rounds():
+    assert parse_reproduce(["digits"], description="")[0].roundings == (True, False)
+    assert parse_reproduce(["gaussian"], description="")[0].roundings == (False,)
+    assert parse_reproduce(["digits", "--rounding", "off"], description="")[0].roundings == (False,)

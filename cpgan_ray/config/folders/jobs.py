@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from cpgan_ray.config.folders.records import Record, defaults_for, read_record, run_id_in, usable
+from cpgan_ray.config.folders.records import REPRODUCTION, Record, defaults_for, read_record, run_id_in, usable
 from cpgan_ray.config.io import from_json
 from cpgan_ray.config.jobs import ReproduceJob, SearchJob
 from cpgan_ray.errors import InputError
@@ -41,9 +41,7 @@ def search_record(folder: Path, *, trust: bool) -> tuple[Record, SearchJob, str]
     return record, job, run_id
 
 
-REPRODUCTION = "reproduction.json"
-"""File of a comparison: its job, and its MLflow run. Written when the comparison starts."""
-EXTENDABLE = ("mechanisms", "num_settings", "num_seeds", "weights", "published", "config.runtime.")
+EXTENDABLE = ("mechanisms", "num_settings", "num_seeds", "rounding", "published", "config.runtime.")
 """Fields that may change when a comparison is resumed: they affect which cells there are, not what a cell is."""
 
 

@@ -34,11 +34,20 @@ class Record:
 
 FORMAT = 2
 """Version of the layout of output folders; folders of another version are refused."""
+REPRODUCTION = "reproduction.json"
+"""File of a comparison: its job, and its MLflow run. Written when the comparison starts."""
+COMPARISON_FORMAT = 3
+"""Version of the layout of the folders of comparisons."""
+
+
+def format_of(path: Path) -> int:
+    """The version of the layout of the folder to which one of these files belongs."""
+    return COMPARISON_FORMAT if path.name == REPRODUCTION else FORMAT
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
     """Write one of these files: with its format, without secrets, signed."""
-    write_json(path, {"format": FORMAT} | redacted_values(dict(values)))
+    write_json(path, {"format": format_of(path)} | redacted_values(dict(values)))
     sign(path)
 
 
@@ -51,10 +60,10 @@ def read_record(path: Path) -> Record:
     values = parse_json(content)
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
-    if (version := values.pop("format", 1)) != FORMAT:
+    if (version := values.pop("format", 1)) != format_of(path):
         raise InputError(
-            f"{path} has format {version!r:.40}, this version reads {FORMAT}: use the version that wrote it, or start in another "
-            "folder"
+            f"{path} has format {version!r:.40}, this version reads {format_of(path)}: use the version that wrote it, or start in "
+            "another folder"
         )
     return Record(path, values, is_own(path, content))
 

@@ -45,10 +45,16 @@ def complete_attack_job(job: AttackJob, target: Target) -> AttackJob:
     """The settings of an attack with what depends on its target: the tracking store if another user has written the folder, and the
     data set if a data folder is given without one.
 
-    Raises: InputError if a URI of the attacked folder lacks its secret.
+    Raises: InputError if a URI of the attacked folder lacks its secret, or if other people would be withheld than in the run.
     """
     if target.folder is not None:
         ensure_complete(job, read_record(target.folder / CONFIG))
+    if target.config is not None and job.data.attacker_share != target.config.data.attacker_share:
+        withheld = target.config.data.attacker_share
+        raise InputError(
+            f"data.attacker_share is {job.data.attacker_share:g}, but the run withheld {withheld:g} of the people from its "
+            "defender: leave the flag out"
+        )
     if not target.own:
         job = own_store(job)
     if job.dataset is None and job.data_dir is not None and job.data.dataset == "faces":

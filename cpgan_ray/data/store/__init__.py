@@ -7,7 +7,7 @@ file, and their SHA-256. Opening a store checks that the files are unchanged (`v
 name only when it is complete.
 """
 
-from cpgan_ray.data.store.dataset import SPLITS, Dataset, Split
+from cpgan_ray.data.store.dataset import ATTACKER, SPLITS, Dataset, Split, withhold
 from cpgan_ray.data.store.files import checksum, folder_lock, progress_bar
 from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import (
@@ -24,6 +24,7 @@ from cpgan_ray.data.store.reading import VERIFIED, checksums, open_store, verify
 from cpgan_ray.data.store.writing import Plan, build
 
 __all__ = [
+    "ATTACKER",
     "FORMAT",
     "MANIFEST",
     "SPLITS",
@@ -45,4 +46,5 @@ __all__ = [
     "read_manifest",
     "manifest_text",
     "verify",
+    "withhold",
 ]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cpgan_ray.common.rng import stream
 from cpgan_ray.data.store.info import DatasetInfo
 from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged_store, read_manifest
 from cpgan_ray.errors import InputError
@@ -16,13 +17,17 @@ from cpgan_ray.errors import InputError
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 FILES: tuple[Literal["train", "val", "test", "final"], ...] = (*SPLITS, "final")
 """The splits of a store, each of which is a file."""
+ATTACKER = "attacker"
+"""Name of the split that `withhold` takes from `train`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One memory-mapped file of the store. It pickles as its path; the pictures stay in the page cache, outside the process's
-    heap."""
+    """One memory-mapped file of the store, or some of its rows. It pickles as its path and its rows; the pictures stay in the page
+    cache, outside the process's heap."""
 
+    name: str
+    """`train`, `val`, `test`, `final` or `attacker`."""
     path: Path
     label_names: tuple[str, ...]
     labels: np.ndarray
@@ -37,12 +42,20 @@ class Split:
     """The pictures, zero-copy and read-only: one array (n, H, W, C) per record batch."""
     starts: np.ndarray = field(repr=False)
     """(len(views),) int64: row number of each view's first picture."""
+    stored_rows: np.ndarray | None = field(default=None, repr=False)
+    """(N,) int64: the row in the file of each row; None: the split is the whole file."""
 
     def __len__(self) -> int:
         return len(self.identity)
 
-    def __reduce__(self) -> tuple[Callable[[Path], "Split"], tuple[Path]]:
-        return open_split, (self.path,)
+    def __reduce__(self) -> tuple[Callable[..., "Split"], tuple[Any, ...]]:
+        return reopen_split, (self.path, self.name, self.stored_rows)
+
+    def select(self, rows: np.ndarray, *, name: str) -> "Split":
+        """The rows (n,) of a split that is a whole file, as a split of this name; no picture is copied."""
+        assert self.stored_rows is None
+        labels, identity = read_only(self.labels[rows]), read_only(self.identity[rows])
+        return replace(self, name=name, labels=labels, identity=identity, stored_rows=read_only(rows.astype(np.int64)))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Copies of the pictures in `rows` (B,), in that order: (B, H, W, C).
@@ -53,6 +66,8 @@ class Split:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} are not all in {self.path.name}, which has {len(self)} rows")
+        if self.stored_rows is not None:
+            rows = self.stored_rows[rows]
         view = np.searchsorted(self.starts, rows, side="right") - 1
         pictures = np.empty((len(rows), *self.image_shape), self.dtype)
         for i, (v, offset) in enumerate(zip(view.tolist(), (rows - self.starts[view]).tolist(), strict=True)):
@@ -91,9 +106,24 @@ class Dataset:
     """Where nodes share files derived from the store (`Config.shared_cache`)."""
     own_only: bool = False
     """Whether cached files in the folder are used only if this user made them, because the folder may have come with the data."""
+    attacker: Split | None = None
+    """Pictures of people whom the defender never sees: the attacker's own. None if nothing is withheld from the defender."""
+    attacker_share: float = 0.0
+    """Share of the people of the store's `train` who are in `attacker`; `train` has the others."""
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name: `train`, `val`, `test`, and `attacker` if there is one."""
+        splits = {name: getattr(self, name) for name in SPLITS}
+        return splits if self.attacker is None else splits | {ATTACKER: self.attacker}
+
+    @property
+    def fit_splits(self) -> tuple[str, ...]:
+        """Names of the splits on which attacks are fitted: the attacks need the codes of their mirror images, too."""
+        return ("train", "val" if self.attacker is None else ATTACKER)
 
     def __reduce__(self) -> tuple[Callable[..., "Dataset"], tuple[dict[str, Any]]]:
-        return reopen, ({f.name: getattr(self, f.name) for f in fields(self) if f.name not in FILES},)
+        return reopen, ({f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*FILES, ATTACKER)},)
 
     def open_final(self) -> "Dataset":
         """The same data set, scored on its final split: `test` is that split.
@@ -120,9 +150,40 @@ def reopen(values: dict[str, Any]) -> Dataset:
     if (digest := read_manifest(folder).digest) != values["digest"]:
         raise damaged_store(folder, f"it holds store {digest!r:.40} instead of {values['digest']}")
     train, val, test, final = (open_split(folder / f"{name}.arrow") for name in FILES)
-    return Dataset(
-        **{**values, "folder": folder}, train=train, val=val, test=final if values["final_opened"] else test, final=final
+    share, shown = values["attacker_share"], final if values["final_opened"] else test
+    whole = {**values, "folder": folder, "attacker_share": 0.0}
+    dataset = Dataset(**whole, train=train, val=val, test=shown, final=final)
+    return withhold(dataset, share=share) if share else dataset
+
+
+def withhold(dataset: Dataset, *, share: float) -> Dataset:
+    """The data set with a share of the people of `train` moved to the split `attacker`, so that everything that is fitted on
+    `train` (networks, batch norm statistics, principal components, label frequencies) never sees them.
+
+    The people are drawn at random, by a stream that depends on nothing else: all processes and all seeds of a run withhold the same
+    people. At least one person is on each side. Both splits are rows of the same memory-mapped file.
+
+    Raises:
+        InputError: `train` has fewer than two people.
+    """
+    people = np.unique(dataset.train.identity)
+    if len(people) < 2:
+        raise InputError(
+            f"data.attacker_share is {share:g}, but {len(people)} person is in the training split of {dataset.folder} and two are "
+            "needed: set --data.attacker-share 0, or add people"
+        )
+    count = min(max(1, round(share * len(people))), len(people) - 1)
+    withheld = np.isin(dataset.train.identity, stream(0, "attacker").permutation(people)[:count])
+    train, attacker = (
+        dataset.train.select(np.flatnonzero(rows), name=name) for name, rows in (("train", ~withheld), (ATTACKER, withheld))
     )
+    return replace(dataset, train=train, attacker=attacker, attacker_share=share)
+
+
+def reopen_split(path: Path, name: str, stored_rows: np.ndarray | None) -> Split:
+    """Unpickle a split in another process."""
+    split = open_split(path)
+    return split if stored_rows is None else split.select(stored_rows, name=name)
 
 
 def open_split(path: Path) -> Split:
@@ -173,6 +234,7 @@ def map_split(path: Path, manifest: Manifest) -> Split:
             path.parent, f"{path.name} has the impossible value {labels[row, column]} for label {column + 1} in row {row}"
         )
     return Split(
+        name=path.stem,
         path=path,
         label_names=manifest.label_names,
         labels=read_only(labels),

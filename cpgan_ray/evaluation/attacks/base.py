@@ -92,7 +92,7 @@ class AttackData:
     unit: float = 127.5  # a pixel value of 1, in the data set's own unit
     pictures: bool = True  # False: signals, which are in the data set's own unit
     face: Tensor | None = None  # (D,) bool: pixels of the face region; None if the data set has none
-    mirrored: bool = True  # whether the second half of `fit` are the mirror images of the first half
+    views: int = 1  # how often each picture is in `fit`: first all as they are, then mirrored, then with other draws of the noise
 
 
 class Reconstructor(Protocol):

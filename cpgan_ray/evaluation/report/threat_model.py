@@ -63,23 +63,28 @@ def limits(dataset: Dataset, *, stochastic: bool = False) -> list[str]:
     return [*lines, ANONYMOUS] if dataset.info.anonymous else lines
 
 
+def used_sets(dataset: Dataset, *, seed: int) -> list[tuple[str, np.ndarray, str]]:
+    """The sets of an evaluation: name (a split, or a part of it), rows of the split, use."""
+    rows = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
+    train = ("train", rows["train"], "training the defender; fitting the attacks of variant 'leaked'")
+    test = ("test", rows["test"], "only scoring")
+    if dataset.final_opened:
+        test = ("final", rows["test"], "only scoring; held out from everything else, also from choosing settings")
+    if dataset.attacker is not None:
+        attacker = ("attacker", rows["attacker"], "fitting the attacks of variant 'fresh'; never seen by the defender")
+        return [train, attacker, ("val", rows["val"], "tuning the attacks of both variants"), test]
+    fit_rows, tune_rows = split_by_identity(dataset.val.identity, seed=seed)
+    first = ("val, first part", fit_rows, "fitting the attacks of variant 'fresh'; tuning the attacks of variant 'leaked'")
+    return [train, first, ("val, second part", tune_rows, "tuning the attacks of both variants"), test]
+
+
 def threat_model(context: EvaluationContext) -> dict[str, Any]:
     """A description of the attacker, and the sets with their sizes."""
     dataset = context.dataset
     words = nouns(dataset)
-    fit_rows, tune_rows = split_by_identity(dataset.val.identity, seed=context.seed)
     sets = []
-    for name, rows, use in (
-        ("train", np.arange(len(dataset.train)), "training the defender; fitting the attacks of variant 'leaked'"),
-        ("val, first part", fit_rows, "fitting the attacks of variant 'fresh'; tuning the attacks of variant 'leaked'"),
-        ("val, second part", tune_rows, "tuning the attacks of both variants"),
-        (
-            "final" if dataset.final_opened else "test",
-            np.arange(len(dataset.test)),
-            "only scoring; held out from everything else, also from choosing settings" if dataset.final_opened else "only scoring",
-        ),
-    ):
-        split = getattr(dataset, name.split(",")[0])
+    for name, rows, use in used_sets(dataset, seed=context.seed):
+        split = dataset.test if name == "final" else dataset.splits[name.split(",")[0]]
         sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})
     return {
         "attacker": ATTACKER.format(**words),

@@ -1,5 +1,6 @@
 """The job of jobs/reproduce.py: run the cells of a comparison as Ray tasks, and write its results."""
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -22,10 +23,23 @@ from cpgan_ray.config import Config, ReproduceJob
 from cpgan_ray.config.folders.jobs import REPRODUCTION, read_reproduction
 from cpgan_ray.data import Dataset, load, pin_store
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
+from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
+from cpgan_ray.pipelines.reproduce.calibrate import calibrate, grids_table
+from cpgan_ray.pipelines.reproduce.calibrate import summary as calibration_summary
+from cpgan_ray.pipelines.reproduce.grids import (
+    GRIDS,
+    Grids,
+    built_in,
+    ensure_same_grids,
+    ensure_usable,
+    evenly_spaced_subset,
+    read_grids,
+    write_grids,
+)
 from cpgan_ray.pipelines.reproduce.play import play
 from cpgan_ray.pipelines.reproduce.results import (
     PUBLISHED,
@@ -56,77 +70,121 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
 
     Raises: InputError for anything the user can fix, before anything is written.
     """
-    with job_folder(job, "reproduce", resume=resume) as (folder, job):
-        return reproduce_in(folder, job, resume=resume)
+    with job_folder(job, "calibrate" if job.calibrate else "reproduce", resume=resume) as (folder, job):
+        return (calibrate_in if job.calibrate else reproduce_in)(folder, job, resume=resume)
 
 
-def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
-    """`reproduce`, in an output folder that is already locked for this comparison."""
-    started = time.perf_counter()
+def prepare(job: ReproduceJob, folder: Path) -> Dataset:
+    """Open the data set, with what many processes need computed once."""
     ensure_trackable(job.config.tracking, folder)
-    dataset_name = job.config.data.dataset
-    reported = published(job.published, dataset_name) if job.published else []
-    best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
     set_up_process(threads=available_cpus())
     if job.config.runtime.backend != "local":
         ensure_unchanged()
     dataset = load(job.config)
     for components in (DEFAULT_COMPONENTS, NOISE_COMPONENTS):
-        projection(dataset, components=components)  # computed once here, before many processes need it
-    all_cells = cells(job, dataset)
-    with parent_run(partial(open_run, job, folder, resume=resume)) as (run, stop), stop.allowed():
-        missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
-        run_cells(missing, pin_store(job.config, dataset), folder, run, total=len(all_cells))
+        projection(dataset, components=components)
+    return dataset
+
+
+def calibrate_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
+    """Calibrate, in an output folder that is already locked."""
+    started = time.perf_counter()
+    dataset = prepare(job, folder)
+    with parent_run(partial(open_run, job, folder, None, resume=resume)) as (run, stop), stop.allowed():
+        config = dataclasses.replace(pin_store(job.config, dataset), seed=job.pilot_seed)
+        grids = calibrate(job, config, dataset, folder, roundings=job.roundings)
         shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
-        values = read_cells(folder)
-        summary = write_results(values, folder, run)
+        run.log_files([write_grids(grids, folder)])
+    values = {"run_id": run.run_id, "output": str(folder), **calibration_summary(grids, folder)}
+    return grids_table(grids) + "\n", values | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
+    """`reproduce`, in an output folder that is already locked for this comparison."""
+    started = time.perf_counter()
+    dataset_name = job.config.data.dataset
+    reported = published(job.published, dataset_name) if job.published else []
+    best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
+    dataset = prepare(job, folder)
+    grids = grids_of(job, folder, dataset, resume=resume)
+    all_cells = cells(job, dataset, grids)
+    pooled_cells(folder, grids)
+    with parent_run(partial(open_run, job, folder, grids, resume=resume)) as (run, stop), stop.allowed():
+        missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
+        run_cells(missing, pin_store(job.config, dataset), folder, run, grids, total=len(all_cells))
+        shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
+        values = pooled_cells(folder, grids)
+        summary = write_results(values, folder, run, grids)
         if reported:
-            figure = side_by_side(reported, measured(finished(values), dataset_name), dataset_name)
+            figure = side_by_side(reported, measured(main_cells(finished(values)), dataset_name), dataset_name)
             write_bytes(folder / PUBLISHED, figure)
             run.log_files([folder / PUBLISHED])
         if dataset_name == "gaussian":
             from cpgan_ray.analysis.theory_figure import frontier_figure  # theory takes 0.5 s
 
-            figure = frontier_figure(finished(values), seed=job.config.data.mixture_seed, published=best_codes)
+            figure = frontier_figure(main_cells(finished(values)), seed=job.config.data.mixture_seed, published=best_codes)
             write_bytes(folder / THEORY, figure)
             run.log_files([folder / THEORY])
     summary = {"run_id": run.run_id, "output": str(folder), **summary, "seconds": round(time.perf_counter() - started, 1)}
     return (folder / "results.md").read_text(), summary
 
 
-def cells(job: ReproduceJob, dataset: Dataset) -> list[Cell]:
+def grids_of(job: ReproduceJob, folder: Path, dataset: Dataset, *, resume: bool) -> Grids:
+    """The settings of a comparison: of its own file if it is resumed, else of `--grids`, else the built-in ones.
+
+    Raises: InputError if the file cannot be used for this comparison, or if another one is given for a comparison that has begun.
+    """
+    given = read_grids(job.grids) if job.grids is not None else None
+    if resume:
+        grids, path = read_grids(folder / GRIDS), folder / GRIDS
+        if given is not None and given.sha256 != grids.sha256:
+            raise InputError(
+                f"{job.grids} has the digest {given.sha256[:12]}, but the comparison in {folder} was started with "
+                f"{grids.sha256[:12]}: leave out --grids, or start a new comparison"
+            )
+    else:
+        grids, path = given or built_in(job.weights), job.grids or folder / GRIDS
+    ensure_usable(grids, path, job, dataset)
+    return grids
+
+
+def pooled_cells(folder: Path, grids: Grids) -> list[Values]:
+    """All finished cells in a comparison's folder, which must have these grids."""
+    values = read_cells(folder)
+    ensure_same_grids({folder / "cells" / Cell(**v["cell"]).name / CELL: v for v in values}, grids)
+    return values
+
+
+def cells(job: ReproduceJob, dataset: Dataset, grids: Grids) -> list[Cell]:
     """All cells, seed by seed, the slow mechanisms first."""
     seeds = range(job.config.seed, job.config.seed + job.num_seeds)
     return [
-        Cell(mechanism=name, setting=setting, seed=seed)
+        Cell(mechanism=name, setting=setting, rounded=rounded, seed=seed)
         for seed in seeds
         for name in job.mechanisms or MECHANISMS
-        for setting in settings_of(name, job, dataset)
+        for rounded in job.roundings
+        for setting in settings_of(name, job, dataset, grids, rounded=rounded)
     ]
 
 
-def settings_of(name: str, job: ReproduceJob, dataset: Dataset) -> Sequence[float]:
+def settings_of(name: str, job: ReproduceJob, dataset: Dataset, grids: Grids, *, rounded: bool) -> Sequence[float]:
     """The settings of a mechanism's knob that are compared; settings with equal code lengths only once."""
     mechanism = MECHANISMS[name]
-    if job.weights and mechanism.knob == "privacy_weight":
-        return job.weights
-    settings = evenly_spaced_subset(mechanism.settings, job.num_settings)
+    settings = grids.settings(name, rounded=rounded)
+    if grids.source == "calibrated" or (grids.source == "weights" and mechanism.knob == "privacy_weight"):
+        return settings
+    settings = evenly_spaced_subset(settings, job.num_settings)
     if mechanism.length is None:
         return settings
     lengths = [mechanism.length(job.config, setting, dataset) for setting in settings]
     return [setting for i, setting in enumerate(settings) if lengths[i] not in lengths[:i]]
 
 
-def evenly_spaced_subset(settings: Sequence[float], limit: int) -> list[float]:
-    """At most `limit` of the settings, evenly spaced."""
-    count = min(limit, len(settings))
-    return [settings[round(i * (len(settings) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
-def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
-    """Open the comparison's MLflow run, and write the record with its id. From then on the comparison can be resumed."""
+def open_run(job: ReproduceJob, folder: Path, grids: Grids | None, *, resume: bool) -> SearchRun:
+    """Open the MLflow run of a comparison, or of a calibration (which has no grids yet). Write its grids and the record with its
+    id: from then on it can be resumed."""
     c = job.config
-    name = c.tracking.run_name or f"reproduce {c.preset}"
+    name = c.tracking.run_name or f"{'calibrate' if job.calibrate else 'reproduce'} {c.preset}"
     params = {
         "preset": c.preset,
         "k": c.k,
@@ -135,12 +193,31 @@ def open_run(job: ReproduceJob, folder: Path, *, resume: bool) -> SearchRun:
         "max_train_samples": c.data.max_train_samples,
     }
     tags = {"mechanisms": " ".join(job.mechanisms or MECHANISMS), "num_seeds": job.num_seeds, "num_settings": job.num_settings}
+    tags |= grids_tags(grids) if grids is not None else {}
     run_id = read_reproduction(folder)[1] if resume else None
+    if grids is not None and not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_grids(grids, folder)
     source = "jobs/reproduce.py"
     return recorded_run(job, folder, REPRODUCTION, name=name, params=params, tags=tags, run_id=run_id, source=source)
 
 
-def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, *, total: int) -> None:
+def main_cells(values: Sequence[Values]) -> list[Values]:
+    """The cells of figures that do not tell rounded codes from others: the rounded ones if there are any, else all."""
+    return [v for v in values if v["cell"]["rounded"]] or list(values)
+
+
+def grids_line(grids: Grids) -> str:
+    """Where the settings come from, under the tables."""
+    return f"Settings: {grids.source}; SHA-256 of {GRIDS}: {grids.sha256}"
+
+
+def grids_tags(grids: Grids) -> dict[str, str]:
+    """MLflow tags of a comparison and of each of its cells."""
+    return {"grids": grids.source, "grids.sha256": grids.sha256}
+
+
+def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, grids: Grids, *, total: int) -> None:
     """Run cells as Ray tasks, or one after the other in this process. Logs a line and a child run in MLflow for each."""
     started, num_done = time.perf_counter(), total - len(missing)
     if missing:
@@ -150,41 +227,61 @@ def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: Search
         nonlocal num_done
         num_done += 1
         values = read_cell(folder / "cells" / cell.name / CELL)
-        run.add_child(cell.name, params=asdict(cell), metrics=cell_metrics(values), tags=outcome_tags(values))
+        tags = outcome_tags(values) | grids_tags(grids)
+        run.add_child(cell.name, params=asdict(cell), metrics=cell_metrics(values), tags=tags)
         logger.info(f"[{time.perf_counter() - started:.0f} s] {num_done}/{total} {line(values)}")
         if num_done % DUMP_EVERY == 0:
             write_table(read_cells(folder), folder)
 
     if config.runtime.backend == "local":
         for cell in missing:
-            play(cell, config, folder / "cells" / cell.name)
+            play(cell, config, folder / "cells" / cell.name, grids.provenance)
             log_cell(cell)
         return
     from cpgan_ray.distributed.cluster import connect
     from cpgan_ray.distributed.tasks import run_in_tasks
 
     connect(config.runtime)
-    work = [(cell, config, folder / "cells" / cell.name) for cell in missing]
+    work = [(cell, config, folder / "cells" / cell.name, grids.provenance) for cell in missing]
     run_in_tasks(
         play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: log_cell(missing[i])
     )
 
 
-def write_results(values: Sequence[Values], folder: Path, run: SearchRun) -> dict[str, Any]:
+def write_results(values: Sequence[Values], folder: Path, run: SearchRun, grids: Grids) -> dict[str, Any]:
     """Write the files of the results, and log them to MLflow. Returns their part of the summary."""
     done = finished(values)
     trials = [trial(v, folder / "cells" / Cell(**v["cell"]).name) for v in done]
     reference = reference_point(trials)
     if reference is None:
         raise RuntimeError("no cell has finished")
-    write(trials, folder, chosen=recommended(trials))
     failed = [Cell(**v["cell"]).name for v in values if "failed" in v]
-    results: dict[str, Any] = findings(done, trials, reference) | {"failed": failed}
+    shares: dict[str, dict[str, Any]] = {}  # rounded codes are compared with rounded ones, others with others
+    for title, rounded in (("rounded", True), ("unrounded", False)):
+        chosen = [i for i, v in enumerate(done) if v["cell"]["rounded"] is rounded]
+        if chosen:
+            shares[title] = findings([done[i] for i in chosen], [trials[i] for i in chosen], reference)
+    shown = main_cells(done)
+    of_shown = [t for v, t in zip(done, trials, strict=True) if v in shown]
+    labelled = [t if t in of_shown else dataclasses.replace(t, method=f"{t.method} unrounded") for t in trials]
+    write(labelled, folder, chosen=recommended(of_shown))
+    results: dict[str, Any] = next(iter(shares.values())) | {"grids": grids.provenance, "failed": failed, **shares}
+    tables = [f"Codes are {title}:\n\n{volumes_table(part)}" for title, part in shares.items()]
     write_json(folder / "results.json", results | {"label_floor_r2": trials[0].label_floor_r2})
-    write_text(folder / "results.md", "\n\n".join([settings_table(done, trials), volumes_table(results)]) + "\n")
+    write_text(folder / "results.md", "\n\n".join([settings_table(done, trials), *tables, grids_line(grids)]) + "\n")
     write_table(done, folder)
-    write_bytes(folder / "attackers.png", attacker_lines(done, {name: mechanism.knob for name, mechanism in MECHANISMS.items()}))
-    names = ("frontier.json", "frontier.csv", "frontier.png", "attackers.png", TABLE, REPRODUCTION, "results.json", "results.md")
+    write_bytes(folder / "attackers.png", attacker_lines(shown, {name: mechanism.knob for name, mechanism in MECHANISMS.items()}))
+    names = (
+        "frontier.json",
+        "frontier.csv",
+        "frontier.png",
+        "attackers.png",
+        TABLE,
+        REPRODUCTION,
+        GRIDS,
+        "results.json",
+        "results.md",
+    )
     run.log_files(folder / name for name in names)
     ours = results["hypervolume"].get("cpgan", {}).get("value")
     return {"cells": len(values), "failed": len(failed), "hypervolume": ours, "gap": results["gap"]}

@@ -29,10 +29,17 @@ NO_NOISE = 1e-6
 """A residual variance up to this share of the code's variance is float32 rounding."""
 
 
-def play(cell: Cell, config: Config, folder: Path) -> None:
+def cell_config(cell: Cell, config: Config) -> Config:
+    """The configuration of a cell: with its seed, and with or without rounding."""
+    step = config.privatizer.quantization_step if cell.rounded else 0.0
+    return dataclasses.replace(config, seed=cell.seed, privatizer=dataclasses.replace(config.privatizer, quantization_step=step))
+
+
+def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str]) -> None:
     """Compute the codes and attack them. Writes pictures, `errors.npz` and, as the last file, `cell.json` to the cell's folder.
 
-    A training that diverges is also a result: `cell.json` then contains the error.
+    A training that diverges is also a result: `cell.json` then contains the error. grids: where its setting comes from
+    (`Grids.provenance`).
     """
     started = time.perf_counter()
     set_up_process(threads=config.runtime.threads or 1)
@@ -40,18 +47,18 @@ def play(cell: Cell, config: Config, folder: Path) -> None:
     make_folder(make_folder(folder.parent) / folder.name)
     mechanism = MECHANISMS[cell.mechanism]
     dataset = load(config, progress=False)
-    seeded = dataclasses.replace(config, seed=cell.seed)
     try:
-        released = mechanism.release(seeded, cell.setting, dataset)
+        released = mechanism.release(cell_config(cell, config), cell.setting, dataset)
     except FloatingPointError as e:
-        write_json(folder / CELL, {"cell": asdict(cell), "failed": str(e)})
+        write_json(folder / CELL, {"cell": asdict(cell), "grids": dict(grids), "failed": str(e)})
         return
     context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
     warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings))
     result = score_attacks(fit_in_process(specs, context, done=lambda attack: None), context)
     utility = utility_metrics(released.logits, dataset, config.data.labels, seed=cell.seed)
-    values = {"cell": asdict(cell), "k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
+    values = {"cell": asdict(cell), "grids": dict(grids), "k": released.codes["test"].shape[1], "utility": utility}
+    values |= as_json(result)
     values |= {"warnings": [asdict(warning) for warning in warnings]}
     values |= {"direct": direct(released, dataset, result, seed=cell.seed), "data": dataset.digest}
     if config.data.dataset == "gaussian":

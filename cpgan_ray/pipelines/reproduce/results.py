@@ -7,7 +7,7 @@ from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from cpgan_ray.analysis.cells import CELL, Cell, strongest, trial
+from cpgan_ray.analysis.cells import CELL, Cell, by_name, strongest, trial
 from cpgan_ray.analysis.fronts import Estimate, Trial, mean_with_ci, with_interval
 from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.json_files import read_json
@@ -22,13 +22,14 @@ Values = Mapping[str, Any]
 
 
 def read_cells(folder: Path) -> list[Values]:
-    """All finished cells in a comparison's folder, also those of earlier sessions: sorted by mechanism, then from the least private
-    setting on, then by seed."""
+    """All finished cells in a comparison's folder, also those of earlier sessions: sorted by mechanism, rounded ones first, then
+    from the least private setting on, then by seed."""
 
-    def sort_key(values: Values) -> tuple[int, float, int]:
+    def sort_key(values: Values) -> tuple[int, bool, float, int]:
         cell = Cell(**values["cell"])
         settings = MECHANISMS[cell.mechanism].settings
-        return list(MECHANISMS).index(cell.mechanism), cell.setting if settings[0] < settings[-1] else -cell.setting, cell.seed
+        setting = cell.setting if settings[0] < settings[-1] else -cell.setting
+        return list(MECHANISMS).index(cell.mechanism), not cell.rounded, setting, cell.seed
 
     return sorted((read_cell(path) for path in (folder / "cells").glob(f"*/{CELL}")), key=sort_key)
 
@@ -62,7 +63,7 @@ def cell_metrics(values: Values) -> dict[str, float]:
     metrics |= {"privacy/strongest_r2_low": best["low"], "privacy/strongest_r2_high": best["high"]}
     metrics |= {f"privacy/{name}": values["privacy"][name] for name in ("val_r2", "label_floor_r2")}
     metrics |= {"privacy/excess_r2": values["privacy"]["excess"]["r2"]}
-    return metrics | {f"attack/{a['name']}/r2": a["r2"] for a in values["attacks"]} | {"time/total_s": values["seconds"]}
+    return metrics | {f"attack/{name}/r2": a["r2"] for name, a in by_name(values).items()} | {"time/total_s": values["seconds"]}
 
 
 def outcome_tags(values: Values) -> dict[str, str]:
@@ -98,12 +99,12 @@ def row(values: Values) -> dict[str, Any]:
     """A cell as a row of the table."""
     cell, best, utility = Cell(**values["cell"]), strongest(values), values["utility"]
     columns: dict[str, Any] = {"mechanism": cell.mechanism, "knob": MECHANISMS[cell.mechanism].knob, "setting": cell.setting}
-    columns |= {"seed": cell.seed, "k": values["k"]}
+    columns |= {"rounded": cell.rounded, "seed": cell.seed, "k": values["k"]}
     columns |= {name: utility[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "val_accuracy")}
     columns |= {"attack": best["attack"], "r2": best["r2"], "r2_low": best["low"], "r2_high": best["high"]}
     columns |= {"label_floor_r2": values["privacy"]["label_floor_r2"], "val_r2": values["privacy"]["val_r2"]}
-    for a in sorted(values["attacks"], key=lambda a: a["name"]):
-        columns |= {f"{a['name']}_r2": a["r2"], f"{a['name']}_mse": a.get("mse_255", a.get("mse_raw"))}
+    for name, a in sorted(by_name(values).items()):
+        columns |= {f"{name}_r2": a["r2"], f"{name}_mse": a.get("mse_255", a.get("mse_raw"))}
     return columns | {"seconds": values["seconds"]}
 
 
@@ -114,13 +115,13 @@ def finished(values: Sequence[Values]) -> list[Values]:
 
 def settings_table(values: Sequence[Values], trials: Sequence[Trial]) -> str:
     """A row for each setting, by mechanism: means over seeds with Student's 95 % intervals; for a single seed, its own interval."""
-    output = PrettyTable(["mechanism", "setting", "k", "seeds", "accuracy", "strongest R2", "MSE", "attack"])
+    output = PrettyTable(["mechanism", "setting", "rounded", "k", "seeds", "accuracy", "strongest R2", "MSE", "attack"])
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
-    groups: dict[tuple[str, float], list[tuple[Values, Trial]]] = {}
+    groups: dict[tuple[str, float, bool], list[tuple[Values, Trial]]] = {}
     for v, t in zip(values, trials, strict=True):
-        groups.setdefault((v["cell"]["mechanism"], v["cell"]["setting"]), []).append((v, t))
-    for (mechanism, setting), group in groups.items():
+        groups.setdefault((v["cell"]["mechanism"], v["cell"]["setting"], v["cell"]["rounded"]), []).append((v, t))
+    for (mechanism, setting, rounded), group in groups.items():
         trials_ = [t for _, t in group]
         numbers = [
             mean_with_ci([Estimate(getattr(t, n), getattr(t, f"{n}_low"), getattr(t, f"{n}_high")) for t in trials_])
@@ -131,15 +132,18 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial]) -> str:
         attacks = sorted({f"{t.attack or ''}{'' if saturated(v) else ' *'}" for v, t in group})
         knob = f"{MECHANISMS[mechanism].knob} {setting:g}"
         output.add_row(
-            [mechanism, knob, group[0][0]["k"], len(trials_), *cells, f"{sum(errors) / len(errors):.4g}", ", ".join(attacks)]
+            [
+                *(mechanism, knob, "yes" if rounded else "no", group[0][0]["k"], len(trials_), *cells),
+                *(f"{sum(errors) / len(errors):.4g}", ", ".join(attacks)),
+            ]
         )
     return output.get_string() + UNSATURATED * ("*" in output.get_string())
 
 
 def saturated(values: Values) -> bool:
     """Whether the cell's strongest attack is saturated. True if the strongest "attack" is the code itself."""
-    name = strongest(values)["attack"]
-    return all(a["saturated"] for a in values["attacks"] if a["name"] == name)
+    attack = by_name(values).get(strongest(values)["attack"])
+    return attack is None or attack["saturated"]
 
 
 def mse(values: Values) -> float:
