@@ -1,9 +1,11 @@
 """The score of an attack on the score set, with its interval; and whether two runs differ. All sums are in float64."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 from torch import Tensor
 
 from cpgan_ray.common.process import trim_memory
@@ -103,6 +105,31 @@ def resamples(people: int, *, seed: int) -> Iterator[np.ndarray]:
         yield rng.multinomial(people, np.full(people, 1 / people), size=min(size, RESAMPLES - start))
 
 
+def interval_ends(identity: np.ndarray, *, level: float = 0.95) -> list[float]:
+    """The two quantiles of a bootstrap distribution over people that are the ends of an interval at this level.
+
+    The plain percentile interval is too narrow for few people: the variance of a bootstrap sample of G people is too small by a
+    factor of (G - 1) / G, and its quantiles are those of a normal distribution, not of Student's t. The expanded percentile
+    interval corrects both: instead of (1 - level) / 2 it takes the quantile Phi(-sqrt(G / (G - 1)) t), where t is the quantile of
+    Student's distribution with G - 1 degrees of freedom.
+
+    Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American Statistician 69, 2015, section 4.5.
+    """
+    people = len(np.unique(identity))
+    if people < 2:
+        return [0.0, 1.0]
+    tail = float(special.ndtr(-math.sqrt(people / (people - 1)) * special.stdtrit(people - 1, (1 + level) / 2)))
+    return [tail, 1 - tail]
+
+
+def two_sided_p(tail: float, *, people: int) -> float:
+    """Two-sided p-value if a bootstrap distribution over people has this share beyond 0: 1 - the largest level at which the
+    interval with `interval_ends` excludes 0."""
+    if people < 2 or tail >= 0.5:
+        return 1.0
+    return float(2 * special.stdtr(people - 1, special.ndtri(tail) / math.sqrt(people / (people - 1))))
+
+
 def resampled_sums(columns: Iterable[np.ndarray], identity: np.ndarray, *, seed: int) -> np.ndarray:
     """Sum of each column (N,) of values per score row, in each bootstrap sample: (RESAMPLES, columns). With the same seed and
     people the bootstrap samples are the same."""
@@ -118,13 +145,13 @@ def resampled_r2(rows: RowErrors, *, seed: int) -> np.ndarray:
 
 
 def interval(rows: RowErrors, *, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of R2, resampling identities."""
-    low, high = np.quantile(resampled_r2(rows, seed=seed), [(1 - level) / 2, (1 + level) / 2])
+    """Expanded percentile bootstrap interval of R2, resampling identities."""
+    low, high = np.quantile(resampled_r2(rows, seed=seed), interval_ends(rows.identity, level=level))
     return float(low), float(high)
 
 
 def mean_interval(values: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of a value per score row, (N,), resampling identities."""
+    """Expanded percentile bootstrap interval of the mean of a value per score row, (N,), resampling identities."""
     sums = RowErrors(values, np.ones(len(values)), identity)
     low, high = interval(sums, seed=seed, level=level)
     return 1 - high, 1 - low
@@ -144,27 +171,27 @@ def resampled_hits(right: np.ndarray, of_class: np.ndarray, identity: np.ndarray
 def balanced_accuracy_interval(
     right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval, resampling identities, of the mean recall over classes and then over labels. A class that is
-    absent from a bootstrap sample does not count in its mean. Arguments: see `resampled_hits`."""
+    """Expanded percentile bootstrap interval, resampling identities, of the mean recall over classes and then over labels. A class
+    that is absent from a bootstrap sample does not count in its mean. Arguments: see `resampled_hits`."""
     hits, sizes = resampled_hits(right, of_class, identity, seed=seed)
     recall = np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
-    low, high = np.quantile(np.nanmean(recall, axis=2).mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.nanmean(recall, axis=2).mean(axis=1), interval_ends(identity, level=level))
     return float(low), float(high)
 
 
 def accuracy_intervals(
     right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap intervals of each label's accuracy and of its balanced accuracy (mean recall of its classes), resampling
-    identities: (L, 2) each. Bootstrap samples without one of a label's classes do not count in the balanced accuracy; its interval
-    is NaN if there are no others.
+    """Expanded percentile bootstrap intervals of each label's accuracy and of its balanced accuracy (mean recall of its classes),
+    resampling identities: (L, 2) each. Bootstrap samples without one of a label's classes do not count in the balanced accuracy;
+    its interval is NaN if there are no others.
 
     right: (N, L) bool, whether the answer is right; of_class: (N, L, C) bool, whether the true label is that class.
     """
     labels = of_class.shape[1]
     hits, sizes = resampled_hits(right, of_class, identity, seed=seed).transpose(0, 2, 1, 3)
     plain, balanced = np.empty((labels, 2)), np.full((labels, 2), np.nan)
-    ends = [(1 - level) / 2, (1 + level) / 2]
+    ends = interval_ends(identity, level=level)
     for i in range(labels):
         plain[i] = np.quantile(hits[i].sum(axis=1) / sizes[i].sum(axis=1), ends)
         if (complete := sizes[i].all(axis=1)).any():
@@ -190,6 +217,6 @@ def paired_difference(a: RowErrors, b: RowErrors, *, seed: int) -> Difference:
     if not (np.array_equal(a.identity, b.identity) and np.allclose(a.mean_errors, b.mean_errors, rtol=1e-3)):
         raise ValueError("the two runs were scored on different pictures")
     differences = resampled_r2(a, seed=seed) - resampled_r2(b, seed=seed)
-    low, high = np.quantile(differences, [0.025, 0.975])
-    tail = min((differences <= 0).mean(), (differences >= 0).mean())
-    return Difference(a.r2 - b.r2, float(low), float(high), float(min(1.0, max(2 * tail, 1 / RESAMPLES))))
+    low, high = np.quantile(differences, interval_ends(a.identity))
+    tail = max(min((differences <= 0).mean(), (differences >= 0).mean()), 1 / (2 * RESAMPLES))
+    return Difference(a.r2 - b.r2, float(low), float(high), two_sided_p(tail, people=len(np.unique(a.identity))))

@@ -6,12 +6,24 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, Pairs
 from cpgan_ray.evaluation.protocol import region
-from cpgan_ray.evaluation.scoring import RESAMPLES, RowErrors, accuracy_intervals, interval, mean_interval, paired_difference, score
+from cpgan_ray.evaluation.scoring import (
+    RESAMPLES,
+    RowErrors,
+    accuracy_intervals,
+    interval,
+    interval_ends,
+    mean_interval,
+    paired_difference,
+    resampled_r2,
+    score,
+    two_sided_p,
+)
 from cpgan_ray.evaluation.similarity import legacy_mse, similarity
 from cpgan_ray.training.adversaries.base import Target
 
@@ -181,6 +193,33 @@ def test_interval_covers_true_r2_at_nominal_rate():
     assert np.mean(by_row) < 0.75
 
 
+def test_interval_of_few_people_is_nearly_as_sure_as_it_says():
+    """Nine people, as on HAR. Quantiles 0.025 and 0.975 of the same bootstrap samples cover less than 0.9."""
+    rng = np.random.default_rng(0)
+    covered, plain = [], []
+    for seed in range(400):
+        variance = rng.integers(200, 400, size=9).astype(float)
+        rows = RowErrors(variance * (1 - R2 + 0.1 * rng.normal(size=9)), variance, np.arange(9))
+        low, high = interval(rows, seed=seed)
+        covered.append(low <= R2 <= high)
+        left, right = np.quantile(resampled_r2(rows, seed=seed), [0.025, 0.975])
+        plain.append(left <= R2 <= right)
+    assert np.mean(plain) < 0.91 < 0.92 <= np.mean(covered) <= 0.97
+
+
+def test_interval_ends_approach_plain_quantiles_with_many_people():
+    assert interval_ends(np.arange(20_000)) == pytest.approx([0.025, 0.975], abs=1e-4)
+    assert interval_ends(np.arange(9))[0] == pytest.approx(stats.norm.cdf(-np.sqrt(9 / 8) * stats.t.ppf(0.975, 8)))
+    assert interval_ends(np.zeros(5)) == [0, 1], "one person says nothing about others"
+
+
+@pytest.mark.parametrize("people", [9, 500])
+def test_two_sided_p_belongs_to_the_interval(people):
+    tail = interval_ends(np.arange(people), level=0.9)[0]
+    assert two_sided_p(tail, people=people) == pytest.approx(0.1)
+    assert two_sided_p(0.5, people=people) == two_sided_p(0.01, people=1) == 1
+
+
 def one_run() -> RowErrors:
     identity, variance, person = people_with(np.random.default_rng(3))
     return RowErrors(variance * (1 - R2 + 0.2 * person), variance, identity)
@@ -252,7 +291,8 @@ def test_paired_difference_finds_small_difference():
         result = paired_difference(better_run, worse_run, seed=seed)
         assert result.r2 == pytest.approx(better_run.r2 - worse_run.r2)
         assert 0 < result.low < result.r2 < result.high < 0.04
-        assert result.p == 1 / RESAMPLES, "the difference has the same sign in all bootstrap samples"
+        smallest = two_sided_p(1 / (2 * RESAMPLES), people=60)
+        assert result.p == smallest < 0.002, "the difference has the same sign in all bootstrap samples"
         assert interval(better_run, seed=seed)[0] < worse_run.r2 and better_run.r2 < interval(worse_run, seed=seed)[1], (
             "each R2 is inside the other's interval"
         )
