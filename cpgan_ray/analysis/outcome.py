@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cpgan_ray.analysis.fronts import UTILITY
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 
 
@@ -14,7 +15,7 @@ def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) ->
     """
     utility, privacy = report["utility"], report["privacy"]
     return {
-        **{name: utility[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "val_accuracy", "majority_accuracy")},
+        **{name: utility[name] for name in UTILITY},
         "strongest_r2": strongest["r2"],
         "strongest_r2_low": strongest["low"],
         "strongest_r2_high": strongest["high"],

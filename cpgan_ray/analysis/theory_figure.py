@@ -63,7 +63,7 @@ def frontier_figure(cells: Sequence[Mapping[str, Any]], *, seed: int, published:
 
 
 def measured(cells: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """The settings of some cells: means over seeds with Student's intervals; for a single seed, its own interval."""
+    """The settings of some cells: means over seeds, with the intervals of `mean_with_ci`."""
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for values in cells:
         groups.setdefault((values["cell"]["mechanism"], values["cell"]["setting"]), []).append(values)

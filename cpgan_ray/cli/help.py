@@ -31,8 +31,9 @@ ATTACK = (
     "encoder.stochastic",
     *WHERE,
 )
-SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "max_r2", "min_accuracy", "max_concurrent")
-REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "rounding", "calibrate", "grids", "full", "published", "theory")
+SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objective", "max_r2", "min_accuracy", "max_concurrent")
+REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "full")
+REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
 """Which fields `--help` shows, by job: dotted names."""
 RESUME = {"--resume DIR": "Continue in the folder of an interrupted job.", "--trust": "Use files that another user has written."}

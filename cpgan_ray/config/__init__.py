@@ -9,7 +9,7 @@ reads, overrides and flattens configurations, `presets` are whole configurations
 from cpgan_ray.config.attacks import AttackConfig
 from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.io import flatten, from_json, local_names, override, to_json
-from cpgan_ray.config.jobs import AttackJob, EncoderConfig, FrontierJob, ReproduceJob, SearchJob
+from cpgan_ray.config.jobs import MIN_SEEDS, AttackJob, EncoderConfig, FrontierJob, Objective, ReproduceJob, SearchJob
 from cpgan_ray.config.marks import Origin, Range
 from cpgan_ray.config.players import (
     AdversaryConfig,
@@ -24,6 +24,7 @@ from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConf
 from cpgan_ray.config.schema import Config
 
 __all__ = [
+    "MIN_SEEDS",
     "AdversaryConfig",
     "AttackConfig",
     "AttackJob",
@@ -34,6 +35,7 @@ __all__ = [
     "GameConfig",
     "KernelConfig",
     "NeuralConfig",
+    "Objective",
     "Origin",
     "PrivatizerConfig",
     "Range",

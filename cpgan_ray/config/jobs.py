@@ -31,6 +31,12 @@ MechanismName = Literal[
 ]
 
 
+Objective = Literal["accuracy", "balanced_accuracy"]
+"""The measure of utility: mean accuracy over the labels, or the mean recall over the classes of each label."""
+MIN_SEEDS = 5
+"""A comparison makes statements about mechanisms only from so many seeds on, fixed before its first training."""
+
+
 @config_class("encoder")
 class EncoderConfig:
     """How to call an encoder that is given as a file."""
@@ -56,7 +62,7 @@ class AttackJob:
     variant: Literal["both", "leaked", "fresh"] = "both"
     """Which variants are fitted: the attacker has the defender's training pictures, its own, or both in turn."""
     fail_above: ClosedFraction | None = None
-    """Release gate: exit with status 1 if the R2 of the strongest attack is above this."""
+    """Release gate: exit with status 1 if the upper end of the 95 % interval of the strongest attack's R2 is above this."""
     final: bool = False
     """Score on the final split, which is held out from everything (`--data.final-fraction`). Only for a result that is published:
     every opening is counted in MLflow and stated in the report."""
@@ -110,10 +116,12 @@ class SearchJob:
     """How often a failed trial is repeated."""
     max_concurrent: NonNegativeInt = 0
     """Number of trials at a time; 0: as many as fit into the cluster."""
+    objective: Objective = "accuracy"
+    """The utility of the search, the front and the recommendation: mean accuracy, or balanced accuracy."""
     max_r2: ClosedFraction | None = None
-    """Recommend the setting with the best utility whose strongest R2 is at most this."""
+    """Recommend the setting with the best utility whose strongest R2 on the validation split is at most this."""
     min_accuracy: ClosedFraction | None = None
-    """Recommend the setting with the smallest strongest R2 whose accuracy is at least this."""
+    """Recommend the setting with the smallest strongest R2 whose utility on the validation split is at least this."""
     config: Config = field(default_factory=Config)
     """The run of which every trial is a variant; its `output` is the folder of the search."""
 
@@ -130,8 +138,11 @@ class ReproduceJob:
     num_settings: PositiveInt = 3
     """Number of settings of each mechanism's knob: of the built-in ones at most this many; with --calibrate the number of targets.
     With --grids it is the number in the file."""
-    num_seeds: PositiveInt = 3
-    """Number of seeds with which each setting is trained, from --seed on."""
+    num_seeds: PositiveInt = MIN_SEEDS
+    """Number of seeds with which each setting is trained, from --seed on. Fix it beforehand: a comparison with fewer than 5 seeds,
+    or with seeds that were added later, has no verdicts."""
+    objective: Objective = "accuracy"
+    """The utility of the fronts: mean accuracy, or balanced accuracy."""
     rounding: tuple[Literal["on", "off"], ...] = ()
     """Whether the codes of every mechanism are rounded to multiples of `privatizer.quantization_step` standard deviations: `on`,
     `off`, or both (twice as many trainings). Empty: both, or `off` if that step is 0."""
@@ -191,10 +202,12 @@ class FrontierJob:
     """MLflow experiments by name, or searches by the id of their MLflow run; each has its own front."""
     output: Path | None = None
     """Folder of `frontier.png`, `.json` and `.csv`. Default: `outputs/frontier-<time>`."""
+    objective: Objective = "accuracy"
+    """The utility of the fronts and the recommendation: mean accuracy, or balanced accuracy."""
     max_r2: ClosedFraction | None = None
-    """Recommend the setting with the best accuracy whose strongest R2 is at most this."""
+    """Recommend the setting with the best utility whose strongest R2 on the validation split is at most this."""
     min_accuracy: ClosedFraction | None = None
-    """Recommend the most private setting whose accuracy is at least this."""
+    """Recommend the most private setting whose utility on the validation split is at least this."""
     tracking_uri: str | None = None
     """Tracking store. Default: MLFLOW_TRACKING_URI, or `outputs/mlflow.db` (SQLite)."""
 

@@ -23,7 +23,7 @@ from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import LIBRARIES, EvaluationReport, console_lines, reference_rows, twin_codes
 from cpgan_ray.evaluation.report.threat_model import limits, threat_model
 from cpgan_ray.evaluation.tournament import as_json, score_attacks
-from cpgan_ray.evaluation.utility import label_metrics, utility_metrics
+from cpgan_ray.evaluation.utility import head_answers, label_metrics, utility_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -100,4 +100,5 @@ def evaluate_codes(
         report["comparison"] = comparison(result, against, seed=context.seed)
     twin = twin_codes(undefended / "privatizer.pt2", context.dataset) if undefended else None
     panels = attack_panels(result, context, undefended=twin)
-    return EvaluationReport(result, report, panels, card(report, panels=panels, curves=curves))
+    answers = head_answers(logits, context.dataset, context.task) if logits else None
+    return EvaluationReport(result, report, panels, card(report, panels=panels, curves=curves), answers)

@@ -1,6 +1,6 @@
 """What a search and a comparison share: their output folder, their MLflow run, and the record from which they are resumed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +24,16 @@ def job_folder(job: J, kind: str, *, resume: bool) -> Iterator[tuple[Path, J]]:
         yield folder, job if resume else with_output(job, folder)
 
 
-def recorded_run(job: SearchJob | ReproduceJob, folder: Path, record: str, **options: Any) -> SearchRun:
+def recorded_run(
+    job: SearchJob | ReproduceJob, folder: Path, record: str, *, values: Mapping[str, Any] | None = None, **options: Any
+) -> SearchRun:
     """Open the MLflow run of a job, and write the job's record with its id. From then on the job can be resumed.
 
-    record: name of the file; options: further arguments of `SearchRun`.
+    record: name of the file; values: what it contains in addition; options: further arguments of `SearchRun`.
     """
     run = SearchRun(job.config, folder, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder / record, {"run_id": run.run_id, "job": to_json(job)})
+    write_record(folder / record, {"run_id": run.run_id, **(values or {}), "job": to_json(job)})
     return run
 
 

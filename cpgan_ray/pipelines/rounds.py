@@ -122,7 +122,7 @@ def quick_attacker(
     config: Config, dataset: Dataset, tracker: Tracker, report: Callable[[Metrics], None]
 ) -> Callable[[GameSession, Metrics], None]:
     """A callback during training that runs a quick fresh attack on the current codes, logs its R2, and calls `report` with `epoch`,
-    `utility/val_accuracy` and `privacy/quick_r2`."""
+    both validation accuracies of `utility/` and `privacy/quick_r2`."""
 
     def attack(game: GameSession, last: Metrics) -> None:
         round = int(last["round"])
@@ -130,6 +130,7 @@ def quick_attacker(
         tracker.log({"privacy/quick_r2": r2}, step=round)
         tracker.settle()  # the next call may end this process, and a stopped trial must show why
         epoch = (round + 1) // game.rounds_per_epoch
-        report({"epoch": epoch, "utility/val_accuracy": last["utility/val_accuracy"], "privacy/quick_r2": r2})
+        utility = {name: last[name] for name in ("utility/val_accuracy", "utility/val_balanced_accuracy")}
+        report({"epoch": epoch, **utility, "privacy/quick_r2": r2})
 
     return attack

@@ -45,7 +45,7 @@ class RunContext:
 
     host: Callable[[Config, Snapshot | None], AbstractContextManager[GameSession]] = open_session
     on_quick_attack: Callable[[Metrics], None] = lambda metrics: None
-    """Called after each quick fresh attack with `epoch`, `utility/val_accuracy` and `privacy/quick_r2`."""
+    """Called after each quick fresh attack with `epoch`, both validation accuracies of `utility/` and `privacy/quick_r2`."""
     parent: str | None = None
     """Id of the parent run in MLflow."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -157,7 +157,9 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
         undefended=config.tracking.undefended,
     )
     utility = evaluated.report["utility"]
-    test_utility = {f"utility/{name}": value for name, value in utility.items() if name != "val_accuracy"}  # logged with its epoch
+    test_utility = {
+        f"utility/{name}": value for name, value in utility.items() if not name.startswith("val_")
+    }  # logged with the epoch
     tracker.log(test_utility | metrics(evaluated.result), step=final_round)
     tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
     evaluated.write(tracker.output / "report")

@@ -17,7 +17,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from cpgan_ray.analysis.fronts import State, Trial
+from cpgan_ray.analysis.fronts import UTILITY, State, Trial
 from cpgan_ray.common.credentials import move_to_env, redacted, remember
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import SUFFIX
@@ -203,6 +203,7 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
     state: Any = tags.get("search.state")
     if state not in get_args(State):
         state = STATES.get(run.info.status, "running")
+    utility: dict[str, Any] = {name: metrics.get(f"utility/{name}") for name in UTILITY}
     datasets = run.inputs.dataset_inputs if run.inputs else []
     return Trial(
         name=printable(tags.get("search.trial") or run.info.run_name or run.info.run_id),
@@ -210,16 +211,12 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
         seed=int(params.get("seed", 0)),
         state=state,
         control=tags.get("search.control") == "true" or weight == 0,
-        accuracy=metrics.get("utility/accuracy"),
-        accuracy_low=metrics.get("utility/accuracy_low"),
-        accuracy_high=metrics.get("utility/accuracy_high"),
+        **utility,
         strongest_r2=metrics.get("privacy/strongest_r2"),
         strongest_r2_low=metrics.get("privacy/strongest_r2_low"),
         strongest_r2_high=metrics.get("privacy/strongest_r2_high"),
         attack=printable(tags["strongest.attack"]) if "strongest.attack" in tags else None,
-        val_accuracy=metrics.get("utility/val_accuracy"),
         val_r2=metrics.get("privacy/val_r2", metrics.get("privacy/strongest_r2")),
-        majority_accuracy=metrics.get("utility/majority_accuracy"),
         label_floor_r2=metrics.get("privacy/label_floor_r2"),
         seconds=metrics.get("time/total_s"),
         run_id=run.info.run_id,

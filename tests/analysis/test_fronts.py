@@ -12,20 +12,30 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
+from scipy.spatial import ConvexHull
 
 from cpgan_ray.analysis.fronts import (
+    Estimate,
     Reference,
     Trial,
     ensure_comparable,
     explain_no_choice,
     front,
+    hull,
     hypervolume,
     hypervolume_history,
+    mean_with_ci,
+    measures_table,
+    meets_bounds,
+    outcomes,
     points,
+    r2_at,
+    r2_levels,
     rank_correlations,
     recommend,
     reference_point,
     table,
+    utility_levels,
     write,
 )
 from cpgan_ray.errors import InputError
@@ -43,7 +53,7 @@ def trial(k: int = 64, weight: float = 1.0, *, accuracy: float | None = 0.86, r2
 def random_trials(seed: int, *, count: int = 30, ties: bool) -> list[Trial]:
     """Trials with different settings, some worse than the reference; `ties`: on a coarse grid, with some equal points."""
     rng = np.random.default_rng(seed)
-    outcomes = rng.uniform([0.78, -0.02], [0.9, 1.1], (count, 2))
+    outcomes = rng.uniform([0.78, -0.02], [0.9, 1.0], (count, 2))
     outcomes = np.round(outcomes, 2) if ties else outcomes
     return [trial(k=i + 1, accuracy=float(a), r2=float(r)) for i, (a, r) in enumerate(outcomes)]
 
@@ -51,63 +61,176 @@ def random_trials(seed: int, *, count: int = 30, ties: bool) -> list[Trial]:
 def test_degenerate_code_is_never_on_front_or_recommended():
     useless, good = trial(1, accuracy=0.9, r2=0.0, degenerate="the code is constant"), trial(2, accuracy=0.85, r2=0.2)
     candidates = points([useless, good])
-    assert [p.setting["k"] for p in front(candidates)] == [2]
+    assert [p.setting["k"] for p in front(candidates, REFERENCE)] == [2]
     assert hypervolume(candidates, REFERENCE) == hypervolume(candidates[1:], REFERENCE) > 0
     for bounds in ({}, {"max_r2": 0.5}, {"min_accuracy": 0.8}):
         chosen = recommend(candidates, **bounds)
         assert chosen is not None and chosen.point.setting["k"] == 2
     assert recommend(candidates[:1], max_r2=0.5) is None
     assert "degenerate" in explain_no_choice(candidates[:1], max_r2=0.5)
-    assert "degenerate" in table(candidates)
+    assert "degenerate" in table(candidates, REFERENCE)
 
 
-def dominates(better: Any, point: Any) -> bool:
-    """Whether `better` is at least as good as `point` in both numbers, and better in one."""
-    accuracy, r2 = better.accuracy - point.accuracy, point.strongest_r2 - better.strongest_r2
-    return accuracy >= 0 and r2 >= 0 and (accuracy > 0 or r2 > 0)
-
-
-def area(candidates: list[Any], reference: Reference) -> float:
-    """The dominated area, summed over the cells of the grid of all coordinates."""
-    x = np.unique([p.strongest_r2 for p in candidates] + [reference.strongest_r2])
-    y = np.unique([p.accuracy for p in candidates] + [reference.accuracy])
-    total = 0.0
-    for left, right in zip(x, x[1:], strict=False):
-        for low, high in zip(y, y[1:], strict=False):
-            inside = right <= reference.strongest_r2 and low >= reference.accuracy
-            if inside and any(p.strongest_r2 <= left and p.accuracy >= high for p in candidates):
-                total += (right - left) * (high - low)
-    return total
+def mixed_utility(candidates: list[Any], r2: float) -> float:
+    """The largest utility that a mixture of any two outcomes, or of one and sending nothing, has at an R2 of at most `r2`."""
+    ends = [(max(p.strongest_r2, 0.0), p.utility) for p in candidates] + [(0.0, REFERENCE.utility)]
+    best = -np.inf
+    for a, u in ends:
+        for b, v in ends:
+            shares = [0.0] if a <= r2 else []
+            shares += [1.0] if b <= r2 else []
+            shares += [(r2 - a) / (b - a)] if a < r2 < b else []
+            best = max([best, *(u + p * (v - u) for p in shares)])
+    return best
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("seed", range(20))
-def test_front_and_hypervolume_match_brute_force(seed, ties):
+@pytest.mark.parametrize("seed", range(10))
+def test_hull_is_best_mixture_of_any_two_outcomes(seed, ties):
     candidates = points(random_trials(seed, ties=ties))
-    best = front(candidates)
-    expected = [p for p in candidates if not any(dominates(other, p) for other in candidates)]
-    assert len(best) == len(expected)
-    assert all(p in expected for p in best)
-    assert [p.strongest_r2 for p in best] == sorted(p.strongest_r2 for p in expected)
-    assert hypervolume(candidates, REFERENCE) == pytest.approx(area(candidates, REFERENCE), abs=1e-12)
+    vertices, volume = hull(outcomes(candidates), REFERENCE)
+    assert vertices[0].tolist() == [0, REFERENCE.utility]
+    assert (np.diff(vertices[:, 0]) >= 0).all() and (np.diff(vertices[:, 1]) > 0).all()
+    grid = np.linspace(0, 1, 101)
+    expected = [mixed_utility(candidates, r2) for r2 in grid]
+    at_zero = vertices[vertices[:, 0] == 0][-1, 1]
+    assert np.interp(grid[1:], vertices[:, 0], vertices[:, 1]) == pytest.approx(expected[1:], abs=1e-9)
+    assert at_zero == pytest.approx(expected[0])
+    knots = np.unique([*vertices[:, 0], 1.0])
+    heights = [mixed_utility(candidates, r2) - REFERENCE.utility for r2 in knots]
+    assert volume == pytest.approx(np.trapezoid(heights, knots), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_front_is_the_vertices_of_scipys_hull(seed):
+    candidates = [p for p in points(random_trials(seed, ties=False)) if p.utility > 0.8 and 0 < p.strongest_r2 < 1]
+    cloud = np.array([(p.strongest_r2, p.utility) for p in candidates] + [(0.0, 0.8), (1.0, 0.8), (2.0, 0.0)])
+    most = max(candidates, key=lambda p: p.utility)
+    upper_left = {
+        i
+        for i in ConvexHull(cloud).vertices
+        if i < len(candidates) and cloud[i, 0] <= most.strongest_r2  # beyond it, a hull falls
+    }
+    best = front(candidates, REFERENCE)
+    assert [p.strongest_r2 for p in best] == sorted(candidates[i].strongest_r2 for i in upper_left)
     assert hypervolume(best, REFERENCE) == pytest.approx(hypervolume(candidates, REFERENCE), abs=1e-12)
+
+
+def test_hull_of_known_outcomes():
+    candidates = points([trial(1, accuracy=0.9, r2=0.5), trial(2, accuracy=0.84, r2=0.4), trial(3, accuracy=0.9, r2=0.6)])
+    vertices, volume = hull(outcomes(candidates), REFERENCE)
+    assert vertices.tolist() == [[0, 0.8], pytest.approx([0.5, 0.9])]
+    assert volume == pytest.approx(0.1 * 0.5 / 2 + 0.1 * 0.5)
+    assert [p.setting["k"] for p in front(candidates, REFERENCE)] == [1]
+    assert r2_at(vertices, 0.85) == pytest.approx(0.25)
+    assert (r2_at(vertices, 0.79), r2_at(vertices, 0.91)) == (0, None)
+
+
+def test_hypervolume_does_not_grow_by_turning_the_knob_more_densely():
+    """A mechanism that only mixes its code with nothing has the hull of that code."""
+    one = points([trial(1, accuracy=0.9, r2=0.4)])
+    dense = points([trial(i, accuracy=0.8 + 0.1 * i / 9, r2=0.4 * i / 9) for i in range(1, 10)])
+    assert hypervolume(dense, REFERENCE) == pytest.approx(hypervolume(one, REFERENCE))
+    assert len(front(dense, REFERENCE)) == 1
+
+
+def test_mixture_with_nothing_interpolates_accuracy_and_best_r2():
+    """Simulation of the derivation in fronts.py: x in 6 dimensions, a code of two of them with noise, a label of 3 classes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200_000, 6))
+    z = x[:, :2] + 0.5 * rng.normal(size=(len(x), 2))
+    y = np.digitize(x[:, 0], [-0.3, 0.8])
+    answer, guess = np.digitize(z[:, 0], [-0.4, 1.0]), np.full(len(y), np.bincount(y).argmax())
+    fit, score = slice(0, 100_000), slice(100_000, None)
+
+    def attacked(released: np.ndarray) -> float:
+        """R2 of the least squares attack, the best one on Gaussian data if it sees the coin."""
+        weights = np.linalg.lstsq(released[fit], x[fit], rcond=None)[0]
+        return 1 - np.square(x[score] - released[score] @ weights).sum() / np.square(x[score]).sum()
+
+    def recall(answers: np.ndarray) -> float:
+        return float(np.mean([(answers == y)[y == c].mean() for c in range(3)]))
+
+    whole = attacked(z)
+    assert whole == pytest.approx(2 / 6 / 1.25, abs=0.005)
+    for p in (0.25, 0.6):
+        sent = rng.random(len(x)) < p
+        answers = np.where(sent, answer, guess)
+        assert attacked(np.where(sent[:, None], z, 0)) == pytest.approx(p * whole, abs=0.005)
+        expected = p * (answer == y).mean() + (1 - p) * (guess == y).mean()
+        assert (answers == y).mean() == pytest.approx(expected, abs=0.005)
+        assert recall(answers) == pytest.approx(p * recall(answer) + (1 - p) / 3, abs=0.005)
+
+
+def test_hull_includes_outcome_with_everything_recovered():
+    vertices, volume = hull(outcomes(points([trial(accuracy=0.9, r2=1.0)])), REFERENCE)
+    assert (vertices.tolist(), volume) == ([[0, 0.8], [1, pytest.approx(0.9)]], pytest.approx(0.05))
+
+
+def test_hull_counts_negative_r2_as_zero():
+    candidates = points([trial(1, accuracy=0.85, r2=-0.2), trial(2, accuracy=0.9, r2=0.5)])
+    vertices, volume = hull(outcomes(candidates), REFERENCE)
+    assert vertices.tolist() == [[0, 0.8], pytest.approx([0, 0.85]), pytest.approx([0.5, 0.9])]
+    assert volume == pytest.approx(0.5 * (0.05 + 0.1) / 2 + 0.5 * 0.1)
+    assert len(front(candidates, REFERENCE)) == 2
 
 
 def test_front_keeps_equal_points():
     candidates = points([trial(16), trial(32), trial(64, accuracy=0.85), trial(128, accuracy=0.85, r2=0.05)])
-    assert [p.setting["k"] for p in front(candidates)] == [128, 16, 32]
+    assert [p.setting["k"] for p in front(candidates, REFERENCE)] == [128, 16, 32]
 
 
 def test_front_and_hypervolume_are_empty_without_points():
-    assert front([]) == []
+    assert front([], REFERENCE) == front(points([trial()]), None) == []
     assert hypervolume([], REFERENCE) == 0.0
     assert hypervolume_history([], REFERENCE) == []
+
+
+def test_utility_levels_lie_between_guess_and_control():
+    assert utility_levels(REFERENCE, 0.9) == pytest.approx({0.25: 0.825, 0.5: 0.85, 0.75: 0.875, 0.9: 0.89})
+    assert utility_levels(REFERENCE, None) == utility_levels(REFERENCE, 0.8) == {}
+    candidates = points([trial(accuracy=0.88, r2=0.4)])
+    levels = utility_levels(REFERENCE, 0.9)
+    assert r2_levels(candidates, REFERENCE, levels) == pytest.approx({0.25: 0.125, 0.5: 0.25, 0.75: 0.375, 0.9: None})
+
+
+def test_objective_balanced_accuracy_is_used_everywhere(tmp_path):
+    balanced = {"majority_balanced_accuracy": 0.5, "balanced_accuracy_low": 0.6, "balanced_accuracy_high": 0.8}
+    trials = [
+        trial(16, accuracy=0.9, r2=0.3, balanced_accuracy=0.6, val_balanced_accuracy=0.6, **balanced),
+        trial(32, accuracy=0.85, r2=0.3, balanced_accuracy=0.7, val_balanced_accuracy=0.7, dead_labels=3, **balanced),
+        trial(weight=0, control=True, accuracy=0.92, r2=0.6, balanced_accuracy=0.9, **balanced),
+    ]
+    assert reference_point(trials, "balanced_accuracy") == (0.5, 1.0)
+    settings = points(trials, objective="balanced_accuracy")
+    assert [p.setting["k"] for p in front(settings, Reference(0.5))] == [32]
+    values = write(trials, tmp_path, objective="balanced_accuracy", min_accuracy=0.65)
+    assert values["hypervolume"] == pytest.approx(0.2 * (0.7 + 0.3 / 2))
+    assert values["hypervolume_history"][-1] == values["hypervolume"]
+    assert values["reference_point"] == {"balanced_accuracy": 0.5, "strongest_r2": 1.0}
+    assert [(level["share"], level["balanced_accuracy"], level["strongest_r2"]) for level in values["r2_at"]] == [
+        (0.25, pytest.approx(0.6), pytest.approx(0.15)),
+        (0.5, pytest.approx(0.7), pytest.approx(0.3)),
+        (0.75, pytest.approx(0.8), None),
+        (0.9, pytest.approx(0.86), None),
+    ]
+    best = values["recommended"]
+    assert (best["k"], best["meets_bounds"], best["rule"]) == (
+        32,
+        False,
+        "smallest validation R2 among settings with validation balanced accuracy >= 0.65",
+    )
+    lines = table(settings, Reference(0.5)).splitlines()
+    assert [lines[0].split("|")[i].strip() for i in (4, 6)] == ["balanced accuracy", "dead labels"]
+    assert "0.700 [0.600, 0.800] |        0.300 |           3" in lines[3]
+    assert "R2 at balanced accuracy 0.800" in measures_table(values)
+    assert "not reached" in measures_table(values)
 
 
 def test_hypervolume_ignores_points_worse_than_reference():
     worse = points([trial(16, accuracy=0.79, r2=0.1), trial(32, accuracy=0.85, r2=1.2)])
     assert hypervolume(worse, REFERENCE) == 0.0
-    assert hypervolume(points([trial(accuracy=0.9, r2=0.5)]), REFERENCE) == pytest.approx(0.05)
+    assert hypervolume(points([trial(accuracy=0.9, r2=0.5)]), REFERENCE) == pytest.approx(0.1 * 0.75)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -115,13 +238,13 @@ def test_hypervolume_history_with_one_seed_never_decreases(seed):
     trials = random_trials(seed, ties=False)
     history = hypervolume_history([*trials, trial(weight=0, control=True), trial(state="stopped")], REFERENCE)
     assert len(history) == len(trials)
-    assert history == sorted(history)
+    assert (np.diff(history) >= -1e-12).all()
     assert history[-1] == hypervolume(points(trials), REFERENCE)
 
 
 def test_hypervolume_history_decreases_after_worse_second_seed():
     history = hypervolume_history([trial(accuracy=0.88), trial(accuracy=0.86, seed=1)], REFERENCE)
-    assert history == pytest.approx([0.08 * 0.9, 0.07 * 0.9])
+    assert history == pytest.approx([0.08 * 0.95, 0.07 * 0.95])
 
 
 @pytest.mark.parametrize(
@@ -162,17 +285,32 @@ def test_points_single_seed_keeps_its_own_interval():
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 7])
-def test_points_several_seeds_have_students_interval(seeds):
+def test_points_several_seeds_add_people_to_students_interval(seeds):
     rng = np.random.default_rng(seeds)
     accuracy, r2 = rng.normal(0.87, 0.01, seeds), rng.normal(0.1, 0.02, seeds)
-    (point,) = points(
-        [trial(seed=i, accuracy=a, r2=r, accuracy_low=0.1) for i, (a, r) in enumerate(zip(accuracy, r2, strict=True))]
-    )
-    for name, values in (("accuracy", accuracy), ("strongest_r2", r2)):
-        assert getattr(point, name) == pytest.approx(values.mean())
+    trials = [
+        trial(
+            seed=i,
+            accuracy=a,
+            r2=r,
+            accuracy_low=a - 0.003,
+            accuracy_high=a + 0.001,
+            strongest_r2_low=r - 0.01,
+            strongest_r2_high=r + 0.02,
+        )
+        for i, (a, r) in enumerate(zip(accuracy, r2, strict=True))
+    ]
+    (point,) = points(trials)
+    for name, values, below, above in (("accuracy", accuracy, 0.003, 0.001), ("strongest_r2", r2, 0.01, 0.02)):
+        center, half = values.mean(), stats.sem(values) * stats.t.ppf(0.975, seeds - 1)
+        assert getattr(point, name) == pytest.approx(center)
         ends = (getattr(point, f"{name}_low"), getattr(point, f"{name}_high"))
-        assert ends == pytest.approx(stats.t.interval(0.95, seeds - 1, loc=values.mean(), scale=stats.sem(values)))
+        assert ends == pytest.approx((center - np.hypot(half, below), center + np.hypot(half, above)))
     assert (point.val_accuracy, point.val_r2) == pytest.approx((accuracy.mean(), r2.mean()))
+
+
+def test_mean_with_ci_without_people_intervals_has_none():
+    assert mean_with_ci([Estimate(0.1), Estimate(0.3)]) == (pytest.approx(0.2), None, None)
 
 
 def test_points_repeated_seed_does_not_narrow_interval():
@@ -180,8 +318,9 @@ def test_points_repeated_seed_does_not_narrow_interval():
     (point,) = points([trial(**ends), trial(**ends)])
     assert (point.num_trials, point.seeds) == (2, (0,))
     assert (point.accuracy_low, point.accuracy_high) == pytest.approx((0.85, 0.87))
-    (twice,) = points([trial(accuracy=0.86), trial(accuracy=0.86), trial(accuracy=0.88, seed=1)])
-    (once,) = points([trial(accuracy=0.86), trial(accuracy=0.88, seed=1)])
+    other = trial(accuracy=0.88, seed=1, accuracy_low=0.87, accuracy_high=0.89)
+    (twice,) = points([trial(**ends), trial(**ends), other])
+    (once,) = points([trial(**ends), other])
     assert (twice.accuracy, twice.accuracy_low) == (once.accuracy, once.accuracy_low)
 
 
@@ -196,20 +335,21 @@ CHOICE = (
 @pytest.mark.parametrize(
     ("gates", "k", "rule"),
     [
-        ({"max_r2": 0.1}, 64, "largest validation accuracy among settings with strongest R2 <= 0.1"),
-        ({"max_r2": 0.06}, 32, "largest validation accuracy among settings with strongest R2 <= 0.06"),
-        ({"min_accuracy": 0.855}, 64, "smallest validation R2 among settings with accuracy >= 0.855"),
-        ({"min_accuracy": 0.875}, 128, "smallest validation R2 among settings with accuracy >= 0.875"),
+        ({"max_r2": 0.1}, 64, "largest validation accuracy among settings with validation R2 <= 0.1"),
+        ({"max_r2": 0.06}, 64, "largest validation accuracy among settings with validation R2 <= 0.06"),
+        ({"max_r2": 0.04}, 16, "largest validation accuracy among settings with validation R2 <= 0.04"),
+        ({"min_accuracy": 0.855}, 64, "smallest validation R2 among settings with validation accuracy >= 0.855"),
+        ({"min_accuracy": 0.875}, 128, "smallest validation R2 among settings with validation accuracy >= 0.875"),
         (
             {"max_r2": 0.3, "min_accuracy": 0.865},
             128,
-            "largest validation accuracy among settings with strongest R2 <= 0.3 and accuracy >= 0.865",
+            "largest validation accuracy among settings with validation R2 <= 0.3 and validation accuracy >= 0.865",
         ),
         ({}, 64, "largest (validation accuracy - 0.800) * (1 - validation R2)"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_recommend_gates_on_test_and_ranks_on_validation(gates, k, rule):
+def test_recommend_chooses_only_by_validation_numbers(gates, k, rule):
     chosen = recommend(points(CHOICE), **gates)
     assert chosen is not None
     assert (chosen.point.setting["k"], chosen.rule) == (k, rule)
@@ -218,19 +358,23 @@ def test_recommend_gates_on_test_and_ranks_on_validation(gates, k, rule):
 @pytest.mark.parametrize(
     ("trials", "gates", "text"),
     [
-        ([], {}, "no trial has finished with an accuracy and an attack's R2"),
-        (CHOICE, {"max_r2": 0.01}, "no setting has strongest R2 <= 0.01; the lowest is 0.0300 at k=16 privacy_weight=1"),
-        (CHOICE, {"min_accuracy": 0.9}, "no setting has accuracy >= 0.9; the highest is 0.8800 at k=128 privacy_weight=1"),
+        ([], {}, "no trial has finished with a utility and an attack's R2"),
+        (CHOICE, {"max_r2": 0.01}, "no setting has validation R2 <= 0.01; the lowest is 0.0300 at k=16 privacy_weight=1"),
+        (
+            CHOICE,
+            {"min_accuracy": 0.9},
+            "no setting has validation accuracy >= 0.9; the highest is 0.8800 at k=128 privacy_weight=1",
+        ),
         (
             CHOICE,
             {"max_r2": 0.1, "min_accuracy": 0.875},
-            "no setting has both strongest R2 <= 0.1 and accuracy >= 0.875; "
-            "the highest accuracy among settings with that R2 is 0.8700 at k=32 privacy_weight=1",
+            "no setting has both validation R2 <= 0.1 and validation accuracy >= 0.875; "
+            "the highest accuracy among settings with that R2 is 0.8680 at k=64 privacy_weight=1",
         ),
         (
             [trial(val_accuracy=None)],
             {"max_r2": 0.5},
-            "no qualified setting has the validation numbers that the ranking needs",
+            "no setting has the validation numbers that choose it",
         ),
     ],
     ids=["nothing", "max_r2", "min_accuracy", "both", "no validation"],
@@ -242,6 +386,15 @@ def test_explain_no_choice_names_closest_setting(trials, gates, text, tmp_path):
     assert (values["recommended"], values["reason"]) == (None, text)
 
 
+def test_meets_bounds_compares_the_far_ends_of_the_intervals():
+    ends = {"accuracy_low": 0.85, "accuracy_high": 0.87, "strongest_r2_low": 0.08, "strongest_r2_high": 0.13}
+    (point,) = points([trial(**ends)])
+    assert [meets_bounds(point, max_r2=bound) for bound in (0.11, 0.13)] == [False, True]
+    assert [meets_bounds(point, min_accuracy=bound) for bound in (0.855, 0.85)] == [False, True]
+    assert meets_bounds(point, max_r2=0.13, min_accuracy=0.855) is False
+    assert meets_bounds(point) is meets_bounds(points([trial()])[0], max_r2=0.5) is None
+
+
 def test_reference_point_is_majority_accuracy_and_full_recovery():
     assert reference_point([trial(), trial(majority_accuracy=None)]) == (0.8, 1.0)
     assert reference_point([trial(majority_accuracy=None)]) is None
@@ -249,23 +402,28 @@ def test_reference_point_is_majority_accuracy_and_full_recovery():
 
 def test_rank_correlations_match_scipy_overall_and_within_groups():
     rng = np.random.default_rng(0)
-    weights = (0.1, 0.3, 1.0, 3.0)
-    trials = [trial(k, w, accuracy=float(rng.normal()), r2=k / 100 - w / 100) for k in (16, 64, 256) for w in weights]
+    weights = (0.1, 0.3, 1.0, 3.0, 5.0)
+    trials = [trial(k, w, accuracy=float(rng.normal()), r2=k / 100 - w / 100) for k in (16, 32, 64, 128, 256) for w in weights]
     settings = points([replace(t, setting=t.setting | {"privatizer.family": "conv"}) for t in trials])
     correlations = rank_correlations(settings)
     assert correlations.keys() == {"k", "privacy_weight"}
     for name in correlations:
         values = [p.setting[name] for p in settings]
-        for of in ("strongest_r2", "accuracy"):
+        for of in ("strongest_r2", "utility"):
             assert correlations[name][of] == pytest.approx(stats.spearmanr(values, [getattr(p, of) for p in settings]).statistic)
+        assert correlations[name]["reason"] is None
     assert correlations["privacy_weight"]["strongest_r2"] > -0.5, "over all points, k hides the effect of the weight"
     assert correlations["privacy_weight"]["within"]["strongest_r2"] == pytest.approx(-1)
-    assert correlations["privacy_weight"]["within"]["num_groups"] == 3
+    assert correlations["privacy_weight"]["within"]["num_groups"] == 5
 
 
-def test_rank_correlations_without_variation_are_none():
-    correlations = rank_correlations(points([trial(k, r2=0.1, accuracy=0.8 + k / 1000) for k in (16, 32, 64)]))
-    assert correlations == {"k": {"strongest_r2": None, "accuracy": pytest.approx(1), "num_points": 3, "within": None}}
+def test_rank_correlations_give_the_reason_where_there_is_none():
+    constant = rank_correlations(points([trial(k, r2=0.1, accuracy=0.8 + k / 1000) for k in (8, 16, 32, 64, 128)]))
+    expected = {"strongest_r2": None, "utility": pytest.approx(1), "num_points": 5, "within": None}
+    assert constant == {"k": expected | {"reason": "strongest_r2 is the same everywhere"}}
+    few = rank_correlations(points([trial(k, r2=k / 1000, accuracy=0.8 + k / 1000) for k in (16, 32, 64)]))
+    assert (few["k"]["strongest_r2"], few["k"]["utility"]) == (None, None)
+    assert few["k"]["reason"] == "3 values of k; at least 5 are needed"
 
 
 @pytest.mark.parametrize(
@@ -327,12 +485,16 @@ def test_write_json_contains_every_trial_and_summary(tmp_path):
     assert on_front == {(p["k"], p["privacy_weight"]) for p in values["front"]}
     assert all((p["num_trials"], p["seeds"]) == (2, [0, 1]) for p in values["front"])
     assert values["hypervolume"] == values["hypervolume_history"][-1] > 0
+    assert values["hull"][0] == {"strongest_r2": 0.0, "accuracy": 0.806}
+    assert len(values["hull"]) == len(values["front"]) + 1
+    assert [level["share"] for level in values["r2_at"]] == [0.25, 0.5, 0.75, 0.9]
+    assert values["r2_at"][-1]["accuracy"] == pytest.approx(0.806 + 0.9 * (0.886 - 0.806))
     assert len(values["hypervolume_history"]) == 18
     assert values["reference_point"] == {"accuracy": 0.806, "strongest_r2": 1.0}
     assert values["label_floor_r2"] == pytest.approx(0.075)
     best = values["recommended"]
     assert best["command"] == f"train k={best['k']} 0"
-    assert best["strongest_r2"] <= 0.1
+    assert best["val_r2"] <= 0.1
     assert "methods" not in values
 
 
@@ -341,7 +503,8 @@ def test_write_several_methods_have_own_and_common_front(tmp_path):
     values = write([*search_trials(methods=("a",)), *less_accurate], tmp_path)
     assert values["methods"].keys() == {"a", "b"}
     assert values["methods"]["a"]["hypervolume"] > values["methods"]["b"]["hypervolume"]
-    assert {p["method"] for p in values["methods"]["b"]["front"]} == {"b"}
+    assert values["methods"]["b"]["front"] == [], "no better than the guess"
+    assert {p["method"] for p in values["methods"]["a"]["front"]} == {"a"}
 
 
 def test_write_without_finished_trial_writes_all_files(tmp_path):
@@ -412,13 +575,13 @@ def test_write_replaces_earlier_files(tmp_path):
 
 def test_table_is_aligned_markdown_sorted_by_r2():
     text = table(points([trial(128, accuracy=0.9, r2=0.3), trial(16, 0.25, r2=0.05, strongest_r2_low=0.04, strongest_r2_high=0.06),
-                         trial(64, accuracy=0.7, r2=0.2)]))  # fmt: skip
+                         trial(64, accuracy=0.7, r2=0.2)]), REFERENCE)  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "front"]
+    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "dead labels", "front"]
     assert rows[2:] == [
-        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "*"],
-        ["64", "1", "1", "0.700", "0.200", ""],
-        ["128", "1", "1", "0.900", "0.300", "*"],
+        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "*"],
+        ["64", "1", "1", "0.700", "0.200", "", ""],
+        ["128", "1", "1", "0.900", "0.300", "", "*"],
     ]
     assert len({len(line) for line in text.splitlines()}) == 1
-    assert "method" in table(points([trial(), trial(method="noise")]))
+    assert "method" in table(points([trial(), trial(method="noise")]), REFERENCE)

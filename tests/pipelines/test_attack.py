@@ -42,7 +42,7 @@ from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 from cpgan_ray.evaluation.utility import utility_metrics
-from cpgan_ray.pipelines.attack import GateResult, attack, head_logits
+from cpgan_ray.pipelines.attack import GateResult, attack, gate_failures, head_logits
 from cpgan_ray.pipelines.train import train
 from cpgan_ray.tracking import fetch_run, read_curves
 from cpgan_ray.tracking.store import open_store
@@ -209,6 +209,10 @@ def test_attack_row_errors_match_reported_r2(by_folder):
     with np.load(by_folder.output / "report" / "errors.npz") as arrays:
         assert arrays["identity"].shape == arrays["errors"].shape == (40,)
         r2 = 1 - arrays["errors"].sum() / arrays["mean_errors"].sum()
+        floor_r2 = 1 - arrays["floor_errors"].sum() / arrays["mean_errors"].sum()
+        assert arrays["right"].mean() == pytest.approx(by_folder.report["utility"]["accuracy"])
+        assert arrays["labels"].shape == arrays["right"].shape == (40, len(by_folder.report["labels"]))
+    assert floor_r2 == pytest.approx(by_folder.report["privacy"]["label_floor_r2"], abs=1e-12)
     assert r2 == pytest.approx(by_folder.report["privacy"]["strongest"]["r2"], abs=1e-12)
 
 
@@ -254,7 +258,15 @@ def test_attack_failing_gate_exits_1_after_summary(by_id):
     assert by_id.process.returncode == 1
     assert by_id.summary.keys() == SUMMARY
     assert by_id.summary["passed"] is False
-    assert re.fullmatch(r"failed: strongest R2 0\.\d+ is above 0\.0", by_id.process.stderr.splitlines()[-1])
+    assert re.fullmatch(
+        r"failed: strongest R2 0\.\d+, whose 95 % interval ends at 0\.\d+, above 0\.0", by_id.process.stderr.splitlines()[-1]
+    )
+
+
+def test_gate_failures_compare_the_upper_end_of_the_interval():
+    report = {"warnings": [], "privacy": {"strongest": {"r2": 0.1, "low": 0.05, "high": 0.2}}}
+    assert gate_failures(report, 0.2) == gate_failures(report, None) == ()
+    assert gate_failures(report, 0.15) == ("strongest R2 0.1000, whose 95 % interval ends at 0.2000, above 0.15",)
 
 
 def test_attack_passing_gate_with_one_variant_and_comparison(trained, job, tmp_path):
@@ -483,7 +495,8 @@ def gone(path: Path) -> Path:
 
 def other_people(folder: Path) -> Path:
     folder.mkdir()
-    np.savez(folder / "errors.npz", errors=np.ones(40), mean_errors=np.ones(40), identity=np.arange(40))
+    ones = dict.fromkeys(("errors", "mean_errors", "floor_errors"), np.ones(40))
+    np.savez(folder / "errors.npz", **ones, identity=np.arange(40))
     return folder
 
 

@@ -64,6 +64,7 @@ def record(client, tmp_path) -> Callable[..., str]:
         digest: str = "beef",
         preset: str = "celeba",
         bare: bool = False,
+        more: dict[str, float] | None = None,
         **numbers: float,
     ) -> str:
         nonlocal at
@@ -71,7 +72,7 @@ def record(client, tmp_path) -> Callable[..., str]:
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else client.create_experiment(experiment, (tmp_path / "artifacts").as_uri())
         run_id = client.create_run(experiment_id, start_time=at, run_name=f"{preset} k={k} w={weight:g}").info.run_id
-        metrics = {} if bare else METRICS | {NUMBERS[name]: value for name, value in numbers.items()}
+        metrics = {} if bare else METRICS | {NUMBERS[name]: value for name, value in numbers.items()} | (more or {})
         client.log_batch(
             run_id,
             metrics=[Metric(name, value, at, 0) for name, value in metrics.items()],
@@ -216,17 +217,34 @@ def test_frontier_of_search_writes_files_and_recommends(search_run, mlflow_uri, 
     *text, last = process.stdout.splitlines()
     assert json.loads(last) == {
         "output": str(tmp_path / "drawn"),
-        "experiments": {"hunt": {"trials": 4, "front": 3, "hypervolume": pytest.approx(0.044 * 0.96 + 0.025 * 0.91 + 0.005 * 0.8)}},
+        "experiments": {
+            "hunt": {
+                "trials": 4,
+                "front": 3,
+                "hypervolume": pytest.approx(0.044 * 0.98 + 0.025 * (0.96 + 0.91) / 2 + 0.005 * (0.91 + 0.8) / 2),
+                "r2_at": [
+                    {"share": share, "accuracy": pytest.approx(0.806 + share * 0.08), "strongest_r2": pytest.approx(r2)}
+                    for share, r2 in (
+                        (0.25, 0.04 * 0.02 / 0.044),
+                        (0.5, 0.04 * 0.04 / 0.044),
+                        (0.75, 0.04 + 0.05 * 0.016 / 0.025),
+                        (0.9, 0.09 + 0.11 * 0.003 / 0.005),
+                    )
+                ],
+            }
+        },
         "recommended": {
             "setting": {"k": 64, "privacy_weight": 0.3},
             "seeds": [0],
             "accuracy": 0.875,
             "strongest_r2": 0.09,
-            "rule": "largest validation accuracy among settings with strongest R2 <= 0.1",
+            "rule": "largest validation accuracy among settings with validation R2 <= 0.1",
+            "meets_bounds": False,
         },
     }
     assert text[0].split()[1::2][:3] == ["k", "privacy_weight", "seeds"]
-    assert len(text) == 2 + 4
+    assert len(text) == 2 + 4 + 1 + 3
+    assert text[-1].split("|")[2].strip() == "0.0708"
     values = json.loads((tmp_path / "drawn" / "frontier.json").read_text())
     assert [p["k"] for p in values["front"]] == [16, 64, 256]
     rows = list(csv.DictReader((tmp_path / "drawn" / "frontier.csv").read_text().splitlines()))
@@ -248,12 +266,12 @@ def test_frontier_uses_default_store_and_folder(record, mlflow_uri, tmp_path):
 
 
 def test_frontier_of_two_experiments_has_two_fronts(search_run, record, draw, tmp_path):
-    record("noise", 64, 0.3, accuracy=0.84, r2=0.15)
-    record("noise", 64, 1.0, accuracy=0.83, r2=0.02)
+    record("noise", 64, 0.3, accuracy=0.82, r2=0.15, val_r2=0.15)
+    record("noise", 64, 1.0, accuracy=0.83, r2=0.02, val_r2=0.02)
     summary = draw("hunt", "noise", "--min-accuracy", "0.83")
     assert {name: (counts["trials"], counts["front"]) for name, counts in summary["experiments"].items()} == {
         "hunt": (4, 3),
-        "noise": (2, 2),
+        "noise": (2, 1),
     }
     assert summary["experiments"]["hunt"]["hypervolume"] > summary["experiments"]["noise"]["hypervolume"]
     assert summary["recommended"]["method"] == "noise"
@@ -261,10 +279,22 @@ def test_frontier_of_two_experiments_has_two_fronts(search_run, record, draw, tm
     assert values["methods"].keys() == {"hunt", "noise"}
 
 
+def test_frontier_of_balanced_accuracy(record, draw, tmp_path):
+    values = {"utility/balanced_accuracy": 0.7, "utility/majority_balanced_accuracy": 0.5, "utility/dead_labels": 4.0}
+    record("plain", 64, 1.0, r2=0.2, more=values)
+    record("plain", 32, 1.0, r2=0.3, more=values | {"utility/balanced_accuracy": 0.6})
+    summary = draw("plain", "--objective", "balanced_accuracy")
+    assert summary["experiments"]["plain"] == {"trials": 2, "front": 1, "hypervolume": pytest.approx(0.2 * 0.9), "r2_at": []}
+    drawn = json.loads((tmp_path / "drawn" / "frontier.json").read_text())
+    assert (drawn["objective"], drawn["reference_point"]["balanced_accuracy"]) == ("balanced_accuracy", 0.5)
+    assert drawn["points"][0]["dead_labels"] == 4
+    assert drawn["reason"] == "no setting has the validation numbers that choose it"
+
+
 def test_frontier_without_recommendation_gives_reason(search_run, draw):
     summary = draw(search_run, "--max-r2", "0.01")
     assert summary["recommended"] is None
-    assert summary["reason"] == "no setting has strongest R2 <= 0.01; the lowest is 0.0400 at k=16 privacy_weight=1"
+    assert summary["reason"] == "no setting has validation R2 <= 0.01; the lowest is 0.0500 at k=16 privacy_weight=1"
 
 
 @pytest.mark.parametrize(

@@ -6,24 +6,31 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
-from cpgan_ray.analysis.cells import Cell, by_name, trial
-from cpgan_ray.analysis.comparison import findings, gap, paired, recommended, volumes
-from cpgan_ray.analysis.fronts import Reference
+from cpgan_ray.analysis.cells import Cell, by_name, strongest, trial
+from cpgan_ray.analysis.comparison import Plan, complete_trials, findings, recommended
+from cpgan_ray.analysis.crossed import outcomes_without_people
+from cpgan_ray.analysis.fronts import UTILITY, Estimate, Trial, mean_with_ci
 from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.common.ownership import sign
+from cpgan_ray.config import Config, override
+from cpgan_ray.config.folders.jobs import planned_seeds
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.report.paired import Rows, read_rows, write_rows
+from cpgan_ray.evaluation.scoring import RowErrors
+from cpgan_ray.evaluation.utility import Answers
 from cpgan_ray.pipelines.reproduce.grids import GRIDS, built_in, ensure_usable, read_grids
 from cpgan_ray.pipelines.reproduce.job import open_run, reproduce
-from cpgan_ray.pipelines.reproduce.results import settings_table
+from cpgan_ray.pipelines.reproduce.provenance import ensure_same_provenance, provenance
+from cpgan_ray.pipelines.reproduce.results import differences_table, fronts_table, settings_table
 from tests.process import HANG_S
 
 JOB = Path(__file__).parents[2] / "jobs" / "reproduce.py"
@@ -78,17 +85,51 @@ def test_reproduce_results_match_cells(comparison):
         assert {a["variant"] for a in cell["attacks"]} == {"leaked", "fresh"}
         assert {name: (float(row[f"{name}_r2"]), float(row[f"{name}_mse"])) for name in attacks} == attacks
         assert float(row["r2"]) >= max(r2 for r2, _ in attacks.values())
-    noise = [cells[f"noise-0.5-rounded-{seed}"]["utility"]["accuracy"] for seed in (0, 1)]
-    half = stats.t.ppf(0.975, 1) * np.std(noise, ddof=1) / 2**0.5
-    assert f"{np.mean(noise):.3f} [{np.mean(noise) - half:.3f}, {np.mean(noise) + half:.3f}]" in text
+    noise = [Estimate(*(cells[f"noise-0.5-rounded-{seed}"]["utility"][name] for name in UTILITY[:3])) for seed in (0, 1)]
+    interval = mean_with_ci(noise)
+    assert f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" in text
     results = json.loads((folder / "results.json").read_text())
     assert results["hypervolume"]["cpgan"]["value"] == pytest.approx(summary["hypervolume"])
+    front = json.loads((folder / "frontier.json").read_text())
+    for method, volume in results["hypervolume"].items():
+        assert volume["value"] == pytest.approx(front["methods"][method]["hypervolume"])
+        assert volume["low"] < volume["value"] < volume["high"]
+        for level, of_front in zip(results["r2_at"][method], front["methods"][method]["r2_at"], strict=True):
+            assert (level["share"], level["accuracy"]) == (of_front["share"], pytest.approx(of_front["accuracy"]))
+            assert level["value"] == (of_front["strongest_r2"] and pytest.approx(of_front["strongest_r2"]))
+    assert (results["planned_seeds"], results["num_seeds"]) == (2, 2)
+    assert results["ours_less"]["noise"]["verdict"] == "not tested: 2 seeds, at least 5 are needed"
     assert sum(results["strongest_attacks"]["noise"].values()) == 4
     for name in ("frontier.png", "attackers.png"):
         with Image.open(folder / name) as figure:
             assert figure.width > 600
     with Image.open(folder / "cells" / "cpgan-0.1-rounded-0" / "pictures.png") as panel:
         assert panel.height > 100
+
+
+def test_reproduce_row_errors_match_cells(comparison):
+    folder, _, _ = comparison
+    for path in folder.glob("cells/*/cell.json"):
+        cell, rows = json.loads(path.read_text()), read_rows(path.parent)
+        assert rows.answers is not None
+        assert rows.strongest.r2 == pytest.approx(strongest(cell)["r2"])
+        assert rows.floor.r2 == pytest.approx(cell["privacy"]["label_floor_r2"])
+        assert rows.answers.right.mean() == pytest.approx(cell["utility"]["accuracy"])
+        groups = outcomes_without_people(rows.strongest, rows.answers, objective="balanced_accuracy")
+        assert groups[0, 1] == pytest.approx(cell["utility"]["balanced_accuracy"])
+
+
+def test_reproduce_resume_refuses_cells_of_other_code(comparison):
+    folder, _, _ = comparison
+    path = folder / "cells" / "noise-4-rounded-1" / "cell.json"
+    original = path.read_text()
+    path.write_text(original.replace(json.loads(original)["made_by"]["code"], "0" * 16))
+    job, _ = parse_reproduce(["--resume", str(folder), "--runtime.backend", "local"], description="")
+    try:
+        with pytest.raises(InputError, match=r"cell noise-4-rounded-1 in .* was computed by other code"):
+            reproduce(job, resume=True)
+    finally:
+        path.write_text(original)
 
 
 def test_settings_table_marks_unsaturated_attack(comparison):
@@ -186,10 +227,12 @@ def test_open_run_resume_updates_tags(comparison):
     job, _ = parse_reproduce(["--resume", str(folder), "--num-seeds", "5"], description="")
     run = open_run(job, folder, read_grids(folder / GRIDS), resume=True)
     run.close("FINISHED")
+    assert planned_seeds(folder) == 2, "seeds that are added later do not change the plan"
     (folder / "reproduction.json").write_bytes(record)
     sign(folder / "reproduction.json")
     data = run.client.get_run(run.run_id).data
-    assert (data.tags["num_seeds"], data.tags["mechanisms"]) == ("5", "cpgan bottleneck noise")
+    assert (data.tags["num_seeds"], data.tags["planned_seeds"]) == ("5", "2")
+    assert data.tags["mechanisms"] == "cpgan bottleneck noise"
     assert "seeds" not in data.params
 
 
@@ -235,13 +278,18 @@ def test_parse_reproduce_unknown_mechanism_raises_with_choices():
         parse_reproduce(["digits", "--mechanisms", "gan"], description="")
 
 
+PEOPLE = 10
+
+
 def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float, floor: float = 0.1) -> dict:
     attack = {"attack": "mlp", "variant": "leaked", "r2": r2, "low": r2, "high": r2}
-    utility = {"accuracy": accuracy, "accuracy_low": accuracy, "accuracy_high": accuracy}
-    utility |= {"val_accuracy": accuracy, "majority_accuracy": 0.1}
-    attacks = [{"name": "mlp", "r2": r2}, {"name": "ridge", "r2": r2 - 0.01 * (seed + 1)}]
+    names = (accuracy_ for accuracy_ in UTILITY if "accuracy" in accuracy_)
+    utility = dict.fromkeys(names, accuracy) | {"majority_accuracy": 0.1, "majority_balanced_accuracy": 0.1, "dead_labels": 2}
+    attacks = [{"name": "mlp", "r2": r2, "mse_255": 1 - r2, "saturated": True}]
+    attacks += [attacks[0] | {"name": "ridge", "r2": r2 - 0.01 * (seed + 1)}]
     return {
         "cell": {"mechanism": mechanism, "setting": setting, "rounded": True, "seed": seed},
+        "made_by": {"code": "c", "config": "d"},
         "utility": utility,
         "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "excess": {"r2": r2 - floor}},
         "attacks": attacks,
@@ -252,36 +300,131 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
     }
 
 
-def test_paired_takes_differences_per_seed():
-    assert paired({0: 0.5, 1: 0.7, 2: 1.0}, {1: 0.6, 0: 0.4}).value == pytest.approx(0.1)
-    low, high = paired({0: 0.5, 1: 0.9}, {0: 0.4, 1: 0.6})[1:]
-    assert (low, high) == pytest.approx(tuple(0.2 + stats.t.ppf(0.975, 1) * 0.1 * sign for sign in (-1, 1)))
+def trials_with_rows(cells: Sequence[dict], folder: Path, *, rows: int = 10) -> list[Trial]:
+    """The cells as trials, whose `errors.npz` has their R2 and accuracy (in hundredths) for ten people, who differ a little in both
+    in the same way in all cells."""
+    spread = np.linspace(-0.02, 0.02, PEOPLE)
+    person = np.repeat(np.arange(PEOPLE), rows)
+    trials = []
+    for v in cells:
+        t = trial(v, folder / Cell(**v["cell"]).name)
+        one = np.ones(len(person))
+        right = np.zeros(len(person), bool)
+        right[: round(len(person) * v["utility"]["accuracy"])] = True
+        order = np.arange(len(person)).reshape(PEOPLE, rows).T.ravel()  # so that all people have nearly as many right answers
+        of_people = np.empty_like(right)
+        of_people[order] = right
+        errors = one - v["privacy"]["strongest"]["r2"] + spread[person]
+        floor = RowErrors(one - v["privacy"]["label_floor_r2"], one, person)
+        answers = Answers(of_people[:, None], np.zeros((len(person), 1), np.uint8))
+        Path(str(t.output)).mkdir(parents=True)
+        write_rows(Path(str(t.output)), Rows(RowErrors(errors, one, person), floor, answers))
+        trials.append(t)
+    return trials
 
 
-def test_volumes_use_only_settings_with_all_seeds():
+PLAN = Plan(planned_seeds=5, num_seeds=5)
+
+
+def test_complete_trials_have_all_seeds():
     cells = [values("cpgan", weight, s, 0.9, 0.2) for weight in (0.1, 1.0) for s in (0, 1)]
     extra = trial(values("cpgan", 2.0, 1, 0.95, 0.0), Path())
     trials = [trial(v, Path()) for v in cells]
-    assert volumes([*trials, extra], Reference(0.1)) == volumes(trials, Reference(0.1)) != {}
-    incomplete = [trials[0], extra]
-    assert volumes(incomplete, Reference(0.1)) == {}, "settings without all seeds have no hypervolume, not even 0"
+    assert complete_trials([*trials, extra]) == complete_trials(trials) == {"cpgan": trials}
+    assert complete_trials([trials[0], extra]) == {}, "settings without all seeds have no hypervolume, not even 0"
 
 
-def test_findings_match_cells():
+def test_findings_match_cells(tmp_path):
     cells = [values("cpgan", 1.0, s, 0.90 + 0.01 * s, 0.15) for s in (0, 1)]
     cells += [values("bottleneck", 1.0, s, 0.92 + 0.01 * s, 0.6) for s in (0, 1)]
-    trials = [trial(v, Path()) for v in cells]
-    numbers = findings(cells, trials, Reference(0.1))
-    assert numbers["hypervolume"]["cpgan"]["value"] == pytest.approx(np.mean([0.80, 0.81]) * 0.85)
-    assert numbers["ours_less"]["bottleneck"]["value"] == pytest.approx(
-        np.mean([0.8 * 0.85 - 0.82 * 0.4, 0.81 * 0.85 - 0.83 * 0.4])
+    cells += [values("noise", 1.0, 0, 0.5, 0.9)]
+    trials = trials_with_rows(cells, tmp_path)
+    numbers = findings(cells, trials, plan=Plan(planned_seeds=2, num_seeds=2))
+
+    def volume(accuracy: float, r2: float) -> float:
+        return (accuracy - 0.1) * (1 - r2 / 2)
+
+    assert numbers["hypervolume"]["cpgan"]["value"] == pytest.approx(volume(0.905, 0.15))
+    less = numbers["ours_less"]["bottleneck"]
+    assert less["value"] == pytest.approx(volume(0.905, 0.15) - volume(0.925, 0.6))
+    assert less["low"] < less["value"] < less["high"]
+    assert (less["p"], less["p_holm"], less["verdict"]) == (None, None, "not tested: 2 seeds, at least 5 are needed")
+    assert [level["accuracy"] for level in numbers["r2_at"]["cpgan"]] == pytest.approx(
+        [0.1 + share * 0.825 for share in (0.25, 0.5, 0.75, 0.9)]
     )
-    assert numbers["neural_less_closed_form"]["cpgan"]["value"] == pytest.approx(0.015)
-    assert numbers["strongest_attacks"] == {"cpgan": {"mlp": 2}, "bottleneck": {"mlp": 2}}
-    gaps = gap(trials)
-    assert gaps is not None
+    assert numbers["r2_at"]["cpgan"][1]["value"] == pytest.approx(0.15 * 0.5 * 0.825 / 0.805)
+    assert numbers["r2_at"]["noise"][2] == numbers["r2_at"]["noise"][3] | {"share": 0.75, "accuracy": pytest.approx(0.71875)}
+    assert numbers["r2_at"]["noise"][2]["value"] is None, "not reached"
+    assert numbers["neural_less_closed_form"]["cpgan"] == {"mean": pytest.approx(0.015), "num_above_0": 2, "num_cells": 2}
+    assert numbers["strongest_attacks"] == {"cpgan": {"mlp": 2}, "bottleneck": {"mlp": 2}, "noise": {"mlp": 1}}
+    assert numbers["spearman"]["cpgan"]["reason"] == "1 values of privacy_weight; at least 5 are needed"
+    gaps = numbers["gap"]
     assert gaps["utility_loss"]["value"] == pytest.approx(0.02)
     assert gaps["excess_r2"]["value"] == pytest.approx(0.05)
+    assert "not reached" in fronts_table(numbers)
+    assert "Seeds: 2 planned, 2 used" in differences_table(numbers)
+
+
+def test_differences_are_paired_over_seeds_and_people_and_corrected(tmp_path):
+    rng = np.random.default_rng(0)
+    seeds = [rng.normal(0, 0.05) for _ in range(5)]
+    cells = []
+    for s, shift in enumerate(seeds):
+        cells += [values("cpgan", 1.0, s, 0.9, 0.3 + shift)]
+        cells += [values("bottleneck", 1.0, s, 0.9, 0.32 + shift + rng.normal(0, 0.002))]
+        cells += [values("ran", 0.5, s, 0.9, 0.2 + shift + rng.normal(0, 0.002))]
+        cells += [values("noise", 1.0, s, 0.9, 0.3 + rng.normal(0, 0.02))]
+    numbers = findings(cells, trials_with_rows(cells, tmp_path), plan=PLAN)
+    less = numbers["ours_less"]
+    assert {name: value["verdict"] for name, value in less.items()} == {
+        "bottleneck": "better",
+        "ran": "worse",
+        "noise": "not separated",
+    }
+    own = numbers["hypervolume"]["cpgan"]
+    assert less["bottleneck"]["high"] - less["bottleneck"]["low"] < 0.2 * (own["high"] - own["low"]), "common variation cancels"
+    assert less["bottleneck"]["p_holm"] == pytest.approx(2 * less["bottleneck"]["p"])
+    assert less["noise"]["p_holm"] == less["noise"]["p"]
+    table = differences_table(numbers).splitlines()
+    assert [cell.strip() for cell in table[0].strip("|").split("|")] == ["mechanism", "cpgan minus it", "p (Holm)", "cpgan is"]
+    later = findings(cells, trials_with_rows(cells, tmp_path / "later"), plan=Plan(planned_seeds=3, num_seeds=5))
+    assert later["ours_less"]["bottleneck"]["verdict"] == "not tested: 3 seeds were planned, and 5 are used"
+    assert (later["planned_seeds"], later["num_seeds"]) == (3, 5)
+
+
+def test_findings_without_row_errors_raise(tmp_path):
+    cells = [values("cpgan", 1.0, 0, 0.9, 0.15)]
+    with pytest.raises(InputError, match=r"has no errors\.npz"):
+        findings(cells, [trial(v, tmp_path) for v in cells], plan=PLAN)
+
+
+def test_settings_table_uses_objective_and_shows_dead_labels(tmp_path):
+    cells = [values("cpgan", 1.0, 0, 0.9, 0.15)]
+    cells[0]["utility"] |= {"balanced_accuracy": 0.7, "balanced_accuracy_low": 0.6, "balanced_accuracy_high": 0.8}
+    text = settings_table(cells, [trial(cells[0], tmp_path)], "balanced_accuracy")
+    assert "balanced accuracy" in text and "0.700 [0.600, 0.800]" in text
+    assert [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")][-2] == "2"
+
+
+def test_ensure_same_provenance_refuses_cells_of_other_code_or_config():
+    config = Config()
+    own, now = values("cpgan", 1.0, 0, 0.9, 0.1), provenance(config)
+    ensure_same_provenance([own | {"made_by": now}], config, Path("folder"))
+    for what, words in (("code", "other code"), ("config", "another configuration")):
+        with pytest.raises(
+            InputError, match=rf"cell cpgan-1-rounded-0 in folder was computed by {words} \(digest old, now [0-9a-f]{{16}}\)"
+        ):
+            ensure_same_provenance([own | {"made_by": now | {what: "old"}}], config, Path("folder"))
+
+
+def test_provenance_ignores_seed_and_places_but_no_setting():
+    config = Config()
+    same = override(config, {"seed": 7, "tracking.experiment": "other", "runtime.threads": 3, "cache_dir": "/elsewhere"})
+    assert provenance(same) == provenance(config)
+    for name, value in (("k", 7), ("attacks.epochs", 7), ("privacy_weight", 0.25)):
+        changed = provenance(override(config, {name: value}))
+        assert changed["code"] == provenance(config)["code"]
+        assert changed["config"] != provenance(config)["config"], name
 
 
 def test_recommended_is_most_private_setting_within_tolerated_loss():

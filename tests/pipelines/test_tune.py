@@ -23,17 +23,19 @@ from PIL import Image
 from ray import tune
 from ray.tune.search import Searcher
 
+from cpgan_ray.analysis.fronts import Trial
 from cpgan_ray.cli import SEARCH
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.config.presets import preset
 from cpgan_ray.config.search_space import dimensions
-from cpgan_ray.data import load
+from cpgan_ray.data import label_columns, load
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.train import RunContext, train
-from cpgan_ray.pipelines.tune.job import concurrency, search, trial_sizes
+from cpgan_ray.pipelines.tune.job import concurrency, guess_utility, search, trial_sizes
 from cpgan_ray.pipelines.tune.networks import build, ensure_buildable
+from cpgan_ray.pipelines.tune.progress import front_measures
 from cpgan_ray.pipelines.tune.proposals import Proposals, optuna_sampler, proposals
 from cpgan_ray.pipelines.tune.trial import trial_config, trial_name
 from cpgan_ray.tracking import read_trials
@@ -114,6 +116,43 @@ def test_proposals_report_mean_over_seeds_to_optuna():
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
     assert study.trials[0].values == pytest.approx([0.85, 0.3])
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_proposals_of_balanced_accuracy_use_it():
+    proposed, _ = proposals_of(job_over("k", num_samples=1, objective="balanced_accuracy", train_undefended=False))
+    proposed.suggest("trial 0")
+    proposed.on_trial_complete("trial 0", {"val_accuracy": 0.9, "val_balanced_accuracy": 0.6, "val_r2": 0.4})
+    assert proposed.sampler is not None
+    assert proposed.sampler._ot_study.trials[0].values == pytest.approx([0.6, 0.4])
+
+
+def test_guess_utility_is_that_of_the_objective(tiny):
+    config = tiny("ridge")
+    dataset = load(config)
+    y = dataset.val.labels[:, label_columns(dataset, config.data.labels)]
+    majority = dataset.train.labels[:, label_columns(dataset, config.data.labels)].mean(axis=0) > 0.5
+    assert guess_utility(dataset, job_over("k", config=config)) == pytest.approx((y == majority).mean())
+    assert guess_utility(dataset, job_over("k", config=config, objective="balanced_accuracy")) == 0.5
+
+
+def test_front_measures_have_r2_only_with_a_control():
+    def trial(**values: Any) -> Trial:
+        numbers = {"state": "finished", "seed": 0, "majority_accuracy": 0.5} | values
+        return Trial(name="", setting={"k": values["strongest_r2"]}, **numbers)
+
+    trials = [trial(accuracy=0.8, strongest_r2=0.4), trial(accuracy=0.7, strongest_r2=0.1)]
+    volume = 0.2 * 0.95 + 0.1 * 0.75
+    assert front_measures(trials, "accuracy") == {"search/hypervolume": pytest.approx(volume)}
+    assert front_measures([], "accuracy") == {"search/hypervolume": 0.0}
+    control = trial(accuracy=0.9, strongest_r2=0.6, control=True)
+    measures = front_measures([*trials, control], "accuracy")
+    assert measures == {
+        "search/hypervolume": pytest.approx(volume),
+        "search/r2_at_25": pytest.approx(0.05),
+        "search/r2_at_50": pytest.approx(0.1),
+        "search/r2_at_75": pytest.approx(0.4),
+    }, "90 % of the way is not reached"
+    assert measures.keys() <= DICTIONARY.keys()
 
 
 def test_proposals_one_successful_seed_counts_for_setting():

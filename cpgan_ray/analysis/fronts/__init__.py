@@ -1,33 +1,60 @@
-"""Fronts of many finished trainings: accuracy against the R2 of the strongest fresh attack, and a recommended setting."""
+"""Fronts of many finished trainings: utility against the R2 of the strongest fresh attack, and a recommended setting."""
 
-from cpgan_ray.analysis.fronts.choice import Recommendation, explain_no_choice, recommend
-from cpgan_ray.analysis.fronts.files import finite, table, with_interval, write
-from cpgan_ray.analysis.fronts.fronts import Reference, ensure_comparable, front, hypervolume, hypervolume_history, reference_point
-from cpgan_ray.analysis.fronts.knobs import rank_correlations, spearman
-from cpgan_ray.analysis.fronts.trials import Estimate, Point, State, Trial, mean, mean_with_ci, points, scored
+from cpgan_ray.analysis.fronts.choice import NAMES, Recommendation, explain_no_choice, meets_bounds, recommend
+from cpgan_ray.analysis.fronts.files import control_mean, finite, measures_table, table, with_interval, write
+from cpgan_ray.analysis.fronts.fronts import (
+    SHARES,
+    Reference,
+    ensure_comparable,
+    front,
+    hull,
+    hypervolume,
+    hypervolume_history,
+    outcomes,
+    r2_at,
+    r2_levels,
+    reference_point,
+    utility_levels,
+)
+from cpgan_ray.analysis.fronts.knobs import MIN_SETTINGS, correlations_of, rank_correlations, spearman
+from cpgan_ray.analysis.fronts.trials import UTILITY, Estimate, Point, State, Trial, mean, mean_with_ci, points, scored, setting_key
 
 __all__ = [
+    "MIN_SETTINGS",
+    "NAMES",
+    "SHARES",
+    "UTILITY",
     "Estimate",
     "Point",
     "Recommendation",
     "Reference",
     "State",
     "Trial",
-    "mean_with_ci",
+    "control_mean",
+    "correlations_of",
     "ensure_comparable",
+    "explain_no_choice",
     "finite",
     "front",
+    "hull",
     "hypervolume",
     "hypervolume_history",
     "mean",
-    "explain_no_choice",
+    "mean_with_ci",
+    "measures_table",
+    "meets_bounds",
+    "outcomes",
     "points",
+    "r2_at",
+    "r2_levels",
     "rank_correlations",
     "recommend",
     "reference_point",
     "scored",
+    "setting_key",
     "spearman",
     "table",
+    "utility_levels",
     "with_interval",
     "write",
 ]

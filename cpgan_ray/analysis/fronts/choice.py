@@ -1,11 +1,14 @@
 """Choice of the recommended setting."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cpgan_ray.analysis.fronts.trials import Point
+from cpgan_ray.config import Objective
+
+NAMES: Mapping[Objective, str] = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,38 +23,37 @@ class Recommendation:
 def recommend(points: Sequence[Point], *, max_r2: float | None = None, min_accuracy: float | None = None) -> Recommendation | None:
     """The recommended setting, and the rule that chose it; None if no setting qualifies (`explain_no_choice` gives the reason).
 
-    A bound is a gate on the reported number, which is measured on the test split. The settings that pass are *ranked on the
-    validation split*, so that the test number of the choice is not the luckiest of many. All points are candidates, not only those
-    on the front: whether a point is on the front also depends on luck on the test split.
+    Only numbers of the validation split choose, so that the test numbers of the choice are not the luckiest of many. All points are
+    candidates, not only those on the front, because the front belongs to the test split. `meets_bounds` then says whether the
+    choice meets the bounds on the test split.
 
-        max_r2           the largest validation accuracy among settings with strongest R2 <= max_r2
-        min_accuracy     the smallest validation R2 among settings with accuracy >= min_accuracy
-        both             the largest validation accuracy among settings that pass both
-        neither          the largest max(validation accuracy - majority accuracy, 0) * (1 - max(validation R2, 0));
-                         among equals the smallest validation R2
+        max_r2           the largest utility among settings with strongest R2 <= max_r2
+        min_accuracy     the smallest R2 among settings with utility >= min_accuracy
+        both             the largest utility among settings that meet both
+        neither          the largest max(utility - utility of the guess, 0) * (1 - max(R2, 0));
+                         among equals the smallest R2
 
     A setting whose code is degenerate is never recommended.
     """
     by_r2 = min_accuracy is not None and max_r2 is None
-    gates = [] if max_r2 is None else [f"strongest R2 <= {max_r2:g}"]
-    gates += [] if min_accuracy is None else [f"accuracy >= {min_accuracy:g}"]
-    ungated = not gates
+    bounds = [] if max_r2 is None else [f"validation R2 <= {max_r2:g}"]
+    name = NAMES[points[0].objective] if points else ""
+    bounds += [] if min_accuracy is None else [f"validation {name} >= {min_accuracy:g}"]
 
     def rank(p: Point) -> tuple[float, float]:
-        accuracy, r2 = value_or(p.val_accuracy, -math.inf), value_or(p.val_r2, math.inf)
-        if ungated:
-            return max(accuracy - value_or(p.majority_accuracy, 0), 0) * (1 - max(r2, 0)), -r2
-        return (-r2, accuracy) if by_r2 else (accuracy, -r2)
+        utility, r2 = value_or(p.val_utility, -math.inf), value_or(p.val_r2, math.inf)
+        if not bounds:
+            return max(utility - value_or(p.guess, 0), 0) * (1 - max(r2, 0)), -r2
+        return (-r2, utility) if by_r2 else (utility, -r2)
 
-    needed = ("val_accuracy", "val_r2") if ungated else ("val_r2",) if by_r2 else ("val_accuracy",)
-    candidates = [p for p in qualified(points, max_r2, min_accuracy) if all(getattr(p, name) is not None for name in needed)]
+    candidates = qualified(points, max_r2, min_accuracy)
     if not candidates:
         return None
     best = max(candidates, key=rank)
-    if ungated:
-        rule = f"largest (validation accuracy - {value_or(best.majority_accuracy, 0):.3f}) * (1 - validation R2)"
+    if not bounds:
+        rule = f"largest (validation {name} - {value_or(best.guess, 0):.3f}) * (1 - validation R2)"
     else:
-        rule = f"{'smallest validation R2' if by_r2 else 'largest validation accuracy'} among settings with {' and '.join(gates)}"
+        rule = f"{'smallest validation R2' if by_r2 else f'largest validation {name}'} among settings with {' and '.join(bounds)}"
     return Recommendation(point=best, rule=rule)
 
 
@@ -60,36 +62,53 @@ def value_or(value: float | None, default: float) -> float:
 
 
 def qualified(points: Sequence[Point], max_r2: float | None, min_accuracy: float | None) -> list[Point]:
-    """The points that pass both gates; a degenerate code passes no gate."""
+    """The points with validation numbers that meet both bounds; a degenerate code never qualifies."""
     return [
         p
         for p in points
         if not p.degenerate
-        and (max_r2 is None or p.strongest_r2 <= max_r2)
-        and (min_accuracy is None or p.accuracy >= min_accuracy)
+        and p.val_r2 is not None
+        and p.val_utility is not None
+        and (max_r2 is None or p.val_r2 <= max_r2)
+        and (min_accuracy is None or p.val_utility >= min_accuracy)
     ]
+
+
+def meets_bounds(point: Point, *, max_r2: float | None = None, min_accuracy: float | None = None) -> bool | None:
+    """Whether a point meets the bounds on the test split with its whole 95 % intervals: the upper end of its R2 is at most
+    `max_r2`, the lower end of its utility at least `min_accuracy`. None without a bound, or if the intervals are unknown."""
+    ends = [
+        (bound, end) for bound, end in ((max_r2, point.strongest_r2_high), (min_accuracy, point.utility_low)) if bound is not None
+    ]
+    if not ends or any(end is None for _, end in ends):
+        return None
+    r2_met = max_r2 is None or value_or(point.strongest_r2_high, math.inf) <= max_r2
+    return r2_met and (min_accuracy is None or value_or(point.utility_low, -math.inf) >= min_accuracy)
 
 
 def explain_no_choice(points: Sequence[Point], *, max_r2: float | None = None, min_accuracy: float | None = None) -> str:
     """Why no setting is recommended, and which setting is closest to qualifying."""
     if not points:
-        return "no trial has finished with an accuracy and an attack's R2"
+        return "no trial has finished with a utility and an attack's R2"
     points = [p for p in points if not p.degenerate]
     if not points:
         return "the codes of all settings are degenerate: constant, or no better than the majority guess"
-    lowest = min(points, key=lambda p: p.strongest_r2)
-    highest = max(points, key=lambda p: p.accuracy)
-    if max_r2 is not None and lowest.strongest_r2 > max_r2:
-        return f"no setting has strongest R2 <= {max_r2:g}; the lowest is {lowest.strongest_r2:.4f} at {label(lowest)}"
-    if min_accuracy is not None and highest.accuracy < min_accuracy:
-        return f"no setting has accuracy >= {min_accuracy:g}; the highest is {highest.accuracy:.4f} at {label(highest)}"
-    if max_r2 is not None and min_accuracy is not None and not qualified(points, max_r2, min_accuracy):
-        best = max(qualified(points, max_r2, None), key=lambda p: p.accuracy)
-        return (
-            f"no setting has both strongest R2 <= {max_r2:g} and accuracy >= {min_accuracy:g}; "
-            f"the highest accuracy among settings with that R2 is {best.accuracy:.4f} at {label(best)}"
-        )
-    return "no qualified setting has the validation numbers that the ranking needs"
+    points = qualified(points, None, None)
+    if not points:
+        return "no setting has the validation numbers that choose it"
+    name = NAMES[points[0].objective]
+    private, useful = qualified(points, max_r2, None), qualified(points, None, min_accuracy)
+    if not private:
+        lowest = min(points, key=lambda p: value_or(p.val_r2, math.inf))
+        return f"no setting has validation R2 <= {max_r2:g}; the lowest is {lowest.val_r2:.4f} at {label(lowest)}"
+    if not useful:
+        highest = max(points, key=lambda p: value_or(p.val_utility, -math.inf))
+        return f"no setting has validation {name} >= {min_accuracy:g}; the highest is {highest.val_utility:.4f} at {label(highest)}"
+    best = max(private, key=lambda p: value_or(p.val_utility, -math.inf))
+    return (
+        f"no setting has both validation R2 <= {max_r2:g} and validation {name} >= {min_accuracy:g}; "
+        f"the highest {name} among settings with that R2 is {best.val_utility:.4f} at {label(best)}"
+    )
 
 
 def label(point: Point) -> str:

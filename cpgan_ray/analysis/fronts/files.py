@@ -12,11 +12,22 @@ from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from cpgan_ray.analysis.fronts.choice import Recommendation, explain_no_choice, recommend, short
-from cpgan_ray.analysis.fronts.fronts import Reference, front, hypervolume, hypervolume_history, reference_point
+from cpgan_ray.analysis.fronts.choice import NAMES, Recommendation, explain_no_choice, meets_bounds, recommend, short
+from cpgan_ray.analysis.fronts.fronts import (
+    Reference,
+    front,
+    hull,
+    hypervolume,
+    hypervolume_history,
+    outcomes,
+    r2_levels,
+    reference_point,
+    utility_levels,
+)
 from cpgan_ray.analysis.fronts.knobs import rank_correlations
 from cpgan_ray.analysis.fronts.trials import Point, Trial, by_method, fields, group_key, mean, points, scored
 from cpgan_ray.common.atomic_io import write_bytes
+from cpgan_ray.config import Objective
 
 Command = Callable[[Mapping[str, Any], int], str]
 """Function from a setting and a seed to the command that trains it."""
@@ -26,32 +37,35 @@ def write(
     trials: Sequence[Trial],
     folder: Path,
     *,
+    objective: Objective = "accuracy",
     max_r2: float | None = None,
     min_accuracy: float | None = None,
     command: Command | None = None,
     chosen: Recommendation | None = None,
+    control_utility: float | None = None,
 ) -> dict[str, Any]:
     """Write `frontier.json`, `frontier.csv` (one row per trial) and `frontier.png`, each atomically. Returns the values of
     `frontier.json`.
 
-    max_r2, min_accuracy: gates of `recommend`; command: used for the command of the recommended setting; chosen: a recommendation
-    by another rule than that of `recommend`.
+    max_r2, min_accuracy: bounds of `recommend`; command: used for the command of the recommended setting; chosen: a recommendation
+    by another rule than that of `recommend`; control_utility: of the undefended control, if it is not among the trials.
     """
     from cpgan_ray.analysis.fronts.plot import as_png
 
-    settings, reference = points(trials), reference_point(trials)
+    settings = points(trials, objective=objective)
     chosen = chosen or recommend(settings, max_r2=max_r2, min_accuracy=min_accuracy)
     recommended, reason = None, None
     if chosen is None:
         reason = explain_no_choice(settings, max_r2=max_r2, min_accuracy=min_accuracy)
     else:
         text = command(chosen.point.setting, chosen.point.seeds[0]) if command else None
-        recommended = row(chosen.point) | {"rule": chosen.rule, "command": text}
-    values = as_json(trials, reference=reference, recommended=recommended, reason=reason)
+        met = meets_bounds(chosen.point, max_r2=max_r2, min_accuracy=min_accuracy)
+        recommended = row(chosen.point) | {"rule": chosen.rule, "meets_bounds": met, "command": text}
+    values = as_json(trials, objective=objective, recommended=recommended, reason=reason, control_utility=control_utility)
     files = {
         "frontier.json": (json.dumps(values, indent=1, allow_nan=False) + "\n").encode(),
         "frontier.csv": as_csv(values).encode(),
-        "frontier.png": as_png(trials, reference=reference, recommended=chosen and chosen.point),
+        "frontier.png": as_png(trials, objective=objective, recommended=chosen and chosen.point),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -59,36 +73,58 @@ def write(
     return values
 
 
+def control_mean(trials: Sequence[Trial], objective: Objective) -> float | None:
+    """Mean utility of the undefended controls; None if there is none."""
+    return mean(p.utility for p in points(trials, objective=objective, control=True))
+
+
 def as_json(
-    trials: Sequence[Trial], *, reference: Reference | None, recommended: Mapping[str, Any] | None, reason: str | None
+    trials: Sequence[Trial],
+    *,
+    objective: Objective,
+    recommended: Mapping[str, Any] | None,
+    reason: str | None,
+    control_utility: float | None = None,
 ) -> dict[str, Any]:
     """All values of `frontier.json`. Unknown numbers, and those that are not finite, are None.
 
-    recommended: the recommended setting; if it is None, `reason` says why.
+    recommended: the recommended setting; if it is None, `reason` says why; control_utility: of the undefended control, if it is not
+    among the trials (see `utility_levels`).
     """
-    settings = points(trials)
-    best = front(settings)
+    reference = reference_point(trials, objective)
+    settings = points(trials, objective=objective)
+    best = front(settings, reference)
     on_front = {group_key(p) for p in best}
     methods = by_method(settings)
+    control_utility = control_utility if control_utility is not None else control_mean(trials, objective)
+    levels = utility_levels(reference, control_utility) if reference else {}
 
-    def volume(of: Sequence[Point]) -> float | None:
-        return None if reference is None else hypervolume(of, reference)
+    def measures(of: Sequence[Point]) -> dict[str, Any]:
+        if reference is None:
+            return {"front": [], "hull": [], "hypervolume": None, "r2_at": []}
+        r2 = r2_levels(of, reference, levels)
+        return {
+            "front": [row(p) for p in front(of, reference)],
+            "hull": [{"strongest_r2": float(r2), objective: float(utility)} for r2, utility in hull(outcomes(of), reference)[0]],
+            "hypervolume": hypervolume(of, reference),
+            "r2_at": [{"share": share, objective: levels[share], "strongest_r2": value} for share, value in r2.items()],
+        }
 
     def rows(control: bool) -> list[dict[str, Any]]:
         return [
-            t.setting | asdict(t) | {"on_front": scored(t) and not control and group_key(t) in on_front}
+            t.setting | asdict(t) | {"on_front": scored(t, objective) and not control and group_key(t) in on_front}
             for t in trials
             if t.control == control
         ]
 
     values = {
+        "objective": objective,
         "trials": rows(False),
         "control": rows(True),
         "points": [row(p) | {"on_front": p in best} for p in settings],
-        "front": [row(p) for p in best],
-        "hypervolume": volume(settings),
-        "hypervolume_history": [] if reference is None else hypervolume_history(trials, reference),
-        "reference_point": None if reference is None else reference._asdict(),
+        **measures(settings),
+        "hypervolume_history": [] if reference is None else hypervolume_history(trials, reference, objective),
+        "reference_point": None if reference is None else {objective: reference.utility, "strongest_r2": reference.strongest_r2},
         "label_floor_r2": mean(t.label_floor_r2 for t in trials),
         "majority_accuracy": mean(t.majority_accuracy for t in trials),
         "spearman": rank_correlations(settings),
@@ -96,10 +132,7 @@ def as_json(
         "reason": reason,
     }
     if len(methods) > 1:
-        values["methods"] = {
-            method: {"front": [row(p) for p in front(of_method)], "hypervolume": volume(of_method)}
-            for method, of_method in methods.items()
-        }
+        values["methods"] = {method: measures(of_method) for method, of_method in methods.items()}
     return finite(values)
 
 
@@ -130,12 +163,13 @@ def as_csv(values: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def table(points: Sequence[Point]) -> str:
+def table(points: Sequence[Point], reference: Reference | None) -> str:
     """The points as an aligned Markdown table, sorted by R2; * marks points on the front."""
     names = fields(p.setting for p in points)
     methods = len(by_method(points)) > 1
-    best = front(points)
-    output = PrettyTable([*(["method"] if methods else []), *names, "seeds", "accuracy", "strongest R2", "front"])
+    best = front(points, reference)
+    utility = NAMES[points[0].objective] if points else NAMES["accuracy"]
+    output = PrettyTable([*(["method"] if methods else []), *names, "seeds", utility, "strongest R2", "dead labels", "front"])
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
     for p in sorted(points, key=lambda p: p.strongest_r2):
@@ -144,11 +178,27 @@ def table(points: Sequence[Point]) -> str:
                 *([p.method] if methods else []),
                 *(short(p.setting.get(name, "")) for name in names),
                 len(p.seeds),
-                with_interval(p.accuracy, p.accuracy_low, p.accuracy_high),
+                with_interval(p.utility, p.utility_low, p.utility_high),
                 with_interval(p.strongest_r2, p.strongest_r2_low, p.strongest_r2_high),
+                "" if p.dead_labels is None else f"{p.dead_labels:.3g}",
                 "degenerate" if p.degenerate else "*" if p in best else "",
             ]
         )
+    return output.get_string()
+
+
+def measures_table(values: Mapping[str, Any]) -> str:
+    """A row for each method of `frontier.json`: the hypervolume of its hull, and the hull's R2 at fixed utilities."""
+    by_method: Mapping[str, Any] = values.get("methods") or {"all settings": values}
+    levels = next((m["r2_at"] for m in by_method.values()), [])
+    utility = NAMES[values["objective"]]
+    output = PrettyTable(["hull of", "hypervolume", *(f"R2 at {utility} {level[values['objective']]:.3f}" for level in levels)])
+    output.set_style(TableStyle.MARKDOWN)
+    output.align = "r"
+    for method, measures in by_method.items():
+        volume = measures["hypervolume"]
+        at = ["not reached" if level["strongest_r2"] is None else f"{level['strongest_r2']:.3f}" for level in measures["r2_at"]]
+        output.add_row([method, "" if volume is None else f"{volume:.4f}", *at])
     return output.get_string()
 
 

@@ -15,9 +15,11 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cpgan_ray.analysis.fronts.fronts import Reference, front, hypervolume, hypervolume_history
+from cpgan_ray.analysis.fronts.choice import NAMES
+from cpgan_ray.analysis.fronts.fronts import Reference, front, hull, hypervolume_history, outcomes, reference_point
 from cpgan_ray.analysis.fronts.knobs import number
 from cpgan_ray.analysis.fronts.trials import Point, Trial, by_method, mean, points, scored
+from cpgan_ray.config import Objective
 from cpgan_ray.evaluation.report import figures
 
 METHODS = ("#4c78a8", "#e0822f", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
@@ -30,10 +32,13 @@ HISTORY_HEIGHT = 2.2
 """Height of the hypervolume's panel, in inches."""
 
 
-def as_png(trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None = None) -> bytes:
-    """Accuracy against the strongest fresh R2 of every setting, with the front as a staircase; and the growth of the
+def as_png(trials: Sequence[Trial], *, objective: Objective = "accuracy", recommended: Point | None = None) -> bytes:
+    """Utility against the strongest fresh R2 of every setting, with the hull from (guess, R2 = 0) on; and the growth of the
     hypervolume."""
-    legend_height = max(3.0, 1.2 + 0.45 * len(by_method(points(trials))))  # inches; the legend has two lines per method
+    reference = reference_point(trials, objective)
+    legend_height = max(
+        3.0, 1.2 + 0.45 * len(by_method(points(trials, objective=objective)))
+    )  # inches; the legend has two lines per method
     figure = Figure(figsize=(9, HISTORY_HEIGHT + legend_height), dpi=200, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(HISTORY_HEIGHT, legend_height))
     main, history, legend = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
@@ -41,32 +46,34 @@ def as_png(trials: Sequence[Trial], *, reference: Reference | None, recommended:
         ax.grid(color=figures.GRID, linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    draw_plane(main, trials, reference=reference, recommended=recommended)
-    draw_history(history, trials, reference=reference)
+    draw_plane(main, trials, objective=objective, reference=reference, recommended=recommended)
+    draw_history(history, trials, objective=objective, reference=reference)
     legend.axis("off")
     handles, names = main.get_legend_handles_labels()
     legend.legend(handles, names, loc="upper left", bbox_to_anchor=(-0.12, 1.02), frameon=False, fontsize=8.5, labelspacing=0.6)
-    figure.supxlabel(caption(trials), fontsize=8, color=figures.FLOOR, x=0.01, ha="left")
+    figure.supxlabel(caption(trials, objective=objective), fontsize=8, color=figures.FLOOR, x=0.01, ha="left")
     figure.savefig(buffer := io.BytesIO(), format="png")
     return buffer.getvalue()
 
 
-def draw_plane(ax: Axes, trials: Sequence[Trial], *, reference: Reference | None, recommended: Point | None) -> None:
+def draw_plane(
+    ax: Axes, trials: Sequence[Trial], *, objective: Objective, reference: Reference | None, recommended: Point | None
+) -> None:
     """Draw the main panel, and create the entries of the legend."""
-    settings, controls = points(trials), points(trials, control=True)
+    settings, controls = (points(trials, objective=objective, control=control) for control in (False, True))
     floor = mean(t.label_floor_r2 for t in trials)
     methods = by_method(settings)
     many = len(methods) > 1
     ks = sorted({k for p in settings if (k := number(p.setting.get("k"))) is not None})
     colours = method_colours(trials)
     for method, of_method in methods.items():
-        best, colour = front(of_method), colours[method]
-        name = f"front of {figures.escape_dollars(shorten(method))}\n" if many else "front "
-        label = name.strip() if reference is None else f"{name}(hypervolume {hypervolume(of_method, reference):.4f})"
-        if best:  # the line comes up from below to the most private point, and leaves the most accurate point to the right
-            x = [best[0].strongest_r2, *(p.strongest_r2 for p in best), FAR]
-            y = [-FAR, *(p.accuracy for p in best), best[-1].accuracy]
-            ax.plot(x, y, drawstyle="steps-post", color=colour if many else "black", linewidth=1.4, label=label, zorder=2)
+        best, colour = front(of_method, reference), colours[method]
+        if reference is not None:  # the line begins at (guess, R2 = 0) and leaves the most useful point to the right
+            vertices, volume = hull(outcomes(of_method), reference)
+            name = f"hull of {figures.escape_dollars(shorten(method))}\n" if many else "hull "
+            x, y = [*vertices[:, 0], FAR], [*vertices[:, 1], vertices[-1, 1]]
+            label = f"{name}(hypervolume {volume:.4f})"
+            ax.plot(x, y, color=colour if many else "black", linewidth=1.4, label=label, zorder=2)
         for p, shade in zip(of_method, [colour] * len(of_method) if many else weight_colours(ax, of_method), strict=True):
             size = area(p, ks)
             draw_point(
@@ -79,28 +86,28 @@ def draw_plane(ax: Axes, trials: Sequence[Trial], *, reference: Reference | None
         add_legend_entry(marker="D", s=40, color="#9a9a9a" if many else figures.FRESH, label="undefended control")
     if recommended is not None:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": figures.FRESH, "linewidths": 1.6}
-        x, y = [recommended.strongest_r2], [recommended.accuracy]
+        x, y = [recommended.strongest_r2], [recommended.utility]
         ax.scatter(x, y, s=area(recommended, ks) + 130, zorder=6, label="recommended", **ring)
     if floor is not None:
         ax.axvline(floor, color=figures.FLOOR, linestyle="--", linewidth=1.2, label="label floor", zorder=1)
     if reference is not None:
-        ax.axhline(reference.accuracy, color=figures.FLOOR, linestyle=":", linewidth=1.4, label="majority guess", zorder=1)
+        ax.axhline(reference.utility, color=figures.FLOOR, linestyle=":", linewidth=1.4, label="majority guess", zorder=1)
     for k in ks if len(ks) <= 5 else evenly_spaced_subset(ks, min_distance=0.3):
         add_legend_entry(s=marker_area(k, ks), color="#9a9a9a", label=f"k = {k:g}")
-    ax.set(xlabel="R2 of the strongest fresh attack (left: more private)", ylabel="accuracy")
-    set_limits(ax, [*settings, *controls], floor=floor, majority=reference and reference.accuracy)
+    ax.set(xlabel="R2 of the strongest fresh attack (left: more private)", ylabel=NAMES[objective])
+    set_limits(ax, [*settings, *controls], floor=floor, guess=reference and reference.utility)
 
 
 def draw_point(ax: Axes, p: Point, *, colour: Any, marker: str, size: float, zorder: float) -> None:
     """Draw a point, with its intervals if they are known."""
     ax.scatter(
-        [p.strongest_r2], [p.accuracy], s=size, color=[colour], marker=marker, edgecolors="white", linewidths=0.8, zorder=zorder
+        [p.strongest_r2], [p.utility], s=size, color=[colour], marker=marker, edgecolors="white", linewidths=0.8, zorder=zorder
     )
     bars = {"color": colour, "alpha": 0.55, "linewidth": 1.1, "zorder": 2.5}
     if p.strongest_r2_low is not None and p.strongest_r2_high is not None:
-        ax.plot([p.strongest_r2_low, p.strongest_r2_high], [p.accuracy] * 2, **bars)
-    if p.accuracy_low is not None and p.accuracy_high is not None:
-        ax.plot([p.strongest_r2] * 2, [p.accuracy_low, p.accuracy_high], **bars)
+        ax.plot([p.strongest_r2_low, p.strongest_r2_high], [p.utility] * 2, **bars)
+    if p.utility_low is not None and p.utility_high is not None:
+        ax.plot([p.strongest_r2] * 2, [p.utility_low, p.utility_high], **bars)
 
 
 def area(p: Point, ks: Sequence[float]) -> float:
@@ -146,19 +153,27 @@ def weight_colours(ax: Axes, points: Sequence[Point]) -> list[Any]:
     return [figures.FLOOR if w is None or w <= 0 else shades.to_rgba(np.array(w)) for w in weights]
 
 
-def set_limits(ax: Axes, points: Sequence[Point], *, floor: float | None, majority: float | None) -> None:
-    """Set axis limits that contain all points and lines; a much longer interval is shown only in part."""
-    for values, lows, highs, line, set_limit in (
+def set_limits(ax: Axes, points: Sequence[Point], *, floor: float | None, guess: float | None) -> None:
+    """Set axis limits that contain all points and lines, and the origin of the hull; a much longer interval is shown only in
+    part."""
+    lines = [value for value in (floor, None if guess is None else 0.0) if value is not None]
+    for values, lows, highs, inner_lines, set_limit in (
         (
             [p.strongest_r2 for p in points],
             [p.strongest_r2_low for p in points],
             [p.strongest_r2_high for p in points],
-            floor,
+            lines,
             ax.set_xlim,
         ),
-        ([p.accuracy for p in points], [p.accuracy_low for p in points], [p.accuracy_high for p in points], majority, ax.set_ylim),
+        (
+            [p.utility for p in points],
+            [p.utility_low for p in points],
+            [p.utility_high for p in points],
+            [] if guess is None else [guess],
+            ax.set_ylim,
+        ),
     ):
-        inside = [*values, *([] if line is None else [line])] or [0.0, 1.0]
+        inside = [*values, *inner_lines] or [0.0, 1.0]
         low, high = min(inside), max(inside)
         span = (high - low) or 0.1
         low = max(low - 0.3 * span, min([low, *(v for v in lows if v is not None)])) - 0.05 * span
@@ -166,13 +181,14 @@ def set_limits(ax: Axes, points: Sequence[Point], *, floor: float | None, majori
         set_limit(low, high)
 
 
-def draw_history(ax: Axes, trials: Sequence[Trial], *, reference: Reference | None) -> None:
+def draw_history(ax: Axes, trials: Sequence[Trial], *, objective: Objective, reference: Reference | None) -> None:
     """Draw the hypervolume after each finished trial, one line per method."""
-    methods = dict.fromkeys(t.method for t in trials if scored(t) and not t.control)
+    methods = dict.fromkeys(t.method for t in trials if scored(t, objective) and not t.control)
     colours = method_colours(trials)
     longest = 0
     for method in methods:
-        history = [] if reference is None else hypervolume_history([t for t in trials if t.method == method], reference)
+        of_method = [t for t in trials if t.method == method]
+        history = [] if reference is None else hypervolume_history(of_method, reference, objective)
         longest = max(longest, len(history))
         ax.plot(
             range(1, len(history) + 1),
@@ -192,13 +208,16 @@ def shorten(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
-def caption(trials: Sequence[Trial]) -> str:
+def caption(trials: Sequence[Trial], *, objective: Objective) -> str:
     """The caption: how many trials are shown, and what the intervals mean."""
     searched = [t for t in trials if not t.control]
-    counts = Counter("finished" if scored(t) else "without numbers" if t.state == "finished" else t.state for t in searched)
+    counts = Counter(
+        "finished" if scored(t, objective) else "without numbers" if t.state == "finished" else t.state for t in searched
+    )
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     noun = "trial" if len(searched) == 1 else "trials"
     return (
         f"{len(searched)} {noun} ({states}); only finished trials are shown. All numbers are measured on the test split.\n"
-        "Bars: 95 % intervals; for one seed over the people of the test split, for several seeds over the trainings (Student's t)."
+        "Bars: 95 % intervals, over the people of the test split and, if there are several seeds, over the trainings.\n"
+        "Hull: attained by sending a code with some probability, and nothing otherwise."
     )

@@ -5,12 +5,23 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from scipy import special
 
+from cpgan_ray.config import Objective
+
 State = Literal["finished", "stopped", "failed", "running", "killed"]
+
+
+ACCURACIES: tuple[Objective, ...] = get_args(Objective)
+UTILITY = (
+    *(name for accuracy in ACCURACIES for name in (accuracy, f"{accuracy}_low", f"{accuracy}_high")),
+    *(f"{split}_{accuracy}" for split in ("val", "majority") for accuracy in ACCURACIES),
+    "dead_labels",
+)
+"""The fields of a `Trial` that have the same name in the `utility` of a report, and in metrics after `utility/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,13 @@ class Trial:
     accuracy_low: float | None = None
     """Lower end of its 95 % bootstrap interval over people."""
     accuracy_high: float | None = None
+    balanced_accuracy: float | None = None
+    """Mean recall over the classes of each label, averaged over the labels."""
+    balanced_accuracy_low: float | None = None
+    """Lower end of its 95 % bootstrap interval over people."""
+    balanced_accuracy_high: float | None = None
+    dead_labels: float | None = None
+    """Number of labels (or classes) of the task that the head does not tell from a guess; see evaluation/utility.py."""
     strongest_r2: float | None = None
     """R2 of the strongest fresh attack."""
     strongest_r2_low: float | None = None
@@ -39,11 +57,15 @@ class Trial:
     attack: str | None = None
     """Name of the strongest attack."""
     val_accuracy: float | None = None
-    """Accuracy on the validation split. Settings are ranked by it."""
+    """Accuracy on the validation split. Settings are chosen by it."""
+    val_balanced_accuracy: float | None = None
+    """Balanced accuracy on the validation split. Settings are chosen by it if it is the objective."""
     val_r2: float | None = None
-    """R2 of the strongest attack on the validation split, on which it was tuned. Settings are ranked by it."""
+    """R2 of the strongest attack on the validation split, on which it was tuned. Settings are chosen by it."""
     majority_accuracy: float | None = None
     """Accuracy on the test split of always guessing each label's most common training value."""
+    majority_balanced_accuracy: float | None = None
+    """Balanced accuracy of the same guess: the mean of 1 / number of classes over the labels."""
     label_floor_r2: float | None = None
     """R2 of pictures predicted from the task's true labels."""
     seconds: float | None = None
@@ -65,23 +87,31 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """All finished trials of one setting: a point in the plane of accuracy and R2. For the meaning of its intervals see
+    """All finished trials of one setting: a point in the plane of utility and R2. For the meaning of its intervals see
     `mean_point`."""
 
+    objective: Objective
+    """The measure of utility."""
     setting: dict[str, Any]
     trials: tuple[str, ...]
     """Names of the trials."""
     seeds: tuple[int, ...]
     """The seeds, without repetitions."""
-    accuracy: float
+    accuracy: float | None
     accuracy_low: float | None
     accuracy_high: float | None
+    balanced_accuracy: float | None
+    balanced_accuracy_low: float | None
+    balanced_accuracy_high: float | None
+    dead_labels: float | None
     strongest_r2: float
     strongest_r2_low: float | None
     strongest_r2_high: float | None
     val_accuracy: float | None
+    val_balanced_accuracy: float | None
     val_r2: float | None
     majority_accuracy: float | None
+    majority_balanced_accuracy: float | None
     method: str = ""
     degenerate: bool = False
     """Whether the code of any of its trials is degenerate."""
@@ -89,6 +119,31 @@ class Point:
     @property
     def num_trials(self) -> int:
         return len(self.trials)
+
+    @property
+    def utility(self) -> float:
+        """The objective on the test split."""
+        value = getattr(self, self.objective)
+        assert value is not None
+        return value
+
+    @property
+    def utility_low(self) -> float | None:
+        return getattr(self, f"{self.objective}_low")
+
+    @property
+    def utility_high(self) -> float | None:
+        return getattr(self, f"{self.objective}_high")
+
+    @property
+    def val_utility(self) -> float | None:
+        """The objective on the validation split."""
+        return getattr(self, f"val_{self.objective}")
+
+    @property
+    def guess(self) -> float | None:
+        """The objective of always guessing each label's most common training value."""
+        return getattr(self, f"majority_{self.objective}")
 
 
 class Estimate(NamedTuple):
@@ -99,20 +154,20 @@ class Estimate(NamedTuple):
     high: float | None = None
 
 
-def scored(trial: Trial) -> bool:
-    """Whether a trial has finished with both numbers, accuracy and strongest R2."""
-    numbers = (trial.accuracy, trial.strongest_r2)
+def scored(trial: Trial, objective: Objective = "accuracy") -> bool:
+    """Whether a trial has finished with both numbers, utility and strongest R2."""
+    numbers = (getattr(trial, objective), trial.strongest_r2)
     return trial.state == "finished" and all(number is not None and math.isfinite(number) for number in numbers)
 
 
-def points(trials: Sequence[Trial], *, control: bool = False) -> list[Point]:
+def points(trials: Sequence[Trial], *, objective: Objective = "accuracy", control: bool = False) -> list[Point]:
     """One point for each method and setting of the finished trials, in order of first occurrence. control: only the controls,
     instead of all others."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
-        if scored(trial) and trial.control == control:
+        if scored(trial, objective) and trial.control == control:
             groups.setdefault(group_key(trial), []).append(trial)
-    return [mean_point(group) for group in groups.values()]
+    return [mean_point(group, objective) for group in groups.values()]
 
 
 def group_key(item: Trial | Point) -> tuple[str, str]:
@@ -126,12 +181,13 @@ def setting_key(setting: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def mean_point(trials: Sequence[Trial]) -> Point:
+def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Point:
     """The point of the finished trials of one setting. Repetitions of a seed are averaged first, because they are no further
     evidence.
 
     The meaning of the intervals depends on the number of seeds. One seed: how the numbers of this privatizer vary with the people
-    on whom it is scored. Several seeds: how the mean varies with the seed of the training, on the same people (`mean_with_ci`).
+    on whom it is scored; they say nothing about another training. Several seeds: how the mean varies with the people *and* with the
+    seeds of the training (`mean_with_ci`).
     """
     seeds = sorted({trial.seed for trial in trials})
     by_seed = [[trial for trial in trials if trial.seed == seed] for seed in seeds]
@@ -143,10 +199,10 @@ def mean_point(trials: Sequence[Trial]) -> Point:
     def average(name: str) -> float | None:
         return mean([mean([getattr(trial, name) for trial in group]) for group in by_seed])
 
-    accuracy, r2 = over_seeds("accuracy"), over_seeds("strongest_r2")
-    assert accuracy.value is not None
+    accuracy, balanced, r2 = (over_seeds(name) for name in ("accuracy", "balanced_accuracy", "strongest_r2"))
     assert r2.value is not None
     return Point(
+        objective=objective,
         setting=trials[0].setting,
         method=trials[0].method,
         trials=tuple(trial.name for trial in trials),
@@ -154,24 +210,43 @@ def mean_point(trials: Sequence[Trial]) -> Point:
         accuracy=accuracy.value,
         accuracy_low=accuracy.low,
         accuracy_high=accuracy.high,
+        balanced_accuracy=balanced.value,
+        balanced_accuracy_low=balanced.low,
+        balanced_accuracy_high=balanced.high,
+        dead_labels=average("dead_labels"),
         strongest_r2=r2.value,
         strongest_r2_low=r2.low,
         strongest_r2_high=r2.high,
         val_accuracy=average("val_accuracy"),
+        val_balanced_accuracy=average("val_balanced_accuracy"),
         val_r2=average("val_r2"),
         majority_accuracy=average("majority_accuracy"),
+        majority_balanced_accuracy=average("majority_balanced_accuracy"),
         degenerate=any(trial.degenerate is not None for trial in trials),
     )
 
 
 def mean_with_ci(seeds: Sequence[Estimate]) -> Estimate:
-    """Mean of n seeds with Student's interval: mean +- t(0.975, n - 1) s / sqrt(n), s is the sample standard deviation. For a
-    single seed, its own estimate."""
+    """Mean of n seeds with a 95 % interval that covers both new seeds and new people; for a single seed, its own estimate.
+
+    seeds: for each seed its number, with the interval over people. All seeds are scored on the same people, so the people's part of
+    the error does not become smaller with more seeds. The two parts are added in squares, end by end (MOVER: G. Y. Zou and A.
+    Donner, Construction of confidence limits about effect measures, Statistics in Medicine 27, 2008):
+
+        low = mean - sqrt((t(0.975, n - 1) s / sqrt(n))^2 + mean(number - low of its seed)^2), and high likewise,
+
+    where s is the sample standard deviation over seeds. The people's part is that of one seed; the part of it that is independent
+    between seeds is counted once more in s, which makes the interval slightly wide. Without the intervals of all seeds there is no
+    interval. Its coverage for few people and few seeds is tested by simulation; see docs/evaluation.md.
+    """
     if len(seeds) == 1:
         return seeds[0]
-    values = np.array([seed.value for seed in seeds], dtype=np.float64)
-    half = special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values))
-    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+    if any(value is None for seed in seeds for value in seed):
+        return Estimate(mean(seed.value for seed in seeds))
+    value, low, high = np.array(seeds, dtype=np.float64).T
+    half = special.stdtrit(len(value) - 1, 0.975) * value.std(ddof=1) / math.sqrt(len(value))
+    center, below, above = value.mean(), (value - low).mean(), (high - value).mean()
+    return Estimate(float(center), float(center - math.hypot(half, below)), float(center + math.hypot(half, above)))
 
 
 def mean(values: Iterable[float | None]) -> float | None:

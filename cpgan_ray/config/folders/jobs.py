@@ -63,6 +63,18 @@ def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, Reproduce
     return record, job, run_id
 
 
+def planned_seeds(folder: Path) -> int:
+    """Number of seeds of a comparison when it was started, whatever was added later.
+
+    Raises: InputError if the record is damaged.
+    """
+    path = folder / REPRODUCTION
+    try:
+        return int(read_record(path).values["planned_seeds"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
+
+
 def job_record(folder: Path, file: str, *, kind: type[J], name: str) -> tuple[Record, J, str]:
     """The record with this file name, the job in it, and the id of its MLflow run. name: "search" or "comparison", for messages.
 

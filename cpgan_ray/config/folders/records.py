@@ -36,7 +36,7 @@ FORMAT = 2
 """Version of the layout of output folders; folders of another version are refused."""
 REPRODUCTION = "reproduction.json"
 """File of a comparison: its job, and its MLflow run. Written when the comparison starts."""
-COMPARISON_FORMAT = 3
+COMPARISON_FORMAT = 4
 """Version of the layout of the folders of comparisons."""
 
 

@@ -1,21 +1,46 @@
 """The strongest attack of two reports, compared picture by picture."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.scoring import RowErrors, paired_difference
 from cpgan_ray.evaluation.tournament import TournamentResult
+from cpgan_ray.evaluation.utility import Answers
 
 ERRORS = "errors.npz"
-"""Holds the strongest attack's error on each score picture. A paired comparison with another run needs it."""
+"""Holds the strongest attack's error on each score picture, the person, and the right answers to the task. A paired comparison with
+another run and intervals that cross seeds and people need it."""
 MAX_ERRORS_BYTES = 256 << 20
 """A file with a larger array is rejected."""
 MAX_ERROR = 1e12
 """A file with a larger squared error is rejected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The content of `errors.npz`."""
+
+    strongest: RowErrors
+    floor: RowErrors | None
+    """Of the attack on the task's true labels, if the file has them."""
+    answers: Answers | None
+    """Of the utility head, if there is one."""
+
+
+def write_rows(folder: Path, rows: Rows) -> None:
+    """Write `errors.npz`."""
+    strongest, answers = rows.strongest, rows.answers
+    arrays: dict[str, Any] = {name: getattr(strongest, name) for name in ("errors", "mean_errors", "identity")}
+    arrays |= {} if rows.floor is None else {"floor_errors": rows.floor.errors}
+    arrays |= {} if answers is None else {"right": answers.right, "labels": answers.labels}
+    with atomic_path(folder / ERRORS) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def comparison(result: TournamentResult, against: Path, *, seed: int) -> dict[str, Any]:
@@ -35,9 +60,17 @@ def difference(errors: RowErrors, against: Path, *, seed: int) -> Any:
 
 
 def read_errors(folder: Path) -> RowErrors:
-    """Read the row errors from a report folder, or from a run folder that contains one.
+    """Read the strongest attack's row errors from a report folder, or from a run folder that contains one.
 
     Raises: InputError if there are none, or the file is damaged.
+    """
+    return read_rows(folder).strongest
+
+
+def read_rows(folder: Path) -> Rows:
+    """Read `errors.npz` from a report folder, or from a run folder that contains one.
+
+    Raises: InputError if there is none, or if it is damaged.
     """
     for path in (folder / ERRORS, folder / "report" / ERRORS):
         if path.is_file():
@@ -45,15 +78,27 @@ def read_errors(folder: Path) -> RowErrors:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     if max(entry.file_size for entry in arrays.zip.infolist()) > MAX_ERRORS_BYTES:
                         raise ValueError("too large")
-                    errors, mean_errors = (arrays[name].astype(np.float64, casting="safe") for name in ("errors", "mean_errors"))
+                    names = ("errors", "mean_errors", *({"floor_errors"} & {*arrays}))
+                    numbers = [arrays[name].astype(np.float64, casting="safe") for name in names]
                     identity = arrays["identity"].astype(np.int64, casting="safe")
-                if not (errors.shape == mean_errors.shape == identity.shape == (len(errors),) and np.isfinite(errors).all()):
+                    answers = read_answers(arrays, rows=len(identity)) if "right" in arrays else None
+                if not all(values.shape == (len(identity),) and np.isfinite(values).all() for values in numbers):
                     raise ValueError("shapes or values")
-                if not (np.isfinite(mean_errors).all() and mean_errors.sum() > 0):
+                if min(values.min() for values in numbers) < 0 or max(values.max() for values in numbers) > MAX_ERROR:
                     raise ValueError("values")
-                if min(errors.min(), mean_errors.min()) < 0 or max(errors.max(), mean_errors.max()) > MAX_ERROR:
+                errors, mean_errors, *floor = numbers
+                if mean_errors.sum() <= 0:
                     raise ValueError("values")
-                return RowErrors(errors, mean_errors, identity)
+                floor_rows = RowErrors(floor[0], mean_errors, identity) if floor else None
+                return Rows(RowErrors(errors, mean_errors, identity), floor_rows, answers)
             except Exception as e:  # numpy may raise any exception for a damaged file
                 raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
     raise InputError(f"{folder} has no {ERRORS}: choose the output folder of a run, or the report folder of an attack")
+
+
+def read_answers(arrays: Mapping[str, np.ndarray], *, rows: int) -> Answers:
+    """Raises: ValueError if shapes or types are not those of answers to so many rows."""
+    right, labels = arrays["right"], arrays["labels"]
+    if right.dtype != bool or labels.dtype != np.uint8 or right.ndim != 2 or not right.shape == labels.shape or len(right) != rows:
+        raise ValueError("answers")
+    return Answers(right, labels)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL.Image import Image
 
 from cpgan_ray.common.atomic_io import atomic_path, make_folder, write_text
@@ -14,8 +13,9 @@ from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError, printable
 from cpgan_ray.evaluation.degenerate import ReportWarning
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.evaluation.report.paired import ERRORS
+from cpgan_ray.evaluation.report.paired import Rows, write_rows
 from cpgan_ray.evaluation.tournament import TournamentResult
+from cpgan_ray.evaluation.utility import Answers
 
 LIBRARIES = ("cpgan_ray", "torch", "ray", "numpy", "scikit-learn", "torchmetrics", "mlflow")
 
@@ -28,6 +28,8 @@ class EvaluationReport:
     report: dict[str, Any]
     panels: dict[str, Image]
     page: str
+    answers: Answers | None
+    """Of the utility head to the test split, if there is one."""
 
     def write(self, folder: Path) -> None:
         """Write `report.json`, `report.html`, the panels and `errors.npz`."""
@@ -37,9 +39,7 @@ class EvaluationReport:
         for name, panel in self.panels.items():
             with atomic_path(folder / f"{name}.png") as temporary:
                 panel.save(temporary, "PNG")
-        rows = self.result.strongest.errors
-        with atomic_path(folder / ERRORS) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
+        write_rows(folder, Rows(self.result.strongest.errors, self.result.floor.errors, self.answers))
 
 
 def console_lines(utility: Mapping[str, float], warnings: Sequence[ReportWarning]) -> list[str]:

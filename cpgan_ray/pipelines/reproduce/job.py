@@ -12,7 +12,7 @@ from typing import Any
 
 from cpgan_ray.analysis.attacker_plot import attacker_lines
 from cpgan_ray.analysis.cells import CELL, Cell, trial
-from cpgan_ray.analysis.comparison import findings, recommended
+from cpgan_ray.analysis.comparison import Plan, findings, recommended, twin_utility
 from cpgan_ray.analysis.fronts import reference_point, write
 from cpgan_ray.analysis.published import measured, published, published_theory, side_by_side
 from cpgan_ray.common.atomic_io import refuse_link, write_bytes, write_text
@@ -20,7 +20,7 @@ from cpgan_ray.common.json_files import write_json
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.config import Config, ReproduceJob
-from cpgan_ray.config.folders.jobs import REPRODUCTION, read_reproduction
+from cpgan_ray.config.folders.jobs import REPRODUCTION, planned_seeds, read_reproduction
 from cpgan_ray.data import Dataset, load, pin_store
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
@@ -41,19 +41,21 @@ from cpgan_ray.pipelines.reproduce.grids import (
     write_grids,
 )
 from cpgan_ray.pipelines.reproduce.play import play
+from cpgan_ray.pipelines.reproduce.provenance import ensure_same_provenance
 from cpgan_ray.pipelines.reproduce.results import (
     PUBLISHED,
     TABLE,
     THEORY,
     Values,
     cell_metrics,
+    differences_table,
     finished,
+    fronts_table,
     line,
     outcome_tags,
     read_cell,
     read_cells,
     settings_table,
-    volumes_table,
     write_table,
 )
 from cpgan_ray.tracking import SearchRun, ensure_trackable
@@ -108,13 +110,14 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
     dataset = prepare(job, folder)
     grids = grids_of(job, folder, dataset, resume=resume)
     all_cells = cells(job, dataset, grids)
-    pooled_cells(folder, grids)
+    config = pin_store(job.config, dataset)
+    pooled_cells(folder, grids, config)
     with parent_run(partial(open_run, job, folder, grids, resume=resume)) as (run, stop), stop.allowed():
         missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
-        run_cells(missing, pin_store(job.config, dataset), folder, run, grids, total=len(all_cells))
+        run_cells(missing, config, folder, run, grids, total=len(all_cells))
         shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
-        values = pooled_cells(folder, grids)
-        summary = write_results(values, folder, run, grids)
+        values = pooled_cells(folder, grids, config)
+        summary = write_results(values, folder, run, grids, job)
         if reported:
             figure = side_by_side(reported, measured(main_cells(finished(values)), dataset_name), dataset_name)
             write_bytes(folder / PUBLISHED, figure)
@@ -148,9 +151,11 @@ def grids_of(job: ReproduceJob, folder: Path, dataset: Dataset, *, resume: bool)
     return grids
 
 
-def pooled_cells(folder: Path, grids: Grids) -> list[Values]:
-    """All finished cells in a comparison's folder, which must have these grids."""
+def pooled_cells(folder: Path, grids: Grids, config: Config) -> list[Values]:
+    """All finished cells in a comparison's folder, which must have these grids, and be computed by this code with this
+    configuration."""
     values = read_cells(folder)
+    ensure_same_provenance(values, config, folder)
     ensure_same_grids({folder / "cells" / Cell(**v["cell"]).name / CELL: v for v in values}, grids)
     return values
 
@@ -194,12 +199,13 @@ def open_run(job: ReproduceJob, folder: Path, grids: Grids | None, *, resume: bo
     }
     tags = {"mechanisms": " ".join(job.mechanisms or MECHANISMS), "num_seeds": job.num_seeds, "num_settings": job.num_settings}
     tags |= grids_tags(grids) if grids is not None else {}
-    run_id = read_reproduction(folder)[1] if resume else None
+    planned, run_id = (planned_seeds(folder), read_reproduction(folder)[1]) if resume else (job.num_seeds, None)
+    tags |= {"planned_seeds": planned}
     if grids is not None and not resume:
         folder.mkdir(parents=True, exist_ok=True)
         write_grids(grids, folder)
-    source = "jobs/reproduce.py"
-    return recorded_run(job, folder, REPRODUCTION, name=name, params=params, tags=tags, run_id=run_id, source=source)
+    options: dict[str, Any] = {"name": name, "params": params, "tags": tags, "run_id": run_id, "source": "jobs/reproduce.py"}
+    return recorded_run(job, folder, REPRODUCTION, values={"planned_seeds": planned}, **options)
 
 
 def main_cells(values: Sequence[Values]) -> list[Values]:
@@ -248,27 +254,30 @@ def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: Search
     )
 
 
-def write_results(values: Sequence[Values], folder: Path, run: SearchRun, grids: Grids) -> dict[str, Any]:
+def write_results(values: Sequence[Values], folder: Path, run: SearchRun, grids: Grids, job: ReproduceJob) -> dict[str, Any]:
     """Write the files of the results, and log them to MLflow. Returns their part of the summary."""
     done = finished(values)
     trials = [trial(v, folder / "cells" / Cell(**v["cell"]).name) for v in done]
-    reference = reference_point(trials)
-    if reference is None:
+    if reference_point(trials, job.objective) is None:
         raise RuntimeError("no cell has finished")
     failed = [Cell(**v["cell"]).name for v in values if "failed" in v]
     shares: dict[str, dict[str, Any]] = {}  # rounded codes are compared with rounded ones, others with others
     for title, rounded in (("rounded", True), ("unrounded", False)):
         chosen = [i for i, v in enumerate(done) if v["cell"]["rounded"] is rounded]
         if chosen:
-            shares[title] = findings([done[i] for i in chosen], [trials[i] for i in chosen], reference)
+            of_share = [trials[i] for i in chosen]
+            plan = Plan(planned_seeds=planned_seeds(folder), num_seeds=len({t.seed for t in of_share}))
+            shares[title] = findings([done[i] for i in chosen], of_share, plan=plan, objective=job.objective)
     shown = main_cells(done)
     of_shown = [t for v, t in zip(done, trials, strict=True) if v in shown]
     labelled = [t if t in of_shown else dataclasses.replace(t, method=f"{t.method} unrounded") for t in trials]
-    write(labelled, folder, chosen=recommended(of_shown))
+    twin = twin_utility(of_shown, job.objective)
+    write(labelled, folder, objective=job.objective, chosen=recommended(of_shown, job.objective), control_utility=twin)
     results: dict[str, Any] = next(iter(shares.values())) | {"grids": grids.provenance, "failed": failed, **shares}
-    tables = [f"Codes are {title}:\n\n{volumes_table(part)}" for title, part in shares.items()]
+    tables = [f"Codes are {title}:\n\n{fronts_table(part)}\n\n{differences_table(part)}" for title, part in shares.items()]
     write_json(folder / "results.json", results | {"label_floor_r2": trials[0].label_floor_r2})
-    write_text(folder / "results.md", "\n\n".join([settings_table(done, trials), *tables, grids_line(grids)]) + "\n")
+    settings = settings_table(done, trials, job.objective)
+    write_text(folder / "results.md", "\n\n".join([settings, *tables, grids_line(grids)]) + "\n")
     write_table(done, folder)
     write_bytes(folder / "attackers.png", attacker_lines(shown, {name: mechanism.knob for name, mechanism in MECHANISMS.items()}))
     names = (

@@ -18,12 +18,14 @@ from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process, trained_against
+from cpgan_ray.evaluation.report.paired import Rows, write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
-from cpgan_ray.evaluation.tournament import TournamentResult, as_json, score_attacks
-from cpgan_ray.evaluation.utility import utility_metrics
+from cpgan_ray.evaluation.tournament import as_json, score_attacks
+from cpgan_ray.evaluation.utility import head_answers, utility_metrics
 from cpgan_ray.mechanisms import MECHANISMS, Released
 from cpgan_ray.mechanisms.base import samples
+from cpgan_ray.pipelines.reproduce.provenance import provenance
 
 NO_NOISE = 1e-6
 """A residual variance up to this share of the code's variance is float32 rounding."""
@@ -50,38 +52,41 @@ def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str]) -> 
     try:
         released = mechanism.release(cell_config(cell, config), cell.setting, dataset)
     except FloatingPointError as e:
-        write_json(folder / CELL, {"cell": asdict(cell), "grids": dict(grids), "failed": str(e)})
+        write_json(folder / CELL, {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config), "failed": str(e)})
         return
     context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
     warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings))
     result = score_attacks(fit_in_process(specs, context, done=lambda attack: None), context)
     utility = utility_metrics(released.logits, dataset, config.data.labels, seed=cell.seed)
-    values = {"cell": asdict(cell), "grids": dict(grids), "k": released.codes["test"].shape[1], "utility": utility}
-    values |= as_json(result)
+    values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}
+    values |= {"k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
     values |= {"warnings": [asdict(warning) for warning in warnings]}
-    values |= {"direct": direct(released, dataset, result, seed=cell.seed), "data": dataset.digest}
+    rows = result.strongest.errors
+    itself, direct = direct_errors(released, dataset, rows), None
+    if itself is not None:
+        direct = {"r2": itself.r2, **dict(zip(("low", "high"), interval(itself, seed=cell.seed), strict=True))}
+        rows = max(rows, itself, key=lambda of: of.r2)
+    values |= {"direct": direct, "data": dataset.digest}
     if config.data.dataset == "gaussian":
         values["theory"] = compare_with_theory(released, dataset, values, seed=config.data.mixture_seed)
     values |= {"seconds": round(time.perf_counter() - started, 1)}
     for name, picture in attack_panels(result, context, undefended=None).items():
         with atomic_path(folder / f"{name}.png") as temporary:
             picture.save(temporary, "PNG")
-    rows = result.strongest.errors
-    with atomic_path(folder / "errors.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, errors=rows.errors, mean_errors=rows.mean_errors, identity=rows.identity)
+    write_rows(folder, Rows(rows, result.floor.errors, head_answers(released.logits, dataset, config.data.labels)))
     write_json(folder / CELL, values)
 
 
-def direct(released: Released, dataset: Dataset, result: TournamentResult, *, seed: int) -> dict[str, float] | None:
-    """R2 of the code itself as a reconstruction, if it is a sample: it needs no attack, but may be the strongest one."""
+def direct_errors(released: Released, dataset: Dataset, rows: RowErrors) -> RowErrors | None:
+    """Errors of the code itself as a reconstruction, if it is a sample: it needs no attack, but may be the strongest one.
+
+    rows: of an attack on the same score set.
+    """
     if released.direct is None:
         return None
-    rows = result.strongest.errors
     errors = np.square(released.direct - samples(dataset, "test"), dtype=np.float64).mean(axis=1)
-    scored = RowErrors(errors, rows.mean_errors, rows.identity)
-    low, high = interval(scored, seed=seed)
-    return {"r2": scored.r2, "low": low, "high": high}
+    return RowErrors(errors, rows.mean_errors, rows.identity)
 
 
 def compare_with_theory(released: Released, dataset: Dataset, values: Mapping[str, Any], *, seed: int) -> dict[str, float]:

@@ -8,9 +8,11 @@ from typing import Any
 from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.analysis.cells import CELL, Cell, by_name, strongest, trial
-from cpgan_ray.analysis.fronts import Estimate, Trial, mean_with_ci, with_interval
+from cpgan_ray.analysis.comparison import OURS, UNDEFENDED
+from cpgan_ray.analysis.fronts import NAMES, UTILITY, Trial, points, with_interval
 from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.json_files import read_json
+from cpgan_ray.config import Objective
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.mechanisms import MECHANISMS
@@ -43,6 +45,8 @@ def read_cell(path: Path) -> Values:
         values = read_json(path)
         if (name := Cell(**values["cell"]).mechanism) not in MECHANISMS:
             raise ValueError(f"mechanism {name!r:.60}")
+        if not all(isinstance(values["made_by"][name], str) for name in ("code", "config")):
+            raise ValueError("made_by")
         if "failed" not in values:
             cell_metrics(values)
             row(values)
@@ -100,7 +104,7 @@ def row(values: Values) -> dict[str, Any]:
     cell, best, utility = Cell(**values["cell"]), strongest(values), values["utility"]
     columns: dict[str, Any] = {"mechanism": cell.mechanism, "knob": MECHANISMS[cell.mechanism].knob, "setting": cell.setting}
     columns |= {"rounded": cell.rounded, "seed": cell.seed, "k": values["k"]}
-    columns |= {name: utility[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "val_accuracy")}
+    columns |= {name: utility[name] for name in UTILITY}
     columns |= {"attack": best["attack"], "r2": best["r2"], "r2_low": best["low"], "r2_high": best["high"]}
     columns |= {"label_floor_r2": values["privacy"]["label_floor_r2"], "val_r2": values["privacy"]["val_r2"]}
     for name, a in sorted(by_name(values).items()):
@@ -113,28 +117,37 @@ def finished(values: Sequence[Values]) -> list[Values]:
     return [v for v in values if "failed" not in v]
 
 
-def settings_table(values: Sequence[Values], trials: Sequence[Trial]) -> str:
-    """A row for each setting, by mechanism: means over seeds with Student's 95 % intervals; for a single seed, its own interval."""
-    output = PrettyTable(["mechanism", "setting", "rounded", "k", "seeds", "accuracy", "strongest R2", "MSE", "attack"])
+def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective: Objective = "accuracy") -> str:
+    """A row for each setting, by mechanism: means over seeds with 95 % intervals over seeds and people; for a single seed, over
+    people."""
+    titles = ["mechanism", "setting", "rounded", "k", "seeds", NAMES[objective], "strongest R2", "MSE", "dead labels", "attack"]
+    output = PrettyTable(titles)
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
     groups: dict[tuple[str, float, bool], list[tuple[Values, Trial]]] = {}
     for v, t in zip(values, trials, strict=True):
         groups.setdefault((v["cell"]["mechanism"], v["cell"]["setting"], v["cell"]["rounded"]), []).append((v, t))
     for (mechanism, setting, rounded), group in groups.items():
-        trials_ = [t for _, t in group]
+        (point,) = points([t for _, t in group], objective=objective)
         numbers = [
-            mean_with_ci([Estimate(getattr(t, n), getattr(t, f"{n}_low"), getattr(t, f"{n}_high")) for t in trials_])
-            for n in ("accuracy", "strongest_r2")
+            with_interval(point.utility, point.utility_low, point.utility_high),
+            with_interval(point.strongest_r2, point.strongest_r2_low, point.strongest_r2_high),
         ]
-        cells = [with_interval(e.value or 0.0, e.low, e.high) for e in numbers]
         errors = [mse(v) for v, _ in group]
+        dead = "" if point.dead_labels is None else f"{point.dead_labels:.3g}"
         attacks = sorted({f"{t.attack or ''}{'' if saturated(v) else ' *'}" for v, t in group})
         knob = f"{MECHANISMS[mechanism].knob} {setting:g}"
         output.add_row(
             [
-                *(mechanism, knob, "yes" if rounded else "no", group[0][0]["k"], len(trials_), *cells),
-                *(f"{sum(errors) / len(errors):.4g}", ", ".join(attacks)),
+                mechanism,
+                knob,
+                "yes" if rounded else "no",
+                group[0][0]["k"],
+                len(point.seeds),
+                *numbers,
+                f"{sum(errors) / len(errors):.4g}",
+                dead,
+                ", ".join(attacks),
             ]
         )
     return output.get_string() + UNSATURATED * ("*" in output.get_string())
@@ -153,13 +166,35 @@ def mse(values: Values) -> float:
     return error * (1 - best["r2"]) / (1 - first["r2"]) if first["r2"] < 1 else error
 
 
-def volumes_table(findings: Mapping[str, Any]) -> str:
-    """A row for each mechanism: its hypervolume, and the difference of ours to it, paired over seeds."""
-    output = PrettyTable(["mechanism", "hypervolume", "difference of cpgan to it, paired"])
+def fronts_table(findings: Mapping[str, Any]) -> str:
+    """A row for each mechanism: the hypervolume of its hull, and the hull's R2 at fixed utilities, with 95 % intervals."""
+    objective = findings["objective"]
+    levels = next(iter(findings["r2_at"].values()), [])
+    at = [f"R2 at {NAMES[objective]} {level[objective]:.3f}" for level in levels]
+    output = PrettyTable(["mechanism", "hull hypervolume", *at])
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
     for method, volume in sorted(findings["hypervolume"].items(), key=lambda item: -item[1]["value"]):
-        less = findings["ours_less"].get(method)
-        difference = "" if less is None or less["value"] is None else with_interval(less["value"], less["low"], less["high"])
-        output.add_row([method, with_interval(volume["value"], volume["low"], volume["high"]), difference])
-    return output.get_string()
+        output.add_row([method, *(interval_text(value) for value in (volume, *findings["r2_at"][method]))])
+    note = f"\n\nNo R2 at fixed {NAMES[objective]}: they need the undefended twin, mechanism {UNDEFENDED}" if not levels else ""
+    return output.get_string() + note
+
+
+def interval_text(value: Mapping[str, Any]) -> str:
+    return "not reached" if value["value"] is None else with_interval(value["value"], value["low"], value["high"])
+
+
+def differences_table(findings: Mapping[str, Any]) -> str:
+    """A row for each other mechanism: our hypervolume minus its hypervolume, paired over seeds and people, with Holm's adjusted
+    p-value and the verdict on ours."""
+    output = PrettyTable(["mechanism", f"{OURS} minus it", "p (Holm)", f"{OURS} is"])
+    output.set_style(TableStyle.MARKDOWN)
+    output.align = "r"
+    for method, less in findings["ours_less"].items():
+        difference = "" if less["value"] is None else interval_text(less)
+        output.add_row([method, difference, "" if less["p_holm"] is None else f"{less['p_holm']:.3f}", less["verdict"]])
+    planned, used = findings["planned_seeds"], findings["num_seeds"]
+    return output.get_string() + (
+        f"\n\nSeeds: {planned} planned, {used} used. The intervals are for one difference at a time; the verdicts are for all of "
+        "them together, wrong somewhere with a probability of at most 0.05."
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from cpgan_ray.analysis.fronts import Trial, points, table, write
+from cpgan_ray.analysis.fronts import Trial, measures_table, points, reference_point, table, write
 from cpgan_ray.common.atomic_io import refuse_link
 from cpgan_ray.common.credentials import export_env
 from cpgan_ray.common.process import available_cpus, set_up_process
@@ -34,7 +34,7 @@ from cpgan_ray.pipelines.tune.proposals import proposals, scheduler
 from cpgan_ray.pipelines.tune.trial import Shared, play_trial
 from cpgan_ray.tracking import SearchRun, ensure_trackable
 from cpgan_ray.training.game import active_adversaries
-from cpgan_ray.training.losses import accuracy
+from cpgan_ray.training.losses import accuracy, mean_balanced_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -111,13 +111,13 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
     sizes = trial_sizes(job, cluster, total=total)
     at_once = concurrency(job, sizes["defended"], cluster)
     ensure_reachable(job.config)
-    majority = majority_guess(dataset, job.config.data.labels)
+    guess = guess_utility(dataset, job)
     one_store = not any(d.name.startswith("data.") or d.name == "skip_corrupt" for d in space)  # all trials use the same store
     trial_job = dataclasses.replace(job, config=pin_store(job.config, dataset)) if one_store else job
     logger.info(f"{total} trials, {at_once} at once: {', '.join(map(describe_dimension, space))}; in {folder}")
     with parent_run(partial(open_run, job, folder, resume=resume)) as (parent, stop):
         try:
-            shared = Shared(job=trial_job, sizes=sizes, parent=parent.run_id, majority=majority, environment=export_env())
+            shared = Shared(job=trial_job, sizes=sizes, parent=parent.run_id, guess=guess, environment=export_env())
             trainable = tune.with_resources(
                 tune.with_parameters(play_trial, shared=shared),
                 lambda spec: tune.PlacementGroupFactory(
@@ -157,16 +157,19 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
         "trials": {state: sum(t.state == state for t in trials) for state in ("finished", "stopped", "failed")},
         "front": len(values["front"]),
         "hypervolume": values["hypervolume"],
+        "r2_at": values["r2_at"],
         "recommended": values["recommended"],
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return SearchResult(summary, results_text(trials, values), bool(values["front"]))
+    return SearchResult(summary, results_text(trials, values), summary["trials"]["finished"] > 0)
 
 
-def majority_guess(dataset: Dataset, labels: tuple[str, ...]) -> float:
-    """Accuracy on the validation split of always guessing each label's most common training value."""
+def guess_utility(dataset: Dataset, job: SearchJob) -> float:
+    """Utility on the validation split of always guessing each label's most common training value."""
+    labels = job.config.data.labels
     y = dataset.val.labels[:, label_columns(dataset, labels)]
-    return float(accuracy(majority_logits(dataset, labels, rows=len(y)), y).mean())
+    guess = majority_logits(dataset, labels, rows=len(y))
+    return float(accuracy(guess, y).mean()) if job.objective == "accuracy" else mean_balanced_accuracy(guess, y)
 
 
 def ensure_reachable(config: Config) -> None:
@@ -196,7 +199,12 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
         "searcher": job.searcher,
         "num_samples": job.num_samples,
     }
-    params |= {"num_seeds": job.num_seeds, "scheduler": job.scheduler, "attacks": " ".join(c.attacks.names)}
+    params |= {
+        "num_seeds": job.num_seeds,
+        "objective": job.objective,
+        "scheduler": job.scheduler,
+        "attacks": " ".join(c.attacks.names),
+    }
     refuse_link(folder / TUNE)
     return recorded_run(job, folder, SEARCH, name=name, params=params)
 
@@ -211,7 +219,14 @@ def restore_tuner(folder: Path, trainable: Any) -> tune.Tuner | None:
 
 def write_results(job: SearchJob, folder: Path, trials: Sequence[Trial], parent: SearchRun) -> dict[str, Any]:
     """Write the files of the front, and log them to MLflow. Returns the values of `frontier.json`."""
-    values = write(trials, folder, max_r2=job.max_r2, min_accuracy=job.min_accuracy, command=partial(training_command, job))
+    values = write(
+        trials,
+        folder,
+        objective=job.objective,
+        max_r2=job.max_r2,
+        min_accuracy=job.min_accuracy,
+        command=partial(training_command, job),
+    )
     parent.log_files(folder / name for name in ("frontier.json", "frontier.csv", "frontier.png", SEARCH))
     best = {name for point in values["front"] for name in point["trials"]}
     parent.label({t.name: t.state for t in trials}, best)
@@ -226,13 +241,23 @@ def training_command(job: SearchJob, setting: Mapping[str, Any], seed: int) -> s
 
 def results_text(trials: Sequence[Trial], values: Mapping[str, Any]) -> str:
     """The table of settings and the recommendation, as text."""
-    lines = [table(points(trials)), ""]
+    objective = values["objective"]
+    settings = points(trials, objective=objective)
+    lines = [table(settings, reference_point(trials, objective)), "", measures_table(values), ""]
     if best := values["recommended"]:
         lines += [f"recommended ({best['rule']}):", f"  {best['command']}"]
+        lines += bounds_note(best)
     else:
         lines.append(f"nothing to recommend: {values['reason']}")
     failed = [t for t in trials if t.state == "failed"]
     return "\n".join([*lines, *(f"failed: {t.name}: {t.cause}" for t in failed)])
+
+
+def bounds_note(recommended: Mapping[str, Any]) -> list[str]:
+    """A line if the recommended setting does not meet the bounds on the test split."""
+    if recommended["meets_bounds"] is not False:
+        return []
+    return ["  its 95 % intervals on the test split do not meet the bounds"]
 
 
 def describe_dimension(d: Dimension) -> str:

@@ -10,8 +10,18 @@ from typing import Any
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
-from cpgan_ray.analysis.fronts import Trial, hypervolume, points, reference_point
+from cpgan_ray.analysis.fronts import (
+    Trial,
+    control_mean,
+    hypervolume,
+    points,
+    r2_levels,
+    reference_point,
+    utility_levels,
+)
 from cpgan_ray.common.json_files import read_json, write_json
+from cpgan_ray.common.types import Metrics
+from cpgan_ray.config import Objective
 from cpgan_ray.config.folders.jobs import read_search
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.tune.trial import trial_name
@@ -31,12 +41,14 @@ class Progress(Callback):
     def __init__(self, folder: Path, total: int) -> None:
         self.folder, self.total = folder, total
         self.run: SearchRun | None = None
+        self.objective: Objective = "accuracy"
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"run": None}
 
     def setup(self, **info: Any) -> None:
         job, parent = read_search(self.folder)  # written before the first trial
+        self.objective = job.objective
         self.run = SearchRun(job.config, self.folder, name="", params={}, run_id=parent)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -60,10 +72,22 @@ class Progress(Callback):
         self.run.end_children("FAILED" if ended_trial.state == "failed" else "FINISHED", names={ended_trial.name})
         ended = [r for r in rows if r.state in ("finished", "stopped", "failed")]
         finished = [r for r in ended if r.state == "finished"]
-        reference = reference_point(finished)
-        volume = hypervolume(points(finished), reference) if reference else 0.0
-        self.run.log({"search/trials": len(ended), "search/hypervolume": volume}, step=len(ended))
+        measures = front_measures(finished, self.objective)
+        self.run.log({"search/trials": len(ended), **measures}, step=len(ended))
+        volume = measures["search/hypervolume"]
         logger.info(f"trial {len(ended)}/{self.total}: {describe_outcome(ended_trial)}; hypervolume {volume:.4f}")
+
+
+def front_measures(trials: Sequence[Trial], objective: Objective) -> Metrics:
+    """The metrics of a search's front: its hypervolume, and its R2 at the fixed utilities that it reaches, as soon as the
+    undefended control has finished."""
+    reference = reference_point(trials, objective)
+    if reference is None:
+        return {"search/hypervolume": 0.0}
+    settings = points(trials, objective=objective)
+    r2 = r2_levels(settings, reference, utility_levels(reference, control_mean(trials, objective)))
+    at = {f"search/r2_at_{100 * share:.0f}": value for share, value in r2.items() if value is not None}
+    return {"search/hypervolume": hypervolume(settings, reference), **at}
 
 
 def describe_outcome(trial: Trial) -> str:

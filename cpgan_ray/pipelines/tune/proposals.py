@@ -19,7 +19,11 @@ if TYPE_CHECKING:  # takes 0.3 s, and a trial's process does not need it
     from optuna.distributions import BaseDistribution
     from ray.tune.search.optuna import OptunaSearch
 
-OBJECTIVES = {"val_accuracy": "max", "val_r2": "min"}
+
+def objectives(job: SearchJob) -> dict[str, str]:
+    """Fields of a trial's result by which settings are proposed -> direction. Both are measured on the validation split."""
+    return {f"val_{job.objective}": "max", "val_r2": "min"}
+
 
 CONTINUED_SHARE = 3 / 4
 """Share of the trials that ASHA continues at each of its rungs. It is large because ASHA should only stop hopeless trials."""
@@ -39,10 +43,13 @@ class Proposals(Searcher):
         sampler: "OptunaSearch | None",
         samples: int,
         space: Sequence[Dimension],
+        objectives: Sequence[str],
     ) -> None:
-        """fixed: `setting` and `control` of each; samples: how many settings the sampler adds; space: its search space."""
+        """fixed: `setting` and `control` of each; samples: how many settings the sampler adds; space: its search space;
+        objectives: fields of a trial's result that the sampler gets."""
         super().__init__()
         self.seeds, self.sampler, self.samples, self.dimensions = list(seeds), sampler, samples, list(space)
+        self.objectives = list(objectives)
         self.num_sampled = 0
         self.repetitions: dict[str, int] = {}
         self.queue = [spec for f in fixed for spec in self.with_seeds(f["setting"], control=f["control"], key=None)]
@@ -73,13 +80,13 @@ class Proposals(Searcher):
         key = self.keys.get(trial_id)
         if key is None or self.sampler is None:
             return
-        complete = result is not None and all(result.get(name) is not None for name in OBJECTIVES)
+        complete = result is not None and all(result.get(name) is not None for name in self.objectives)
         results = self.results.setdefault(key, [])
-        results.append({name: float(result[name]) for name in OBJECTIVES} if complete and result else None)
+        results.append({name: float(result[name]) for name in self.objectives} if complete and result else None)
         if len(results) < len(self.seeds):
             return
         successes = [values for values in results if values is not None]
-        mean = {name: sum(v[name] for v in successes) / len(successes) for name in OBJECTIVES} if successes else None
+        mean = {name: sum(v[name] for v in successes) / len(successes) for name in self.objectives} if successes else None
         self.sampler.on_trial_complete(key, result=mean, error=mean is None and error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -102,7 +109,8 @@ def proposals(job: SearchJob, space: Sequence[Dimension]) -> tuple[Proposals, in
     else:
         settings, sampler = [], optuna_sampler(job, space)
     fixed += [{"setting": setting, "control": False} for setting in settings]
-    searcher = Proposals(fixed, seeds=seeds, sampler=sampler, samples=job.num_samples if sampler else 0, space=space)
+    samples = job.num_samples if sampler else 0
+    searcher = Proposals(fixed, seeds=seeds, sampler=sampler, samples=samples, space=space, objectives=list(objectives(job)))
     return searcher, (len(fixed) + searcher.samples) * job.num_seeds
 
 
@@ -122,7 +130,8 @@ def optuna_sampler(job: SearchJob, space: Sequence[Dimension]) -> "OptunaSearch"
     else:
         sampler = optuna.samplers.NSGAIISampler(population_size=first, seed=seed)
     distributions = {d.name: distribution(d) for d in space}
-    return OptunaSearch(distributions, metric=list(OBJECTIVES), mode=list(OBJECTIVES.values()), sampler=sampler)
+    directions = objectives(job)
+    return OptunaSearch(distributions, metric=list(directions), mode=list(directions.values()), sampler=sampler)
 
 
 def distribution(d: Dimension) -> "BaseDistribution":
@@ -155,7 +164,7 @@ class PatientASHA(ASHAScheduler):
 
 
 def scheduler(job: SearchJob) -> TrialScheduler:
-    """The scheduler that stops trials early. Its score is the area (validation accuracy - majority) * (1 - quick R2). It starts in
+    """The scheduler that stops trials early. Its score is the area (validation utility - guess) * (1 - quick R2). It starts in
     the middle of a run or at the end of the warm-up, whichever is later."""
     if not stops_early(job):
         return FIFOScheduler()

@@ -42,8 +42,8 @@ class Shared:
     """Bundles of a defended trial and of a `control`; see `trial_sizes`."""
     parent: str
     """Id of the search's MLflow run."""
-    majority: float
-    """Accuracy of the majority guess on the validation split."""
+    guess: float
+    """Utility of the majority guess on the validation split."""
     environment: dict[str, str]
     """Environment variables that are needed to reach the tracking store."""
 
@@ -63,7 +63,7 @@ def play_trial(spec: dict[str, Any], *, shared: Shared) -> None:
     end_attempts(tracking_uri(config.tracking, output), shared.parent, name)
 
     def report_score(values: Metrics) -> None:
-        gain, hidden = values["utility/val_accuracy"] - shared.majority, 1 - max(0.0, values["privacy/quick_r2"])
+        gain, hidden = values[f"utility/val_{job.objective}"] - shared.guess, 1 - max(0.0, values["privacy/quick_r2"])
         score = gain * hidden if gain > 0 else gain  # if it is worse than guessing, less privacy must not raise the score
         tune.report({"epoch": int(values["epoch"]), "score": score})
 
