@@ -101,8 +101,8 @@ def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", 
 
     Returns:
         The summary that `jobs/attack.py` prints: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2,
-        warnings, passed, seconds. `passed`: whether the R2 is at most `fail_above` and the code is not degenerate; always true
-        without `fail_above`.
+        warnings, passed, seconds. `passed`: whether the upper end of the R2's interval is at most `fail_above` and the code
+        is not degenerate; always true without `fail_above`.
 
     Raises:
         cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written.

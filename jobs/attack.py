@@ -3,7 +3,7 @@
     python jobs/attack.py outputs/faces-20260101-120000                 # a run's output folder
     python jobs/attack.py RUN_ID                                        # an MLflow run
     python jobs/attack.py encoder.pt2 --data-dir DIR --dataset celeba   # any torch.export program or ONNX file
-    python jobs/attack.py RUN --fail-above 0.2                          # a release gate: exit status 1 above that R2
+    python jobs/attack.py RUN --fail-above 0.2                          # a release gate on the end of the interval
     python jobs/attack.py RUN --final                                   # score on the final split, for a result that is published
     python jobs/attack.py RUN --trust                                   # use all settings of a folder that another user wrote
     python jobs/attack.py RUN --variant leaked --against OTHER_RUN      # a paired comparison with another run

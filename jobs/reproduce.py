@@ -1,13 +1,13 @@
 """Compare mechanisms on one data set under the same attacks, as the paper does, and print the theory of the Gaussian mixture.
 
-    python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, at up to 3 settings, 3 seeds
+    python jobs/reproduce.py mnist --data-dir DIR                       # all mechanisms, at up to 3 settings, 5 seeds
     python jobs/reproduce.py mnist --data-dir DIR --calibrate           # choose every mechanism's settings by the same rule
     python jobs/reproduce.py mnist --data-dir DIR --grids GRIDS_FILE    # compare at these settings
     python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --num-settings 2 --num-seeds 1
     python jobs/reproduce.py digits --num-seeds 2                       # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
     python jobs/reproduce.py --resume DIR                               # continue an interrupted comparison
-    python jobs/reproduce.py --resume DIR --num-seeds 5                 # continue, with 5 seeds in all
+    python jobs/reproduce.py --resume DIR --mechanisms cpgan pca        # continue, with these mechanisms in all
     python jobs/reproduce.py gaussian --theory                          # the mixture's best codes, for the published weights
 
 From a folder that another user has written, --resume takes only what is compared. --trust also takes data, caches, cluster and

@@ -10,8 +10,8 @@
 
 The search of another user is resumed only with --trust, because Ray Tune restores its state with pickle.
 
-The last line printed is a JSON object: run_id, output, trials, front, hypervolume, recommended (with the command that trains it),
-seconds.
+The last line printed is a JSON object: run_id, output, trials, front, hypervolume, r2_at, recommended (with the command that trains
+it), seconds.
 """
 
 import json
