@@ -140,10 +140,10 @@ def _ignore() -> None:
 
 
 @contextlib.contextmanager
-def blocked_signals() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM wait, for this thread and those that it starts: unlike a deferred signal they reach no
-    handler at all, not even one that a library installs meanwhile."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def blocked_signals(*numbers: signal.Signals) -> Iterator[None]:
+    """Within the block these signals (by default SIGINT and SIGTERM) wait, for this thread and those that it starts, which keep
+    them blocked: unlike a deferred signal they reach no handler at all, not even one that a library installs meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or STOP_SIGNALS)
     try:
         yield
     finally:

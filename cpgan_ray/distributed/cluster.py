@@ -111,12 +111,15 @@ class ShieldedCoreWorker(raylet.CoreWorker):
 def own_signal_handlers() -> Iterator[None]:
     """A driver that joins a cluster in the block keeps its handler of SIGTERM, until it has left the cluster too.
 
-    Ray's Python handler would end the process, and one of them also the cluster, with status 1.
+    Ray's Python handler would end the process, and one of them also the cluster, with status 1. SIGTERM waits until the end of the
+    block. The threads that Ray starts in it never receive it: while Ray's C++ handler is installed, a thread that received the
+    signal would end the process. SIGINT is not blocked, so that a hanging connection can be interrupted.
     """
     set_handler, core_worker = ray_utils.set_sigterm_handler, raylet.CoreWorker
     ray_utils.set_sigterm_handler, raylet.CoreWorker = lambda handler: None, ShieldedCoreWorker
     try:
-        yield
+        with blocked_signals(signal.SIGTERM):
+            yield
     finally:
         ray_utils.set_sigterm_handler, raylet.CoreWorker = set_handler, core_worker
 
