@@ -34,12 +34,13 @@ def test_smallest_error_uses_interval_of_best_attack():
     assert smallest_error(cell(0, 0.9, 12.0)["attacks"]) == pytest.approx((12.0, 10.4, 12.8))
 
 
-def test_measured_averages_seeds_with_students_interval():
+def test_measured_crosses_students_interval_with_that_over_people():
     ours, pca = measured([cell(0, 0.9, 12.0), cell(0, 0.8, 13.0, "pca"), cell(1, 0.92, 12.2)])
     assert (ours.mechanism, pca.mechanism) == ("cpgan", "pca")
     half = 12.706205 * 0.01 / 1  # t(0.975, 1) times the deviation 0.01 sqrt(2), over sqrt(2)
-    assert ours.accuracy == pytest.approx((0.91, 0.91 - half, 0.91 + half))
-    assert ours.mse == pytest.approx((12.1, 12.1 - 10 * half, 12.1 + 10 * half))
+    assert ours.accuracy == pytest.approx((0.91, 0.91 - np.hypot(half, 0.01), 0.91 + np.hypot(half, 0.02)))
+    errors = (12.1, 12.1 - np.hypot(10 * half, 1.6), 12.1 + np.hypot(10 * half, 0.8))  # of a cell: 16 times its interval of R2
+    assert ours.mse == pytest.approx(errors)
     assert ours.theory == pytest.approx((14.1, 0.911))
     assert pca.accuracy == pytest.approx((0.8, 0.79, 0.82)), "one seed's own interval"
 
