@@ -71,6 +71,7 @@ TINY = Config(
         restarts=1,
         kernel_features=16,
         fit_fractions=(),
+        num_shifted=1,
     ),
     tracking=TrackingConfig(log_models=False, system_metrics=False),
 )

@@ -19,6 +19,9 @@ class Batch:
     mirrored: np.ndarray  # (B,) bool
     shift: np.ndarray  # (B, 2) int16, pixels down and to the right, after mirroring
 
+    def __getitem__(self, rows: slice | np.ndarray) -> "Batch":
+        return Batch(rows=self.rows[rows], mirrored=self.mirrored[rows], shift=self.shift[rows])
+
 
 @dataclass(frozen=True)
 class Release:
@@ -45,7 +48,7 @@ class Feedback:
 class Outcome:
     """The result of a finished game, for the evaluation. Made by PrivatizerWorker.outcome; read by the driver."""
 
-    codes: dict[str, np.ndarray]  # (N, k) float32 of `train`, `val`, `test`; with mirroring, of `train_mirrored`, `val_mirrored`
+    codes: dict[str, np.ndarray]  # (N, k) float32 of all sets of data/views.py
     logits: dict[str, np.ndarray]  # (N, L or C) float32 of `val`, `test`
     programs: dict[str, bytes]  # torch.export programs: `privatizer`, `utility_head`
 

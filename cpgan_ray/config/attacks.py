@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.constraints import NonNegative, OpenFraction, Positive, PositiveInt, config_class
 
-AttackName = Literal["ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest"]
+AttackName = Literal["ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest", "stack"]
 
 
 @config_class("attacks")
@@ -20,19 +20,32 @@ class AttackConfig:
         "decoder",
         "resnet_decoder",
         "nearest",
+        "stack",
     )
-    """Which attacks are fitted."""
+    """Which attacks are fitted. `stack` is the weighted average of all others of a variant."""
     variants: Annotated[tuple[Literal["leaked", "fresh"], ...], Field(min_length=1)] = ("leaked", "fresh")
     """`leaked`: fitted on the defender's training pictures. `fresh`: fitted on the attacker's own, from the validation split."""
     fit_fractions: tuple[OpenFraction, ...] = (0.01, 0.1)
     """Fractions of the first variant's pictures on which the quick attacks are fitted again, to show the effect of the attacker's
     sample size."""
     restarts: PositiveInt = 2
-    """Number of seeds with which an attack is fitted; the average of the reconstructions is used if it is better on the tuning
-    rows."""
+    """Number of seeds with which an attack is fitted, except the decoders; the average of the reconstructions is used if it is
+    better on the tuning rows."""
     epochs: PositiveInt = 3
-    """First budget of a neural attack; it is doubled until that gains less than 0.005 R2 on the tuning rows."""
-    max_budget_doublings: NonNegativeInt = 2
+    """First budget of the perceptrons. It is doubled until two doublings in a row each gain less than 2 % of the R2 found, and less
+    than a quarter of the half-width of its 95 % interval on the tuning rows (or less than 0.0002). An epoch has as many rows as
+    there are codes to fit on, drawn from them and from the shifted copies."""
+    decoder_epochs: PositiveInt = 1
+    """The same for the convolutional decoders."""
+    decoder_restarts: PositiveInt = 1
+    """The same for a convolutional decoder, which takes much longer."""
+    num_shifted: NonNegativeInt = 8
+    """Number of shifted copies of each picture that the attacker encodes, to fit on; fewer if the data set or the codes are
+    large."""
+    max_shift_px: NonNegativeInt | None = None
+    """Largest shift of these copies to each side; by default in proportion to the side: 3 pixels for 64. Only pictures are
+    shifted."""
+    max_budget_doublings: NonNegativeInt = 3
     """Largest number of doublings; an attack that still gains after the last one is reported as not saturated."""
     max_rows: NonNegativeInt = 0
     """Largest number of pictures that an attack is fitted on; 0: all."""
@@ -40,6 +53,8 @@ class AttackConfig:
     """Numbers of hidden units of the MLP attacks; each is fitted, and the best on the tuning rows is used."""
     decoder_width: PositiveInt = 8
     """Number of channels of the last stage but one of the convolutional decoder; the residual decoder has half as many again."""
+    kernel_rows: PositiveInt = 16_384
+    """The kernel attack is exact up to this number of rows, and uses random features beyond. 16,384 rows take 2.1 GB."""
     kernel_features: PositiveInt = 4096
     """Largest number of random Fourier features of the kernel attack."""
     quick_every: NonNegativeInt = 0

@@ -33,7 +33,13 @@ def smoke() -> Config:
         },
         runtime=RuntimeConfig(threads=1),
         attacks=AttackConfig(
-            mlp_widths=(64,), decoder_width=4, kernel_features=256, epochs=1, max_budget_doublings=1, fit_fractions=(0.1,)
+            mlp_widths=(64,),
+            decoder_width=4,
+            kernel_features=256,
+            epochs=1,
+            max_budget_doublings=1,
+            fit_fractions=(0.1,),
+            num_shifted=1,
         ),
     )
 
@@ -204,12 +210,12 @@ def with_attackers_people(config: Config) -> Config:
 
 def for_comparison(config: Config) -> Config:
     """The configuration of a cell of a comparison: of the larger data sets 40,000 training samples, half of them the defender's;
-    ridge, kernel, perceptron and nearest-neighbour attacks on leaked and on fresh samples, at most 10,000 of them (with mirror
-    images)."""
+    ridge, kernel, perceptron and nearest-neighbour attacks, and their stack, on leaked and on fresh samples, at most 10,000 of them
+    (with mirror images)."""
     config = with_attackers_people(config)
     attacks = replace(
         config.attacks,
-        names=("ridge", "kernel", "mlp", "nearest"),
+        names=("ridge", "kernel", "mlp", "nearest", "stack"),
         variants=("leaked", "fresh"),
         fit_fractions=(),
         restarts=1,
@@ -227,11 +233,11 @@ def for_comparison(config: Config) -> Config:
 
 
 def for_search(config: Config) -> Config:
-    """The configuration of a trial of a search: the three attacks that were strongest on every preset, one seed each, on leaked
-    pictures. The recommended setting is trained with the whole tournament."""
+    """The configuration of a trial of a search: the three attacks that were strongest on every preset, one seed each, and their
+    stack, on leaked pictures. The recommended setting is trained with the whole tournament."""
     attacks = replace(
         config.attacks,
-        names=("ridge", "kernel", "mlp"),
+        names=("ridge", "kernel", "mlp", "stack"),
         variants=("leaked",),
         fit_fractions=(),
         restarts=1,

@@ -15,10 +15,12 @@ import torch
 from cpgan_ray.common.process import trim_memory
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
 from cpgan_ray.data import Dataset, task_targets
+from cpgan_ray.data.code_sets import max_shift_px
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
+from cpgan_ray.evaluation.attacks.stack import stack_attack
 from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
@@ -27,6 +29,8 @@ MIN_SIDE = 8
 """Pixel attacks need pictures with sides of at least this many pixels, or series of at least this many steps. A series has width 1
 and several channels. A vector, in which neighbouring numbers are unrelated, has one channel."""
 LABEL_ATTACKS = ("ridge", "kernel", "mlp")
+STACK = "stack"
+"""Name of the weighted average of all attacks of a variant."""
 FLOOR = "labels"
 """Variant of the label floor: its codes are the true labels."""
 
@@ -64,7 +68,7 @@ class EvaluationContext:
         codes = self.codes
         if variant == FLOOR:
             labels = {name: self.answers(name) for name in self.dataset.splits}
-            codes = labels | {f"{name}_mirrored": labels[name] for name in self.dataset.fit_splits}
+            codes = {name: labels[name.partition("_")[0]] for name in codes if "_draw" not in name}
         return attack_data(
             self.dataset,
             codes,
@@ -72,6 +76,7 @@ class EvaluationContext:
             variant="leaked" if variant == FLOOR else variant,
             share=share,
             max_rows=self.config.max_rows,
+            shift=max_shift_px(self.dataset, self.config),
             seed=self.seed,
             trained_against=self.trained_against,
             device=device,
@@ -103,7 +108,8 @@ def trained_against(config: Config) -> tuple[str, ...]:
 
 
 def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False) -> list[AttackSpec]:
-    """All attacks of a tournament, the slowest first. The variant `fresh` is left out if there are too few people for it.
+    """All attacks of a tournament but the stacks, the slowest first. The variant `fresh` is left out if there are too few people
+    for it.
 
     brief: only two attacks that take seconds, for a code that contains nothing to find.
 
@@ -123,7 +129,9 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
     large_enough = height >= MIN_SIDE and (is_series or width >= MIN_SIDE)
     if brief:
         return [AttackSpec("ridge", variants[0]), AttackSpec("ridge", FLOOR)]
-    names = [name for name in config.names if large_enough or name not in PIXEL_ATTACKS]
+    names = [name for name in config.names if name != STACK and (large_enough or name not in PIXEL_ATTACKS)]
+    if not names and set(config.names) == {STACK}:
+        raise InputError(f"attacks.names has only {STACK}, which is the average of other attacks: add kernel and mlp")
     if not names:
         raise InputError(
             f"attacks.names has only {', '.join(config.names)}, which need pictures of at least {MIN_SIDE} pixels or series of at "
@@ -148,10 +156,32 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     started = time.perf_counter()
     data = context.data(spec.variant, share=spec.share, device=device)
     config = context.config
-    if not spec.counts:  # a smaller budget makes the label floor lower, which is stricter; a sweep only needs the trend
-        config = dataclasses.replace(config, restarts=1, kernel_features=min(config.kernel_features, 1024))
+    if spec.share < 1:  # a sweep only needs the trend
+        config = dataclasses.replace(config, restarts=1, decoder_restarts=1, kernel_features=min(config.kernel_features, 1024))
     fitted = ATTACKS[spec.name](data, config)
     return FittedAttack(spec, fitted, len(data.fit), time.perf_counter() - started)
+
+
+def stack_specs(specs: Sequence[AttackSpec], config: AttackConfig) -> list[AttackSpec]:
+    """The stacks of a tournament: one for each variant, and for the label floor, that has several attacks."""
+    whole = [spec.variant for spec in specs if spec.share == 1]
+    return [AttackSpec(STACK, variant) for variant in dict.fromkeys(whole) if STACK in config.names and whole.count(variant) > 1]
+
+
+def fit_stacks(
+    attacks: Sequence[FittedAttack], context: EvaluationContext, *, done: Callable[[FittedAttack], None]
+) -> list[FittedAttack]:
+    """Fit the stacks of a tournament; `done` is called after each. This takes seconds, so it is done in the calling process, after
+    all attacks are fitted."""
+    stacks = []
+    for spec in stack_specs([attack.spec for attack in attacks], context.config):
+        started = time.perf_counter()
+        members = {a.spec.name: a for a in attacks if a.spec.variant == spec.variant and a.spec.share == 1}
+        fitted = stack_attack(context.data(spec.variant), {name: attack.fitted for name, attack in members.items()})
+        rows = max(attack.rows for attack in members.values())
+        stacks.append(FittedAttack(spec, fitted, rows, time.perf_counter() - started))
+        done(stacks[-1])
+    return stacks
 
 
 def fit_in_process(

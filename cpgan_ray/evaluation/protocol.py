@@ -11,12 +11,14 @@ Variant `leaked`: the defender's training pictures have leaked. The attack is fi
 With people withheld, both variants are fitted on equally many pictures, so that they differ only in what the defender has seen.
 
 In both variants the attacker knows the privatizer. It therefore also has the codes of the mirror images of its pictures, if the
-data set may be mirrored (`DatasetInfo.mirrored`), and several codes of each picture if the release draws noise. In both variants
-the mean picture and the principal components are those of `train`: this does not make the attacker weaker.
+data set may be mirrored (`DatasetInfo.mirrored`), several codes of each picture if the release draws noise, and the codes of
+shifted copies. The tuning rows are not copied until all settings are chosen: then an attack is fitted once more, on fitting and
+tuning rows together. In both variants the mean picture and the principal components are those of `train`: this does not make the
+attacker weaker.
 """
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,8 +26,7 @@ import torch
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Batch
 from cpgan_ray.data import Dataset
-from cpgan_ray.data.batching import plain_batch
-from cpgan_ray.data.code_sets import views_of
+from cpgan_ray.data.code_sets import set_batch, shifted_of, split_of, views_of
 from cpgan_ray.data.pca import Projection, targets
 from cpgan_ray.data.store import ATTACKER, Split
 from cpgan_ray.errors import InputError
@@ -43,6 +44,43 @@ Codes = dict[str, np.ndarray]
 on which attacks are fitted."""
 
 
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Where the pairs of an attack come from."""
+
+    dataset: Dataset
+    codes: Codes
+    basis: Projection
+    shift: int  # largest shift of the shifted copies
+    device: torch.device | None
+
+    def pairs(self, names: Sequence[str], rows: np.ndarray) -> Pairs:
+        """The same rows (n,) of several sets of one split, one set after the other."""
+        shown = [(set_batch(name, self.dataset, shift=self.shift)[rows], self.codes[name][rows]) for name in names]
+        return pairs(split_of(names[0], self.dataset), shown, basis=self.basis, device=self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCopies:
+    """The copies of an attacker's pictures (see `Copies`), read when they are asked for."""
+
+    sources: Sources
+    fit_split: str
+    fit_rows: np.ndarray
+    tune_rows: np.ndarray
+
+    def fit_shifted(self) -> Pairs | None:
+        names = shifted_of(self.sources.codes, self.fit_split)
+        return self.sources.pairs(names, self.fit_rows) if names else None
+
+    def tune_mirrored(self) -> Pairs | None:
+        return self.sources.pairs(["val_mirrored"], self.tune_rows) if "val_mirrored" in self.sources.codes else None
+
+    def tune_shifted(self) -> Pairs | None:
+        names = shifted_of(self.sources.codes, "val")
+        return self.sources.pairs(names, self.tune_rows) if names else None
+
+
 def attack_data(
     dataset: Dataset,
     codes: Codes,
@@ -51,11 +89,14 @@ def attack_data(
     variant: str = "leaked",
     share: float = 1.0,
     max_rows: int = 0,
+    shift: int = 0,
     seed: int,
     trained_against: tuple[str, ...] = (),
     device: torch.device | None = None,
 ) -> AttackData:
     """The three sets of one variant; the attack is fitted on that `share` of its pictures, and on at most `max_rows` of them.
+
+    shift: the largest shift of the shifted copies among the codes, in pixels.
 
     Raises:
         InputError: there are too few pictures to fit or to tune on, or a person is in two of the sets.
@@ -72,17 +113,14 @@ def attack_data(
             f"each must be at least {MIN_ROWS}: leave out the variant or the share {share:g}, or add pictures"
         )
 
-    def pairs_of(name: str, rows: np.ndarray, views: Sequence[tuple[str, bool]]) -> Pairs:
-        shown = [(view_of(rows, mirrored=mirrored), codes[view][rows]) for view, mirrored in views]
-        return pairs(dataset.splits[name], shown, basis=basis, device=device)
-
+    sources = Sources(dataset, codes, basis, shift, device)
     views, pictures = views_of(codes, fit_split, mirrored=dataset.info.mirrored), dataset.train.dtype == np.uint8
-    fit, tune = pairs_of(fit_split, fit_rows, views), pairs_of("val", tune_rows, [("val", False)])
+    fit, tune = sources.pairs(views, fit_rows), sources.pairs(["val"], tune_rows)
     lower_bound = torch.from_numpy(-1 - basis.mean).to(device)
     data = AttackData(
         fit=fit,
         tune=tune,
-        score=pairs_of("test", np.arange(len(dataset.test)), [("test", False)]),
+        score=sources.pairs(["test"], np.arange(len(dataset.test))),
         components=torch.from_numpy(np.require(basis.components, np.float32, ["C", "W"])).to(device),
         bounds=(lower_bound, lower_bound + 2) if pictures else value_bounds(fit, tune),
         image_shape=dataset.image_shape,
@@ -92,6 +130,7 @@ def attack_data(
         pictures=pictures,
         face=None if dataset.info.face is None else torch.from_numpy(region(dataset.info.face, dataset.image_shape)).to(device),
         views=len(views),
+        copies=EncodedCopies(sources, fit_split, fit_rows, tune_rows),
     )
     ensure_disjoint(data)
     return data
@@ -142,11 +181,6 @@ def split_by_identity(identity: np.ndarray, *, seed: int) -> tuple[np.ndarray, n
     return np.flatnonzero(~tuning), np.flatnonzero(tuning)
 
 
-def view_of(rows: np.ndarray, *, mirrored: bool) -> Batch:
-    """Rows (n,) of a split, all as they are or all mirrored."""
-    return dataclasses.replace(plain_batch(rows), mirrored=np.full(len(rows), mirrored))
-
-
 def pairs(
     split: Split, views: Sequence[tuple[Batch, np.ndarray]], *, basis: Projection, device: torch.device | None = None
 ) -> Pairs:
@@ -173,8 +207,7 @@ def coordinates(split: Split, batch: Batch, *, basis: Projection) -> tuple[np.nd
     size = max(1, BLOCK_VALUES // int(np.prod(split.image_shape)))
     for start in range(0, len(values), size):
         block = slice(start, start + size)
-        part = Batch(rows=batch.rows[block], mirrored=batch.mirrored[block], shift=batch.shift[block])
-        values[block], residual[block] = targets(basis, split, part)
+        values[block], residual[block] = targets(basis, split, batch[block])
     return values, residual
 
 

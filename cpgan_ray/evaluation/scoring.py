@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -20,7 +20,8 @@ BLOCK_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class Score:
-    """R2 on the score rows with a 95 % interval; mean squared errors per value; similarity of the pictures."""
+    """R2 on the score rows with a 95 % interval over people and restarts; mean squared errors per value; similarity of the
+    pictures."""
 
     r2: float
     low: float
@@ -35,6 +36,7 @@ class Score:
     face_r2: float | None = None  # R2 on the face region, with its interval; only for data sets that have one
     face_low: float | None = None
     face_high: float | None = None
+    restart_std: float | None = None  # standard deviation of R2 between fits under other seeds; None: the attack draws nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,8 @@ class RowErrors:
 
 
 def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: bool = False) -> tuple[Score, RowErrors]:
-    """R2 = 1 - MSE / MSE(mean training picture) and the other measures; the interval resamples people, not pictures.
+    """R2 = 1 - MSE / MSE(mean training picture) and the other measures; the interval resamples people, not pictures, and includes
+    the attack's own uncertainty (`restart_std`).
 
     For pictures, `similar` adds PSNR, SSIM and MS-SSIM; `legacy` adds the metric of the reference implementation.
 
@@ -74,7 +77,8 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
         similarities = picture_similarity(data, x_hat, x, similar=similar, legacy=legacy)
         sums |= {name: sums.get(name, 0.0) + float(values.sum(dtype=np.float64)) for name, values in similarities.items()}
     rows = RowErrors(errors, mean_errors, data.score.identity)
-    low, high = interval(rows, seed=data.seed)
+    deviation = restart_std(data, attack)
+    low, high = interval(rows, seed=data.seed, restart_std=deviation or 0.0)
     mse = float(rows.errors.mean())
     unit_mse = mse / 4  # a distance in [-1, 1] is twice the distance in [0, 1]
     units = {"mse": unit_mse, "mse_255": unit_mse * 255**2} if data.pictures else {"mse": mse, "mse_raw": mse * data.unit**2}
@@ -83,7 +87,26 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
     if data.face is not None:
         face_rows = RowErrors(face_errors, face_mean_errors, data.score.identity)
         face = dict(zip(("face_r2", "face_low", "face_high"), (face_rows.r2, *interval(face_rows, seed=data.seed)), strict=True))
-    return Score(r2=rows.r2, low=low, high=high, **units, **means, **face), rows
+    return Score(r2=rows.r2, low=low, high=high, **units, **means, **face, restart_std=deviation), rows
+
+
+def restart_std(data: AttackData, attack: Fitted) -> float | None:
+    """Standard deviation of the attack's R2 on the score rows if it were fitted again under other seeds, estimated from its n
+    restarts.
+
+    s^2 is the sample variance of the restarts' R2. An attack that is one restart varies by s. The average of n restarts varies by
+    s / sqrt(n): to first order its R2 is a constant plus the mean of the restarts' deviations, which are independent. None if the
+    attack has no random parts or only one restart.
+    """
+    if len(attack.restarts) < 2:
+        return None
+    alone = [replace(attack, reconstruct=restart) for restart in attack.restarts]
+    errors, total = np.zeros(len(alone)), 0.0
+    for z, x in data.score.pixel_blocks():
+        errors += [float((to_pixels(data, restart, z) - x).double().square().sum()) for restart in alone]
+        total += float(x.double().square().sum())
+    deviation = float(np.std(1 - errors / total, ddof=1))
+    return deviation / len(alone) ** 0.5 if attack.averaged else deviation
 
 
 def picture_similarity(data: AttackData, x_hat: Tensor, x: Tensor, *, similar: bool, legacy: bool) -> dict[str, np.ndarray]:
@@ -144,9 +167,16 @@ def resampled_r2(rows: RowErrors, *, seed: int) -> np.ndarray:
     return 1 - resampled[:, 0] / resampled[:, 1]
 
 
-def interval(rows: RowErrors, *, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Expanded percentile bootstrap interval of R2, resampling identities."""
-    low, high = np.quantile(resampled_r2(rows, seed=seed), interval_ends(rows.identity, level=level))
+def interval(rows: RowErrors, *, seed: int, level: float = 0.95, restart_std: float = 0.0) -> tuple[float, float]:
+    """Expanded percentile bootstrap interval of R2, resampling identities.
+
+    restart_std: to each bootstrap sample's R2 a normal number of this standard deviation is added, so that the variance of the
+    samples is Var(people) + restart_std^2.
+    """
+    r2 = resampled_r2(rows, seed=seed)
+    if restart_std > 0:
+        r2 = r2 + restart_std * stream(seed, "bootstrap", "restarts").standard_normal(len(r2))
+    low, high = np.quantile(r2, interval_ends(rows.identity, level=level))
     return float(low), float(high)
 
 

@@ -76,8 +76,10 @@ def encode_set(encode: Encode, code_set: CodeSet, config: Config, *, name: str, 
 
 def encode_all(encode: Encode, dataset: Dataset, config: Config, *, name: str, draws: int = 1) -> Codes:
     """The codes of all sets that the attacks need, with this many draws of the noise; 1 for an encoder without noise."""
-    sets = code_sets(dataset, draws=draws)
-    return {key: encode_set(encode, code_set, config, name=name, key=key) for key, code_set in sets.items()}
+    train = encode_set(encode, code_sets(dataset)["train"], config, name=name, key="train")
+    sets = code_sets(dataset, draws=draws, attacks=config.attacks, k=train[0].size)
+    others = {key: encode_set(encode, sets[key], config, name=name, key=key) for key in sets if key != "train"}
+    return {"train": train} | others
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
     attack_specs(config.attacks, dataset)
     projection(dataset, components=DEFAULT_COMPONENTS)
-    codes = encode_all(encoder, dataset)
+    codes = encode_all(encoder, dataset, config.attacks)
     encoder.close()
     config = dataclasses.replace(config, k=codes["test"].shape[1])
     logits = head_logits(target, codes, dataset, config, job.encoder)

@@ -16,7 +16,7 @@ import torch
 from cpgan_ray.common.process import available_cpus
 from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
-from cpgan_ray.evaluation.fitting import EvaluationContext, FittedAttack, attack_specs, fit_in_process
+from cpgan_ray.evaluation.fitting import EvaluationContext, FittedAttack, attack_specs, fit_in_process, fit_stacks, stack_specs
 from cpgan_ray.evaluation.report.card import Curves, card
 from cpgan_ray.evaluation.report.paired import comparison
 from cpgan_ray.evaluation.report.panels import attack_panels
@@ -38,7 +38,7 @@ def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bo
     """Fit all attacks of the tournament, as Ray tasks in parallel or one after the other in this process. Logs a line for each."""
     specs = attack_specs(context.config, context.dataset, brief=brief)
     context.pca_basis()  # computed once here, before many processes need it
-    num_done = 0
+    num_done, num_attacks = 0, len(specs) + len(stack_specs(specs, context.config))
 
     def log_attack(attack: FittedAttack) -> None:
         nonlocal num_done
@@ -46,16 +46,18 @@ def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bo
         spec = attack.spec
         share = "" if spec.share == 1 else f" {100 * spec.share:g} %"
         logger.info(
-            f"attack {num_done}/{len(specs)}: {spec.name} ({spec.variant}{share}), tuning R2 {attack.fitted.tune_r2:.3f}, "
+            f"attack {num_done}/{num_attacks}: {spec.name} ({spec.variant}{share}), tuning R2 {attack.fitted.tune_r2:.3f}, "
             f"{attack.seconds:.0f} s"
         )
 
     if attacks_on_ray(runtime):
         from cpgan_ray.distributed.tasks import fit_on_ray
 
-        return fit_on_ray(specs, context, runtime=runtime, done=log_attack)
-    torch.set_num_threads(runtime.threads or available_cpus())
-    return fit_in_process(specs, context, done=log_attack)
+        attacks = fit_on_ray(specs, context, runtime=runtime, done=log_attack)
+    else:
+        torch.set_num_threads(runtime.threads or available_cpus())
+        attacks = fit_in_process(specs, context, done=log_attack)
+    return attacks + fit_stacks(attacks, context, done=log_attack)
 
 
 def evaluate_codes(

@@ -18,7 +18,7 @@ from cpgan_ray.common.types import Batch, Feedback, Metrics, Outcome, Release
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, label_frequencies, load, majority_logits
 from cpgan_ray.data.batching import consecutive_batch, pictures, representative_rows, rounds_per_epoch, training_batch
-from cpgan_ray.data.code_sets import EVALUATION_BLOCK, code_sets
+from cpgan_ray.data.code_sets import EVALUATION_BLOCK, CodeSet, code_sets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.models.export import export_programs
@@ -84,7 +84,7 @@ class PrivatizerWorker:
     def local_part(self, batch: Batch) -> Batch:
         """The rows of a batch that belong to this peer."""
         local = self.peers.local_slice(len(batch.rows))
-        return Batch(rows=batch.rows[local], mirrored=batch.mirrored[local], shift=batch.shift[local])
+        return batch[local]
 
     def utility(self, release: Release) -> Metrics:
         """Computes the utility loss on a release and its gradients."""
@@ -136,9 +136,13 @@ class PrivatizerWorker:
 
     def codes(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Codes (N, k) and logits (N, L or C) of a set, see `code_sets`."""
-        parts = [self.encode(block) for block in code_sets(self.dataset)[name].blocks()]
+        parts = [self.encode(block) for block in self.code_sets()[name].blocks()]
         z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return z, logits
+
+    def code_sets(self) -> dict[str, CodeSet]:
+        """The sets whose codes the attacks need."""
+        return code_sets(self.dataset, attacks=self.config.attacks, k=self.config.k)
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For `train` and `val`: at most `count` rows (n,), evenly spaced over the split, and their codes (n, k)."""
@@ -153,7 +157,7 @@ class PrivatizerWorker:
 
     def outcome(self) -> Outcome:
         """Everything that the evaluation needs, so that the players can end. Only the first peer exports the programs."""
-        evaluated = {name: self.codes(name) for name in code_sets(self.dataset)}
+        evaluated = {name: self.codes(name) for name in self.code_sets()}
         codes = {name: z for name, (z, _) in evaluated.items()}
         train = self.dataset.train
         first, shape = self.peers.rank == 0, train.image_shape

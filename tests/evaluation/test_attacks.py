@@ -10,9 +10,10 @@ from sklearn.linear_model import Ridge
 
 from cpgan_ray.config import AttackConfig, NeuralConfig
 from cpgan_ray.evaluation.attacks import ATTACKS
-from cpgan_ray.evaluation.attacks.base import GAIN, AttackData, CodeMap, Fitted, Mean, Pairs, predict, r2_score, to_pixels
+from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, Mean, Pairs, half_width, predict, r2_score, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import RIDGE_PENALTIES
 from cpgan_ray.evaluation.attacks.neural import Candidate, train_candidates
+from cpgan_ray.evaluation.attacks.saturation import is_saturated
 from cpgan_ray.training.adversaries.base import Target
 
 torch.set_num_threads(1)
@@ -51,6 +52,15 @@ def curved(data_of: DataOf) -> AttackData:
     rng = np.random.default_rng(2)
     hidden = np.tanh(3 * latent @ rng.normal(size=(2, 12)) + rng.normal(size=12))
     return data_of(np.tanh(hidden @ rng.normal(size=(12, 6))), x, components=P, image_shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def noisy(data_of: DataOf) -> AttackData:
+    """z is a random tanh layer of the picture's two factors, with noise: there is a limit to what can be recovered."""
+    latent, x = pictures(factors=2)
+    rng = np.random.default_rng(8)
+    z = np.tanh(3 * latent @ rng.normal(size=(2, 12)) + rng.normal(size=12))
+    return data_of(z + 0.3 * rng.normal(size=z.shape), x, components=P)
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +206,11 @@ def test_attack_with_same_seed_is_repeatable(name, curved, on_curved):
 
 
 @pytest.mark.parametrize("name", ["kernel", "mlp", "decoder"])
-def test_attack_with_other_seed_has_similar_strength(name, curved, on_curved):
-    other = run(name, dataclasses.replace(curved, seed=1))
-    assert not torch.equal(answers(other, curved), answers(on_curved[name], curved))
-    assert r2(curved, other) == pytest.approx(r2(curved, on_curved[name]), abs=0.1)
+def test_attack_with_other_seed_has_similar_strength(name, curved):
+    settings = dataclasses.replace(SETTINGS, kernel_rows=100)  # so that the kernel attack draws random features
+    first, other = (ATTACKS[name](dataclasses.replace(curved, seed=seed), settings) for seed in (0, 1))
+    assert not torch.equal(answers(other, curved), answers(first, curved))
+    assert r2(curved, other) == pytest.approx(r2(curved, first), abs=0.1)
 
 
 def test_ridge_attack_matches_scikit_learn_with_best_tuning_penalty(curved, on_curved):
@@ -214,8 +225,12 @@ def test_ridge_attack_matches_scikit_learn_with_best_tuning_penalty(curved, on_c
         tuned[penalty] = np.square(model.predict(tune) - curved.tune.pixels[slice(None)].numpy()).sum(), model
     best = min(tuned, key=lambda penalty: tuned[penalty][0])
     assert on_curved["ridge"].settings == {"penalty": best}
-    expected = tuned[best][1].predict(score)
-    assert answers(on_curved["ridge"], curved).numpy() == pytest.approx(expected, abs=1e-4)
+    before = on_curved["ridge"].before_refit
+    assert before is not None
+    assert predict(before, curved.score.z).numpy() == pytest.approx(tuned[best][1].predict(score), abs=1e-4)
+    all_z, all_x = np.concatenate([z, tune]), np.concatenate([x, curved.tune.pixels[slice(None)].numpy()])
+    refitted = Ridge(alpha=len(all_z) * best).fit(all_z, all_x)
+    assert answers(on_curved["ridge"], curved).numpy() == pytest.approx(refitted.predict(score), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -235,21 +250,22 @@ def test_neural_attack_is_at_least_as_strong_as_ridge_on_tuning_rows(name, leaky
         assert fitted.tune_r2 >= run("ridge", data).tune_r2 - 1e-3
 
 
-def test_train_candidates_doubles_budget_until_saturated(curved):
-    short, long = (ATTACKS["mlp"](curved, dataclasses.replace(SETTINGS, epochs=1, max_budget_doublings=n)) for n in (0, 8))
+def test_train_candidates_doubles_budget_until_saturated(noisy):
+    settings = dataclasses.replace(SETTINGS, epochs=1, restarts=1)
+    short, long = (ATTACKS["mlp"](noisy, dataclasses.replace(settings, max_budget_doublings=n)) for n in (0, 8))
     assert (short.budgets[0][0], len(short.budgets), short.saturated) == (1, 1, False)
     budgets, r2_of_budgets = zip(*long.budgets, strict=True)
     assert list(budgets) == [2**i for i in range(len(budgets))]
     assert len(budgets) > 2
-    assert len(long.curve) == long.settings["epochs"]
-    assert [max(long.curve[:budget]) for budget in budgets[:-1]] == pytest.approx(r2_of_budgets[:-1]), (
-        "all budgets belong to the same network"
-    )
-    assert run("ridge", curved).curve == ()
-    gains = np.diff(r2_of_budgets)
-    assert all(max(pair) >= GAIN for pair in zip(gains[:-2], gains[1:-1], strict=True)), "the budget is doubled only while R2 rises"
+    assert len(long.curve) == long.settings["epochs"] == budgets[-1]
+    assert [long.curve[budget - 1] for budget in budgets] == list(r2_of_budgets), "all budgets belong to the same network"
+    assert run("ridge", noisy).curve == ()
+    assert long.before_refit is not None
+    width = half_width(noisy.tune, long.before_refit, space="components")
+    assert is_saturated(r2_of_budgets, half_width=width)
+    assert not is_saturated(r2_of_budgets[:-1], half_width=width), "the budget is doubled only while R2 rises"
     assert long.saturated
-    assert r2(curved, long) > r2(curved, short) + GAIN
+    assert r2(noisy, long) > r2(noisy, short) + 0.005
 
 
 @pytest.mark.parametrize("seed", [8, 9])
@@ -266,7 +282,9 @@ def test_train_candidates_averages_restarts_only_if_better(seed, data_of):
     averaged = "averaged" in fitted.settings
     assert isinstance(fitted.reconstruct, Mean) == averaged
     assert (round(fitted.tune_r2, 4) > max(alone)) if averaged else (round(fitted.tune_r2, 4) == max(alone))
-    assert fitted.tune_r2 == r2_score(data.tune, fitted.reconstruct, space="components")
+    assert fitted.averaged == averaged
+    assert fitted.before_refit is not None
+    assert fitted.tune_r2 == r2_score(data.tune, fitted.before_refit, space="components")
 
 
 @pytest.mark.parametrize(("against", "other"), [((), "upsample"), (("upsample",), "conv"), (("conv", "mlp"), "upsample")])

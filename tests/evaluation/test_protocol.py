@@ -8,6 +8,8 @@ import torch
 
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data import Dataset, load
+from cpgan_ray.data.batching import pictures
+from cpgan_ray.data.code_sets import set_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
@@ -23,18 +25,19 @@ def dataset(tiny) -> Dataset:
 
 
 def codes_of(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Codes that identify their picture: split, row, mirrored."""
+    """Codes that identify their picture: split, row, and 1 if it is mirrored, 2 and 3 if it is a shifted copy."""
     codes = {}
     for i, name in enumerate(("train", "val", "test")):
         rows = np.arange(len(getattr(dataset, name)), dtype=np.float32)
         codes[name] = np.column_stack([np.full_like(rows, i), rows, np.zeros_like(rows)])
-        codes[f"{name}_mirrored"] = np.column_stack([np.full_like(rows, i), rows, np.ones_like(rows)])
+        for number, suffix in enumerate(("_mirrored", "_shifted1", "_shifted2"), 1):
+            codes[f"{name}{suffix}"] = np.column_stack([np.full_like(rows, i), rows, np.full_like(rows, number)])
     return codes
 
 
 def sets(dataset: Dataset, variant: str, **options):
     basis = projection(dataset, components=16, progress=False)
-    return attack_data(dataset, codes_of(dataset), basis=basis, variant=variant, seed=0, **options)
+    return attack_data(dataset, codes_of(dataset), basis=basis, variant=variant, seed=0, shift=2, **options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -63,19 +66,33 @@ def test_attack_data_fresh_shares_nothing_with_defender(dataset):
 def test_attack_data_arrays_belong_to_same_row(variant, dataset):
     data = sets(dataset, variant)
     names = ("train", "val", "test")
-    for part in (data.fit, data.tune, data.score):
+    for part in (data.all_rows(), data.score):
         pixels = part.pixels[slice(None)].numpy()
         for i in range(0, len(part), 7):
-            split, row, mirrored = (int(v) for v in part.z[i])
+            split, row, copy = (int(v) for v in part.z[i])
             stored = getattr(dataset, names[split])
-            picture = stored.take(np.array([row]))[0]
-            picture = picture[:, ::-1] if mirrored else picture
+            name = names[split] + ("", "_mirrored", "_shifted1", "_shifted2")[copy]
+            picture = pictures(stored, set_batch(name, dataset, shift=2)[np.array([row])])[0]
             mean = np.asarray(projection(dataset, components=16, progress=False).mean)
             assert pixels[i] == pytest.approx(picture.ravel() / 127.5 - 1 - mean, abs=1e-5)
             assert part.identity[i] == stored.identity[row]
             assert part.target.values[i].numpy() == pytest.approx(data.components.numpy() @ pixels[i], abs=1e-3)
             energy = float((part.target.values[i] ** 2).sum() + part.target.residual[i])
             assert energy == pytest.approx(float(np.square(pixels[i]).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_attack_data_copies_are_of_the_same_pictures(variant, dataset):
+    """Shifted copies of the pictures in `fit`, and for the refit the tuning rows with all their copies: nobody from the score
+    set."""
+    data = sets(dataset, variant, share=0.5)
+    views, rows = data.fit_with_shifted(), data.all_rows()
+    assert len(views) == 2 * len(data.fit)
+    assert set(views.z[:, 1].tolist()) == set(data.fit.z[:, 1].tolist())
+    assert len(rows) == len(views) + 4 * len(data.tune)
+    assert set(rows.identity) == set(data.fit.identity) | set(data.tune.identity)
+    assert set(rows.identity) & set(data.score.identity) == set()
+    assert len(data.tune_with_mirrored()) == 2 * len(data.tune)
 
 
 def test_attack_data_share_includes_mirror_images(dataset):

@@ -21,6 +21,7 @@ from cpgan_ray.evaluation.scoring import (
     mean_interval,
     paired_difference,
     resampled_r2,
+    restart_std,
     score,
     two_sided_p,
 )
@@ -218,6 +219,38 @@ def test_two_sided_p_belongs_to_the_interval(people):
     tail = interval_ends(np.arange(people), level=0.9)[0]
     assert two_sided_p(tail, people=people) == pytest.approx(0.1)
     assert two_sided_p(0.5, people=people) == two_sided_p(0.01, people=1) == 1
+
+
+def test_interval_with_restarts_covers_expected_r2_of_attack():
+    """Each attack is the average of four restarts, whose R2 deviate from their expectation as much as the score people's do."""
+    rng = np.random.default_rng(4)
+    with_restarts, without = [], []
+    for seed in range(200):
+        identity, variance, person = people_with(rng)
+        restarts = 0.06 * rng.normal(size=4)
+        errors = variance * (1 - R2 - restarts.mean() + 0.2 * person)
+        rows = RowErrors(errors, variance, identity)
+        deviation = restarts.std(ddof=1) / 2
+        for covered, std in ((with_restarts, deviation), (without, 0.0)):
+            low, high = interval(rows, seed=seed, restart_std=std)
+            covered.append(low <= R2 <= high)
+    assert 0.9 <= np.mean(with_restarts) <= 0.98
+    assert np.mean(without) < 0.85
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_restart_std_is_sample_deviation_of_restarts(averaged):
+    data, fitted, _, x = data_and_attack(bounded=False)
+    parts = [lambda z, f=factor: f * (z - MEAN) for factor in (0.5, 0.8, 1.0)]
+    r2 = [1 - np.square(part(data.score.z).double().numpy() - x).sum() / np.square(x).sum() for part in parts]
+    expected = np.std(r2, ddof=1) / (3**0.5 if averaged else 1)
+    random = dataclasses.replace(fitted, restarts=tuple(parts), averaged=averaged)
+    assert restart_std(data, random) == pytest.approx(expected, rel=1e-4)
+    result, _ = score(data, random, similar=False)
+    plain, _ = score(data, fitted, similar=False)
+    assert result.restart_std == restart_std(data, random)
+    assert plain.restart_std is None
+    assert result.high - result.low > plain.high - plain.low
 
 
 def one_run() -> RowErrors:

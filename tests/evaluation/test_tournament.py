@@ -23,6 +23,8 @@ from cpgan_ray.evaluation.fitting import (
     attack_specs,
     fit_attack,
     fit_in_process,
+    fit_stacks,
+    stack_specs,
     trained_against,
 )
 from cpgan_ray.evaluation.report.report import reference_rows
@@ -33,13 +35,14 @@ from tests.data.datasets.test_har import lay_out
 torch.set_num_threads(1)
 
 SMALL = AttackConfig(
-    names=("ridge", "kernel", "nearest"),
+    names=("ridge", "kernel", "nearest", "mlp", "stack"),
     fit_fractions=(0.5,),
-    restarts=1,
+    restarts=2,
     epochs=1,
     max_budget_doublings=0,
     mlp_widths=(16,),
     kernel_features=32,
+    num_shifted=2,
 )
 
 
@@ -59,7 +62,7 @@ def plain_encoder(dataset: Dataset, encode: Callable[[np.ndarray], np.ndarray]) 
 def context(tiny_config: Config) -> EvaluationContext:
     dataset = load(tiny_config, progress=False)
     encoder = plain_encoder(dataset, half_size)
-    return EvaluationContext(dataset, encode_all(encoder, dataset), SMALL, seed=0, task=("Male",))
+    return EvaluationContext(dataset, encode_all(encoder, dataset, SMALL), SMALL, seed=0, task=("Male",))
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +71,52 @@ def fitted_attacks(context: EvaluationContext) -> list[FittedAttack]:
 
 
 @pytest.fixture(scope="module")
-def result(fitted_attacks: list[FittedAttack], context: EvaluationContext) -> TournamentResult:
-    return score_attacks(fitted_attacks, context)
+def stacks(fitted_attacks: list[FittedAttack], context: EvaluationContext) -> list[FittedAttack]:
+    return fit_stacks(fitted_attacks, context, done=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def result(fitted_attacks: list[FittedAttack], stacks: list[FittedAttack], context: EvaluationContext) -> TournamentResult:
+    return score_attacks(fitted_attacks + stacks, context)
 
 
 def test_attack_specs_cover_variants_shares_and_labels(context):
     todo = attack_specs(SMALL, context.dataset)
     whole = {(e.name, e.variant) for e in todo if e.counts}
-    assert whole == {(name, variant) for name in SMALL.names for variant in ("leaked", "fresh")}
-    assert {(e.name, e.share) for e in todo if e.share < 1} == {(name, 0.5) for name in SMALL.names}
+    single = [name for name in SMALL.names if name != "stack"]
+    assert whole == {(name, variant) for name in single for variant in ("leaked", "fresh")}
+    assert {(e.name, e.share) for e in todo if e.share < 1} == {(name, 0.5) for name in single}
     assert {e.name for e in todo if e.variant == "labels"} == {"ridge", "kernel", "mlp"}
     assert len(set(todo)) == len(todo)
+
+
+def test_stack_specs_need_several_attacks_of_a_variant(context):
+    todo = attack_specs(SMALL, context.dataset)
+    assert stack_specs(todo, SMALL) == [AttackSpec("stack", variant) for variant in ("leaked", "fresh", "labels")]
+    assert stack_specs(todo, replace(SMALL, names=("ridge", "kernel"))) == []
+    alone = [AttackSpec("ridge", "leaked"), AttackSpec("kernel", "leaked", 0.5)]
+    assert stack_specs(alone, SMALL) == []
+    with pytest.raises(
+        InputError, match=r"^attacks\.names has only stack, which is the average of other attacks: add kernel and mlp$"
+    ):
+        attack_specs(replace(SMALL, names=("stack",)), context.dataset)
+
+
+def test_stack_counts_and_is_strongest_on_tuning_rows(result, stacks):
+    assert {a.spec.variant for a in result.attacks if a.spec.name == "stack"} == {"leaked", "fresh"}
+    for stack in stacks:
+        members = [a.attack for a in (*result.attacks, result.floor) if a.spec.variant == stack.spec.variant]
+        assert stack.fitted.tune_r2 >= max(member.fitted.tune_r2 for member in members) - 1e-6
+
+
+def test_label_floor_has_the_budget_of_the_attacks(fitted_attacks):
+    """As many restarts, kernel rows and epochs as an attack on z, and as many rows with their mirror images."""
+    of = {(a.spec.name, a.spec.variant): a for a in fitted_attacks if a.spec.share == 1}
+    for name in ("kernel", "mlp"):
+        floor, attack = of[name, "labels"], of[name, "leaked"]
+        assert floor.rows == attack.rows
+        assert len(floor.fitted.restarts) == len(attack.fitted.restarts) == (2 if name == "mlp" else 0)
+        assert floor.fitted.settings.keys() == attack.fitted.settings.keys() | floor.fitted.settings.keys() & {"averaged"}
 
 
 def test_attack_specs_start_with_slowest(context):
@@ -197,15 +235,19 @@ def test_trained_against_lists_architectures(tiny):
     assert set(trained_against(tiny("mlp", "decoder", "ridge"))) == {"mlp", "conv"}
 
 
-def test_fit_on_ray_matches_fit_in_process(fitted_attacks, context, ray_session):
+def test_fit_on_ray_matches_fit_in_process(fitted_attacks, stacks, context, ray_session):
     todo = [m.spec for m in fitted_attacks]
     said = []
     on_ray = fit_on_ray(todo, context, runtime=RuntimeConfig(threads=1), done=said.append)
     assert [m.spec for m in on_ray] == todo
     assert sorted(str(m.spec) for m in said) == sorted(str(e) for e in todo)
-    for local, remote in zip(fitted_attacks, on_ray, strict=True):
+    stacks_on_ray = fit_stacks(on_ray, context, done=lambda _: None)
+    z = torch.from_numpy(context.codes["test"])
+    for local, remote in zip([*fitted_attacks, *stacks], [*on_ray, *stacks_on_ray], strict=True):
         assert local.fitted.tune_r2 == remote.fitted.tune_r2, local.spec
         assert local.fitted.settings == remote.fitted.settings
+        if local.spec.variant != "labels":
+            assert torch.equal(local.fitted.reconstruct(z), remote.fitted.reconstruct(z)), local.spec
 
 
 def test_fit_on_ray_exceeding_cluster_raises_with_numbers(context, ray_session):

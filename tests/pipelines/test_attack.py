@@ -847,7 +847,7 @@ def test_attack_bad_input_in_subprocess_prints_one_line(tmp_path):
 @pytest.mark.slow
 def test_attack_on_ray_stopped_by_signal_marks_run_killed(trained, begin, tmp_path):
     options = ["--runtime.backend", "ray", "--output", str(tmp_path / "out"), "--variant", "leaked"]
-    endless = ["--attacks.names", "resnet_decoder", "--attacks.decoder-width", "96", "--attacks.epochs", "1000"]
+    endless = ["--attacks.names", "resnet_decoder", "--attacks.decoder-width", "96", "--attacks.decoder-epochs", "1000"]
     command = [sys.executable, JOB, trained.output, *options, *endless]
     started = begin(command, lambda: processes("attack_task"), "no attack begins")
     begun = below(started.pid)

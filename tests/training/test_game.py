@@ -14,6 +14,7 @@ from cpgan_ray.common.types import Batch, Feedback, Metrics, Release
 from cpgan_ray.config import Config, RidgeConfig, override
 from cpgan_ray.data import load
 from cpgan_ray.data.batching import batch, pictures
+from cpgan_ray.data.code_sets import set_batch
 from cpgan_ray.data.pca import scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.training.game import Game, play_in_process
@@ -383,6 +384,20 @@ def test_adversary_targets_are_mirrored_and_shifted_like_the_inputs(tiny):
     components = ridge.target(release)
     energy = (components.values**2).sum(1) + components.residual
     np.testing.assert_allclose(energy.numpy(), (pixels.values**2).sum(1).numpy(), rtol=1e-4)
+
+
+def test_outcome_codes_of_copies_are_those_of_the_shifted_pictures(tiny):
+    config = tiny("ridge", changes={"attacks.num_shifted": 2, "attacks.max_shift_px": 2})
+    privatizer = PrivatizerWorker(config, threads=1)
+    privatizer.release(0)
+    codes = privatizer.outcome().codes
+    copies = {f"{split}_{kind}" for split in ("train", "val") for kind in ("mirrored", "shifted1", "shifted2")}
+    assert codes.keys() == {"train", "val", "test"} | copies
+    for name in copies:
+        copied = set_batch(name, privatizer.dataset, shift=2)
+        images = pictures(getattr(privatizer.dataset, name.partition("_")[0]), copied)
+        np.testing.assert_allclose(codes[name], privatizer.encode(images)[0].numpy(), atol=1e-5)
+        assert not np.allclose(codes[name], codes[name.partition("_")[0]], atol=1e-3)
 
 
 def test_released_blocks_change_only_a_batch_counter(tiny, differing):

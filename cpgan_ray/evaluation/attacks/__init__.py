@@ -11,7 +11,8 @@ from collections.abc import Callable
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
-from cpgan_ray.evaluation.attacks.closed_form import kernel_attack, ridge_attack
+from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
+from cpgan_ray.evaluation.attacks.kernel import kernel_attack
 from cpgan_ray.evaluation.attacks.nearest import nearest_attack
 from cpgan_ray.evaluation.attacks.neural import decoder_attack, mlp_attack, resnet_decoder_attack
 

@@ -56,4 +56,7 @@ def nearest_attack(data: AttackData, config: AttackConfig) -> Fitted:
             attack = Neighbours(prepare, codes, data.fit.target.values, count)
             candidates.append((r2_score(data.tune, attack, space="components"), {"codes": how, "neighbours": count}, attack))
     r2, settings, best = max(candidates, key=lambda c: c[0])
-    return Fitted(best, "components", r2, True, settings)
+    tune = data.tune_with_mirrored()
+    codes = torch.cat([best.codes, predict(best.prepare, tune.z)])
+    refitted = Neighbours(best.prepare, codes, torch.cat([best.values, tune.target.values]), best.count)
+    return Fitted(refitted, "components", r2, True, settings, before_refit=best)

@@ -1,34 +1,39 @@
 """Attacks by gradient descent: perceptrons that predict the principal components, and convolutional decoders that predict pixels.
 
-Each starts from the ridge reconstruction and learns its residual, so that too little training cannot make it weaker than ridge.
-Several candidates are trained on a small budget. The best one is trained further: its budget is doubled until that gains nothing
-twice in a row.
+Each starts from the ridge reconstruction and learns its residual. It is trained on the attacker's pictures, their mirror images and
+their shifted copies, in cycles: within a cycle the learning rate falls to 0 along a cosine, and a cycle starts from the weights of
+the last one (warm restarts: Loshchilov and Hutter, SGDR, ICLR 2017). Each cycle doubles the number of epochs so far, so every
+budget is trained with a decay of its own. Several candidates are trained for one cycle; the best one is trained further until more
+cycles gain nothing (saturation.py). A last cycle, as long as the first, is on fitting and tuning rows together.
 """
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import AttackConfig, NeuralConfig
-from cpgan_ray.evaluation.attacks.base import GAIN, IDLE_DOUBLINGS, AttackData, CodeMap, Fitted, Mean, Reconstructor, r2_score
-from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine
+from cpgan_ray.evaluation.attacks.base import (
+    AttackData,
+    CodeMap,
+    Fitted,
+    Pairs,
+    Reconstructor,
+    averaged_if_better,
+    is_saturated_on,
+    r2_score,
+)
+from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine, ridge_sums
 from cpgan_ray.models.decoders import Decoder, mlp
 
 MIN_STEPS = 16
 """Minimal number of steps in an epoch, for attacks on few pictures."""
-PATIENCE = 3
-"""Training ends after so many epochs in which the network does not exceed its own best R2 on the tuning rows, even if that best is
-below the R2 of ridge."""
-AVERAGING = 0.98
-"""Decay per step of the moving average of the weights. The averaged weights are evaluated; this replaces a decreasing learning
-rate."""
 PIXEL_BATCH, CODE_BATCH = 64, 256
 TRUNK = 512
 """Width of the perceptron in front of a decoder."""
@@ -80,125 +85,138 @@ class ResidualOnRidge(nn.Module):
         return self.base(z) + self.network(self.prepare(z)) * self.scale
 
 
-class Trainer:
-    """Trains one network; training can continue where it stopped. Keeps the weights that were best on the tuning rows."""
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What all networks of an attack have in common."""
 
-    def __init__(self, data: AttackData, candidate: Candidate, *, base: Affine, base_r2: float, space: str, restart: int) -> None:
-        self.data, self.candidate, self.base, self.space = data, candidate, base, space
+    data: AttackData
+    rows: Pairs  # `fit` and the shifted copies of its pictures
+    space: str  # "components" or "pixels"
+    base: Affine  # the ridge reconstruction
+    base_r2: float  # its R2 on the tuning rows
+
+    def target(self, rows: Pairs, part: slice | Tensor) -> Tensor:
+        return rows.pixels[part] if self.space == "pixels" else rows.target.values[part]
+
+
+class Trainer:
+    """Trains one network in cycles. Keeps the weights after the cycle that was best on the tuning rows."""
+
+    def __init__(self, task: Task, candidate: Candidate, *, restart: int) -> None:
+        self.task, self.candidate = task, candidate
+        data, fit = task.data, task.data.fit
         self.path = ("attack", *(str(v) for v in candidate.settings.values()), restart)
         self.rng = stream(data.seed, *self.path)
-        self.batch = PIXEL_BATCH if space == "pixels" else CODE_BATCH
-        prepare = CodeMap(data.fit.z, how=candidate.codes)
-        k, outputs = prepare.matrix.shape[1], self.target(slice(0, 1)).shape[1]
+        self.batch = PIXEL_BATCH if task.space == "pixels" else CODE_BATCH
+        prepare = CodeMap(fit.z, how=candidate.codes)
+        first = slice(0, 512)
+        target = task.target(fit, first)
         with torch_stream(data.seed, *self.path):
-            network = self.build(k, outputs).to(data.fit.z.device)
-        residual = self.target(slice(0, 512)) - base(data.fit.z[:512])
-        scale = float(residual.square().mean().sqrt().clamp(min=1e-6))
-        self.model = ResidualOnRidge(base, prepare, network, scale=scale)
-        self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
-        self.evaluated = ResidualOnRidge(base, prepare, self.averaged.module, scale=scale).eval()
-        self.optimiser = torch.optim.AdamW(network.parameters(), lr=candidate.network.learning_rate, weight_decay=1e-4)
-        self.r2, self.weights, self.epochs = base_r2, self.snapshot(), 0
-        self.own_r2, self.epochs_since_best = float("-inf"), 0
+            network = self.build(prepare.matrix.shape[1], target.shape[1]).to(fit.z.device)
+        scale = float((target - task.base(fit.z[first])).square().mean().sqrt().clamp(min=1e-6))
+        self.model = ResidualOnRidge(task.base, prepare, network, scale=scale)
+        self.epochs, self.best_epochs, self.r2, self.weights = 0, 0, task.base_r2, self.snapshot()
         self.curve: list[float] = []
 
     def build(self, k: int, outputs: int) -> nn.Module:
         """The candidate's network, with its last layers set to zero."""
-        if self.space == "components":
+        if self.task.space == "components":
             network = mlp(self.candidate.network, k=k, target=outputs)
             last_layers = [network[-1]]  # pyright: ignore[reportIndexIssue]
         else:
-            assert self.data.image_shape is not None
-            network = CoarseToFineDecoder(self.candidate.network, k=k, image_shape=self.data.image_shape)
+            assert self.task.data.image_shape is not None
+            network = CoarseToFineDecoder(self.candidate.network, k=k, image_shape=self.task.data.image_shape)
             last_layers = [network.coarse, network.fine.last]
         for parameter in (p for layer in last_layers for p in layer.parameters()):
             nn.init.zeros_(parameter)
         return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def target(self, rows: slice | Tensor) -> Tensor:
-        return self.data.fit.pixels[rows] if self.space == "pixels" else self.data.fit.target.values[rows]
-
     def snapshot(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
+        return {name: value.clone() for name, value in self.model.network.state_dict().items()}
 
-    @property
-    def ended(self) -> bool:
-        return self.epochs_since_best >= PATIENCE
-
-    def train_until(self, epochs: int) -> None:
-        """Train until so many epochs are done in total, or until training has ended."""
-        while self.epochs < epochs and not self.ended:
-            with torch_stream(self.data.seed, *self.path, self.epochs):
-                self.epoch()
-            self.epochs += 1
-            r2 = r2_score(self.data.tune, self.evaluated, space=self.space)
+    def cycle(self, epochs: int) -> float:
+        """Train for one cycle. Returns R2 on the tuning rows after it; the best cycle's weights are kept."""
+        r2 = self.task.base_r2
+        for r2 in self.train(self.task.rows, epochs, per_epoch=len(self.task.data.fit)):
             self.curve.append(r2)
-            if r2 > self.r2:
-                self.r2, self.weights = r2, self.snapshot()
-            if r2 > self.own_r2:
-                self.own_r2, self.epochs_since_best = r2, 0
-            else:
-                self.epochs_since_best += 1
+        self.epochs += epochs
+        if r2 > self.r2:
+            self.r2, self.best_epochs, self.weights = r2, self.epochs, self.snapshot()
+        return r2
 
-    def epoch(self) -> None:
-        network = self.model.network.train()
-        rows = self.rows()
-        for batch in torch.from_numpy(rows).split(self.batch):
-            z = self.data.fit.z[batch]
+    def train(self, rows: Pairs, epochs: int, *, per_epoch: int) -> Iterator[float]:
+        """Train on `rows`, with a learning rate that falls to 0. An epoch has `per_epoch` of them, drawn anew. Yields R2 on the
+        tuning rows after each epoch."""
+        steps = max(MIN_STEPS, per_epoch // self.batch)
+        optimiser = torch.optim.AdamW(self.model.network.parameters(), lr=self.candidate.network.learning_rate, weight_decay=1e-4)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
+        for epoch in range(epochs):
+            with torch_stream(self.task.data.seed, *self.path, len(rows), self.epochs + epoch):
+                self.epoch(rows, steps, optimiser, scheduler)
+            yield r2_score(self.task.data.tune, self.model.eval(), space=self.task.space)
+
+    def epoch(
+        self, rows: Pairs, steps: int, optimiser: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+    ) -> None:
+        network, model = self.model.network.train(), self.model
+        count = steps * self.batch
+        drawn = np.concatenate([self.rng.permutation(len(rows)) for _ in range(-(-count // len(rows)))])[:count]
+        for batch in torch.from_numpy(drawn).split(self.batch):
+            z = rows.z[batch]
             with torch.no_grad():
-                residual = (self.target(batch) - self.base(z)) / self.model.scale
-            loss = nn.functional.mse_loss(network(self.model.prepare(z)), residual)
-            self.optimiser.zero_grad(set_to_none=True)
+                residual = (self.task.target(rows, batch) - model.base(z)) / model.scale
+            loss = nn.functional.mse_loss(network(model.prepare(z)), residual)
+            optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            self.optimiser.step()
-            self.averaged.update_parameters(network)
-
-    def rows(self) -> np.ndarray:
-        """Rows of one epoch: each row of `fit` once, or several times if there are few rows; for the slow decoders a random
-        quarter."""
-        count = len(self.data.fit)
-        epoch_rows = count // 4 if self.space == "pixels" else count
-        epoch_rows = max(epoch_rows, MIN_STEPS * self.batch)
-        return np.concatenate([self.rng.permutation(count) for _ in range(-(-epoch_rows // count))])[:epoch_rows]
+            optimiser.step()
+            scheduler.step()
 
     def best(self) -> ResidualOnRidge:
-        """The network with its best weights."""
-        self.averaged.module.load_state_dict(self.weights)
-        return self.evaluated.eval()
+        """A copy of the network with the weights of its best cycle."""
+        best = copy.deepcopy(self.model)
+        best.network.load_state_dict(self.weights)
+        return best.eval().requires_grad_(False)
+
+    def refit(self, rows: Pairs, epochs: int) -> Reconstructor:
+        """The network after one more cycle on `rows`, from its best weights. If no cycle was better than ridge, it stays at
+        ridge."""
+        if not self.best_epochs:
+            return self.best()
+        self.model.network.load_state_dict(self.weights)
+        for _ in self.train(rows, epochs, per_epoch=len(self.task.data.fit)):
+            pass
+        self.weights = self.snapshot()
+        return self.best()
 
 
 def train_candidates(data: AttackData, config: AttackConfig, candidates: Sequence[Candidate], *, space: str) -> Fitted:
     """Train all candidates, and the best one further until more budget no longer helps. The result is the average of its restarts,
-    or the best restart if that is better."""
-    base_r2, _, base = best_affine(data, space=space)
-
-    def new_trainer(candidate: Candidate, restart: int) -> Trainer:
-        return Trainer(data, candidate, base=base, base_r2=base_r2, space=space, restart=restart)
-
-    budget, limit = config.epochs, config.epochs * 2**config.max_budget_doublings
-    trainers = [new_trainer(candidate, 0) for candidate in candidates]
+    or the best restart if that is better on the tuning rows; after a last cycle on fitting and tuning rows together."""
+    base_r2, _, base = best_affine(data, ridge_sums(data, space=space))
+    task = Task(data, data.fit_with_shifted(), space, base, base_r2)
+    first, num_restarts = (
+        (config.decoder_epochs, config.decoder_restarts) if space == "pixels" else (config.epochs, config.restarts)
+    )
+    trainers = [Trainer(task, candidate, restart=0) for candidate in candidates]
     for trainer in trainers:
-        trainer.train_until(budget)
-    best = max(trainers, key=lambda trainer: trainer.r2)
-    budgets, idle = [(budget, best.r2)], 0
-    while not (saturated := best.ended or idle == IDLE_DOUBLINGS) and budget < limit:
-        previous_r2, budget = best.r2, 2 * budget
-        best.train_until(budget)
-        budgets.append((budget, best.r2))
-        idle = idle + 1 if best.r2 - previous_r2 < GAIN else 0
-    restarts: list[tuple[float, Reconstructor]] = [(best.r2, best.best())]
-    for restart in range(1, config.restarts):
-        trainer = new_trainer(best.candidate, restart)
-        trainer.train_until(best.epochs)
-        restarts.append((trainer.r2, trainer.best()))
-    settings = best.candidate.settings | {"epochs": best.epochs, "restarts_r2": [round(r2, 4) for r2, _ in restarts]}
-    averaged = Mean(tuple(network for _, network in restarts))
-    averaged_r2 = r2_score(data.tune, averaged, space=space)
-    r2, single = max(restarts, key=lambda restart: restart[0])
-    curve = tuple(best.curve)
-    if averaged_r2 > r2:
-        return Fitted(averaged, space, averaged_r2, saturated, settings | {"averaged": len(restarts)}, tuple(budgets), curve)
-    return Fitted(single, space, r2, saturated, settings, tuple(budgets), curve)
+        trainer.cycle(first)
+    best = max(trainers, key=lambda trainer: (trainer.r2, trainer.curve[-1]))  # if none is better than ridge, the closest
+    del trainers
+    budgets, cycles = [(first, best.curve[-1])], [first]
+    limit = first * 2**config.max_budget_doublings
+    while not (saturated := is_saturated_on(data, best.best(), budgets, space=space)) and best.epochs < limit:
+        cycles.append(best.epochs)
+        budgets.append((2 * best.epochs, best.cycle(best.epochs)))
+    restarts = [best]
+    for restart in range(1, num_restarts):
+        restarts.append(Trainer(task, best.candidate, restart=restart))
+        for epochs in cycles:
+            restarts[-1].cycle(epochs)
+    before = tuple(trainer.best() for trainer in restarts)
+    rows = data.all_rows()
+    refitted = tuple(trainer.refit(rows, first) for trainer in restarts)
+    settings = best.candidate.settings | {"epochs": best.epochs}
+    return averaged_if_better(data, before, refitted, space, saturated, settings, tuple(budgets), tuple(best.curve))
 
 
 def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cpgan_ray.common.ownership import is_own, owner_key
-from cpgan_ray.config import EncoderConfig
+from cpgan_ray.config import AttackConfig, EncoderConfig
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.code_sets import code_sets
 from cpgan_ray.errors import InputError
@@ -200,9 +200,9 @@ def _takes_raw(path: Path, dtype: str) -> bool:
     return dtype == "uint8"
 
 
-def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
-    """Codes of all splits, and of the mirrored pictures of the splits that attacks are fitted on. Some pictures are encoded again
-    as a check.
+def encode_all(encoder: Encoder, dataset: Dataset, attacks: AttackConfig | None = None) -> Codes:
+    """Codes of all splits, and of copies of the pictures that attacks are fitted on (see `code_sets`). Some pictures are encoded
+    again as a check.
 
     The pictures of all sets are mixed, in an order that the author of the encoder cannot predict: if the codes depend on the number
     of earlier calls or on time, all sets are affected in the same way.
@@ -221,6 +221,8 @@ def encode_all(encoder: Encoder, dataset: Dataset) -> Codes:
     def pictures(name: str, rows: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(sets[name].take(rows).transpose(0, 3, 1, 2))
 
+    k = encoder.encode(pictures("train", np.arange(min(BLOCK, len(dataset.train))))).shape[1]
+    sets = code_sets(dataset, attacks=attacks, k=k)
     rng = np.random.default_rng(_secret_seed(encoder.path))
     set_of_row = np.concatenate([np.full(len(code_set), number) for number, code_set in enumerate(sets.values())])
     rows = np.concatenate([np.arange(len(code_set)) for code_set in sets.values()])

@@ -72,10 +72,14 @@ def used_sets(dataset: Dataset, *, seed: int) -> list[tuple[str, np.ndarray, str
         test = ("final", rows["test"], "only scoring; held out from everything else, also from choosing settings")
     if dataset.attacker is not None:
         attacker = ("attacker", rows["attacker"], "fitting the attacks of variant 'fresh'; never seen by the defender")
-        return [train, attacker, ("val", rows["val"], "tuning the attacks of both variants"), test]
+        return [train, attacker, ("val", rows["val"], "tuning the attacks of both variants, then their refit"), test]
     fit_rows, tune_rows = split_by_identity(dataset.val.identity, seed=seed)
-    first = ("val, first part", fit_rows, "fitting the attacks of variant 'fresh'; tuning the attacks of variant 'leaked'")
-    return [train, first, ("val, second part", tune_rows, "tuning the attacks of both variants"), test]
+    first = (
+        "val, first part",
+        fit_rows,
+        "fitting the attacks of variant 'fresh'; tuning those of variant 'leaked', then their refit",
+    )
+    return [train, first, ("val, second part", tune_rows, "tuning the attacks of both variants, then their refit"), test]
 
 
 def threat_model(context: EvaluationContext) -> dict[str, Any]:

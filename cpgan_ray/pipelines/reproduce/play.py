@@ -17,7 +17,7 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
-from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process, trained_against
+from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process, fit_stacks, trained_against
 from cpgan_ray.evaluation.report.paired import Rows, write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
@@ -57,7 +57,9 @@ def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str]) -> 
     context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
     warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings))
-    result = score_attacks(fit_in_process(specs, context, done=lambda attack: None), context)
+    attacks = fit_in_process(specs, context, done=lambda attack: None)
+    attacks += fit_stacks(attacks, context, done=lambda attack: None)
+    result = score_attacks(attacks, context)
     utility = utility_metrics(released.logits, dataset, config.data.labels, seed=cell.seed)
     values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}
     values |= {"k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}

@@ -64,11 +64,19 @@ def kernel_ridge(z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty:
 
 
 class FourierFeatures:
-    """phi(z) = sqrt(2 / D) cos(z Omega / width + b), Omega ~ N(0, 1), b ~ U[0, 2 pi): phi(z) . phi(z') ~ k(z, z')."""
+    """phi(z) = sqrt(2 / D) cos(z Omega / width + b), b ~ U[0, 2 pi): phi(z) . phi(z') ~ k(z, z').
 
-    def __init__(self, k: int, features: int, *, rng: np.random.Generator, device: torch.device) -> None:
-        self.omega = torch.from_numpy(rng.standard_normal((k, features)).astype(np.float32)).to(device)
-        self.phase = torch.from_numpy(rng.uniform(0, 2 * math.pi, features).astype(np.float32)).to(device)
+    Columns of Omega ~ N(0, I) for the RBF kernel; `cauchy`: multivariate Cauchy (a normal vector divided by an independent normal
+    number) for the isotropic Laplace kernel exp(-|z - z'| / width), which is that distribution's characteristic function.
+    """
+
+    def __init__(self, k: int, features: int, *, rng: np.random.Generator, device: torch.device, cauchy: bool = False) -> None:
+        omega = rng.standard_normal((k, features))
+        phase = rng.uniform(0, 2 * math.pi, features)
+        if cauchy:
+            omega /= np.abs(rng.standard_normal(features))
+        self.omega = torch.from_numpy(omega.astype(np.float32)).to(device)
+        self.phase = torch.from_numpy(phase.astype(np.float32)).to(device)
 
     def __call__(self, z: Tensor, *, width: float) -> Tensor:
         return math.sqrt(2 / len(self.phase)) * torch.cos(

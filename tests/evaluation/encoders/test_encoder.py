@@ -13,8 +13,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cpgan_ray.config import Config, EncoderConfig
-from cpgan_ray.data import Dataset, Split, load
+from cpgan_ray.config import AttackConfig, Config, EncoderConfig
+from cpgan_ray.data import Dataset, load
+from cpgan_ray.data.batching import augment
+from cpgan_ray.data.code_sets import set_batch
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import BLOCK, encode_all, open_encoder
 
@@ -81,10 +83,9 @@ def dataset(tiny: Callable[..., Config]) -> Dataset:
     return load(tiny())
 
 
-def by_hand(split: Split, *, raw: bool, mirrored: bool = False) -> np.ndarray:
-    """Linear's codes of a split, in numpy."""
-    pictures = split.take(np.arange(len(split))).astype(np.float64)
-    pictures = pictures[:, :, ::-1] if mirrored else pictures
+def by_hand(pictures: np.ndarray, *, raw: bool) -> np.ndarray:
+    """Linear's codes of pictures as stored, in numpy."""
+    pictures = pictures.astype(np.float64)
     values = pictures if raw else pictures / 127.5 - 1
     return values.transpose(0, 3, 1, 2).reshape(len(values), -1) @ WEIGHT
 
@@ -94,13 +95,24 @@ def test_encode_all_matches_numpy_for_each_input_type(kind, dataset, tmp_path):
     encoder = open_encoder(KINDS[kind](tmp_path))
     assert encoder.image_shape == (SIDE, SIDE, 3)
     assert len(dataset.train) > BLOCK, "more than one block"
-    codes = encode_all(encoder, dataset)
-    assert codes.keys() == {"train", "train_mirrored", "val", "val_mirrored", "test"}
+    attacks = AttackConfig(num_shifted=2, max_shift_px=2)
+    codes = encode_all(encoder, dataset, attacks)
+    assert codes.keys() - encode_all(encoder, dataset).keys() == {
+        "train_shifted1",
+        "val_shifted1",
+        "train_shifted2",
+        "val_shifted2",
+    }
     for name, z in codes.items():
-        split, mirrored = name.removesuffix("_mirrored"), name.endswith("_mirrored")
-        expected = by_hand(getattr(dataset, split), raw="uint8" in kind, mirrored=mirrored)
+        split = getattr(dataset, name.partition("_")[0])
+        pictures = split.take(np.arange(len(split)))
+        if name.endswith("_mirrored"):
+            pictures = pictures[:, :, ::-1]
+        if "shifted" in name:
+            pictures = augment(pictures, set_batch(name, dataset, shift=2))
+        expected = by_hand(pictures, raw="uint8" in kind)
         assert z.dtype == np.float32
-        assert z.shape == expected.shape == (len(getattr(dataset, split)), K)
+        assert z.shape == expected.shape == (len(split), K)
         assert np.abs(z - expected).max() < 1e-5 * np.abs(expected).max(), name
 
 
