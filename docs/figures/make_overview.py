@@ -25,10 +25,10 @@ from cpgan_ray import cli
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_columns, load
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 from cpgan_ray.evaluation.encoders.programs import load_program
-from cpgan_ray.evaluation.fitting import AttackSpec, EvaluationContext, fit_attack, trained_against
+from cpgan_ray.evaluation.fitting import STACK, AttackSpec, EvaluationContext, fit_attack, trained_against
 from cpgan_ray.evaluation.report.panels import reconstruct_rows
-from cpgan_ray.evaluation.report.report import twin_codes
 
 PEOPLE = 6
 SHOWN_ANSWERS = 3
@@ -115,17 +115,17 @@ def pick_pictures(dataset: Dataset, config: Config) -> np.ndarray:
 def row_of(folder: Path, config: Config, dataset: Dataset, rows: np.ndarray) -> Row:
     """Bob's answers and Eve's reconstructions of some test pictures, for a finished run."""
     report: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text())
-    strongest = report["privacy"]["strongest"]
-    codes = twin_codes(folder / "privatizer.pt2", dataset)
+    strongest = max((a for a in report["attacks"] if a["name"] != STACK), key=lambda a: a["r2"])
+    codes = encode_all(open_encoder(folder / "privatizer.pt2"), dataset, config.attacks)
     context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
-    fitted = fit_attack(AttackSpec(strongest["attack"], strongest["variant"]), context).fitted
+    fitted = fit_attack(AttackSpec(strongest["name"], strongest["variant"]), context).fitted
     data = context.data(strongest["variant"])
     flat = reconstruct_rows(data, fitted, rows, np.asarray(context.pca_basis().mean))
     pictures = np.clip((flat.reshape(-1, *dataset.image_shape) + 1) / 2, 0, 1)
     head = load_program(folder / "utility_head.pt2").module(check_guards=False)
     with torch.no_grad():
         answers = head(torch.from_numpy(codes["test"][rows])).numpy() > 0
-    return Row(strongest["r2"], strongest["attack"], pictures, answers, report["utility"]["accuracy"])
+    return Row(strongest["r2"], strongest["name"], pictures, answers, report["utility"]["accuracy"])
 
 
 def draw(originals: np.ndarray, truth: np.ndarray, names: list[str], undefended: Row, defended: Row) -> Figure:
