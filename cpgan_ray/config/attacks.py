@@ -25,7 +25,7 @@ class AttackConfig:
     """Which attacks are fitted. `stack` is the weighted average of all others of a variant."""
     variants: Annotated[tuple[Literal["leaked", "fresh"], ...], Field(min_length=1)] = ("leaked", "fresh")
     """`leaked`: fitted on the defender's training pictures. `fresh`: fitted on the attacker's own, from the validation split."""
-    fit_fractions: tuple[OpenFraction, ...] = (0.01, 0.1)
+    fit_fractions: tuple[OpenFraction, ...] = (0.125, 0.25, 0.5)
     """Fractions of the first variant's pictures on which the quick attacks are fitted again, to show the effect of the attacker's
     sample size."""
     restarts: PositiveInt = 2

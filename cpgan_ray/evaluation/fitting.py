@@ -28,6 +28,8 @@ PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 MIN_SIDE = 8
 """Pixel attacks need pictures with sides of at least this many pixels, or series of at least this many steps. A series has width 1
 and several channels. A vector, in which neighbouring numbers are unrelated, has one channel."""
+SWEPT_ATTACKS = ("ridge", "kernel", "nearest")
+"""The fast attacks, which are also fitted on smaller shares of the pictures."""
 LABEL_ATTACKS = ("ridge", "kernel", "mlp")
 STACK = "stack"
 """Name of the weighted average of all attacks of a variant."""
@@ -47,6 +49,11 @@ class AttackSpec:
     def counts(self) -> bool:
         """Whether it may be the strongest attack: the label floor is a reference, and smaller shares belong to the sweep."""
         return self.variant != FLOOR and self.share == 1.0
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether it may be the label floor."""
+        return self.variant == FLOOR and self.share == 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +106,7 @@ class FittedAttack:
     spec: AttackSpec
     fitted: Fitted
     rows: int  # number of codes that it was fitted on, including those of mirrored pictures
+    pictures: int  # number of pictures that the attacker has of her own, to fit and to tune on
     seconds: float
 
 
@@ -138,14 +146,14 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
             f"least {MIN_SIDE} steps; these are {height}x{width}x{channels}: add mlp"
         )
     specs = [AttackSpec(name, variant) for variant in variants for name in names]
+    specs += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
     specs += [
         AttackSpec(name, variant, share)
-        for variant in variants[:1]
+        for variant, attacks in ((variants[0], names), (FLOOR, LABEL_ATTACKS))
         for share in config.fit_fractions
-        for name in names
-        if name not in PIXEL_ATTACKS and share * sizes[variant] >= MIN_ROWS
+        for name in attacks
+        if name in SWEPT_ATTACKS and share * sizes["leaked" if variant == FLOOR else variant] >= MIN_ROWS
     ]
-    specs += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
     slow = (*PIXEL_ATTACKS, "mlp", "kernel")
     return sorted(specs, key=lambda s: (s.share < 1, s.variant != "leaked", slow.index(s.name) if s.name in slow else len(slow)))
 
@@ -159,7 +167,8 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     if spec.share < 1:  # a sweep only needs the trend
         config = dataclasses.replace(config, restarts=1, decoder_restarts=1, kernel_features=min(config.kernel_features, 1024))
     fitted = ATTACKS[spec.name](data, config)
-    return FittedAttack(spec, fitted, len(data.fit), time.perf_counter() - started)
+    pictures = len(data.fit) // data.views + len(data.tune)
+    return FittedAttack(spec, fitted, len(data.fit), pictures, time.perf_counter() - started)
 
 
 def stack_specs(specs: Sequence[AttackSpec], config: AttackConfig) -> list[AttackSpec]:
@@ -178,8 +187,8 @@ def fit_stacks(
         started = time.perf_counter()
         members = {a.spec.name: a for a in attacks if a.spec.variant == spec.variant and a.spec.share == 1}
         fitted = stack_attack(context.data(spec.variant), {name: attack.fitted for name, attack in members.items()})
-        rows = max(attack.rows for attack in members.values())
-        stacks.append(FittedAttack(spec, fitted, rows, time.perf_counter() - started))
+        rows, pictures = (max(getattr(attack, name) for attack in members.values()) for name in ("rows", "pictures"))
+        stacks.append(FittedAttack(spec, fitted, rows, pictures, time.perf_counter() - started))
         done(stacks[-1])
     return stacks
 

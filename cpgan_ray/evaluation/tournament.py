@@ -11,7 +11,8 @@ from cpgan_ray.common.types import Metrics
 from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
-from cpgan_ray.evaluation.fitting import FLOOR, AttackSpec, EvaluationContext, FittedAttack
+from cpgan_ray.evaluation.fitting import FLOOR, SWEPT_ATTACKS, AttackSpec, EvaluationContext, FittedAttack
+from cpgan_ray.evaluation.learning_curve import LearningCurve, extended_difference, learning_curves
 from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
 from cpgan_ray.evaluation.scoring import Difference, RowErrors, Score, paired_difference, score
 from cpgan_ray.evaluation.several_codes import SeveralCodes, several_codes
@@ -42,6 +43,8 @@ class TournamentResult:
     linkage: dict[str, Linkage]
     attributes: list[InferredAttribute]
     several_codes: list[SeveralCodes]
+    learning_curves: dict[str, LearningCurve]  # `code` and `labels`; empty if the attacks were fitted on too few sizes
+    learning_excess: tuple[float, float, float] | None  # difference of the two extended curves, with its interval
     seed: int
 
     @property
@@ -81,8 +84,11 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
         if attack.spec.variant != FLOOR
     ]
     floor_data = context.floor(data)
-    floors = [attack for attack in fitted if attack.spec.variant == FLOOR]
-    floor = max(floors, key=lambda attack: score(floor_data, attack.fitted, **no_measures)[0].r2)
+    of_labels = [
+        ScoredAttack(attack, *score(floor_data, attack.fitted, **no_measures)) for attack in fitted if attack.spec.variant == FLOOR
+    ]
+    floor = max((a for a in of_labels if a.spec.is_floor), key=lambda a: a.score.r2).attack
+    curves = {"code": by_pictures(scored), "labels": by_pictures(of_labels)}
     by_strength = sorted(scored, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.spec.counts)
     k = min(context.codes["test"].shape[1], len(data.components))
@@ -96,8 +102,23 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
         linkage=link_identities(data, strongest.attack.fitted) if config.identity else {},
         attributes=infer_attributes(data, context.dataset, task=task) if config.attributes else [],
         several_codes=several_codes(data, strongest.attack.fitted) if config.identity else [],
+        learning_curves=learning_curves(curves, seed=context.seed),
+        learning_excess=extended_difference(curves["code"], curves["labels"], seed=context.seed),
         seed=context.seed,
     )
+
+
+def by_pictures(attacks: Sequence[ScoredAttack]) -> dict[int, RowErrors]:
+    """Number of the attacker's pictures -> errors of the swept attack with the largest R2 on its tuning rows, for the variant on
+    which attacks were swept; empty if there is none."""
+    swept = [a for a in attacks if a.spec.name in SWEPT_ATTACKS]
+    variants = {a.spec.variant for a in swept if a.spec.share < 1}
+    best: dict[int, ScoredAttack] = {}
+    for a in swept:
+        known = best.get(a.attack.pictures)
+        if a.spec.variant in variants and (known is None or a.attack.fitted.tune_r2 > known.attack.fitted.tune_r2):
+            best[a.attack.pictures] = a
+    return {pictures: a.errors for pictures, a in best.items()}
 
 
 def linear_code_r2(data: AttackData, k: int) -> float:
@@ -246,4 +267,10 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
         "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.linkage.items()},
         "attributes": [dataclasses.asdict(a) for a in result.attributes],
         "several_codes": [dataclasses.asdict(s) for s in result.several_codes],
+        "learning_curves": {name: dataclasses.asdict(curve) for name, curve in result.learning_curves.items()}
+        | (
+            {}
+            if result.learning_excess is None
+            else {"excess": dict(zip(("r2", "low", "high"), result.learning_excess, strict=True))}
+        ),
     }
