@@ -156,7 +156,7 @@ def test_attack_on_run_folder_exits_0_with_json_summary(by_folder):
     assert summary["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
     assert summary["passed"] is True
     accuracies = r"accuracy 0\.\d+, majority accuracy 0\.\d+, balanced accuracy 0\.\d+"
-    expected = rf"attack \d/9: \w+ \(\w+|{accuracies}|warning: \w+ = [01] has only \d+ samples? in the test split"
+    expected = rf"attack \d+/11: \w+ \(\w+|{accuracies}|warning: \w+ = [01] has only \d+ samples? in the test split"
     assert [line for line in by_folder.process.stderr.splitlines() if not re.match(expected, line)] == []
 
 
@@ -424,7 +424,7 @@ def test_attack_comparison_is_difference_of_strongest_attacks(encoders, trained)
     difference = encoders["float32"][1]["privacy"]["strongest"]["r2"] - trained.report["privacy"]["strongest"]["r2"]
     assert comparison["r2"] == pytest.approx(difference, abs=1e-9)
     assert 0 < comparison["low"] < comparison["r2"] < comparison["high"]
-    assert comparison["p"] == pytest.approx(1e-3)
+    assert comparison["p"] < 0.01
 
 
 # ---------------------------------------------------------------------------------------------------------- from flags to a job

@@ -70,7 +70,7 @@ def job(tmp_path: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]) -> C
             batch_size=24,
             output=tmp_path / "out",
             data_dir=data,
-            data=DataConfig(dataset="celeba", image_size=SIDE, labels=labels),
+            data=DataConfig(dataset="celeba", image_size=SIDE, labels=labels, final_fraction=0.0),
             privatizer=PrivatizerConfig(width=4, depth=2),
             utility=UtilityConfig(hidden=8, class_weighted_loss=True),
             adversaries={
