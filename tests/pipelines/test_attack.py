@@ -569,7 +569,7 @@ FAILURES = {
     "torn config": Failure(lambda f: [cut(f / "run/config.json").parent], r"\S+/run/config\.json is damaged"),
     "no config": Failure(lambda f: [written(f / "run/config.json", "[1, 2]").parent], r"\S+/run/config\.json is damaged"),
     "strange config": Failure(
-        lambda f: [written(f / "run/config.json", '{"format": 2, "k": "many"}').parent], "config field k is 'many'"
+        lambda f: [written(f / "run/config.json", '{"format": 3, "k": "many"}').parent], "config field k is 'many'"
     ),
     "torn privatizer": Failure(lambda f: [cut(f / "run/privatizer.pt2").parent], r"encoder \S+/privatizer\.pt2 cannot be read"),
     "no store": Failure(lambda f: [NO_RUN], rf"there is no tracking store .* run {NO_RUN}: set MLFLOW_TRACKING_URI"),
@@ -615,7 +615,7 @@ FAILURES = {
     "pickle for a config": Failure(lambda f: [pickled(f / "run/config.json", f).parent], r"\S+/run/config\.json is damaged"),
     "deep config": Failure(lambda f: [written(f / "run/config.json", "[" * 100_000).parent], r"\S+/run/config\.json is damaged"),
     "run of no name": Failure(
-        lambda f: [written(f / "run/config.json", '{"format": 2, "run_id": ["a"]}').parent], r"\S+ is damaged \(run_id is"
+        lambda f: [written(f / "run/config.json", '{"format": 3, "run_id": ["a"]}').parent], r"\S+ is damaged \(run_id is"
     ),
     "torn metrics": Failure(lambda f: [cut(f / "run/metrics.jsonl").parent], r"\S+/metrics\.jsonl, line \d+ is damaged"),
     "objects for errors": Failure(

@@ -32,7 +32,7 @@ class Record:
     own: bool
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout of output folders; folders of another version are refused."""
 REPRODUCTION = "reproduction.json"
 """File of a comparison: its job, and its MLflow run. Written when the comparison starts."""
