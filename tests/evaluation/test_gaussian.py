@@ -1,17 +1,19 @@
 """Tests of the attacks on the paper's Gaussian mixture: they reach the best linear reconstruction, not more than the exact one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.evaluation.attacks import ATTACKS
-from cpgan_ray.evaluation.attacks.base import AttackData
+from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.scoring import score
 
 torch.set_num_threads(1)
 
-D, ROWS = 32, 20_000
+D, ROWS, KERNEL_ROWS = 32, 20_000, 1500
 SETTINGS = AttackConfig(mlp_widths=(64,), kernel_features=512, epochs=2, max_budget_doublings=2)
 
 
@@ -55,11 +57,20 @@ def directions(mixture: Mixture) -> dict[str, np.ndarray]:
     }
 
 
+def fit(attack: str, data: AttackData) -> Fitted:
+    """An attack on all rows; the kernel attack on the first KERNEL_ROWS, because it solves exact systems of them."""
+    if attack == "kernel":
+        rows = slice(0, KERNEL_ROWS)
+        some = replace(data.fit, z=data.fit.z[rows], target=data.fit.target[rows], pixels=data.fit.pixels[rows])
+        data = replace(data, fit=replace(some, identity=data.fit.identity[rows]))
+    return ATTACKS[attack](data, SETTINGS)
+
+
 @pytest.mark.parametrize("name", ["fisher", "mean", "random", "eight"])
 def test_strongest_attack_is_between_best_linear_and_exact(name, mixture, data_of):
     a = directions(mixture)[name]
     data: AttackData = data_of(mixture.x @ a.T, mixture.x)
-    scores = {attack: score(data, ATTACKS[attack](data, SETTINGS)) for attack in ("ridge", "kernel", "mlp")}
+    scores = {attack: score(data, fit(attack, data)) for attack in ("ridge", "kernel", "mlp")}
     strongest, rows = max(scores.values(), key=lambda f: f[0].r2)
     assert strongest.mse == pytest.approx(mixture.linear_mse(a), rel=0.03), "of these 4,000 pictures"
     # On the same score rows, most of the sampling error cancels.
@@ -77,5 +88,5 @@ def test_attacks_do_not_exceed_exact_conditional_mean(mixture, data_of):
     a = directions(mixture)["fisher"]
     data = data_of(mixture.x @ a.T, mixture.x)
     for attack in ("ridge", "kernel", "mlp", "nearest"):
-        attack_score, rows = score(data, ATTACKS[attack](data, SETTINGS))
+        attack_score, rows = score(data, fit(attack, data))
         assert attack_score.low <= 1 - mixture.exact_mse(a[0]) / rows.mean_errors.mean()
