@@ -28,7 +28,10 @@ from tests.process import GONE_S, HANG_S, environment, wait_until
 ROOT = Path(__file__).parents[1]
 MARK = "CPGAN_TEST_STOPPING"
 """Environment variable that identifies every process started by a job, even in another session."""
-SMALL = "--data.image-size 16 --batch-size 80 --privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
+SMALL = (
+    "--data.image-size 16 --data.final-fraction 0 --batch-size 80 --privatizer.depth 2 --tracking.no-log-models "
+    "--tracking.no-system-metrics"
+)
 LIGHT = "--attacks.names ridge mlp --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1"
 FLAGS = {
     "train": f"train_celeba.py pair --recovery.checkpoint-every 7 --runtime.backend ray {SMALL} {LIGHT}",

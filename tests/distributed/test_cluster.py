@@ -21,7 +21,8 @@ from tests.process import HANG_S, called, end_all, environment, free_ports, wait
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_celeba.py"
 GAME = (
-    "smoke --epochs 200 --attacks.names ridge --recovery.checkpoint-every 20 --data.image-size 16 --batch-size 80 "
+    "smoke --epochs 200 --attacks.names ridge --recovery.checkpoint-every 20 --data.image-size 16 --data.final-fraction 0 "
+    "--batch-size 80 "
     "--privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )
 TOKEN = "0123456789abcdef" * 4

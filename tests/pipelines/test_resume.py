@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_celeba.py"
 FLAGS = (
     "smoke --epochs 12 --attacks.names ridge --recovery.checkpoint-every 7 --recovery.snapshot-every 4 "
-    "--data.image-size 16 --batch-size 80 --privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
+    "--data.image-size 16 --data.final-fraction 0 --batch-size 80 --privatizer.depth 2 "
+    "--tracking.no-log-models --tracking.no-system-metrics"
 )
 
 

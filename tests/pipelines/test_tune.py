@@ -510,7 +510,7 @@ def test_search_on_mlflow_server_logs_front_and_reports(tiny_config, mlflow_serv
 FLAGS = (
     "smoke --searcher grid --search-space k=4,5,6 --no-train-undefended --epochs 1 --attacks.names ridge --runtime.backend local"
 )
-FLAGS += " --data.image-size 16 --batch-size 80 --privatizer.depth 2 --privatizer.width 4"
+FLAGS += " --data.image-size 16 --data.final-fraction 0 --batch-size 80 --privatizer.depth 2 --privatizer.width 4"
 
 
 @pytest.fixture

@@ -247,7 +247,8 @@ def test_input_error_in_a_worker_reaches_the_driver_as_input_error(tiny, tmp_pat
 # -------------------------------------------------------------------------------------------------------------------- jobs
 
 FLAGS = (
-    "smoke --epochs 12 --attacks.names ridge --recovery.checkpoint-every 7 --data.image-size 16 --batch-size 81 "
+    "smoke --epochs 12 --attacks.names ridge --recovery.checkpoint-every 7 --data.image-size 16 --data.final-fraction 0 "
+    "--batch-size 81 "
     "--privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )
 
