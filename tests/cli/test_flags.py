@@ -76,7 +76,7 @@ def test_parse_search_accepts_config_fields_without_prefix():
     )
     assert not resume
     assert (job.num_samples, job.num_seeds, job.config.k, job.config.privatizer.width) == (4, 2, 8, 4)
-    assert job.config.attacks.names == ("ridge", "kernel", "mlp")
+    assert job.config.attacks.names == ("ridge", "kernel", "mlp", "stack")
     assert job.config.attacks.kernel_features == preset("smoke").attacks.kernel_features
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cpgan_ray.common.json_files import write_json
 from cpgan_ray.config import Config, RecoveryConfig
@@ -106,7 +107,7 @@ def test_writers_of_results_and_checkpoints_replace_links(tmp_path, victims):
         for path in (tmp_path / name, *temporary_names(tmp_path / name)):
             victims.link(path)
     write_json(tmp_path / "cell.json", {"a": 1})
-    save_released(Released({"test": np.zeros((2, 3), np.float32)}, {}), tmp_path / "0.npz")
+    save_released(Released({"test": np.zeros((2, 3), np.float32)}, {}, encoder=torch.nn.Linear(1, 1)), tmp_path / "0.npz")
     Checkpoints(str(tmp_path), keep=1).write(Snapshot(1, 0.0, None, {}))
     assert victims.unharmed()
     assert json.loads((tmp_path / "cell.json").read_text()) == {"a": 1}

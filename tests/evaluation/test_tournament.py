@@ -17,6 +17,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all
 from cpgan_ray.evaluation.encoders.runners import Runner
 from cpgan_ray.evaluation.fitting import (
+    SWEPT_ATTACKS,
     AttackSpec,
     EvaluationContext,
     FittedAttack,
@@ -85,7 +86,8 @@ def test_attack_specs_cover_variants_shares_and_labels(context):
     whole = {(e.name, e.variant) for e in todo if e.counts}
     single = [name for name in SMALL.names if name != "stack"]
     assert whole == {(name, variant) for name in single for variant in ("leaked", "fresh")}
-    assert {(e.name, e.share) for e in todo if e.share < 1} == {(name, 0.5) for name in single}
+    assert {(e.name, e.share) for e in todo if e.share < 1} == {(name, 0.5) for name in single if name in SWEPT_ATTACKS}
+    assert {(e.name, e.variant) for e in todo if e.share < 1 and e.name == "ridge"} == {("ridge", "leaked"), ("ridge", "labels")}
     assert {e.name for e in todo if e.variant == "labels"} == {"ridge", "kernel", "mlp"}
     assert len(set(todo)) == len(todo)
 

@@ -57,6 +57,11 @@ REPORT: dict[str, Any] = {
         {"name": "undefended", "r2": 0.9, "low": 0.8, "high": 0.95},
     ],
     "identity_linkage": {"code and code": {"pairs": 40, "auc": 0.712, "low": 0.613, "high": 0.811, "tar_at_1_far": 0.0712}},
+    "learning_curves": {
+        "code": {"pictures": [100, 200, 400, 800], "r2": [0.1, 0.15, 0.18, 0.2], "extended": 0.2571, "low": 0.2411, "high": 0.2732},
+        "labels": {"pictures": [100, 200, 400, 800], "r2": [0.1, 0.1, 0.1, 0.1], "extended": 0.1111, "low": 0.1, "high": 0.12},
+        "excess": {"r2": 0.1456, "low": 0.1345, "high": 0.1567},
+    },
     "several_codes": [
         {"codes": 2, "people": 30, "r2": 0.271, "low": 0.262, "high": 0.283, "single_r2": 0.234, "linkage_people": 0}
         | dict.fromkeys(("linkage_auc", "linkage_low", "linkage_high", "single_linkage_auc"))
@@ -94,6 +99,7 @@ BARE = (
         "attributes": [],
         "identity_linkage": {},
         "several_codes": [],
+        "learning_curves": {},
         "privacy_weight": None,
     }
 )
