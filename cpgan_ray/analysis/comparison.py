@@ -38,6 +38,7 @@ from cpgan_ray.analysis.fronts import (
 )
 from cpgan_ray.config import MIN_SEEDS, Objective
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.fitting import STACK
 from cpgan_ray.evaluation.report.paired import read_rows
 
 OURS = "cpgan"
@@ -268,11 +269,12 @@ NEURAL = ("mlp", "decoder", "resnet_decoder")
 
 
 def neural_gain(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mechanism -> best R2 of the neural attacks minus best R2 of the others: the mean over its cells, and in how many of them it
-    is above 0. It has no interval, because cells of one seed, or of one setting, are not independent."""
+    """Mechanism -> best R2 of the neural attacks minus best R2 of the others, without the stack of both: the mean over its cells,
+    and in how many of them it is above 0. It has no interval, because cells of one seed, or of one setting, are not independent.
+    """
     gains: dict[str, list[float]] = {}
     for values in cells:
-        r2 = {name: a["r2"] for name, a in by_name(values).items()}
+        r2 = {name: a["r2"] for name, a in by_name(values).items() if name != STACK}
         neural, others = [[v for n, v in r2.items() if (n in NEURAL) == wanted] for wanted in (True, False)]
         if neural and others:
             gains.setdefault(values["cell"]["mechanism"], []).append(max(neural) - max(others))

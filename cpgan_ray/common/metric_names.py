@@ -30,7 +30,7 @@ DICTIONARY = {
     "privacy/strongest_r2_face_high": "upper end of the same interval",
     "privacy/val_r2": "R2 of the strongest fresh attack on the validation people it was tuned on: what a search selects by",
     "privacy/quick_r2": "R2 of a quick fresh attack in mid-training, on validation people; never a privacy result",
-    "privacy/label_floor_r2": "R2 of pictures predicted from the task's true labels: what any useful z gives away",
+    "privacy/label_floor_r2": "R2 of pictures predicted from the task's true labels: what exact answers reveal",
     "privacy/excess_r2": "privacy/strongest_r2 less privacy/label_floor_r2",
     "privacy/excess_r2_low": "lower end of its 95 % bootstrap interval over people, paired picture by picture",
     "privacy/excess_r2_high": "upper end of the same interval",

@@ -25,7 +25,7 @@ Columns to look at:
 
 * `utility/accuracy` next to `utility/majority_accuracy`: how well the task works, and what guessing the commoner value reaches.
 * `privacy/strongest_r2` with `_low` and `_high`: the share of the pictures the strongest **fresh** attack recovers. This is the
-  privacy number; `privacy/label_floor_r2` is what any useful code gives away.
+  privacy number; `privacy/label_floor_r2` is what exact answers to the task reveal.
 * `privacy/training_r2` and `adversary/...`: the training adversaries. They are never a privacy result.
 * Parameters `k` and `privacy_weight`; tag `strongest.attack`; tag `code.degenerate` marks runs that pass no gate.
 

@@ -41,6 +41,7 @@ from cpgan_ray.config import (
 from cpgan_ray.data import load
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
+from cpgan_ray.evaluation.scoring import RESAMPLES, two_sided_p
 from cpgan_ray.evaluation.utility import utility_metrics
 from cpgan_ray.pipelines.attack import GateResult, attack, gate_failures, head_logits
 from cpgan_ray.pipelines.train import train
@@ -81,19 +82,16 @@ def report_in(folder: Path | str) -> dict[str, Any]:
     return json.loads((Path(folder) / "report" / "report.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_template: Path) -> Trained:
-    folder = tmp_path_factory.mktemp("attacked")
-    shutil.copy(mlflow_template, folder / "mlflow.db")
-    config = Config(
+def configuration(output: Path, cache_dir: Path, *, data: DataConfig = ONE_LABEL) -> Config:
+    return Config(
         preset="tiny",
         k=6,
         epochs=4,
         batch_size=80,
         privacy_weight=0.01,
-        output=folder / "run",
+        output=output,
         cache_dir=cache_dir,
-        data=ONE_LABEL,
+        data=data,
         privatizer=PrivatizerConfig(family="linear", learning_rate=1e-2),
         utility=UtilityConfig(hidden=16, learning_rate=1e-2),
         adversaries={"ridge": RidgeConfig(memory_batches=1, components=8)},
@@ -101,8 +99,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_te
         attacks=ATTACKS,
         tracking=TrackingConfig(log_models=False, system_metrics=False),
     )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_template: Path) -> Trained:
+    folder = tmp_path_factory.mktemp("attacked")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
     with left_as_it_was():
-        return Trained(folder / "run", train(config))
+        return Trained(folder / "run", train(configuration(folder / "run", cache_dir)))
 
 
 def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -238,19 +242,36 @@ def test_attack_by_run_id_matches_attack_by_folder(by_id, by_folder):
     assert by_id.output.parent.parent.name.startswith("elsewhere"), "not in the folder that the run was downloaded to"
 
 
-def test_attack_on_final_split_counts_its_openings(trained, job, tmp_path):
-    options = ["--final", "--variant", "leaked", "--attacks.names", "ridge"]
+def test_attack_on_final_split_counts_its_openings(cache_dir, mlflow_template, job, tmp_path):
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    held_out = dataclasses.replace(ONE_LABEL, final_fraction=0.2)
+    with left_as_it_was():
+        train(configuration(tmp_path / "run", cache_dir, data=held_out))
     for opening in (1, 2):
         output = tmp_path / f"out{opening}"
-        status, out, err = job(trained.output, *options, "--data.final-fraction", "0.2", "--output", output)
+        options = ["--final", "--variant", "leaked", "--attacks.names", "ridge", "--output", output]
+        status, out, err = job(tmp_path / "run", *options)
         assert status == 0, err
         summary, report = json.loads(out), report_in(output)
         assert (summary["split"], report["final"]) == ("final", {"opening": opening})
         assert report["threat_model"]["sets"][-1]["name"] == "final"
         assert f"its opening number {opening} in this experiment" in (output / "report" / "report.html").read_text()
-    status, out, err = job(trained.output, *options, "--output", tmp_path / "none")
+
+
+FLAGS_OF_OTHER_PEOPLE = {
+    "final split of a run without one": (["--final"], r"the final split of \S+ is empty: leave out --final"),
+    "another final split": (["--final", "--data.final-fraction", "0.2"], r"data\.final_fraction is 0\.2, but the run had 0\.0: "),
+    "other partitions": (["--data.split", "identity"], r"data\.split is 'identity', but the run had 'official': "),
+    "people of the attacker": (["--data.attacker-share", "0.5"], r"data\.attacker_share is 0\.5, but the run had 0\.0: "),
+}
+
+
+@pytest.mark.parametrize("case", FLAGS_OF_OTHER_PEOPLE)
+def test_attack_on_other_people_than_the_runs_exits_2(case, trained, job, tmp_path):
+    flags, message = FLAGS_OF_OTHER_PEOPLE[case]
+    status, out, err = job(trained.output, *flags, "--output", tmp_path / "none")
     assert (status, out) == (2, "")
-    assert re.fullmatch(r"error: the final split of \S+ is empty: leave out --final[^\n]*\n", err)
+    assert re.fullmatch(rf"error: {message}[^\n]*\n", err), err
     assert not (tmp_path / "none").exists()
 
 
@@ -424,7 +445,7 @@ def test_attack_comparison_is_difference_of_strongest_attacks(encoders, trained)
     difference = encoders["float32"][1]["privacy"]["strongest"]["r2"] - trained.report["privacy"]["strongest"]["r2"]
     assert comparison["r2"] == pytest.approx(difference, abs=1e-9)
     assert 0 < comparison["low"] < comparison["r2"] < comparison["high"]
-    assert comparison["p"] < 0.01
+    assert comparison["p"] == pytest.approx(two_sided_p(1 / (2 * RESAMPLES), people=20)), "the smallest for so few people"
 
 
 # ---------------------------------------------------------------------------------------------------------- from flags to a job

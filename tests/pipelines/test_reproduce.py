@@ -287,6 +287,7 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
     utility = dict.fromkeys(names, accuracy) | {"majority_accuracy": 0.1, "majority_balanced_accuracy": 0.1, "dead_labels": 2}
     attacks = [{"name": "mlp", "r2": r2, "mse_255": 1 - r2, "saturated": True}]
     attacks += [attacks[0] | {"name": "ridge", "r2": r2 - 0.01 * (seed + 1)}]
+    attacks += [attacks[0] | {"name": "stack", "r2": r2 + 0.05}]
     return {
         "cell": {"mechanism": mechanism, "setting": setting, "rounded": True, "seed": seed},
         "made_by": {"code": "c", "config": "d"},

@@ -23,6 +23,11 @@ class Target:
     kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
 
 
+DRAWN = ("split", "final_fraction", "attacker_share")
+"""Fields of the data that decide who is in which split. With other values than the run's, an attack would be scored on people whom
+the run was trained or selected on."""
+
+
 def run_target(folder: Path, *, name: str, trust: bool) -> Target:
     """Raises: InputError if it is not the folder of a finished run."""
     config, run_id, record = read_run_record(folder, trust=trust)
@@ -45,18 +50,28 @@ def complete_attack_job(job: AttackJob, target: Target) -> AttackJob:
     """The settings of an attack with what depends on its target: the tracking store if another user has written the folder, and the
     data set if a data folder is given without one.
 
-    Raises: InputError if a URI of the attacked folder lacks its secret, or if other people would be withheld than in the run.
+    Raises: InputError if a URI of the attacked folder is incomplete without its secret, or if the attack would draw other splits
+    than the run.
     """
     if target.folder is not None:
         ensure_complete(job, read_record(target.folder / CONFIG))
-    if target.config is not None and job.data.attacker_share != target.config.data.attacker_share:
-        withheld = target.config.data.attacker_share
-        raise InputError(
-            f"data.attacker_share is {job.data.attacker_share:g}, but the run withheld {withheld:g} of the people from its "
-            "defender: leave the flag out"
-        )
+    if target.config is not None:
+        ensure_same_people(job, target.config)
     if not target.own:
         job = own_store(job)
     if job.dataset is None and job.data_dir is not None and job.data.dataset == "faces":
         job = dataclasses.replace(job, dataset="celeba")
     return job
+
+
+def ensure_same_people(job: AttackJob, run: Config) -> None:
+    """Raises: InputError if the attack would draw other splits than the run, from the same data set."""
+    if (job.dataset or job.data.dataset) != run.data.dataset:
+        return
+    for name in DRAWN:
+        value, of_run = getattr(job.data, name), getattr(run.data, name)
+        if value != of_run:
+            raise InputError(
+                f"data.{name} is {value!r}, but the run had {of_run!r}: the attack would be scored on people whom the run was "
+                "trained or selected on; leave the flag out"
+            )

@@ -145,7 +145,7 @@ class Trainer:
         return r2
 
     def train(self, rows: Pairs, epochs: int, *, per_epoch: int) -> Iterator[float]:
-        """Train on `rows`, with a learning rate that falls to 0. An epoch has `per_epoch` of them, drawn anew. Yields R2 on the
+        """Train on `rows`, with a learning rate that falls to 0. An epoch has `per_epoch` of them, drawn again. Yields R2 on the
         tuning rows after each epoch."""
         steps = max(MIN_STEPS, per_epoch // self.batch)
         optimiser = torch.optim.AdamW(self.model.network.parameters(), lr=self.candidate.network.learning_rate, weight_decay=1e-4)
