@@ -47,6 +47,7 @@ class RowErrors:
     errors: np.ndarray
     mean_errors: np.ndarray  # errors of the mean picture
     identity: np.ndarray
+    restart_std: float = 0.0  # standard deviation of R2 between fits of the attack under other seeds; 0: it draws nothing
 
     @property
     def r2(self) -> float:
@@ -76,37 +77,40 @@ def score(data: AttackData, attack: Fitted, *, similar: bool = True, legacy: boo
             face_mean_errors[block] = x[:, data.face].double().square().mean(1).cpu().numpy()
         similarities = picture_similarity(data, x_hat, x, similar=similar, legacy=legacy)
         sums |= {name: sums.get(name, 0.0) + float(values.sum(dtype=np.float64)) for name, values in similarities.items()}
-    rows = RowErrors(errors, mean_errors, data.score.identity)
-    deviation = restart_std(data, attack)
-    low, high = interval(rows, seed=data.seed, restart_std=deviation or 0.0)
+    deviation, face_deviation = restart_std(data, attack)
+    rows = RowErrors(errors, mean_errors, data.score.identity, restart_std=deviation or 0.0)
+    low, high = interval(rows, seed=data.seed)
     mse = float(rows.errors.mean())
     unit_mse = mse / 4  # a distance in [-1, 1] is twice the distance in [0, 1]
     units = {"mse": unit_mse, "mse_255": unit_mse * 255**2} if data.pictures else {"mse": mse, "mse_raw": mse * data.unit**2}
     means = {name: total / len(rows.errors) for name, total in sums.items()}
     face = {}
     if data.face is not None:
-        face_rows = RowErrors(face_errors, face_mean_errors, data.score.identity)
+        face_rows = RowErrors(face_errors, face_mean_errors, data.score.identity, restart_std=face_deviation or 0.0)
         face = dict(zip(("face_r2", "face_low", "face_high"), (face_rows.r2, *interval(face_rows, seed=data.seed)), strict=True))
     return Score(r2=rows.r2, low=low, high=high, **units, **means, **face, restart_std=deviation), rows
 
 
-def restart_std(data: AttackData, attack: Fitted) -> float | None:
+def restart_std(data: AttackData, attack: Fitted) -> tuple[float | None, float | None]:
     """Standard deviation of the attack's R2 on the score rows if it were fitted again under other seeds, estimated from its n
-    restarts.
+    restarts: on the whole picture, and on the face region.
 
     s^2 is the sample variance of the restarts' R2. An attack that is one restart varies by s. The average of n restarts varies by
     s / sqrt(n): to first order its R2 is a constant plus the mean of the restarts' deviations, which are independent. None if the
-    attack has no random parts or only one restart.
+    attack has no random parts or only one restart; the second is also None if the data set has no face region.
     """
     if len(attack.restarts) < 2:
-        return None
+        return None, None
     alone = [replace(attack, reconstruct=restart) for restart in attack.restarts]
-    errors, total = np.zeros(len(alone)), 0.0
+    regions = [slice(None), *([data.face] if data.face is not None else [])]
+    errors, totals = np.zeros((len(regions), len(alone))), np.zeros(len(regions))
     for z, x in data.score.pixel_blocks():
-        errors += [float((to_pixels(data, restart, z) - x).double().square().sum()) for restart in alone]
-        total += float(x.double().square().sum())
-    deviation = float(np.std(1 - errors / total, ddof=1))
-    return deviation / len(alone) ** 0.5 if attack.averaged else deviation
+        for i, restart in enumerate(alone):
+            x_hat = to_pixels(data, restart, z)
+            errors[:, i] += [float((x_hat - x)[:, region].double().square().sum()) for region in regions]
+        totals += [float(x[:, region].double().square().sum()) for region in regions]
+    deviations = np.std(1 - errors / totals[:, None], axis=1, ddof=1) / (len(alone) ** 0.5 if attack.averaged else 1.0)
+    return float(deviations[0]), float(deviations[1]) if data.face is not None else None
 
 
 def picture_similarity(data: AttackData, x_hat: Tensor, x: Tensor, *, similar: bool, legacy: bool) -> dict[str, np.ndarray]:
@@ -162,20 +166,23 @@ def resampled_sums(columns: Iterable[np.ndarray], identity: np.ndarray, *, seed:
 
 
 def resampled_r2(rows: RowErrors, *, seed: int) -> np.ndarray:
-    """R2 of each bootstrap sample, (RESAMPLES,)."""
+    """R2 of each bootstrap sample over people, (RESAMPLES,)."""
     resampled = resampled_sums((rows.errors, rows.mean_errors), rows.identity, seed=seed)
     return 1 - resampled[:, 0] / resampled[:, 1]
 
 
-def interval(rows: RowErrors, *, seed: int, level: float = 0.95, restart_std: float = 0.0) -> tuple[float, float]:
-    """Expanded percentile bootstrap interval of R2, resampling identities.
+def with_restarts(samples: np.ndarray, restart_std: float, *, seed: int) -> np.ndarray:
+    """Add to each bootstrap sample a normal number of this standard deviation, so that the variance of the samples is Var(people) +
+    restart_std^2."""
+    if restart_std == 0:
+        return samples
+    return samples + restart_std * stream(seed, "bootstrap", "restarts").standard_normal(len(samples))
 
-    restart_std: to each bootstrap sample's R2 a normal number of this standard deviation is added, so that the variance of the
-    samples is Var(people) + restart_std^2.
-    """
-    r2 = resampled_r2(rows, seed=seed)
-    if restart_std > 0:
-        r2 = r2 + restart_std * stream(seed, "bootstrap", "restarts").standard_normal(len(r2))
+
+def interval(rows: RowErrors, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Expanded percentile bootstrap interval of R2, resampling identities, which includes the uncertainty of the attack
+    (`RowErrors.restart_std`)."""
+    r2 = with_restarts(resampled_r2(rows, seed=seed), rows.restart_std, seed=seed)
     low, high = np.quantile(r2, interval_ends(rows.identity, level=level))
     return float(low), float(high)
 
@@ -240,13 +247,15 @@ class Difference:
 
 
 def paired_difference(a: RowErrors, b: RowErrors, *, seed: int) -> Difference:
-    """R2 of `a` minus R2 of `b`. Both use the same bootstrap samples of people, so that common variation cancels.
+    """R2 of `a` minus R2 of `b`. Both use the same bootstrap samples of people, so that common variation cancels. The two attacks
+    are fitted independently, so the variances of their restarts are added.
 
     Raises: ValueError if the score rows differ.
     """
     if not (np.array_equal(a.identity, b.identity) and np.allclose(a.mean_errors, b.mean_errors, rtol=1e-3)):
         raise ValueError("the two runs were scored on different pictures")
     differences = resampled_r2(a, seed=seed) - resampled_r2(b, seed=seed)
+    differences = with_restarts(differences, math.hypot(a.restart_std, b.restart_std), seed=seed)
     low, high = np.quantile(differences, interval_ends(a.identity))
     tail = max(min((differences <= 0).mean(), (differences >= 0).mean()), 1 / (2 * RESAMPLES))
     return Difference(a.r2 - b.r2, float(low), float(high), two_sided_p(tail, people=len(np.unique(a.identity))))

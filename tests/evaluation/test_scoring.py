@@ -229,10 +229,9 @@ def test_interval_with_restarts_covers_expected_r2_of_attack():
         identity, variance, person = people_with(rng)
         restarts = 0.06 * rng.normal(size=4)
         errors = variance * (1 - R2 - restarts.mean() + 0.2 * person)
-        rows = RowErrors(errors, variance, identity)
         deviation = restarts.std(ddof=1) / 2
         for covered, std in ((with_restarts, deviation), (without, 0.0)):
-            low, high = interval(rows, seed=seed, restart_std=std)
+            low, high = interval(RowErrors(errors, variance, identity, restart_std=std), seed=seed)
             covered.append(low <= R2 <= high)
     assert 0.9 <= np.mean(with_restarts) <= 0.98
     assert np.mean(without) < 0.85
@@ -245,12 +244,37 @@ def test_restart_std_is_sample_deviation_of_restarts(averaged):
     r2 = [1 - np.square(part(data.score.z).double().numpy() - x).sum() / np.square(x).sum() for part in parts]
     expected = np.std(r2, ddof=1) / (3**0.5 if averaged else 1)
     random = dataclasses.replace(fitted, restarts=tuple(parts), averaged=averaged)
-    assert restart_std(data, random) == pytest.approx(expected, rel=1e-4)
+    whole, face = restart_std(data, random)
+    assert whole == pytest.approx(expected, rel=1e-4)
+    assert face is None
     result, _ = score(data, random, similar=False)
     plain, _ = score(data, fitted, similar=False)
-    assert result.restart_std == restart_std(data, random)
+    assert result.restart_std == whole
     assert plain.restart_std is None
     assert result.high - result.low > plain.high - plain.low
+
+
+def test_face_interval_includes_the_restarts():
+    data, fitted, _, x = data_and_attack(bounded=False)
+    face = np.arange(x.shape[1]) < 4
+    on_face = dataclasses.replace(data, face=torch.from_numpy(face))
+    parts = [lambda z, f=factor: f * (z - MEAN) for factor in (0.5, 0.8, 1.0)]
+    errors = [np.square((part(data.score.z).double().numpy() - x)[:, face]).sum() for part in parts]
+    random = dataclasses.replace(fitted, restarts=tuple(parts))
+    _, deviation = restart_std(on_face, random)
+    assert deviation == pytest.approx(np.std(1 - np.array(errors) / np.square(x[:, face]).sum(), ddof=1), rel=1e-4)
+    result, plain = (score(on_face, attack, similar=False)[0] for attack in (random, fitted))
+    assert result.face_r2 == plain.face_r2
+    assert result.face_high - result.face_low > plain.face_high - plain.face_low
+
+
+def test_paired_difference_adds_variances_of_restarts():
+    """Without people's variation the interval is that of a normal number with both variances."""
+    ones, people = np.ones(2000), np.arange(2000)
+    a, b = (RowErrors(level * ones, ones, people, restart_std=std) for level, std in ((0.8, 0.03), (0.9, 0.04)))
+    result = paired_difference(a, b, seed=0)
+    assert result.r2 == pytest.approx(0.1)
+    assert (result.high - result.low) / 2 == pytest.approx(1.96 * 0.05, rel=0.1)
 
 
 def one_run() -> RowErrors:

@@ -37,7 +37,10 @@ def write_rows(folder: Path, rows: Rows) -> None:
     """Write `errors.npz`."""
     strongest, answers = rows.strongest, rows.answers
     arrays: dict[str, Any] = {name: getattr(strongest, name) for name in ("errors", "mean_errors", "identity")}
-    arrays |= {} if rows.floor is None else {"floor_errors": rows.floor.errors}
+    arrays |= {"restart_std": np.float64(strongest.restart_std)}
+    arrays |= (
+        {} if rows.floor is None else {"floor_errors": rows.floor.errors, "floor_restart_std": np.float64(rows.floor.restart_std)}
+    )
     arrays |= {} if answers is None else {"right": answers.right, "labels": answers.labels}
     with atomic_path(folder / ERRORS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -81,16 +84,17 @@ def read_rows(folder: Path) -> Rows:
                     names = ("errors", "mean_errors", *({"floor_errors"} & {*arrays}))
                     numbers = [arrays[name].astype(np.float64, casting="safe") for name in names]
                     identity = arrays["identity"].astype(np.int64, casting="safe")
+                    spreads = [float(arrays[name]) for name in ("restart_std", *({"floor_restart_std"} & {*arrays}))]
                     answers = read_answers(arrays, rows=len(identity)) if "right" in arrays else None
                 if not all(values.shape == (len(identity),) and np.isfinite(values).all() for values in numbers):
                     raise ValueError("shapes or values")
                 if min(values.min() for values in numbers) < 0 or max(values.max() for values in numbers) > MAX_ERROR:
                     raise ValueError("values")
                 errors, mean_errors, *floor = numbers
-                if mean_errors.sum() <= 0:
+                if mean_errors.sum() <= 0 or len(spreads) != len(numbers) - 1 or not all(0 <= s <= 1 for s in spreads):
                     raise ValueError("values")
-                floor_rows = RowErrors(floor[0], mean_errors, identity) if floor else None
-                return Rows(RowErrors(errors, mean_errors, identity), floor_rows, answers)
+                floor_rows = RowErrors(floor[0], mean_errors, identity, spreads[1]) if floor else None
+                return Rows(RowErrors(errors, mean_errors, identity, spreads[0]), floor_rows, answers)
             except Exception as e:  # numpy may raise any exception for a damaged file
                 raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
     raise InputError(f"{folder} has no {ERRORS}: choose the output folder of a run, or the report folder of an attack")
