@@ -108,7 +108,11 @@ DATASETS: dict[str, Recipe] = {
     "faces": dataclasses.replace(_CELEBA, source=_draw_faces, needs_folder=False),
     "celeba": _CELEBA,
     "mnist": _small_recipe(SmallDataset(lambda source, data: mnist.files(source), lambda source, data: mnist.read(source))),
-    "har": _small_recipe(SmallDataset(lambda source, data: har.files(source), lambda source, data: har.read(source))),
+    "har": _small_recipe(
+        SmallDataset(
+            lambda source, data: har.files(source), lambda source, data: har.read(source, final_fraction=data.final_fraction)
+        )
+    ),
     "genki4k": _small_recipe(
         SmallDataset(lambda source, data: genki4k.files(source), _genki4k, settings=("image_size",), mirrored=True, anonymous=True)
     ),

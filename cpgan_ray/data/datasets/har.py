@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cpgan_ray.data.final import hold_out_final
 from cpgan_ray.data.samples import Samples, find_file, read_bytes, validate_samples
 from cpgan_ray.errors import InputError
 
@@ -42,12 +43,12 @@ def files(source: Path) -> list[Path]:
     return [find_file(source, paths, remedy=remedy) for paths in candidates]
 
 
-def read(source: Path) -> Samples:
+def read(source: Path, *, final_fraction: float = 0.0) -> Samples:
     """All windows, (N, 128, 1, 9) float32, training people first; a person is an identity.
 
     The mean of each channel is subtracted, and all values are divided by one scale, the standard deviation over all channels; both
-    come only from the training split. With one common scale, a squared error in stored units is the raw squared error divided by
-    scale^2, and R2 is the same as in raw units.
+    come only from the people of the training split who are not in the final split (`hold_out_final`). With one common scale, a
+    squared error in stored units is the raw squared error divided by scale^2, and R2 is the same as in raw units.
 
     Raises:
         InputError: a file is missing; a line or a number is malformed (names it); files differ in length; there are too few people.
@@ -64,8 +65,9 @@ def read(source: Path) -> Samples:
         )
     held_out = np.isin(subject[:num_train], people[-NUM_VALIDATION:])
     rows = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out), "test": np.arange(num_train, len(subject))}
-    offset = raw[rows["train"]].mean(axis=(0, 1))
-    scale = float(np.sqrt(np.square(raw[rows["train"]] - offset).mean()))
+    used = raw[hold_out_final(rows, subject, fraction=final_fraction)["train"]]
+    offset = used.mean(axis=(0, 1))
+    scale = float(np.sqrt(np.square(used - offset).mean()))
     if scale < 1e-6:  # below the precision of the files
         raise InputError(f"{paths[0].parent}: every channel is constant: download the data set again")
     samples = Samples(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cpgan_ray.data.datasets import har
+from cpgan_ray.data.final import hold_out_final
 from cpgan_ray.errors import InputError
 
 REAL = Path(os.environ.get("CPGAN_DATA", Path(__file__).parents[3].parent / "shared" / "data")) / "har" / "uci_har_inertial.parquet"
@@ -78,6 +79,15 @@ def test_offset_and_scale_come_only_from_the_training_people(tmp_path):
         path.write_text("\n".join(lines))
         changed = har.read(tmp_path)
         assert (changed.scale, changed.offset) == (samples.scale, samples.offset), split
+
+
+def test_offset_and_scale_leave_out_people_of_the_final_split(tmp_path):
+    raw, _ = lay_out(tmp_path)
+    samples = har.read(tmp_path, final_fraction=0.5)
+    kept = hold_out_final(samples.rows, samples.identity, fraction=0.5)["train"]
+    assert 0 < len(kept) < len(samples.rows["train"])
+    np.testing.assert_allclose(samples.offset, raw[kept].mean(axis=(0, 1)), atol=1e-6)
+    assert samples.scale == pytest.approx(np.sqrt(np.square(raw[kept] - samples.offset).mean()))
 
 
 def test_r2_in_stored_units_equals_r2_in_raw_units(tmp_path):
