@@ -32,7 +32,7 @@ ATTACK = (
     *WHERE,
 )
 SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objective", "max_r2", "min_accuracy", "max_concurrent")
-REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "full")
+REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "final", "full")
 REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
 """Which fields `--help` shows, by job: dotted names."""

@@ -155,6 +155,9 @@ class ReproduceJob:
     """Seed of the pilot trainings. A comparison with their grids cannot use this seed."""
     grids: Annotated[Path | None, LOCAL] = None
     """Settings of every mechanism: a `grids.json` that --calibrate has written. Default: the built-in settings."""
+    final: bool = False
+    """Score on the final split, whose people no split contains, for results that are published. MLflow counts how often it was
+    opened."""
     full: bool = False
     """Use all training samples and the whole tournament instead of the quick comparison."""
     weights: tuple[float, ...] = ()
@@ -181,6 +184,8 @@ class ReproduceJob:
             )
         if self.calibrate and self.grids is not None:
             raise InputError(f"grids is {self.grids}, but calibrate chooses the settings itself: leave out one of the two")
+        if self.calibrate and self.final:
+            raise InputError("final is True, but calibrate chooses settings, on the validation split: leave out --final")
         if self.weights and (self.calibrate or self.grids is not None):
             raise InputError(
                 f"weights is {self.weights!r}, but calibrated settings follow one rule for all mechanisms: leave out one of the two"

@@ -36,15 +36,13 @@ from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import printable
 from cpgan_ray.tracking.outbox import Outbox, log_outage
-from cpgan_ray.tracking.store import all_runs, open_store
+from cpgan_ray.tracking.store import count_opening, open_store
 from cpgan_ray.tracking.uri import ensure_same_host
 
 logger = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
 """File of the failures that a run has recovered from."""
-FINAL_DATA = "final.data"
-"""Tag of a run that opened a final split: digest of the data set."""
 FLUSH_S = 5.0
 """Interval at which queued metrics are sent."""
 SETTLE_S = 5.0
@@ -204,10 +202,8 @@ class Tracker:
         self.send_or_defer(f"tag {name}", lambda: mlflow.set_tag(name, redacted(printable(value))))
 
     def count_opening(self, digest: str) -> int:
-        """Marks the run as one that opens the final split of a data set; returns the number of such runs in this experiment,
-        including this one."""
-        mlflow.set_tag(FINAL_DATA, digest)
-        return len(all_runs(self.client, self.run.info.experiment_id, f"tags.`{FINAL_DATA}` = '{digest}'"))
+        """See `store.count_opening`."""
+        return count_opening(self.client, self.run.info.run_id, digest)
 
     def log_panel(self, panel: Image.Image, *, step: int) -> None:
         """Logs a picture of reconstructions: as an image of the run with its step, and as a file in the report folder."""

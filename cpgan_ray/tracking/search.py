@@ -12,7 +12,7 @@ from cpgan_ray.common.credentials import redacted, redacted_values
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config
 from cpgan_ray.errors import printable
-from cpgan_ray.tracking.store import all_runs, open_store
+from cpgan_ray.tracking.store import all_runs, count_opening, open_store
 from cpgan_ray.tracking.uri import ensure_same_host
 
 
@@ -57,6 +57,10 @@ class SearchRun:
     def log(self, metrics: Metrics, *, step: int) -> None:
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def count_opening(self, digest: str) -> int:
+        """See `store.count_opening`."""
+        return count_opening(self.client, self.run_id, digest)
 
     def log_files(self, paths: Iterable[Path]) -> None:
         for path in paths:

@@ -105,6 +105,17 @@ def all_runs(client: mlflow.MlflowClient, experiment_id: str, where: str = "", *
             return runs
 
 
+FINAL_DATA = "final.data"
+"""Tag of a run that opens the final split of a data set, with the digest of its store."""
+
+
+def count_opening(client: mlflow.MlflowClient, run_id: str, digest: str) -> int:
+    """Mark a run as one that opens the final split of a data set; returns the number of such runs in its experiment, including
+    this one."""
+    client.set_tag(run_id, FINAL_DATA, digest)
+    return len(all_runs(client, client.get_run(run_id).info.experiment_id, f"tags.`{FINAL_DATA}` = '{digest}'"))
+
+
 def running_runs(uri: str) -> list[Run]:
     """The runs of all experiments whose status is RUNNING."""
     client = mlflow.MlflowClient(uri)

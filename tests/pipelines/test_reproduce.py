@@ -19,10 +19,12 @@ from cpgan_ray.analysis.comparison import Plan, complete_trials, findings, recom
 from cpgan_ray.analysis.crossed import outcomes_without_people
 from cpgan_ray.analysis.fronts import UTILITY, Estimate, Trial, mean_with_ci
 from cpgan_ray.cli import parse_reproduce
+from cpgan_ray.common.json_files import read_json
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.config import Config, override
 from cpgan_ray.config.folders.jobs import planned_seeds
 from cpgan_ray.data import load
+from cpgan_ray.data.store import open_store
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.report.paired import Rows, read_rows, write_rows
 from cpgan_ray.evaluation.scoring import RowErrors
@@ -259,6 +261,7 @@ def test_reproduce_bad_input_exits_2_with_one_line_and_no_output(comparison, tmp
         (("nothing",), "there is no preset 'nothing'"),
         ((), "nothing to reproduce"),
         (("digits", "--theory"), "available only for gaussian"),
+        (("digits", "--calibrate", "--final"), "leave out --final"),
         (
             ("digits", "--published", str(tmp_path), "--output", str(tmp_path / "a")),
             "the reference implementation has no files of 'digits'",
@@ -522,17 +525,29 @@ def test_calibrate_resume_trains_nothing_again(calibrated, in_process):
     assert json.loads(stdout.splitlines()[-1])["sha256"] == summary["sha256"]
 
 
-def test_reproduce_with_grids_uses_their_settings(calibrated, tmp_path, in_process):
+def test_reproduce_final_with_grids_scores_the_final_split(calibrated, tmp_path, in_process):
     folder, summary, _ = calibrated
     own = ["--cache-dir", str(folder.parent / "cache"), "--output", str(tmp_path / "out"), "--runtime.backend", "local"]
-    few = ["--mechanisms", "pca", "--num-seeds", "1", "--rounding", "on", "--grids", str(folder / GRIDS)]
-    status, _, stderr = in_process(JOB, "digits", *QUICK.replace("ridge mlp", "ridge").split(), *few, *own)
+    few = ["--mechanisms", "pca", "--num-seeds", "1", "--rounding", "on", "--grids", str(folder / GRIDS), "--final"]
+    status, stdout, stderr = in_process(JOB, "digits", *QUICK.replace("ridge mlp", "ridge").split(), *few, *own)
     assert status == 0, stderr
     settings = read_grids(folder / GRIDS).settings("pca", rounded=True)
     cells = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("cells/*/cell.json")]
     assert sorted(cell["cell"]["setting"] for cell in cells) == sorted(settings)
     assert all(cell["grids"] == {"source": "calibrated", "sha256": summary["sha256"]} for cell in cells)
     assert (tmp_path / "out" / GRIDS).read_bytes() == (folder / GRIDS).read_bytes()
+
+    summary = json.loads(stdout.splitlines()[-1])
+    (store,) = (folder.parent / "cache").glob(f"*{cells[0]['data']}")
+    dataset = open_store(store)
+    assert (final := len(dataset.final)) != len(dataset.test)
+    for path in (tmp_path / "out").glob("cells/*"):
+        assert len(read_rows(path).strongest.errors) == final
+    assert {cell["split"] for cell in cells} == {"final"}
+    assert summary["split"] == read_json(tmp_path / "out" / "results.json")["split"] == "final"
+    assert "opening 1 of the final split" in stderr
+    runs = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"], f"tags.`final.data` = '{dataset.digest}'")
+    assert [run.info.run_id for run in runs] == [summary["run_id"]]
 
 
 def test_grids_are_refused_where_they_do_not_fit(calibrated, comparison, tmp_path, in_process):

@@ -108,13 +108,16 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
     reported = published(job.published, dataset_name) if job.published else []
     best_codes = published_theory(job.published) if job.published and dataset_name == "gaussian" else []
     dataset = prepare(job, folder)
+    dataset = dataset.open_final() if job.final else dataset
     grids = grids_of(job, folder, dataset, resume=resume)
     all_cells = cells(job, dataset, grids)
     config = pin_store(job.config, dataset)
     pooled_cells(folder, grids, config)
     with parent_run(partial(open_run, job, folder, grids, resume=resume)) as (run, stop), stop.allowed():
         missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
-        run_cells(missing, config, folder, run, grids, total=len(all_cells))
+        if job.final:
+            logger.info(f"opening {run.count_opening(dataset.digest)} of the final split in this MLflow experiment")
+        run_cells(missing, config, folder, run, grids, total=len(all_cells), final=job.final)
         shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
         values = pooled_cells(folder, grids, config)
         summary = write_results(values, folder, run, grids, job)
@@ -223,7 +226,9 @@ def grids_tags(grids: Grids) -> dict[str, str]:
     return {"grids": grids.source, "grids.sha256": grids.sha256}
 
 
-def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, grids: Grids, *, total: int) -> None:
+def run_cells(
+    missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, grids: Grids, *, total: int, final: bool
+) -> None:
     """Run cells as Ray tasks, or one after the other in this process. Logs a line and a child run in MLflow for each."""
     started, num_done = time.perf_counter(), total - len(missing)
     if missing:
@@ -241,7 +246,7 @@ def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: Search
 
     if config.runtime.backend == "local":
         for cell in missing:
-            play(cell, config, folder / "cells" / cell.name, grids.provenance)
+            play(cell, config, folder / "cells" / cell.name, grids.provenance, final=final)
             log_cell(cell)
         return
     from cpgan_ray.distributed.cluster import connect
@@ -250,7 +255,12 @@ def run_cells(missing: Sequence[Cell], config: Config, folder: Path, run: Search
     connect(config.runtime)
     work = [(cell, config, folder / "cells" / cell.name, grids.provenance) for cell in missing]
     run_in_tasks(
-        play, work, runtime=config.runtime, cpus=1.0, gpus=config.runtime.privatizer_gpus, done=lambda i: log_cell(missing[i])
+        partial(play, final=final),
+        work,
+        runtime=config.runtime,
+        cpus=1.0,
+        gpus=config.runtime.privatizer_gpus,
+        done=lambda i: log_cell(missing[i]),
     )
 
 
@@ -273,11 +283,12 @@ def write_results(values: Sequence[Values], folder: Path, run: SearchRun, grids:
     labelled = [t if t in of_shown else dataclasses.replace(t, method=f"{t.method} unrounded") for t in trials]
     twin = twin_utility(of_shown, job.objective)
     write(labelled, folder, objective=job.objective, chosen=recommended(of_shown, job.objective), control_utility=twin)
-    results: dict[str, Any] = next(iter(shares.values())) | {"grids": grids.provenance, "failed": failed, **shares}
+    split = "final" if job.final else "test"
+    results: dict[str, Any] = next(iter(shares.values())) | {"split": split, "grids": grids.provenance, "failed": failed, **shares}
     tables = [f"Codes are {title}:\n\n{fronts_table(part)}\n\n{differences_table(part)}" for title, part in shares.items()]
     write_json(folder / "results.json", results | {"label_floor_r2": trials[0].label_floor_r2})
     settings = settings_table(done, trials, job.objective)
-    write_text(folder / "results.md", "\n\n".join([settings, *tables, grids_line(grids)]) + "\n")
+    write_text(folder / "results.md", "\n\n".join([settings, *tables, f"Scored on the {split} split.", grids_line(grids)]) + "\n")
     write_table(done, folder)
     write_bytes(folder / "attackers.png", attacker_lines(shown, {name: mechanism.knob for name, mechanism in MECHANISMS.items()}))
     names = (
@@ -293,4 +304,4 @@ def write_results(values: Sequence[Values], folder: Path, run: SearchRun, grids:
     )
     run.log_files(folder / name for name in names)
     ours = results["hypervolume"].get("cpgan", {}).get("value")
-    return {"cells": len(values), "failed": len(failed), "hypervolume": ours, "gap": results["gap"]}
+    return {"cells": len(values), "failed": len(failed), "split": split, "hypervolume": ours, "gap": results["gap"]}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
-from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process, fit_stacks, trained_against
+from cpgan_ray.evaluation.fitting import (
+    FLOOR,
+    AttackSpec,
+    EvaluationContext,
+    FittedAttack,
+    attack_specs,
+    fit_in_process,
+    fit_stacks,
+    trained_against,
+)
 from cpgan_ray.evaluation.report.paired import Rows, write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
@@ -37,8 +46,9 @@ def cell_config(cell: Cell, config: Config) -> Config:
     return dataclasses.replace(config, seed=cell.seed, privatizer=dataclasses.replace(config.privatizer, quantization_step=step))
 
 
-def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str]) -> None:
-    """Compute the codes and attack them. Writes pictures, `errors.npz` and, as the last file, `cell.json` to the cell's folder.
+def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str], *, final: bool = False) -> None:
+    """Compute the codes and attack them, scored on the test split or on the final split. Writes pictures, `errors.npz` and, as the
+    last file, `cell.json` to the cell's folder.
 
     A training that diverges is also a result: `cell.json` then contains the error. grids: where its setting comes from
     (`Grids.provenance`).
@@ -49,6 +59,7 @@ def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str]) -> 
     make_folder(make_folder(folder.parent) / folder.name)
     mechanism = MECHANISMS[cell.mechanism]
     dataset = load(config, progress=False)
+    dataset = dataset.open_final() if final else dataset
     try:
         released = mechanism.release(cell_config(cell, config), cell.setting, dataset)
     except FloatingPointError as e:
@@ -57,12 +68,13 @@ def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str]) -> 
     context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
     warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings))
-    attacks = fit_in_process(specs, context, done=lambda attack: None)
+    attacks = [*fit_in_process([spec for spec in specs if spec.variant != FLOOR], context, done=lambda attack: None)]
+    attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
     attacks += fit_stacks(attacks, context, done=lambda attack: None)
     result = score_attacks(attacks, context)
     utility = utility_metrics(released.logits, dataset, config.data.labels, seed=cell.seed)
     values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}
-    values |= {"k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
+    values |= {"split": "final" if final else "test", "k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
     values |= {"warnings": [asdict(warning) for warning in warnings]}
     rows = result.strongest.errors
     itself, direct = direct_errors(released, dataset, rows), None
@@ -78,6 +90,22 @@ def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str]) -> 
             picture.save(temporary, "PNG")
     write_rows(folder, Rows(rows, result.floor.errors, head_answers(released.logits, dataset, config.data.labels)))
     write_json(folder / CELL, values)
+
+
+_floors: dict[Hashable, list[FittedAttack]] = {}
+"""The attacks on the true labels that this process has fitted last."""
+
+
+def floor_attacks(specs: Sequence[AttackSpec], context: EvaluationContext) -> list[FittedAttack]:
+    """Fit the attacks on the true labels, which do not depend on the codes: cells with the same data, attacks and seed share
+    them."""
+    dataset, names = context.dataset, tuple(sorted(name for name in context.codes if "_draw" not in name))
+    key = (*specs, dataset.digest, dataset.attacker_share, context.config, context.seed, context.task, names)
+    if key not in _floors:
+        fitted = fit_in_process(specs, context, done=lambda attack: None)
+        _floors.clear()
+        _floors[key] = fitted
+    return _floors[key]
 
 
 def direct_errors(released: Released, dataset: Dataset, rows: RowErrors) -> RowErrors | None:
