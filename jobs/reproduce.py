@@ -6,15 +6,15 @@
     python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --num-settings 2 --num-seeds 1
     python jobs/reproduce.py digits --num-seeds 2                       # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
-    python jobs/reproduce.py --resume DIR                               # continue an interrupted comparison
-    python jobs/reproduce.py --resume DIR --mechanisms cpgan pca        # continue, with these mechanisms in all
+    python jobs/reproduce.py --resume FOLDER                            # continue an interrupted comparison
+    python jobs/reproduce.py --resume FOLDER --mechanisms cpgan pca        # continue, with these mechanisms in all
     python jobs/reproduce.py gaussian --theory                          # the mixture's best codes, for the published weights
 
 From a folder that another user has written, --resume takes only what is compared. --trust also takes data, caches, cluster and
 tracking store from it.
 
 Writes into the output folder `results.md`, `results.csv`, `results.json`, `grids.json`, `frontier.png`, `.json`, `.csv`,
-`attackers.png` and a folder for each training; with --published DIR (result files of the reference implementation) also
+`attackers.png` and a folder for each training; with --published FOLDER (result files of the reference implementation) also
 `published.png`; for gaussian also `theory.png`. The last line printed is a JSON object: run_id, output, cells, failed, hypervolume
 (of cpgan), gap, seconds. With --calibrate only `grids.json` is written, and the object has run_id, output, grids, sha256, settings,
 not_reached, seconds. With --theory one JSON object is printed per weight: lambda, accuracy, mse (of the best linear attack, per

@@ -3,7 +3,7 @@
     python jobs/train_celeba.py                                       # embedded procedural faces, a few minutes on two cores
     python jobs/train_celeba.py celeba --data-dir DIR                 # CelebA in its official layout
     python jobs/train_celeba.py celeba --data-dir DIR --privacy-weight 0    # the undefended control
-    python jobs/train_celeba.py --resume DIR                          # continue an interrupted run from its last checkpoint
+    python jobs/train_celeba.py --resume FOLDER                       # continue an interrupted run from its last checkpoint
     ray job submit --working-dir . -- python jobs/train_celeba.py celeba --data-dir DIR --output DIR
 
 From a folder that another user has written, --resume takes only what was trained. --trust also takes data, caches, cluster and

@@ -72,6 +72,9 @@ TINY = Config(
         kernel_features=16,
         fit_fractions=(),
         num_shifted=1,
+        identity=False,
+        attributes=False,
+        similarity=False,
     ),
     tracking=TrackingConfig(log_models=False, system_metrics=False),
 )

@@ -1,7 +1,7 @@
 """The result files of the reference implementation next to our results, in the unit of the reference implementation and on the same
 axes.
 
-The files are not part of this project. `jobs/reproduce.py --published DIR` takes the folder that contains them (`dnn.csv`,
+The files are not part of this project. `jobs/reproduce.py --published FOLDER` takes the folder that contains them (`dnn.csv`,
 `noise.csv`, `ran*.csv`, `hybrid_cpgan*.csv` of one data set, `Final_theory.csv` of the mixture). On MNIST and GENKI-4K the squared
 errors of the reference implementation wrap around at 256. Our errors are then drawn in that unit too; such numbers do not measure
 privacy. The reference implementation did not attack its noise mechanism; here it is attacked.

@@ -97,7 +97,7 @@ def one_line(box: str) -> str:
 
 
 def take_resume(rest: list[str]) -> Path | None:
-    """Remove `--resume DIR` from the arguments and return the folder; None if it is absent.
+    """Remove `--resume FOLDER` from the arguments and return the folder; None if it is absent.
 
     Raises: InputError if no folder follows it.
     """

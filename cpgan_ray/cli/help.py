@@ -36,7 +36,7 @@ REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding",
 REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
 """Which fields `--help` shows, by job: dotted names."""
-RESUME = {"--resume DIR": "Continue in the folder of an interrupted job.", "--trust": "Use files that another user has written."}
+RESUME = {"--resume FOLDER": "Continue in the folder of an interrupted job.", "--trust": "Use files that another user has written."}
 MAX_TEXT = 200
 """Characters of a field's documentation that are shown whole; of a longer one the first sentence."""
 INDENT = 28

@@ -27,7 +27,7 @@ class ReproduceFlags(ReproduceJob):
 
 
 def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[ReproduceJob, bool]:
-    """Parse `DATASET [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`. Returns the job, and whether it resumes.
+    """Parse `DATASET [--flag VALUE ...]`, or `--resume FOLDER [--flag VALUE ...]`. Returns the job, and whether it resumes.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """

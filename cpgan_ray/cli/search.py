@@ -26,7 +26,7 @@ class SearchFlags(SearchJob):
 
 
 def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJob, bool]:
-    """Parse `[PRESET] [--flag VALUE ...]`, or `--resume DIR [--flag VALUE ...]`. Returns the job, and whether it resumes.
+    """Parse `[PRESET] [--flag VALUE ...]`, or `--resume FOLDER [--flag VALUE ...]`. Returns the job, and whether it resumes.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """

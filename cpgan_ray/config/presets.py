@@ -246,6 +246,7 @@ def for_search(config: Config) -> Config:
         restarts=1,
         identity=False,
         attributes=False,
+        similarity=False,
     )
     return replace(config, attacks=attacks, tracking=replace(config.tracking, log_models=False, system_metrics=False))
 

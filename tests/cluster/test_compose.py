@@ -16,7 +16,7 @@ import pytest
 
 from tests.cluster.checks import SECRETS
 from tests.cluster.containers import Composed, Container, missing, read_compose
-from tests.process import GONE_S, HANG_S, wait_until
+from tests.process import GONE_S, HANG_S, RIDGE_ONLY, wait_until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "cluster" / "compose.yaml"
@@ -56,7 +56,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Co
 
 JOB = "ray job submit --working-dir . -- python jobs/train_celeba.py smoke --output /mnt/shared/runs/smoke"
 """The command in cluster/README.md."""
-QUICKLY = "--cache-dir /mnt/shared/cache --epochs 1 --attacks.names ridge --tracking.no-log-models"
+QUICKLY = f"--cache-dir /mnt/shared/cache --epochs 1 {RIDGE_ONLY} --tracking.no-log-models"
 
 
 def submit(head: Container, command: str, *, token: str | None = None) -> subprocess.CompletedProcess[str]:

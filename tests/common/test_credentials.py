@@ -20,7 +20,7 @@ from cpgan_ray.common.ownership import KEY_VARIABLE
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.tracking.store import open_store, tracking_uri
 from tests.data.bucket import running
-from tests.process import HANG_S
+from tests.process import HANG_S, RIDGE_ONLY
 
 ROOT = Path(__file__).parents[2]
 PASSWORD, ENCODED = "pa55/w0rd@home", "pa55%2Fw0rd%40home"
@@ -193,7 +193,7 @@ def test_run_with_secrets_writes_them_nowhere(tmp_path, cache_dir, mlflow_server
         "AWS_SECRET_ACCESS_KEY": KEY,
     }
     output = tmp_path / "runs" / "run"
-    flags = ["smoke", "--epochs", "1", "--runtime.backend", "ray", "--attacks.names", "ridge", "--tracking.no-log-models"]
+    flags = ["smoke", "--epochs", "1", "--runtime.backend", "ray", *RIDGE_ONLY.split(), "--tracking.no-log-models"]
     flags += ["--output", str(output), "--cache-dir", str(cache_dir)]
     job = [sys.executable, str(ROOT / "jobs" / "train_celeba.py"), *flags]
     for bucket in ("stores", "checkpoints"):

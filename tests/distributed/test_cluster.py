@@ -16,12 +16,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.process import HANG_S, called, end_all, environment, free_ports, wait_until
+from tests.process import HANG_S, RIDGE_ONLY, called, end_all, environment, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_celeba.py"
 GAME = (
-    "smoke --epochs 200 --attacks.names ridge --recovery.checkpoint-every 20 --data.image-size 16 --data.final-fraction 0 "
+    f"smoke --epochs 200 {RIDGE_ONLY} --recovery.checkpoint-every 20 --data.image-size 16 --data.final-fraction 0 "
     "--batch-size 80 "
     "--privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )

@@ -77,7 +77,9 @@ def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing):
     assert all_cpus_become_free()
 
 
-@pytest.mark.parametrize(("schedule", "names"), [("stale1", ("rbf", "mlp")), ("epochwise", ("ridge_epoch", "mlp"))])
+@pytest.mark.parametrize(
+    ("schedule", "names"), [("stale1", ("rbf", "mlp")), pytest.param("epochwise", ("ridge_epoch", "mlp"), marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("ray_session")
 def test_ray_game_with_other_schedules_is_bit_identical(tiny, differing, schedule, names):
     config = tiny(*names, changes={"game.schedule": schedule})

@@ -66,7 +66,9 @@ def fit(attack: str, data: AttackData) -> Fitted:
     return ATTACKS[attack](data, SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["fisher", "mean", "random", "eight"])
+@pytest.mark.parametrize(
+    "name", ["fisher", "eight", pytest.param("mean", marks=pytest.mark.slow), pytest.param("random", marks=pytest.mark.slow)]
+)
 def test_strongest_attack_is_between_best_linear_and_exact(name, mixture, data_of):
     a = directions(mixture)[name]
     data: AttackData = data_of(mixture.x @ a.T, mixture.x)

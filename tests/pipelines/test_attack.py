@@ -517,7 +517,7 @@ def gone(path: Path) -> Path:
 def other_people(folder: Path) -> Path:
     folder.mkdir()
     ones = dict.fromkeys(("errors", "mean_errors", "floor_errors"), np.ones(40))
-    np.savez(folder / "errors.npz", **ones, identity=np.arange(40))
+    np.savez(folder / "errors.npz", **ones, identity=np.arange(40), restart_std=0.0, floor_restart_std=0.0)
     return folder
 
 
@@ -547,7 +547,7 @@ def marked_errors(folder: Path) -> Path:
 
 def errors(folder: Path, **arrays: Any) -> Path:
     folder.mkdir()
-    np.savez(folder / "errors.npz", **arrays)
+    np.savez(folder / "errors.npz", restart_std=0.0, **arrays)
     return folder
 
 

@@ -16,12 +16,12 @@ import torch
 from cpgan_ray.cli import parse_train
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.pipelines.train import train
-from tests.process import HANG_S, kill_alone, left_as_it_was
+from tests.process import HANG_S, RIDGE_ONLY, kill_alone, left_as_it_was
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_celeba.py"
 FLAGS = (
-    "smoke --epochs 12 --attacks.names ridge --recovery.checkpoint-every 7 --recovery.snapshot-every 4 "
+    f"smoke --epochs 12 {RIDGE_ONLY} --recovery.checkpoint-every 7 --recovery.snapshot-every 4 "
     "--data.image-size 16 --data.final-fraction 0 --batch-size 80 --privatizer.depth 2 "
     "--tracking.no-log-models --tracking.no-system-metrics"
 )
@@ -67,7 +67,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> 
     return folder / "out"
 
 
-@pytest.mark.parametrize("backend", ["local", "ray"])
+@pytest.mark.parametrize("backend", [pytest.param("local", marks=pytest.mark.slow), "ray"])
 def test_resume_of_killed_run_matches_uninterrupted_run(backend, started, job, uninterrupted, tmp_path, mlflow_uri):
     killed = started("--runtime.backend", backend)
     kill_alone(killed)

@@ -21,7 +21,7 @@ from cpgan_ray.config.folders.records import FORMAT
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data import prepare
 from cpgan_ray.data.datasets.faces.files import write_faces
-from tests.process import GONE_S, HANG_S, below, environment
+from tests.process import GONE_S, HANG_S, RIDGE_ONLY, below, environment
 
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -248,25 +248,16 @@ def test_train_used_output_folder_is_unchanged(finished):
     assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")} == before
 
 
-def test_train_skip_corrupt_leaves_out_and_counts_pictures(workspace, layout, tmp_path):
+def test_train_skip_corrupt_leaves_out_and_counts_pictures(workspace, layout, tmp_path, in_process):
     spoilt = shutil.copytree(layout, tmp_path / "celeba")
     truncate(spoilt)
-    options = ["--batch-size", "16", "--epochs", "1", "--attacks.names", "ridge", "--tracking.no-log-models"]
-    options += [
-        "--data.image-size",
-        "16",
-        "--privacy-weight",
-        "0",
-        "--tracking.uri",
-        workspace.uri,
-        "--data.labels",
-        "Smiling",
-        "Male",
-    ]
-    process = run(["smoke", "--data-dir", spoilt, "--skip-corrupt", "--output", tmp_path / "out", *options], cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert re.search(rf"^1 of 60 pictures skipped.*{LAST_PICTURE}", process.stderr, flags=re.MULTILINE)
-    assert json.loads(process.stdout)["strongest"]["attack"] == "ridge"
+    options = ["--batch-size", "16", "--epochs", "1", *RIDGE_ONLY.split(), "--tracking.no-log-models", "--runtime.backend", "local"]
+    options += ["--data.image-size", "16", "--privacy-weight", "0", "--tracking.uri", workspace.uri]
+    options += ["--data.labels", "Smiling", "Male", "--output", tmp_path / "out"]
+    status, out, err = in_process(Path(JOB[1]), "smoke", "--data-dir", spoilt, "--skip-corrupt", *options)
+    assert status == 0, err
+    assert re.search(rf"^1 of 60 pictures skipped.*{LAST_PICTURE}", err, flags=re.MULTILINE)
+    assert json.loads(out)["strongest"]["attack"] == "ridge"
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
