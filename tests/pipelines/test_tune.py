@@ -450,12 +450,12 @@ def test_search_stops_hopeless_trials_early(tiny_config, mlflow_uri, tmp_path):
     changes = {"runtime.backend": "local", "epochs": 4, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
     config = override(tiny_config, {**changes, "privatizer.lr_schedule": "constant", "privacy_weight": 0.01})
     config = Config(**{**vars(config), "adversaries": {"ridge": config.adversaries["ridge"]}})
-    rates = "utility.learning_rate=5e-3,4e-3,1e-9"
+    rates = "utility.learning_rate=5e-3,4e-3,3e-3,2e-3,1e-9"
     job = SearchJob(
         search_space=(rates,), searcher="grid", scheduler="asha", max_concurrent=1, train_undefended=False, config=config
     )
     result = search(job)
-    assert result.summary["trials"] == {"finished": 2, "stopped": 1, "failed": 0}
+    assert result.summary["trials"] == {"finished": 4, "stopped": 1, "failed": 0}
     frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
     (stopped,) = [t for t in frontier["trials"] if t["state"] == "stopped"]
     assert stopped["utility.learning_rate"] == 1e-9
