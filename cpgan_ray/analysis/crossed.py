@@ -31,7 +31,8 @@ from scipy import special
 
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import Objective
-from cpgan_ray.evaluation.scoring import RowErrors
+from cpgan_ray.data.store import MISSING
+from cpgan_ray.evaluation.scoring import RowErrors, mean_where
 from cpgan_ray.evaluation.utility import Answers
 
 MAX_GROUPS = 100
@@ -123,20 +124,25 @@ def totals(sums: np.ndarray) -> np.ndarray:
 
 
 def utilities(answers: Answers, group: np.ndarray, *, objective: Objective) -> np.ndarray:
-    """Accuracy or balanced accuracy on all rows and without each group, (G + 1,). Labels of which only one value occurs do not
-    count in the balanced accuracy, except if there are no others; a class that is absent without a group does not count there."""
-    right, labels = answers.right, answers.labels
-    if objective == "balanced_accuracy" and (both := np.ptp(labels.astype(int), axis=0) > 0).any():
-        columns = []
-        for i in np.flatnonzero(both):
-            counted = [labels[:, i] == value for value in np.unique(labels[:, i])]
-            hits, sizes = (
-                np.stack([totals(np.bincount(group, weights=flags * of_class)) for of_class in counted], axis=1)
-                for flags in (right[:, i], np.ones(len(group)))
-            )
-            columns.append(np.nanmean(np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0.5), axis=1))
-        return np.mean(columns, axis=0)
-    return totals(np.bincount(group, weights=right.mean(axis=1))) / totals(np.bincount(group).astype(float))
+    """Accuracy or balanced accuracy on all rows and without each group, (G + 1,): the mean over the labels that have answers.
+
+    Labels of which only one value occurs do not count in the balanced accuracy, except if there are no others. A value, or a label,
+    that is absent without a group does not count there.
+    """
+    occurring = [np.unique(column[column != MISSING]) for column in answers.labels.T]
+    counted = [i for i, values in enumerate(occurring) if len(values) > 1]
+    balanced = objective == "balanced_accuracy" and bool(counted)
+    columns = []
+    for i in counted if balanced else [i for i, values in enumerate(occurring) if len(values)]:
+        column = answers.labels[:, i]
+        parts = [column == value for value in occurring[i]] if balanced else [column != MISSING]
+        hits, sizes = (
+            np.stack([totals(np.bincount(group, weights=flags * part)) for part in parts], axis=1)
+            for flags in (answers.right[:, i], np.ones(len(group)))
+        )
+        columns.append(mean_where(np.divide(hits, sizes, out=np.zeros_like(hits), where=sizes > 0.5), sizes > 0.5))
+    of_label = np.stack(columns, axis=1)
+    return mean_where(of_label, ~np.isnan(of_label))
 
 
 def replicates(statistic: Callable[[np.ndarray], float], outcomes: np.ndarray) -> Replicates:

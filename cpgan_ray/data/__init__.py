@@ -2,20 +2,22 @@
 
 `registry` lists the data sets by name, `datasets/` has a reader for each, `formats/` reads the file formats that they need,
 `store/` is the prepared store, `sync/` brings it to each node, `batching` selects the rows of each round, `code_sets` lists the
-samples that an evaluation needs codes of, `pca` computes the principal components of the pictures.
+samples that an evaluation needs codes of, `task` knows which logits belong to which label, `pca` computes the principal components
+of the pictures.
 """
 
 from cpgan_ray.data.registry import DATASETS, load, pin_store, prepare
 from cpgan_ray.data.store import Dataset, Split, open_store
-from cpgan_ray.data.task import ensure_learnable, label_columns, label_frequencies, majority_logits, task_targets
+from cpgan_ray.data.task import Task, ensure_learnable, label_frequencies, majority_logits, task_of, task_targets
 
 __all__ = [
     "DATASETS",
     "Dataset",
     "Split",
+    "Task",
+    "task_of",
     "task_targets",
     "ensure_learnable",
-    "label_columns",
     "load",
     "majority_logits",
     "pin_store",

@@ -17,13 +17,16 @@ def settings(data: DataConfig) -> dict[str, object]:
 
 def balance_rows(rows: Mapping[str, np.ndarray], values: np.ndarray, *, label: str, data: DataConfig) -> dict[str, np.ndarray]:
     """Keep, in each split, all rows with the rarer value of a label and equally many with the other value, drawn by
-    `data.balanced_seed`. Rows keep their order and their split, so no identity changes its split.
+    `data.balanced_seed`. Rows without a value are left out. The others keep their order and their split, so no identity changes its
+    split.
 
-    values: (N,), the label's value (0 or 1) of each row.
+    values: (N,), the label's value (0, 1 or `MISSING`) of each row.
 
     Raises:
-        InputError: one of the two values does not occur in a split.
+        InputError: one of the two values does not occur in a split, or the label has more than two values.
     """
+    if values.max(initial=0) > 1:
+        raise InputError(f"data.balanced is True, but {label} has more than two values: set --data.no-balanced")
     selected = {}
     for split, members in rows.items():
         rows_by_value = [members[values[members] == value] for value in (0, 1)]

@@ -21,7 +21,7 @@ from cpgan_ray.data.small import SmallDataset
 from cpgan_ray.data.store import Dataset, open_store
 from cpgan_ray.data.sync import node
 from cpgan_ray.data.sync.node import Recipe
-from cpgan_ray.data.task import label_columns
+from cpgan_ray.data.task import task_of
 from cpgan_ray.errors import InputError
 
 
@@ -30,12 +30,12 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
     process of each node does the work.
 
     Raises:
-        InputError: see `prepare`, `store.open_store`, `store.withhold` and `task.label_columns`.
+        InputError: see `prepare`, `store.open_store`, `store.withhold` and `task.task_of`.
     """
     dataset = open_store(prepare(config, progress=progress))
     if config.data.digest and dataset.digest != config.data.digest:
         raise store.damaged_store(dataset.folder, f"it holds store {dataset.digest}")
-    label_columns(dataset, config.data.labels)
+    task_of(dataset, config.data.labels)
     reload = partial(load_on_other_node, pin_store(config, dataset), export_env())
     own_only = dataset.folder.parent == node.data_folder_cache(config) and not config.trust
     dataset = dataclasses.replace(dataset, reload=reload, shared=config.shared_cache, own_only=own_only)

@@ -91,12 +91,11 @@ def draft(small: SmallDataset, source: Path, config: Config, *, progress: bool) 
 
 
 def make_plan(samples: Samples, small: SmallDataset, *, digest: str, source: dict[str, object], data: DataConfig) -> store.Plan:
-    """The plan of the store. A label of two classes is 0/1 like an attribute. Rows are subsampled first, then balanced.
+    """The plan of the store. Rows are subsampled first, then balanced.
 
     Raises:
         InputError: the rows cannot be balanced.
     """
-    class_names = {samples.label_name: list(samples.classes)} if len(samples.classes) > 2 else {}
     pictures = samples.values.dtype == np.uint8
     limits = {"train": data.max_train_samples, "val": data.max_train_samples // 4}
     rows = hold_out_final(samples.rows, samples.identity, fraction=data.final_fraction)
@@ -115,7 +114,7 @@ def make_plan(samples: Samples, small: SmallDataset, *, digest: str, source: dic
         fetch=lambda rows: (samples.values[rows], np.ones(len(rows), bool)),
         dtype=samples.values.dtype,
         info=store.DatasetInfo(
-            classes=class_names,
+            classes={samples.label_name: list(samples.classes)},
             mirrored=small.mirrored,
             unit=127.5 if pictures else samples.scale,
             anonymous=small.anonymous,

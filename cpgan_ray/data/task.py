@@ -1,68 +1,189 @@
-"""The task: which labels the utility head predicts, and with how many logits."""
+"""The task: which labels the utility head predicts, and which logits belong to which label.
 
-from collections.abc import Sequence
+A label has two values and one logit, which is positive for the second value; or it has C > 2 classes and C logits, of which the
+largest belongs to the answer. A task may mix both kinds. An answer that is not known has the value `MISSING`: it counts neither in
+a loss nor in an accuracy.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from cpgan_ray.data.datasets.celeba_tables import columns_of
-from cpgan_ray.data.store import Dataset
+from cpgan_ray.data.store import MISSING, SPLITS, Dataset, Split
 from cpgan_ray.errors import InputError
 
+NO_NAMES = ("0", "1")
+"""Names of the values of a label without class names."""
 
-def label_columns(dataset: Dataset, labels: Sequence[str]) -> np.ndarray:
-    """The columns of `Split.labels` for the task `config.data.labels`; all columns if `labels` is empty: int64 (L,).
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A label of a task."""
+
+    name: str
+    column: int
+    """Its column in `Split.labels`."""
+    values: tuple[str, ...]
+    """The names of its values 0, 1, ..., at least two."""
+    first_logit: int
+
+    @property
+    def binary(self) -> bool:
+        """Whether it has one logit for two values, instead of a logit for each value."""
+        return len(self.values) == 2
+
+    @property
+    def logits(self) -> slice:
+        """Its columns in the logits of the task."""
+        return slice(self.first_logit, self.first_logit + (1 if self.binary else len(self.values)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """The labels of a task, in the order of their logits."""
+
+    labels: tuple[Label, ...]
+
+    @staticmethod
+    def of(
+        names: Sequence[str], *, classes: Mapping[str, Sequence[str]] | None = None, columns: Iterable[int] | None = None
+    ) -> "Task":
+        """The task of some labels of a table, in the order of `columns`; None: of all.
+
+        names: of all columns of the table. classes: label -> names of its values; labels without names have the values 0 and 1.
+        """
+        labels: list[Label] = []
+        for column in range(len(names)) if columns is None else columns:
+            values = tuple((classes or {}).get(names[column], NO_NAMES))
+            first_logit = labels[-1].logits.stop if labels else 0
+            labels.append(Label(name=names[column], column=int(column), values=values, first_logit=first_logit))
+        return Task(tuple(labels))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def num_logits(self) -> int:
+        """The number of outputs of a utility head."""
+        return self.labels[-1].logits.stop
+
+    @property
+    def num_values(self) -> tuple[int, ...]:
+        """The number of values of each label."""
+        return tuple(len(label.values) for label in self.labels)
+
+    @property
+    def chance(self) -> float:
+        """The mean over the labels of 1 / number of values: the balanced accuracy of any constant answer."""
+        return float(np.mean([1 / count for count in self.num_values]))
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """The columns of `Split.labels`: int64 (L,)."""
+        return np.array([label.column for label in self.labels], np.int64)
+
+    @cached_property
+    def binary(self) -> list[int]:
+        """The positions of the binary labels in the task."""
+        return [i for i, label in enumerate(self.labels) if label.binary]
+
+    def answers(self, split: Split) -> np.ndarray:
+        """The true answers of a split: int8 (N, L), `MISSING` where an answer is not known."""
+        return np.ascontiguousarray(split.labels[:, self.columns])
+
+
+def task_of(dataset: Dataset, labels: Sequence[str]) -> Task:
+    """The task `config.data.labels` of a data set; all its labels if `labels` is empty.
 
     Raises:
-        InputError: a label does not exist or is given twice, or a label of several classes is not the only one.
+        InputError: a label does not exist or is given twice.
     """
-    columns = columns_of(dataset.label_names, labels)
-    names = [dataset.label_names[column] for column in columns]
-    if len(names) > 1 and (multiclass := [name for name in names if name in dataset.info.classes]):
-        raise InputError(f"data.labels: {multiclass[0]!r} has several classes and must be the only label: give it alone")
-    return columns
+    return Task.of(dataset.label_names, classes=dataset.info.classes, columns=columns_of(dataset.label_names, labels).tolist())
 
 
-def ensure_learnable(dataset: Dataset, labels: Sequence[str]) -> None:
-    """Check that each label of the task has at least two values in the training pictures.
+def ensure_learnable(dataset: Dataset, task: Task) -> None:
+    """Check that each label of the task has at least two values in the training pictures, and that each split has answers.
 
     Raises:
-        InputError: a label has the same value in all training pictures.
+        InputError: a label has at most one value in the training pictures, or a split has no answers at all.
     """
-    columns = label_columns(dataset, labels)
-    varies = np.ptp(dataset.train.labels[:, columns], axis=0) > 0
-    if varies.all():
-        return
-    names = [dataset.label_names[i] for i in columns]
-    constant, others = ([name for name, v in zip(names, varies, strict=True) if v == wanted] for wanted in (False, True))
-    raise InputError(
-        f"data.labels: {', '.join(constant)} has one value in all {len(dataset.train)} training pictures, nothing can be learnt: "
-        + (f"leave it out, with --data.labels {' '.join(others)}" if others else "give another label with --data.labels")
-    )
+    counts = value_counts(task.answers(dataset.train), task)
+    varies = [bool((of_label > 0).sum() > 1) for of_label in counts]
+    if not all(varies):
+        constant, others = ([n for n, v in zip(task.names, varies, strict=True) if v == wanted] for wanted in (False, True))
+        first = task.names.index(constant[0])
+        value = "one value in all" if counts[first].sum() == len(dataset.train) else "fewer than two values in the"
+        raise InputError(
+            f"data.labels: {', '.join(constant)} has {value} {len(dataset.train)} training pictures, nothing can be learnt: "
+            + (f"leave it out, with --data.labels {' '.join(others)}" if others else "give another label with --data.labels")
+        )
+    for name in SPLITS:
+        if not (task.answers(dataset.splits[name]) != MISSING).any():
+            raise InputError(
+                f"data.labels: all answers of the {name} split to {', '.join(task.names)} are missing, nothing can be measured: "
+                "give another label with --data.labels, or add answers"
+            )
 
 
-def class_names(dataset: Dataset, labels: Sequence[str]) -> Sequence[str] | None:
-    """The class names if the task is one label with several classes; None if its labels are 0/1."""
-    return dataset.info.classes.get(dataset.label_names[label_columns(dataset, labels)[0]])
+def value_counts(y: np.ndarray, task: Task) -> list[np.ndarray]:
+    """For each label the number of rows with each of its values, int64 (C,). y: (N, L)."""
+    return [np.bincount(column[column != MISSING], minlength=count) for column, count in zip(y.T, task.num_values, strict=True)]
 
 
-def label_frequencies(dataset: Dataset, labels: Sequence[str]) -> np.ndarray:
-    """The relative frequency of 1 for each label (L,), or of each class (C,), in the training split: float64, one for each
-    logit."""
-    y = dataset.train.labels[:, label_columns(dataset, labels)]
-    classes = class_names(dataset, labels)
-    return y.mean(axis=0, dtype=np.float64) if classes is None else np.bincount(y[:, 0], minlength=len(classes)) / len(y)
+def label_frequencies(dataset: Dataset, task: Task) -> np.ndarray:
+    """The relative frequency of the value that each logit stands for, among the known answers of the training split: float64, one
+    for each logit. A binary label has the frequency of its second value."""
+    return frequencies(task.answers(dataset.train), task)
 
 
-def majority_logits(dataset: Dataset, labels: Sequence[str], *, rows: int) -> np.ndarray:
-    """Logits (rows, L or C) of a constant prediction: each label's more frequent value in the training split, or the most frequent
-    class."""
-    frequencies = label_frequencies(dataset, labels)
-    guess = frequencies - 0.5 if class_names(dataset, labels) is None else frequencies
-    return np.broadcast_to(guess, (rows, len(frequencies)))
+def frequencies(y: np.ndarray, task: Task) -> np.ndarray:
+    """`label_frequencies` of some rows y (N, L)."""
+    shares = [counts / max(1, counts.sum()) for counts in value_counts(y, task)]
+    return np.concatenate([of[1:] if label.binary else of for of, label in zip(shares, task.labels, strict=True)])
 
 
-def task_targets(dataset: Dataset, labels: Sequence[str], *, split: str) -> np.ndarray:
-    """The correct answers of the task for a split, float32: labels (N, L), or one-hot classes (N, C)."""
-    y = getattr(dataset, split).labels[:, label_columns(dataset, labels)]
-    classes = class_names(dataset, labels)
-    return y.astype(np.float32) if classes is None else np.eye(len(classes), dtype=np.float32)[y[:, 0]]
+def majority_logits(dataset: Dataset, task: Task, *, rows: int) -> np.ndarray:
+    """Logits (rows, num_logits) of a constant answer: each label's most frequent value in the training split."""
+    guess = label_frequencies(dataset, task)
+    guess[[label.first_logit for label in task.labels if label.binary]] -= 0.5
+    return np.broadcast_to(guess, (rows, len(guess)))
+
+
+def task_targets(dataset: Dataset, task: Task, *, split: str) -> np.ndarray:
+    """The true answers of a split as numbers, float32 (N, M): a column for each binary label (0 or 1), and one for each class of
+    the others (one-hot).
+
+    A label of which an answer is missing in any split has one column more, which is 1 where the answer is missing. Its other
+    columns are 0.5 there for a binary label and 0 for classes, equally far from all values. The numbers thus hold exactly the
+    answers that exist.
+    """
+    y, columns = task.answers(dataset.splits[split]), []
+    incomplete = np.any([(task.answers(part) == MISSING).any(axis=0) for part in dataset.splits.values()], axis=0)
+    for column, label, has_missing in zip(y.T, task.labels, incomplete, strict=True):
+        missing = column == MISSING
+        one_hot = np.where(missing[:, None], 0.0, np.eye(len(label.values))[np.where(missing, 0, column)])
+        columns.append(np.where(missing, 0.5, column)[:, None] if label.binary else one_hot)
+        columns.append(missing[:, None][:, : int(has_missing)])
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def missing_answers(dataset: Dataset, task: Task) -> list[dict[str, int]]:
+    """For each label the number of missing answers in each split."""
+    counts = {name: (task.answers(split) == MISSING).sum(axis=0).tolist() for name, split in dataset.splits.items()}
+    return [{name: of_split[i] for name, of_split in counts.items()} for i in range(len(task.labels))]
+
+
+def describe_task(dataset: Dataset, task: Task) -> dict[str, Any]:
+    """The report's entry on the task: the number of samples in each split; for each label its name, the names of its values, its
+    logits (first, one after the last), and the number of missing answers in each split."""
+    labels = [
+        {"name": label.name, "values": list(label.values), "logits": [label.logits.start, label.logits.stop], "missing": missing}
+        for label, missing in zip(task.labels, missing_answers(dataset, task), strict=True)
+    ]
+    samples = {name: len(split) for name, split in dataset.splits.items()}
+    return {"num_logits": task.num_logits, "samples": samples, "labels": labels}

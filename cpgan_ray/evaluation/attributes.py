@@ -10,56 +10,75 @@ from torch import nn
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import NeuralConfig
+from cpgan_ray.data.task import Task, frequencies, value_counts
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, predict
 from cpgan_ray.models.decoders import mlp
-from cpgan_ray.training.losses import balanced_accuracy, utility_loss
+from cpgan_ray.training.accuracy import balanced_accuracy, mean_of_finite
+from cpgan_ray.training.losses import utility_loss
 
 EPOCHS, PATIENCE, BATCH, WIDTH = 30, 4, 256, 256
 
 
 @dataclass(frozen=True)
 class InferredAttribute:
-    """How well a classifier that was trained on other people infers one attribute from z; 0.5 is the majority guess."""
+    """How well a classifier that was trained on other people infers one attribute from z."""
 
     name: str
     task: bool  # whether it belongs to the task
     balanced_accuracy: float
-    positive_share: float  # on the score set
+    chance: float  # balanced accuracy of the majority guess: 1 / number of values
+    positive_share: float | None  # of a binary attribute: the share of its second value on the score set
+
+    @property
+    def scaled_accuracy(self) -> float:
+        """The balanced accuracy on the scale of a binary attribute: 0.5 is the majority guess, 1 is perfect."""
+        if self.chance == 0.5:
+            return self.balanced_accuracy
+        return 0.5 + 0.5 * (self.balanced_accuracy - self.chance) / (1 - self.chance)
 
 
-def attribute_map(
-    data: AttackData, labels: dict[str, np.ndarray], *, names: tuple[str, ...], task: set[str]
-) -> list[InferredAttribute]:
+def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, of: Task, task: set[str]) -> list[InferredAttribute]:
     """Train a linear and a two-layer classifier of all attributes at once, class-weighted, on standardised codes. For each
-    attribute the classifier that is better on the tuning rows is scored on the score rows.
+    attribute the classifier that is better on the tuning rows is scored on the score rows. Missing answers do not count.
 
-    labels: `fit`, `tune`, `score`, each (N, L) of 0/1. Attributes that are constant in one of the three are left out.
+    labels: `fit`, `tune`, `score`, each (N, columns) with the answers of `of`, the attributes. Attributes of which fewer than two
+    values occur in one of the three are left out. task: names of those that belong to the task.
     """
-    varying = np.all([labels[s].min(axis=0) < labels[s].max(axis=0) for s in ("fit", "tune", "score")], axis=0)
-    if not varying.any():
+    counts = {name: value_counts(values[:, of.columns], of) for name, values in labels.items()}
+    varying = [all((c[i] > 0).sum() > 1 for c in counts.values()) for i in range(len(of.labels))]
+    if not any(varying):
         return []
-    names = tuple(name for name, varies in zip(names, varying, strict=True) if varies)
-    labels = {s: np.ascontiguousarray(y[:, varying]) for s, y in labels.items()}
+    chosen = [label for label, varies in zip(of.labels, varying, strict=True) if varies]
+    classes = {label.name: label.values for label in chosen}
+    labels = {s: np.ascontiguousarray(y[:, [label.column for label in chosen]]) for s, y in labels.items()}
+    of = Task.of([label.name for label in chosen], classes=classes)
     prepare = CodeMap(data.fit.z, how="standardised")
     z = {name: predict(prepare, getattr(data, name).z) for name in ("fit", "tune", "score")}
-    share = torch.from_numpy(labels["fit"].mean(axis=0, dtype=np.float64)).float().to(z["fit"].device)
+    share = torch.from_numpy(frequencies(labels["fit"], of)).float().to(z["fit"].device)
     all_logits = []
     for depth in (0, 2):
         config = NeuralConfig(architecture="mlp", width=WIDTH, depth=max(depth, 1), dropout=0.3)
         with torch_stream(data.seed, "attribute_map", depth):
-            k, outputs = z["fit"].shape[1], len(names)
+            k, outputs = z["fit"].shape[1], of.num_logits
             network = nn.Linear(k, outputs) if depth == 0 else mlp(config, k=k, target=outputs)
-            all_logits.append(train_classifiers(network.to(z["fit"].device), z, labels, share=share, seed=data.seed))
-    tuned = np.stack([balanced_accuracy(logits["tune"], labels["tune"]) for logits in all_logits])
-    scored = np.stack([balanced_accuracy(logits["score"], labels["score"]) for logits in all_logits])
+            all_logits.append(train_classifiers(network.to(z["fit"].device), z, labels, of, share=share, seed=data.seed))
+    tuned = np.stack([balanced_accuracy(logits["tune"], labels["tune"], of) for logits in all_logits])
+    scored = np.stack([balanced_accuracy(logits["score"], labels["score"], of) for logits in all_logits])
+    positive = frequencies(labels["score"], of)
     return [
-        InferredAttribute(name, name in task, float(scored[np.argmax(tuned[:, i]), i]), float(labels["score"][:, i].mean()))
-        for i, name in enumerate(names)
+        InferredAttribute(
+            name=label.name,
+            task=label.name in task,
+            balanced_accuracy=float(scored[np.argmax(tuned[:, i]), i]),
+            chance=1 / len(label.values),
+            positive_share=float(positive[label.first_logit]) if label.binary else None,
+        )
+        for i, label in enumerate(of.labels)
     ]
 
 
 def train_classifiers(
-    network: nn.Module, z: dict[str, torch.Tensor], labels: dict[str, np.ndarray], *, share: torch.Tensor, seed: int
+    network: nn.Module, z: dict[str, torch.Tensor], labels: dict[str, np.ndarray], of: Task, *, share: torch.Tensor, seed: int
 ) -> dict[str, np.ndarray]:
     """Logits on the tuning rows and the score rows at the network's best epoch, by mean balanced accuracy on the tuning rows."""
     y = torch.from_numpy(labels["fit"]).to(z["fit"].device)
@@ -69,13 +88,13 @@ def train_classifiers(
     for _ in range(EPOCHS):
         network.train()
         for rows in torch.from_numpy(rng.permutation(len(y))).split(BATCH):
-            loss = utility_loss(network(z["fit"][rows]), y[rows].float(), positive_share=share)
+            loss = utility_loss(network(z["fit"][rows]), y[rows], of, positive_share=share)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
         network.eval()
         logits = {name: predict(network, z[name]).cpu().numpy() for name in ("tune", "score")}
-        mean = float(np.nanmean(balanced_accuracy(logits["tune"], labels["tune"])))
+        mean = mean_of_finite(balanced_accuracy(logits["tune"], labels["tune"], of))
         if mean > best:
             best, best_logits, epochs_since_best = mean, logits, 0
         elif (epochs_since_best := epochs_since_best + 1) >= PATIENCE:

@@ -11,11 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from cpgan_ray.data import Dataset, label_columns, majority_logits, task_targets
-from cpgan_ray.data.task import class_names
+from cpgan_ray.data import Dataset, Task, majority_logits
+from cpgan_ray.data.store import MISSING
+from cpgan_ray.data.task import value_counts
+from cpgan_ray.evaluation.probe import probe_logits
 from cpgan_ray.evaluation.protocol import Codes
-from cpgan_ray.evaluation.scoring import balanced_accuracy_interval, mean_interval
-from cpgan_ray.training.losses import correct_predictions, is_multiclass, mean_balanced_accuracy
+from cpgan_ray.evaluation.scoring import balanced_accuracy_interval, mean_over_labels_interval
+from cpgan_ray.training.accuracy import correct_predictions, mean_accuracy, mean_balanced_accuracy
 
 Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "rare_class"]
 NO_VARIATION = 1e-6
@@ -28,9 +30,6 @@ MIN_BALANCED_GAIN = 0.05
 """A useful balanced accuracy removes at least this share of the error of chance."""
 MIN_CLASS_ROWS = 10
 """With fewer test samples than this, the recall of a class means little."""
-PROBE_ROWS = {"train": 5000, "val": 2000, "test": 2000}
-NEIGHBOURS = (5, 25)
-PENALTIES = (1.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,17 @@ class ReportWarning:
 
 
 def code_warnings(
-    codes: Codes, dataset: Dataset, task: tuple[str, ...], *, logits: Mapping[str, np.ndarray], seed: int
+    codes: Codes, dataset: Dataset, task: Task, *, logits: Mapping[str, np.ndarray], seed: int
 ) -> list[ReportWarning]:
     """All warnings about the codes, the worst first; at most one of them is of a kind that fails gates.
 
-    codes: `train`, `val`, `test`, each (N, k); logits: (N, L or C) of `test`, or empty for an encoder without a utility head. In
-    that case classifiers that are trained here check whether the task can be answered from the codes.
+    codes: `train`, `val`, `test`, each (N, k); logits: (N, num_logits) of `test`, or empty for an encoder without a utility head.
+    In that case classifiers of the codes (probe.py) check whether they answer the task. Without any answer in the test split it is
+    not known whether the codes are useful.
     """
-    warnings = [constant_code(codes) or too_few_codes(codes["test"], dataset, task) or uneven_code(codes)]
-    if warnings == [None]:
+    answered = bool((task.answers(dataset.test) != MISSING).any())
+    warnings = [constant_code(codes) or (answered and too_few_codes(codes["test"], dataset, task)) or uneven_code(codes)]
+    if warnings == [None] and answered:
         warnings = [useless_code(codes, dataset, task, logits=logits, seed=seed)]
     return [warning for warning in warnings if warning is not None] + rare_classes(dataset, task)
 
@@ -76,24 +77,28 @@ def is_constant(z: np.ndarray) -> bool:
     return bool(np.all(np.ptp(z, axis=0) <= NO_VARIATION * np.abs(z).max(axis=0)))
 
 
-def too_few_codes(z: np.ndarray, dataset: Dataset, task: tuple[str, ...]) -> ReportWarning | None:
+def too_few_codes(z: np.ndarray, dataset: Dataset, task: Task) -> ReportWarning | None:
     """A warning if the test split has so few distinct codes z (N, k) that not even the best classifier removes more than MIN_GAIN
-    of the majority guess's error. The best classifier knows the test labels and answers each code with the most common label of its
+    of the majority guess's error. The best classifier knows the true answers and gives each code the most common one of its
     samples."""
     code = distinct_row_numbers(z)
     count = int(code.max()) + 1
-    y = task_targets(dataset, task, split="test") > 0.5
-    rows = np.bincount(code, minlength=count)
-    ones = np.stack([np.bincount(code, weights=column, minlength=count) for column in y.T], axis=1)
-    if class_names(dataset, task) is None:
-        best = np.maximum(ones, rows[:, None] - ones).sum(axis=0).mean() / len(z)
-    else:
-        best = ones.max(axis=1).sum() / len(z)
-    majority = float(majority_right(dataset, task).mean())
+    y = task.answers(dataset.test)
+    best = float(np.mean([best_accuracy(code, column) for column in y.T if (column != MISSING).any()]))
+    majority = mean_accuracy(majority_logits(dataset, task, rows=len(y)), y, task)
     if best - majority > MIN_GAIN * (1 - majority):
         return None
     message = f"the test split has only {count} distinct code{'s' if count > 1 else ''}: no classifier could reach an accuracy"
     return ReportWarning("too_few_codes", f"{message} above {best:.4f} on the task (majority guess {majority:.4f})", True)
+
+
+def best_accuracy(code: np.ndarray, answers: np.ndarray) -> float:
+    """The accuracy of the most common answer to each code. code: (N,), numbers of the codes; answers: (N,), to one label."""
+    known = answers != MISSING
+    pairs, counts = np.unique(np.stack([code[known], answers[known]]), axis=1, return_counts=True)
+    most = np.zeros(int(code.max()) + 1, np.int64)
+    np.maximum.at(most, pairs[0], counts)
+    return float(most.sum() / known.sum())
 
 
 def distinct_row_numbers(z: np.ndarray) -> np.ndarray:
@@ -116,7 +121,7 @@ def uneven_code(codes: Codes) -> ReportWarning | None:
 
 
 def useless_code(
-    codes: Codes, dataset: Dataset, task: tuple[str, ...], *, logits: Mapping[str, np.ndarray], seed: int
+    codes: Codes, dataset: Dataset, task: Task, *, logits: Mapping[str, np.ndarray], seed: int
 ) -> ReportWarning | None:
     """A warning if the answers are no better than the majority guess: the interval over people of the gain in accuracy includes 0,
     and the balanced accuracy removes no more than MIN_BALANCED_GAIN of the error of chance."""
@@ -124,61 +129,33 @@ def useless_code(
     rows = np.arange(len(dataset.test))
     if test_logits is None:
         test_logits, rows = probe_logits(codes, dataset, task)
-    y = dataset.test.labels[rows][:, label_columns(dataset, task)]
-    identity = dataset.test.identity[rows]
-    right = correct_predictions(test_logits, y)
-    gain = right.mean(axis=1) - majority_right(dataset, task)[rows]
-    classes = test_logits.shape[1] if is_multiclass(test_logits, y) else 2
-    low, _ = balanced_accuracy_interval(right, y[:, :, None] == np.arange(classes), identity, seed=seed)
-    if mean_interval(gain, identity, seed=seed)[0] > 0 or low > 1 / classes + MIN_BALANCED_GAIN * (1 - 1 / classes):
+    y, identity = task.answers(dataset.test)[rows], dataset.test.identity[rows]
+    if not (y != MISSING).any():
+        return None
+    guess = majority_logits(dataset, task, rows=len(y))
+    right, guessed = (correct_predictions(answers, y, task) for answers in (test_logits, guess))
+    gain = right.astype(float) - guessed
+    low, _ = balanced_accuracy_interval(right, y, identity, num_values=task.num_values, seed=seed)
+    useful = task.chance + MIN_BALANCED_GAIN * (1 - task.chance)
+    if mean_over_labels_interval(gain, y != MISSING, identity, seed=seed)[0] > 0 or low > useful:
         return None
     by = "the utility head answers" if "test" in logits else "the best of a linear and a nearest-neighbour classifier of z answers"
-    message = f"{by} the task with accuracy {right.mean():.4f}, majority guess {right.mean() - gain.mean():.4f}"
+    accuracies = [mean_accuracy(answers, y, task) for answers in (test_logits, guess)]
+    message = f"{by} the task with accuracy {accuracies[0]:.4f}, majority guess {accuracies[1]:.4f}"
     return ReportWarning(
         "useless_code",
-        f"{message}, balanced accuracy {mean_balanced_accuracy(test_logits, y):.4f}: it is no better than a guess",
+        f"{message}, balanced accuracy {mean_balanced_accuracy(test_logits, y, task):.4f}: it is no better than a guess",
         True,
     )
 
 
-def majority_right(dataset: Dataset, task: tuple[str, ...]) -> np.ndarray:
-    """For each test sample, the share (N,) of its labels that the majority guess answers right."""
-    y = dataset.test.labels[:, label_columns(dataset, task)]
-    return correct_predictions(majority_logits(dataset, task, rows=len(y)), y).mean(axis=1)
-
-
-def probe_logits(codes: Codes, dataset: Dataset, task: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Answers (n, L or C) to some test rows, and the numbers (n,) of these rows. Linear and nearest-neighbour classifiers of
-    standardised codes are trained on training rows; the one that is best on validation rows answers."""
-    from sklearn.linear_model import Ridge
-    from sklearn.neighbors import KNeighborsRegressor
-
-    rows = {name: np.linspace(0, len(codes[name]) - 1, min(n, len(codes[name]))).astype(int) for name, n in PROBE_ROWS.items()}
-    center, scale = codes["train"].mean(axis=0), codes["train"].std(axis=0)
-    z = {name: (codes[name][rows_] - center) / np.where(scale > 0, scale, 1) for name, rows_ in rows.items()}
-    y = {name: task_targets(dataset, task, split=name)[rows_] for name, rows_ in rows.items()}
-    labels = dataset.val.labels[rows["val"]][:, label_columns(dataset, task)]
-    models = [*map(Ridge, PENALTIES), *(KNeighborsRegressor(min(n, len(z["train"]))) for n in NEIGHBOURS)]
-    best, best_logits = -1.0, np.zeros(())
-    for model in models:
-        model.fit(z["train"], y["train"])
-        offset = 0.5 if class_names(dataset, task) is None else 0.0
-        val, test = (np.asarray(model.predict(z[name])).reshape(len(z[name]), -1) - offset for name in ("val", "test"))
-        if (score := float(correct_predictions(val, labels).mean())) > best:
-            best, best_logits = score, test
-    return best_logits, rows["test"]
-
-
-def rare_classes(dataset: Dataset, task: tuple[str, ...]) -> list[ReportWarning]:
+def rare_classes(dataset: Dataset, task: Task) -> list[ReportWarning]:
     """A warning for each value of a task label with fewer than MIN_CLASS_ROWS samples in the test split."""
-    names, warnings = class_names(dataset, task), []
-    columns = label_columns(dataset, task)
-    for column in columns:
-        counts = np.bincount(dataset.test.labels[:, column].astype(np.int64), minlength=2 if names is None else len(names))
-        for value, count in enumerate(counts):
+    warnings = []
+    for label, counts in zip(task.labels, value_counts(task.answers(dataset.test), task), strict=True):
+        for value, count in zip(label.values, counts.tolist(), strict=True):
             if count < MIN_CLASS_ROWS:
-                label = f"{dataset.label_names[column]} = {value if names is None else names[value]}"
                 samples = "1 sample" if count == 1 else f"{count} samples"
-                message = f"{label} has only {samples} in the test split: its accuracy means little"
+                message = f"{label.name} = {value} has only {samples} in the test split: its accuracy means little"
                 warnings.append(ReportWarning("rare_class", message, False))
     return warnings

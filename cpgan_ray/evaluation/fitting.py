@@ -14,7 +14,7 @@ import torch
 
 from cpgan_ray.common.process import trim_memory
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
-from cpgan_ray.data import Dataset, task_targets
+from cpgan_ray.data import Dataset, Task, task_of, task_targets
 from cpgan_ray.data.code_sets import max_shift_px
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
@@ -65,7 +65,11 @@ class EvaluationContext:
     config: AttackConfig
     seed: int
     trained_against: tuple[str, ...] = ()
-    task: tuple[str, ...] = ()  # names of the task's labels; if empty, all labels
+    labels: tuple[str, ...] = ()  # names of the task's labels; if empty, all labels
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.dataset, self.labels)
 
     def pca_basis(self) -> Projection:
         return projection(self.dataset, components=DEFAULT_COMPONENTS)
@@ -90,7 +94,7 @@ class EvaluationContext:
         )
 
     def answers(self, split: str) -> np.ndarray:
-        """The true labels of the task (N, L or C) float32: the codes of the label floor."""
+        """The true answers to the task as numbers, see `task_targets`: the codes of the label floor."""
         return task_targets(self.dataset, self.task, split=split)
 
     def floor(self, data: AttackData) -> AttackData:

@@ -1,7 +1,7 @@
 """The score of an attack on the score set, with its interval; and whether two runs differ. All sums are in float64."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cpgan_ray.common.process import trim_memory
 from cpgan_ray.common.rng import stream
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.similarity import as_unit, legacy_mse, similarity
 
@@ -194,45 +195,89 @@ def mean_interval(values: np.ndarray, identity: np.ndarray, *, seed: int, level:
     return 1 - high, 1 - low
 
 
-def resampled_hits(right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int) -> np.ndarray:
-    """Number of right answers, and of samples, for each class of each label in each bootstrap sample over identities:
-    (2, RESAMPLES, L, C).
-
-    right: (N, L) bool, whether the answer is right; of_class: (N, L, C) bool, whether the true label is that class.
-    """
-    _, labels, classes = of_class.shape
-    columns = (flags[:, i, c] for flags in (of_class & right[:, :, None], of_class) for i in range(labels) for c in range(classes))
-    return resampled_sums(columns, identity, seed=seed).reshape(RESAMPLES, 2, labels, classes).transpose(1, 0, 2, 3)
-
-
-def balanced_accuracy_interval(
-    right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
+def mean_over_labels_interval(
+    values: np.ndarray, known: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Expanded percentile bootstrap interval, resampling identities, of the mean recall over classes and then over labels. A class
-    that is absent from a bootstrap sample does not count in its mean. Arguments: see `resampled_hits`."""
-    hits, sizes = resampled_hits(right, of_class, identity, seed=seed)
-    recall = np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
-    low, high = np.quantile(np.nanmean(recall, axis=2).mean(axis=1), interval_ends(identity, level=level))
+    """Expanded percentile bootstrap interval, resampling identities, of the mean over labels of each label's mean over the rows
+    with an answer. A label without an answer in a bootstrap sample does not count in it.
+
+    values: (N, L) bool or float; known: (N, L) bool, at least one True.
+    """
+    if known.all():  # a mean of equally many rows is a mean over rows
+        return mean_interval(values.mean(axis=1), identity, seed=seed, level=level)
+    sums = resampled_sums((*np.where(known, values, 0).T, *known.T), identity, seed=seed)
+    totals, counts = np.split(sums, 2, axis=1)
+    means = mean_where(np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0), counts > 0)
+    return ends_of(means, identity, level=level)
+
+
+def mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of the values that are to count; NaN if none is."""
+    count = where.sum(axis=-1)
+    return np.divide(np.where(where, values, 0).sum(axis=-1), count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def ends_of(samples: np.ndarray, identity: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """The ends of the interval of a statistic from its values in bootstrap samples, (RESAMPLES,). Samples in which it does not
+    exist (NaN) are left out; both ends are NaN if there are no others."""
+    existing = samples[~np.isnan(samples)]
+    if not len(existing):
+        return math.nan, math.nan
+    low, high = np.quantile(existing, interval_ends(identity, level=level))
     return float(low), float(high)
 
 
-def accuracy_intervals(
-    right: np.ndarray, of_class: np.ndarray, identity: np.ndarray, *, seed: int, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Expanded percentile bootstrap intervals of each label's accuracy and of its balanced accuracy (mean recall of its classes),
-    resampling identities: (L, 2) each. Bootstrap samples without one of a label's classes do not count in the balanced accuracy;
-    its interval is NaN if there are no others.
+def resampled_hits(
+    right: np.ndarray, y: np.ndarray, identity: np.ndarray, *, num_values: Sequence[int], seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each label the number of right answers to the rows with each of its values, and the number of these rows, in each
+    bootstrap sample over identities: (RESAMPLES, C) each.
 
-    right: (N, L) bool, whether the answer is right; of_class: (N, L, C) bool, whether the true label is that class.
+    right: (N, L) bool, whether the answer is right; y: (N, L), the true answers, `MISSING` where one is not known; num_values: of
+    each label.
     """
-    labels = of_class.shape[1]
-    hits, sizes = resampled_hits(right, of_class, identity, seed=seed).transpose(0, 2, 1, 3)
-    plain, balanced = np.empty((labels, 2)), np.full((labels, 2), np.nan)
-    ends = interval_ends(identity, level=level)
-    for i in range(labels):
-        plain[i] = np.quantile(hits[i].sum(axis=1) / sizes[i].sum(axis=1), ends)
-        if (complete := sizes[i].all(axis=1)).any():
-            balanced[i] = np.quantile((hits[i][complete] / sizes[i][complete]).mean(axis=1), ends)
+    of_value = [y[:, i] == value for i, count in enumerate(num_values) for value in range(count)]
+    label = np.repeat(np.arange(len(num_values)), num_values)
+    hits = (flags & right[:, i] for flags, i in zip(of_value, label, strict=True))
+    sums = np.split(resampled_sums((*hits, *of_value), identity, seed=seed), 2, axis=1)
+    edges = np.cumsum(num_values)[:-1]
+    return list(zip(*(np.split(part, edges, axis=1) for part in sums), strict=True))
+
+
+def balanced_accuracy_interval(
+    right: np.ndarray, y: np.ndarray, identity: np.ndarray, *, num_values: Sequence[int], seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Expanded percentile bootstrap interval, resampling identities, of the mean recall over the values of a label and then over
+    the labels of which two values occur; of the mean accuracy if there is no such label. A value, or a label, that is absent from a
+    bootstrap sample does not count in it. Arguments: see `resampled_hits`."""
+    counted = [i for i in range(len(num_values)) if len(np.unique(y[y[:, i] != MISSING, i])) > 1]
+    if not counted:
+        return mean_over_labels_interval(right, y != MISSING, identity, seed=seed, level=level)
+    values = [num_values[i] for i in counted]
+    resampled = resampled_hits(right[:, counted], y[:, counted], identity, num_values=values, seed=seed)
+    recalls = [np.divide(hits, sizes, out=np.zeros_like(hits), where=sizes > 0) for hits, sizes in resampled]
+    of_labels = [mean_where(recall, sizes > 0) for recall, (_, sizes) in zip(recalls, resampled, strict=True)]
+    of_label = np.stack(of_labels, axis=1)
+    return ends_of(mean_where(of_label, ~np.isnan(of_label)), identity, level=level)
+
+
+def accuracy_intervals(
+    right: np.ndarray, y: np.ndarray, identity: np.ndarray, *, num_values: Sequence[int], seed: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expanded percentile bootstrap intervals of each label's accuracy and of its balanced accuracy (mean recall of its values that
+    occur), resampling identities: (L, 2) each. Bootstrap samples without one of these values do not count in the balanced accuracy,
+    samples without any answer not in the accuracy. An interval is NaN if no samples are left, or if fewer than two values occur.
+
+    Arguments: see `resampled_hits`.
+    """
+    plain, balanced = np.full((2, len(num_values), 2), np.nan)
+    for i, (hits, sizes) in enumerate(resampled_hits(right, y, identity, num_values=num_values, seed=seed)):
+        occurring = np.isin(np.arange(num_values[i]), y[:, i])
+        hits, sizes = hits[:, occurring], sizes[:, occurring]
+        if (answered := sizes.sum(axis=1) > 0).any():
+            plain[i] = ends_of(hits[answered].sum(axis=1) / sizes[answered].sum(axis=1), identity, level=level)
+        if occurring.sum() > 1 and (complete := sizes.all(axis=1)).any():
+            balanced[i] = ends_of((hits[complete] / sizes[complete]).mean(axis=1), identity, level=level)
     return plain, balanced
 
 

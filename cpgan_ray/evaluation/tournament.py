@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cpgan_ray.common.types import Metrics
-from cpgan_ray.data import Dataset
+from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
 from cpgan_ray.evaluation.fitting import FLOOR, SWEPT_ATTACKS, AttackSpec, EvaluationContext, FittedAttack
@@ -93,7 +93,6 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
     by_strength = sorted(scored, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.spec.counts)
     k = min(context.codes["test"].shape[1], len(data.components))
-    task = set(context.task or context.dataset.label_names)
     return TournamentResult(
         attacks=[a for a in by_strength if a.spec.counts],
         floor=ScoredAttack(floor, *score(floor_data, floor.fitted, **measures)),
@@ -101,7 +100,7 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
         linear_code_r2=linear_code_r2(data, k),
         linear_code_face_r2=None if data.face is None else linear_code_face_r2(data, k),
         linkage=link_identities(data, strongest.attack.fitted) if config.identity else {},
-        attributes=infer_attributes(data, context.dataset, task=task) if config.attributes else [],
+        attributes=infer_attributes(data, context.dataset, task=set(context.task.names)) if config.attributes else [],
         several_codes=several_codes(data, strongest.attack.fitted) if config.identity else [],
         learning_curves=learning_curves(curves, seed=context.seed),
         learning_excess=extended_difference(curves["code"], curves["labels"], seed=context.seed),
@@ -166,12 +165,10 @@ def link_identities(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
 
 
 def infer_attributes(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[InferredAttribute]:
-    """The attribute map of 0/1 labels, trained on the leaked pictures. Empty if the labels are classes."""
-    if dataset.info.classes:
-        return []
+    """The attribute map of all labels of the data set, trained on the leaked pictures."""
     train = dataset.train.labels[data.fit.pixels.batch.rows]  # pyright: ignore[reportAttributeAccessIssue]
     labels = {"fit": train, "tune": dataset.val.labels, "score": dataset.test.labels}
-    return attribute_map(data, labels, names=dataset.label_names, task=task)
+    return attribute_map(data, labels, of=task_of(dataset, ()), task=task)
 
 
 def metrics(result: TournamentResult) -> Metrics:
@@ -199,7 +196,7 @@ def metrics(result: TournamentResult) -> Metrics:
         values |= {f"attack/{a.spec.name}/seconds": a.attack.seconds}
     if result.linkage:
         values["privacy/linkage_auc"] = max(v.auc for name, v in result.linkage.items() if name != "picture and picture")
-    others = [a.balanced_accuracy for a in result.attributes if not a.task]
+    others = [a.scaled_accuracy for a in result.attributes if not a.task]
     if others:
         values["privacy/other_attributes"] = float(np.mean(others))
     return values

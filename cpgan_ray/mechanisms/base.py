@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cpgan_ray.common.process import autocast, pick_device, torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, label_frequencies
+from cpgan_ray.data import Dataset, label_frequencies, task_of
 from cpgan_ray.data.batching import pictures, plain_batch, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.code_sets import EVALUATION_BLOCK, CodeSet, code_sets
 from cpgan_ray.data.pca import scale
@@ -36,7 +36,7 @@ class Released:
     """The codes that a mechanism releases, and the logits of a classifier on them."""
 
     codes: Codes
-    logits: dict[str, np.ndarray]  # `val` and `test` to (N, L or C)
+    logits: dict[str, np.ndarray]  # `val` and `test` to (N, num_logits)
     direct: np.ndarray | None = None
     """(N, D), for `test`: the released samples in the networks' input range, if the code is itself a (noisy) sample; they are a
     reconstruction without any attack."""
@@ -116,9 +116,9 @@ def release(encode: Encode, dataset: Dataset, config: Config, *, name: str, draw
     device, step = pick_device(config.runtime.device), config.privatizer.quantization_step
     encode = rounded(encode, dataset, config, name=name) if step else encode
     codes = encode_all(encode, dataset, config, name=name, draws=draws)
-    outputs = len(label_frequencies(dataset, config.data.labels))
+    outputs = task_of(dataset, config.data.labels).num_logits
     with torch_stream(config.seed, "mechanism", name, "weights"):
-        head = build_head(config.utility, k=codes["train"].shape[1], num_labels=outputs, image_shape=dataset.image_shape)
+        head = build_head(config.utility, k=codes["train"].shape[1], num_logits=outputs, image_shape=dataset.image_shape)
     train_classifier(nn.ModuleDict({"head": head}), encode, dataset, config, name=name)
     return Released(codes, {split: predict_logits(head, codes[split], device) for split in ("val", "test")})
 
@@ -143,8 +143,9 @@ def train_classifier(net: nn.ModuleDict, encode: Encode, dataset: Dataset, confi
     encode: augmented training pictures -> input of the network.
     """
     device, p = pick_device(config.runtime.device), config.privatizer
-    labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)].astype(np.float32)
-    frequencies = torch.from_numpy(label_frequencies(dataset, config.data.labels)).float().to(device)
+    task = task_of(dataset, config.data.labels)
+    labels = task.answers(dataset.train)
+    frequencies = torch.from_numpy(label_frequencies(dataset, task)).float().to(device)
     positive = frequencies if config.utility.class_weighted_loss else None
     net.to(device)
     classifier = nn.Sequential(*(net[part] for part in ("encoder", "head") if part in net))
@@ -167,7 +168,7 @@ def train_classifier(net: nn.ModuleDict, encode: Encode, dataset: Dataset, confi
                 y = torch.from_numpy(labels[batch.rows]).to(device)
                 with autocast(device, config.precision):
                     logits = classifier(x).float()
-                loss = utility_loss(logits, y, positive_share=positive)
+                loss = utility_loss(logits, y, task, positive_share=positive)
                 for optimiser, _ in trained:
                     optimiser.zero_grad(set_to_none=True)
                 loss.backward()

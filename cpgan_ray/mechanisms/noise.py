@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_frequencies
+from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.data.code_sets import code_sets
 from cpgan_ray.data.pca import projection
 from cpgan_ray.mechanisms.base import (
@@ -82,8 +82,8 @@ def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Kind) -> 
         own = replace(config.privatizer, quantization_step=0.0)
         encoder = build_privatizer(own, k=config.k, image_shape=dataset.image_shape)
         fit_whitening(encoder, dataset)
-        outputs = len(label_frequencies(dataset, config.data.labels))
-        head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape)
+        outputs = task_of(dataset, config.data.labels).num_logits
+        head = build_head(config.utility, k=config.k, num_logits=outputs, image_shape=dataset.image_shape)
     train_classifier(nn.ModuleDict({"encoder": encoder, "head": head}), released_sample, dataset, config, name=kind)
     sent = {key: encode_set(released_sample, sets[key], config, name=kind, key=key) for key in ("val", "test")}
     logits = {split: predict_logits(nn.Sequential(encoder, head), x, device) for split, x in sent.items()}

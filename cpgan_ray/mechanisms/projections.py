@@ -8,8 +8,10 @@ from torch import Tensor
 from cpgan_ray.common.process import pick_device
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns
+from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
+from cpgan_ray.data.store import MISSING
+from cpgan_ray.data.task import value_counts
 from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release, samples
 
 RIDGE = 1e-3
@@ -36,15 +38,15 @@ def dca(config: Config, share: float, dataset: Dataset) -> Released:
     a ridge.
 
     S. Y. Kung, T. Chanyaswad, J. M. Chang, P.-Y. Wu, Collaborative PCA/DCA learning methods for compressive privacy, ACM TECS
-    16(3):76, 2017. Computed on the leading principal components.
+    16(3):76, 2017. Computed on the leading principal components; samples without an answer to a label are in none of its classes.
     """
     basis = projection(dataset, components=DEFAULT_COMPONENTS, progress=False)
     coordinates = np.asarray(basis.coordinates, np.float64)
-    labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
+    labels = task_of(dataset, config.data.labels).answers(dataset.train)
     centred = coordinates - coordinates.mean(axis=0)
     between = np.zeros((centred.shape[1],) * 2)
     for column in labels.T:
-        for value in np.unique(column):
+        for value in np.unique(column[column != MISSING]):
             members = centred[column == value]
             between += len(members) * np.outer(members.mean(axis=0), members.mean(axis=0))
     total = centred.T @ centred
@@ -55,10 +57,10 @@ def dca(config: Config, share: float, dataset: Dataset) -> Released:
 
 
 def discriminant_length(config: Config, share: float, dataset: Dataset) -> int:
-    """A share of k, or of the number of discriminating components if that is smaller: one less than the number of classes, or one
-    for each 0/1 label."""
-    labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
-    maximum = sum(len(np.unique(column)) - 1 for column in labels.T)
+    """A share of k, or of the number of discriminating components if that is smaller: for each label one less than the number of
+    its values."""
+    task = task_of(dataset, config.data.labels)
+    maximum = sum(int((counts > 0).sum()) - 1 for counts in value_counts(task.answers(dataset.train), task))
     return max(1, round(min(config.k, maximum) * share))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cpgan_ray.common.process import autocast, pick_device, torch_stream
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, label_frequencies
+from cpgan_ray.data import Dataset, label_frequencies, task_of
 from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms.base import Released, encode_all, predict_logits
@@ -34,12 +34,12 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     device = pick_device(config.runtime.device)
     (settings,) = neural(config).values()
     dimension = int(np.prod(dataset.image_shape))
-    outputs = len(label_frequencies(dataset, config.data.labels))
+    task = task_of(dataset, config.data.labels)
     basis = projection(dataset, components=DEFAULT_COMPONENTS, progress=False)
     mean = torch.from_numpy(np.array(basis.mean)).to(device)
     with torch_stream(config.seed, "mechanism", "ran", "weights"):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).to(device)
-        head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=dataset.image_shape).to(device)
+        head = build_head(config.utility, k=config.k, num_logits=task.num_logits, image_shape=dataset.image_shape).to(device)
         fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=config.k, image_shape=dataset.image_shape, target=dimension).to(device)
     encoder_parameters, decoder_parameters = [*encoder.parameters(), *head.parameters()], [*decoder.parameters()]
@@ -49,10 +49,10 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     )
     net = nn.ModuleDict({"encoder": encoder, "head": head})
     averaged = averaged_copy(net, p)
-    frequencies = torch.from_numpy(label_frequencies(dataset, config.data.labels)).float().to(device)
+    frequencies = torch.from_numpy(label_frequencies(dataset, task)).float().to(device)
     positive = frequencies if config.utility.class_weighted_loss else None
     decoder_optimiser = torch.optim.Adam(decoder_parameters, lr=settings.learning_rate)
-    labels = dataset.train.labels[:, label_columns(dataset, config.data.labels)]
+    labels = task.answers(dataset.train)
 
     def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[nn.Parameter]) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -66,14 +66,14 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
         net.train()
 
     def task_error(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return utility_loss(head(z).float(), y, positive_share=positive)
+        return utility_loss(head(z).float(), y, task, positive_share=positive)
 
     for round in range(total_rounds):
         batch = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, batch), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
         x = corrupt_inputs(x, config, round=round, num_rows=len(x), local=slice(None))
-        y = torch.from_numpy(labels[batch.rows]).float().to(device)
+        y = torch.from_numpy(labels[batch.rows]).to(device)
         with torch_stream(config.seed, "mechanism", "ran", round), autocast(device, config.precision):
             z = encoder(x)
             for _ in range(UTILITY_STEPS):

@@ -32,6 +32,6 @@ def costs(config: Config, *, image_shape: tuple[int, int, int], outputs: int) ->
     height, width, channels = image_shape
     with torch.random.fork_rng(devices=()):
         privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
-        head = build_head(config.utility, k=config.k, num_labels=outputs, image_shape=image_shape)
+        head = build_head(config.utility, k=config.k, num_logits=outputs, image_shape=image_shape)
     network_costs = {"privatizer": count(privatizer, (channels, height, width)), "utility_head": count(head, (config.k,))}
     return {name: cost._asdict() for name, cost in network_costs.items()}

@@ -15,9 +15,10 @@ from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import AttackJob, Config, EncoderConfig
 from cpgan_ray.config.folders.targets import Target
-from cpgan_ray.data import Dataset, label_frequencies, load
+from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.data.registry import RESIZED
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_encoder, open_program
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
@@ -159,8 +160,8 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
 def head_logits(
     target: Target, codes: Codes, dataset: Dataset, config: Config, settings: EncoderConfig | None = None
 ) -> dict[str, np.ndarray]:
-    """Logits of the run's own utility head on the codes of `test` and `val`, (N, L or C) each; empty for an encoder without a head,
-    or if the data have other labels.
+    """Logits of the run's own utility head on the codes of `test` and `val`, (N, num_logits) each; empty for an encoder without a
+    head, or if the data have other labels or no answers.
 
     Raises: InputError if the head is damaged, or belongs to another encoder.
     """
@@ -184,7 +185,9 @@ def head_logits(
         raise InputError(f"utility head {path} fails on the codes ({reason}): attack only the privatizer.pt2") from e
     finally:
         head.close()
-    return logits if logits["test"].shape[1] == len(label_frequencies(dataset, config.data.labels)) else {}
+    task = task_of(dataset, config.data.labels)
+    answered = all((task.answers(dataset.splits[split]) != MISSING).any() for split in logits)
+    return logits if answered and logits["test"].shape[1] == task.num_logits else {}
 
 
 def describe_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 
 from cpgan_ray.common.process import available_cpus
 from cpgan_ray.config import RuntimeConfig
+from cpgan_ray.data.task import describe_task
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
 from cpgan_ray.evaluation.fitting import EvaluationContext, FittedAttack, attack_specs, fit_in_process, fit_stacks, stack_specs
 from cpgan_ray.evaluation.report.card import Curves, card
@@ -77,13 +78,13 @@ def evaluate_codes(
     undefended: the output folder of a finished undefended twin;
     against: a report folder for a paired comparison.
     """
-    utility: dict[str, Any] = {"utility": {}, "labels": []}
+    task, utility = context.task, dict[str, Any](utility={}, labels=[])
     if logits:
         utility = {
-            "utility": utility_metrics(logits, context.dataset, context.task, seed=context.seed),
-            "labels": label_metrics(logits["test"], context.dataset, context.task, seed=context.seed),
+            "utility": utility_metrics(logits, context.dataset, task, seed=context.seed),
+            "labels": label_metrics(logits["test"], context.dataset, task, seed=context.seed),
         }
-    warnings = code_warnings(context.codes, context.dataset, context.task, logits=logits, seed=context.seed)
+    warnings = code_warnings(context.codes, context.dataset, task, logits=logits, seed=context.seed)
     for line in console_lines(utility["utility"], warnings):
         logger.info(line)
     attacks = fit_attacks(context, runtime=runtime, brief=is_uninformative(warnings))
@@ -91,6 +92,7 @@ def evaluate_codes(
     report: dict[str, Any] = dict(description) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "warnings": [asdict(warning) for warning in warnings],
+        "task": describe_task(context.dataset, task),
         **utility,
         **as_json(result),
         "references": reference_rows(result, undefended),
@@ -102,5 +104,5 @@ def evaluate_codes(
         report["comparison"] = comparison(result, against, seed=context.seed)
     twin = twin_codes(undefended / "privatizer.pt2", context.dataset) if undefended else None
     panels = attack_panels(result, context, undefended=twin)
-    answers = head_answers(logits, context.dataset, context.task) if logits else None
+    answers = head_answers(logits, context.dataset, task) if logits else None
     return EvaluationReport(result, report, panels, card(report, panels=panels, curves=curves), answers)

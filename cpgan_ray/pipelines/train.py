@@ -19,7 +19,7 @@ from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.common.types import Metrics, Outcome
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.config.folders.runs import ADJUSTABLE, store_of
-from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store
+from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store, task_of
 from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
@@ -134,7 +134,7 @@ def prepare_run(config: Config) -> Dataset:
         ensure_unchanged()
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
-    ensure_learnable(dataset, config.data.labels)
+    ensure_learnable(dataset, task_of(dataset, config.data.labels))
     check_undefended(config)
     attack_specs(config.attacks, dataset)
     requested = {getattr(config.adversaries[name], "components", 0) for name in active_adversaries(config)}

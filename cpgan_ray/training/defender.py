@@ -16,10 +16,11 @@ from cpgan_ray.common.process import autocast, compile_networks, torch_stream
 from cpgan_ray.common.registry import remember
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, PrivatizerConfig
+from cpgan_ray.data.task import Task
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
-from cpgan_ray.training.losses import is_multiclass, utility_loss, utility_normalizer
+from cpgan_ray.training.losses import utility_loss, utility_normalizer
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -90,20 +91,22 @@ class Defender:
         config: Config,
         *,
         image_shape: tuple[int, int, int],
+        task: Task,
         positive_share: np.ndarray,
         total_rounds: int,
         device: torch.device,
         peers: DataParallelGroup | None = None,
         pictures: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
-        """pictures: batches of training pictures (B, C, H, W), from which the batch norm statistics of the released weights are
+        """positive_share: see `utility_loss`; used if the configuration weights classes.
+        pictures: batches of training pictures (B, C, H, W), from which the batch norm statistics of the released weights are
         computed. None: release the running statistics of training."""
-        self.config, self.device, self.peers = config, device, peers or SingleProcess()
+        self.config, self.task, self.device, self.peers = config, task, device, peers or SingleProcess()
         self.pictures = pictures
         self._released: nn.ModuleDict | None = None
         with torch_stream(config.seed, "privatizer", "weights"):
             privatizer = build_privatizer(config.privatizer, k=config.k, image_shape=image_shape)
-            head = build_head(config.utility, k=config.k, num_labels=len(positive_share), image_shape=image_shape)
+            head = build_head(config.utility, k=config.k, num_logits=task.num_logits, image_shape=image_shape)
         self.net = nn.ModuleDict({"privatizer": privatizer, "head": head}).to(device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.class_weighted_loss else None
@@ -138,7 +141,8 @@ class Defender:
         return pending.code.detach()
 
     def utility(self, y: Tensor, *, round: int) -> tuple[float, Tensor]:
-        """Loss and logits on the oldest pending codes; sets the gradients of the head and of the codes.
+        """Loss and logits on the oldest pending codes; sets the gradients of the head and of the codes. y: (B, L), see
+        `utility_loss`.
 
         Raises: FloatingPointError if the loss is not finite.
         """
@@ -147,13 +151,12 @@ class Defender:
         self.optimisers["head"].zero_grad(set_to_none=True)
         with torch_stream(self.config.seed, "head", round), autocast(self.device, self.config.precision):
             logits = self.wrapped["head"](z).float()
-        loss = utility_loss(logits, y, positive_share=self.positive_share)
-        mass = utility_normalizer(y, multiclass=is_multiclass(logits, y), positive_share=self.positive_share)
-        share = mass / self.peers.total(mass)
-        value = float(self.peers.total(loss.detach() * share))
+        normalizer = self.peers.total(utility_normalizer(y, self.task, positive_share=self.positive_share))
+        loss = utility_loss(logits, y, self.task, positive_share=self.positive_share, normalizer=normalizer)
+        value = float(self.peers.total(loss.detach()))
         if not np.isfinite(value):
             raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")
-        loss.backward(share * self.peers.count)
+        (self.peers.count * loss).backward()
         pending.grad = z.grad
         return value, logits.detach()
 
@@ -209,7 +212,7 @@ class Defender:
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, k) and logits (B, L) of the released weights."""
+        """Codes (B, k) and logits (B, num_logits) of the released weights."""
         net = self.released
         z = net["privatizer"](x)
         return z, net["head"](z)

@@ -1,4 +1,4 @@
-"""Pure functions for the game's quantities: utility loss and accuracy, R2, privacy term, aggregate of several adversaries.
+"""Pure functions for the game's quantities: utility loss, R2, privacy term, aggregate of several adversaries.
 
 The paper (Tseng and Wu 2020) minimises lambda * L_U - L_R. Here: L_U + privacy_weight * P, privacy_weight = 1 / lambda.
 """
@@ -11,78 +11,61 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cpgan_ray.data.store import MISSING
+from cpgan_ray.data.task import Task
 
-def utility_loss(logits: Tensor, y: Tensor, *, positive_share: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy over rows and labels. Binary labels: logits (B, L) and y (B, L) in {0, 1}. One multiclass label: logits
-    (B, C) and y (B, 1) in 0..C-1.
 
-    positive_share: share of ones of each label (L,), or share of each class (C,), in the training set. If given, both values of a
-    label, or all classes, have the same total weight.
+def utility_loss(
+    logits: Tensor, y: Tensor, task: Task, *, positive_share: Tensor | None = None, normalizer: Tensor | None = None
+) -> Tensor:
+    """L_U, a scalar: the mean over the labels of each label's cross-entropy (sigmoid or softmax) over the rows with an answer.
+
+    L_U = 1 / L sum_l 1 / n_l sum_i w_il CE_il, with w_il = 0 where the answer is missing. A label without any answer adds 0.
+
+    logits: (B, num_logits); y: (B, L), the true answers, `MISSING` where one is not known.
+    positive_share: frequencies of the values in the training set (num_logits,), see `data.task.label_frequencies`. If given, all
+        values of a label have the same total weight: w = 1 / (C frequency).
+    normalizer: n (L,). None: `utility_normalizer` of these rows. The losses of the parts of a batch, each with the normalizer of
+        the whole batch, add up to the loss of the batch.
     """
     share = None if positive_share is None else positive_share.clamp(1e-3, 1 - 1e-3)
-    if is_multiclass(logits, y):
-        return F.cross_entropy(logits, y[:, 0].long(), weight=None if share is None else 1 / (len(share) * share))
-    if share is None:
-        return F.binary_cross_entropy_with_logits(logits, y)
-    weight = 0.5 * (y / share + (1 - y) / (1 - share))
-    return F.binary_cross_entropy_with_logits(logits, y, weight=weight)
+    n = utility_normalizer(y, task, positive_share=positive_share) if normalizer is None else normalizer
+    n = torch.where(n > 0, n, 1)
+    parts: list[Tensor] = []
+    if task.binary:
+        columns = torch.tensor(task.binary, device=y.device)
+        chosen = torch.tensor([task.labels[i].first_logit for i in task.binary], device=y.device)
+        answers = y.index_select(1, columns)
+        truth, weight = answers.clamp(min=0).to(logits.dtype), (answers != MISSING) * (len(y) / n[columns])
+        if share is not None:
+            weight = 0.5 * (truth / share[chosen] + (1 - truth) / (1 - share[chosen])) * weight
+        binary = F.binary_cross_entropy_with_logits(logits.index_select(1, chosen), truth, weight=weight)
+        parts.append(binary * (len(task.binary) / len(task.labels)))
+    for i, label in enumerate(task.labels):
+        if not label.binary:
+            weight = None if share is None else class_weights(share[label.logits])
+            of_classes = logits[:, label.logits], y[:, i].long()
+            total = F.cross_entropy(*of_classes, weight=weight, ignore_index=MISSING, reduction="sum")
+            parts.append(total / n[i] / len(task.labels))
+    return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 
-def utility_normalizer(y: Tensor, *, multiclass: bool, positive_share: Tensor | None = None) -> Tensor:
-    """The denominator of `utility_loss`, a scalar: the number of rows, or with class weights the sum of the rows' weights.
-
-    The loss of a batch is the mean of the losses of its parts, weighted by their denominators.
-    """
-    if positive_share is None or not multiclass:
-        return y.new_tensor(float(len(y)))
-    share = positive_share.clamp(1e-3, 1 - 1e-3)
-    return (1 / (len(share) * share))[y[:, 0].long()].sum()
-
-
-def is_multiclass(logits: Tensor | np.ndarray, y: Tensor | np.ndarray) -> bool:
-    """Whether the task is one multiclass label, logits (N, C) and y (N, 1), instead of L binary labels, y (N, L)."""
-    return logits.shape[1] != y.shape[1]
+def utility_normalizer(y: Tensor, task: Task, *, positive_share: Tensor | None = None) -> Tensor:
+    """The denominators n of `utility_loss`, (L,): the number of rows with an answer, or for class weights of more than two classes
+    the sum of these rows' weights."""
+    n = (y != MISSING).sum(dim=0, dtype=torch.float32)
+    if positive_share is not None:
+        share = positive_share.clamp(1e-3, 1 - 1e-3)
+        for i, label in enumerate(task.labels):
+            if not label.binary:
+                weights = class_weights(share[label.logits])[y[:, i].clamp(min=0).long()]
+                n[i] = torch.where(y[:, i] != MISSING, weights, 0).sum()
+    return n
 
 
-def correct_predictions(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether the prediction of each label is correct, bool (N, L). See `utility_loss` for the shapes."""
-    return logits.argmax(axis=1, keepdims=True) == y if is_multiclass(logits, y) else (logits > 0) == (y > 0)
-
-
-def accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Share of correct predictions of each label, (L,) float64."""
-    return correct_predictions(logits, y).mean(axis=0, dtype=np.float64)
-
-
-def balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(TPR + TNR) / 2 of each label, (L,); NaN if one of its two values does not occur. Multiclass: mean recall of the classes that
-    occur, (1,)."""
-    correct, positive = correct_predictions(logits, y), y > 0
-    if is_multiclass(logits, y):
-        return np.array([np.mean([correct[y == c].mean() for c in np.unique(y)])])
-    with np.errstate(invalid="ignore"):
-        rates = [np.where(side, correct, 0).sum(axis=0) / side.sum(axis=0) for side in (positive, ~positive)]
-    return (rates[0] + rates[1]) / 2
-
-
-DEAD = 1.1
-"""A label is dead if its balanced accuracy is below this multiple of chance: 0.55 for a label of two values."""
-
-
-def dead_labels(logits: np.ndarray, y: np.ndarray) -> int:
-    """Number of labels that are answered no better than by chance: balanced accuracy below 0.55. Labels with only one value do not
-    count. Multiclass: number of classes with a recall below 1.1 / C.
-    """
-    if is_multiclass(logits, y):
-        correct = correct_predictions(logits, y)
-        return sum(float(correct[y == c].mean()) < DEAD / logits.shape[1] for c in np.unique(y))
-    return int((balanced_accuracy(logits, y) < DEAD / 2).sum())
-
-
-def mean_balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> float:
-    """Mean of `balanced_accuracy` over the labels of which both values occur. If there is no such label: mean accuracy."""
-    balanced = balanced_accuracy(logits, y)
-    return float(np.mean(balanced[np.isfinite(balanced)] if np.isfinite(balanced).any() else accuracy(logits, y)))
+def class_weights(share: Tensor) -> Tensor:
+    """Weights (C,) with which all classes of these frequencies (C,) have the same total weight."""
+    return 1 / (len(share) * share)
 
 
 def r2_from_errors(errors: Tensor, mean_errors: Tensor) -> Tensor:

@@ -16,26 +16,20 @@ from cpgan_ray.common.process import pick_device, set_up_process, torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Batch, Feedback, Metrics, Outcome, Release
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, label_frequencies, load, majority_logits
+from cpgan_ray.data import Dataset, label_frequencies, load, majority_logits, task_of
 from cpgan_ray.data.batching import consecutive_batch, pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.code_sets import EVALUATION_BLOCK, CodeSet, code_sets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.models.export import export_programs
+from cpgan_ray.training.accuracy import mean_accuracy, mean_balanced_accuracy
 from cpgan_ray.training.adversaries import Target, build_adversary
 from cpgan_ray.training.adversaries.base import EpochFitted
 from cpgan_ray.training.checkpoint import pack, unpack
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
 from cpgan_ray.training.defender import Defender
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
-from cpgan_ray.training.losses import (
-    accuracy,
-    aggregate_weights,
-    mean_balanced_accuracy,
-    privacy_term,
-    r2_from_errors,
-    utility_loss,
-)
+from cpgan_ray.training.losses import aggregate_weights, privacy_term, r2_from_errors, utility_loss
 
 
 class PrivatizerWorker:
@@ -49,13 +43,14 @@ class PrivatizerWorker:
         self.config, self.peers = config, peers or SingleProcess()
         self.device = pick_device(config.runtime.device)
         self.dataset: Dataset = load(config)
-        self.columns = label_columns(self.dataset, config.data.labels)
-        self.labels = {name: np.ascontiguousarray(self.split(name).labels[:, self.columns]) for name in ("train", "val", "test")}
+        self.task = task_of(self.dataset, config.data.labels)
+        self.labels = {name: self.task.answers(self.split(name)) for name in ("train", "val", "test")}
         self.rounds_per_epoch = rounds_per_epoch(len(self.dataset.train), config.batch_size)
         self.defender = Defender(
             config,
             image_shape=self.dataset.image_shape,
-            positive_share=label_frequencies(self.dataset, config.data.labels),
+            task=self.task,
+            positive_share=label_frequencies(self.dataset, self.task),
             total_rounds=self.rounds_per_epoch * config.epochs,
             device=self.device,
             peers=self.peers,
@@ -89,10 +84,10 @@ class PrivatizerWorker:
     def utility(self, release: Release) -> Metrics:
         """Computes the utility loss on a release and its gradients."""
         y = self.labels["train"][release.batch.rows]
-        local_y = torch.from_numpy(y[self.peers.local_slice(len(y))]).float().to(self.device)
+        local_y = torch.from_numpy(y[self.peers.local_slice(len(y))]).to(self.device)
         loss, logits = self.defender.utility(local_y, round=release.round)
-        logits = self.peers.gather(logits, len(y))
-        return {"utility/loss": loss, "utility/batch_accuracy": float(accuracy(logits.cpu().numpy(), y).mean())}
+        logits = self.peers.gather(logits, len(y)).cpu().numpy()
+        return {"utility/loss": loss, "utility/batch_accuracy": mean_accuracy(logits, y, self.task)}
 
     def privacy_weight(self, round: int) -> float:
         """The weight of the privacy term in a round; it rises linearly during the warm-up."""
@@ -135,7 +130,7 @@ class PrivatizerWorker:
         return self.peers.gather(z, len(block)), self.peers.gather(logits, len(block))
 
     def codes(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Codes (N, k) and logits (N, L or C) of a set, see `code_sets`."""
+        """Codes (N, k) and logits (N, num_logits) of a set, see `code_sets`."""
         parts = [self.encode(block) for block in self.code_sets()[name].blocks()]
         z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return z, logits
@@ -165,21 +160,21 @@ class PrivatizerWorker:
         return Outcome(codes=codes, logits={split: evaluated[split][1] for split in ("val", "test")}, programs=programs)
 
     def utility_metrics(self, split: str, logits: np.ndarray) -> Metrics:
-        """Loss and accuracies, averaged over the labels, for logits (N, L or C) of a split."""
+        """Loss and accuracies, averaged over the labels, for logits (N, num_logits) of a split."""
         y = self.labels[split]
-        loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y).float())
+        loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y), self.task)
         return {
             "loss": float(loss),
-            "accuracy": float(accuracy(logits, y).mean()),
-            "balanced_accuracy": mean_balanced_accuracy(logits, y),
+            "accuracy": mean_accuracy(logits, y, self.task),
+            "balanced_accuracy": mean_balanced_accuracy(logits, y, self.task),
         }
 
     def validate(self) -> Metrics:
         """Utility on the validation split, and the accuracy of the majority guess."""
         _, logits = self.codes("val")
         y = self.labels["val"]
-        guess = accuracy(majority_logits(self.dataset, self.config.data.labels, rows=len(y)), y)
-        values = self.utility_metrics("val", logits) | {"majority_accuracy": float(guess.mean())}
+        guess = mean_accuracy(majority_logits(self.dataset, self.task, rows=len(y)), y, self.task)
+        values = self.utility_metrics("val", logits) | {"majority_accuracy": guess}
         return {f"utility/val_{name}": value for name, value in values.items()}
 
     def weights(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from cpgan_ray import cli
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns, load
+from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 from cpgan_ray.evaluation.encoders.programs import load_program
@@ -70,8 +70,8 @@ def main() -> None:
     ensure_comparable(undefended, defended)
     dataset = load(undefended)
     rows = pick_pictures(dataset, undefended)
-    columns = label_columns(dataset, undefended.data.labels)
-    names, truth = [dataset.label_names[c] for c in columns], dataset.test.labels[rows][:, columns] > 0
+    task = task_of(dataset, undefended.data.labels)
+    names, truth = list(task.names), task.answers(dataset.test)[rows] > 0
     runs = ((arguments.undefended, undefended), (arguments.defended, defended))
     figure = draw(dataset.test.take(rows) / 255, truth, names, *(row_of(folder, c, dataset, rows) for folder, c in runs))
     figure.savefig(arguments.picture, dpi=DPI, pil_kwargs={"optimize": True})
@@ -98,9 +98,9 @@ def pick_pictures(dataset: Dataset, config: Config) -> np.ndarray:
 
     Greedy: each step takes the picture that adds the most attributes not seen before, and the first of equal ones.
     """
-    names = [dataset.label_names[c] for c in label_columns(dataset, config.data.labels)]
-    visible = [names.index(name) for name in VISIBLE if name in names]
-    has = dataset.test.labels[:, label_columns(dataset, config.data.labels)][:, visible] > 0
+    task = task_of(dataset, config.data.labels)
+    visible = [task.names.index(name) for name in VISIBLE if name in task.names]
+    has = task.answers(dataset.test)[:, visible] > 0
     seen, rows = np.zeros(len(visible)), []
     free = np.ones(len(has), dtype=bool)
     for _ in range(min(PEOPLE, len(np.unique(dataset.test.identity)))):

@@ -18,6 +18,7 @@ from cpgan_ray.analysis.crossed import (
     verdicts,
 )
 from cpgan_ray.analysis.fronts import Estimate, mean_with_ci
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.evaluation.scoring import RowErrors
 from cpgan_ray.evaluation.utility import Answers
 
@@ -29,7 +30,7 @@ def rows_of(rng: np.random.Generator, *, people: int = 9, labels: int = 3) -> tu
     mean_errors = rng.lognormal(size=len(identity))
     errors = mean_errors * (0.6 + 0.1 * rng.normal(size=len(identity)))
     y = rng.integers(0, 2, size=(len(identity), labels))
-    return RowErrors(errors, mean_errors, identity), Answers(rng.random(y.shape) < 0.8, y.astype(np.uint8))
+    return RowErrors(errors, mean_errors, identity), Answers(rng.random(y.shape) < 0.8, y.astype(np.int8))
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "balanced_accuracy"])
@@ -52,11 +53,33 @@ def test_outcomes_without_people_match_leaving_them_out(objective):
 def test_outcomes_of_classes_are_mean_recalls_and_of_constant_labels_accuracy():
     rows, answers = rows_of(np.random.default_rng(1), labels=1)
     y = np.arange(len(rows.errors)) % 4
-    classes = Answers(answers.right, y[:, None].astype(np.uint8))
+    classes = Answers(answers.right, y[:, None].astype(np.int8))
     expected = np.mean([answers.right[y == c].mean() for c in range(4)])
     assert outcomes_without_people(rows, classes, objective="balanced_accuracy")[0, 1] == pytest.approx(expected)
     constant = Answers(answers.right, np.zeros_like(classes.labels))
     assert outcomes_without_people(rows, constant, objective="balanced_accuracy")[0, 1] == pytest.approx(answers.right.mean())
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "balanced_accuracy"])
+def test_outcomes_with_missing_answers_are_means_over_known_rows(objective):
+    """One label of classes, of which only one person has answers, next to binary labels."""
+    rows, answers = rows_of(np.random.default_rng(0))
+    rng, people = np.random.default_rng(4), np.unique(rows.identity)
+    y = answers.labels.copy()
+    y[:, 1] = np.where(rows.identity == people[2], rng.integers(0, 5, len(y)), MISSING)
+    y[rng.random(len(y)) < 0.3, 0] = MISSING
+    right = answers.right & (y != MISSING)
+    result = outcomes_without_people(rows, Answers(right, y), objective=objective)[:, 1]
+    for i, value in enumerate(result):
+        kept = np.ones(len(y), bool) if i == 0 else rows.identity != people[i - 1]
+        of_labels = []
+        for j in range(3):
+            known = kept & (y[:, j] != MISSING)
+            recalls = [right[known & (y[:, j] == v), j].mean() for v in np.unique(y[known, j])]
+            if known.any():
+                of_labels.append(right[known, j].mean() if objective == "accuracy" else np.mean(recalls))
+        assert len(of_labels) == (2 if i == 3 else 3)
+        assert value == pytest.approx(np.mean(of_labels))
 
 
 def test_people_groups_are_people_or_even_groups_of_them():

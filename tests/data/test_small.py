@@ -1,17 +1,15 @@
 """Tests of small data sets in the store: signals, labels of several classes, subsets of rows, and the task."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import label_columns, label_frequencies, load, majority_logits, task_targets
+from cpgan_ray.data import label_frequencies, load, majority_logits, task_of, task_targets
 from cpgan_ray.data.batching import Batch, pictures
 from cpgan_ray.data.datasets import gaussian
 from cpgan_ray.data.pca import projection, scale, targets
 from cpgan_ray.errors import InputError
-from cpgan_ray.training.losses import accuracy
+from cpgan_ray.training.accuracy import accuracy
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +47,22 @@ def test_label_of_several_classes_is_one_column_with_class_names(dataset):
     assert loaded.info.mirrored is False
 
 
-def test_label_of_two_classes_is_an_attribute(dataset):
+def test_label_of_two_classes_has_names_and_one_logit(dataset):
     loaded = dataset("gaussian")
-    assert loaded.info.classes == {}
-    assert label_frequencies(loaded, ()).shape == (1,)
+    assert loaded.info.classes == {"class": ["-1", "+1"]}
+    assert label_frequencies(loaded, task_of(loaded, ())).shape == (1,)
 
 
 def test_task_of_several_classes_has_one_hot_targets(dataset):
     loaded = dataset("digits")
-    targets = task_targets(loaded, ("digit",), split="test")
+    task = task_of(loaded, ("digit",))
+    targets = task_targets(loaded, task, split="test")
     assert np.array_equal(targets.argmax(axis=1), loaded.test.labels[:, 0])
     assert np.array_equal(targets.sum(axis=1), np.ones(len(loaded.test)))
     counts = np.bincount(loaded.train.labels[:, 0], minlength=10)
-    assert label_frequencies(loaded, ()) == pytest.approx(counts / counts.sum())
-    guess = majority_logits(loaded, (), rows=len(loaded.test))
-    assert accuracy(guess, loaded.test.labels)[0] == pytest.approx((loaded.test.labels == counts.argmax()).mean())
-
-
-def test_label_of_several_classes_with_another_label_raises(dataset):
-    loaded = dataset("digits")
-    odd = dataclasses.replace(loaded, label_names=("digit", "odd"))
-    with pytest.raises(InputError, match="'digit' has several classes"):
-        label_columns(odd, ())
-    assert label_columns(odd, ("odd",)).tolist() == [1]
+    assert label_frequencies(loaded, task) == pytest.approx(counts / counts.sum())
+    guess = majority_logits(loaded, task, rows=len(loaded.test))
+    assert accuracy(guess, loaded.test.labels, task)[0] == pytest.approx((loaded.test.labels == counts.argmax()).mean())
 
 
 def test_max_train_samples_takes_evenly_spaced_rows(dataset):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from cpgan_ray.data import Task
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.evaluation.attacks.base import AttackData, Pairs
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map, train_classifiers
 from cpgan_ray.training.adversaries.base import Target
@@ -15,6 +17,7 @@ SIZES = {"fit": 2000, "tune": 500, "score": 1000}
 K = 6
 SCALES = np.logspace(-2, 2, K)
 NAMES = ("planted", "rare", "unrelated", "xor")
+TASK = Task.of(NAMES)
 
 
 def codes() -> dict[str, np.ndarray]:
@@ -50,10 +53,8 @@ def attack_data() -> AttackData:
     )
 
 
-def mapped(
-    given: dict[str, np.ndarray], *, names: tuple[str, ...] = NAMES, task: set[str] | None = None
-) -> dict[str, InferredAttribute]:
-    return {attribute.name: attribute for attribute in attribute_map(attack_data(), given, names=names, task=task or set())}
+def mapped(given: dict[str, np.ndarray], *, of: Task = TASK, task: set[str] | None = None) -> dict[str, InferredAttribute]:
+    return {attribute.name: attribute for attribute in attribute_map(attack_data(), given, of=of, task=task or set())}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_attribute_map_infers_nonlinear_attribute(inferred):
 def test_linear_probe_misses_nonlinear_attribute():
     given, z = labels(), {name: torch.from_numpy(standardised(z)).float() for name, z in codes().items()}
     torch.manual_seed(0)
-    logits = train_classifiers(nn.Linear(K, len(NAMES)), z, given, share=torch.full((len(NAMES),), 0.5), seed=0)
+    logits = train_classifiers(nn.Linear(K, len(NAMES)), z, given, TASK, share=torch.full((len(NAMES),), 0.5), seed=0)
     right = ((logits["score"] > 0) == (given["score"] > 0)).mean(axis=0)
     assert right[0] > 0.9
     assert right[3] == pytest.approx(0.5, abs=0.06)
@@ -119,7 +120,7 @@ def test_attribute_map_predictions_do_not_depend_on_score_labels():
     for labels_ in (given, permuted):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(K, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, len(NAMES)))
-        predictions.append(train_classifiers(network, z, labels_, share=torch.full((len(NAMES),), 0.5), seed=0))
+        predictions.append(train_classifiers(network, z, labels_, TASK, share=torch.full((len(NAMES),), 0.5), seed=0))
     for name in ("tune", "score"):
         np.testing.assert_array_equal(predictions[0][name], predictions[1][name])
 
@@ -143,3 +144,21 @@ def test_attribute_map_selects_probe_on_tuning_rows(inferred):
 def test_attribute_map_is_repeatable(inferred):
     torch.manual_seed(12345)
     assert mapped(labels(), task={"planted"}) == inferred
+
+
+def test_attribute_map_of_classes_and_missing_answers():
+    """The quarter that a coordinate is in, among binary attributes, with a third of all answers missing."""
+    rng, given = np.random.default_rng(5), {}
+    for name, raw in codes().items():
+        quarter = np.searchsorted([-0.67, 0.0, 0.67], standardised(raw)[:, 4])
+        given[name] = np.concatenate([quarter[:, None], labels()[name]], axis=1).astype(np.int8)
+        given[name][rng.random(given[name].shape) < 0.33] = MISSING
+    of = Task.of(("quarter", *NAMES), classes={"quarter": "abcd"})
+    result = mapped(given, of=of)
+    assert tuple(result) == ("quarter", *NAMES)
+    assert result["quarter"].balanced_accuracy > 0.85 and result["planted"].balanced_accuracy > 0.9
+    assert (result["quarter"].chance, result["quarter"].positive_share, result["rare"].chance) == (0.25, None, 0.5)
+    assert result["quarter"].scaled_accuracy == pytest.approx(1 - (1 - result["quarter"].balanced_accuracy) * 0.5 / 0.75)
+    assert result["unrelated"].scaled_accuracy == result["unrelated"].balanced_accuracy == pytest.approx(0.5, abs=0.06)
+    given["tune"][:, 1] = np.where(given["tune"][:, 1] == 1, MISSING, given["tune"][:, 1])
+    assert "planted" not in mapped(given, of=of), "only one of its values is known in a set"

@@ -7,12 +7,12 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import Dataset, load, task_targets
+from cpgan_ray.data import Dataset, Task, load, task_of, task_targets
 from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, is_uninformative
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
 from cpgan_ray.evaluation.tournament import score_attacks
-from cpgan_ray.training.losses import correct_predictions
+from cpgan_ray.training.accuracy import correct_predictions
 
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "val", "test")
@@ -34,8 +34,13 @@ def size(dataset: Dataset, split: str) -> int:
     return len(getattr(dataset, split))
 
 
+def answers(dataset: Dataset, split: str, labels: tuple[str, ...] = ()) -> np.ndarray:
+    """The true answers of a split as numbers."""
+    return task_targets(dataset, task_of(dataset, labels), split=split)
+
+
 def fails(codes, dataset, *, task=(), logits=None) -> list[str]:
-    warnings = code_warnings(codes, dataset, task, logits=logits or {}, seed=0)
+    warnings = code_warnings(codes, dataset, task_of(dataset, task), logits=logits or {}, seed=0)
     return [w.kind for w in warnings if w.fails_gates]
 
 
@@ -47,13 +52,13 @@ def constant(dataset: Dataset, value: float = 0.0, k: int = 3) -> dict[str, np.n
 def test_code_warnings_constant_code_fails(digits, value):
     codes = constant(digits, value)
     codes["test"] = codes["test"] + np.float32(abs(value) * 1e-7) * RNG.normal(size=codes["test"].shape).astype(np.float32)
-    warnings = code_warnings(codes, digits, (), logits={}, seed=0)
+    warnings = code_warnings(codes, digits, task_of(digits, ()), logits={}, seed=0)
     assert [w.kind for w in warnings] == ["constant_code"] and is_uninformative(warnings)
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_code_warnings_code_constant_in_one_split_fails(digits, split):
-    codes = {name: task_targets(digits, (), split=name) for name in SPLITS}
+    codes = {name: answers(digits, name) for name in SPLITS}
     codes[split] = np.zeros_like(codes[split])
     assert fails(codes, digits) == ["constant_code"]
 
@@ -75,7 +80,7 @@ def test_code_warnings_random_code_fails_and_label_code_passes(digits, faces):
     for dataset in (digits, faces):
         noise = {name: RNG.normal(size=(size(dataset, name), 4)).astype(np.float32) for name in SPLITS}
         assert fails(noise, dataset) == ["useless_code"]
-        label_code = {name: task_targets(dataset, (), split=name) for name in SPLITS}
+        label_code = {name: answers(dataset, name) for name in SPLITS}
         assert fails(label_code, dataset) == []
 
 
@@ -87,7 +92,7 @@ def test_code_warnings_class_number_as_code_passes(digits):
 
 def test_code_warnings_majority_answers_fail_and_better_ones_pass(faces):
     task = ("Male",)
-    y = task_targets(faces, task, split="test")
+    y = answers(faces, "test", task)
     codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
     assert fails(codes, faces, task=task, logits={"test": np.full_like(y, 9.0)}) == ["useless_code"]
     wrong = RNG.random(y.shape) < 0.3
@@ -96,8 +101,8 @@ def test_code_warnings_majority_answers_fail_and_better_ones_pass(faces):
 
 def test_code_warnings_rare_label_needs_balanced_task_targets(faces):
     """Many false alarms on a rare label reduce accuracy, but the answers may still be useful."""
-    rare = min(faces.label_names, key=lambda name: abs(task_targets(faces, (name,), split="test").mean() - 0.25))
-    y = task_targets(faces, (rare,), split="test")
+    rare = min(faces.label_names, key=lambda name: abs(answers(faces, "test", (name,)).mean() - 0.25))
+    y = answers(faces, "test", (rare,))
     codes = {name: RNG.normal(size=(size(faces, name), 4)).astype(np.float32) for name in SPLITS}
     alarms = np.where((y > 0) | (RNG.random(y.shape) < 0.4), 1.0, -1.0)
     assert (alarms > 0).mean() > y.mean() and 1 - y.mean() > ((alarms > 0) == (y > 0)).mean()
@@ -109,14 +114,15 @@ def test_balanced_accuracy_interval_contains_scikit_learn_value():
     y, logits = RNG.integers(0, 2, size=(200, 3)), RNG.normal(size=(200, 3))
     y[:, 0] = RNG.random(200) < 0.1
     logits += y
-    right, of_class = correct_predictions(logits, y), y[:, :, None] == np.arange(2)
-    low, high = balanced_accuracy_interval(right, of_class, np.arange(200), seed=0)
+    right = correct_predictions(logits, y, Task.of(["a", "b", "c"]))
+    low, high = balanced_accuracy_interval(right, y, np.arange(200), num_values=(2, 2, 2), seed=0)
     assert low < np.mean([balanced_accuracy_score(y[:, i], logits[:, i] > 0) for i in range(3)]) < high < low + 0.2
 
 
 def test_code_warnings_rare_class_warns_but_passes(faces):
     y = faces.test.labels
-    warnings = code_warnings({name: task_targets(faces, (), split=name) for name in SPLITS}, faces, (), logits={}, seed=0)
+    codes = {name: answers(faces, name) for name in SPLITS}
+    warnings = code_warnings(codes, faces, task_of(faces, ()), logits={}, seed=0)
     rare = [w.message for w in warnings if w.kind == "rare_class"]
     expected = [n for n, column in zip(faces.label_names, y.T, strict=True) for v in (0, 1) if (column == v).sum() < 10]
     assert len(rare) == len(expected) and all(any(name in line for line in rare) for name in expected)

@@ -10,15 +10,18 @@ from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, Pairs
 from cpgan_ray.evaluation.protocol import region
 from cpgan_ray.evaluation.scoring import (
     RESAMPLES,
     RowErrors,
     accuracy_intervals,
+    balanced_accuracy_interval,
     interval,
     interval_ends,
     mean_interval,
+    mean_over_labels_interval,
     paired_difference,
     resampled_r2,
     restart_std,
@@ -309,7 +312,7 @@ def test_accuracy_intervals_cover_truth_at_nominal_rate():
         y = rng.random((400, 2)) < 0.2
         right = rng.random(y.shape) < np.where(y, 0.6, 0.9)
         people = np.arange(400) // 2
-        result = accuracy_intervals(right, np.stack([~y, y], axis=2), people, seed=trial)
+        result = accuracy_intervals(right, y.astype(np.int8), people, num_values=(2, 2), seed=trial)
         covered += [np.mean((one[:, 0] <= t) & (t <= one[:, 1])) for one, t in zip(result, truth, strict=True)]
         assert result[0][1] == pytest.approx(mean_interval(right[:, 1], people, seed=trial))
     assert (covered >= 88).all() and (covered <= 99).all(), covered
@@ -319,9 +322,54 @@ def test_accuracy_intervals_skip_samples_without_a_class():
     y = np.zeros((30, 2), int)
     y[3, 1] = 1
     right = np.ones((30, 2), bool)
-    plain, balanced = accuracy_intervals(right, y[:, :, None] == [0, 1], np.arange(30), seed=0)
+    plain, balanced = accuracy_intervals(right, y, np.arange(30), num_values=(2, 2), seed=0)
     assert plain.tolist() == [[1, 1], [1, 1]]
     assert np.isnan(balanced[0]).all() and balanced[1].tolist() == [1, 1]
+
+
+def mixed_answers(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whether answers are right (0.9 of the zeros, 0.6 of the others), true answers to labels of two and of four values, a third of
+    them missing, and people with two rows each."""
+    y = np.stack([rng.random(400) < 0.2, rng.integers(0, 4, 400)], axis=1).astype(np.int8)
+    right = rng.random(y.shape) < np.where(y > 0, 0.6, 0.9)
+    missing = rng.random(y.shape) < 0.33
+    y[missing] = MISSING
+    return right & ~missing, y, np.arange(400) // 2
+
+
+def test_intervals_of_mixed_labels_with_missing_answers_cover_truth():
+    accuracies = np.array([0.9 * 0.8 + 0.6 * 0.2, (0.9 + 3 * 0.6) / 4])
+    recalls = np.array([0.75, (0.9 + 3 * 0.6) / 4])
+    covered, mean_covered = np.zeros((2, 2)), np.zeros(2)
+    for trial in range(100):
+        right, y, people = mixed_answers(np.random.default_rng(trial))
+        ends = accuracy_intervals(right, y, people, num_values=(2, 4), seed=trial)
+        covered += [(of[:, 0] <= truth) & (truth <= of[:, 1]) for of, truth in zip(ends, (accuracies, recalls), strict=True)]
+        means = (
+            mean_over_labels_interval(right, y != MISSING, people, seed=trial),
+            balanced_accuracy_interval(right, y, people, num_values=(2, 4), seed=trial),
+        )
+        mean_covered += [low <= truth.mean() <= high for (low, high), truth in zip(means, (accuracies, recalls), strict=True)]
+    for counts in (covered, mean_covered):
+        assert (counts >= 88).all() and (counts <= 99).all(), counts
+
+
+def test_intervals_of_a_label_without_answers_are_nan_and_do_not_count():
+    right, y, people = mixed_answers(np.random.default_rng(0))
+    y[:, 0], right[:, 0] = MISSING, False
+    plain, balanced = accuracy_intervals(right, y, people, num_values=(2, 4), seed=0)
+    assert np.isnan([plain[0], balanced[0]]).all() and np.isfinite([plain[1], balanced[1]]).all()
+    assert mean_over_labels_interval(right, y != MISSING, people, seed=0) == pytest.approx(plain[1])
+    assert balanced_accuracy_interval(right, y, people, num_values=(2, 4), seed=0) == pytest.approx(balanced[1])
+
+
+def test_interval_over_labels_of_few_answers_leaves_out_empty_samples():
+    y = np.full((30, 1), MISSING)
+    y[:2, 0] = [0, 1]
+    right = y == 1
+    low, high = mean_over_labels_interval(right, y != MISSING, np.arange(30), seed=0)
+    assert (low, high) == (0, 1)
+    assert np.isfinite(balanced_accuracy_interval(right, y, np.arange(30), num_values=(2,), seed=0)).all()
 
 
 def two_runs(rng: np.random.Generator, *, better: float) -> tuple[RowErrors, RowErrors]:

@@ -12,7 +12,7 @@ from cpgan_ray import theory
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
 from cpgan_ray.config.presets import for_comparison, preset
-from cpgan_ray.data import Dataset, load, store
+from cpgan_ray.data import Dataset, load, store, task_of
 from cpgan_ray.data.batching import pictures, representative_rows, training_batch
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
@@ -25,8 +25,9 @@ from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.pipelines.reproduce.grids import built_in
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
 from cpgan_ray.pipelines.reproduce.play import compare_with_theory, linear_code
+from cpgan_ray.training.accuracy import accuracy
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
-from cpgan_ray.training.losses import accuracy, utility_loss
+from cpgan_ray.training.losses import utility_loss
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,9 @@ def test_mechanism_releases_codes_and_logits_for_all_samples(name, released, dat
 
 @pytest.mark.parametrize("name", sorted(set(MECHANISMS) - {"random_projection"}))
 def test_mechanism_learns_the_task(name, released, dataset):
-    share_right = accuracy(released(name, MECHANISMS[name].settings[0]).logits["test"], dataset.test.labels)[0]
+    share_right = accuracy(released(name, MECHANISMS[name].settings[0]).logits["test"], dataset.test.labels, task_of(dataset, ()))[
+        0
+    ]
     assert share_right > 0.3, "a tenth is chance; twelve epochs on 300 digits are few"
 
 
@@ -349,11 +352,11 @@ def test_ran_equals_its_definition(config, dataset):
     (settings,) = plain.adversaries.values()
     with torch_stream(plain.seed, "mechanism", "ran", "weights"):
         encoder = build_privatizer(plain.privatizer, k=plain.k, image_shape=dataset.image_shape)
-        head = build_head(plain.utility, k=plain.k, num_labels=10, image_shape=dataset.image_shape)
+        head = build_head(plain.utility, k=plain.k, num_logits=10, image_shape=dataset.image_shape)
         fit_whitening(encoder, dataset)
         decoder = build_reconstructor(settings, k=plain.k, image_shape=dataset.image_shape, target=64)
     mean = torch.from_numpy(np.array(projection(dataset, components=DEFAULT_COMPONENTS, progress=False).mean))
-    encoder_parameters = [*encoder.parameters(), *head.parameters()]
+    task, encoder_parameters = task_of(dataset, ()), [*encoder.parameters(), *head.parameters()]
     task_optimiser, adversarial_optimiser = (
         torch.optim.Adam(encoder_parameters, lr=plain.privatizer.learning_rate) for _ in range(2)
     )
@@ -365,7 +368,7 @@ def test_ran_equals_its_definition(config, dataset):
             optimiser.param_groups[0]["lr"] = plain.privatizer.learning_rate * 0.5 * (1 + np.cos(np.pi * round / rounds))
         x = to_input(pictures(dataset.train, batch), torch.device("cpu"))
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
-        y = torch.from_numpy(dataset.train.labels[batch.rows]).float()
+        y = torch.from_numpy(dataset.train.labels[batch.rows])
 
         def step(optimiser, loss):
             for net in (encoder, head, decoder):
@@ -374,10 +377,12 @@ def test_ran_equals_its_definition(config, dataset):
             optimiser.step()
 
         for _ in range(3):
-            step(task_optimiser, utility_loss(head(encoder(x)), y))
+            step(task_optimiser, utility_loss(head(encoder(x)), y, task))
             step(decoder_optimiser, nn.functional.mse_loss(decoder(encoder(x)), target))
         z = encoder(x)
-        step(adversarial_optimiser, alpha * utility_loss(head(z), y) - (1 - alpha) * nn.functional.mse_loss(decoder(z), target))
+        step(
+            adversarial_optimiser, alpha * utility_loss(head(z), y, task) - (1 - alpha) * nn.functional.mse_loss(decoder(z), target)
+        )
     inputs = [
         to_input(dataset.train.take(rows), torch.device("cpu"))
         for rows in representative_rows(len(dataset.train), plain.batch_size)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, UtilityConfig
+from cpgan_ray.data import Task
 from cpgan_ray.data.pca import scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
@@ -131,19 +132,19 @@ def test_privatizer_too_deep_for_the_pictures_names_the_depth(family, shape, dep
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("hidden", [0, 16])
 def test_utility_head_gives_one_logit_per_label(hidden, k):
-    head = build_head(UtilityConfig(hidden=hidden), k=k, num_labels=40, image_shape=(64, 64, 3))
+    head = build_head(UtilityConfig(hidden=hidden), k=k, num_logits=40, image_shape=(64, 64, 3))
     assert head(torch.randn(8, k)).shape == (8, 40)
 
 
 def test_utility_head_without_hidden_units_is_linear():
-    head = build_head(UtilityConfig(hidden=0), k=3, num_labels=2, image_shape=(64, 64, 3))
+    head = build_head(UtilityConfig(hidden=0), k=3, num_logits=2, image_shape=(64, 64, 3))
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.allclose(head(a + b) + head(torch.zeros(4, 3)), head(a) + head(b), atol=1e-5)
     assert sum(p.numel() for p in head.parameters()) == 3 * 2 + 2
 
 
 def test_utility_head_drops_units_only_in_training():
-    head, z = build_head(UtilityConfig(hidden=16, dropout=0.5), k=3, num_labels=2, image_shape=(64, 64, 3)), torch.randn(8, 3)
+    head, z = build_head(UtilityConfig(hidden=16, dropout=0.5), k=3, num_logits=2, image_shape=(64, 64, 3)), torch.randn(8, 3)
     assert not torch.equal(head(z), head(z))
     head.eval()
     assert torch.equal(head(z), head(z))
@@ -216,7 +217,8 @@ def defender(**changes) -> Defender:
         privatizer=PrivatizerConfig(width=4, depth=2, lr_schedule="constant", **changes),
         utility=UtilityConfig(hidden=8, dropout=0.0),
     )
-    return Defender(config, image_shape=(12, 12, 3), positive_share=np.full(3, 0.5), total_rounds=10, device=CPU)
+    task = Task.of(["a", "b", "c"])
+    return Defender(config, image_shape=(12, 12, 3), task=task, positive_share=np.full(3, 0.5), total_rounds=10, device=CPU)
 
 
 def test_defender_step_has_the_gradient_of_the_full_objective():

@@ -463,7 +463,7 @@ def test_costs_of_a_run_equal_the_counts_of_its_networks():
 def test_celeba_networks_are_built_by_name(family, side, flat):
     config = Config(k=64, privatizer=PrivatizerConfig(family=family), utility=UtilityConfig(family=family))
     privatizer = build_privatizer(config.privatizer, k=64, image_shape=(side, side, 3))
-    head = build_head(config.utility, k=64, num_labels=40, image_shape=(side, side, 3))
+    head = build_head(config.utility, k=64, num_logits=40, image_shape=(side, side, 3))
     z = privatizer(torch.rand(2, 3, side, side))
     assert z.shape == (2, 64)
     assert head(z).shape == (2, 40)
@@ -473,4 +473,4 @@ def test_celeba_networks_are_built_by_name(family, side, flat):
 
 def test_grouped_head_with_another_number_of_attributes_raises():
     with pytest.raises(InputError, match=r"^utility\.family 'celeba_multi' is for 40 attributes; the task has 1: use 'mlp'$"):
-        build_head(UtilityConfig(family="celeba_multi"), k=64, num_labels=1, image_shape=(175, 175, 3))
+        build_head(UtilityConfig(family="celeba_multi"), k=64, num_logits=1, image_shape=(175, 175, 3))

@@ -82,6 +82,6 @@ def test_privatizers_have_no_other_strided_1x1_convolution(family, shape, k):
 
 @pytest.mark.parametrize("family", ["wide", "shake"])
 def test_heads_have_no_other_strided_1x1_convolution(family):
-    network = build_head(UtilityConfig(family=family), k=3072, num_labels=10, image_shape=(32, 32, 3))
+    network = build_head(UtilityConfig(family=family), k=3072, num_logits=10, image_shape=(32, 32, 3))
     assert any(isinstance(m, StridedPointwise) for m in network.modules())
     assert strided_1x1_convolutions(network) == []

@@ -320,7 +320,7 @@ def trials_with_rows(cells: Sequence[dict], folder: Path, *, rows: int = 10) -> 
         of_people[order] = right
         errors = one - v["privacy"]["strongest"]["r2"] + spread[person]
         floor = RowErrors(one - v["privacy"]["label_floor_r2"], one, person)
-        answers = Answers(of_people[:, None], np.zeros((len(person), 1), np.uint8))
+        answers = Answers(of_people[:, None], np.zeros((len(person), 1), np.int8))
         Path(str(t.output)).mkdir(parents=True)
         write_rows(Path(str(t.output)), Rows(RowErrors(errors, one, person), floor, answers))
         trials.append(t)

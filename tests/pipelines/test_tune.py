@@ -30,7 +30,7 @@ from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.config.presets import preset
 from cpgan_ray.config.search_space import dimensions
-from cpgan_ray.data import label_columns, load
+from cpgan_ray.data import load, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.train import RunContext, train
 from cpgan_ray.pipelines.tune.job import concurrency, guess_utility, search, trial_sizes
@@ -129,8 +129,8 @@ def test_proposals_of_balanced_accuracy_use_it():
 def test_guess_utility_is_that_of_the_objective(tiny):
     config = tiny("ridge")
     dataset = load(config)
-    y = dataset.val.labels[:, label_columns(dataset, config.data.labels)]
-    majority = dataset.train.labels[:, label_columns(dataset, config.data.labels)].mean(axis=0) > 0.5
+    task = task_of(dataset, config.data.labels)
+    y, majority = task.answers(dataset.val), task.answers(dataset.train).mean(axis=0) > 0.5
     assert guess_utility(dataset, job_over("k", config=config)) == pytest.approx((y == majority).mean())
     assert guess_utility(dataset, job_over("k", config=config, objective="balanced_accuracy")) == 0.5
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cpgan_ray.config import Config, DataConfig, GameConfig, PrivatizerConfig, RuntimeConfig, UtilityConfig
+from cpgan_ray.data import Task
 from cpgan_ray.errors import InputError
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.training.defender import LR_SCHEDULES, Defender
@@ -33,6 +34,7 @@ def defender(*, precision: Any = "float32", compile: bool = False, gradient_norm
     return Defender(
         config,
         image_shape=(SIDE, SIDE, 3),
+        task=Task.of([f"label{i}" for i in range(LABELS)]),
         positive_share=np.full(LABELS, 0.5),
         total_rounds=10,
         device=torch.device("cpu"),

@@ -1,26 +1,29 @@
-"""Tests of losses, accuracies and weights against scikit-learn, numpy and automatic differentiation."""
-
-import warnings
+"""Tests of losses and weights against torch, scikit-learn, numpy and finite differences."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import log_loss
+from torch import Tensor
+from torch.nn import functional as F
 
+from cpgan_ray.data import Task
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.training.losses import (
-    accuracy,
     aggregate_weights,
-    balanced_accuracy,
-    dead_labels,
     privacy_term,
     r2_from_errors,
     row_errors,
     utility_loss,
+    utility_normalizer,
 )
 
 torch.set_num_threads(1)
 
 ROWS, LABELS = 200, 5
+BINARY = Task.of([f"label{i}" for i in range(LABELS)])
+MIXED = Task.of(["five", "bald", "four", "male"], classes={"five": "abcde", "four": "abcd", "male": ("woman", "man")})
+"""Five classes, a binary label, four classes, a binary label with names of its values: logits 0-4, 5, 6-9 and 10."""
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def cross_entropies(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def test_utility_loss_is_the_mean_cross_entropy(answers):
     logits, y = answers
-    loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y).float())
+    loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y), BINARY)
     assert float(loss) == pytest.approx(cross_entropies(logits, y).mean(), rel=1e-5)
 
 
@@ -47,7 +50,7 @@ def test_class_weighted_utility_loss_is_the_mean_over_both_values(answers):
     losses = cross_entropies(logits, y)
     by_label = [(losses[y[:, i] > 0, i].mean() + losses[y[:, i] == 0, i].mean()) / 2 for i in range(LABELS)]
     share = torch.from_numpy(y.mean(axis=0)).float()
-    loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y).float(), positive_share=share)
+    loss = utility_loss(torch.from_numpy(logits), torch.from_numpy(y), BINARY, positive_share=share)
     assert float(loss) == pytest.approx(np.mean(by_label), rel=1e-5)
     assert abs(float(loss) - losses.mean()) > 0.02, "the two losses should differ on these labels"
 
@@ -55,39 +58,7 @@ def test_class_weighted_utility_loss_is_the_mean_over_both_values(answers):
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_class_weighted_loss_of_a_constant_label_is_finite(value):
     y = torch.full((8, 1), value)
-    assert torch.isfinite(utility_loss(torch.randn(8, 1), y, positive_share=torch.tensor([value])))
-
-
-def test_accuracies_equal_scikit_learn(answers):
-    logits, y = answers
-    guessed = logits > 0
-    assert accuracy(logits, y) == pytest.approx([accuracy_score(y[:, i], guessed[:, i]) for i in range(LABELS)], abs=1e-12)
-    expected = [balanced_accuracy_score(y[:, i], guessed[:, i]) for i in range(LABELS)]
-    assert balanced_accuracy(logits, y) == pytest.approx(expected, abs=1e-12)
-
-
-def test_dead_labels_are_those_near_chance():
-    y = np.tile([[0, 0, 0], [1, 1, 0]], (500, 1))
-    logits = np.where(y > 0, 1.0, -1.0)
-    logits[:, 1] = np.where(np.arange(1000) % 20 < 19, -1.0, 1.0)  # right for one positive in ten: balanced accuracy 0.55
-    assert balanced_accuracy_score(y[:, 1], logits[:, 1] > 0) == pytest.approx(0.55)
-    assert dead_labels(logits, y) == 0, "0.55 is not below 0.55, and a label with one value does not count"
-    logits[:, 1] = -1.0
-    assert dead_labels(logits, y) == 1
-
-
-def test_dead_labels_of_classes_are_those_hardly_ever_found():
-    y = np.repeat([0, 1, 2, 3], 100)[:, None]
-    logits = np.eye(4)[y[:, 0]]
-    assert dead_labels(logits, y) == 0
-    logits[100:200] = np.eye(4)[0]
-    assert dead_labels(logits, y) == 1
-
-
-def test_balanced_accuracy_is_nan_only_if_a_value_does_not_occur(answers):
-    logits, y = answers
-    y[:, 0], y[:, 1] = 0, 1
-    assert np.isnan(balanced_accuracy(logits, y)).tolist() == [True, True, False, False, False]
+    assert torch.isfinite(utility_loss(torch.randn(8, 1), y, Task.of(["label"]), positive_share=torch.tensor([value])))
 
 
 @pytest.mark.parametrize(("error_ratio", "r2"), [(1.0, 0.0), (0.0, 1.0), (0.25, 0.75), (1.5, -0.5)])
@@ -160,21 +131,140 @@ def test_row_errors_on_components_equal_those_of_the_pictures():
     assert errors.numpy() == pytest.approx(np.square(x - guess @ basis).mean(axis=1), abs=1e-12)
 
 
-def test_utility_loss_multiclass_gives_each_class_equal_weight():
-    rng = np.random.default_rng(0)
-    logits, y = torch.from_numpy(rng.normal(size=(40, 3))).float(), torch.from_numpy(rng.integers(0, 3, (40, 1))).float()
-    log_p = logits.log_softmax(1).gather(1, y.long())[:, 0]
-    assert float(utility_loss(logits, y)) == pytest.approx(float(-log_p.mean()), rel=1e-5)
-    share = torch.bincount(y[:, 0].long()) / len(y)
-    by_class = torch.stack([-log_p[y[:, 0] == c].mean() for c in range(3)]).mean()
-    assert float(utility_loss(logits, y, positive_share=share)) == pytest.approx(float(by_class), rel=1e-4)
+# ---------------------------------------------------------------------------------------------- mixed tasks, missing answers
 
 
-def test_accuracies_multiclass_equal_scikit_learn():
-    rng = np.random.default_rng(1)
-    logits, y = rng.normal(size=(60, 4)), rng.choice([0, 1, 3], size=(60, 1))
-    guess = logits.argmax(axis=1)
-    assert accuracy(logits, y)[0] == pytest.approx(accuracy_score(y[:, 0], guess))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes that are predicted but do not occur
-        assert balanced_accuracy(logits, y)[0] == pytest.approx(balanced_accuracy_score(y[:, 0], guess))
+def mixed_answers(*, rows: int = 60, missing: float = 0.3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits (rows, 11) float64 and answers (rows, 4) to MIXED."""
+    rng = np.random.default_rng(seed)
+    y = np.stack([rng.integers(0, count, rows) for count in MIXED.num_values], axis=1)
+    y[rng.random(y.shape) < missing] = MISSING
+    return torch.from_numpy(rng.normal(size=(rows, MIXED.num_logits))), torch.from_numpy(y.astype(np.int8))
+
+
+def shares(y: Tensor) -> Tensor:
+    """Frequencies of the values among the known answers, for each logit."""
+    parts = []
+    for i, label in enumerate(MIXED.labels):
+        known = y[y[:, i] != MISSING, i].long()
+        share = torch.bincount(known, minlength=len(label.values)) / len(known)
+        parts.append(share[1:] if label.binary else share)
+    return torch.cat(parts).double()
+
+
+def losses_of_labels(logits: Tensor, y: Tensor) -> list[float]:
+    """Each label's mean cross-entropy over the rows with an answer, by torch."""
+    losses = []
+    for i, label in enumerate(MIXED.labels):
+        known = y[:, i] != MISSING
+        own, truth = logits[known][:, label.logits], y[known, i]
+        loss = F.binary_cross_entropy_with_logits(own[:, 0], truth.double()) if label.binary else F.cross_entropy(own, truth.long())
+        losses.append(float(loss))
+    return losses
+
+
+def test_utility_loss_of_mixed_labels_is_the_mean_of_their_losses():
+    logits, y = mixed_answers()
+    assert float(utility_loss(logits, y, MIXED)) == pytest.approx(np.mean(losses_of_labels(logits, y)), abs=1e-6)
+    known = y[:, 2] != MISSING
+    by_scikit_learn = log_loss(y[known, 2], logits[known][:, 6:10].softmax(1), labels=range(4))
+    assert losses_of_labels(logits, y)[2] == pytest.approx(by_scikit_learn)
+
+
+def test_class_weighted_loss_of_mixed_labels_is_the_mean_over_values():
+    logits, y = mixed_answers(rows=400)
+    by_label = []
+    for i, label in enumerate(MIXED.labels):
+        own = logits[:, label.logits].numpy()
+        own = np.concatenate([np.zeros_like(own), own], axis=1) if label.binary else own
+        log_p = own - np.logaddexp.reduce(own, axis=1, keepdims=True)
+        values = range(len(label.values))
+        by_label.append(np.mean([-log_p[y[:, i] == value, value].mean() for value in values]))
+    loss = utility_loss(logits, y, MIXED, positive_share=shares(y))
+    assert float(loss) == pytest.approx(np.mean(by_label), rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_utility_loss_gradient_equals_finite_differences(weighted):
+    logits, y = mixed_answers(rows=7)
+    share = shares(mixed_answers(rows=500)[1]) if weighted else None
+    logits.requires_grad_()
+    utility_loss(logits, y, MIXED, positive_share=share).backward()
+    assert logits.grad is not None
+    step, slopes = 1e-6, torch.zeros_like(logits)
+    for index in np.ndindex(*logits.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = logits.detach().clone()
+            moved[index] += sign * step
+            ends.append(utility_loss(moved, y, MIXED, positive_share=share))
+        slopes[index] = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close(logits.grad, slopes, atol=1e-6, rtol=1e-5)
+    for i, label in enumerate(MIXED.labels):
+        assert not logits.grad[y[:, i] == MISSING, label.logits].any(), "a missing answer has no gradient"
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("cuts", [(30,), (1, 2, 59), (20, 40)])
+def test_utility_losses_of_parts_add_up_to_the_whole_batch(weighted, cuts):
+    logits, y = mixed_answers()
+    y[:20, 0] = MISSING  # a part without any answer to a label
+    share = shares(y) if weighted else None
+    logits.requires_grad_()
+    whole = utility_loss(logits, y, MIXED, positive_share=share)
+    (gradient,) = torch.autograd.grad(whole, logits)
+    edges = [0, *cuts, len(y)]
+    rows = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    normalizer = torch.stack([utility_normalizer(y[part], MIXED, positive_share=share) for part in rows]).sum(0)
+    parts = [utility_loss(logits[part], y[part], MIXED, positive_share=share, normalizer=normalizer) for part in rows]
+    total = torch.stack(parts).sum()
+    assert float(total.detach()) == pytest.approx(float(whole.detach()), rel=1e-6)
+    (of_parts,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(of_parts, gradient, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("columns", [[0], [1], [0, 1, 2, 3]])
+def test_utility_loss_of_labels_without_answers_is_0_and_finite(weighted, columns):
+    logits, y = mixed_answers()
+    share = shares(y) if weighted else None
+    expected = utility_loss(logits, y, MIXED, positive_share=share)
+    for column in columns:
+        only = torch.full_like(y, MISSING)
+        only[:, column] = y[:, column]
+        expected = expected - utility_loss(logits, only, MIXED, positive_share=share)
+    y[:, columns] = MISSING
+    logits.requires_grad_()
+    loss = utility_loss(logits, y, MIXED, positive_share=share)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-6)
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert len(columns) < 4 or (float(loss.detach()) == 0 and not logits.grad.any())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_utility_loss_of_complete_binary_labels_is_torchs_to_the_bit(answers, weighted):
+    logits, y = (torch.from_numpy(values) for values in answers)
+    share = y.float().mean(dim=0) if weighted else None
+    weight = None if share is None else 0.5 * (y / share + (1 - y) / (1 - share))
+    results = []
+    for own in (True, False):
+        logits = logits.detach().requires_grad_()
+        loss = (
+            utility_loss(logits, y, BINARY, positive_share=share)
+            if own
+            else F.binary_cross_entropy_with_logits(logits, y.float(), weight=weight)
+        )
+        results.append((loss, *torch.autograd.grad(loss, logits)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_utility_loss_of_one_complete_label_of_classes_is_torchs_to_the_bit():
+    logits, y = torch.randn(500, 10), torch.randint(0, 10, (500, 1), dtype=torch.int8)
+    task = Task.of(["digit"], classes={"digit": "0123456789"})
+    results = []
+    for loss_of in (lambda x: utility_loss(x, y, task), lambda x: F.cross_entropy(x, y[:, 0].long())):
+        x = logits.clone().requires_grad_()
+        loss = loss_of(x)
+        results.append((loss, *torch.autograd.grad(loss, x)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

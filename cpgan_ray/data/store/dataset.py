@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cpgan_ray.common.rng import stream
-from cpgan_ray.data.store.info import DatasetInfo
+from cpgan_ray.data.store.info import MISSING, DatasetInfo
 from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged_store, read_manifest
 from cpgan_ray.errors import InputError
 
@@ -31,7 +31,7 @@ class Split:
     path: Path
     label_names: tuple[str, ...]
     labels: np.ndarray
-    """(N, L) int8, 0 or 1, or the number of a class."""
+    """(N, L) int8: 0 or 1, or the number of a class; `MISSING` if the answer is not known."""
     identity: np.ndarray
     """(N,) int64."""
     image_shape: tuple[int, int, int]
@@ -228,7 +228,7 @@ def map_split(path: Path, manifest: Manifest) -> Split:
         first += rows
     classes = manifest.info.classes
     limits = np.array([len(classes[name]) if name in classes else 2 for name in manifest.label_names], np.int64)
-    if len(invalid := np.argwhere((labels < 0) | (labels >= limits))):
+    if len(invalid := np.argwhere((labels < MISSING) | (labels >= limits))):
         row, column = invalid[0].tolist()
         raise damaged_store(
             path.parent, f"{path.name} has the impossible value {labels[row, column]} for label {column + 1} in row {row}"

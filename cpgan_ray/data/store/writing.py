@@ -42,7 +42,7 @@ class Plan:
     """(N,) names of the pictures, to record the skipped ones."""
     label_names: tuple[str, ...]
     labels: np.ndarray
-    """(N, L) int8, 0 or 1, or the number of a class."""
+    """(N, L) int8: 0 or 1, or the number of a class; `MISSING` if the answer is not known."""
     identity: np.ndarray
     """(N,) int64."""
     image_shape: tuple[int, int, int]

@@ -48,6 +48,7 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         summary=summary(report),
         sample=sample_noun(report),
         people=has_people(report),
+        task=report["task"] if shows_task(report) else None,
     )
 
 
@@ -59,6 +60,20 @@ def sample_noun(report: Mapping[str, Any]) -> str:
 def has_people(report: Mapping[str, Any]) -> bool:
     """Whether several samples belong to the same person. Otherwise each sample counts as its own person."""
     return any(row["people"] < row["pictures"] for row in report["threat_model"]["sets"])
+
+
+def missing_share(report: Mapping[str, Any]) -> float:
+    """The share of the task's answers that are missing, over all splits."""
+    task = report["task"]
+    missing = sum(sum(label["missing"].values()) for label in task["labels"])
+    return missing / (len(task["labels"]) * sum(task["samples"].values()))
+
+
+def shows_task(report: Mapping[str, Any]) -> bool:
+    """Whether the page lists the labels of the task with their values: if an answer is missing, or if labels have several classes
+    and are not the only one."""
+    labels = report["task"]["labels"]
+    return missing_share(report) > 0 or (len(labels) > 1 and any(len(label["values"]) > 2 for label in labels))
 
 
 def excess_sentence(excess: Mapping[str, Any]) -> str:
@@ -88,7 +103,8 @@ def summary(report: Mapping[str, Any]) -> dict[str, str]:
             f"({100 * face['low']:.1f} to {100 * face['high']:.1f} %)."
         )
     floor = 100 * report["privacy"]["label_floor_r2"]
-    label_floor = f"The label floor ({sample_noun(report)}s predicted from the true answers) recovers {floor:.1f} %"
+    known = "" if (share := missing_share(report)) == 0 else f", of which {100 * share:.2g} % are missing"
+    label_floor = f"The label floor ({sample_noun(report)}s predicted from the true answers{known}) recovers {floor:.1f} %"
     label_floor += ": " + excess_sentence(report["privacy"]["excess"])
     saturation = (
         "The budget of every attack was raised until that no longer helped."

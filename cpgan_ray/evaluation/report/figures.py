@@ -96,12 +96,18 @@ def attack_sizes(report: Mapping[str, Any]) -> str:
 
 
 def attributes(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Balanced accuracy with which each attribute is inferred from z."""
+    """Balanced accuracy with which each attribute is inferred from z; each bar starts at the majority guess."""
     ordered = sorted(rows, key=lambda r: r["balanced_accuracy"])
     figure, ax = new_figure(6, 0.6 + 0.19 * len(ordered))
     colours = [TRAINING[0] if r["task"] else FRESH for r in ordered]
-    ax.barh(range(len(ordered)), [r["balanced_accuracy"] - 0.5 for r in ordered], left=0.5, color=colours, height=0.7)
+    chance = [r["chance"] for r in ordered]
+    gains = [r["balanced_accuracy"] - guess for r, guess in zip(ordered, chance, strict=True)]
+    ax.barh(range(len(ordered)), gains, left=chance, color=colours, height=0.7)
     ax.set_yticks(range(len(ordered)), [escape_dollars(r["name"]) for r in ordered], fontsize=7)
-    ax.set(xlim=(min(0.45, *(r["balanced_accuracy"] for r in ordered)), 1), xlabel="balanced accuracy (0.5: the majority guess)")
+    lowest = min(*chance, 0.5) - 0.05
+    xlabel = (
+        "balanced accuracy (0.5: the majority guess)" if {*chance} == {0.5} else "balanced accuracy, from the majority guess on"
+    )
+    ax.set(xlim=(min(lowest, *(r["balanced_accuracy"] for r in ordered)), 1), xlabel=xlabel)
     ax.margins(y=0.01)
     return svg(figure)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cpgan_ray.common.atomic_io import atomic_path
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.scoring import RowErrors, paired_difference
 from cpgan_ray.evaluation.tournament import TournamentResult
@@ -101,8 +102,10 @@ def read_rows(folder: Path) -> Rows:
 
 
 def read_answers(arrays: Mapping[str, np.ndarray], *, rows: int) -> Answers:
-    """Raises: ValueError if shapes or types are not those of answers to so many rows."""
+    """Raises: ValueError if shapes, types or values are not those of answers to so many rows."""
     right, labels = arrays["right"], arrays["labels"]
-    if right.dtype != bool or labels.dtype != np.uint8 or right.ndim != 2 or not right.shape == labels.shape or len(right) != rows:
+    if right.dtype != bool or labels.dtype != np.int8 or right.ndim != 2 or not right.shape == labels.shape or len(right) != rows:
+        raise ValueError("answers")
+    if labels.min() < MISSING or right[labels == MISSING].any() or (labels == MISSING).all():
         raise ValueError("answers")
     return Answers(right, labels)

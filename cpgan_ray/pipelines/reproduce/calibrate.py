@@ -17,13 +17,13 @@ from cpgan_ray.common.atomic_io import make_folder, write_text
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.common.process import set_up_process
 from cpgan_ray.config import Config, ReproduceJob
-from cpgan_ray.data import Dataset, label_columns, load, majority_logits
+from cpgan_ray.data import Dataset, load, majority_logits, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.calibration import TOLERANCE, Choice, Pilot, choose, run_pilots, target_accuracies
 from cpgan_ray.pipelines.reproduce.grids import GRIDS, Calibration, Grids, Rounding, calibrated_fields
 from cpgan_ray.pipelines.reproduce.play import cell_config
-from cpgan_ray.training.losses import accuracy
+from cpgan_ray.training.accuracy import mean_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ def val_accuracy(cell: Cell, config: Config, folder: Path) -> float:
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise InputError(f"{path} is damaged ({type(e).__name__}: {e}): remove it, and the pilot is trained again") from e
     dataset = load(config, progress=False)
-    labels = dataset.val.labels[:, label_columns(dataset, config.data.labels)]
+    task = task_of(dataset, config.data.labels)
     try:
         logits = MECHANISMS[cell.mechanism].release(cell_config(cell, config), cell.setting, dataset).logits["val"]
     except FloatingPointError:
-        logits = majority_logits(dataset, config.data.labels, rows=len(labels))
-    value = float(accuracy(logits, labels).mean())
+        logits = majority_logits(dataset, task, rows=len(dataset.val))
+    value = mean_accuracy(logits, task.answers(dataset.val), task)
     make_folder(folder / PILOTS)
     write_text(path, json.dumps({"val_accuracy": value}) + "\n")
     logger.info(f"pilot {cell.name}: validation accuracy {value:.4f}")
@@ -84,8 +84,8 @@ def calibrate(job: ReproduceJob, config: Config, dataset: Dataset, folder: Path,
 
     config: with the pilot seed and the pinned store.
     """
-    labels = dataset.val.labels[:, label_columns(dataset, config.data.labels)]
-    majority = float(accuracy(majority_logits(dataset, config.data.labels, rows=len(labels)), labels).mean())
+    task = task_of(dataset, config.data.labels)
+    majority = mean_accuracy(majority_logits(dataset, task, rows=len(dataset.val)), task.answers(dataset.val), task)
     twin = Cell(mechanism=TWIN[0], setting=TWIN[1], rounded=False, seed=config.seed)
     undefended = val_accuracy(twin, config, folder)
     if undefended <= majority:

@@ -66,13 +66,13 @@ def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str], *, 
         write_json(folder / CELL, {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config), "failed": str(e)})
         return
     context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
-    warnings = code_warnings(released.codes, dataset, config.data.labels, logits=released.logits, seed=cell.seed)
+    warnings = code_warnings(released.codes, dataset, context.task, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings))
     attacks = [*fit_in_process([spec for spec in specs if spec.variant != FLOOR], context, done=lambda attack: None)]
     attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
     attacks += fit_stacks(attacks, context, done=lambda attack: None)
     result = score_attacks(attacks, context)
-    utility = utility_metrics(released.logits, dataset, config.data.labels, seed=cell.seed)
+    utility = utility_metrics(released.logits, dataset, context.task, seed=cell.seed)
     values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}
     values |= {"split": "final" if final else "test", "k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
     values |= {"warnings": [asdict(warning) for warning in warnings]}
@@ -88,7 +88,7 @@ def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str], *, 
     for name, picture in attack_panels(result, context, undefended=None).items():
         with atomic_path(folder / f"{name}.png") as temporary:
             picture.save(temporary, "PNG")
-    write_rows(folder, Rows(rows, result.floor.errors, head_answers(released.logits, dataset, config.data.labels)))
+    write_rows(folder, Rows(rows, result.floor.errors, head_answers(released.logits, dataset, context.task)))
     write_json(folder / CELL, values)
 
 

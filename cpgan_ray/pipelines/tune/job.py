@@ -22,7 +22,7 @@ from cpgan_ray.config import Config, SearchJob, override
 from cpgan_ray.config.folders.jobs import SEARCH, read_search
 from cpgan_ray.config.folders.runs import command_for
 from cpgan_ray.config.search_space import Dimension, dimensions
-from cpgan_ray.data import Dataset, label_columns, majority_logits, pin_store
+from cpgan_ray.data import Dataset, majority_logits, pin_store, task_of
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.resources import Bundle, ensure_capacity, shares
 from cpgan_ray.errors import InputError
@@ -33,8 +33,8 @@ from cpgan_ray.pipelines.tune.progress import Progress, read_trials
 from cpgan_ray.pipelines.tune.proposals import proposals, scheduler
 from cpgan_ray.pipelines.tune.trial import Shared, play_trial
 from cpgan_ray.tracking import SearchRun, ensure_trackable
+from cpgan_ray.training.accuracy import mean_accuracy, mean_balanced_accuracy
 from cpgan_ray.training.game import active_adversaries
-from cpgan_ray.training.losses import accuracy, mean_balanced_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -166,10 +166,9 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
 
 def guess_utility(dataset: Dataset, job: SearchJob) -> float:
     """Utility on the validation split of always guessing each label's most common training value."""
-    labels = job.config.data.labels
-    y = dataset.val.labels[:, label_columns(dataset, labels)]
-    guess = majority_logits(dataset, labels, rows=len(y))
-    return float(accuracy(guess, y).mean()) if job.objective == "accuracy" else mean_balanced_accuracy(guess, y)
+    task = task_of(dataset, job.config.data.labels)
+    y, utility = task.answers(dataset.val), mean_accuracy if job.objective == "accuracy" else mean_balanced_accuracy
+    return utility(majority_logits(dataset, task, rows=len(y)), y, task)
 
 
 def ensure_reachable(config: Config) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from cpgan_ray.config import Config, NeuralConfig, SearchJob, override
 from cpgan_ray.config.search_space import Dimension, pairs, shown
-from cpgan_ray.data import Dataset, label_frequencies
+from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.training.game import active_adversaries
@@ -20,7 +20,7 @@ def ensure_buildable(job: SearchJob, space: Sequence[Dimension], dataset: Datase
 
     Raises: InputError naming the values with which networks cannot be built.
     """
-    outputs = len(label_frequencies(dataset, job.config.data.labels))
+    outputs = task_of(dataset, job.config.data.labels).num_logits
     if job.train_undefended:
         build(replace(job.config, privacy_weight=0.0), dataset, outputs=outputs)
     for setting in pairs([d for d in space if not d.name.startswith("data.")]):
@@ -44,7 +44,7 @@ def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
         )
     with torch.device("meta"):
         build_privatizer(config.privatizer, k=k, image_shape=shape)
-        build_head(config.utility, k=k, num_labels=outputs, image_shape=shape)
+        build_head(config.utility, k=k, num_logits=outputs, image_shape=shape)
         for name in active_adversaries(config):
             if isinstance(adversary := config.adversaries[name], NeuralConfig):
                 build_reconstructor(adversary, k=k, image_shape=shape, target=adversary.components or size)

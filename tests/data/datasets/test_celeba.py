@@ -21,7 +21,7 @@ from PIL import Image
 
 from cpgan_ray import data
 from cpgan_ray.config import Config, DataConfig
-from cpgan_ray.data import label_columns, store
+from cpgan_ray.data import store, task_of
 from cpgan_ray.data.datasets import celeba
 from cpgan_ray.errors import InputError
 from tests.process import HANG_S
@@ -206,10 +206,10 @@ def test_identity_split_without_partition_file_separates_people(layout):
     assert sum(len(s) for s in (dataset.train, dataset.val, dataset.test)) == 60
 
 
-def test_label_columns_follow_the_given_order(layout):
+def test_task_columns_follow_the_given_order(layout):
     dataset = load(layout)
-    assert label_columns(dataset, ("Young", "Smiling")).tolist() == [2, 0]
-    assert label_columns(dataset, ()).tolist() == [0, 1, 2, 3]
+    assert task_of(dataset, ("Young", "Smiling")).columns.tolist() == [2, 0]
+    assert task_of(dataset, ()).columns.tolist() == [0, 1, 2, 3]
 
 
 # Errors. Each entry: what to damage in the folder, the settings, parts of the expected message.

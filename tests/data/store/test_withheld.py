@@ -9,7 +9,7 @@ import torch
 
 from cpgan_ray.config import Config
 from cpgan_ray.config.presets import for_comparison, preset
-from cpgan_ray.data import Dataset, label_frequencies, load
+from cpgan_ray.data import Dataset, label_frequencies, load, task_of
 from cpgan_ray.data.batching import consecutive_batch, training_batch
 from cpgan_ray.data.pca import projection, scale, targets
 from cpgan_ray.data.store import withhold
@@ -80,7 +80,7 @@ def test_projection_and_frequencies_are_those_of_the_defenders_people(config, da
     assert len(basis.coordinates) == len(dataset.train)
     assert basis.coordinates[5] == pytest.approx(basis.components @ (x[5] - basis.mean), abs=1e-3)
     assert len(projection(whole, components=8, progress=False).coordinates) == len(whole.train), "each has its own"
-    assert label_frequencies(dataset, config.data.labels) == pytest.approx(dataset.train.labels.mean(axis=0))
+    assert label_frequencies(dataset, task_of(dataset, config.data.labels)) == pytest.approx(dataset.train.labels.mean(axis=0))
     values, _ = targets(basis, dataset.attacker, consecutive_batch(0, 4))
     assert values == pytest.approx((scale(dataset.attacker.take(np.arange(4))) - basis.mean) @ basis.components.T, abs=1e-3)
 

@@ -67,13 +67,21 @@ REPORT: dict[str, Any] = {
         | dict.fromkeys(("linkage_auc", "linkage_low", "linkage_high", "single_linkage_auc"))
     ],
     "attributes": [
-        {"name": "Smiling", "task": True, "balanced_accuracy": 0.9, "positive_share": 0.5},
-        {"name": "Male", "task": False, "balanced_accuracy": 0.4, "positive_share": 0.5},
+        {"name": "Smiling", "task": True, "balanced_accuracy": 0.9, "chance": 0.5, "positive_share": 0.5},
+        {"name": "Male", "task": False, "balanced_accuracy": 0.4, "chance": 0.5, "positive_share": 0.5},
     ],
     "threat_model": {
         "attacker": "Eve.",
         "not_covered": "More.",
         "sets": [{"name": "train", "pictures": 320, "people": 160, "use": "fitting"}],
+    },
+    "task": {
+        "num_logits": 2,
+        "samples": {"train": 320, "val": 80, "test": 90},
+        "labels": [
+            {"name": name, "values": ["0", "1"], "logits": [i, i + 1], "missing": {"train": 0, "val": 0, "test": 0}}
+            for i, name in enumerate(("Smiling", "Bald"))
+        ],
     },
     "labels": [
         {"name": "Smiling", "accuracy": 0.9012, "accuracy_low": 0.8814, "accuracy_high": 0.9216}
@@ -201,6 +209,37 @@ def test_card_has_row_per_label_with_empty_cell_if_unbalanced():
     assert rows["label",] == ["accuracy", "95 % interval", "balanced accuracy", "95 % interval", "majority guess"]
     assert rows["Smiling",] == ["0.901", "0.881 to 0.922", "0.882", "0.861 to 0.902", "0.500"]
     assert rows["Bald",] == ["0.900", "0.800 to 1.000", "", "", "0.970"]
+
+
+def with_task(*labels: tuple[str, list[str], list[int], int]) -> dict[str, Any]:
+    """The report with these labels: name, values, logits, missing answers in the test split."""
+    rows = [
+        {"name": name, "values": values, "logits": logits, "missing": {"train": 10, "val": 0, "test": missing}}
+        for name, values, logits, missing in labels
+    ]
+    return REPORT | {"task": REPORT["task"] | {"labels": rows}}
+
+
+def test_card_lists_values_and_missing_answers_of_mixed_labels():
+    report = with_task(("Male", ["woman", "man"], [0, 1], 3), ("age", ["young", "old", "<very old>"], [1, 4], 0))
+    shown = page(report)
+    rows = {row[0]: row[1:] for row in shown.rows if len(row) == 6}
+    assert rows["Male"] == ["woman, man", "0", "10 of 320", "0 of 80", "3 of 90"]
+    assert rows["age"] == ["young, old, <very old>", "1 to 3", "10 of 320", "0 of 80", "0 of 90"]
+    assert "predicted from the true answers, of which 2.3 % are missing) recovers" in shown.text
+    assert "The task" not in page().text and "are missing" not in page().text
+
+
+def test_card_of_a_label_without_answers_has_empty_cells():
+    row = {"name": "age"} | dict.fromkeys((*REPORT["labels"][0],)[1:])
+    assert ["age", "", "", "", "", ""] in page(REPORT | {"labels": [row]}).rows
+
+
+def test_figure_of_attributes_of_several_classes_starts_at_their_chance():
+    rows = [*REPORT["attributes"], {"name": "age", "task": False, "balanced_accuracy": 0.3, "chance": 0.2, "positive_share": None}]
+    drawn = figures.attributes(rows)
+    assert "age" in drawn and "from the majority guess on" in drawn
+    assert "from the majority guess on" not in figures.attributes(REPORT["attributes"])
 
 
 def test_card_of_bare_report_omits_optional_parts():
