@@ -1,11 +1,12 @@
 """A store of scikit-learn's digits with labels of several kinds, of which a part of the answers is missing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cpgan_ray.config import Config, DataConfig, PrivatizerConfig, override
+from cpgan_ray.config import Config, DataConfig, override
 from cpgan_ray.data import store
 from cpgan_ray.data.datasets import digits
 from cpgan_ray.data.registry import DATASETS
@@ -22,14 +23,13 @@ CLASSES = {
 }
 
 
-def mixed_config(tiny: Config, cache: Path, *, share: float = 0.1, **changes: Any) -> Config:
-    """A small configuration on a store of digits in the folder `cache`, which is made if it does not exist.
+def mixed_config(config: Config, cache: Path, *, share: float = 0.1) -> Config:
+    """The configuration on a store of digits in the folder `cache`, which is made if it does not exist.
 
     share: of the answers to each label that are missing, drawn at random.
     """
     data = DataConfig(dataset="digits", final_fraction=0.0, labels=LABELS)
-    config = override(tiny, {"cache_dir": str(cache), "batch_size": 100, **changes})
-    config = Config(**{**vars(config), "data": data, "privatizer": PrivatizerConfig(width=4, depth=2)})
+    config = replace(config, cache_dir=cache, data=data)
     if not (cache / DIGEST).exists():
         samples = digits.read()
         brightness = np.asarray(samples.values).reshape(len(samples.labels), -1).mean(axis=1)

@@ -26,6 +26,7 @@ from cpgan_ray.training.checkpoint import decode
 from cpgan_ray.training.game import Game, play_in_process
 from tests.games import untimed
 from tests.killing import kill
+from tests.mixed import mixed_config
 from tests.process import HANG_S, RIDGE_ONLY, environment
 
 ROOT = Path(__file__).parents[3]
@@ -56,6 +57,7 @@ def in_parallel(config: Config, folder: Path, **changes: Any) -> Config:
 
 # ------------------------------------------------------------------------------------------------- same results
 
+MIXED = "mixed labels with missing answers"
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "stale1": (("ridge", "mlp"), {"game.schedule": "stale1", "privatizer.ema_decay": 0.5, "game.aggregate": "softmax"}),
     "epochwise": (("mlp", "ridge_epoch"), {"game.schedule": "epochwise"}),
@@ -69,6 +71,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "privatizer.code_activation": "raw",
         },
     ),
+    MIXED: (("mlp",), {"utility.class_weighted_loss": True, "epochs": 1}),
 }
 
 
@@ -95,12 +98,12 @@ def test_two_workers_give_the_same_results_as_one(unbroken):
     ensure_same_as_one_worker(unbroken)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case == MIXED else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_with_other_settings_give_the_same_results_as_one(case, tiny, tmp_path):
     names, changes = CASES[case]
     config = tiny(*names, batch_size=BATCH, privacy_weight=3, changes=changes)
+    config = mixed_config(config, tmp_path / "cache") if case == MIXED else config
     ensure_same_as_one_worker(play_in_parallel(in_parallel(config, tmp_path)))
 
 
