@@ -28,7 +28,7 @@ class DataConfig:
     """Fraction of the identities, drawn by a hash of the identity number, that is held out from all splits for a published result
     (`jobs/attack.py RUN --final`); 0: none."""
     labels: Annotated[tuple[str, ...], PORTABLE] = ()
-    """The attributes of the task, by their official names; empty: all attributes of the attribute file."""
+    """The labels of the task by name, for CelebA its attributes by their official names; empty: all labels of the data."""
     balanced: bool = False
     """Keep equally many samples of both values of the only 0/1 label, in each of training, validation and test: all samples of the
     rarer value, and a random subset of the others. The majority guess is then 0.5."""

@@ -89,7 +89,7 @@ class UtilityConfig:
     dropout: Annotated[Fraction, Range(0.0, 0.6, (0.0, 0.3, 0.6), log=False)] = 0.3
     """Fraction of hidden units dropped in training."""
     class_weighted_loss: bool = False
-    """Give both values of each attribute the same weight in the cross-entropy (for a rare attribute)."""
+    """Give all values of a label the same weight in its cross-entropy (for rare values)."""
     learning_rate: Annotated[Positive, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Peak learning rate of Adam."""
 

@@ -1,6 +1,7 @@
 """Read the tables of the CelebA layout: attributes, identities and partition, as text (official) or CSV (Kaggle's copy).
 
-    list_attr_celeba.txt       number of pictures; names of the attributes; per picture: name, then 1 or -1 for each attribute
+    list_attr_celeba.txt       number of pictures; names of the attributes; per picture: name, then 1 or -1 for each attribute,
+                               or 0 if it is not known
     identity_CelebA.txt        per picture: name, number of the person
     list_eval_partition.txt    per picture: name, 0 train, 1 val or 2 test
 
@@ -12,6 +13,7 @@ The tables of bounding boxes and landmarks are not read, because the pictures of
 """
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,10 @@ from cpgan_ray.data.datasets.celeba_rows import (
     quoted_short,
     read,
 )
+from cpgan_ray.data.store.info import MISSING
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 ATTRIBUTES, IDENTITIES, PARTITION = "list_attr_celeba.txt", "identity_CelebA.txt", "list_eval_partition.txt"
 """Official names of the tables; a CSV table ends in .csv instead."""
@@ -45,7 +50,7 @@ class Annotations:
     names: list[str]
     label_names: tuple[str, ...]
     labels: np.ndarray
-    """(N, L) int8, 0 or 1."""
+    """(N, L) int8: 0, 1 or `MISSING`."""
     identity: np.ndarray
     """(N,) int64; the row number if identities are unknown."""
     partition: np.ndarray | None
@@ -108,8 +113,7 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
     """Read and check the tables; `labels` are checked against the attributes before the rows are read.
 
     Raises:
-        InputError: a table is malformed or contradicts another (the message names the file, and the line if there is one), or an
-            attribute has more than two values.
+        InputError: a table is malformed or contradicts another (the message names the file, and the line if there is one).
     """
     path = files[ATTRIBUTES]
     content = read(path)  # read once, so that a file that is replaced in the meantime does no harm
@@ -130,11 +134,10 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
     check_num_rows(path, content, len(names))
     _check_unique(path, names, lines)
     raw_labels = np.frombuffer(bytes(values), np.int8).reshape(len(names), len(header))
-    _check_two_values(path, header, raw_labels, lines)
     return Annotations(
         names=names,
         label_names=tuple(header),
-        labels=(raw_labels == 1).astype(np.int8),
+        labels=_answers(path, header, raw_labels),
         identity=_numbers(files[IDENTITIES], names, path, expected="the number of a person")
         if IDENTITIES in files
         else np.arange(len(names), dtype=np.int64),
@@ -143,23 +146,18 @@ def read_annotations(files: Mapping[str, Path], *, labels: Sequence[str] = ()) -
     )
 
 
-def _check_two_values(path: Path, header: list[str], raw_labels: np.ndarray, lines: list[int]) -> None:
-    """Check that no column has both 0 and -1, because 0 often means unknown.
+def _answers(path: Path, header: Sequence[str], values: np.ndarray) -> np.ndarray:
+    """The labels (N, L) int8 of the values -1, 0 and 1. In a column that has -1, a 0 is a missing answer; in others it means no.
 
-    Raises:
-        InputError: a column has both.
+    Logs how many answers are missing.
     """
-    both = (raw_labels == 0).any(axis=0) & (raw_labels == -1).any(axis=0)
-    if not both.any():
-        return
-    column = int(np.argmax(both))
-    rows_of = {value: np.flatnonzero(raw_labels[:, column] == value) for value in (-1, 0, 1)}
-    counts = ", ".join(f"{value} in {len(rows)}, first line {lines[rows[0]]}" for value, rows in rows_of.items() if len(rows))
-    others = f" (the same holds for {both.sum()} attributes)" if both.sum() > 1 else ""
-    raise InputError(
-        f"{path}: {display_name(header[column])} has the values {counts}{others}: give two values, 1 and -1 or 1 and 0; 0 next to "
-        "-1 often means unknown, which is not supported: remove those pictures or that attribute from the file"
-    )
+    missing = (values == 0) & (values == -1).any(axis=0)
+    if missing.any():
+        counts = missing.sum(axis=0)
+        first = ", ".join(f"{counts[i]} of {display_name(header[i])}" for i in np.flatnonzero(counts)[:3])
+        more = f" and of {n} further attributes" if (n := int((counts > 0).sum()) - 3) > 0 else ""
+        logger.info(f"{path}: 0 next to -1 is read as a missing answer: {first}{more}")
+    return np.where(missing, MISSING, values == 1).astype(np.int8)
 
 
 def _numbers(path: Path, names: list[str], attributes: Path, *, expected: str, below: int = 2**63) -> np.ndarray:

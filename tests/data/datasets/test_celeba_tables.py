@@ -14,6 +14,8 @@ from cpgan_ray import data
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import store
 from cpgan_ray.data.datasets import celeba
+from cpgan_ray.data.datasets.celeba_tables import ATTRIBUTES, read_annotations
+from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.report.threat_model import limits
 
@@ -156,7 +158,7 @@ def test_csv_layout_with_an_error_is_refused_in_one_line(tmp_path, case):
 
 
 @pytest.mark.parametrize("kind", ["csv", "txt"])
-def test_label_with_three_values_raises_and_names_them(tmp_path, kind):
+def test_zero_next_to_minus_one_is_a_missing_answer(tmp_path, kind, capsys):
     folder = lay_out(tmp_path / "data", kind=kind)
     path = folder / f"{ATTR}.{kind}"
     lines = path.read_text().split("\n")
@@ -165,10 +167,11 @@ def test_label_with_three_values_raises_and_names_them(tmp_path, kind):
     male = [line.rsplit(comma, 1) for line in lines[first : first + NUM]]
     male[6][1] = "0"
     path.write_text("\n".join([*lines[:first], *(comma.join(row) for row in male), ""]))
-    message = refusal(folder, labels=("Smiling",))
-    assert f"Male has the values -1 in {(values()[:, 1] == -1).sum() - (values()[6, 1] == -1)}" in message
-    assert f"0 in 1, first line {first + 7}, 1 in" in message
-    assert "0 next to -1 often means unknown" in message
+    expected = (values() == 1).astype(np.int8)
+    expected[6, 1] = MISSING
+    annotations = read_annotations({ATTRIBUTES: path})
+    np.testing.assert_array_equal(annotations.labels, expected)
+    assert f"{path}: 0 next to -1 is read as a missing answer: 1 of Male\n" in capsys.readouterr().err
 
 
 def test_labels_in_two_notations_in_two_columns_are_read(tmp_path):
