@@ -8,11 +8,14 @@ from sklearn.metrics import balanced_accuracy_score
 
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import Dataset, Task, load, task_of, task_targets
-from cpgan_ray.evaluation.degenerate import code_warnings, is_constant, is_uninformative
+from cpgan_ray.data.store import MISSING
+from cpgan_ray.evaluation.degenerate import best_accuracy, code_warnings, is_constant, is_uninformative
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, fit_in_process
+from cpgan_ray.evaluation.probe import probe_logits
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
 from cpgan_ray.evaluation.tournament import score_attacks
-from cpgan_ray.training.accuracy import correct_predictions
+from cpgan_ray.training.accuracy import accuracy, correct_predictions
+from tests.mixed import LABELS, mixed_config
 
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "val", "test")
@@ -108,6 +111,43 @@ def test_code_warnings_rare_label_needs_balanced_task_targets(faces):
     assert (alarms > 0).mean() > y.mean() and 1 - y.mean() > ((alarms > 0) == (y > 0)).mean()
     assert fails(codes, faces, task=(rare,), logits={"test": np.full_like(y, -1.0)}) == ["useless_code"]
     assert fails(codes, faces, task=(rare,), logits={"test": alarms}) == []
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load(mixed_config(tiny_config, tmp_path_factory.mktemp("mixed")), progress=False)
+
+
+def test_code_warnings_on_mixed_labels_with_missing_answers(mixed):
+    noise = {name: RNG.normal(size=(size(mixed, name), 4)).astype(np.float32) for name in SPLITS}
+    assert fails(noise, mixed, task=LABELS) == ["useless_code"]
+    assert fails({name: answers(mixed, name, LABELS) for name in SPLITS}, mixed, task=LABELS) == []
+    for name, column in zip(LABELS, (0, 2, 8), strict=True):  # a code of one label is useful
+        one = {split: answers(mixed, split, LABELS)[:, column : column + 4] for split in SPLITS}
+        assert fails(one, mixed, task=LABELS) == [], name
+
+
+def test_probe_learns_each_label_from_its_known_rows(mixed):
+    """The codes are the pictures themselves. The ink of a digit is hard to find by its neighbours."""
+    task = task_of(mixed, LABELS)
+    complete = {name: mixed.splits[name].take(np.arange(size(mixed, name))).reshape(size(mixed, name), -1) for name in SPLITS}
+    logits, rows = probe_logits({name: x.astype(np.float32) for name, x in complete.items()}, mixed, task)
+    assert logits.shape == (len(rows), task.num_logits)
+    assert (accuracy(logits, task.answers(mixed.test)[rows], task) > [0.95, 0.95, 0.35]).all()
+
+
+def test_best_accuracy_is_that_of_the_most_common_known_answers():
+    code = np.array([0, 0, 0, 1, 1, 2])
+    assert best_accuracy(code, np.array([3, 3, 1, MISSING, 2, MISSING], np.int8)) == 3 / 4
+    assert best_accuracy(code, np.array([0, 0, 0, 0, 0, 1], np.int8)) == 1
+
+
+def test_code_warnings_without_test_answers_judge_only_the_codes(mixed):
+    labels = np.full_like(mixed.test.labels, MISSING)
+    unlabelled = dataclasses.replace(mixed, test=dataclasses.replace(mixed.test, labels=labels))
+    noise = {name: RNG.normal(size=(size(mixed, name), 4)).astype(np.float32) for name in SPLITS}
+    assert fails(noise, unlabelled, task=LABELS) == []
+    assert fails(constant(mixed), unlabelled, task=LABELS) == ["constant_code"]
 
 
 def test_balanced_accuracy_interval_contains_scikit_learn_value():

@@ -28,6 +28,7 @@ from cpgan_ray.pipelines.reproduce.play import compare_with_theory, linear_code
 from cpgan_ray.training.accuracy import accuracy
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import utility_loss
+from tests.mixed import LABELS, mixed_config
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,20 @@ def test_mechanism_releases_codes_and_logits_for_all_samples(name, released, dat
     for split, logits in release.logits.items():
         assert logits.shape == (len(getattr(dataset, split)), 10)
         assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", ["cpgan", "ran", "noise", "dca"])
+def test_mechanism_on_mixed_labels_has_all_their_logits(name, config, tmp_path_factory):
+    """One of each kind: a game, a training loop of its own, a classifier of noisy samples, directions computed from the labels."""
+    mixed = mixed_config(dataclasses.replace(config, epochs=1), tmp_path_factory.getbasetemp() / "mixed")
+    dataset = load(mixed, progress=False)
+    task = task_of(dataset, LABELS)
+    release = MECHANISMS[name].release(mixed, MECHANISMS[name].settings[0], dataset)
+    for split, logits in release.logits.items():
+        assert logits.shape == (len(dataset.splits[split]), 1 + 5 + 4) and np.isfinite(logits).all()
+    if name == "dca":
+        assert release.codes["train"].shape[1] == min(mixed.k, 1 + 4 + 3)
+        assert (accuracy(release.logits["test"], task.answers(dataset.test), task) > 1 / np.array(task.num_values)).all()
 
 
 @pytest.mark.parametrize("name", sorted(set(MECHANISMS) - {"random_projection"}))

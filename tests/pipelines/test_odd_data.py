@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cpgan_ray.cli import parse_attack
@@ -25,6 +26,8 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.attack import attack
 from cpgan_ray.pipelines.train import train
 from tests.attacked import ATTACKS, SIDE, Pooled, attack_flags, program
+from tests.mixed import LABELS as LABELS_MIXED
+from tests.mixed import mixed_config
 
 PEOPLE = 40
 PARTS = np.repeat([0, 1, 2], [48, 20, 12])
@@ -130,6 +133,37 @@ def test_train_label_constant_in_val_or_test_gives_finite_report(job, tmp_path, 
     )
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert all(value is not None for row in metrics for value in row.values())
+
+
+def test_train_and_attack_on_mixed_labels_with_missing_answers(tiny, tmp_path, mlflow_uri, capfd):
+    changes = {"tracking.uri": mlflow_uri, "attacks.quick_every": 1, "attacks.identity": False}
+    config = mixed_config(tiny("ridge", epochs=1, output=str(tmp_path / "out"), changes=changes), tmp_path / "mixed")
+    train(config)
+    report = strict_json(tmp_path / "out" / "report" / "report.json")
+    assert [(label["name"], label["logits"]) for label in report["task"]["labels"]] == [
+        ("odd", [0, 1]),
+        ("group", [1, 6]),
+        ("ink", [6, 10]),
+    ]
+    assert all(count > 0 for label in report["task"]["labels"] for count in label["missing"].values())
+    assert [row["name"] for row in report["labels"]] == list(LABELS_MIXED)
+    assert report["utility"]["accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in report["labels"]]))
+    assert {(a["name"], a["task"]): a["chance"] for a in report["attributes"]} == {
+        ("group", True): 0.2,
+        ("spare", False): 0.5,
+        ("ink", True): 0.25,
+        ("odd", True): 0.5,
+    }
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "<h2>The task</h2>" in page and "8-9" in page
+    head = torch.export.load(tmp_path / "out" / "utility_head.pt2").module()
+    assert head(torch.zeros(3, config.k)).shape == (3, report["task"]["num_logits"])
+    flags = ["--cache-dir", str(tmp_path / "mixed"), "--output", str(tmp_path / "attack"), *attack_flags(mlflow_uri)]
+    target, job = parse_attack([str(tmp_path / "out"), *flags], description="", fetch=Path)
+    attack(target, job)
+    again = strict_json(tmp_path / "attack" / "report" / "report.json")
+    assert again["task"] == report["task"] and again["utility"] == report["utility"]
+    assert "Warning" not in capfd.readouterr().err
 
 
 def test_train_on_single_colour_pictures_succeeds(job, tmp_path):
