@@ -1,13 +1,16 @@
 """Tests of the task: which logits belong to which label, and frequencies and targets with missing answers."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, ensure_learnable, label_frequencies, load, majority_logits, task_of, task_targets
+from cpgan_ray.config import Config, DataConfig
+from cpgan_ray.data import Dataset, ensure_learnable, label_frequencies, load, majority_logits, store, task_of, task_targets
+from cpgan_ray.data.balance import balance_rows
 from cpgan_ray.data.store import MISSING, DatasetInfo, Split
 from cpgan_ray.data.task import describe_task
 from cpgan_ray.errors import InputError
@@ -120,5 +123,30 @@ def test_dataset_info_with_impossible_number_of_classes_raises(names):
         DatasetInfo(classes={"x": names})
 
 
-def test_missing_labels_in_a_store_are_read_as_missing(dataset, tmp_path: Path):
-    assert (dataset.train.labels == MISSING).any() and dataset.train.labels.min() == MISSING
+def test_dataset_info_with_two_classes_of_one_name_raises():
+    with pytest.raises(InputError, match=r"label 'x' has two classes named 'a': give each a name of its own"):
+        DatasetInfo(classes={"x": ("a", "b", "a")})
+
+
+def test_store_with_a_value_below_missing_is_refused(dataset, tmp_path):
+    folder = Path(shutil.copytree(dataset.folder, tmp_path / "store"))
+    values = json.loads((folder / store.MANIFEST).read_text())
+    start = values["splits"]["val"]["batches"][0][3]
+    content = bytearray((folder / "val.arrow").read_bytes())
+    content[start] = 256 - 2
+    (folder / "val.arrow").write_bytes(content)
+    values["splits"]["val"]["sha256"] = store.checksum(folder / "val.arrow")
+    del values["checksum"]
+    (folder / store.MANIFEST).write_text(store.manifest_text(values))
+    with pytest.raises(InputError, match=r"val\.arrow has the impossible value -2 for label 1 in row 0"):
+        store.open_store(folder)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_balance_leaves_out_rows_without_a_value(split):
+    values = np.array([0, 1, MISSING, 1, 0, MISSING, 1, 1], np.int8)
+    rows = {split: np.arange(8), "final": np.array([2, 5])}
+    chosen = balance_rows(rows, values, label="odd", data=DataConfig(balanced=True, labels=("odd",)))
+    assert sorted(values[chosen[split]].tolist()) == [0, 0, 1, 1] and len(chosen["final"]) == 0
+    with pytest.raises(InputError, match=r"data\.balanced is True, but odd has more than two values: set --data\.no-balanced"):
+        balance_rows(rows, values + 1, label="odd", data=DataConfig(balanced=True, labels=("odd",)))

@@ -33,3 +33,5 @@ class DatasetInfo:
         for label, names in self.classes.items():
             if not 2 <= len(names) <= MAX_CLASSES:
                 raise InputError(f"label {label!r} has {len(names)} class names: give it 2 to {MAX_CLASSES}, or none")
+            if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise InputError(f"label {label!r} has two classes named {repeated[0]!r}: give each a name of its own")
