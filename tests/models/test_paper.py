@@ -472,5 +472,7 @@ def test_celeba_networks_are_built_by_name(family, side, flat):
 
 
 def test_grouped_head_with_another_number_of_attributes_raises():
-    with pytest.raises(InputError, match=r"^utility\.family 'celeba_multi' is for 40 attributes; the task has 1: use 'mlp'$"):
+    with pytest.raises(
+        InputError, match=r"^utility\.family 'celeba_multi' is for 40 logits, one for each attribute; the task has 1: use 'mlp'$"
+    ):
         build_head(UtilityConfig(family="celeba_multi"), k=64, num_logits=1, image_shape=(175, 175, 3))

@@ -224,8 +224,8 @@ def test_card_lists_values_and_missing_answers_of_mixed_labels():
     report = with_task(("Male", ["woman", "man"], [0, 1], 3), ("age", ["young", "old", "<very old>"], [1, 4], 0))
     shown = page(report)
     rows = {row[0]: row[1:] for row in shown.rows if len(row) == 6}
-    assert rows["Male"] == ["woman, man", "0", "10 of 320", "0 of 80", "3 of 90"]
-    assert rows["age"] == ["young, old, <very old>", "1 to 3", "10 of 320", "0 of 80", "0 of 90"]
+    assert rows["Male"] == ["woman | man", "0", "10 of 320", "0 of 80", "3 of 90"]
+    assert rows["age"] == ["young | old | <very old>", "1 to 3", "10 of 320", "0 of 80", "0 of 90"]
     assert "predicted from the true answers, of which 2.3 % are missing) recovers" in shown.text
     assert "The task" not in page().text and "are missing" not in page().text
 
