@@ -31,8 +31,8 @@ def build_head(config: UtilityConfig, *, k: int, num_logits: int, image_shape: t
             head = GroupedHead(k, dropout=config.dropout)
             if num_logits != head.outputs:
                 raise InputError(
-                    f"utility.family 'celeba_multi' is for {head.outputs} logits, one for each attribute; the task has {num_logits}: "
-                    "use 'mlp'"
+                    f"utility.family 'celeba_multi' is for {head.outputs} logits, one for each attribute; the task has "
+                    f"{num_logits}: use 'mlp'"
                 )
             return head
         case "mlp":
