@@ -154,7 +154,7 @@ def _answers(path: Path, header: Sequence[str], values: np.ndarray) -> np.ndarra
     missing = (values == 0) & (values == -1).any(axis=0)
     if missing.any():
         counts = missing.sum(axis=0)
-        first = ", ".join(f"{counts[i]} of {display_name(header[i])}" for i in np.flatnonzero(counts)[:3].tolist())
+        first = ", ".join(f"{counts[i]} of {display_name(header[int(i)])}" for i in np.flatnonzero(counts)[:3])
         more = f" and of {n} further attributes" if (n := int((counts > 0).sum()) - 3) > 0 else ""
         logger.info(f"{path}: 0 next to -1 is read as a missing answer: {first}{more}")
     return np.where(missing, MISSING, values == 1).astype(np.int8)
