@@ -19,7 +19,7 @@ from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval, mean_over_labels_interval
 from cpgan_ray.training.accuracy import correct_predictions, mean_accuracy, mean_balanced_accuracy
 
-Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "rare_class"]
+Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "no_answers", "rare_class"]
 NO_VARIATION = 1e-6
 """A range of a coordinate up to this, relative to its size, is float32 rounding."""
 UNEVEN = 4.0
@@ -52,10 +52,10 @@ def code_warnings(
     not known whether the codes are useful.
     """
     answered = bool((task.answers(dataset.test) != MISSING).any())
-    warnings = [constant_code(codes) or (answered and too_few_codes(codes["test"], dataset, task)) or uneven_code(codes)]
-    if warnings == [None] and answered:
-        warnings = [useless_code(codes, dataset, task, logits=logits, seed=seed)]
-    return [warning for warning in warnings if warning is not None] + rare_classes(dataset, task)
+    warnings = [constant_code(codes) or (too_few_codes(codes["test"], dataset, task) if answered else None) or uneven_code(codes)]
+    if warnings == [None]:
+        warnings = [useless_code(codes, dataset, task, logits=logits, seed=seed) if answered else no_answers()]
+    return [warning for warning in warnings if warning is not None] + (rare_classes(dataset, task) if answered else [])
 
 
 def is_uninformative(warnings: Sequence[ReportWarning]) -> bool:
@@ -149,13 +149,22 @@ def useless_code(
     )
 
 
+def no_answers() -> ReportWarning:
+    """A warning that the codes were not compared with any answer."""
+    message = "all answers of the test split are missing: whether the code is good for the task is not known"
+    return ReportWarning("no_answers", message, False)
+
+
 def rare_classes(dataset: Dataset, task: Task) -> list[ReportWarning]:
-    """A warning for each value of a task label with fewer than MIN_CLASS_ROWS samples in the test split."""
-    warnings = []
+    """A warning for each value of a task label with fewer than MIN_CLASS_ROWS samples in the test split, or for a label without any
+    answer there."""
+    messages = []
     for label, counts in zip(task.labels, value_counts(task.answers(dataset.test), task), strict=True):
+        if not counts.any():
+            messages.append(f"all answers of the test split to {label.name} are missing: it counts in no accuracy")
+            continue
         for value, count in zip(label.values, counts.tolist(), strict=True):
             if count < MIN_CLASS_ROWS:
                 samples = "1 sample" if count == 1 else f"{count} samples"
-                message = f"{label.name} = {value} has only {samples} in the test split: its accuracy means little"
-                warnings.append(ReportWarning("rare_class", message, False))
-    return warnings
+                messages.append(f"{label.name} = {value} has only {samples} in the test split: its accuracy means little")
+    return [ReportWarning("rare_class", message, False) for message in messages]

@@ -15,7 +15,7 @@ from cpgan_ray.evaluation.probe import probe_logits
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval
 from cpgan_ray.evaluation.tournament import score_attacks
 from cpgan_ray.training.accuracy import accuracy, correct_predictions
-from tests.mixed import LABELS, mixed_config
+from tests.mixed import LABELS, STORED, mixed_config
 
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "val", "test")
@@ -127,6 +127,15 @@ def test_code_warnings_on_mixed_labels_with_missing_answers(mixed):
         assert fails(one, mixed, task=LABELS) == [], name
 
 
+def test_code_warnings_label_without_test_answers_is_named_once(mixed):
+    labels = mixed.test.labels.copy()
+    labels[:, STORED.index("group")] = MISSING
+    partly = dataclasses.replace(mixed, test=dataclasses.replace(mixed.test, labels=labels))
+    codes = {name: answers(partly, name, LABELS) for name in SPLITS}
+    [warning] = code_warnings(codes, partly, task_of(partly, LABELS), logits={}, seed=0)
+    assert warning.message == "all answers of the test split to group are missing: it counts in no accuracy"
+
+
 def test_probe_learns_each_label_from_its_known_rows(mixed):
     """The codes are the pictures themselves. The ink of a digit is hard to find by its neighbours."""
     task = task_of(mixed, LABELS)
@@ -147,6 +156,7 @@ def test_code_warnings_without_test_answers_judge_only_the_codes(mixed):
     unlabelled = dataclasses.replace(mixed, test=dataclasses.replace(mixed.test, labels=labels))
     noise = {name: RNG.normal(size=(size(mixed, name), 4)).astype(np.float32) for name in SPLITS}
     assert fails(noise, unlabelled, task=LABELS) == []
+    assert [w.kind for w in code_warnings(noise, unlabelled, task_of(unlabelled, LABELS), logits={}, seed=0)] == ["no_answers"]
     assert fails(constant(mixed), unlabelled, task=LABELS) == ["constant_code"]
 
 
