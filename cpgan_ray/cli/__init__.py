@@ -2,6 +2,7 @@
 
 from cpgan_ray.cli.attack import find_target, parse_attack
 from cpgan_ray.cli.exit_status import FAILED, run
+from cpgan_ray.cli.export import parse_export
 from cpgan_ray.cli.flags import read_flags
 from cpgan_ray.cli.frontier import parse_frontier
 from cpgan_ray.cli.reproduce import parse_reproduce
@@ -26,6 +27,7 @@ __all__ = [
     "find_target",
     "parse",
     "parse_attack",
+    "parse_export",
     "parse_frontier",
     "parse_reproduce",
     "parse_search",

@@ -1,18 +1,23 @@
 """The command line of jobs/attack.py, and its target."""
 
+import atexit
 import dataclasses
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, read_flags, take_trust
 from cpgan_ray.cli.help import ATTACK, HELP, HELP_ALL
 from cpgan_ray.common.environment import ensure_current_folder
-from cpgan_ray.config import AttackJob
+from cpgan_ray.config import AttackJob, DataConfig, from_json
 from cpgan_ray.config.folders.targets import Target, attack_job_of, complete_attack_job, run_target
+from cpgan_ray.config.io import with_local
+from cpgan_ray.deploy.bundle import HEAD, PRIVATIZER, is_bundle, read_bundle
 from cpgan_ray.errors import InputError
 
-CALL = "attack.py RUN_FOLDER | RUN_ID | ENCODER_FILE [--flag VALUE ...]"
+CALL = "attack.py RUN_FOLDER | RUN_ID | BUNDLE | ENCODER_FILE [--flag VALUE ...]"
 
 
 def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[[str], Path]) -> tuple[Target, AttackJob]:
@@ -39,13 +44,15 @@ def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[
 
 
 def find_target(name: str, *, fetch: Callable[[str], Path], trust: bool = False) -> Target:
-    """The target with this name: a run folder, an encoder file or an MLflow run id.
+    """The target with this name: a run folder, a bundle, an encoder file or an MLflow run id.
 
     fetch: see `parse_attack`; trust: use a folder or an MLflow run that another user has written.
 
-    Raises: InputError if it is neither the folder of a finished run, nor a file, nor an MLflow run id.
+    Raises: InputError if it is neither the folder of a finished run, nor a bundle, nor a file, nor an MLflow run id.
     """
     path = Path(name).expanduser().resolve()
+    if is_bundle(path):
+        return bundle_target(path, trust=trust)
     if path.is_dir():
         return dataclasses.replace(run_target(path, name=path.name, trust=trust), kept=True)
     if path.is_file():
@@ -55,3 +62,25 @@ def find_target(name: str, *, fetch: Callable[[str], Path], trust: bool = False)
     raise InputError(
         f"{name} is neither a folder, nor a file, nor an MLflow run id: give a run's output folder or an encoder (.pt2, .onnx)"
     )
+
+
+def bundle_target(path: Path, *, trust: bool) -> Target:
+    """The privatizer of a bundle, with its utility head and the settings of its data.
+
+    The models are copied to a temporary folder, so that what was checked is what is attacked.
+
+    trust: use all settings of the data, also where they are read.
+
+    Raises: InputError if the bundle is damaged, or contains what no bundle contains.
+    """
+    bundle = read_bundle(path)
+    try:
+        data = from_json(bundle.manifest.values.get("data"), kind=DataConfig)
+    except InputError as e:
+        raise InputError(f"bundle {path}: manifest.json: data: {e}") from e
+    folder = Path(tempfile.mkdtemp(prefix="cpgan-attacked-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in (PRIVATIZER, HEAD):
+        (folder / name).write_bytes(bundle.files[name])
+    data = data if trust else with_local(data, DataConfig())[0]
+    return Target(path.name, folder / PRIVATIZER, head=folder / HEAD, data=data)

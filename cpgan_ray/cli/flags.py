@@ -13,11 +13,11 @@ import tyro
 
 from cpgan_ray.cli.help import HELP, HELP_ALL, short_help
 from cpgan_ray.common.credentials import move_to_env
-from cpgan_ray.config import AttackJob, Config, flatten
+from cpgan_ray.config import AttackJob, Config, ExportJob, flatten
 from cpgan_ray.errors import InputError
 
 T = TypeVar("T")
-C = TypeVar("C", Config, AttackJob)
+C = TypeVar("C", Config, AttackJob, ExportJob)
 
 
 def read_flags(
@@ -90,7 +90,8 @@ def one_line(box: str) -> str:
     for pattern, wording in REWORDED:
         text = re.sub(pattern, wording, text)
     return re.sub(
-        r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
+        r"^(Value error|Parsing error) |"
+        r"Error parsing ((Config|AttackJob|ExportJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
         "",
         text,
     )

@@ -31,6 +31,7 @@ ATTACK = (
     "encoder.stochastic",
     *WHERE,
 )
+EXPORT = ("output", "zip", "weights", "full", "register", "alias", "data_dir", *WHERE)
 SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objective", "max_r2", "min_accuracy", "max_concurrent")
 REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "final", "full")
 REPRODUCE += ("published", "theory")

@@ -4,6 +4,7 @@ Pydantic checks them, both when an object is made in Python and when it is read 
 field, the value and what it must be.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -111,7 +112,9 @@ def _model_of(kind: type[Any]) -> type[pydantic.BaseModel]:
     fields: dict[str, Any] = {
         name: (hint, ...) for name, hint in hints.items() if not name.startswith("__") and _is_constrained(hint)
     }
-    return create_model(kind.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* shadows an attribute in parent", UserWarning)  # a field may be called `register`
+        return create_model(kind.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
 
 
 def _is_constrained(hint: Any) -> bool:

@@ -28,7 +28,7 @@ def to_json(config: Any) -> dict[str, Any]:
 T = TypeVar("T")
 
 
-def from_json(values: dict[str, Any], *, kind: type[T] = Config) -> T:
+def from_json(values: Any, *, kind: type[T] = Config) -> T:
     """The configuration in the values of a `config.json`.
 
     Raises: InputError naming the first field that does not fit.

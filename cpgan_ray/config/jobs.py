@@ -1,5 +1,6 @@
 """What each job takes in addition to the configuration of a run."""
 
+import re
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +9,7 @@ import tyro
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.attacks import AttackConfig
-from cpgan_ray.config.constraints import ClosedFraction, NonNegative, Positive, PositiveInt, config_class
+from cpgan_ray.config.constraints import ClosedFraction, NonNegative, Positive, PositiveInt, config_class, text_like
 from cpgan_ray.config.data import DataConfig, DatasetName
 from cpgan_ray.config.marks import LOCAL, PORTABLE
 from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
@@ -93,6 +94,45 @@ class AttackJob:
     def __post_init__(self) -> None:
         for name in ("data_dir", "shared_cache"):
             object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
+
+
+NAME_IN_REGISTRY = text_like(r"^[\w.-]{1,100}$", "letters, digits, '_', '.' and '-', at most 100")
+
+
+@config_class()
+class ExportJob:
+    """The settings of `jobs/export.py`, in addition to the run that it exports."""
+
+    output: Annotated[Path | None, LOCAL] = None
+    """Folder of the bundle. Default: `<run>/bundle-<time>`, or `outputs/bundle-<time>`."""
+    zip: bool = False
+    """Also write the bundle as one file, `<output>.zip`."""
+    weights: Literal["float32", "float16", "int8"] = "float16"
+    """How the privatizer's weights are stored. It computes in float32 in any case."""
+    full: bool = False
+    """Attack the codes of the bundle with the whole tournament of the run instead of only its closed-form attacks."""
+    register: Annotated[str | None, LOCAL, NAME_IN_REGISTRY] = None
+    """Also put both parts into MLflow's registry, as new versions of `NAME-privatizer` and `NAME-utility_head`."""
+    alias: Annotated[str | None, LOCAL, NAME_IN_REGISTRY] = None
+    """With `--register`: alias of the new versions, for example `champion`."""
+    data_dir: Annotated[str | Path | None, LOCAL] = None
+    """Folder in the official layout of the run's data set, or its URI. Default: that of the run."""
+    cache_dir: Annotated[Path | None, LOCAL] = None
+    """Where prepared stores are kept; see train_celeba."""
+    shared_cache: Annotated[str | Path | None, LOCAL] = None
+    """Folder or URI where nodes share prepared stores; see train_celeba."""
+    trust: Annotated[bool, LOCAL] = False
+    """Use files that another user has written: the run's programs, and paths and URIs in its folder."""
+    runtime: Annotated[RuntimeConfig, LOCAL] = field(default_factory=RuntimeConfig)
+    tracking: Annotated[TrackingConfig, LOCAL] = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("data_dir", "shared_cache"):
+            object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
+        if self.alias is not None and self.register is None:
+            raise InputError(f"alias is {self.alias!r}, but nothing is registered: add --register NAME")
+        if self.alias is not None and (self.alias == "latest" or re.fullmatch(r"[vV]\d+", self.alias)):
+            raise InputError(f"alias is {self.alias!r}, which MLflow reserves for versions: give another one, such as champion")
 
 
 @config_class()

@@ -160,12 +160,12 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
 def head_logits(
     target: Target, codes: Codes, dataset: Dataset, config: Config, settings: EncoderConfig | None = None
 ) -> dict[str, np.ndarray]:
-    """Logits of the run's own utility head on the codes of `test` and `val`, (N, num_logits) each; empty for an encoder without a
-    head, or if the data have other labels or no answers.
+    """Logits of the target's own utility head on the codes of `test` and `val`, (N, num_logits) each; empty for an encoder without
+    a head, or if the data have other labels or no answers.
 
     Raises: InputError if the head is damaged, or belongs to another encoder.
     """
-    if target.folder is None or not (path := target.folder / "utility_head.pt2").is_file():
+    if (path := target.head) is None:
         return {}
     head = open_program(path, what="utility head", settings=settings or EncoderConfig())
 
@@ -182,7 +182,7 @@ def head_logits(
         }
     except (ValueError, RuntimeError) as e:  # raised by its operations, limits or shapes
         reason = str(e) if isinstance(e, ProgramError | SandboxError) else type(e).__name__
-        raise InputError(f"utility head {path} fails on the codes ({reason}): attack only the privatizer.pt2") from e
+        raise InputError(f"utility head {path} fails on the codes ({reason}): attack only the file of the privatizer") from e
     finally:
         head.close()
     task = task_of(dataset, config.data.labels)

@@ -1,7 +1,8 @@
 """Logging of runs to MLflow, `metrics.jsonl`, `config.json` and the console. The only package that imports MLflow.
 
 `store` finds and opens the tracking store; `run` logs one run, from the driver's process; `outbox` sends its metrics; `search` logs
-the parent run of a search; `reading` reads tracked runs as trials; `console` shows the progress line.
+the parent run of a search; `reading` reads tracked runs as trials; `registry` registers what is exported; `console` shows the
+progress line.
 """
 
 import os
@@ -13,6 +14,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is
 
 from cpgan_ray.tracking.console import Console  # noqa: E402
 from cpgan_ray.tracking.reading import fetch_run, read_curves, read_trials  # noqa: E402
+from cpgan_ray.tracking.registry import fetch_bundle, register, registered_run, registration  # noqa: E402
 from cpgan_ray.tracking.run import Tracker  # noqa: E402
 from cpgan_ray.tracking.search import SearchRun, end_attempts  # noqa: E402
 from cpgan_ray.tracking.store import STORE, ensure_trackable, tracking_uri  # noqa: E402
@@ -24,8 +26,12 @@ __all__ = [
     "Tracker",
     "end_attempts",
     "ensure_trackable",
+    "fetch_bundle",
     "fetch_run",
     "read_curves",
     "read_trials",
+    "register",
+    "registered_run",
+    "registration",
     "tracking_uri",
 ]

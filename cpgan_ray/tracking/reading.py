@@ -84,7 +84,8 @@ def fetch_run(run_id: str) -> Path:
         client = mlflow.MlflowClient(uri)
         ensure_same_host(client.get_run(run_id).info.artifact_uri, uri, of=f"MLflow run {run_id}")
         signed = {"config.json" + SUFFIX} & {artifact.path for artifact in client.list_artifacts(run_id)}
-        for name in (*signed, "config.json", "privatizer.pt2", "utility_head.pt2", "metrics.jsonl"):
+        reports = {"report/report.json"} & {artifact.path for artifact in client.list_artifacts(run_id, "report")}
+        for name in (*signed, *reports, "config.json", "privatizer.pt2", "utility_head.pt2", "metrics.jsonl"):
             path = Path(client.download_artifacts(run_id, name, str(folder)))
             if path.is_symlink() or not path.is_file() or path.resolve() != (folder / name).resolve():
                 raise ValueError(f"{name} is not a file")

@@ -12,7 +12,7 @@ from cpgan_ray.common.credentials import is_redacted, redacted_values
 from cpgan_ray.common.json_files import parse_json, read_limited, write_json
 from cpgan_ray.common.ownership import is_own, sign
 from cpgan_ray.config.io import flatten, local_names, with_local
-from cpgan_ray.config.jobs import AttackJob
+from cpgan_ray.config.jobs import AttackJob, ExportJob
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
@@ -20,7 +20,7 @@ from cpgan_ray.errors import InputError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-C = TypeVar("C", Config, AttackJob)
+C = TypeVar("C", Config, AttackJob, ExportJob)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,19 @@
-"""What `jobs/attack.py` attacks, and the settings of the attack that depend on it."""
+"""What `jobs/attack.py` attacks or `jobs/export.py` exports, and the settings that depend on it."""
 
 import dataclasses
 from pathlib import Path
 
+from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.folders.records import ensure_complete, own_store, read_record
 from cpgan_ray.config.folders.runs import CONFIG, read_run_record
-from cpgan_ray.config.jobs import AttackJob
+from cpgan_ray.config.jobs import AttackJob, ExportJob
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What `jobs/attack.py` attacks: a run, or only the file of an encoder."""
+    """What `jobs/attack.py` attacks: a run, a bundle, or only the file of an encoder."""
 
     name: str
     program: Path  # the encoder's file
@@ -21,6 +22,8 @@ class Target:
     run_id: str | None = None
     own: bool = True  # whether a run of this user has written the folder, or it is trusted
     kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
+    head: Path | None = None  # the utility head's file
+    data: DataConfig | None = None  # of the run that a bundle was exported from
 
 
 DRAWN = ("split", "final_fraction", "attacker_share")
@@ -33,14 +36,16 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
     config, run_id, record = read_run_record(folder, trust=trust)
     if not (folder / "privatizer.pt2").is_file():
         raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")
-    return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=record.own or trust)
+    head = folder / "utility_head.pt2"
+    own = record.own or trust
+    return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=own, head=head if head.is_file() else None)
 
 
 def attack_job_of(target: Target) -> AttackJob:
     """The default settings of an attack: those of the attacked run if the target is one."""
     job = AttackJob()
     if target.config is None:
-        return job
+        return job if target.data is None else dataclasses.replace(job, data=target.data)
     same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
     job = dataclasses.replace(job, **{name: getattr(target.config, name) for name in same})
     return dataclasses.replace(job, tracking=dataclasses.replace(job.tracking, run_name=None))
@@ -62,6 +67,26 @@ def complete_attack_job(job: AttackJob, target: Target) -> AttackJob:
     if job.dataset is None and job.data_dir is not None and job.data.dataset == "faces":
         job = dataclasses.replace(job, dataset="celeba")
     return job
+
+
+def export_job_of(target: Target) -> ExportJob:
+    """The default settings of an export: those of the run."""
+    job = ExportJob()
+    if target.config is None:
+        raise InputError(f"{target.name} is not a run: give a run's output folder, an MLflow run id, or models:/NAME@ALIAS")
+    same = ("data_dir", "cache_dir", "shared_cache", "runtime", "tracking")
+    job = dataclasses.replace(job, **{name: getattr(target.config, name) for name in same})
+    return dataclasses.replace(job, tracking=dataclasses.replace(job.tracking, run_name=None))
+
+
+def complete_export_job(job: ExportJob, target: Target) -> ExportJob:
+    """The settings of an export with what depends on its run, like `complete_attack_job`.
+
+    Raises: InputError if a URI of the run's folder is incomplete without its secret.
+    """
+    if target.folder is not None:
+        ensure_complete(job, read_record(target.folder / CONFIG))
+    return job if target.own else own_store(job)
 
 
 def ensure_same_people(job: AttackJob, run: Config) -> None:

@@ -1,0 +1,50 @@
+"""The parts of a manifest that come from the data set and the machine."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from cpgan_ray.config import Config
+from cpgan_ray.data import Dataset, label_columns
+from cpgan_ray.data.task import class_names
+from cpgan_ray.deploy.manifest import Label, Preprocessing
+
+PACKAGES = ("cpgan_ray", "torch", "onnx", "onnxscript", "onnxruntime", "constriction", "numpy", "pillow")
+CROPPED = ("faces", "celeba")
+"""Data sets that cut the centred square `data.crop`; the others use the whole shorter side."""
+NO_NAMES = ("0", "1")
+"""Names of the values of a label without class names."""
+
+
+def labels_of(dataset: Dataset, labels: Sequence[str]) -> tuple[Label, ...]:
+    """The labels of a task, with their logits."""
+    names = [dataset.label_names[column] for column in label_columns(dataset, labels)]
+    values = class_names(dataset, labels) or NO_NAMES
+    return tuple(Label(name, tuple(values), i) for i, name in enumerate(names))
+
+
+def preprocessing_of(config: Config, dataset: Dataset) -> Preprocessing:
+    """How a picture of a client becomes a value like those of the store (H, W, C)."""
+    height, width, channels = dataset.image_shape
+    dtype = dataset.train.dtype.name
+    is_picture = dtype == np.uint8 and channels in (1, 3)
+    return Preprocessing(
+        kind="picture" if is_picture else "array",
+        channels=channels,
+        height=height,
+        width=width,
+        crop=config.data.crop if is_picture and config.data.dataset in CROPPED else 1.0,
+        dtype="uint8" if dtype == "uint8" else "float32",
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that made a bundle; without those that are absent."""
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
