@@ -77,10 +77,12 @@ def _read(path: Path) -> bytes:
 def square(picture: Image.Image, how: Preprocessing) -> np.ndarray:
     """The centred square of a picture, upright, resized: uint8 (C, H, W).
 
-    Raises: ValueError if it has too many pixels or values of more than 8 bits; any exception of Pillow.
+    Raises: ValueError if it has too many pixels, none, or values of more than 8 bits; any exception of Pillow.
     """
     if picture.width * picture.height > MAX_PIXELS:
         raise ValueError(f"it has {picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS}")
+    if not picture.width * picture.height:
+        raise ValueError("it has no pixels")
     if picture.mode not in EIGHT_BIT:
         raise ValueError(f"its values have more than 8 bits (mode {picture.mode}): convert it to 8 bits")
     upright = ImageOps.exif_transpose(picture).convert("RGB" if how.channels == 3 else "L")
