@@ -77,12 +77,12 @@ def export(target: Target, job: ExportJob) -> ExportOutcome:
         "registered": None,
     }
     if not failures:
-        with output_folder(job.output, "bundle", parent=run_folder) as output, defer_signals() as stop:
-            write_folder(output, files)
-            summary["output"] = str(output)
-            if job.zip:
-                write_zip(zip_of(output), files)
-                summary["zip"] = str(zip_of(output))
+        with defer_signals() as stop:
+            with output_folder(job.output, "bundle", parent=run_folder) as output:
+                write_folder(output, files)
+                if job.zip:
+                    write_zip(zip_of(output), files)
+            summary |= {"output": str(output), "zip": str(zip_of(output)) if job.zip else None}
             if entry is not None:
                 tags = registry_tags(numbers, measured, job)
                 summary["registered"] = register(entry, output, digest=summary["digest"], tags=tags)

@@ -1,0 +1,131 @@
+"""Tests of ONNX models against the programs that they were made of: equal codes of every preset's networks, small weights."""
+
+import functools
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from cpgan_ray.config.presets import PRESETS
+from cpgan_ray.deploy.onnx_export import onnx_model
+from cpgan_ray.evaluation.encoders.onnx_models import check_model
+from cpgan_ray.models.export import export_programs
+from cpgan_ray.models.privatizers import build_privatizer
+from cpgan_ray.models.utility_heads import build_head
+from tests.deploy.bundles import smooth_pictures
+
+SHAPES = {"mnist": (28, 28, 1), "digits": (8, 8, 1), "har": (128, 1, 9), "gaussian": (1, 32, 1), "cifar10": (32, 32, 3)}
+SHAPES |= {"svhn": SHAPES["cifar10"]}
+"""(H, W, C) of the data sets whose samples are not resized."""
+BATCHES = (1, 7, 64)
+QUICK = ("smoke", "har")
+NETWORKS = [
+    pytest.param(name, symmetric, marks=() if name in QUICK else pytest.mark.slow)
+    for name in PRESETS
+    for symmetric in ((False,) if name in ("har", "gaussian", "gaussian_kernel") else (False, True))
+]
+
+
+def samples(shape: tuple[int, int, int], count: int, *, signals: bool, seed: int) -> np.ndarray:
+    height, width, channels = shape
+    smooth = smooth_pictures(count, (channels, height, width), seed=seed)
+    return smooth.astype(np.float32) / 50 - 2 if signals else smooth
+
+
+@functools.cache
+def programs(preset: str, symmetric: bool) -> tuple[dict[str, Any], tuple[int, int, int], bool, float]:
+    """The programs of a preset's networks, with the statistics of some samples; their shape; whether they are signals; the step."""
+    config = PRESETS[preset]()
+    size, dataset = config.data.image_size, config.data.dataset
+    shape, signals = SHAPES.get(dataset, (size, size, 3)), dataset in ("har", "gaussian")
+    num_labels = 40 if config.utility.family == "celeba_multi" else 6
+    torch.manual_seed(0)
+    net = nn.ModuleDict(
+        {
+            "privatizer": build_privatizer(replace(config.privatizer, symmetric=symmetric), k=config.k, image_shape=shape),
+            "head": build_head(config.utility, k=config.k, num_labels=num_labels, image_shape=shape),
+        }
+    )
+    x = torch.from_numpy(samples(shape, 64, signals=signals, seed=99))
+    with torch.no_grad():
+        for _ in range(20):
+            net["privatizer"](x if signals else x.float() / 127.5 - 1)
+    exported = export_programs(net, k=config.k, image_shape=shape, dtype=x.numpy().dtype)
+    loaded = {name: torch.export.load(io.BytesIO(content)) for name, content in exported.items()}
+    return loaded, shape, signals, config.privatizer.quantization_step
+
+
+def run(content: bytes, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: x})
+    return np.asarray(output)
+
+
+def by_torch(program: Any, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return program.module()(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize(("preset", "symmetric"), NETWORKS)
+def test_model_gives_the_codes_of_the_program_for_any_batch(preset, symmetric):
+    loaded, shape, signals, step = programs(preset, symmetric)
+    content = onnx_model(loaded["privatizer"], input_name="pictures", output_name="z", weights="float32")
+    check_model(content, stochastic=False)  # nothing that attack.py refuses
+    for batch in BATCHES:
+        x = samples(shape, batch, signals=signals, seed=batch)
+        z, expected = run(content, x), by_torch(loaded["privatizer"], x)
+        assert z.shape == expected.shape
+        if step:
+            assert np.array_equal(np.rint(z / step), np.rint(expected / step))
+        else:
+            np.testing.assert_allclose(z, expected, atol=1e-4)
+    assert np.ptp(z) > 0
+    head = onnx_model(loaded["utility_head"], input_name="z", output_name="logits", weights="float32")
+    np.testing.assert_allclose(run(head, z), by_torch(loaded["utility_head"], z), atol=1e-4)
+
+
+@pytest.mark.parametrize(("weights", "largest_share", "size"), [("float16", 0.01, 0.6), ("int8", 0.05, 0.4)])
+def test_smaller_weights_change_few_numbers(weights, largest_share, size):
+    loaded, shape, _, step = programs("smoke", False)
+    x = samples(shape, 300, signals=False, seed=5)
+    contents = {
+        name: onnx_model(loaded["privatizer"], input_name="pictures", output_name="z", weights=name)
+        for name in ("float32", weights)
+    }
+    z, expected = (run(content, x) for content in contents.values())
+    assert np.mean(np.rint(z / step) != np.rint(expected / step)) < largest_share
+    assert len(contents[weights]) < size * len(contents["float32"])
+    check_model(contents[weights], stochastic=False)
+
+
+def test_weights_that_float16_cannot_hold_stay_float32():
+    linear = nn.Linear(64, 4)
+    with torch.no_grad():
+        linear.weight[0, 0] = 1e6
+    program = torch.export.export(linear, (torch.zeros(2, 64),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    content = onnx_model(program, input_name="x", output_name="z", weights="float16")
+    x = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    np.testing.assert_allclose(run(content, x), by_torch(program, x), rtol=1e-4)
+
+
+def test_model_of_the_same_program_has_the_same_bytes():
+    loaded, *_ = programs("smoke", False)
+    first, second = (onnx_model(loaded["privatizer"], input_name="pictures", output_name="z", weights="int8") for _ in range(2))
+    assert first == second
+    assert {opset.domain for opset in onnx.load_model_from_string(first).opset_import} == {""}
+
+
+def test_program_that_onnx_cannot_express_is_refused():
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.qr(x.view(-1, 2, 2))[0].flatten(1)
+
+    program = torch.export.export(Sorted(), (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with pytest.raises(RuntimeError, match="cannot convert the program to ONNX"):
+        onnx_model(program, input_name="x", output_name="z", weights="float32")
