@@ -2,6 +2,7 @@
 
     python jobs/attack.py outputs/faces-20260101-120000                 # a run's output folder
     python jobs/attack.py RUN_ID                                        # an MLflow run
+    python jobs/attack.py BUNDLE                                        # the privatizer of a bundle (jobs/export.py)
     python jobs/attack.py encoder.pt2 --data-dir DIR --dataset celeba   # any torch.export program or ONNX file
     python jobs/attack.py RUN --fail-above 0.2                          # a release gate on the end of the interval
     python jobs/attack.py RUN --final                                   # score on the final split, for a result that is published

@@ -86,7 +86,8 @@ def fetch_run(run_id: str) -> Path:
         signed = {"config.json" + SUFFIX} & {artifact.path for artifact in client.list_artifacts(run_id)}
         reports = {"report/report.json"} & {artifact.path for artifact in client.list_artifacts(run_id, "report")}
         for name in (*signed, *reports, "config.json", "privatizer.pt2", "utility_head.pt2", "metrics.jsonl"):
-            path = Path(client.download_artifacts(run_id, name, str(folder)))
+            (folder / name).parent.mkdir(exist_ok=True)
+            path = Path(client.download_artifacts(run_id, name, str((folder / name).parent)))
             if path.is_symlink() or not path.is_file() or path.resolve() != (folder / name).resolve():
                 raise ValueError(f"{name} is not a file")
     except InputError:

@@ -91,9 +91,8 @@ def new_version(client: mlflow.MlflowClient, entry: Registration, part: str, tag
     name = f"{entry.name}-{part}"
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    model = client.get_logged_model(entry.models[part])
-    source = model.artifact_location
-    return client.create_model_version(name, source, run_id=entry.run_id, tags=tags, model_id=model.model_id)
+    model_id = entry.models[part]
+    return client.create_model_version(name, f"models:/{model_id}", run_id=entry.run_id, tags=tags, model_id=model_id)
 
 
 def registered_run(name: str) -> str:

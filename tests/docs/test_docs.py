@@ -223,6 +223,7 @@ def parse_search(arguments: list[str]) -> None:
 PARSERS: dict[str, Callable[[list[str]], Any]] = {
     "jobs/train_celeba.py": lambda arguments: cli.parse_train(arguments, default="faces", description=""),
     "jobs/attack.py": lambda arguments: cli.parse_attack(arguments, description="", fetch=Path),
+    "jobs/export.py": lambda arguments: cli.parse_export(arguments, description="", fetch=Path, resolve=str),
     "jobs/tune_celeba.py": parse_search,
     "jobs/frontier.py": lambda arguments: cli.parse_frontier(arguments, description=""),
     "jobs/reproduce.py": lambda arguments: cli.parse_reproduce(arguments, description=""),
@@ -249,6 +250,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "COMPARISON_FOLDER": str(comparison),
         "encoder.pt2": str(folder / "encoder.pt2"),
         "encoder.onnx": str(folder / "encoder.onnx"),
+        "models:/faces@champion": str(run),
         "RUN_ID": str(run),  # the files of an MLflow run are downloaded into such a folder
         "EXPERIMENT": "cpgan",
         "GRIDS_FILE": str(folder / "grids.json"),

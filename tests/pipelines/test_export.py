@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
 
 from cpgan_ray.cli import find_target, parse_export
 from cpgan_ray.config import (
@@ -251,8 +252,11 @@ def test_registered_versions_lead_to_the_run_and_its_bundle(run_folder, tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for name in ("models:/faces@champion", "models:/faces/1", "models:/faces-utility_head@champion"):
         assert read_bundle(fetch_bundle(name)).digest == outcome.summary["digest"]
-    head = mlflow.pytorch.load_model("models:/faces-utility_head@champion")
-    assert head is not None
+    with left_as_it_was():
+        mlflow.set_tracking_uri(uri)
+        head = mlflow.pytorch.load_model("models:/faces-utility_head@champion")
+    z = torch.zeros(3, 6)
+    assert torch.equal(head(z), torch.export.load(run_folder / "utility_head.pt2").module()(z))
     target, _ = parse_export(["models:/faces@champion", "--trust"], description="", fetch=fetch_run, resolve=registered_run)
     assert target.run_id == json.loads((run_folder / "config.json").read_text())["run_id"]
     again = export(target, dataclasses.replace(export_job_of(target), trust=True, output=tmp_path / "again"))

@@ -1,27 +1,21 @@
 """The parts of a manifest that come from the data set and the machine."""
 
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_columns
-from cpgan_ray.data.task import class_names
+from cpgan_ray.data import Dataset, Task
 from cpgan_ray.deploy.manifest import Label, Preprocessing
 
 PACKAGES = ("cpgan_ray", "torch", "onnx", "onnxscript", "onnxruntime", "constriction", "numpy", "pillow")
 CROPPED = ("faces", "celeba")
 """Data sets that cut the centred square `data.crop`; the others use the whole shorter side."""
-NO_NAMES = ("0", "1")
-"""Names of the values of a label without class names."""
 
 
-def labels_of(dataset: Dataset, labels: Sequence[str]) -> tuple[Label, ...]:
+def labels_of(task: Task) -> tuple[Label, ...]:
     """The labels of a task, with their logits."""
-    names = [dataset.label_names[column] for column in label_columns(dataset, labels)]
-    values = class_names(dataset, labels) or NO_NAMES
-    return tuple(Label(name, tuple(values), i) for i, name in enumerate(names))
+    return tuple(Label(label.name, label.values, label.first_logit) for label in task.labels)
 
 
 def preprocessing_of(config: Config, dataset: Dataset) -> Preprocessing:

@@ -15,7 +15,7 @@ from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import Config, ExportJob, to_json
 from cpgan_ray.config.folders.runs import store_of
 from cpgan_ray.config.folders.targets import Target
-from cpgan_ray.data import Dataset, load
+from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.deploy.bundle import BUNDLE_REPORT, CODEC, HEAD, MANIFEST, PRIVATIZER, RUN_REPORT
 from cpgan_ray.deploy.codec import Codec
@@ -135,7 +135,7 @@ def measure(target: Target, config: Config, job: ExportJob) -> Measured:
         connect(config.runtime)
     context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
     evaluated = evaluate_codes(context, runtime=config.runtime, logits=logits, description=describe_run(config), curves={})
-    labels = labels_of(dataset, config.data.labels)
+    labels = labels_of(task_of(dataset, config.data.labels))
     changes = code_changes(codes["test"], original, codec)
     changes |= {"changed_decisions": changed_decisions(logits["test"], of_original["test"], labels)}
     return Measured(contents, codec, dataset, labels, evaluated.report, byte_sizes(codes["test"], codec), changes)
