@@ -184,7 +184,7 @@ Codec = LevelCodec | FloatCodec
 def codec_of(z: np.ndarray, *, step: float) -> Codec:
     """The codec of a privatizer, from its codes z (N, k) of pictures that no result is measured on.
 
-    The range of the levels has one more at both ends than these codes. Every level counts once more than it occurs.
+    The levels are those of these codes, at least two; other codes are limited to them. Every level counts once more than it occurs.
 
     step: of the privatizer's rounding; 0 if its codes are not rounded.
 
@@ -194,9 +194,9 @@ def codec_of(z: np.ndarray, *, step: float) -> Codec:
         raise BytesError("there are no codes")
     ensure_codes(z, z.shape[1])
     k, levels = z.shape[1], np.rint(z / np.float32(step or 1))
-    if not step or levels.max() - levels.min() + 3 > MAX_LEVELS:
+    if not step or levels.max() - levels.min() + 1 > MAX_LEVELS:
         return FloatCodec(k=k)
-    lowest, highest, levels = int(levels.min()) - 1, int(levels.max()) + 1, levels.astype(np.int64)
+    lowest, highest, levels = int(levels.min()), max(int(levels.max()), int(levels.min()) + 1), levels.astype(np.int64)
     counts = np.bincount((levels - lowest).ravel(), minlength=highest - lowest + 1) + 1
     return LevelCodec(k=k, step=float(step), lowest=lowest, frequencies=frequencies_of(counts))
 
@@ -217,12 +217,14 @@ def codec_from_json(values: Any) -> Codec:
     """
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
-    k = values.get("k")
+    k: Any = values.get("k")
     if type(k) is not int or not 1 <= k <= MAX_K:
         raise ValueError(f"k is not a whole number from 1 to {MAX_K}")
     if values.get("kind") == "float32":
         return FloatCodec(k=k)
-    step, lowest, frequencies = values.get("step"), values.get("lowest"), values.get("frequencies")
+    step: Any = values.get("step")
+    lowest: Any = values.get("lowest")
+    frequencies: Any = values.get("frequencies")
     if type(step) not in (int, float) or not 0 < step < 1e6:
         raise ValueError("step is not a positive number")
     if type(lowest) is not int or abs(lowest) > 1 << 24:

@@ -74,6 +74,7 @@ def register(entry: Registration, folder: Path, *, digest: str, tags: Mapping[st
     """
     client, artifact = mlflow.MlflowClient(entry.uri), f"bundles/{digest[:12]}"
     try:
+        mlflow.set_tracking_uri(entry.uri)  # where MLflow looks for the models that the versions are made of
         client.log_artifacts(entry.run_id, str(folder), artifact)
         versions = {part: new_version(client, entry, part, dict(tags) | {ARTIFACT: artifact, DIGEST: digest}) for part in PARTS}
         if entry.alias is not None:  # when both versions exist

@@ -134,13 +134,21 @@ def test_levels_are_the_nearest_multiples_within_the_range():
     assert codec().levels(z).tolist() == [[0, 1, -2, 2, -2]]  # -1.5: halves go to the even number
 
 
-def test_codec_of_codes_has_a_level_to_spare_at_both_ends():
+def test_codec_of_codes_has_their_levels_and_frequencies():
     made = codec_of(np.array([[0.5, -1.0], [0.0, 0.0]], np.float32), step=0.5)
     assert isinstance(made, LevelCodec)
-    assert (made.lowest, made.highest, made.plain_bytes) == (-3, 2, 1)
+    assert (made.lowest, made.highest, made.plain_bytes) == (-2, 1, 1)
     assert sum(made.frequencies) == 1 << PRECISION
-    assert made.frequencies[3] == max(made.frequencies)
+    assert made.frequencies[2] == max(made.frequencies)
+    assert made.frequencies[1] == min(made.frequencies)
     assert codec_from_json(json.loads(json.dumps(made.as_json()))) == made
+
+
+def test_codec_of_constant_codes_has_two_levels():
+    made = codec_of(np.zeros((3, 2), np.float32), step=0.5)
+    assert isinstance(made, LevelCodec)
+    assert (made.lowest, made.highest) == (0, 1)
+    assert np.array_equal(made.levels(np.full((1, 2), 9, np.float32)), [[1, 1]])
 
 
 @pytest.mark.parametrize(("scale", "step"), [(1.0, 0.0), (1e7, 1.0)])

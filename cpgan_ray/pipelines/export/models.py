@@ -30,7 +30,10 @@ def write_models(target: Target, folder: Path, *, weights: Weights) -> dict[str,
     Raises: InputError if a program is damaged, or ONNX does not have one of its operators.
     """
     assert target.head is not None
-    parts = {PRIVATIZER: (target.program, "pictures", "z", weights), HEAD: (target.head, "z", "logits", "float32")}
+    parts: dict[str, tuple[Path, str, str, Weights]] = {
+        PRIVATIZER: (target.program, "pictures", "z", weights),
+        HEAD: (target.head, "z", "logits", "float32"),
+    }
     paths: dict[str, Path] = {}
     for name, (program, takes, returns, stored) in parts.items():
         content = convert(program, input_name=takes, output_name=returns, weights=stored)
