@@ -34,8 +34,10 @@ from cpgan_ray.deploy.sessions import open_session
 from cpgan_ray.errors import InputError, printable
 
 ANSWERS, SPEC = "/v1/answers", "/v1/spec"
-MAX_AT_ONCE = 256
-"""Pictures that are encoded, and codes that are sent, in one step."""
+MAX_CODES = 256
+"""Codes in a request."""
+MAX_PICTURES = 32
+"""Pictures that are encoded at a time: more take memory and save no time."""
 API_KEY = "CPGAN_API_KEY"
 """Environment variable with the key of the service."""
 
@@ -86,7 +88,7 @@ class Client:
 
         Raises: InputError that names the picture if one of them cannot be used.
         """
-        parts = [self._codes(part) for part in blocks(pictures)]
+        parts = [self._codes(part) for part in blocks(pictures, MAX_PICTURES)]
         return np.concatenate(parts) if parts else np.empty((0, self.bundle.manifest.k), np.float32)
 
     def encode(self, pictures: Sequence[Picture]) -> bytes:
@@ -105,8 +107,8 @@ class Client:
         if self.connection is None:
             raise InputError("this client has no URL: give the address of the service")
         answers: list[Answer] = []
-        for part in blocks(pictures):
-            body = self._message(self._codes(part))
+        for part in blocks(pictures, MAX_CODES):
+            body = self._message(self.codes(part))
             reply = self.connection.request("POST", ANSWERS, body, {"Content-Type": CONTENT_TYPE, "Accept": "application/json"})
             answers += self._read(reply, len(part))
         return answers
@@ -154,10 +156,10 @@ class Client:
         return rows
 
 
-def blocks(pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
-    """At most MAX_AT_ONCE pictures at a time."""
-    for start in range(0, len(pictures), MAX_AT_ONCE):
-        yield pictures[start : start + MAX_AT_ONCE]
+def blocks(pictures: Sequence[Picture], size: int) -> Iterator[Sequence[Picture]]:
+    """At most `size` pictures at a time."""
+    for start in range(0, len(pictures), size):
+        yield pictures[start : start + size]
 
 
 def _json(content: bytes) -> Any:

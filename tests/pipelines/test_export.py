@@ -29,6 +29,7 @@ from cpgan_ray.data import load
 from cpgan_ray.deploy.bundle import BUNDLE_REPORT, RUN_REPORT, Bundle, read_bundle
 from cpgan_ray.deploy.client import Client
 from cpgan_ray.deploy.codec import LevelCodec
+from cpgan_ray.deploy.manifest import Preprocessing
 from cpgan_ray.deploy.message import read_message
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import open_encoder
@@ -109,6 +110,9 @@ def test_bundle_has_the_numbers_that_its_codes_have(run_folder, exported, cache_
         {"name": "Male", "values": ["0", "1"], "logits": [0, 1]},
         {"name": "Smiling", "values": ["0", "1"], "logits": [1, 2]},
     ]
+    assert bundle.manifest.preprocessing == Preprocessing(
+        kind="picture", channels=3, height=SIDE, width=SIDE, crop=1.0, dtype="uint8"
+    )
     report = json.loads(bundle.files[BUNDLE_REPORT])
     assert report["utility"]["accuracy"] == values["bundle"]["accuracy"]
     assert {row["name"] for row in report["attacks"]} == {"ridge"}

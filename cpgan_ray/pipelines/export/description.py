@@ -2,8 +2,6 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-import numpy as np
-
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, Task
 from cpgan_ray.deploy.manifest import Label, Preprocessing
@@ -22,7 +20,7 @@ def preprocessing_of(config: Config, dataset: Dataset) -> Preprocessing:
     """How a picture of a client becomes a value like those of the store (H, W, C)."""
     height, width, channels = dataset.image_shape
     dtype = dataset.train.dtype.name
-    is_picture = dtype == np.uint8 and channels in (1, 3)
+    is_picture = dtype == "uint8" and channels in (1, 3)
     return Preprocessing(
         kind="picture" if is_picture else "array",
         channels=channels,
