@@ -28,6 +28,7 @@ from cpgan_ray.deploy.answers import Answer, is_answer
 from cpgan_ray.deploy.bundle import PRIVATIZER, Bundle, read_bundle
 from cpgan_ray.deploy.codec import PLAIN, RANGE, BytesError
 from cpgan_ray.deploy.connection import Connection, ServiceError
+from cpgan_ray.deploy.manifest import Label
 from cpgan_ray.deploy.message import CONTENT_TYPE, write_message
 from cpgan_ray.deploy.preprocessing import Picture, prepare
 from cpgan_ray.deploy.sessions import open_session
@@ -169,14 +170,16 @@ def _json(content: bytes) -> Any:
         raise ServiceError("the service sends a reply that is not JSON") from e
 
 
-def table(names: Sequence[str], answers: Sequence[Answer]) -> str:
+def table(names: Sequence[str], answers: Sequence[Answer], labels: Sequence[Label]) -> str:
     """A row for each picture and label: the label, the more probable value, and its probability."""
     rows = [("picture", "label", "answer", "probability")]
     for name, answer in zip(names, answers, strict=True):
-        for label, value in answer.items():
-            best = max(value, key=value.__getitem__) if isinstance(value, dict) else "yes" if value >= 0.5 else "no"
-            share = value[best] if isinstance(value, dict) else max(value, 1 - value)
-            rows.append((name, label, best, f"{share:.3f}"))
+        for label in labels:
+            value = answer[label.name]
+            values = ("no", "yes") if label.values == ("0", "1") else label.values
+            shares = value if isinstance(value, dict) else dict(zip(values, (1 - value, value), strict=True))
+            best = max(shares, key=shares.__getitem__)
+            rows.append((name, label.name, best, f"{shares[best]:.3f}"))
     shown = [[printable(" ".join(cell.split())) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown)
@@ -206,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key = os.environ.get(API_KEY) or None
         options = {"api_key": key, "coding": given.coding, "timeout_s": given.timeout_s, "context": context}
         with Client(given.bundle, given.url, **options) as client:
-            print(table(given.pictures, client.answers(given.pictures)))
+            print(table(given.pictures, client.answers(given.pictures), client.bundle.manifest.labels))
     except InputError as e:
         print(" ".join(str(e).split()), file=sys.stderr)
         return 2

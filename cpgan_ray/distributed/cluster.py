@@ -235,10 +235,21 @@ def redirect_ray_reports() -> None:
 
 
 def ensure_listening(address: str) -> None:
-    """Opens and closes a connection to `host:port`, because Ray itself would try for minutes. Ray checks other forms of address.
+    """Opens and closes a connection to `host:port`, because Ray itself would try for minutes, and could not be stopped. Ray checks
+    other forms of address.
 
-    Raises: OSError if nothing accepts the connection.
+    Raises: OSError if nothing accepts the connection, or if what accepts it does not speak gRPC, as every Ray does.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    if not (host and port.isdigit()):
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    import grpc
+
+    with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT_S)
+        except grpc.FutureTimeoutError as e:
+            raise ConnectionError("what listens there is no Ray cluster") from e

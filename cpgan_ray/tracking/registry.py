@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 
 from cpgan_ray.common.credentials import redacted
@@ -53,7 +54,8 @@ def registration(
         run = client.get_run(run_id or "")
         ensure_same_host(run.info.artifact_uri, uri, of=f"MLflow run {run_id}")
         outputs = run.outputs.model_outputs if run.outputs else []
-        logged = {model.name: model.model_id for model in (client.get_logged_model(output.model_id) for output in outputs)}
+        models = [client.get_logged_model(output.model_id) for output in outputs]
+        logged = {model.name: model.model_id for model in models if model.status == LoggedModelStatus.READY}
     except InputError:
         raise
     except Exception as e:  # each type of store raises its own errors
@@ -62,7 +64,7 @@ def registration(
         ) from e
     if missing := [part for part in PARTS if part not in logged]:
         raise InputError(
-            f"MLflow run {run_id} has no model {missing[0]!r} to register: train it again without --tracking.no-log-models"
+            f"MLflow run {run_id} has no complete model {missing[0]!r} to register: train it again without --tracking.no-log-models"
         )
     return Registration(uri, run.info.run_id, {part: logged[part] for part in PARTS}, name, alias)
 

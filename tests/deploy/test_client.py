@@ -287,6 +287,11 @@ def test_command_prints_a_table_and_exits_with_a_status(bob, bundle, client, tmp
     assert lines[0].split() == ["picture", "label", "answer", "probability"]
     assert len(lines) == 7
     assert [line.split()[1] for line in lines[1:4]] == ["Male", "Hair", "Smiling"]
+    (answer,) = client.answers([tmp_path / "a.png"])
+    assert lines[3].split()[2:] == (
+        ["yes", f"{answer['Smiling']:.3f}"] if answer["Smiling"] > 0.5 else ["no", f"{1 - answer['Smiling']:.3f}"]
+    )
+    assert lines[2].split()[2] == max(answer["Hair"], key=answer["Hair"].get)
     assert main([*arguments, str(tmp_path / "absent.png")]) == 2
     assert "absent.png cannot be used: it is not a file" in capsys.readouterr().err
     assert main([str(tmp_path), bob.url, "a.png"]) == 2

@@ -1,11 +1,15 @@
 """Tests that local clusters listen only on loopback and require a token, and that `ray job stop` leaves time for a checkpoint."""
 
+import contextlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +20,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from cpgan_ray.distributed.cluster import CONNECT_TIMEOUT_S, join
+from cpgan_ray.errors import InputError
 from tests.process import HANG_S, RIDGE_ONLY, called, end_all, environment, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +122,31 @@ def test_head_of_the_getting_started_page_listens_only_on_loopback(head, listeni
     listeners = listening(head.process.pid)
     assert {"gcs_server", "raylet"} <= {*listeners.values()}
     assert not_on_loopback(listeners) == {}
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_connect_to_something_that_is_no_ray_ends_with_a_line(reply):
+    """A server that is silent, or speaks another protocol: Ray would try for many minutes, and ignore SIGTERM."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connections.append(connection)
+                    connection.sendall(reply)
+
+        connections: list[socket.socket] = []
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address, begun = f"127.0.0.1:{server.getsockname()[1]}", time.monotonic()
+        with pytest.raises(InputError, match="no Ray cluster responds"):
+            join(address)
+        assert time.monotonic() - begun < 10 + CONNECT_TIMEOUT_S
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in connections:
+            connection.close()
 
 
 def test_connect_without_the_heads_variable_joins_on_loopback(head):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow
         attacks=ATTACKS,
         tracking=TrackingConfig(system_metrics=False),
     )
-    with left_as_it_was():
+    with left_as_it_was(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, which would keep MLflow from logging the models
         train(config)
     return folder / "run"
 
@@ -256,7 +258,8 @@ def test_registered_versions_lead_to_the_run_and_its_bundle(run_folder, tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for name in ("models:/faces@champion", "models:/faces/1", "models:/faces-utility_head@champion"):
         assert read_bundle(fetch_bundle(name)).digest == outcome.summary["digest"]
-    with left_as_it_was():
+    with left_as_it_was(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         mlflow.set_tracking_uri(uri)
         head = mlflow.pytorch.load_model("models:/faces-utility_head@champion")
     z = torch.zeros(3, 6)
