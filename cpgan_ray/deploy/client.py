@@ -64,8 +64,8 @@ class Client:
             bundle: folder or zip archive that `jobs/export.py` has written.
             url: of the service; None for a client that only encodes.
             api_key: of the service.
-            coding: `range` (entropy-coded; its size depends on the codes) or `plain` (fixed size). Default: `range` if the bundle
-                has it.
+            coding: `range` (entropy-coded; its size depends on the codes) or `plain` (fixed size). Default: the shorter one of each
+                message.
             digest: of the bundle that is expected, at least the first 8 hexadecimal digits.
             timeout_s, attempts, context: see `Connection`.
             threads: CPU threads of the privatizer.
@@ -76,8 +76,8 @@ class Client:
         if digest is not None and (len(digest) < 8 or not self.bundle.digest.startswith(digest.lower())):
             raise InputError(f"bundle {self.bundle.path} has digest {self.bundle.digest}, not {digest}: get the expected bundle")
         codings = self.bundle.codec.codings
-        self.coding = coding or (RANGE if RANGE in codings else PLAIN)
-        if self.coding not in codings:
+        self.codings = (coding,) if coding else codings
+        if not set(self.codings) <= set(codings):
             raise InputError(f"coding is {coding!r}; bundle {self.bundle.path} has {' and '.join(codings)}")
         self.session = open_session(self.bundle, PRIVATIZER, threads=threads)
         self.connection = (
@@ -144,7 +144,8 @@ class Client:
 
     def _message(self, z: np.ndarray) -> bytes:
         try:
-            return write_message(z, self.bundle.codec, digest=self.bundle.digest, coding=self.coding)
+            messages = [write_message(z, self.bundle.codec, digest=self.bundle.digest, coding=c) for c in self.codings]
+            return min(messages, key=len)
         except BytesError as e:
             raise InputError(f"bundle {self.bundle.path} cannot encode this: {e}") from e
 
@@ -195,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", help="folder or zip archive that jobs/export.py has written")
     parser.add_argument("url", help="address of the service: https://host, or http://127.0.0.1:8000")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
-    parser.add_argument("--coding", choices=(RANGE, PLAIN), help="entropy-coded, or of fixed size (default: range if possible)")
+    parser.add_argument("--coding", choices=(RANGE, PLAIN), help="entropy-coded, or of fixed size (default: the shorter one)")
     parser.add_argument("--ca", metavar="FILE", help="certificate authority that signs the certificate of the service (PEM)")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="time limit of a connection and of each wait (default: 10)")
     given = parser.parse_args(arguments)

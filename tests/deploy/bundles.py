@@ -41,7 +41,7 @@ def contents(*, seed: int = 0, **changes: Any) -> dict[str, bytes]:
     net = nn.ModuleDict(
         {
             "privatizer": build_privatizer(PrivatizerConfig(width=4, depth=2, quantization_step=STEP), k=K, image_shape=shape),
-            "head": build_head(UtilityConfig(hidden=8), k=K, num_labels=LABELS[-1].logits.stop, image_shape=shape),
+            "head": build_head(UtilityConfig(hidden=8), k=K, num_logits=LABELS[-1].logits.stop, image_shape=shape),
         }
     )
     pictures = smooth_pictures(64, (3, SIDE, SIDE), seed=seed)

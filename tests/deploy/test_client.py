@@ -57,7 +57,7 @@ def failed(client: Client, *words: str) -> ServiceError:
 
 @pytest.mark.parametrize("coding", ["range", "plain"])
 def test_answers_are_those_of_the_utility_head_on_the_codes(bob, bundle, client, coding):
-    client.coding = coding
+    client.codings = (coding,)
     z = client.codes(PICTURES)
     assert len(np.unique(z, axis=0)) == len(PICTURES)
     logits = expected_logits(bundle, bundle.codec.codes(bundle.codec.levels(z)))
@@ -74,6 +74,15 @@ def test_encode_returns_the_message_that_is_sent(bob, bundle, client):
     client.answers(PICTURES)
     assert bob.bodies == [message]
     assert np.array_equal(read_message(message, bundle.codec, digest=bundle.digest), client.codes(PICTURES))
+
+
+def test_shorter_coding_of_a_message_is_sent(bundle):
+    short, long = bundle.codec.codes(np.zeros((40, 8), np.int32)), bundle.codec.codes(np.full((1, 8), bundle.codec.lowest))
+    client = Client(bundle)
+    sizes = {coding: Client(bundle, coding=coding)._message for coding in ("plain", "range")}
+    assert client._message(short) == sizes["range"](short)
+    assert len(sizes["plain"](long)) < len(sizes["range"](long))
+    assert client._message(long) == sizes["plain"](long)
 
 
 def test_many_pictures_go_in_several_requests_over_one_connection(bob, bundle, client):
@@ -94,7 +103,7 @@ def test_no_pictures_have_no_answers_and_no_request(bob, client):
 def test_requests_carry_no_picture(bob, bundle, client, tmp_path):
     """The body has the size of codes; no row of the picture or of its file is in it."""
     Image.fromarray(PICTURES[0].transpose(1, 2, 0)).save(tmp_path / "a.png")
-    client.coding = "plain"
+    client.codings = ("plain",)
     client.answers([tmp_path / "a.png", PICTURES[1]])
     (body,) = bob.bodies
     assert len(body) == HEADER.size + 2 * bundle.codec.plain_bytes

@@ -44,12 +44,12 @@ def programs(preset: str, symmetric: bool) -> tuple[dict[str, Any], tuple[int, i
     config = PRESETS[preset]()
     size, dataset = config.data.image_size, config.data.dataset
     shape, signals = SHAPES.get(dataset, (size, size, 3)), dataset in ("har", "gaussian")
-    num_labels = 40 if config.utility.family == "celeba_multi" else 6
+    num_logits = 40 if config.utility.family == "celeba_multi" else 6
     torch.manual_seed(0)
     net = nn.ModuleDict(
         {
             "privatizer": build_privatizer(replace(config.privatizer, symmetric=symmetric), k=config.k, image_shape=shape),
-            "head": build_head(config.utility, k=config.k, num_labels=num_labels, image_shape=shape),
+            "head": build_head(config.utility, k=config.k, num_logits=num_logits, image_shape=shape),
         }
     )
     x = torch.from_numpy(samples(shape, 64, signals=signals, seed=99))
