@@ -29,7 +29,7 @@ def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[
     """
     ensure_current_folder()
     rest = list(arguments)
-    no_target = "nothing to attack: give a run's output folder, an MLflow run id, or an encoder file (.pt2, .onnx)"
+    no_target = "nothing to attack: give a run's output folder, an MLflow run id, a bundle or an encoder (.pt2, .onnx)"
     if not rest or (rest[0].startswith("-") and not {*HELP, HELP_ALL} & set(rest)):
         raise InputError(no_target)
     trust = take_trust(rest)
@@ -60,7 +60,8 @@ def find_target(name: str, *, fetch: Callable[[str], Path], trust: bool = False)
     if re.fullmatch(r"[0-9a-f]{32}", name):
         return run_target(fetch(name), name=name, trust=trust)
     raise InputError(
-        f"{name} is neither a folder, nor a file, nor an MLflow run id: give a run's output folder or an encoder (.pt2, .onnx)"
+        f"{name} is neither a folder, nor a file, nor an MLflow run id: give a run's output folder, a bundle or an encoder"
+        " (.pt2, .onnx)"
     )
 
 
@@ -78,8 +79,10 @@ def bundle_target(path: Path, *, trust: bool) -> Target:
         data = from_json(bundle.manifest.values.get("data"), kind=DataConfig)
     except InputError as e:
         raise InputError(f"bundle {path}: manifest.json: data: {e}") from e
-    folder = Path(tempfile.mkdtemp(prefix="cpgan-attacked-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix="cpgan-attacked-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    folder = temporary / path.name  # so that messages name the bundle
+    folder.mkdir()
     for name in (PRIVATIZER, HEAD):
         (folder / name).write_bytes(bundle.files[name])
     data = data if trust else with_local(data, DataConfig())[0]

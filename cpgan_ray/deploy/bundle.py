@@ -54,16 +54,8 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a path looks like a bundle: a folder with a manifest and a privatizer, or a zip archive with a manifest."""
-    if path.is_dir():
-        return (path / MANIFEST).is_file() and (path / PRIVATIZER).is_file()
-    if path.suffix != ".zip" or not path.is_file():
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return MANIFEST in archive.namelist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        return False
+    """Whether a path is to be read as a bundle: a folder with a manifest and a privatizer, or any zip archive."""
+    return path.is_file() if path.suffix == ".zip" else (path / MANIFEST).is_file() and (path / PRIVATIZER).is_file()
 
 
 def read_bundle(path: str | Path) -> Bundle:

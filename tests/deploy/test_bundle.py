@@ -163,6 +163,8 @@ def test_zip_that_is_cut_off_is_refused(bundle_files, tmp_path, cut):
     content = archive(tmp_path / "b.zip", bundle_files).read_bytes()
     (tmp_path / "b.zip").write_bytes(content[:cut])
     refused(tmp_path / "b.zip")
+    with pytest.raises(InputError, match=r"bundle .*b\.zip: "):
+        find_target(str(tmp_path / "b.zip"), fetch=Path)
 
 
 def test_absent_bundle_is_refused(tmp_path):
