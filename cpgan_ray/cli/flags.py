@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from cpgan_ray.cli.help import HELP, HELP_ALL, short_help
+from cpgan_ray.cli.parts import absolute_parts, take_adversaries
 from cpgan_ray.common.credentials import move_to_env
 from cpgan_ray.config import AttackJob, Config, flatten
 from cpgan_ray.errors import InputError
@@ -40,6 +41,8 @@ def read_flags(
     """
     if any(argument.partition("=")[0] == "--preset" for argument in rest):
         raise InputError("--preset is not a flag: the preset is the first word, as in `train_celeba.py celeba --k 64`")
+    rest = list(rest)
+    base = take_adversaries(base, rest)
     if main and set(HELP) & set(rest):
         print(short_help(base, call=call, usage=usage, fields=main, more=more))
         raise SystemExit(0)
@@ -151,4 +154,4 @@ def absolute(config: C) -> C:
     if config.tracking.undefended is not None:
         undefended = config.tracking.undefended.expanduser().resolve()
         resolved["tracking"] = dataclasses.replace(config.tracking, undefended=undefended)
-    return dataclasses.replace(config, **resolved)
+    return absolute_parts(dataclasses.replace(config, **resolved))

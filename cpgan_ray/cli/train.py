@@ -2,16 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import RESUME, TRAIN
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, local_names
 from cpgan_ray.config.folders.records import ensure_complete, own_store
-from cpgan_ray.config.folders.runs import ADJUSTABLE, interrupted_run
+from cpgan_ray.config.folders.runs import ADJUSTABLE, config_of_another_run, interrupted_run
 from cpgan_ray.config.presets import PRESETS, preset
 
-CALL = "train_celeba.py [PRESET] [--flag VALUE ...]"
+CALL = "train_celeba.py [PRESET | CONFIG.json] [--flag VALUE ...]"
 
 
 def parse(arguments: Sequence[str], *, default: str, description: str) -> Config:
@@ -44,4 +45,10 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
         return config if record.own or trust else own_store(config), run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
-    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=RESUME))), None
+    if not name.endswith(".json"):
+        return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=RESUME))), None
+    base, record = config_of_another_run(Path(name).expanduser().resolve(), trust=(trust := take_trust(rest)))
+    base = dataclasses.replace(base, trust=trust)
+    config = absolute(with_dataset(read_flags(Config, base, rest, usage=usage, call=CALL, main=TRAIN, more=RESUME)))
+    ensure_complete(config, record)
+    return config, None

@@ -1,22 +1,24 @@
 """Which data set a run uses, and how its pictures are prepared and augmented."""
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.constraints import Fraction, NonNegative, PositiveFraction, PositiveInt, config_class, text_like
 from cpgan_ray.config.marks import PORTABLE
+from cpgan_ray.config.parts import Options, PartName
 from cpgan_ray.errors import InputError
-
-DatasetName = Literal["faces", "celeba", "mnist", "digits", "har", "genki4k", "cifar10", "svhn", "gaussian"]
 
 
 @config_class("data")
 class DataConfig:
-    dataset: DatasetName = "faces"
+    dataset: Annotated[PartName, PORTABLE] = "faces"
     """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir` (implied by it). `digits`: those
     of scikit-learn. `gaussian`: a mixture, drawn. The last two and `faces` need no folder; all others are read from their official
-    layout in `--data-dir`."""
+    layout in `--data-dir`. A reader of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    options: Annotated[Options, PORTABLE] = field(default_factory=dict)
+    """Keyword arguments of your own reader, as a JSON object."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 64
     """Side of the square pictures in the store, in pixels (faces, celeba and genki4k; the others have a fixed size)."""
     crop: PositiveFraction = 1.0

@@ -9,27 +9,12 @@ from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.attacks import AttackConfig
 from cpgan_ray.config.constraints import ClosedFraction, NonNegative, Positive, PositiveInt, config_class
-from cpgan_ray.config.data import DataConfig, DatasetName
+from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE
+from cpgan_ray.config.parts import PartName
 from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
 from cpgan_ray.config.schema import Config, folder_or_uri
 from cpgan_ray.errors import InputError
-
-MechanismName = Literal[
-    "cpgan",
-    "cpgan_one",
-    "cpgan_paper",
-    "ran",
-    "bottleneck",
-    "dnn",
-    "resize",
-    "noise",
-    "gaussian_noise",
-    "pca",
-    "random_projection",
-    "dca",
-]
-
 
 Objective = Literal["accuracy", "balanced_accuracy"]
 """The measure of utility: mean accuracy over the labels, or the mean recall over the classes of each label."""
@@ -68,7 +53,7 @@ class AttackJob:
     every opening is counted in MLflow and stated in the report."""
     against: Annotated[Path | None, LOCAL] = None
     """Run or report folder to compare with, picture by picture."""
-    dataset: DatasetName | None = None
+    dataset: Annotated[PartName | None, PORTABLE] = None
     """Which data set is attacked. Default: that of the run; for an encoder file `celeba` if `--data-dir` is given."""
     data_dir: Annotated[str | Path | None, LOCAL] = None
     """Folder in the official layout of the data set, or its URI. Not needed for the embedded faces."""
@@ -133,8 +118,8 @@ class SearchJob:
 class ReproduceJob:
     """The settings of `jobs/reproduce.py`: which mechanisms, how often, and the run of which every cell is a variant."""
 
-    mechanisms: tuple[MechanismName, ...] = ()
-    """Which mechanisms are compared; empty: all."""
+    mechanisms: Annotated[tuple[PartName, ...], PORTABLE] = ()
+    """Which mechanisms are compared; empty: all built-in ones. Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
     num_settings: PositiveInt = 3
     """Number of settings of each mechanism's knob: of the built-in ones at most this many; with --calibrate the number of targets.
     With --grids it is the number in the file."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cpgan_ray.config.attacks import AttackConfig
-from cpgan_ray.config.data import DataConfig, DatasetName
+from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.players import GameConfig, KernelConfig, NeuralConfig, PrivatizerConfig, RidgeConfig, UtilityConfig
 from cpgan_ray.config.runtime import RuntimeConfig
 from cpgan_ray.config.schema import Config
@@ -116,9 +116,7 @@ def celeba_paper() -> Config:
     )
 
 
-def small(
-    dataset: DatasetName, *, k: int, epochs: int, batch_size: int, components: int = 256, privatizer: PrivatizerConfig
-) -> Config:
+def small(dataset: str, *, k: int, epochs: int, batch_size: int, components: int = 256, privatizer: PrivatizerConfig) -> Config:
     """The default game on one of the small data sets: a normalised, rounded code, against ridge, kernel and a perceptron, which on
     pictures of this size learns faster than the decoders of the reference implementation and is therefore stronger."""
     return Config(

@@ -21,7 +21,8 @@ from cpgan_ray.config.players import AdversaryConfig, GameConfig, PrivatizerConf
 from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConfig
 from cpgan_ray.errors import InputError
 
-Name = Annotated[str, text_like(r"^[\w.+-]{1,60}$", "1 to 60 letters, digits or any of _.+-")]
+NAME = r"^[\w.+-]{1,60}$"
+Name = Annotated[str, text_like(NAME, "1 to 60 letters, digits or any of _.+-")]
 """A name that becomes part of file, metric and run names."""
 
 

@@ -2,7 +2,8 @@
 
 A data set is an entry of `DATASETS`: a `Recipe`, which makes a store from a source (sync/node.py decides when and where). To add a
 data set, write a module with a function that returns its `Draft` (`store.build` writes it) and add an entry here. A data set that
-fits into memory needs only a reader that returns `Samples`, and an entry of type `SmallDataset`.
+fits into memory needs only a reader that returns `Samples`, and an entry of type `SmallDataset`. Code of the user's own may be a
+`Recipe`, a `SmallDataset` or a reader (own.py).
 """
 
 import dataclasses
@@ -12,10 +13,12 @@ from functools import partial
 from pathlib import Path
 
 from cpgan_ray.common.credentials import export_env, import_env, redacted
+from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import small, store
 from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, svhn
+from cpgan_ray.data.own import own_dataset
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import SmallDataset
 from cpgan_ray.data.store import Dataset, open_store
@@ -60,7 +63,19 @@ def prepare(config: Config, *, progress: bool = True) -> Path:
     Raises:
         InputError: the data set cannot be read or the store cannot be written.
     """
-    return node.prepare(DATASETS[config.data.dataset], config, progress=progress)
+    return node.prepare(recipe_of(config), config, progress=progress)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """How the data set of a run becomes a store.
+
+    Raises: InputError if there is no such data set.
+    """
+    name = config.data.dataset
+    part = DATASETS[name]
+    if config.data.options and not DATASETS.is_own(name):
+        raise InputError(f"data.options has {next(iter(config.data.options))!r}, but {name} has no options: leave it out")
+    return part if isinstance(part, Recipe) else _small_recipe(own_dataset(name, DATASETS, has_folder=config.data_dir is not None))
 
 
 def _celeba_source(config: Config, cache: Path) -> Path:
@@ -104,7 +119,7 @@ _CELEBA = Recipe(
     source=_celeba_source,
     required_files=celeba.required_files,
 )
-DATASETS: dict[str, Recipe] = {
+_built_in: dict[str, Recipe] = {
     "faces": dataclasses.replace(_CELEBA, source=_draw_faces, needs_folder=False),
     "celeba": _CELEBA,
     "mnist": _small_recipe(SmallDataset(lambda source, data: mnist.files(source), lambda source, data: mnist.read(source))),
@@ -138,6 +153,7 @@ DATASETS: dict[str, Recipe] = {
         SmallDataset(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)
     ),
 }
+DATASETS: Parts[Recipe] = Parts(_built_in, kind="data set", group="cpgan_ray.datasets", field="data.dataset")
 remember(__name__, "DATASETS")
 RESIZED = ("faces", "celeba", "genki4k")
 """Data sets whose pictures are resized to `data.image_size`; the others have a fixed size."""

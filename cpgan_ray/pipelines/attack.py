@@ -29,6 +29,7 @@ from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
+from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
 from cpgan_ray.pipelines.train import check_undefended, describe_run, headline
 from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 
@@ -127,6 +128,7 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
 
     Raises: InputError if the pictures cannot have the size that the encoder takes.
     """
+    job = dataclasses.replace(job, attacks=pinned_attacks(job.attacks))
     height, width, _ = encoder.image_shape
     name = job.dataset or job.data.dataset
     if height != width and name in RESIZED:
@@ -134,7 +136,7 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
     attacks = job.attacks
     if job.variant != "both":
         attacks = dataclasses.replace(attacks, variants=(job.variant,))
-    data = dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {}))
+    data = pinned_data(dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {})))
     run_folder = target.folder if target.kept else None
     base = target.config or Config(preset="encoder", adversaries={})
     uri = job.tracking.uri or (

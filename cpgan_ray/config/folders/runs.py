@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from cpgan_ray.common.credentials import redacted
-from cpgan_ray.config.folders.records import Record, defaults_for, read_record, run_id_in, usable
+from cpgan_ray.config.folders.records import Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
 from cpgan_ray.config.io import flatten, from_json
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.config.schema import Config
@@ -23,6 +23,7 @@ def interrupted_run(folder: Path, *, trust: bool = False) -> tuple[Config, str, 
     Raises: InputError if it is not the folder of a run, or if the run has finished.
     """
     config, run_id, record = read_run_record(folder, trust=trust)
+    ensure_own_code(config, record, trust=trust)
     if (folder / "report" / "report.json").is_file():
         raise InputError(f"the run in {folder} has finished: there is nothing to resume")
     if run_id is None:
@@ -44,6 +45,26 @@ def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, R
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} has no {CONFIG}: give the output folder of a run")
+    return read_config(path, trust=trust)
+
+
+def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, Record]:
+    """The configuration in the `config.json` of another run, for a new run: without its output folder, the name of its MLflow run
+    and its checkpoints.
+
+    Raises: InputError if it is not such a file, or if another user has written it and it names code.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: give a preset, or the {CONFIG} of a run")
+    config, _, record = read_config(path, trust=trust)
+    ensure_own_code(config, record, trust=trust)
+    tracking = dataclasses.replace(config.tracking, run_name=None)
+    recovery = dataclasses.replace(config.recovery, checkpoints=None)
+    return dataclasses.replace(config, output=None, tracking=tracking, recovery=recovery), record
+
+
+def read_config(path: Path, *, trust: bool) -> tuple[Config, str | None, Record]:
+    """Configuration, MLflow run and the file itself."""
     try:
         record = read_record(path)
         values = record.values

@@ -1,13 +1,18 @@
 """What `jobs/attack.py` attacks, and the settings of the attack that depend on it."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
+from cpgan_ray.common.plugins.names import is_code, label, parse
+from cpgan_ray.config.attacks import ALL_ATTACKS
 from cpgan_ray.config.folders.records import ensure_complete, own_store, read_record
 from cpgan_ray.config.folders.runs import CONFIG, read_run_record
 from cpgan_ray.config.jobs import AttackJob
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +42,17 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
 
 
 def attack_job_of(target: Target) -> AttackJob:
-    """The default settings of an attack: those of the attacked run if the target is one."""
+    """The default settings of an attack: those of the attacked run if the target is one. Code that the run's folder names is left
+    out: it is run only if a flag names it."""
     job = AttackJob()
     if target.config is None:
         return job
     same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
     job = dataclasses.replace(job, **{name: getattr(target.config, name) for name in same})
+    built_in = tuple(name for name in job.attacks.names if name in ALL_ATTACKS)
+    if left_out := [label(name) for name in job.attacks.names if name not in ALL_ATTACKS]:
+        logger.info(f"the run names code of its own as attacks ({', '.join(left_out)}), which is left out: --attacks.names adds it")
+        job = dataclasses.replace(job, attacks=dataclasses.replace(job.attacks, names=built_in or ALL_ATTACKS))
     return dataclasses.replace(job, tracking=dataclasses.replace(job.tracking, run_name=None))
 
 
@@ -55,6 +65,11 @@ def complete_attack_job(job: AttackJob, target: Target) -> AttackJob:
     """
     if target.folder is not None:
         ensure_complete(job, read_record(target.folder / CONFIG))
+    if job.dataset is None and target.config is not None and is_code(job.data.dataset):
+        raise InputError(
+            f"the data set of {target.name} is read by code, {job.data.dataset!r:.100}, which an attack runs only if you name it: "
+            "add --dataset with that name"
+        )
     if target.config is not None:
         ensure_same_people(job, target.config)
     if not target.own:
@@ -66,7 +81,7 @@ def complete_attack_job(job: AttackJob, target: Target) -> AttackJob:
 
 def ensure_same_people(job: AttackJob, run: Config) -> None:
     """Raises: InputError if the attack would draw other splits than the run, from the same data set."""
-    if (job.dataset or job.data.dataset) != run.data.dataset:
+    if parse(job.dataset or job.data.dataset).text != parse(run.data.dataset).text:
         return
     for name in DRAWN:
         value, of_run = getattr(job.data, name), getattr(run.data, name)
