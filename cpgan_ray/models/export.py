@@ -70,6 +70,6 @@ def export_program(module: nn.Module, example: Tensor, *, what: str) -> torch.ex
         logger.debug(f"the {what} cannot be exported", exc_info=e)
         reason = " ".join(str(e).split())[:250]
         raise InputError(
-            f"{place_of(e) or what}: the {what} cannot be exported for any batch size ({reason}): use only tensor operations, and no "
-            "Python numbers that depend on the batch"
+            f"{place_of(e) or what}: the {what} cannot be exported for any batch size ({reason}): use only tensor operations, and "
+            "no Python numbers that depend on the batch"
         ) from e

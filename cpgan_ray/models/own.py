@@ -25,7 +25,9 @@ class OwnNetwork(nn.Module):
             raise
         except Exception as e:
             raise part_error(self.name, e, doing=f"running the {self.role}") from e
-        if torch.compiler.is_exporting() or torch.compiler.is_compiling():  # comparing sizes would fix the batch size of the program
+        if (
+            torch.compiler.is_exporting() or torch.compiler.is_compiling()
+        ):  # comparing sizes would fix the batch size of the program
             return out
         if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != len(x) or not out.is_floating_point():
             got = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
