@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field, NonNegativeInt
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config.constraints import Fraction, NonNegative, OpenFraction, Positive, PositiveFraction, PositiveInt, config_class
 from cpgan_ray.config.marks import LOCAL, PORTABLE, Choices, Range
 from cpgan_ray.config.parts import Options, PartName
@@ -249,6 +250,7 @@ BUILT_IN_ADVERSARIES: dict[str, type[RidgeConfig | KernelConfig | NeuralConfig]]
     "neural": NeuralConfig,
 }
 """Kind -> configuration class; any other kind has an `OwnConfig`."""
+remember(__name__, "BUILT_IN_ADVERSARIES")
 
 
 def adversary_tag(value: Any) -> str:

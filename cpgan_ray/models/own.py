@@ -24,7 +24,8 @@ class OwnNetwork(nn.Module):
         except PASSED:
             raise
         except Exception as e:
-            raise part_error(self.name, e, doing=f"running the {self.role}") from e
+            doing = "exporting" if torch.compiler.is_exporting() else "running"
+            raise part_error(self.name, e, doing=f"{doing} the {self.role}") from e
         if (
             torch.compiler.is_exporting() or torch.compiler.is_compiling()
         ):  # comparing sizes would fix the batch size of the program

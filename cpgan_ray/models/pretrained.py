@@ -61,11 +61,40 @@ def timm_family(name: str) -> Callable[..., nn.Module]:
             raise InputError(
                 f"timm cannot make {name} for pictures of {image_shape} with privatizer.options {options}: {reason}"
             ) from e
+        backbone = Backbone(network, channels=channels)
+        drop_unused(backbone, image_shape)
         if config.frozen_stages:
             freeze_stages(network, config.frozen_stages, name=name)
-        return Backbone(network, channels=channels)
+        return backbone
 
     return build
+
+
+@torch.no_grad()
+def drop_unused(backbone: Backbone, image_shape: tuple[int, int, int]) -> None:
+    """Remove the parts of a network that its features do not use (its classifier), so that they are neither trained nor exported.
+
+    Raises: InputError if the network does not accept pictures of this shape.
+    """
+    height, width, channels = image_shape
+    used: set[nn.Module] = set()
+    hooks = [part.register_forward_pre_hook(lambda module, _: used.add(module)) for part in backbone.network.children()]
+    training = backbone.training
+    try:
+        backbone.eval()(torch.zeros(1, channels, height, width))
+    except (RuntimeError, AssertionError, ValueError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise InputError(
+            f"the network of timm does not accept samples of {height}x{width}x{channels} ({reason}): choose another one, or give "
+            "privatizer.options such as '{\"img_size\": 64}'"
+        ) from e
+    finally:
+        for hook in hooks:
+            hook.remove()
+        backbone.train(training)
+    for name, part in list(backbone.network.named_children()):
+        if part not in used and not isinstance(part, nn.ModuleList | nn.ModuleDict):  # these are called member by member
+            setattr(backbone.network, name, nn.Identity())
 
 
 def freeze_stages(network: Any, count: int, *, name: str) -> None:
@@ -73,8 +102,8 @@ def freeze_stages(network: Any, count: int, *, name: str) -> None:
 
     Raises: InputError if the network has no grouping, or fewer stages.
     """
-    from timm.models import group_parameters, named_apply  # noqa: F401
-    from timm.utils import freeze_batch_norm_2d
+    from timm.layers import freeze_batch_norm_2d
+    from timm.models import group_parameters
 
     if not hasattr(network, "group_matcher"):
         raise InputError(f"privatizer.frozen_stages is {count}, but timm groups {name} into no stages: set it to 0")

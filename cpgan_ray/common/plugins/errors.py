@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cpgan_ray.common.plugins.names import label
+from cpgan_ray.common.plugins.names import label, parse
 from cpgan_ray.errors import InputError, LostError
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,9 @@ def part_error(name: str, error: BaseException, *, doing: str) -> InputError:
     logger.debug(f"{label(name)} failed while {doing}", exc_info=error)
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     reason = " ".join(f"{type(error).__name__}: {text}".split())[:300].rstrip(": ")
-    return InputError(
-        f"{place_of(error) or label(name)}: {reason}, while {doing} {label(name)}: correct the code; --log-level debug shows the "
-        "traceback"
-    )
+    reference = parse(name)
+    place = place_of(error) or (reference.source if reference.is_file else label(name))
+    return InputError(f"{place}: {reason}, while {doing} {label(name)}: correct the code; --log-level debug shows the traceback")
 
 
 @contextmanager

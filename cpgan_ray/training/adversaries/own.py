@@ -46,6 +46,11 @@ class OwnAdversary:
                 f"adversary {label(self.name)}: recover returns errors of shape {tuple(errors.shape)} for {expected} rows; it must "
                 "return one error for each row that it is scored on, such as target[rows].errors(predicted)"
             )
+        if z.requires_grad and torch.is_grad_enabled() and not errors.requires_grad:
+            raise InputError(
+                f"adversary {label(self.name)}: the errors that recover returns do not depend on the codes, so they have no "
+                "gradient: never detach them from z"
+            )
         return errors, rows
 
     def improve(self, z: Tensor, target: Target) -> None:
