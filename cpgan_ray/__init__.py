@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from cpgan_ray.config import Config, presets
     from cpgan_ray.evaluation.encoders.encoder import Encoder
 
@@ -35,7 +37,12 @@ def __getattr__(name: str) -> Any:
 
 
 def train(
-    config: "Config | None" = None, *, resume: str | Path | None = None, trust: bool = False, log_level: str = "info"
+    config: "Config | None" = None,
+    *,
+    privatizer: "Module | None" = None,
+    resume: str | Path | None = None,
+    trust: bool = False,
+    log_level: str = "info",
 ) -> dict[str, Any]:
     """Train a privatizer against its adversaries, then attack its codes with fresh attacks.
 
@@ -52,6 +59,9 @@ def train(
     Args:
         config: of the run, for example a preset with `dataclasses.replace`. `config.output` is the folder that is written
             (`config.json`, `metrics.jsonl`, `privatizer.pt2`, `utility_head.pt2`, `report/`).
+        privatizer: a network, with its present weights, in place of the stages that `config.privatizer.family` names: float32
+            pictures (B, C, H, W) in [-1, 1] to features (B, ...). The bottleneck, the normalisation and the rounding are put behind
+            a copy of it. Such a run cannot be resumed.
         resume: instead of a configuration, the folder of an interrupted run to continue.
         trust: with resume, also use the paths and the tracking store in a folder that another user has written.
         log_level: least level of the lines on standard error: debug, info, warning or error.
@@ -75,12 +85,20 @@ def train(
     logs.configure(log_level)
     if (config is None) == (resume is None):
         raise InputError("train() takes a configuration, or the folder of an interrupted run as resume: give one of the two")
+    if resume is not None and privatizer is not None:
+        raise InputError("train() takes a privatizer only for a new run: a resumed run has the network that it began with")
     if resume is not None:
         interrupted, run_id, record = interrupted_run(Path(resume).expanduser().resolve(), trust=trust)
         interrupted = absolute(dataclasses.replace(interrupted, trust=trust))
         ensure_complete(interrupted, record)
         return pipeline.train(interrupted if record.own or trust else own_store(interrupted), resume=run_id)
     assert config is not None
+    if privatizer is not None:
+        from cpgan_ray.models.own import family_of
+
+        config = dataclasses.replace(
+            config, privatizer=dataclasses.replace(config.privatizer, family=family_of(privatizer), options={})
+        )
     return pipeline.train(absolute(config))
 
 

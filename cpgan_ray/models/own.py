@@ -1,5 +1,6 @@
 """Networks that the user has written, or gives as an object, as part of the project's networks."""
 
+import copy
 from typing import Any
 
 import torch
@@ -48,6 +49,18 @@ def build_network(parts: Parts[Any], name: str, *arguments: Any, role: str, **ke
     if not isinstance(network, nn.Module):
         raise InputError(f"{parts.field} {label(name)} returns {type(network).__name__}; it must return a torch.nn.Module")
     return OwnNetwork(network, name=name, role=role) if parts.is_own(name) else network
+
+
+def family_of(network: nn.Module) -> str:
+    """The name of a family whose stages are copies of a network, on the CPU.
+
+    Raises: InputError if it is no network, or cannot be pickled.
+    """
+    from cpgan_ray.common.plugins.objects import object_name
+
+    if not isinstance(network, nn.Module):
+        raise InputError(f"privatizer is {type(network).__name__}; it must be a torch.nn.Module")
+    return object_name(copy.deepcopy(network).cpu(), classes={type(part) for part in network.modules()})
 
 
 def has_own_code(network: nn.Module) -> bool:

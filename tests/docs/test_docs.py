@@ -92,7 +92,7 @@ def link_error(page: Path, link: str) -> str | None:
 def repository_paths(page: Path) -> set[str]:
     """Files of the repository that a page names in its code blocks or in code within a sentence."""
     words = {word for line in code_lines(page) for word in line.split()}
-    return {word for word in words if re.fullmatch(r"(cpgan_ray|tests|jobs|cluster|docs)/[\w./-]*\w", word)}
+    return {word for word in words if re.fullmatch(r"(cpgan_ray|tests|jobs|cluster|docs|examples)/[\w./-]*\w", word)}
 
 
 # ------------------------------------------------------------------------------------------------------------- tests of the checks
@@ -245,6 +245,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     values = {
         "DIR": str(folder / "data"),
         "RUN_FOLDER": str(run),
+        "CONFIG.json": str(run / CONFIG),
         "SEARCH_FOLDER": str(search),
         "COMPARISON_FOLDER": str(comparison),
         "encoder.pt2": str(folder / "encoder.pt2"),

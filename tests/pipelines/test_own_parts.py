@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 import cpgan_ray
 from cpgan_ray import cli
@@ -310,3 +311,40 @@ def test_search_names_the_option_that_a_network_does_not_take(own, tmp_path):
 def test_config_with_own_parts_round_trips_through_json(own):
     config = pinned(own())
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+class Given(torch.nn.Module):
+    """A network that a test gives as an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(16 * 16 * 3, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.map(x.flatten(1)).relu()
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_network_given_as_an_object_is_the_same_on_ray_and_unchanged(own, tmp_path):
+    network = Given()
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    changes = {"attacks.names": ["ridge"], "utility.family": "mlp"}
+    local = cpgan_ray.train(own(**changes), privatizer=network)
+    on_ray = cpgan_ray.train(own(**changes, **{"output": str(tmp_path / "ray"), "runtime.backend": "ray"}), privatizer=network)
+    assert differences(Path(local["output"]), Path(on_ray["output"]), {}) == []
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["privatizer"]["family"].startswith("object:Given@")
+
+
+def test_object_that_is_no_network_is_refused_and_one_cannot_be_resumed(own, monkeypatch):
+    from cpgan_ray.common.plugins import shipping
+    from cpgan_ray.models.own import family_of
+
+    with pytest.raises(InputError, match="privatizer is int; it must be a torch.nn.Module"):
+        cpgan_ray.train(own(), privatizer=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="takes a privatizer only for a new run"):
+        cpgan_ray.train(resume="anywhere", privatizer=Given())
+    name = family_of(Given())
+    monkeypatch.setattr(shipping, "_kept", {})
+    with pytest.raises(InputError, match="the network 'Given' was given as a Python object, which no file holds"):
+        pinned(own(**{"privatizer.family": name, "privatizer.options": {}}))

@@ -54,6 +54,10 @@ class Parts(dict[str, T]):
 
     def resolve(self, name: str) -> tuple[T, str]:
         reference = parse(name)
+        if reference.attribute and reference.source == OBJECT:
+            from cpgan_ray.common.plugins.objects import family_of_object
+
+            return family_of_object(reference), reference.digest  # pyright: ignore[reportReturnType]
         if reference.attribute:
             return loading.load(reference)
         if (entry := self.registered().get(reference.source)) is None:
@@ -130,8 +134,3 @@ class Parts(dict[str, T]):
                 f"{self.field} {label(name)} has the parameters {signature}, but is called with ({given}): {e}; see "
                 "docs/extending.md"
             ) from e
-
-
-def is_object(name: str) -> bool:
-    """Whether a name stands for a part that was given as a Python object."""
-    return parse(name).source == OBJECT
