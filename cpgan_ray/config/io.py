@@ -93,8 +93,8 @@ def _differences(name: str, value: Any, own: Any) -> list[str]:
 
 
 def is_option(name: str, known: Mapping[str, Any]) -> bool:
-    """Whether a dotted name is an option of a part (`privatizer.options.width`), or all of them (`privatizer.options`): the flattened
-    configuration (`known`) has only those that are set."""
+    """Whether a dotted name is an option of a part (`privatizer.options.width`), or all of them (`privatizer.options`): the
+    flattened configuration (`known`) has only those that are set."""
     section, dot, option = f"{name}.".partition(".options.")
     has_options = f"{section}.family" in known or f"{section}.kind" in known or section == "data"
     return bool(dot) and option.count(".") <= 1 and has_options

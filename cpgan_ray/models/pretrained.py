@@ -45,7 +45,7 @@ def timm_family(name: str) -> Callable[..., nn.Module]:
     Raises: InputError if timm is not installed, or has no such network.
     """
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise InputError(f"privatizer.family is 'timm:{name}', but timm is not installed: pip install 'cpgan_ray[timm]'") from e
     if not timm.is_model(name.partition(".")[0]):
@@ -102,8 +102,8 @@ def freeze_stages(network: Any, count: int, *, name: str) -> None:
 
     Raises: InputError if the network has no grouping, or fewer stages.
     """
-    from timm.layers import freeze_batch_norm_2d
-    from timm.models import group_parameters
+    from timm.layers.norm_act import freeze_batch_norm_2d  # pyright: ignore[reportMissingImports]
+    from timm.models import group_parameters  # pyright: ignore[reportMissingImports]
 
     if not hasattr(network, "group_matcher"):
         raise InputError(f"privatizer.frozen_stages is {count}, but timm groups {name} into no stages: set it to 0")
@@ -132,7 +132,7 @@ def read_weights(file: str) -> dict[str, Tensor]:
     content, _ = loading.content_of(path, digest, suffix=suffix, limit=MAX_WEIGHTS_BYTES)
     try:
         if suffix == ".safetensors":
-            from safetensors.torch import load
+            from safetensors.torch import load  # pyright: ignore[reportMissingImports]
 
             return load(content)
         import io

@@ -73,9 +73,9 @@ def write_code(path: Path) -> Path:
     return path
 
 
-def configuration(code: Path, cache_dir: Path, output: Path, uri: str, **changes: Any) -> Config:
+def configuration(code: Path, cache_dir: Path, place: Path, uri: str, **changes: Any) -> Config:
     """The tiny configuration with an own privatizer, head, adversary and attack."""
-    config = override(TINY, {"cache_dir": str(cache_dir), "output": str(output), "tracking.uri": uri})
+    config = override(TINY, {"cache_dir": str(cache_dir), "output": str(place), "tracking.uri": uri})
     slow = OwnConfig(kind=f"{code}/eve.py:Slow", options={"step": 0.25}, components=8)
     config = dataclasses.replace(config, adversaries={"ridge": config.adversaries["ridge"], "slow": slow})
     names = {"privatizer.family": f"{code}/nets.py:build", "utility.family": f"{code}/nets.py:head"}
@@ -151,6 +151,7 @@ def test_run_on_ray_without_the_files_is_bit_identical(own, folder, run, monkeyp
     assert differences(run, Path(on_ray["output"]), {}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_left_as_it_was")
 def test_killed_own_players_recover_bit_identical(own, differing):
     from cpgan_ray.distributed.driver import RayGame
@@ -280,6 +281,7 @@ def test_fault_in_own_code_is_one_line_with_file_and_line(file, old, new, messag
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_left_as_it_was")
 def test_fault_of_an_own_adversary_on_ray_is_one_line_too(own, folder):
     path = folder / "eve.py"
@@ -288,6 +290,8 @@ def test_fault_of_an_own_adversary_on_ray_is_one_line_too(own, folder):
         train(own(**{"runtime.backend": "ray"}))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("process_left_as_it_was")
 def test_search_over_an_option_of_an_own_network(own, tmp_path):
     from cpgan_ray.pipelines.tune.job import search
 
@@ -324,6 +328,7 @@ class Given(torch.nn.Module):
         return self.map(x.flatten(1)).relu()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_left_as_it_was")
 def test_network_given_as_an_object_is_the_same_on_ray_and_unchanged(own, tmp_path):
     network = Given()
@@ -347,4 +352,4 @@ def test_object_that_is_no_network_is_refused_and_one_cannot_be_resumed(own, mon
     name = family_of(Given())
     monkeypatch.setattr(shipping, "_kept", {})
     with pytest.raises(InputError, match="the network 'Given' was given as a Python object, which no file holds"):
-        pinned(own(**{"privatizer.family": name, "privatizer.options": {}}))
+        pinned(own(**{"privatizer.family": name}))
