@@ -214,7 +214,7 @@ def test_config_json_of_a_run_trains_again_with_flags_on_top(run, tmp_path, in_p
     assert (config.k, config.output, config.privatizer.options) == (5, None, {"width": 6})
 
 
-def test_code_named_in_another_users_folder_is_run_only_with_trust(run, tmp_path, monkeypatch, caplog):
+def test_code_named_in_another_users_folder_is_run_only_with_trust(finished, run, tmp_path, monkeypatch, capsys):
     """Neither a new run from the file, nor an attack; the traces are files that the code would write."""
     output, trace = tmp_path / "run", tmp_path / "trace"
     shutil.copytree(run, output)
@@ -229,8 +229,9 @@ def test_code_named_in_another_users_folder_is_run_only_with_trust(run, tmp_path
     (output / "report" / "report.json").unlink()
     with pytest.raises(InputError, match="names code, .*hostile.py:part'.*add --trust to run it"):
         cli.parse_train(["--resume", str(output)], default="faces", description="")
-    result = cpgan_ray.attack(output, variant="leaked", output=tmp_path / "attack")
-    assert "which is left out" in caplog.text and "part" in caplog.text
+    where = {"cache_dir": finished.cache_dir, "runtime": finished.runtime, "tracking": finished.tracking}
+    result = cpgan_ray.attack(output, variant="leaked", output=tmp_path / "attack", **where)
+    assert "code of its own as attacks (hostile.part), which is left out" in capsys.readouterr().err
     assert result["strongest"]["attack"] == "ridge"
     assert not trace.exists()
     monkeypatch.setenv(KEY_VARIABLE, "1" * 64)  # even an own key of another session does not count
@@ -302,7 +303,17 @@ def test_search_over_an_option_of_an_own_network(own, tmp_path):
     assert result.ok and sorted(t["setting"]["privatizer.options.width"] for t in trials) == [2, 4]
 
 
-def test_search_names_the_option_that_a_network_does_not_take(own, tmp_path):
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            "privatizer.options.depth=1,2",
+            r"over privatizer\.options\.depth=1: privatizer\.options has 'depth', but nets\.build takes",
+        ),
+        ("privatizer.family=conv,conf", r"privatizer\.family is 'conf'; it must be one of conv, residual"),
+    ],
+)
+def test_search_names_the_option_or_network_that_does_not_exist(space, message, own, tmp_path):
     from cpgan_ray.pipelines.tune.job import search
 
     config = own(output=str(tmp_path / "search"))
