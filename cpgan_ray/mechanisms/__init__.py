@@ -24,61 +24,57 @@ SHARES = (1.0, 0.001)
 """The range of fractions that a calibration tries; every fraction below 1.5 / k is a code of one number."""
 NOISE = (0.05, 20.0)
 """The range of standard deviations that a calibration tries."""
-MECHANISMS: Parts[Mechanism] = Parts(
-    {
-        "cpgan": Mechanism(
-            cpgan, "privacy_weight", WEIGHTS, "the game of this project, all adversaries of the preset", search=(0.01, 100.0)
-        ),
-        "cpgan_one": Mechanism(
-            cpgan_one, "privacy_weight", WEIGHTS, "the same against only the neural adversary", search=(0.01, 100.0)
-        ),
-        "cpgan_paper": Mechanism(
-            cpgan_paper,
-            "lambda",
-            (100.0, 10.0, 1.0),
-            "the reference loss: lambda L_U - L_R, ReLU codes, neural adversary",
-            search=(1000.0, 0.001),
-        ),
-        "ran": Mechanism(
-            ran, "alpha", (0.9, 0.5, 0.1, 0.02), "RAN (Liu et al. 2019): alpha L_U - (1 - alpha) L_R", search=(0.99, 0.0001)
-        ),
-        "dnn": Mechanism(undefended, "none", (0.0,), "undefended features of their full length, without a bottleneck"),
-        "bottleneck": Mechanism(
-            bottleneck,
-            "share of k",
-            FRACTIONS,
-            "undefended codes of a share of the length k",
-            search=SHARES,
-            length=fraction_of_k,
-        ),
-        "resize": Mechanism(
-            resize,
-            "noise",
-            (0.0, 0.5, 1.0, 2.0),
-            "k principal components of the features of dnn, with Laplace noise",
-            search=NOISE,
-        ),
-        "noise": Mechanism(laplace_noise, "noise", (0.5, 1.0, 2.0, 4.0), "the sample itself with Laplace noise", search=NOISE),
-        "gaussian_noise": Mechanism(
-            gaussian_noise, "noise", (0.5, 1.0, 2.0, 4.0), "the sample itself with Gaussian noise", search=NOISE
-        ),
-        "pca": Mechanism(
-            pca, "share of k", FRACTIONS, "principal components of the sample, a share of k", search=SHARES, length=fraction_of_k
-        ),
-        "random_projection": Mechanism(
-            random_projection, "share of k", FRACTIONS, "random directions, a share of k", search=SHARES, length=fraction_of_k
-        ),
-        "dca": Mechanism(
-            dca,
-            "share of k",
-            FRACTIONS,
-            "discriminant components (Kung et al. 2017), a share of them",
-            search=SHARES,
-            length=discriminant_length,
-        ),
-    },
-    kind="mechanism",
-    group="cpgan_ray.mechanisms",
-    field="mechanisms",
-)
+_built_in: dict[str, Mechanism] = {
+    "cpgan": Mechanism(
+        cpgan, "privacy_weight", WEIGHTS, "the game of this project, all adversaries of the preset", search=(0.01, 100.0)
+    ),
+    "cpgan_one": Mechanism(
+        cpgan_one, "privacy_weight", WEIGHTS, "the same against only the neural adversary", search=(0.01, 100.0)
+    ),
+    "cpgan_paper": Mechanism(
+        cpgan_paper,
+        "lambda",
+        (100.0, 10.0, 1.0),
+        "the reference loss: lambda L_U - L_R, ReLU codes, neural adversary",
+        search=(1000.0, 0.001),
+    ),
+    "ran": Mechanism(
+        ran, "alpha", (0.9, 0.5, 0.1, 0.02), "RAN (Liu et al. 2019): alpha L_U - (1 - alpha) L_R", search=(0.99, 0.0001)
+    ),
+    "dnn": Mechanism(undefended, "none", (0.0,), "undefended features of their full length, without a bottleneck"),
+    "bottleneck": Mechanism(
+        bottleneck,
+        "share of k",
+        FRACTIONS,
+        "undefended codes of a share of the length k",
+        search=SHARES,
+        length=fraction_of_k,
+    ),
+    "resize": Mechanism(
+        resize,
+        "noise",
+        (0.0, 0.5, 1.0, 2.0),
+        "k principal components of the features of dnn, with Laplace noise",
+        search=NOISE,
+    ),
+    "noise": Mechanism(laplace_noise, "noise", (0.5, 1.0, 2.0, 4.0), "the sample itself with Laplace noise", search=NOISE),
+    "gaussian_noise": Mechanism(
+        gaussian_noise, "noise", (0.5, 1.0, 2.0, 4.0), "the sample itself with Gaussian noise", search=NOISE
+    ),
+    "pca": Mechanism(
+        pca, "share of k", FRACTIONS, "principal components of the sample, a share of k", search=SHARES, length=fraction_of_k
+    ),
+    "random_projection": Mechanism(
+        random_projection, "share of k", FRACTIONS, "random directions, a share of k", search=SHARES, length=fraction_of_k
+    ),
+    "dca": Mechanism(
+        dca,
+        "share of k",
+        FRACTIONS,
+        "discriminant components (Kung et al. 2017), a share of them",
+        search=SHARES,
+        length=discriminant_length,
+    ),
+}
+MECHANISMS: Parts[Mechanism] = Parts(_built_in, kind="mechanism", group="cpgan_ray.mechanisms", field="mechanisms")
 remember(__name__, "MECHANISMS")

@@ -102,23 +102,20 @@ def strided_family(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConf
 
 Family = Callable[..., nn.Module]
 """A function from the configuration, the image shape (H, W, C) and the options to the stages: (B, C, H, W) -> (B, ...)."""
+_built_in: dict[str, Family] = {
+    "conv": strided_family(conv_stages),
+    "residual": strided_family(residual_stages),
+    "lenet": lambda config, image_shape: lenet_stages(image_shape),
+    "generator": lambda config, image_shape: generator_conv(image_shape[2]),
+    "picture": lambda config, image_shape: residual_g(image_shape[2], momentum=config.norm_momentum),
+    "picture_conv": lambda config, image_shape: picture_conv(image_shape[2]),
+    "celeba_single": lambda config, image_shape: leaky_stages(image_shape[2]),
+    "celeba_multi": lambda config, image_shape: SubNets(image_shape[2]),
+    "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
+    "whitened": lambda config, image_shape: Whitening(image_shape),
+}
 FAMILIES: Parts[Family] = Parts(
-    {
-        "conv": strided_family(conv_stages),
-        "residual": strided_family(residual_stages),
-        "lenet": lambda config, image_shape: lenet_stages(image_shape),
-        "generator": lambda config, image_shape: generator_conv(image_shape[2]),
-        "picture": lambda config, image_shape: residual_g(image_shape[2], momentum=config.norm_momentum),
-        "picture_conv": lambda config, image_shape: picture_conv(image_shape[2]),
-        "celeba_single": lambda config, image_shape: leaky_stages(image_shape[2]),
-        "celeba_multi": lambda config, image_shape: SubNets(image_shape[2]),
-        "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
-        "whitened": lambda config, image_shape: Whitening(image_shape),
-    },
-    kind="privatizer",
-    group="cpgan_ray.privatizers",
-    field="privatizer.family",
-    libraries={"timm": timm_family},
+    _built_in, kind="privatizer", group="cpgan_ray.privatizers", field="privatizer.family", libraries={"timm": timm_family}
 )
 CODE_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "normalised": lambda k: nn.BatchNorm1d(k, affine=False),

@@ -17,17 +17,15 @@ from cpgan_ray.evaluation.attacks.kernel import kernel_attack
 from cpgan_ray.evaluation.attacks.nearest import nearest_attack
 from cpgan_ray.evaluation.attacks.neural import decoder_attack, mlp_attack, resnet_decoder_attack
 
+_built_in: dict[str, Callable[[AttackData, AttackConfig], Fitted]] = {
+    "ridge": ridge_attack,
+    "kernel": kernel_attack,
+    "mlp": mlp_attack,
+    "decoder": decoder_attack,
+    "resnet_decoder": resnet_decoder_attack,
+    "nearest": nearest_attack,
+}
 ATTACKS: Parts[Callable[[AttackData, AttackConfig], Fitted]] = Parts(
-    {
-        "ridge": ridge_attack,
-        "kernel": kernel_attack,
-        "mlp": mlp_attack,
-        "decoder": decoder_attack,
-        "resnet_decoder": resnet_decoder_attack,
-        "nearest": nearest_attack,
-    },
-    kind="attack",
-    group="cpgan_ray.attacks",
-    field="attacks.names",
+    _built_in, kind="attack", group="cpgan_ray.attacks", field="attacks.names"
 )
 remember(__name__, "ATTACKS")
