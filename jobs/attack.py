@@ -8,6 +8,7 @@
     python jobs/attack.py RUN --trust                                   # use all settings of a folder that another user wrote
     python jobs/attack.py RUN --variant leaked --against OTHER_RUN      # a paired comparison with another run
     python jobs/attack.py e.onnx --encoder.outputs embedding            # only some of an encoder's outputs, not all together
+    python jobs/attack.py RUN --attacks.names ridge own.py:attack       # an attack of your own (docs/extending.md)
     python jobs/attack.py noisy.pt2 --encoder.stochastic                # a stochastic encoder: it may draw random numbers
 
 An encoder takes uint8 pictures (B, 3, H, W) and returns codes (B, k). An encoder with float32 input gets pictures in [-1, 1]. It

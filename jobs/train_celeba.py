@@ -4,6 +4,8 @@
     python jobs/train_celeba.py celeba --data-dir DIR                 # CelebA in its official layout
     python jobs/train_celeba.py celeba --data-dir DIR --privacy-weight 0    # the undefended control
     python jobs/train_celeba.py --resume FOLDER                       # continue an interrupted run from its last checkpoint
+    python jobs/train_celeba.py CONFIG.json --seed 1                  # a new run with the settings of another run's config.json
+    python jobs/train_celeba.py --privatizer.family nets.py:build     # a network of your own (docs/extending.md)
     ray job submit --working-dir . -- python jobs/train_celeba.py celeba --data-dir DIR --output DIR
 
 From a folder that another user has written, --resume takes only what was trained. --trust also takes data, caches, cluster and

@@ -3,10 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-from cpgan_ray.common.plugins.names import absolute_name
+from cpgan_ray.common.plugins.names import absolute_name, absolute_path
 from cpgan_ray.config import AdversaryConfig, AttackJob, Config, OwnConfig, ReproduceJob, SearchJob
 from cpgan_ray.config.players import BUILT_IN_ADVERSARIES
 from cpgan_ray.config.schema import NAME
@@ -80,7 +79,7 @@ def absolute_weights(file: str | None) -> str | None:
     if file is None:
         return None
     path, at, digest = file.partition("@")
-    return f"{Path(path).expanduser().resolve()}{at}{digest}"
+    return f"{absolute_path(path)}{at}{digest}"
 
 
 def absolute_search_space(job: SearchJob) -> SearchJob:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from cpgan_ray.common.json_files import parse_json
+from cpgan_ray.common.plugins.names import is_code, stored_name
 from cpgan_ray.config.io import flatten, is_option, override
 from cpgan_ray.config.marks import Choices, Range
 from cpgan_ray.config.schema import Config
@@ -145,5 +146,10 @@ def combinations(found: Sequence[Dimension]) -> list[Setting]:
 
 def shown(setting: Mapping[str, Any], *, seed: int | None = None) -> str:
     """`k=64 privacy_weight=0.2 seed=0`."""
-    parts = [f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in setting.items()]
+    parts = [f"{name}={v:g}" if isinstance(v, float) else f"{name}={short(v)}" for name, v in setting.items()]
     return " ".join([*parts, *([] if seed is None else [f"seed={seed}"])])
+
+
+def short(value: Any) -> Any:
+    """A name of code without its folder, because the text becomes the name of a folder; any other value unchanged."""
+    return stored_name(value) if isinstance(value, str) and is_code(value) else value

@@ -172,7 +172,7 @@ def join(address: str) -> None:
     try:
         ensure_listening(address)
         with on_loopback() if is_loopback(address) else contextlib.nullcontext():
-            ray.init(address=address, **QUIET, **own_code())
+            ray.init(address=address, **QUIET, **shipped_code())
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster responds at {address!r}: start it, or omit --runtime.address for a local one") from e
 
@@ -189,7 +189,9 @@ def start_local() -> None:
             shielded_from_signals(),
             only_needed_processes(),
         ):
-            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder, **QUIET, **own_code())
+            ray.init(
+                address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder, **QUIET, **shipped_code()
+            )
     except Exception as e:  # Ray raises many types, depending on the machine
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise InputError(
@@ -202,7 +204,7 @@ _sent: set[str] = set()
 """Names of the files that were sent to the present cluster."""
 
 
-def own_code() -> dict[str, Any]:
+def shipped_code() -> dict[str, Any]:
     """The argument of `ray.init` that sends the files of selected parts to every node; empty if all parts are built in."""
     modules = shipping.modules()
     _sent.clear()

@@ -1,6 +1,7 @@
 """Tests of the flags that select parts: adversaries by kind, absolute names, options, and the configuration of another run."""
 
 import json
+import shlex
 
 import pytest
 
@@ -96,3 +97,10 @@ def test_config_of_another_run_that_was_edited_is_not_the_users_own(tmp_path, ca
     assert (again.k, again.cache_dir) == (5, None)
     assert "cache_dir is taken from your flags only" in caplog.text
     assert parse(f"{tmp_path}/config.json --trust").cache_dir == tmp_path / "cache"
+
+
+def test_command_that_repeats_a_run_with_options_parses_to_the_same_run(tmp_path):
+    words = ["digits", "--privatizer.options", '{"width": 3, "name": "a b"}', "--adversaries.mine.kind", f"{tmp_path}/eve.py:Eve"]
+    config = cli.parse([*words, "--adversaries.mine.options", '{"step": 0.5}'], default="faces", description="")
+    again = cli.parse(shlex.split(cli.command_for(config)), default="faces", description="")
+    assert (again.privatizer, again.adversaries) == (config.privatizer, config.adversaries)

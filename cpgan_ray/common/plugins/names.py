@@ -1,5 +1,6 @@
 """Names of parts: their four forms, without importing what they select."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,13 @@ def absolute_name(name: str) -> str:
     reference = parse(name)
     if not reference.is_file:
         return name
-    path = Path(reference.source).expanduser().resolve()
+    path = absolute_path(reference.source)
     return f"{path}:{reference.attribute}" + (f"@{reference.digest}" if reference.digest else "")
+
+
+def absolute_path(path: str) -> str:
+    """The path from the root, with `~` expanded. Links stay, so that nothing is read."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (pathlib raises if `~` or a link leads nowhere)
 
 
 def pinned_name(name: str, digest: str) -> str:

@@ -1,8 +1,10 @@
 """The `config.json` of a run: its configuration, its prepared store, and its MLflow run."""
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config.folders.records import Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
@@ -94,7 +96,12 @@ def command_for(config: Config) -> str:
     base = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}
     omitted = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
     words = [config.preset]
+    options: dict[str, dict[str, Any]] = {}
     for name, value in flatten(config).items():
+        section, dot, option = name.partition(".options.")
+        if dot:
+            options.setdefault(section, {})[option] = value
+            continue
         if name.startswith(omitted) or value == base.get(name):
             continue
         *path, last = name.replace("_", "-").split(".")
@@ -102,4 +109,6 @@ def command_for(config: Config) -> str:
             words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
         else:
             words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    for section, values in options.items():
+        words += [f"--{section.replace('_', '-')}.options", json.dumps(values)]
     return redacted(shlex.join(words))
