@@ -1,5 +1,7 @@
 """A data set that the user's own code reads: its recipe, and checks of what the code returns."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,34 @@ def own_dataset(name: str, datasets: Parts[Any], *, has_folder: bool) -> SmallDa
     """
     part = datasets[name]
     if isinstance(part, SmallDataset):
-        return part
+        return dataclasses.replace(
+            part, files=guarded(part.files, name), read=lambda source, data: validated(part, source, data, name)
+        )
     if not callable(part):
         raise InputError(f"data.dataset {label(name)} is {type(part).__name__}; it must be a function that returns Samples")
 
     def read(source: Path, data: DataConfig) -> Samples:
         samples = datasets.call(name, source if has_folder else None, data, options=data.options)
-        with own_code(name, doing="checking the samples of"):
-            return validate_samples(checked(samples, name), f"data.dataset {label(name)}")
+        return validate_samples(checked(samples, name), f"data.dataset {label(name)}")
 
     return SmallDataset(
         lambda source, data: files_in(source) if has_folder else [], read, needs_folder=has_folder, settings=("options",)
     )
+
+
+def guarded(call: Callable[[Path, DataConfig], Any], name: str) -> Callable[[Path, DataConfig], Any]:
+    """A function of a user's `SmallDataset`, whose errors become one line with file and line."""
+
+    def guarded_call(source: Path, data: DataConfig) -> Any:
+        with own_code(name, doing="reading the data set"):
+            return call(source, data)
+
+    return guarded_call
+
+
+def validated(part: SmallDataset, source: Path, data: DataConfig, name: str) -> Samples:
+    """The samples of a user's `SmallDataset`, checked."""
+    return validate_samples(checked(guarded(part.read, name)(source, data), name), f"data.dataset {label(name)}")
 
 
 def files_in(folder: Path) -> list[Path]:

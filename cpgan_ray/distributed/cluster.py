@@ -150,7 +150,7 @@ def connect(runtime: RuntimeConfig) -> None:
     if ray.is_initialized():
         if has_all_code():
             return
-        if not is_local():
+        if session_name() not in _started:
             raise InputError(
                 "Ray was connected before the code of this run was named, so its processes do not have it: call "
                 "ray.shutdown() first"
@@ -198,10 +198,14 @@ def start_local() -> None:
             f"Ray cannot be started on this machine ({reason}); its logs are in {folder}: correct this or run in one process with "
             "--runtime.backend local"
         ) from e
+    _started.clear()
+    _started.add(session_name())
 
 
 _sent: set[str] = set()
 """Names of the files that were sent to the present cluster."""
+_started: set[str] = set()
+"""The session of the local cluster that `start_local` has started, if it is the last one."""
 
 
 def shipped_code() -> dict[str, Any]:
@@ -216,6 +220,11 @@ def has_all_code() -> bool:
     """Whether the processes of the cluster have the files of all parts that this process has resolved. In a process of Ray they do:
     they come from its driver."""
     return ray_worker.global_worker.mode == ray_worker.WORKER_MODE or shipping.wanted() <= _sent
+
+
+def session_name() -> str:
+    """The name of the session of this process's cluster."""
+    return "" if ray_worker.global_worker.node is None else ray_worker.global_worker.node.session_name
 
 
 def is_local() -> bool:

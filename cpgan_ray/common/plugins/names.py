@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DIGEST = r"(?:@[0-9a-f]{16})?"
-WORD, DOTTED = r"[A-Za-z_]\w*", r"[A-Za-z_]\w*(?:\.\w+)*"
+DOTTED = r"[A-Za-z_]\w*(?:\.\w+)*"
 PART = rf"^(?:[\w.+-]{{1,60}}|{DOTTED}:{DOTTED}|[^:@\x00-\x1f]+\.py:{DOTTED}){DIGEST}$"
 """A name of a part, as a regular expression."""
 PART_WORDS = "a built-in name, a name that an installed package registers, PACKAGE.MODULE:NAME or FILE.py:NAME"
