@@ -16,7 +16,7 @@ CALL = "train_celeba.py [PRESET | CONFIG.json] [--flag VALUE ...]"
 
 
 def parse(arguments: Sequence[str], *, default: str, description: str) -> Config:
-    """Parse `[PRESET] [--any.config.field VALUE ...]` into a configuration.
+    """Parse `[PRESET | CONFIG.json] [--any.config.field VALUE ...]` into a configuration.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -24,8 +24,8 @@ def parse(arguments: Sequence[str], *, default: str, description: str) -> Config
 
 
 def parse_train(arguments: Sequence[str], *, default: str, description: str) -> tuple[Config, str | None]:
-    """Parse the same as `parse`, or `--resume FOLDER [--flag VALUE ...]`. Returns the configuration, and the id of the MLflow run that
-    continues; None for a new run.
+    """Parse the same as `parse`, or `--resume FOLDER [--flag VALUE ...]`. Returns the configuration, and the id of the MLflow run
+    that continues; None for a new run.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
