@@ -26,21 +26,21 @@ from cpgan_ray.training.adversaries.streamed import StreamedAdversary
 __all__ = ["ADVERSARIES", "Adversary", "AdversaryContext", "Target", "build_adversary"]
 
 
-def ridge(config: RidgeConfig, context: AdversaryContext) -> Adversary:
+def build_ridge(config: RidgeConfig, context: AdversaryContext) -> Adversary:
     """Linear ridge regression."""
     if config.fit == "epoch":
         return StreamedAdversary(config, k=context.k, rng=context.rng, device=context.device)
     return RidgeAdversary(config, holdout_fraction=context.holdout_fraction)
 
 
-def kernel(config: KernelConfig, context: AdversaryContext) -> Adversary:
+def build_kernel(config: KernelConfig, context: AdversaryContext) -> Adversary:
     """Kernel ridge regression."""
     if config.fit == "epoch":
         return StreamedAdversary(config, k=context.k, rng=context.rng, device=context.device)
     return KernelAdversary(config, holdout_fraction=context.holdout_fraction, k=context.k, rng=context.rng, device=context.device)
 
 
-def neural(config: NeuralConfig, context: AdversaryContext) -> Adversary:
+def build_neural(config: NeuralConfig, context: AdversaryContext) -> Adversary:
     """A network that makes a few gradient steps per round."""
     network = build_reconstructor(config, k=context.k, image_shape=context.image_shape, target=context.target)
     network = network.to(context.device)
@@ -50,7 +50,7 @@ def neural(config: NeuralConfig, context: AdversaryContext) -> Adversary:
 
 
 ADVERSARIES: Parts[Callable[..., Adversary]] = Parts(
-    {"ridge": ridge, "kernel": kernel, "neural": neural},
+    {"ridge": build_ridge, "kernel": build_kernel, "neural": build_neural},
     kind="adversary",
     group="cpgan_ray.adversaries",
     field="adversaries.<name>.kind",
