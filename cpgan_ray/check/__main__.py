@@ -66,7 +66,7 @@ def kind_of(name: str, part: Any) -> Kind:
         parameters = ()
     if parameters[:2] in FIRST_PARAMETERS:
         return FIRST_PARAMETERS[parameters[:2]]
-    if parameters[:1] == ("config",) and {"k", "num_labels"} <= set(parameters):
+    if parameters[:1] == ("config",) and {"k", "num_logits"} <= set(parameters):
         return "head"
     raise InputError(
         f"{label(name)} has the parameters ({', '.join(parameters)}), which belong to no kind of part: say with --kind which it is"

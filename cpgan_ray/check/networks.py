@@ -17,7 +17,7 @@ from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.export import StoredInputPrivatizer, export_program
 from cpgan_ray.training.checkpoint import pack, unpack
 
-NUM_LABELS = 3
+NUM_LOGITS = 3
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def check_head(findings: Findings, name: str, options: dict[str, Any], material:
     """A classifier of three labels on the codes."""
     config = UtilityConfig(family=name, options=options)
     subject = Subject(
-        lambda: build_head(config, k=material.k, num_labels=NUM_LABELS, image_shape=material.image_shape),
+        lambda: build_head(config, k=material.k, num_logits=NUM_LOGITS, image_shape=material.image_shape),
         lambda count: material.codes(material.pictures(count, "inputs")),
-        NUM_LABELS,
+        NUM_LOGITS,
         "utility head",
     )
     check_network(findings, subject)

@@ -77,7 +77,8 @@ def celeba_multi(config: UtilityConfig, *, k: int, num_logits: int, image_shape:
     head = GroupedHead(k, dropout=config.dropout)
     if num_logits != head.outputs:
         raise InputError(
-            f"utility.family 'celeba_multi' is for {head.outputs} logits, one for each attribute; the task has {num_logits}: use 'mlp'"
+            f"utility.family 'celeba_multi' is for {head.outputs} logits, one for each attribute; the task has "
+            f"{num_logits}: use 'mlp'"
         )
     return head
 

@@ -156,11 +156,11 @@ def check_own_networks(config: Config, dataset: Dataset) -> None:
     """
     if not (":" in config.privatizer.family + config.utility.family or config.privatizer.weights):
         return
-    shape, outputs = dataset.image_shape, len(label_frequencies(dataset, config.data.labels))
+    shape, outputs = dataset.image_shape, task_of(dataset, config.data.labels).num_logits
     with torch.random.fork_rng(devices=()):
         networks = {
             "privatizer": build_privatizer(config.privatizer, k=config.k, image_shape=shape),
-            "head": build_head(config.utility, k=config.k, num_labels=outputs, image_shape=shape),
+            "head": build_head(config.utility, k=config.k, num_logits=outputs, image_shape=shape),
         }
         export_programs(nn.ModuleDict(networks), k=config.k, image_shape=shape, dtype=dataset.train.dtype)
 

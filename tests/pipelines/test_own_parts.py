@@ -30,8 +30,8 @@ from torch import nn
 def build(config, image_shape, *, width=4):
     return nn.Sequential(nn.Conv2d(image_shape[2], width, 3, stride=4, bias=False), nn.BatchNorm2d(width), nn.ReLU())
 
-def head(config, *, k, num_labels, image_shape):
-    return nn.Linear(k, num_labels)
+def head(config, *, k, num_logits, image_shape):
+    return nn.Linear(k, num_logits)
 """
 ADVERSARY = """
 import torch
