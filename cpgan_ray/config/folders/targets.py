@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config.folders.records import ensure_complete, own_store, read_record
 from cpgan_ray.config.folders.runs import CONFIG, read_run_record
 from cpgan_ray.config.jobs import AttackJob
@@ -12,10 +13,11 @@ from cpgan_ray.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What `jobs/attack.py` attacks: a run, or only the file of an encoder."""
+    """What `jobs/attack.py` attacks: a run, only the file of an encoder, or a black box."""
 
     name: str
-    program: Path  # the encoder's file
+    program: Path | None  # file of the encoder; None: a black box
+    black_box: str | None = None  # the command or the URL of an encoder that is no file
     folder: Path | None = None  # output folder of the run, or the folder into which MLflow's copy was downloaded
     config: Config | None = None  # of the run
     run_id: str | None = None
@@ -34,6 +36,11 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
     if not (folder / "privatizer.pt2").is_file():
         raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")
     return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=record.own or trust)
+
+
+def black_box_target(source: str) -> Target:
+    """source: a command or a URL."""
+    return Target(redacted(source, whole=True), None, source)
 
 
 def attack_job_of(target: Target) -> AttackJob:
