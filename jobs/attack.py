@@ -15,10 +15,11 @@
     python jobs/attack.py --encoder.command 'python my_encoder.py'      # a black box: a program that answers pictures with codes
     python jobs/attack.py http://127.0.0.1:8000/encode                  # a black box at a URL
 
-An encoder takes pictures (B, 3, H, W) or (B, H, W, 3) and returns codes of any shape. Flags say what its file does not: the order of
-the colours, and what black and white are. What is assumed stands in the report. It must give a picture the same code in every batch.
-Other people's files run in a process of their own, with limits on memory and time. docs/auditing.md explains all of it. A degenerate code (for example a constant one, or one whose predictions are no better than the majority guess) fails every
-gate, whatever its R2.
+An encoder takes pictures (B, 3, H, W) or (B, H, W, 3) and returns codes of any shape. Flags say what its file does not: the order
+of the colours, and what black and white are. What is assumed stands in the report. It must give a picture the same code in every
+batch. Other people's files run in a process of their own, with limits on memory and time. docs/auditing.md explains all of it. A
+degenerate code (for example a constant one, or one whose predictions are no better than the majority guess) fails every gate,
+whatever its R2.
 
 The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, warnings,
 split, passed, seconds.

@@ -30,8 +30,8 @@ def parse_attack(arguments: Sequence[str], *, description: str, fetch: Callable[
     needs_target = target is None and not {*HELP, HELP_ALL} & set(rest)
     if needs_target and not any(argument.partition("=")[0] == "--encoder.command" for argument in rest):
         raise InputError(
-            "nothing to attack: give a run's output folder, an MLflow run id, an encoder file (.pt2, .onnx), a URL, or a command with "
-            "--encoder.command"
+            "nothing to attack: give a run's output folder, an MLflow run id, an encoder file (.pt2, .onnx), a URL, or a command "
+            "with --encoder.command"
         )
     base = AttackJob() if target is None else attack_job_of(target)
     job = absolute(read_flags(AttackJob, dataclasses.replace(base, trust=trust), rest, usage=description, call=CALL, main=ATTACK))

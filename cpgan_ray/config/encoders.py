@@ -59,8 +59,8 @@ class EncoderConfig:
                 raise InputError(f"encoder.{name} is {values!r}; it must be one number, or three: one for each channel")
             if values and not self.scale:
                 raise InputError(
-                    f"encoder.{name} is {values!r}, but the values that it applies to are not given: set --encoder.scale to what black "
-                    "and white are before, such as 0 1 or 0 255"
+                    f"encoder.{name} is {values!r}, but the values that it applies to are not given: set --encoder.scale to what "
+                    "black and white are before, such as 0 1 or 0 255"
                 )
         if self.scale and self.scale[0] == self.scale[1]:
             raise InputError(f"encoder.scale is {self.scale!r}; black and white must differ")

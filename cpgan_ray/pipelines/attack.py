@@ -136,8 +136,8 @@ def open_target(target: Target, job: AttackJob) -> Encoder:
 
 
 def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Path) -> Config:
-    """The configuration of the attack: that of the run, if the target is one, with the settings of the job, and pictures of the size
-    that the encoder takes.
+    """The configuration of the attack: that of the run, if the target is one, with the settings of the job, and pictures of the
+    size that the encoder takes.
 
     Raises: InputError if no store can have pictures of this size.
     """

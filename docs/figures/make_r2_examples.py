@@ -2,11 +2,11 @@
 
     python docs/figures/make_r2_examples.py
 
-Writes `cpgan_ray/evaluation/report/r2_examples.png`, which every report card of pictures shows, and which docs/auditing.md shows.
+Writes `cpgan_ray/evaluation/report/r2_examples.png`, which report cards and docs/auditing.md show.
 
 The attack is the best linear one on a code that hides the picture in noise: principal components c_i of variance v_i are released as
-c_i + s n_i with n_i normal, and estimated as v_i / (v_i + s^2) times that. The noise s is chosen so that the R2 over all held-out faces
-is the one that is written next to the row.
+c_i + s n_i with n_i normal, and estimated as v_i / (v_i + s^2) times that. The noise s is chosen so that the R2 over all held-out
+faces is the one that is written next to the row.
 """
 
 from pathlib import Path

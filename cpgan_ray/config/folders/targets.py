@@ -17,12 +17,12 @@ class Target:
 
     name: str
     program: Path | None  # file of the encoder; None: a black box
-    black_box: str | None = None  # the command or the URL of an encoder that is no file
     folder: Path | None = None  # output folder of the run, or the folder into which MLflow's copy was downloaded
     config: Config | None = None  # of the run
     run_id: str | None = None
     own: bool = True  # whether a run of this user has written the folder, or it is trusted
     kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
+    black_box: str | None = None  # the command or the URL of an encoder that is no file
 
 
 DRAWN = ("split", "final_fraction", "attacker_share")
@@ -40,7 +40,7 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
 
 def black_box_target(source: str) -> Target:
     """source: a command or a URL."""
-    return Target(redacted(source, whole=True), None, source)
+    return Target(redacted(source, whole=True), None, black_box=source)
 
 
 def attack_job_of(target: Target) -> AttackJob:

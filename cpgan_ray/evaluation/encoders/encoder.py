@@ -43,8 +43,8 @@ COMMAND, URL = "a command", "a URL"
 
 
 class Encoder:
-    """An open encoder. `outputs`: names and sizes of the outputs that are attacked, known after the first call. `queries`: number of
-    pictures that it has encoded."""
+    """An open encoder. `outputs`: names and sizes of the outputs that are attacked, known after the first call. `queries`: number
+    of pictures that it has encoded."""
 
     def __init__(
         self, source: Path | str, run: Callable[[np.ndarray], Arrays], entry: EncoderInput, settings: EncoderConfig, *, kind: str
@@ -121,8 +121,8 @@ class Encoder:
         sizes = sizes_of(arrays)
         if self.outputs and sizes != self.outputs:
             raise InputError(
-                f"{self.subject} returns codes of different sizes for different pictures or batches: select outputs of a fixed size "
-                "with --encoder.outputs, or export it with a fixed size"
+                f"{self.subject} returns codes of different sizes for different pictures or batches: select outputs of a fixed "
+                "size with --encoder.outputs, or export it with a fixed size"
             )
         if not sum(size for _, size in sizes):
             raise InputError(f"{self.subject} returns no numbers: it must return codes (B, k)")
@@ -225,8 +225,8 @@ def encode_all(encoder: Encoder, dataset: Dataset, attacks: AttackConfig | None 
     if encoder.entry.size not in (None, dataset.train.image_shape[:2]):
         (height, width), stored = encoder.entry.size, dataset.train.image_shape
         raise InputError(
-            f"{encoder.subject} takes pictures of {height} x {width}, the store has {stored[0]} x {stored[1]}: set --data.image-size "
-            f"{height} --data.image-width {width}, or choose the data set that it was made for"
+            f"{encoder.subject} takes pictures of {height} x {width}, the store has {stored[0]} x {stored[1]}: set "
+            f"--data.image-size {height} --data.image-width {width}, or choose the data set that it was made for"
         )
 
     def pictures(name: str, rows: np.ndarray) -> np.ndarray:

@@ -50,13 +50,11 @@ class EncoderInput:
         channels = pictures.shape[1]
         if channels != self.channels and not (pictures.dtype == np.uint8 and {channels, self.channels} == set(COLOURS)):
             raise InputError(
-                f"{subject} takes pictures with {self.channels} channels, the store has {channels}: choose the data set that it was "
-                "made for, or set --encoder.layout if it takes the channels in another place"
+                f"{subject} takes pictures with {self.channels} channels, the store has {channels}: choose the data set that it "
+                "was made for, or set --encoder.layout if it takes the channels in another place"
             )
-        if pictures.dtype == np.uint8:
-            values = self._levels(self._channels(pictures))
-        else:
-            values = self._signals(pictures, subject)
+        is_picture = pictures.dtype == np.uint8
+        values = self._levels(self._channels(pictures)) if is_picture else self._signals(pictures, subject)
         return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if self.last else values)
 
     def _channels(self, pictures: np.ndarray) -> np.ndarray:
@@ -80,7 +78,8 @@ class EncoderInput:
             )
         if self.scaled or self.bgr:
             raise InputError(
-                f"{subject}: --encoder.scale, mean, std and channel-order are for pictures, but the samples are signals: leave them out"
+                f"{subject}: --encoder.scale, mean, std and channel-order are for pictures, but the samples are signals: leave them "
+                "out"
             )
         return values.astype(self.dtype, copy=False)
 
@@ -188,8 +187,8 @@ def _channels_last(subject: str, shape: tuple[Any, ...], settings: EncoderConfig
     if last == 3 and first not in COLOURS:
         return True
     raise InputError(
-        f"{subject} takes an input of shape {list(shape)}, from which the place of the channels cannot be told: set --encoder.layout "
-        "nchw or nhwc"
+        f"{subject} takes an input of shape {list(shape)}, from which the place of the channels cannot be told: set "
+        "--encoder.layout nchw or nhwc"
     )
 
 
@@ -209,8 +208,8 @@ def _size(subject: str, sides: tuple[Any, Any], settings: EncoderConfig) -> tupl
         if isinstance(side, int) and side != given:
             height, width = (side if isinstance(side, int) else "any" for side in sides)
             raise InputError(
-                f"encoder.size is {settings.size[0]} {settings.size[1]}, but {subject} takes pictures of {height} x {width}: leave the "
-                "flag out, or set --encoder.layout"
+                f"encoder.size is {settings.size[0]} {settings.size[1]}, but {subject} takes pictures of {height} x {width}: leave "
+                "the flag out, or set --encoder.layout"
             )
     return settings.size
 

@@ -26,8 +26,8 @@ def selected(outputs: Arrays, names: Sequence[str], *, rows: int, subject: str) 
     for name, values in chosen.items():
         if rows > 1 and (values.ndim < 1 or values.shape[0] != rows):
             raise InputError(
-                f"{subject} returns shape {values.shape} for {rows} pictures in output {one_line(name, 80)!r}: it must be (B, k), one "
-                "row per picture; select other outputs with --encoder.outputs, or call it with --encoder.batch-size 1"
+                f"{subject} returns shape {values.shape} for {rows} pictures in output {one_line(name, 80)!r}: it must be (B, k), "
+                "one row per picture; select other outputs with --encoder.outputs, or call it with --encoder.batch-size 1"
             )
     return {name: values.reshape(rows, -1) if values.size else np.zeros((rows, 0), values.dtype) for name, values in chosen.items()}
 

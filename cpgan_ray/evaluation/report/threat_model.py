@@ -33,8 +33,8 @@ STOCHASTIC = (
     "sample recovers more. No differential-privacy guarantee is claimed."
 )
 REDUCED = (
-    "The codes are longer than the attacks can take: they saw a random projection to fewer numbers, so that the whole codes may show "
-    "more. Raise --encoder.max-numbers, or select outputs."
+    "The codes are longer than the attacks can take: they saw a random projection to fewer numbers, so that the whole codes may "
+    "show more. Raise --encoder.max-numbers, or select outputs."
 )
 HIDDEN = {
     True: "R2 gives all values the same weight: a small detail that identifies a person may be visible although R2 is small. See "

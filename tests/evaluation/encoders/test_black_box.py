@@ -84,7 +84,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "a crash": ("import os, sys; sys.stdin.readline(); os.abort()", "was ended by SIGABRT before it answered"),
     "an early end": ("print('x', file=__import__('sys').stderr)", "ended with status 0 before it answered, and said 'x'"),
     "a banner": ("print('loading'); input(); print('{}')", "answers 'loading', which is not JSON"),
-    "too much": ("input(); print('{\"codes\": [' + '[0],' * 6 + '[1]]}\\nhello', flush=True); input()", "prints 'hello' without a request"),
+    "too much": (
+        "input(); print('{\"codes\": [' + '[0],' * 6 + '[1]]}\\nhello', flush=True); input()",
+        "prints 'hello' without a request",
+    ),
     "silence": ("import time; time.sleep(99)", "took longer than 1 s for one request: raise --encoder.timeout-s"),
     "an endless reply": ("import sys\nwhile True: sys.stdout.write('x' * 99999)", "took longer than 1 s|more than 256 MB"),
     "words": ('input(); print(\'{"codes": "much"}\')', "answers codes 'z' that are no rows"),
