@@ -2,11 +2,11 @@
 
     python docs/figures/make_r2_examples.py
 
-Writes `cpgan_ray/evaluation/report/r2_examples.png`, which report cards and docs/auditing.md show.
+Writes `cpgan_ray/evaluation/report/r2_examples.jpg`, which report cards and docs/auditing.md show.
 
-The attack is the best linear one on a code that hides the picture in noise: principal components c_i of variance v_i are released as
-c_i + s n_i with n_i normal, and estimated as v_i / (v_i + s^2) times that. The noise s is chosen so that the R2 over all held-out
-faces is the one that is written next to the row.
+The attack is the best linear one on a code that hides the picture in noise: principal components c_i of variance v_i are
+released as c_i + s n_i with n_i normal, and estimated as v_i / (v_i + s^2) times that. The noise s is chosen so that the R2 over
+all held-out faces is the one that is written next to the row.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from cpgan_ray.common.rng import stream
 from cpgan_ray.data.datasets.faces.drawing import draw_face
 from cpgan_ray.data.datasets.faces.people import draw_identity, draw_shot
 
-PATH = Path(__file__).parents[2] / "cpgan_ray" / "evaluation" / "report" / "r2_examples.png"
+PATH = Path(__file__).parents[2] / "cpgan_ray" / "evaluation" / "report" / "r2_examples.jpg"
 SIDE, FITTED, HELD_OUT, SHOWN = 64, 600, 200, 8
 VALUES = (0.5, 0.2, 0.05)
 LABEL_WIDTH, GAP = 64, 2
@@ -71,5 +71,5 @@ def picture(*, fitted: int = FITTED, held_out: int = HELD_OUT, shown: int = SHOW
 
 
 if __name__ == "__main__":
-    picture().save(PATH, optimize=True)
+    picture().save(PATH, quality=90, subsampling=0)
     print(PATH, PATH.stat().st_size)

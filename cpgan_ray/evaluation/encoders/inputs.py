@@ -73,13 +73,11 @@ class EncoderInput:
 
     def _signals(self, values: np.ndarray, subject: str) -> np.ndarray:
         if self.dtype not in FLOATS:
-            raise InputError(
-                f"{subject} takes {self.dtype}, but the samples are signals of type {values.dtype}: export it with float32"
-            )
+            raise InputError(f"{subject} takes {self.dtype}, but the samples are {values.dtype} signals: export it for these")
         if self.scaled or self.bgr:
             raise InputError(
-                f"{subject}: --encoder.scale, mean, std and channel-order are for pictures, but the samples are signals: leave them "
-                "out"
+                f"{subject}: --encoder.scale, mean, std and channel-order are for pictures, but the samples are signals: leave "
+                "them out"
             )
         return values.astype(self.dtype, copy=False)
 

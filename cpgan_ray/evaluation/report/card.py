@@ -17,17 +17,17 @@ Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 """Training adversary -> rounds, and its R2 in each."""
 
 
-R2_EXAMPLES = resources.files("cpgan_ray.evaluation.report") / "r2_examples.png"
+R2_EXAMPLES = resources.files("cpgan_ray.evaluation.report") / "r2_examples.jpg"
 """Procedural faces, and what attacks of known R2 show of them; drawn by docs/figures/make_r2_examples.py."""
 
 
 def data_uri(picture: Image) -> str:
     picture.save(buffer := io.BytesIO(), format="PNG")
-    return png_uri(buffer.getvalue())
+    return uri(buffer.getvalue(), kind="png")
 
 
-def png_uri(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+def uri(content: bytes, *, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curves) -> str:
@@ -55,7 +55,7 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         figures=plots,
         summary=summary(report),
         input=input_sentences(report["attacked"]["input"]) if "attacked" in report else "",
-        r2_examples=png_uri(R2_EXAMPLES.read_bytes()) if sample_noun(report) == "picture" else "",
+        r2_examples=uri(R2_EXAMPLES.read_bytes(), kind="jpeg") if sample_noun(report) == "picture" else "",
         sample=sample_noun(report),
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
