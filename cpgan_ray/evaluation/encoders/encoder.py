@@ -232,7 +232,7 @@ def encode_all(encoder: Encoder, dataset: Dataset, attacks: AttackConfig | None 
     def pictures(name: str, rows: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(sets[name].take(rows).transpose(0, 3, 1, 2))
 
-    encode = encoder.encode
+    encode, encoder.reduced_to = encoder.encode, 0
     if not encoder.k or (max_numbers and encoder.k > max_numbers):
         first = encoder.encode(pictures("train", np.arange(min(BLOCK, len(dataset.train)))))
         if max_numbers and encoder.k > max_numbers:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import re
 import sys
 import threading
 import time
@@ -74,6 +75,14 @@ def test_command_that_writes_before_it_reads_does_not_block(started):
     long = "import sys; print('{\"codes\": [[' + '1,' * 200_000 + '1]]}', flush=True); sys.stdin.readline()"
     encoder = started(long, timeout_s=60)
     assert encoder.encode(np.zeros((1, 3, 600, 600), np.uint8)).shape == (1, 200_001)
+
+
+def test_program_of_the_page_for_auditors_is_an_encoder(started):
+    page = (Path(__file__).parents[3] / "docs" / "auditing.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    pictures = np.random.default_rng(1).integers(0, 256, (5, 3, 10, 9)).astype(np.uint8)
+    expected = pictures[:, :, :8, :8].reshape(5, 3, 4, 2, 4, 2).mean(axis=(3, 5)).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(started(program).encode(pictures), expected.reshape(5, 48), rtol=1e-6)
 
 
 COMMANDS: dict[str, tuple[str, str]] = {

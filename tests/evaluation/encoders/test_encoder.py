@@ -136,6 +136,16 @@ def test_encode_all_flattens_codes(dataset, tmp_path):
     assert codes == pytest.approx(pooled.reshape(len(pooled), 12), abs=1e-5)
 
 
+def test_encode_all_reduces_long_codes_and_says_so(dataset, tmp_path):
+    flat = Through(lambda x: x.flatten(1))
+    encoder = open_encoder(export(tmp_path / "e.pt2", flat, 3, SIDE, SIDE))
+    encoder.check((SIDE, SIDE))
+    codes = encode_all(encoder, dataset, max_numbers=100)
+    assert {z.shape[1] for z in codes.values()} == {100}
+    assert (encoder.description()["reduced_to"], encoder.k) == (100, 3 * SIDE * SIDE)
+    assert encode_all(encoder, dataset, max_numbers=768)["test"].shape[1] == 768
+
+
 def text(path: Path) -> Path:
     path.write_text("this is no model " * 50)
     return path
