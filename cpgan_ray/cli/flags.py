@@ -76,6 +76,14 @@ REWORDED = (
     (rf"Missing argument Missing value for argument {FLAG}\..*", r"\1 needs a value"),
     (rf"{FLAG}: invalid literal for int\(\) with base 10: ('.*?')", r"\1 is \2; it must be a whole number"),
     (rf"{FLAG}: could not convert string to float: ('.*?')", r"\1 is \2; it must be a number"),
+    (
+        rf"{FLAG}: no type matching \{{None\}}\|\{{INT INT\}} could be instantiated from \[(.*?)\]\..*",
+        r"\1 is \2; it must be two whole numbers",
+    ),
+    (
+        rf"{FLAG}: no type matching \{{None\}}\|\{{FLOAT FLOAT\}} could be instantiated from \[(.*?)\]\..*",
+        r"\1 is \2; it must be two numbers",
+    ),
     (rf"{FLAG}: no type matching \{{None\}}\|FLOAT \w.* from \[(.*?)\]\..*", r"\1 is \2; it must be a number or None"),
     (rf"{FLAG}: no type matching (\S+) could be instantiated from \[(.*?)\]\..*", r"\1 is \3; it must be \2"),
     (rf"{FLAG}: Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is \2, which is not valid: see --help"),
@@ -89,11 +97,12 @@ def one_line(box: str) -> str:
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
     for pattern, wording in REWORDED:
         text = re.sub(pattern, wording, text)
-    return re.sub(
+    text = re.sub(
         r"^(Value error|Parsing error) |Error parsing ((Config|AttackJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
         "",
         text,
     )
+    return re.sub(r"^([\w.]+): (?=\1\.)", "", text)  # "encoder: encoder.mean is ..."
 
 
 def take_resume(rest: list[str]) -> Path | None:

@@ -11,8 +11,8 @@ from cpgan_ray.errors import InputError
 DatasetName = Literal["faces", "celeba", "mnist", "digits", "har", "genki4k", "cifar10", "svhn", "gaussian"]
 
 
-MIN_SIDE = 8
-"""The least side of a picture in a store, in pixels."""
+MIN_SIDE, MAX_SIDE = 8, 1024
+"""Bounds of the sides of pictures that are resized for a store, in pixels."""
 
 
 @config_class("data")
@@ -21,9 +21,9 @@ class DataConfig:
     """`faces`: procedural faces, drawn on first use. `celeba`: the official layout in `--data-dir` (implied by it). `digits`: those
     of scikit-learn. `gaussian`: a mixture, drawn. The last two and `faces` need no folder; all others are read from their official
     layout in `--data-dir`."""
-    image_size: Annotated[int, Field(ge=MIN_SIDE, le=1024)] = 64
+    image_size: Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)] = 64
     """Side of the square pictures in the store, in pixels (faces, celeba and genki4k; the others have a fixed size)."""
-    image_width: Annotated[int, Field(ge=0, le=1024)] = 0
+    image_width: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
     """Width of the pictures in the store, if they are not square: `data.image_size` is then their height, and the largest centred
     rectangle of this shape is cut from each picture instead of a square. 0: square."""
     crop: PositiveFraction = 1.0

@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.constraints import Positive, PositiveInt, config_class
+from cpgan_ray.config.data import MAX_SIDE, MIN_SIDE
 from cpgan_ray.config.marks import LOCAL, PORTABLE
 from cpgan_ray.errors import InputError
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 """Any finite number."""
-Side = Annotated[int, Field(ge=8, le=1024)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 """A side of a picture in the store, in pixels."""
 OF_FILES = ("layout", "scale", "mean", "std", "channel_order")
 """Settings that describe the input of a file; a black box takes the pictures as they are."""

@@ -15,6 +15,7 @@ from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import AttackJob, Config, EncoderConfig
+from cpgan_ray.config.data import MAX_SIDE, MIN_SIDE
 from cpgan_ray.config.folders.targets import Target
 from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
@@ -145,6 +146,11 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
     size: dict[str, int] = {}
     if encoder.entry.size is not None and name in RESIZED:
         height, width = encoder.entry.size
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
+            raise InputError(
+                f"{encoder.subject} takes pictures of {height} x {width}, but a store has sides of {MIN_SIDE} to {MAX_SIDE} "
+                "pixels: set --encoder.layout if these are not height and width, or export it with another size"
+            )
         size = {"image_size": height, "image_width": 0 if width == height else width}
     attacks = job.attacks
     if job.variant != "both":

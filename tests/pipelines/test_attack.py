@@ -757,7 +757,9 @@ FAILURES = {
     ),
     "another suffix": Failure(lambda f: [f / "run/config.json"], r"encoder \S+/config\.json ends in '\.json'"),
     "two inputs": Failure(lambda f: [program(f / "e.pt2", Sum(), inputs=2)], r"encoder \S+/e\.pt2 takes 2 inputs"),
-    "tiny pictures": Failure(lambda f: [program(f / "e.pt2", Pooled(), height=4)], r"data\.image_size is 4; it must be at least 8"),
+    "tiny pictures": Failure(
+        lambda f: [program(f / "e.pt2", Pooled(), height=4)], r"encoder \S+/e\.pt2 takes pictures of 4 x 16, but .* 8 to 1024"
+    ),
     "any size": Failure(
         lambda f: [pooled_onnx(f / "e.onnx", side="side")],
         r"encoder \S+/e\.onnx takes pictures of any height and width: .*--encoder\.size",
@@ -766,7 +768,17 @@ FAILURES = {
         lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.size", "32", "16"],
         r"encoder\.size is 32 16, but encoder \S+/e\.onnx takes pictures of 16 x 16",
     ),
-    "half a size": Failure(lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.size", "32"], r".*--encoder\.size.*"),
+    "half a size": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.size", "32"], r"--encoder\.size is '32'; it must be two whole numbers"
+    ),
+    "scale of words": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.scale", "0", "white"],
+        r"--encoder\.scale is '0', 'white'; it must be two numbers",
+    ),
+    "rows for channels": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.layout", "nhwc"],
+        r"encoder \S+ takes pictures of 3 x 16, .*--encoder\.layout",
+    ),
     "mean without scale": Failure(
         lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.mean", "0.5"], r"encoder\.mean is \(0\.5,\), .*--encoder\.scale"
     ),
