@@ -76,7 +76,7 @@ def decode(blob: bytes, *, image_size: int, image_width: int = 0, crop: float, u
         remarks = ["several_frames"] if getattr(picture, "is_animated", False) else []
         size = (image_size, image_width or image_size)
         # The JPEG decoder may halve large pictures while it decodes; twice the final resolution remains for the filter.
-        sizes = (picture.size, picture.size[::-1])  # before and after it is turned upright
+        sizes = ((picture.width, picture.height), (picture.height, picture.width))  # before and after it is turned upright
         scale = 2 * max(size[1] / cut_size(sides, size, crop)[0] for sides in sizes)
         picture.draft("RGB", (int(picture.width * scale) + 1, int(picture.height * scale) + 1))
         picture.load()
@@ -88,7 +88,7 @@ def decode(blob: bytes, *, image_size: int, image_width: int = 0, crop: float, u
             remarks.append("exif_orientation")
         width, height = cut_size(rgb.size, size, crop)
         left, top = (rgb.width - width) / 2, (rgb.height - height) / 2
-        pixels = np.asarray(rgb.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)))
+        pixels = np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)))
         return Decoded(pixels, tuple(remarks))
 
 

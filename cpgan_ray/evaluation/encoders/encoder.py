@@ -22,6 +22,7 @@ from cpgan_ray.config import AttackConfig, EncoderConfig
 from cpgan_ray.config.encoders import OF_FILES
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.code_sets import CodeSet, code_sets
+from cpgan_ray.data.store import progress_bar
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.command import Command
 from cpgan_ray.evaluation.encoders.inputs import COLOURS, EncoderInput, black_box_input, encoder_input
@@ -264,16 +265,18 @@ def _encode_mixed(
     rows = np.concatenate([np.arange(len(code_set)) for code_set in sets.values()])
     order = rng.permutation(len(rows))
     codes = {name: _empty_codes(encoder, len(code_set), len(order), k) for name, code_set in sets.items()}
-    for start in range(0, len(order), BLOCK):
-        batch = order[start : start + BLOCK]
-        positions = [(name, np.flatnonzero(set_of_row[batch] == number)) for number, name in enumerate(sets)]
-        parts = [(at, pictures(name, rows[batch[at]])) for name, at in positions]
-        block = np.empty((len(batch), *parts[0][1].shape[1:]), parts[0][1].dtype)
-        for at, part in parts:
-            block[at] = part
-        z = encode(block)
-        for name, at in positions:
-            codes[name][rows[batch[at]]] = z[at]
+    with progress_bar(len(order), what=f"encoding by {encoder.subject.partition(' ')[2]}", unit="pictures") as advance:
+        for start in range(0, len(order), BLOCK):
+            batch = order[start : start + BLOCK]
+            positions = [(name, np.flatnonzero(set_of_row[batch] == number)) for number, name in enumerate(sets)]
+            parts = [(at, pictures(name, rows[batch[at]])) for name, at in positions]
+            block = np.empty((len(batch), *parts[0][1].shape[1:]), parts[0][1].dtype)
+            for at, part in parts:
+                block[at] = part
+            z = encode(block)
+            for name, at in positions:
+                codes[name][rows[batch[at]]] = z[at]
+            advance(len(batch))
     return codes
 
 
