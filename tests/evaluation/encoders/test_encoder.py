@@ -360,6 +360,16 @@ def subgraph(kind: str) -> onnx.GraphProto:
     return helper.make_graph([helper.make_node(kind, ["flat"], ["y"])], "s", [], [helper.make_tensor_value_info("y", 1, None)])
 
 
+def test_open_encoder_leaves_out_inputs_that_a_model_holds_or_does_not_use(tmp_path):
+    """Weights among the inputs, and the names of weights that a tool has replaced."""
+    write_onnx(path := tmp_path / "e.onnx", 3, SIDE, SIDE)
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, list(WEIGHT.shape)))
+    model.graph.input.append(helper.make_tensor_value_info("replaced", TensorProto.FLOAT, [4, 4]))
+    path.write_bytes(model.SerializeToString())
+    np.testing.assert_allclose(open_encoder(path).encode(PIXELS), scaled(PIXELS) @ WEIGHT, atol=1e-2)
+
+
 ONNX_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "random numbers": (
         lambda p: with_node(p, "RandomNormalLike"),
