@@ -4,12 +4,14 @@ A file declares the shape and the type of its input. Everything else its author 
 colours, and what black and white are. Flags say it (`EncoderConfig`); what no flag says is assumed, and the report states it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cpgan_ray.config import EncoderConfig
+from cpgan_ray.config.data import MAX_SIDE
 from cpgan_ray.errors import InputError
 
 COLOURS = (1, 3)
@@ -106,6 +108,7 @@ def encoder_input(subject: str, shape: tuple[Any, ...], dtype: str, settings: En
     if dtype not in (*FLOATS, *INTEGERS):
         choices = ", ".join((*INTEGERS, *FLOATS))
         raise InputError(f"{subject} takes {dtype}: export it with an input of type {choices}")
+    shape = tuple(side if isinstance(side, int) and side > 0 else "?" for side in shape)  # -1 also stands for any
     last = _channels_last(subject, shape, settings)
     height, width, channels = (shape[1], shape[2], shape[3]) if last else (shape[2], shape[3], shape[1])
     assumed: list[str] = []
@@ -114,6 +117,7 @@ def encoder_input(subject: str, shape: tuple[Any, ...], dtype: str, settings: En
         assumed.append("it takes three channels, because its file names no number")
     size = _size(subject, (height, width), settings)
     batch = _batch(subject, shape[0], settings)
+    _ensure_fits(subject, (batch or 1, *size, channels), dtype, settings)
     return _with_values(subject, dtype, settings, channels, assumed, declared=shape, last=last, size=size, batch=batch)
 
 
@@ -212,6 +216,22 @@ def _size(subject: str, sides: tuple[Any, Any], settings: EncoderConfig) -> tupl
     return settings.size
 
 
+def _ensure_fits(subject: str, shape: tuple[int, int, int, int], dtype: str, settings: EncoderConfig) -> None:
+    """A file may declare any shape. Raises: InputError if no store has such pictures, or if a batch (B, H, W, C) exceeds the memory
+    limit."""
+    batch, height, width, channels = shape
+    if max(height, width) > MAX_SIDE:
+        raise InputError(
+            f"{subject} takes pictures of {height} x {width}, but the sides of a store have at most {MAX_SIDE} pixels: set "
+            "--encoder.layout if these are not height and width, or export it with a smaller size"
+        )
+    if (gigabytes := math.prod(shape) * np.dtype(dtype).itemsize / 2**30) > settings.memory_gb:
+        raise InputError(
+            f"{subject} takes batches of {batch} pictures with {channels} channels, which need {gigabytes:.3g} GB, more than "
+            f"--encoder.memory-gb {settings.memory_gb:g}: export it with a smaller batch"
+        )
+
+
 def _batch(subject: str, declared: Any, settings: EncoderConfig) -> int | None:
     """Number of pictures in each call.
 
@@ -219,8 +239,6 @@ def _batch(subject: str, declared: Any, settings: EncoderConfig) -> int | None:
     """
     if not isinstance(declared, int):
         return settings.batch_size
-    if declared < 1:
-        raise InputError(f"{subject} takes batches of {declared} pictures: export it with a batch of at least one")
     if settings.batch_size not in (None, declared):
         raise InputError(
             f"encoder.batch_size is {settings.batch_size}, but {subject} takes exactly {declared} pictures at a time: leave it out"

@@ -80,6 +80,7 @@ CASES: dict[str, tuple[tuple[int | str, ...], int, EncoderConfig, Callable[[np.n
     "batch of four": ((4, HEIGHT, WIDTH, 3), FLOAT, EncoderConfig(), lambda x: last(signed(x)), 0),
     "batches by flag": (NCHW, FLOAT, EncoderConfig(batch_size=3), signed, 0),
     "any size": (("n", 3, "h", "w"), FLOAT, EncoderConfig(size=(HEIGHT, WIDTH)), signed, 0),
+    "any batch as -1": ((-1, 3, HEIGHT, WIDTH), FLOAT, EncoderConfig(), signed, 0),
     "any width": (("n", 3, HEIGHT, "w"), FLOAT, EncoderConfig(size=(HEIGHT, WIDTH)), signed, 0),
 }
 
@@ -183,7 +184,14 @@ REFUSED: dict[str, tuple[tuple[int | str, ...], int, dict[str, Any], str]] = {
     ),
     "beyond the type": (NCHW, TensorProto.INT8, {}, "takes int8, whole numbers from -128 to 127, .* white 255"),
     "beyond float16": (NCHW, HALF, {"scale": (0, 1e6)}, "takes float16, which cannot represent"),
-    "empty batch": ((0, 3, HEIGHT, WIDTH), FLOAT, {}, "takes batches of 0 pictures"),
+    "endless side": (("n", 3, 8, 10**9), FLOAT, {}, "takes pictures of 8 x 1000000000, .* at most 1024 pixels"),
+    "endless batch": (
+        (10**9, 3, HEIGHT, WIDTH),
+        FLOAT,
+        {},
+        "batches of 1000000000 pictures .* 1.07e\\+03 GB, .*--encoder.memory-gb 8",
+    ),
+    "endless channels": ((1, 10**9, HEIGHT, WIDTH), FLOAT, {"layout": "nchw"}, "with 1000000000 channels, which need"),
 }
 
 
