@@ -391,7 +391,7 @@ ONNX_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", ONNX_FILES)
-def test_check_model_unsafe_onnx_raises_named_error(case, tmp_path):
+def test_checked_model_unsafe_onnx_raises_named_error(case, tmp_path):
     make, message = ONNX_FILES[case]
     with pytest.raises(InputError, match=f"encoder .* is not loaded: its .*{message}"):
         open_encoder(make(tmp_path / "e.onnx"))
