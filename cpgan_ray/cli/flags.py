@@ -43,7 +43,7 @@ def read_flags(
     if main and set(HELP) & set(rest):
         print(short_help(base, call=call, usage=usage, fields=main, more=more))
         raise SystemExit(0)
-    stderr, rest = io.StringIO(), [NEGATED.sub(r"--\1.no-\2", move_to_env(argument)) for argument in rest]
+    stderr, rest = io.StringIO(), [NEGATED.sub(r"--\1.no-\2", argument) for argument in without_credentials(rest)]
     rest = ["--help" if argument == HELP_ALL else argument for argument in rest]
     try:
         with contextlib.redirect_stderr(stderr):
@@ -66,6 +66,19 @@ def read_flags(
         hint = f"did you mean {' or '.join(similar)}?" if similar else "--help-all lists all flags"
         raise InputError(f"unknown flag or value {unknown[0]!r}: {hint}")
     return parsed
+
+
+COMMAND = "--encoder.command"
+
+
+def without_credentials(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the credentials of their URIs moved to the environment. A command stays as it is: it is a program of the
+    user's own, which may need what is in it."""
+    is_command = [
+        argument.startswith(f"{COMMAND}=") or previous == COMMAND
+        for previous, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    return [a if command else move_to_env(a) for a, command in zip(arguments, is_command, strict=True)]
 
 
 NEGATED = re.compile(r"^--no-([\w.-]+)\.([\w-]+)$")
