@@ -11,6 +11,10 @@ from cpgan_ray.config.parts import Options, PartName
 from cpgan_ray.errors import InputError
 
 
+MIN_SIDE, MAX_SIDE = 8, 1024
+"""Bounds of the sides of pictures that are resized for a store, in pixels."""
+
+
 @config_class("data")
 class DataConfig:
     dataset: Annotated[PartName, PORTABLE] = "faces"
@@ -19,8 +23,11 @@ class DataConfig:
     layout in `--data-dir`. A reader of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
     options: Annotated[Options, PORTABLE] = field(default_factory=dict)
     """Keyword arguments of your own reader, as a JSON object."""
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 64
+    image_size: Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)] = 64
     """Side of the square pictures in the store, in pixels (faces, celeba and genki4k; the others have a fixed size)."""
+    image_width: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
+    """Width of the pictures in the store, if they are not square: `data.image_size` is then their height, and the largest centred
+    rectangle of this shape is cut from each picture instead of a square. 0: square."""
     crop: PositiveFraction = 1.0
     """Side of the centred square that is cut from each picture, as a fraction of its shorter side (usual for CelebA: 148 of 178
     pixels, 0.83)."""
@@ -66,7 +73,15 @@ class DataConfig:
     """Number of pictures of each person (procedural faces only)."""
 
     def __post_init__(self) -> None:
-        if self.max_shift_px >= self.image_size // 2:
+        if 0 < self.image_width < MIN_SIDE:
+            raise InputError(f"data.image_width is {self.image_width}; it must be at least {MIN_SIDE}, or 0 for square pictures")
+        if self.max_shift_px >= min(self.size) // 2:
+            name = "data.image_size" if self.size[0] <= self.size[1] else "data.image_width"
             raise InputError(
-                f"data.max_shift_px is {self.max_shift_px}; it must be below half of data.image_size, which is {self.image_size}"
+                f"data.max_shift_px is {self.max_shift_px}; it must be below half of {name}, which is {min(self.size)}"
             )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures in the store, for data sets whose pictures are resized."""
+        return self.image_size, self.image_width or self.image_size

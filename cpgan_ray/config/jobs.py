@@ -8,8 +8,9 @@ import tyro
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.attacks import AttackConfig
-from cpgan_ray.config.constraints import ClosedFraction, NonNegative, Positive, PositiveInt, config_class
+from cpgan_ray.config.constraints import ClosedFraction, NonNegative, PositiveInt, config_class
 from cpgan_ray.config.data import DataConfig
+from cpgan_ray.config.encoders import EncoderConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE
 from cpgan_ray.config.parts import PartName
 from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
@@ -20,24 +21,6 @@ Objective = Literal["accuracy", "balanced_accuracy"]
 """The measure of utility: mean accuracy over the labels, or the mean recall over the classes of each label."""
 MIN_SEEDS = 5
 """A comparison makes statements about mechanisms only from so many seeds on, fixed before its first training."""
-
-
-@config_class("encoder")
-class EncoderConfig:
-    """How to call an encoder that is given as a file."""
-
-    outputs: Annotated[tuple[str, ...], PORTABLE] = ()
-    """Outputs that are attacked, by name; empty: all together."""
-    stochastic: bool = False
-    """Declare a stochastic release: the encoder may draw random numbers, and its codes may only differ by independent noise."""
-    memory_gb: Positive = 8.0
-    """Memory limit of the process of another user's encoder, in GB."""
-    timeout_s: Positive = 300.0
-    """How long it may take to open the encoder, or to encode a block of 250 pictures, in seconds."""
-
-    def __post_init__(self) -> None:
-        if len(set(self.outputs)) < len(self.outputs):
-            raise InputError(f"encoder.outputs is {self.outputs!r}; it must name each output once")
 
 
 @config_class()

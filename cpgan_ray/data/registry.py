@@ -110,7 +110,7 @@ def _small_recipe(dataset: SmallDataset) -> Recipe:
 
 
 def _genki4k(source: Path, data: DataConfig) -> Samples:
-    return genki4k.read(source, image_size=data.image_size)
+    return genki4k.read(source, image_size=data.image_size, image_width=data.image_width)
 
 
 _CELEBA = Recipe(
@@ -129,7 +129,14 @@ _built_in: dict[str, Recipe] = {
         )
     ),
     "genki4k": _small_recipe(
-        SmallDataset(lambda source, data: genki4k.files(source), _genki4k, settings=("image_size",), mirrored=True, anonymous=True)
+        SmallDataset(
+            lambda source, data: genki4k.files(source),
+            _genki4k,
+            settings=("image_size",),
+            switches=("image_width",),
+            mirrored=True,
+            anonymous=True,
+        )
     ),
     "cifar10": _small_recipe(
         SmallDataset(lambda source, data: cifar10.files(source), lambda source, data: cifar10.read(source), mirrored=True)
@@ -156,4 +163,4 @@ _built_in: dict[str, Recipe] = {
 DATASETS: Parts[Recipe] = Parts(_built_in, kind="data set", group="cpgan_ray.datasets", field="data.dataset")
 remember(__name__, "DATASETS")
 RESIZED = ("faces", "celeba", "genki4k")
-"""Data sets whose pictures are resized to `data.image_size`; the others have a fixed size."""
+"""Data sets whose pictures are resized to `data.size`; the others have a fixed size."""

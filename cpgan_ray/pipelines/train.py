@@ -25,7 +25,7 @@ from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store, task_of
 from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.encoders.encoder import open_encoder
+from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.report.report import degeneracy_reasons, read_strongest_attack
 from cpgan_ray.evaluation.tournament import metrics
@@ -218,5 +218,5 @@ def check_undefended(config: Config) -> None:
     if folder is not None and not (folder / "privatizer.pt2").is_file():
         raise InputError(f"tracking.undefended is {folder}, which has no privatizer.pt2: give the output folder of a finished run")
     if folder is not None:
-        open_encoder(folder / "privatizer.pt2")
+        open_own(folder / "privatizer.pt2")
         read_strongest_attack(folder)

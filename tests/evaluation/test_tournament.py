@@ -15,7 +15,7 @@ from cpgan_ray.data import Dataset, load
 from cpgan_ray.distributed.tasks import fit_on_ray
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all
-from cpgan_ray.evaluation.encoders.runners import Runner
+from cpgan_ray.evaluation.encoders.inputs import encoder_input
 from cpgan_ray.evaluation.fitting import (
     FLOOR,
     SWEPT_ATTACKS,
@@ -56,8 +56,9 @@ def half_size(pictures: np.ndarray) -> np.ndarray:
 
 def plain_encoder(dataset: Dataset, encode: Callable[[np.ndarray], np.ndarray]) -> Encoder:
     """An encoder from a function of stored pictures (B, C, H, W)."""
-    runner = Runner((), lambda x: {"z": encode(x)})
-    return Encoder(dataset.folder / "manifest.json", runner, dataset.image_shape, raw=True, settings=EncoderConfig())
+    height, width, channels = dataset.image_shape
+    entry = encoder_input("encoder", ("?", channels, height, width), dataset.train.dtype.name, EncoderConfig(layout="nchw"))
+    return Encoder(dataset.folder / "manifest.json", lambda x: {"z": encode(x)}, entry, EncoderConfig(), kind="a function")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from cpgan_ray.common.credentials import redacted
 from cpgan_ray.common.plugins.names import is_code, label, parse
 from cpgan_ray.config.attacks import ALL_ATTACKS
 from cpgan_ray.config.folders.records import ensure_complete, own_store, read_record
@@ -17,15 +18,16 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What `jobs/attack.py` attacks: a run, or only the file of an encoder."""
+    """What `jobs/attack.py` attacks: a run, only the file of an encoder, or a black box."""
 
     name: str
-    program: Path  # the encoder's file
+    program: Path | None  # file of the encoder; None: a black box
     folder: Path | None = None  # output folder of the run, or the folder into which MLflow's copy was downloaded
     config: Config | None = None  # of the run
     run_id: str | None = None
     own: bool = True  # whether a run of this user has written the folder, or it is trusted
     kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
+    black_box: str | None = None  # the command or the URL of an encoder that is no file
 
 
 DRAWN = ("split", "final_fraction", "attacker_share")
@@ -39,6 +41,11 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
     if not (folder / "privatizer.pt2").is_file():
         raise InputError(f"{folder} has no privatizer.pt2: give the output folder of a finished run")
     return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=record.own or trust)
+
+
+def black_box_target(source: str) -> Target:
+    """source: a command or a URL."""
+    return Target(redacted(source, whole=True), None, black_box=source)
 
 
 def attack_job_of(target: Target) -> AttackJob:

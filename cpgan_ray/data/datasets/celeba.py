@@ -146,11 +146,11 @@ def _plan(
         label_names=annotations.label_names,
         labels=annotations.labels,
         identity=annotations.identity,
-        image_shape=(config.data.image_size, config.data.image_size, 3),
+        image_shape=(*config.data.size, 3),
         rows=rows,
         fetch=fetch,
         missing=missing,
-        info=store.DatasetInfo(face=face_region(config.data.crop), anonymous=annotations.anonymous),
+        info=store.DatasetInfo(face=face_region(config.data.crop, config.data.size), anonymous=annotations.anonymous),
         remarks=remarks,
     )
 
@@ -162,6 +162,8 @@ def settings(config: Config) -> dict[str, object]:
     """What the store depends on in addition to the files."""
     keys = ("dataset", "image_size", "crop", "split", "final_fraction")
     data_settings = {key: getattr(config.data, key) for key in keys}
+    if config.data.image_width:
+        data_settings["image_width"] = config.data.image_width
     return {**data_settings, "skip_corrupt": config.skip_corrupt, **balance.settings(config.data)}
 
 
@@ -226,8 +228,8 @@ def _decoder(
     measured to be no faster for small pictures."""
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if len(stored) >= MIN_PICTURES_FOR_POOL else 1
-    work = functools.partial(decode_block, image_size=config.data.image_size, crop=config.data.crop)
-    shape = (config.data.image_size, config.data.image_size, 3)
+    data, shape = config.data, (*config.data.size, 3)
+    work = functools.partial(decode_block, image_size=data.image_size, image_width=data.image_width, crop=data.crop)
     with contextlib.ExitStack() as stack:
         run = map
         if processes > 1:
