@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.cli.help import RESUME, TRAIN
+from cpgan_ray.cli.help import CHECK, RESUME, TRAIN
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, local_names
 from cpgan_ray.config.folders.records import ensure_complete, own_store
@@ -44,4 +44,6 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
         return config if record.own or trust else own_store(config), run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
-    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=RESUME))), None
+    return absolute(
+        with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=CHECK | RESUME))
+    ), None

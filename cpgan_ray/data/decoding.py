@@ -38,6 +38,7 @@ UPRIGHT_OPERATIONS = {
 REMARKS = {
     "exif_orientation": "have an EXIF orientation that is not applied: pixels are read as they are stored",
     "several_frames": "have several frames: the first one is read",
+    "enlarged": "have a shorter side below that of the store: they are enlarged",
     "other_name": "are stored under another spelling of the name in the lists (Unicode form or extension)",
 }
 """Remarks about pictures that are read, not skipped: kind -> the end of the sentence "3 of 60 pictures ..."."""
@@ -51,6 +52,8 @@ class Decoded:
     """(image_size, image_size, 3) uint8."""
     remarks: tuple[str, ...] = ()
     """Keys of `REMARKS`."""
+    shorter_side: int = 0
+    """Shorter side of the picture in the file, in pixels."""
 
 
 def decode(blob: bytes, *, image_size: int, crop: float, upright: bool = False) -> Decoded:
@@ -73,6 +76,7 @@ def decode(blob: bytes, *, image_size: int, crop: float, upright: bool = False) 
         if packed_as_jpeg and (scans := blob.count(b"\xff\xda")) > MAX_SCANS:
             raise ValueError(f"it has {scans} scans, the limit is {MAX_SCANS}")
         remarks = ["several_frames"] if getattr(picture, "is_animated", False) else []
+        shorter_side = min(picture.size)
         # The JPEG decoder may halve large pictures while it decodes; twice the final resolution remains for the filter.
         scale = 2 * image_size / (crop * min(picture.size))
         picture.draft("RGB", (int(picture.width * scale) + 1, int(picture.height * scale) + 1))
@@ -87,7 +91,7 @@ def decode(blob: bytes, *, image_size: int, crop: float, upright: bool = False) 
         left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
         square = (left, top, left + side, top + side)
         pixels = np.asarray(rgb.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square))
-        return Decoded(pixels, tuple(remarks))
+        return Decoded(pixels, tuple(remarks), shorter_side)
 
 
 def eight_bit(picture: Image.Image) -> Image.Image:

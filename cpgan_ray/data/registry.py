@@ -15,7 +15,7 @@ from cpgan_ray.common.credentials import export_env, import_env, redacted
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import small, store
-from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, svhn
+from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, pictures, svhn
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import SmallDataset
 from cpgan_ray.data.store import Dataset, open_store
@@ -66,6 +66,12 @@ def prepare(config: Config, *, progress: bool = True) -> Path:
 def _celeba_source(config: Config, cache: Path) -> Path:
     if config.data_dir is None:
         raise InputError("data_dir is None; the celeba data set is read from a folder: give it with --data-dir")
+    return Path(config.data_dir)
+
+
+def _pictures_source(config: Config, cache: Path) -> Path:
+    if config.data_dir is None:
+        raise InputError("data_dir is None; own pictures are read from a folder: give it with --data-dir")
     return Path(config.data_dir)
 
 
@@ -137,7 +143,13 @@ DATASETS: dict[str, Recipe] = {
     "digits": _small_recipe(
         SmallDataset(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)
     ),
+    "pictures": Recipe(
+        settings=pictures.settings,
+        draft=lambda source, config, progress: pictures.draft(source, config, progress=progress),
+        source=_pictures_source,
+        required_files=pictures.required_files,
+    ),
 }
 remember(__name__, "DATASETS")
-RESIZED = ("faces", "celeba", "genki4k")
+RESIZED = ("faces", "celeba", "genki4k", "pictures")
 """Data sets whose pictures are resized to `data.image_size`; the others have a fixed size."""
