@@ -1,5 +1,6 @@
 """The files of a folder of own pictures, and which of the three layouts it has."""
 
+import difflib
 import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
@@ -98,7 +99,8 @@ def table_name(source: Path, data: DataConfig, names: Iterable[str]) -> str:
         raise InputError(f"data.table is {data.table!r}, which is outside {source}: give its path relative to --data-dir")
     if data.table not in (known := set(names)):
         tables = [name for name in sorted(known) if PurePosixPath(name).suffix.lower() in (*TABLES, PARQUET)]
-        hint = f"there is {', '.join(map(display_name, tables[:3]))}" if tables else "there is no table in it"
+        closest = difflib.get_close_matches(data.table, tables, n=3, cutoff=0.4) or tables[:3]
+        hint = f"there is {', '.join(map(display_name, closest))}" if tables else "there is no table in it"
         raise InputError(
             f"data.table is {data.table!r}, but {source} has no such file: {hint}; give its path relative to --data-dir"
         )
