@@ -64,7 +64,9 @@ def warn_of_duplicates(dataset: Dataset) -> dict[str, int]:
 def frequencies(split: Split) -> np.ndarray:
     """The low frequencies of each picture, without its mean, as a unit vector: (N, 64) float32. A picture of one colour is zero."""
     side_y, side_x, channels = split.image_shape
-    low_y, low_x = (dct(np.eye(side, dtype=np.float32), axis=0, norm="ortho")[:FREQUENCIES] for side in (side_y, side_x))
+    low_y, low_x = (
+        np.asarray(dct(np.eye(side, dtype=np.float32), axis=0, norm="ortho"))[:FREQUENCIES] for side in (side_y, side_x)
+    )
     weights = GREY if channels == 3 else np.full(channels, 1 / channels, np.float32)
     described = np.empty((len(split), low_y.shape[0] * low_x.shape[0]), np.float32)
     start = 0

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from cpgan_ray.data import Dataset, label_columns, store
+from cpgan_ray.data import Dataset, Task, store, task_of
+from cpgan_ray.data.task import value_counts
 from cpgan_ray.pipelines.fit_to_data import MIN_PICTURES, num_pictures
 
 RARE_ROWS = 20
@@ -16,28 +17,24 @@ def splits_of(dataset: Dataset) -> dict[str, Any]:
     return {name: split for name, split in (*dataset.splits.items(), ("final", dataset.final)) if len(split)}
 
 
-def label_rows(dataset: Dataset, task: tuple[str, ...]) -> list[dict[str, Any]]:
-    """For each label: name, whether it is in the task, kind, and for each class its number of pictures; the missing ones.
-
-    Counts are over all splits, `train` and `test` also for themselves.
-    """
-    in_task = {dataset.label_names[column] for column in label_columns(dataset, task)}
+def label_rows(dataset: Dataset, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """For each label: name, whether it is in the task, kind, number of missing answers, and for each value the number of pictures:
+    in all splits, in `train` and in `test`."""
+    in_task, every = task_of(dataset, labels).names, Task.of(dataset.label_names, classes=dataset.info.classes)
+    counts = {name: value_counts(split.labels, every) for name, split in splits_of(dataset).items()}
     rows = []
-    for column, name in enumerate(dataset.label_names):
-        classes = [*dataset.info.classes.get(name, ("0", "1"))]
-        counts = {
-            split: np.bincount(part.labels[:, column] + 1, minlength=len(classes) + 1) for split, part in splits_of(dataset).items()
-        }
-        total = np.sum([*counts.values()], axis=0)
+    for label in every.labels:
+        of_split = {name: of_labels[label.column] for name, of_labels in counts.items()}
+        total = np.sum([*of_split.values()], axis=0)
         rows.append(
             {
-                "name": name,
-                "task": name in in_task,
-                "kind": "0/1" if name not in dataset.info.classes else f"{len(classes)} classes",
-                "classes": dict(zip(classes, total[1:].tolist(), strict=True)),
-                "missing": int(total[0]),
-                "train": dict(zip(classes, counts["train"][1:].tolist(), strict=True)),
-                "test": dict(zip(classes, counts["test"][1:].tolist(), strict=True)),
+                "name": label.name,
+                "task": label.name in in_task,
+                "kind": "binary" if label.binary else f"{len(label.values)} classes",
+                "classes": dict(zip(label.values, total.tolist(), strict=True)),
+                "missing": num_pictures(dataset) - int(total.sum()),
+                "train": dict(zip(label.values, of_split["train"].tolist(), strict=True)),
+                "test": dict(zip(label.values, of_split["test"].tolist(), strict=True)),
             }
         )
     return rows

@@ -57,14 +57,15 @@ def draft(source: Path, config: Config, *, processes: int | None = None, progres
     processes: number of decoding processes; by default one per core if there are many pictures.
 
     Raises:
-        InputError: see `find_layout`. Building the store raises it for everything in the files that cannot be used.
+        InputError: see `find_layout`, `read_listing` and `read_rows`. Building the store raises it if a picture cannot be decoded
+            (unless `config.skip_corrupt`).
     """
     layout = find_layout(source, config.data)
     digest = digest_of(layout, settings=sorted(settings(config).items()))
+    listing = read_listing(layout, config.data)
+    samples = read_rows(listing, config)  # even if the store exists: other columns may be the task now
 
     def build(folder: Path) -> None:
-        listing = read_listing(layout, config.data)
-        samples = read_rows(listing, config)
         remarks: Counter[str] = Counter({"other_name": listing.renamed} if listing.renamed else {})
         stored = np.concatenate(list(samples.rows.values()))
         with (
@@ -158,7 +159,8 @@ def read_rows(listing: Listing, config: Config) -> Rows:
             what = f"{len(listing.names)} pictures" if anonymous else f"{len(np.unique(identity))} identities"
             raise InputError(f"{listing.origin}: the {name} split is empty, {what} are too few to draw it: add more")
     if data.balanced:
-        rows = balanced_rows(rows, labels, data)
+        [label] = [label for label in labels if label.name in data.labels]
+        rows = balance.balance_rows(rows, label.numbers, label=label.name, data=data)
     return Rows(labels=labels, left_out=left_out, identity=identity, anonymous=anonymous, rows=rows)
 
 
@@ -219,18 +221,6 @@ def noted(results: Iterable[Decoded | str], remarks: Counter[str], data: DataCon
         yield result
 
 
-def balanced_rows(rows: Mapping[str, np.ndarray], labels: list[Label], data: DataConfig) -> dict[str, np.ndarray]:
-    """Keep equally many rows of both values of the task's only label.
-
-    Raises:
-        InputError: it has more than two classes, or one of its values is absent in a split.
-    """
-    [label] = [label for label in labels if label.name in data.labels]
-    if len(label.classes) > 2:
-        raise InputError(f"data.balanced is True, but {label.name} has {len(label.classes)} classes: set --data.no-balanced")
-    return balance.balance_rows(rows, label.numbers, label=label.name, data=data)
-
-
 def report(listing: Listing, samples: Rows, *, skipped: Mapping[str, str]) -> None:
     """Log what a user should know about the pictures."""
     if samples.anonymous:
@@ -238,7 +228,7 @@ def report(listing: Listing, samples: Rows, *, skipped: Mapping[str, str]) -> No
             f"{listing.origin}: the identities are unknown: one person may be in several splits, and each picture is one identity"
         )
     for label in samples.labels:
-        if absent := int((label.numbers < 0).sum()):
+        if absent := int((label.numbers == store.MISSING).sum()):
             logger.info(f"label {display_name(label.name)} is missing for {absent} of {len(label.numbers)} pictures")
     for reason in skipped.values():
         logger.info(f"not stored as a label: {reason}")

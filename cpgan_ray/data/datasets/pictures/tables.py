@@ -181,7 +181,7 @@ def arrow_columns(table: pa.Table) -> tuple[dict[str, Column], dict[str, str]]:
         if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
             unusable[name] = str(kind) if len(str(kind)) < 40 else f"{str(kind)[:37]}..."
             continue
-        coded = pc.utf8_trim_whitespace(values.cast(kind).cast(pa.string()).combine_chunks()).dictionary_encode()
+        coded = pc.call_function("utf8_trim_whitespace", [values.cast(kind).cast(pa.string()).combine_chunks()]).dictionary_encode()
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         columns[name] = Column(coded.dictionary.to_pylist(), codes, declared.get(name, ()))
     return columns, unusable

@@ -65,7 +65,7 @@ def test_read_label_with_declared_classes_keeps_their_numbers():
         (["-1", "0", "1"], ["-1 next to 0, 1", "--data.missing a=-1"]),
         (["-1", "0"], ["-1 next to 0", "--data.missing"]),
         ([str(i) for i in range(MAX_CLASSES + 1)], ["128 values", "127", "--data.identity-column", "--data.bins"]),
-        ([f"n{i}" for i in range(500)], ["500 values", "--data.labels"]),
+        ([f"n{i}" for i in range(500)], ["500 values", "use it as --data.identity-column; or leave"]),
     ],
 )
 def test_read_label_of_other_values_is_refused_with_the_remedy(cells, words):

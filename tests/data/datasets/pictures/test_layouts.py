@@ -207,7 +207,7 @@ def test_genki4k_in_a_table_makes_the_store_of_its_own_reader(tmp_path):
     parts = {int(row): name for name, rows in samples.rows.items() for row in rows}
     rows = {
         "file": [path.relative_to(source).as_posix() for path in files],
-        "Smiling": ["yes" if label else "no" for label in samples.labels],
+        "Smiling": [samples.classes[label] for label in samples.labels],
         "number": samples.identity.tolist(),
         "part": [parts[row] for row in range(len(files))],
     }
