@@ -68,7 +68,7 @@ def _described(base: Any, name: str) -> tuple[str, str]:
     text = text if len(text) <= MAX_TEXT else re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
     hint, value = get_type_hints(type(owner), include_extras=True)[last], getattr(owner, last)
     flag = "--" + ".".join([*path, last]).replace("_", "-").removeprefix("config.")
-    if value is None or value == () or isinstance(value, bool):
+    if value in (None, (), "") or isinstance(value, bool):
         shown = ""
     else:
         shown = f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"

@@ -37,8 +37,8 @@ class Config:
     preset: Annotated[Name, PORTABLE, tyro.conf.Suppress] = "custom"
     """Name of the preset that the run started from."""
     data_dir: Annotated[str | Path | None, LOCAL] = None
-    """Folder in the official layout of the data set, or its URI (s3://, gs://, file://), which each node fetches once. Not needed
-    for the embedded faces."""
+    """Folder in the official layout of the data set, or of your own pictures, or its URI (s3://, gs://, file://), which each node
+    fetches once. Not needed for the embedded faces."""
     cache_dir: Annotated[Path | None, LOCAL] = None
     """Where a node keeps prepared stores and fetched files; `~` and $VARIABLES (in quotes) are expanded on each node. Default:
     `<data-dir>/.cpgan`, or the user's cache folder for a URI, for own pictures and for the embedded faces."""
