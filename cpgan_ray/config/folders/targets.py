@@ -23,7 +23,7 @@ class Target:
     kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
 
 
-DRAWN = ("split", "final_fraction", "attacker_share")
+DRAWN = ("split", "final_fraction", "attacker_share", "table", "identity_column", "split_column")
 """Fields of the data that decide who is in which split. With other values than the run's, an attack would be scored on people whom
 the run was trained or selected on."""
 

@@ -102,8 +102,8 @@ def draft(source: Path, config: Config, *, processes: int | None = None, progres
             )
             store.build(folder, plan, progress=progress, describe=format_remarks)
         if progress:
-            report(listing, samples, skipped=samples.left_out)
-        warn_of_duplicates(store.open_store(folder))
+            report(listing, samples)
+            warn_of_duplicates(store.open_store(folder))
 
     return Draft(digest, build)
 
@@ -221,7 +221,7 @@ def noted(results: Iterable[Decoded | str], remarks: Counter[str], data: DataCon
         yield result
 
 
-def report(listing: Listing, samples: Rows, *, skipped: Mapping[str, str]) -> None:
+def report(listing: Listing, samples: Rows) -> None:
     """Log what a user should know about the pictures."""
     if samples.anonymous:
         logger.info(
@@ -230,5 +230,5 @@ def report(listing: Listing, samples: Rows, *, skipped: Mapping[str, str]) -> No
     for label in samples.labels:
         if absent := int((label.numbers == store.MISSING).sum()):
             logger.info(f"label {display_name(label.name)} is missing for {absent} of {len(label.numbers)} pictures")
-    for reason in skipped.values():
+    for reason in samples.left_out.values():
         logger.info(f"not stored as a label: {reason}")

@@ -88,12 +88,11 @@ def _classes(name: str, present: list[str]) -> tuple[tuple[str, ...], dict[str, 
             order, texts = sorted(set(lower.values())), lower
     names = tuple(map(str, order))
     if len(names) > MAX_CLASSES:
-        classes = (
-            f"make classes of them, such as --data.bins {quoted_argument(name)}=10,20,40; " if len(wholes) == len(present) else ""
-        )
+        numeric = len(wholes) == len(present)
+        bins = f"if they are numbers, make classes, such as --data.bins {quoted_argument(name)}=10,20,40; " if numeric else ""
         raise InputError(
             f"column {display_name(name)} has {len(names)} values, a label has at most {MAX_CLASSES}: if they are people, use it "
-            f"as --data.identity-column; {classes}or leave it out, with --data.labels and the other columns"
+            f"as --data.identity-column; {bins}or leave it out, with --data.labels and the other columns"
         )
     number_of = {value: names.index(text) for value, text in texts.items()}
     return () if names in PAIRS else names, number_of
