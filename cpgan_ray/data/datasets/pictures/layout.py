@@ -1,9 +1,10 @@
 """The files of a folder of own pictures, and which of the three layouts it has."""
 
+import contextlib
 import difflib
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -131,16 +132,20 @@ def read_schema(path: Path) -> pa.Schema:
     Raises:
         InputError: it cannot be read.
     """
-    try:
+    with parquet_errors(path):
         return pq.read_schema(path)
-    except (OSError, pa.ArrowException) as e:
-        raise unreadable_parquet(path, e) from e
 
 
-def unreadable_parquet(path: Path, error: Exception) -> InputError:
-    """The error for a Parquet file that pyarrow cannot read."""
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{path} cannot be read as Parquet ({reason}): repair the file, or download it again")
+@contextlib.contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of pyarrow for a damaged file, such as text that is not UTF-8, into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, pa.ArrowException, ValueError, StopIteration) as e:
+        reason = " ".join(str(e).split())[:200] or "it ends too early"
+        raise InputError(f"{path} cannot be read as Parquet ({reason}): repair the file, or download it again") from e
 
 
 def has_pictures(path: Path) -> bool:
@@ -159,11 +164,8 @@ def digest_of(layout: Layout, *, settings: Sequence[object]) -> str:
         content = f" {zlib.crc32(read(layout.source / name))}" if fixed else ""
         total.update(f"\n{name} {size}{content}".encode("utf-8", "surrogateescape"))
     for name in layout.shards:
-        try:
-            with (layout.source / name).open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - FOOTER_BYTES))
-                total.update(f"\n{name} {size} {hashlib.sha256(file.read()).hexdigest()}".encode("utf-8", "surrogateescape"))
-        except OSError as e:
-            raise unreadable_parquet(layout.source / name, e) from e
+        with parquet_errors(layout.source / name), (layout.source / name).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - FOOTER_BYTES))
+            total.update(f"\n{name} {size} {hashlib.sha256(file.read()).hexdigest()}".encode("utf-8", "surrogateescape"))
     return total.hexdigest()[:16]

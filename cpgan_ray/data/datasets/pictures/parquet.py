@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cpgan_ray.config import DataConfig
 from cpgan_ray.data.datasets.celeba_rows import display_name
-from cpgan_ray.data.datasets.pictures.layout import Layout, image_columns, unreadable_parquet
+from cpgan_ray.data.datasets.pictures.layout import Layout, image_columns, parquet_errors
 from cpgan_ray.data.datasets.pictures.listing import Files, Listing
 from cpgan_ray.data.datasets.pictures.splits import part_named
 from cpgan_ray.data.datasets.pictures.tables import arrow_columns
@@ -48,25 +48,26 @@ def read_parquet(layout: Layout, data: DataConfig) -> Listing:
     first: pa.Schema | None = None
     image, is_struct, num_rows = "", False, 0
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                schema = file.schema_arrow
-                if first is None:
-                    first, image = schema, picture_column(schema, path, data)
-                    is_struct = pa.types.is_struct(schema.field(image).type)
-                if not schema.equals(first):
-                    raise InputError(
-                        f"{path} has other columns than {paths[0].name}: keep only the files of one data set in --data-dir"
-                    )
-                others = [name for name in schema.names if name != image]
-                named = is_struct and schema.field(image).type.get_field_index("path") >= 0
-                table = file.read(columns=others + ([f"{image}.path"] if named else []), use_threads=False)
-                for number in range(file.num_row_groups):
-                    groups.append(RowGroup(path, number, num_rows))
-                    num_rows += file.metadata.row_group(number).num_rows
-                tables.append(table)
-        except (OSError, pa.ArrowException) as e:
-            raise unreadable_parquet(path, e) from e
+        with parquet_errors(path), pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if first is None:
+                first, image = schema, picture_column(schema, path, data)
+                is_struct = pa.types.is_struct(schema.field(image).type)
+            if not schema.equals(first):
+                raise InputError(
+                    f"{path} has other columns than {paths[0].name}: keep only the files of one data set in --data-dir"
+                )
+            others = [name for name in schema.names if name != image]
+            named = is_struct and schema.field(image).type.get_field_index("path") >= 0
+            table = file.read(columns=others + ([f"{image}.path"] if named else []), use_threads=False)
+            table.validate(full=True)
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            if min(sizes, default=0) < 0 or sum(sizes) != len(table):
+                raise ValueError("its row groups do not have the rows that it announces")
+            for number, size in enumerate(sizes):
+                groups.append(RowGroup(path, number, num_rows))
+                num_rows += size
+            tables.append(table)
     if not num_rows:
         raise InputError(f"{layout.source}: the Parquet files have no rows: give files with pictures")
     whole = pa.concat_tables(tables).replace_schema_metadata((first or schema).metadata)
@@ -153,17 +154,14 @@ class Reader:
         for row in rows.tolist():
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
             group = self.groups[number]
-            try:
+            with parquet_errors(group.path):
                 if number != self.open_group or row < self.next_row:
                     self.open_group, self.next_row, self.rows = number, group.start, self._rows(group)
                 while self.next_row < row:
                     next(self.rows)
                     self.next_row += 1
-                cell = next(self.rows)
+                content = next(self.rows).as_py()
                 self.next_row += 1
-                content = cell.as_py()
-            except (OSError, pa.ArrowException, StopIteration) as e:
-                raise unreadable_parquet(group.path, e) from e
             content = content.get("bytes") if isinstance(content, dict) else content
             if content is None:
                 yield "it has no bytes; a path to another file is not followed"

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from cpgan_ray.config import DataConfig
 from cpgan_ray.data.datasets.celeba_pictures import Pictures, match
 from cpgan_ray.data.datasets.celeba_rows import display_name, quoted_short, read
-from cpgan_ray.data.datasets.pictures.layout import PARQUET, Layout, unreadable_parquet
+from cpgan_ray.data.datasets.pictures.layout import PARQUET, Layout, parquet_errors
 from cpgan_ray.data.datasets.pictures.listing import Column, Files, Listing
 from cpgan_ray.errors import InputError
 
@@ -162,10 +162,9 @@ def read_parquet_table(path: Path) -> tuple[dict[str, Column], dict[str, str], N
     Raises:
         InputError: the file cannot be read or has no rows.
     """
-    try:
+    with parquet_errors(path):
         table = pq.read_table(path, use_threads=False)
-    except (OSError, pa.ArrowException) as e:
-        raise unreadable_parquet(path, e) from e
+        table.validate(full=True)
     if not len(table):
         raise InputError(f"{path} has no rows: give a table with a row for each picture")
     return *arrow_columns(table), None

@@ -167,3 +167,33 @@ def test_parquet_without_bytes_or_rows_is_refused(tmp_path):
     assert len(opened(tmp_path / "data", tmp_path, skip_corrupt=True).skipped) == 1
     pq.write_table(table.slice(0, 0), tmp_path / "data" / "t.parquet")
     assert "have no rows" in refused(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_parquet_with_text_that_is_not_utf8_is_refused(inside, tmp_path):
+    (tmp_path / "data").mkdir()
+    ends = pa.py_buffer(np.arange(41, dtype=np.int32).tobytes())
+    text = pa.StringArray.from_buffers(40, ends, pa.py_buffer(b"\xff\xfe" * 20))
+    names = [f"{i}.png" for i in range(40)]
+    first = {"image": [encoded(i) for i in range(40)]} if inside else {"file": names}
+    pq.write_table(pa.table({**first, "y": text}), tmp_path / "data" / "t.parquet")
+    write_files(tmp_path / "data", [] if inside else names)
+    assert "t.parquet cannot be read as Parquet" in refused(tmp_path / "data", tmp_path, table="" if inside else "t.parquet")
+
+
+def test_parquet_with_changed_bytes_is_read_or_refused_by_name(tmp_path):
+    path = write(tmp_path / "data", {"a.parquet": 40}) / "a.parquet"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    config = configure(tmp_path / "data", tmp_path, identity_column="celeb_id", skip_corrupt=True).data
+    for _ in range(100):
+        changed = bytearray(whole)
+        for position in rng.integers(max(0, len(whole) - 4000), len(whole), 3):
+            changed[position] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            listing = read_parquet(find_layout(tmp_path / "data", config), config)
+            with listing.open() as files:
+                assert len(list(files(np.arange(len(listing.names))))) == len(listing.names)
+        except InputError as e:
+            message = str(e)
+            assert "a.parquet" in message  # noqa: PT017
