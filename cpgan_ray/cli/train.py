@@ -23,8 +23,8 @@ def parse(arguments: Sequence[str], *, default: str, description: str) -> Config
 
 
 def parse_train(arguments: Sequence[str], *, default: str, description: str) -> tuple[Config, str | None]:
-    """Parse the same as `parse`, or `--resume FOLDER [--flag VALUE ...]`. Returns the configuration, and the id of the MLflow run that
-    continues; None for a new run.
+    """Parse the same as `parse`, or `--resume FOLDER [--flag VALUE ...]`. Returns the configuration, and the id of the MLflow run
+    that continues; None for a new run.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """

@@ -54,6 +54,7 @@ def tiny_run(folder: Path, cache: Path, mlflow_uri: str, tmp_path: Path) -> Call
             data=config.data,
             batch_size=1000,
             adversaries={"ridge": RidgeConfig(memory_batches=1, components=256)},
+            attacks=replace(TINY.attacks, identity=True),
             output=tmp_path / "run",
             tracking=TrackingConfig(uri=mlflow_uri, log_models=False, system_metrics=False),
         )
