@@ -145,6 +145,18 @@ def take_trust(rest: list[str]) -> bool:
     return trust
 
 
+def take_check(rest: list[str]) -> bool:
+    """Remove `--check` from the arguments and return whether it was there: the data are only read and described.
+
+    Raises: InputError if a run is resumed.
+    """
+    check = "--check" in rest
+    if check and any(argument.partition("=")[0] == "--resume" for argument in rest):
+        raise InputError("--check reads the data of a new run: leave out --resume")
+    rest[:] = [argument for argument in rest if argument != "--check"]
+    return check
+
+
 def ensure_same_settings(job: Any, original: Any, *, ignore: tuple[str, ...], subject: str, remedy: str) -> None:
     """Check that a job that resumes has its original settings. Fields whose names start with one of `ignore` may differ.
 

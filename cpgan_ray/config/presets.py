@@ -249,8 +249,29 @@ def for_search(config: Config) -> Config:
     return replace(config, attacks=attacks, tracking=replace(config.tracking, log_models=False, system_metrics=False))
 
 
+def pictures() -> Config:
+    """Your own pictures, 64 x 64: the game of preset `celeba`, with smaller batches and several past ones in memory, because most
+    collections are smaller."""
+    return Config(
+        preset="pictures",
+        k=64,
+        epochs=20,
+        batch_size=320,
+        privacy_weight=0.2,
+        data=DataConfig(dataset="pictures"),
+        privatizer=PrivatizerConfig(quantization_step=2.0),
+        game=GameConfig(warmup_epochs=6),
+        adversaries={
+            "ridge": RidgeConfig(memory_batches=4),
+            "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,), memory_batches=4),
+        },
+    )
+
+
 SMALL = (mnist, digits, har, genki4k, cifar10, svhn, gaussian, gaussian_kernel)
-PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper, *SMALL)}
+PRESETS: dict[str, Callable[[], Config]] = {
+    f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper, *SMALL, pictures)
+}
 
 
 def preset(name: str) -> Config:

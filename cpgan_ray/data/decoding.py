@@ -38,6 +38,7 @@ UPRIGHT_OPERATIONS = {
 REMARKS = {
     "exif_orientation": "have an EXIF orientation that is not applied: pixels are read as they are stored",
     "several_frames": "have several frames: the first one is read",
+    "enlarged": "have a shorter side below that of the store: they are enlarged",
     "other_name": "are stored under another spelling of the name in the lists (Unicode form or extension)",
 }
 """Remarks about pictures that are read, not skipped: kind -> the end of the sentence "3 of 60 pictures ..."."""
@@ -51,6 +52,8 @@ class Decoded:
     """(H, W, 3) uint8."""
     remarks: tuple[str, ...] = ()
     """Keys of `REMARKS`."""
+    shorter_side: int = 0
+    """Shorter side of the picture in the file, in pixels."""
 
 
 def decode(blob: bytes, *, image_size: int, image_width: int = 0, crop: float, upright: bool = False) -> Decoded:
@@ -75,6 +78,7 @@ def decode(blob: bytes, *, image_size: int, image_width: int = 0, crop: float, u
             raise ValueError(f"it has {scans} scans, the limit is {MAX_SCANS}")
         remarks = ["several_frames"] if getattr(picture, "is_animated", False) else []
         size = (image_size, image_width or image_size)
+        shorter_side = min(picture.size)
         # The JPEG decoder may halve large pictures while it decodes; twice the final resolution remains for the filter.
         sizes = ((picture.width, picture.height), (picture.height, picture.width))  # before and after it is turned upright
         scale = 2 * max(size[1] / cut_size(sides, size, crop)[0] for sides in sizes)
@@ -89,7 +93,7 @@ def decode(blob: bytes, *, image_size: int, image_width: int = 0, crop: float, u
         width, height = cut_size(rgb.size, size, crop)
         left, top = (rgb.width - width) / 2, (rgb.height - height) / 2
         pixels = np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)))
-        return Decoded(pixels, tuple(remarks))
+        return Decoded(pixels, tuple(remarks), shorter_side)
 
 
 def cut_size(sides: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[float, float]:

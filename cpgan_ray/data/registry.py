@@ -17,7 +17,7 @@ from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import small, store
-from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, svhn
+from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, pictures, svhn
 from cpgan_ray.data.own import own_dataset
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import SmallDataset
@@ -81,6 +81,12 @@ def recipe_of(config: Config) -> Recipe:
 def _celeba_source(config: Config, cache: Path) -> Path:
     if config.data_dir is None:
         raise InputError("data_dir is None; the celeba data set is read from a folder: give it with --data-dir")
+    return Path(config.data_dir)
+
+
+def _pictures_source(config: Config, cache: Path) -> Path:
+    if config.data_dir is None:
+        raise InputError("data_dir is None; own pictures are read from a folder: give it with --data-dir")
     return Path(config.data_dir)
 
 
@@ -159,8 +165,14 @@ _built_in: dict[str, Recipe] = {
     "digits": _small_recipe(
         SmallDataset(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)
     ),
+    "pictures": Recipe(
+        settings=pictures.settings,
+        draft=lambda source, config, progress: pictures.draft(source, config, progress=progress),
+        source=_pictures_source,
+        required_files=pictures.required_files,
+    ),
 }
 DATASETS: Parts[Recipe] = Parts(_built_in, kind="data set", group="cpgan_ray.datasets", field="data.dataset")
 remember(__name__, "DATASETS")
-RESIZED = ("faces", "celeba", "genki4k")
+RESIZED = ("faces", "celeba", "genki4k", "pictures")
 """Data sets whose pictures are resized to `data.size`; the others have a fixed size."""

@@ -31,6 +31,7 @@ from cpgan_ray.evaluation.report.paired import read_errors
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
+from cpgan_ray.pipelines.fit_to_data import ensure_enough
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
 from cpgan_ray.pipelines.train import check_undefended, describe_run, headline
@@ -66,6 +67,8 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         check_undefended(config)
         other_errors = read_errors(job.against) if job.against is not None else None
         dataset = load(config)
+        if config.data.dataset == "pictures":
+            ensure_enough(dataset)
         if job.final:
             dataset = dataset.open_final()
         if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):

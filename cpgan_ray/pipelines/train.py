@@ -33,6 +33,7 @@ from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.cost import costs
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
+from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.parts import pinned
 from cpgan_ray.pipelines.rounds import CheckpointWriter, PeriodicCallback, panel_drawer, play, quick_attacker
@@ -69,6 +70,7 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
     context, config = context or RunContext(), pinned(config)
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
+        config = fit_to_data(config)
         checkpoints = Checkpoints(
             config.recovery.checkpoints or str(refuse_link(output / "checkpoints")),
             keep=config.recovery.num_checkpoints,

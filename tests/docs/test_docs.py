@@ -214,6 +214,11 @@ def test_modules_that_a_page_runs_exist(page):
 # -------------------------------------------------------------------------------------------------------------------- commands
 
 
+def parse_train(arguments: list[str]) -> None:
+    cli.take_check(arguments)
+    cli.parse_train(arguments, default="faces", description="")
+
+
 def parse_search(arguments: list[str]) -> None:
     job, resumed = cli.parse_search(arguments, description="")
     if not resumed:
@@ -221,7 +226,7 @@ def parse_search(arguments: list[str]) -> None:
 
 
 PARSERS: dict[str, Callable[[list[str]], Any]] = {
-    "jobs/train_celeba.py": lambda arguments: cli.parse_train(arguments, default="faces", description=""),
+    "jobs/train_celeba.py": parse_train,
     "jobs/attack.py": lambda arguments: cli.parse_attack(arguments, description="", fetch=Path),
     "jobs/tune_celeba.py": parse_search,
     "jobs/frontier.py": lambda arguments: cli.parse_frontier(arguments, description=""),

@@ -30,7 +30,7 @@ class Target:
     black_box: str | None = None  # the command or the URL of an encoder that is no file
 
 
-DRAWN = ("split", "final_fraction", "attacker_share")
+DRAWN = ("split", "final_fraction", "attacker_share", "table", "identity_column", "split_column")
 """Fields of the data that decide who is in which split. With other values than the run's, an attack would be scored on people whom
 the run was trained or selected on."""
 

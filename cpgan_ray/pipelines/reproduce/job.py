@@ -27,6 +27,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
+from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.reproduce.calibrate import calibrate, grids_table
 from cpgan_ray.pipelines.reproduce.calibrate import summary as calibration_summary
@@ -75,6 +76,7 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
     """
     job = pinned_job(job)
     with job_folder(job, "calibrate" if job.calibrate else "reproduce", resume=resume) as (folder, job):
+        job = dataclasses.replace(job, config=fit_to_data(job.config))
         return (calibrate_in if job.calibrate else reproduce_in)(folder, job, resume=resume)
 
 

@@ -26,6 +26,7 @@ from cpgan_ray.data import Dataset, majority_logits, pin_store, task_of
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.resources import Bundle, ensure_capacity, shares
 from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.parts import pinned, pinned_dimension
 from cpgan_ray.pipelines.train import prepare_run
@@ -93,7 +94,7 @@ def search(job: SearchJob, *, resume: bool = False) -> SearchResult:
     """
     job = dataclasses.replace(job, config=pinned(job.config))
     with job_folder(job, "search", resume=resume) as (folder, job):
-        return search_in(folder, job, resume=resume)
+        return search_in(folder, dataclasses.replace(job, config=fit_to_data(job.config)), resume=resume)
 
 
 def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:

@@ -452,11 +452,11 @@ def test_killed_preparation_continues_where_it_stopped(tmp_path):
 def test_killed_preparing_process_is_replaced_by_a_waiting_one(layout, tmp_path):
     code = (
         "import os, time; from pathlib import Path; from cpgan_ray import data; from cpgan_ray.config import *;"
-        "from cpgan_ray.data import store; from cpgan_ray.data.datasets import celeba; store.writing.SHARD_ROWS = 4; "
-        "original = celeba.decode_block;"
+        "from cpgan_ray.data import decoder_pool, store; store.writing.SHARD_ROWS = 4; "
+        "original = decoder_pool.decode_block;"
         f"new, pid_file = Path({str(tmp_path / 'working.new')!r}), Path({str(tmp_path / 'working')!r});"
         "working = lambda: [new.write_text(str(os.getpid())), new.replace(pid_file), time.sleep(0.1)];"
-        "celeba.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
+        "decoder_pool.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
         "settings = DataConfig(dataset='celeba', image_size=16, final_fraction=0.0);"
         f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=settings), progress=False)"
     )
