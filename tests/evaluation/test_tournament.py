@@ -65,7 +65,7 @@ def plain_encoder(dataset: Dataset, encode: Callable[[np.ndarray], np.ndarray]) 
 def context(tiny_config: Config) -> EvaluationContext:
     dataset = load(tiny_config, progress=False)
     encoder = plain_encoder(dataset, half_size)
-    return EvaluationContext(dataset, encode_all(encoder, dataset, SMALL), SMALL, seed=0, task=("Male",))
+    return EvaluationContext(dataset, encode_all(encoder, dataset, SMALL), SMALL, seed=0, labels=("Male",))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_linkage_of_picture_code_is_above_chance(result):
 def test_label_floor_codes_are_task_labels(context):
     column = context.dataset.label_names.index("Male")
     assert context.data("labels").score.z.numpy() == pytest.approx(context.dataset.test.labels[:, [column]])
-    every = replace(context, task=()).data("labels")
+    every = replace(context, labels=()).data("labels")
     assert every.fit.z.shape[1] == len(context.dataset.label_names)
 
 

@@ -38,7 +38,7 @@ from cpgan_ray.config import (
     TrackingConfig,
     UtilityConfig,
 )
-from cpgan_ray.data import load
+from cpgan_ray.data import load, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 from cpgan_ray.evaluation.scoring import RESAMPLES, two_sided_p
@@ -533,7 +533,7 @@ def test_head_logits_match_run_if_labels_match(trained):
     dataset = load(target.config)
     codes = encode_all(open_encoder(target.program), dataset)
     logits = head_logits(target, codes, dataset, target.config)
-    utility = utility_metrics(logits, dataset, target.config.data.labels, seed=target.config.seed)
+    utility = utility_metrics(logits, dataset, task_of(dataset, target.config.data.labels), seed=target.config.seed)
     assert utility == pytest.approx(trained.report["utility"], abs=2e-3)
     assert head_logits(target, codes, dataset, dataclasses.replace(target.config, data=DATA)) == {}, "DATA has more labels"
 
