@@ -11,6 +11,8 @@ from cpgan_ray.config.presets import for_comparison, preset
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.reproduce.job import reproduce
 
+pytestmark = pytest.mark.usefixtures("process_left_as_it_was")
+
 CODE = """
 import torch
 from cpgan_ray.mechanisms import Mechanism

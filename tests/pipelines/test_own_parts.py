@@ -22,7 +22,10 @@ from cpgan_ray.pipelines.parts import pinned
 from cpgan_ray.pipelines.train import train
 from cpgan_ray.training.game import play_in_process
 from tests.conftest import TINY
+from tests.process import left_as_it_was
 from tests.same_run import differences
+
+pytestmark = pytest.mark.usefixtures("process_left_as_it_was")
 
 NETWORK = """
 from torch import nn
@@ -100,7 +103,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow_t
     path = tmp_path_factory.mktemp("finished")
     shutil.copy(mlflow_template, path / "mlflow.db")
     config = configuration(write_code(path / "code"), cache_dir, path / "run", f"sqlite:///{path / 'mlflow.db'}")
-    train(config)
+    with left_as_it_was():
+        train(config)
     return config
 
 
@@ -132,7 +136,6 @@ def test_exported_privatizer_works_without_the_code(run, tmp_path):
     assert done.stdout.strip() == "(3, 6)"
 
 
-@pytest.mark.usefixtures("process_left_as_it_was")
 def test_run_on_ray_without_the_files_is_bit_identical(own, folder, run, monkeypatch):
     """The files are removed after the driver has read them: the players have the copies that the job ships."""
     from cpgan_ray.common.plugins import shipping
@@ -152,7 +155,6 @@ def test_run_on_ray_without_the_files_is_bit_identical(own, folder, run, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("process_left_as_it_was")
 def test_killed_own_players_recover_bit_identical(own, differing):
     from cpgan_ray.distributed.driver import RayGame
 
@@ -283,7 +285,6 @@ def test_fault_in_own_code_is_one_line_with_file_and_line(file, old, new, messag
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("process_left_as_it_was")
 def test_fault_of_an_own_adversary_on_ray_is_one_line_too(own, folder):
     path = folder / "eve.py"
     path.write_text(path.read_text().replace("gram = z.T @ z", "gram = z @ z"))
@@ -292,7 +293,6 @@ def test_fault_of_an_own_adversary_on_ray_is_one_line_too(own, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("process_left_as_it_was")
 def test_search_over_an_option_of_an_own_network(own, tmp_path):
     from cpgan_ray.pipelines.tune.job import search
 
@@ -338,7 +338,6 @@ class Given(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("process_left_as_it_was")
 def test_network_given_as_an_object_is_the_same_on_ray_and_unchanged(own, tmp_path):
     network = Given()
     weights = {name: value.clone() for name, value in network.state_dict().items()}
