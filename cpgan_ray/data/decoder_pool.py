@@ -43,17 +43,17 @@ def decoder_pool(*, num_pictures: int, config: Config, upright: bool = False, pr
     data = config.data
     options = {"image_size": data.image_size, "image_width": data.image_width, "crop": data.crop, "upright": upright}
     work = functools.partial(decode_block, **options)
-    with contextlib.ExitStack() as stack:
-        run = map
-        if processes > 1:
-            context = multiprocessing.get_context("spawn")  # fork would copy locks that threads of Ray and torch hold
-            run = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_parent)).map
+    if processes == 1:
+        yield lambda files: itertools.chain.from_iterable(map(work, _tasks(files)))
+        return
+    context = multiprocessing.get_context("spawn")  # fork would copy locks that threads of Ray and torch hold
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_parent) as pool:
 
         def decode(files: Iterable[PictureFile]) -> Iterator[Decoded | str]:
             """Decode a few tasks at a time, because files that wait for a process are held in memory."""
             waiting = _tasks(files)
             while chunk := list(itertools.islice(waiting, 4 * processes)):
-                for results in run(work, chunk):
+                for results in pool.map(work, chunk):
                     yield from results
 
         yield decode
