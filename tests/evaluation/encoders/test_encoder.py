@@ -68,6 +68,11 @@ def write_onnx(
         helper.make_node("Flatten", ["float"], ["flat"]),
         helper.make_node("Gemm", ["flat", "weight"], ["z"]),
     ]
+    if len(inputs) > 1:
+        nodes[0:1] = [
+            helper.make_node("Add", list(inputs), ["sum"]),
+            helper.make_node("Cast", ["sum"], ["float"], to=TensorProto.FLOAT),
+        ]
     if reshaped:
         constant = helper.make_tensor("shape", TensorProto.INT64, [len(reshaped)], reshaped)
         nodes[1:2] = [
