@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from cpgan_ray.config import Config, presets
     from cpgan_ray.evaluation.encoders.encoder import Encoder
 
@@ -35,7 +37,12 @@ def __getattr__(name: str) -> Any:
 
 
 def train(
-    config: "Config | None" = None, *, resume: str | Path | None = None, trust: bool = False, log_level: str = "info"
+    config: "Config | None" = None,
+    *,
+    privatizer: "Module | None" = None,
+    resume: str | Path | None = None,
+    trust: bool = False,
+    log_level: str = "info",
 ) -> dict[str, Any]:
     """Train a privatizer against its adversaries, then attack its codes with fresh attacks.
 
@@ -52,6 +59,9 @@ def train(
     Args:
         config: of the run, for example a preset with `dataclasses.replace`. `config.output` is the folder that is written
             (`config.json`, `metrics.jsonl`, `privatizer.pt2`, `utility_head.pt2`, `report/`).
+        privatizer: a network, with its present weights, in place of the stages that `config.privatizer.family` names: float32
+            pictures (B, C, H, W) in [-1, 1] to features (B, ...). The bottleneck, the normalisation and the rounding are put behind
+            a copy of it. Such a run cannot be resumed.
         resume: instead of a configuration, the folder of an interrupted run to continue.
         trust: with resume, also use the paths and the tracking store in a folder that another user has written.
         log_level: least level of the lines on standard error: debug, info, warning or error.
@@ -75,25 +85,33 @@ def train(
     logs.configure(log_level)
     if (config is None) == (resume is None):
         raise InputError("train() takes a configuration, or the folder of an interrupted run as resume: give one of the two")
+    if resume is not None and privatizer is not None:
+        raise InputError("train() takes a privatizer only for a new run: a resumed run has the network that it began with")
     if resume is not None:
         interrupted, run_id, record = interrupted_run(Path(resume).expanduser().resolve(), trust=trust)
         interrupted = absolute(dataclasses.replace(interrupted, trust=trust))
         ensure_complete(interrupted, record)
         return pipeline.train(interrupted if record.own or trust else own_store(interrupted), resume=run_id)
     assert config is not None
+    if privatizer is not None:
+        from cpgan_ray.models.own import family_of
+
+        config = dataclasses.replace(
+            config, privatizer=dataclasses.replace(config.privatizer, family=family_of(privatizer), options={})
+        )
     return pipeline.train(absolute(config))
 
 
-def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", **settings: Any) -> dict[str, Any]:
-    """Attack a finished run, or an encoder that is given as a file, with the tournament of fresh attacks.
+def attack(target: str | Path | None = None, *, trust: bool = False, log_level: str = "info", **settings: Any) -> dict[str, Any]:
+    """Attack a finished run, or anybody's encoder, with the tournament of fresh attacks.
 
     >>> gate = cpgan_ray.attack(folder, variant="leaked", fail_above=0.01, log_level="error")
     >>> gate["strongest"]["variant"], gate["passed"]
     ('leaked', False)
 
     Args:
-        target: the output folder of a run, the id of an MLflow run, or an encoder (torch.export `.pt2` or `.onnx`) that takes uint8
-            pictures (B, 3, H, W), or float32 ones in [-1, 1], and returns codes (B, k).
+        target: the output folder of a run, the id of an MLflow run, an encoder (torch.export `.pt2` or `.onnx`) or the URL of one;
+            None: the command `encoder.command`. docs/auditing.md says what an encoder takes and returns.
         trust: use paths and files of a folder that another user has written.
         log_level: least level of the lines on standard error.
         settings: fields of `cpgan_ray.config.AttackJob`, such as `data_dir`, `dataset`, `output`, `fail_above`, `attacks`. If the
@@ -109,21 +127,25 @@ def attack(target: str | Path, *, trust: bool = False, log_level: str = "info", 
     """
     import dataclasses
 
-    from cpgan_ray.cli.attack import find_target
+    from cpgan_ray.cli.attack import find_target, with_command
     from cpgan_ray.cli.flags import absolute
     from cpgan_ray.common import logs
+    from cpgan_ray.config import AttackJob
     from cpgan_ray.config.folders.targets import attack_job_of, complete_attack_job
     from cpgan_ray.errors import InputError
     from cpgan_ray.pipelines import attack as pipeline
     from cpgan_ray.tracking import fetch_run
 
     logs.configure(log_level)
-    found = find_target(str(target), fetch=fetch_run, trust=trust)
-    job = attack_job_of(found)
+    found = None if target is None else find_target(str(target), fetch=fetch_run, trust=trust)
+    job = AttackJob() if found is None else attack_job_of(found)
     if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(job)}):
         raise InputError(f"attack() has no setting {unknown[0]!r}: see the fields of cpgan_ray.config.AttackJob")
-    job = complete_attack_job(absolute(dataclasses.replace(job, trust=trust, **settings)), found)
-    return pipeline.attack(found, job).summary
+    job = absolute(dataclasses.replace(job, trust=trust, **settings))
+    if found is None and job.encoder.command is None:
+        raise InputError("attack() has nothing to attack: give a target, or a command as encoder=EncoderConfig(command=...)")
+    found = with_command(found, job)
+    return pipeline.attack(found, complete_attack_job(job, found)).summary
 
 
 def load_privatizer(folder: str | Path) -> "Encoder":
@@ -145,9 +167,9 @@ def load_privatizer(folder: str | Path) -> "Encoder":
     Raises:
         cpgan_ray.errors.InputError: if the folder has no privatizer, or the file is damaged.
     """
-    from cpgan_ray.evaluation.encoders.encoder import open_encoder
+    from cpgan_ray.evaluation.encoders.encoder import open_own
 
-    return open_encoder(Path(folder).expanduser() / "privatizer.pt2")
+    return open_own(Path(folder).expanduser() / "privatizer.pt2")
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from cpgan_ray.cli.attack import find_target, parse_attack
 from cpgan_ray.cli.exit_status import FAILED, run
 from cpgan_ray.cli.export import parse_export
-from cpgan_ray.cli.flags import read_flags
+from cpgan_ray.cli.flags import read_flags, take_check
 from cpgan_ray.cli.frontier import parse_frontier
 from cpgan_ray.cli.reproduce import parse_reproduce
 from cpgan_ray.cli.search import parse_search
@@ -38,4 +38,5 @@ __all__ = [
     "read_search",
     "run",
     "store_of",
+    "take_check",
 ]

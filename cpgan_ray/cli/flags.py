@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from cpgan_ray.cli.help import HELP, HELP_ALL, short_help
+from cpgan_ray.cli.parts import absolute_parts, take_adversaries
 from cpgan_ray.common.credentials import move_to_env
 from cpgan_ray.config import AttackJob, Config, ExportJob, flatten
 from cpgan_ray.errors import InputError
@@ -40,10 +41,12 @@ def read_flags(
     """
     if any(argument.partition("=")[0] == "--preset" for argument in rest):
         raise InputError("--preset is not a flag: the preset is the first word, as in `train_celeba.py celeba --k 64`")
+    rest = list(rest)
+    base = take_adversaries(base, rest)
     if main and set(HELP) & set(rest):
         print(short_help(base, call=call, usage=usage, fields=main, more=more))
         raise SystemExit(0)
-    stderr, rest = io.StringIO(), [NEGATED.sub(r"--\1.no-\2", move_to_env(argument)) for argument in rest]
+    stderr, rest = io.StringIO(), [NEGATED.sub(r"--\1.no-\2", argument) for argument in without_credentials(rest)]
     rest = ["--help" if argument == HELP_ALL else argument for argument in rest]
     try:
         with contextlib.redirect_stderr(stderr):
@@ -68,6 +71,19 @@ def read_flags(
     return parsed
 
 
+COMMAND = "--encoder.command"
+
+
+def without_credentials(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the credentials of their URIs moved to the environment. A command stays as it is: it is a program of the
+    user's own, which may need what is in it."""
+    is_command = [
+        argument.startswith(f"{COMMAND}=") or previous == COMMAND
+        for previous, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    return [a if command else move_to_env(a) for a, command in zip(arguments, is_command, strict=True)]
+
+
 NEGATED = re.compile(r"^--no-([\w.-]+)\.([\w-]+)$")
 """`--no-attacks.identity`, which is read as `--attacks.no-identity`."""
 FLAG = r"'?(--[\w.-]+)'?"
@@ -76,6 +92,14 @@ REWORDED = (
     (rf"Missing argument Missing value for argument {FLAG}\..*", r"\1 needs a value"),
     (rf"{FLAG}: invalid literal for int\(\) with base 10: ('.*?')", r"\1 is \2; it must be a whole number"),
     (rf"{FLAG}: could not convert string to float: ('.*?')", r"\1 is \2; it must be a number"),
+    (
+        rf"{FLAG}: no type matching \{{None\}}\|\{{INT INT\}} could be instantiated from \[(.*?)\]\..*",
+        r"\1 is \2; it must be two whole numbers",
+    ),
+    (
+        rf"{FLAG}: no type matching \{{None\}}\|\{{FLOAT FLOAT\}} could be instantiated from \[(.*?)\]\..*",
+        r"\1 is \2; it must be two numbers",
+    ),
     (rf"{FLAG}: no type matching \{{None\}}\|FLOAT \w.* from \[(.*?)\]\..*", r"\1 is \2; it must be a number or None"),
     (rf"{FLAG}: no type matching (\S+) could be instantiated from \[(.*?)\]\..*", r"\1 is \3; it must be \2"),
     (rf"{FLAG}: Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is \2, which is not valid: see --help"),
@@ -89,12 +113,13 @@ def one_line(box: str) -> str:
     text = re.split(r" Argument helptext:| For full helptext", text)[0]
     for pattern, wording in REWORDED:
         text = re.sub(pattern, wording, text)
-    return re.sub(
+    text = re.sub(
         r"^(Value error|Parsing error) |"
         r"Error parsing ((Config|AttackJob|ExportJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
         "",
         text,
     )
+    return re.sub(r"^([\w.]+): (?=\1\.)", "", text)  # "encoder: encoder.mean is ..."
 
 
 def take_resume(rest: list[str]) -> Path | None:
@@ -119,6 +144,18 @@ def take_trust(rest: list[str]) -> bool:
     trust = "--trust" in rest
     rest[:] = [argument for argument in rest if argument != "--trust"]
     return trust
+
+
+def take_check(rest: list[str]) -> bool:
+    """Remove `--check` from the arguments and return whether it was there: the data are only read and described.
+
+    Raises: InputError if a run is resumed.
+    """
+    check = "--check" in rest
+    if check and any(argument.partition("=")[0] == "--resume" for argument in rest):
+        raise InputError("--check reads the data of a new run: leave out --resume")
+    rest[:] = [argument for argument in rest if argument != "--check"]
+    return check
 
 
 def ensure_same_settings(job: Any, original: Any, *, ignore: tuple[str, ...], subject: str, remedy: str) -> None:
@@ -152,4 +189,4 @@ def absolute(config: C) -> C:
     if config.tracking.undefended is not None:
         undefended = config.tracking.undefended.expanduser().resolve()
         resolved["tracking"] = dataclasses.replace(config.tracking, undefended=undefended)
-    return dataclasses.replace(config, **resolved)
+    return absolute_parts(dataclasses.replace(config, **resolved))

@@ -15,7 +15,7 @@ COMMON = {
     "--log-level LEVEL": "Least level of the lines on standard error: debug, info (default), warning or error.",
     "--help-all": "Show every flag, by group.",
 }
-RUN = ("data_dir", "output", "k", "privacy_weight", "epochs", "batch_size", "seed", "data.labels", "data.image_size")
+RUN = ("data_dir", "output", "k", "privacy_weight", "epochs", "batch_size", "seed", "data.labels", "data.table", "data.image_size")
 WHERE = ("runtime.backend", "tracking.uri")
 TRAIN = (*RUN, "privatizer.quantization_step", "attacks.names", "runtime.adversary_gpus", *WHERE)
 ATTACK = (
@@ -27,6 +27,13 @@ ATTACK = (
     "final",
     "against",
     "attacks.names",
+    "encoder.command",
+    "encoder.layout",
+    "encoder.channel_order",
+    "encoder.scale",
+    "encoder.mean",
+    "encoder.std",
+    "encoder.size",
     "encoder.outputs",
     "encoder.stochastic",
     *WHERE,
@@ -37,6 +44,7 @@ REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding",
 REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
 """Which fields `--help` shows, by job: dotted names."""
+CHECK = {"--check": "Read the data, print what they hold and what would be trained, draw a contact sheet, and train nothing."}
 RESUME = {"--resume FOLDER": "Continue in the folder of an interrupted job.", "--trust": "Use files that another user has written."}
 MAX_TEXT = 200
 """Characters of a field's documentation that are shown whole; of a longer one the first sentence."""
@@ -68,7 +76,7 @@ def _described(base: Any, name: str) -> tuple[str, str]:
     text = text if len(text) <= MAX_TEXT else re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
     hint, value = get_type_hints(type(owner), include_extras=True)[last], getattr(owner, last)
     flag = "--" + ".".join([*path, last]).replace("_", "-").removeprefix("config.")
-    if value is None or value == () or isinstance(value, bool):
+    if value in (None, (), "") or isinstance(value, bool):
         shown = ""
     else:
         shown = f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"

@@ -8,6 +8,7 @@ import tyro
 
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
+from cpgan_ray.cli.parts import absolute_mechanisms
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, ReproduceJob, local_names
 from cpgan_ray.config.folders.jobs import EXTENDABLE, reproduction_record
@@ -61,4 +62,4 @@ def parse_reproduce(arguments: Sequence[str], *, description: str) -> tuple[Repr
 
 def with_absolute_paths(job: ReproduceJob) -> ReproduceJob:
     published, grids = (path.expanduser().absolute() if path else None for path in (job.published, job.grids))
-    return dataclasses.replace(job, published=published, grids=grids, config=absolute(job.config))
+    return absolute_mechanisms(dataclasses.replace(job, published=published, grids=grids, config=absolute(job.config)))

@@ -9,6 +9,7 @@ import tyro
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
 from cpgan_ray.cli.help import OF_RUN, RESUME
 from cpgan_ray.cli.help import SEARCH as SEARCH_FLAGS
+from cpgan_ray.cli.parts import absolute_search_space
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, SearchJob
 from cpgan_ray.config.folders.jobs import RESUMABLE, search_record
@@ -44,7 +45,7 @@ def parse_search(arguments: Sequence[str], *, description: str) -> tuple[SearchJ
     name = rest.pop(0) if rest and not rest[0].startswith("-") else "faces"
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default faces). Values shown are those of {name}."
     job = read_job(SearchJob(config=for_search(preset(name))), rest, usage)
-    return dataclasses.replace(job, config=absolute(with_dataset(job.config))), False
+    return absolute_search_space(dataclasses.replace(job, config=absolute(with_dataset(job.config)))), False
 
 
 def read_job(base: SearchJob, rest: Sequence[str], usage: str) -> SearchJob:

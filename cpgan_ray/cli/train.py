@@ -2,20 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.cli.help import RESUME, TRAIN
+from cpgan_ray.cli.help import CHECK, RESUME, TRAIN
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, local_names
 from cpgan_ray.config.folders.records import ensure_complete, own_store
-from cpgan_ray.config.folders.runs import ADJUSTABLE, interrupted_run
+from cpgan_ray.config.folders.runs import ADJUSTABLE, config_of_another_run, interrupted_run
 from cpgan_ray.config.presets import PRESETS, preset
 
-CALL = "train_celeba.py [PRESET] [--flag VALUE ...]"
+CALL = "train_celeba.py [PRESET | CONFIG.json] [--flag VALUE ...]"
 
 
 def parse(arguments: Sequence[str], *, default: str, description: str) -> Config:
-    """Parse `[PRESET] [--any.config.field VALUE ...]` into a configuration.
+    """Parse `[PRESET | CONFIG.json] [--any.config.field VALUE ...]` into a configuration.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -23,8 +24,8 @@ def parse(arguments: Sequence[str], *, default: str, description: str) -> Config
 
 
 def parse_train(arguments: Sequence[str], *, default: str, description: str) -> tuple[Config, str | None]:
-    """Parse the same as `parse`, or `--resume FOLDER [--flag VALUE ...]`. Returns the configuration, and the id of the MLflow run that
-    continues; None for a new run.
+    """Parse the same as `parse`, or `--resume FOLDER [--flag VALUE ...]`. Returns the configuration, and the id of the MLflow run
+    that continues; None for a new run.
 
     Raises: InputError in one line; SystemExit(0) after `--help`.
     """
@@ -44,4 +45,11 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
         return config if record.own or trust else own_store(config), run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
-    return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=RESUME))), None
+    more = CHECK | RESUME
+    if not name.endswith(".json"):
+        return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=more))), None
+    base, record = config_of_another_run(Path(name).expanduser().resolve(), trust=(trust := take_trust(rest)))
+    base = dataclasses.replace(base, trust=trust)
+    config = absolute(with_dataset(read_flags(Config, base, rest, usage=usage, call=CALL, main=TRAIN, more=more)))
+    ensure_complete(config, record)
+    return config, None

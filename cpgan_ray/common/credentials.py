@@ -21,7 +21,9 @@ VARIABLES = {"http": MLFLOW, "https": MLFLOW, "s3": S3}
 S3_SETTINGS = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
 EXPORTED = (*MLFLOW, *S3, *S3_SETTINGS, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", "CPGAN_LOG_LEVEL", KEY_VARIABLE)
 """Variables that a process on another machine needs to reach the same stores and to recognise this user's files."""
-SECRET_VARIABLES = (MLFLOW[1], S3[1], "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", KEY_VARIABLE)
+ENCODER_TOKEN = "CPGAN_ENCODER_TOKEN"
+"""Environment variable with the token that is sent to an encoder at a URL."""
+SECRET_VARIABLES = (MLFLOW[1], S3[1], "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", ENCODER_TOKEN, KEY_VARIABLE)
 """Variables whose whole value is a secret."""
 STARS = "***"
 MIN_SECRET_LENGTH = 8

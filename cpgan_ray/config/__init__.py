@@ -8,14 +8,16 @@ reads, overrides and flattens configurations, `presets` are whole configurations
 
 from cpgan_ray.config.attacks import AttackConfig
 from cpgan_ray.config.data import DataConfig
+from cpgan_ray.config.encoders import EncoderConfig
 from cpgan_ray.config.io import flatten, from_json, local_names, override, to_json
-from cpgan_ray.config.jobs import MIN_SEEDS, AttackJob, EncoderConfig, ExportJob, FrontierJob, Objective, ReproduceJob, SearchJob
+from cpgan_ray.config.jobs import MIN_SEEDS, AttackJob, ExportJob, FrontierJob, Objective, ReproduceJob, SearchJob
 from cpgan_ray.config.marks import Origin, Range
 from cpgan_ray.config.players import (
     AdversaryConfig,
     GameConfig,
     KernelConfig,
     NeuralConfig,
+    OwnConfig,
     PrivatizerConfig,
     RidgeConfig,
     UtilityConfig,
@@ -38,6 +40,7 @@ __all__ = [
     "NeuralConfig",
     "Objective",
     "Origin",
+    "OwnConfig",
     "PrivatizerConfig",
     "Range",
     "RecoveryConfig",

@@ -5,24 +5,19 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.constraints import NonNegative, OpenFraction, Positive, PositiveInt, config_class
+from cpgan_ray.config.marks import PORTABLE
+from cpgan_ray.config.parts import PartName
 
-AttackName = Literal["ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest", "stack"]
+ALL_ATTACKS = ("ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest", "stack")
 
 
 @config_class("attacks")
 class AttackConfig:
     """The tournament of fresh attacks at the end of a run, and of `jobs/attack.py`."""
 
-    names: Annotated[tuple[AttackName, ...], Field(min_length=1)] = (
-        "ridge",
-        "kernel",
-        "mlp",
-        "decoder",
-        "resnet_decoder",
-        "nearest",
-        "stack",
-    )
-    """Which attacks are fitted. `stack` is the weighted average of all others of a variant."""
+    names: Annotated[tuple[PartName, ...], Field(min_length=1), PORTABLE] = ALL_ATTACKS
+    """Which attacks are fitted. `stack` is the weighted average of all others of a variant. Code of your own: FILE.py:NAME or
+    PACKAGE.MODULE:NAME."""
     variants: Annotated[tuple[Literal["leaked", "fresh"], ...], Field(min_length=1)] = ("leaked", "fresh")
     """`leaked`: fitted on the defender's training pictures. `fresh`: fitted on the attacker's own, from the validation split."""
     fit_fractions: tuple[OpenFraction, ...] = (0.125, 0.25, 0.5)

@@ -92,6 +92,14 @@ def _differences(name: str, value: Any, own: Any) -> list[str]:
     return [name] if value != own else []
 
 
+def is_option(name: str, known: Mapping[str, Any]) -> bool:
+    """Whether a dotted name is an option of a part (`privatizer.options.width`), or all of them (`privatizer.options`): the
+    flattened configuration (`known`) has only those that are set."""
+    section, dot, option = f"{name}.".partition(".options.")
+    has_options = f"{section}.family" in known or f"{section}.kind" in known or section == "data"
+    return bool(dot) and option.count(".") <= 1 and has_options
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy with fields replaced by dotted name: `override(config, {"adversaries.rbf.penalties": (1e-2,)})`.
 
@@ -100,7 +108,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     values = to_json(config)
     known = flatten(config)
     for name, value in changes.items():
-        if name not in known:
+        if name not in known and not is_option(name, known):
             near = difflib.get_close_matches(name, known, n=3) or sorted(known)
             raise InputError(f"config has no field {name!r}; nearest: {', '.join(near)}")
         *path, last = name.split(".")

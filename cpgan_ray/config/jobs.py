@@ -9,51 +9,19 @@ import tyro
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.attacks import AttackConfig
-from cpgan_ray.config.constraints import ClosedFraction, NonNegative, Positive, PositiveInt, config_class, text_like
-from cpgan_ray.config.data import DataConfig, DatasetName
+from cpgan_ray.config.constraints import ClosedFraction, NonNegative, PositiveInt, config_class, text_like
+from cpgan_ray.config.data import DataConfig
+from cpgan_ray.config.encoders import EncoderConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE
+from cpgan_ray.config.parts import PartName
 from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
 from cpgan_ray.config.schema import Config, folder_or_uri
 from cpgan_ray.errors import InputError
-
-MechanismName = Literal[
-    "cpgan",
-    "cpgan_one",
-    "cpgan_paper",
-    "ran",
-    "bottleneck",
-    "dnn",
-    "resize",
-    "noise",
-    "gaussian_noise",
-    "pca",
-    "random_projection",
-    "dca",
-]
-
 
 Objective = Literal["accuracy", "balanced_accuracy"]
 """The measure of utility: mean accuracy over the labels, or the mean recall over the classes of each label."""
 MIN_SEEDS = 5
 """A comparison makes statements about mechanisms only from so many seeds on, fixed before its first training."""
-
-
-@config_class("encoder")
-class EncoderConfig:
-    """How to call an encoder that is given as a file."""
-
-    outputs: Annotated[tuple[str, ...], PORTABLE] = ()
-    """Outputs that are attacked, by name; empty: all together."""
-    stochastic: bool = False
-    """Declare a stochastic release: the encoder may draw random numbers, and its codes may only differ by independent noise."""
-    memory_gb: Positive = 8.0
-    """Memory limit of the process of another user's encoder, in GB."""
-    timeout_s: Positive = 300.0
-    """How long it may take to open the encoder, or to encode a block of 250 pictures, in seconds."""
-
-    def __post_init__(self) -> None:
-        if len(set(self.outputs)) < len(self.outputs):
-            raise InputError(f"encoder.outputs is {self.outputs!r}; it must name each output once")
 
 
 @config_class()
@@ -69,7 +37,7 @@ class AttackJob:
     every opening is counted in MLflow and stated in the report."""
     against: Annotated[Path | None, LOCAL] = None
     """Run or report folder to compare with, picture by picture."""
-    dataset: DatasetName | None = None
+    dataset: Annotated[PartName | None, PORTABLE] = None
     """Which data set is attacked. Default: that of the run; for an encoder file `celeba` if `--data-dir` is given."""
     data_dir: Annotated[str | Path | None, LOCAL] = None
     """Folder in the official layout of the data set, or its URI. Not needed for the embedded faces."""
@@ -173,8 +141,8 @@ class SearchJob:
 class ReproduceJob:
     """The settings of `jobs/reproduce.py`: which mechanisms, how often, and the run of which every cell is a variant."""
 
-    mechanisms: tuple[MechanismName, ...] = ()
-    """Which mechanisms are compared; empty: all."""
+    mechanisms: Annotated[tuple[PartName, ...], PORTABLE] = ()
+    """Which mechanisms are compared; empty: all built-in ones. Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
     num_settings: PositiveInt = 3
     """Number of settings of each mechanism's knob: of the built-in ones at most this many; with --calibrate the number of targets.
     With --grids it is the number in the file."""

@@ -1,12 +1,15 @@
 """The players of the game: the privatizer, the utility head, their adversaries, and the rules between them."""
 
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeInt
 
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config.constraints import Fraction, NonNegative, OpenFraction, Positive, PositiveFraction, PositiveInt, config_class
-from cpgan_ray.config.marks import Choices, Range
+from cpgan_ray.config.marks import LOCAL, PORTABLE, Choices, Range
+from cpgan_ray.config.parts import Options, PartName
 from cpgan_ray.errors import InputError
 
 Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -15,26 +18,20 @@ Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 @config_class("privatizer")
 class PrivatizerConfig:
-    family: Annotated[
-        Literal[
-            "conv",
-            "residual",
-            "lenet",
-            "generator",
-            "picture",
-            "picture_conv",
-            "celeba_single",
-            "celeba_multi",
-            "linear",
-            "whitened",
-        ],
-        Choices(("conv", "residual")),
-    ] = "conv"
+    family: Annotated[PartName, PORTABLE, Choices(("conv", "residual"))] = "conv"
     """`conv`: strided 3x3 convolutions with batch norm, similar to the reference implementation's network for one attribute of
     CelebA. `residual`: pre-activation residual blocks. Networks of the reference implementation: `lenet` (MNIST, GENKI, HAR),
     `generator` (CIFAR-10), `picture` (CIFAR-10, SVHN) and `picture_conv` (SVHN), whose code has the shape of the picture,
     `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-networks with half of the code each), `linear` (Gaussian).
-    `whitened`: linear, on principal components of unit variance. Width and depth apply to `conv` and `residual`."""
+    `whitened`: linear, on principal components of unit variance. Width and depth apply to `conv` and `residual`. `timm:NAME`: a
+    network of timm. Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    options: Annotated[Options, PORTABLE] = field(default_factory=dict)
+    """Keyword arguments of your own family, or of a network of timm, as a JSON object."""
+    weights: Annotated[str | None, LOCAL] = None
+    """File with pretrained weights of the family's network (.safetensors, or a state dict in a .pt file). Its digest is checked in
+    every process."""
+    frozen_stages: NonNegativeInt = 0
+    """Number of first stages whose weights and batch norm statistics stay as they are (networks of timm)."""
     norm_momentum: PositiveFraction = 0.1
     """Weight of a batch in the running statistics of the batch norms of `picture`; the reference implementation uses 0.1 on
     CIFAR-10 and 0.01 on SVHN."""
@@ -76,10 +73,13 @@ class PrivatizerConfig:
 
 @config_class("utility")
 class UtilityConfig:
-    family: Annotated[Literal["mlp", "lenet", "shake", "wide", "celeba_single", "celeba_multi"], Choices(("mlp", "lenet"))] = "mlp"
+    family: Annotated[PartName, PORTABLE, Choices(("mlp", "lenet"))] = "mlp"
     """`mlp`: hidden layers with batch norm and dropout. Networks of the reference implementation: `lenet` (fully connected, 120 and
     84); for codes that are pictures `shake` (Shake-Shake 26) and `wide` (WRN-16-8), of any depth and width; `celeba_single`;
-    `celeba_multi` (the first 8 attributes from the first half of the code, the other 14 and 18 from the second half)."""
+    `celeba_multi` (the first 8 attributes from the first half of the code, the other 14 and 18 from the second half). Code of your
+    own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    options: Annotated[Options, PORTABLE] = field(default_factory=dict)
+    """Keyword arguments of your own family, as a JSON object."""
     depth: NonNegativeInt = 0
     """Number of layers of `shake` and `wide`; 0: 26 and 16."""
     width: NonNegativeInt = 0
@@ -226,5 +226,44 @@ class NeuralConfig:
             )
 
 
-AdversaryConfig = Annotated[RidgeConfig | KernelConfig | NeuralConfig, pydantic.Discriminator("kind")]
+@config_class("adversary")
+class OwnConfig:
+    """An adversary of your own, or one that an installed package registers."""
+
+    kind: Annotated[PartName, PORTABLE]
+    """Which adversary this is: FILE.py:NAME, PACKAGE.MODULE:NAME, or a registered name."""
+    options: Annotated[Options, PORTABLE] = field(default_factory=dict)
+    """Its keyword arguments, as a JSON object."""
+    components: NonNegativeInt = 0
+    """Target: this many leading principal components of the pictures; 0: the pixels."""
+    loss_weight: NonNegative = 1.0
+    """Factor on the privacy loss of this adversary."""
+    cpus: NonNegative | None = None
+    """CPUs of its actor. Default: `runtime.adversary_cpus`."""
+    gpus: NonNegative | None = None
+    """GPUs of its actor, fractions allowed. Default: `runtime.adversary_gpus`."""
+
+
+BUILT_IN_ADVERSARIES: dict[str, type[RidgeConfig | KernelConfig | NeuralConfig]] = {
+    "ridge": RidgeConfig,
+    "kernel": KernelConfig,
+    "neural": NeuralConfig,
+}
+"""Kind -> configuration class; any other kind has an `OwnConfig`."""
+remember(__name__, "BUILT_IN_ADVERSARIES")
+
+
+def adversary_tag(value: Any) -> str:
+    """Which configuration class belongs to a value: the kind of a built-in adversary, or `own`."""
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) and kind in BUILT_IN_ADVERSARIES else "own"
+
+
+AdversaryConfig = Annotated[
+    Annotated[RidgeConfig, pydantic.Tag("ridge")]
+    | Annotated[KernelConfig, pydantic.Tag("kernel")]
+    | Annotated[NeuralConfig, pydantic.Tag("neural")]
+    | Annotated[OwnConfig, pydantic.Tag("own")],
+    pydantic.Discriminator(adversary_tag),
+]
 """The configuration of any adversary; its field `kind` names the class."""

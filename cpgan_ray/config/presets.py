@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cpgan_ray.config.attacks import AttackConfig
-from cpgan_ray.config.data import DataConfig, DatasetName
+from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.players import GameConfig, KernelConfig, NeuralConfig, PrivatizerConfig, RidgeConfig, UtilityConfig
 from cpgan_ray.config.runtime import RuntimeConfig
 from cpgan_ray.config.schema import Config
@@ -116,9 +116,7 @@ def celeba_paper() -> Config:
     )
 
 
-def small(
-    dataset: DatasetName, *, k: int, epochs: int, batch_size: int, components: int = 256, privatizer: PrivatizerConfig
-) -> Config:
+def small(dataset: str, *, k: int, epochs: int, batch_size: int, components: int = 256, privatizer: PrivatizerConfig) -> Config:
     """The default game on one of the small data sets: a normalised, rounded code, against ridge, kernel and a perceptron, which on
     pictures of this size learns faster than the decoders of the reference implementation and is therefore stronger."""
     return Config(
@@ -251,8 +249,29 @@ def for_search(config: Config) -> Config:
     return replace(config, attacks=attacks, tracking=replace(config.tracking, log_models=False, system_metrics=False))
 
 
+def pictures() -> Config:
+    """Your own pictures, 64 x 64: the game of preset `celeba`, with smaller batches and several past ones in memory, because most
+    collections are smaller."""
+    return Config(
+        preset="pictures",
+        k=64,
+        epochs=20,
+        batch_size=320,
+        privacy_weight=0.2,
+        data=DataConfig(dataset="pictures"),
+        privatizer=PrivatizerConfig(quantization_step=2.0),
+        game=GameConfig(warmup_epochs=6),
+        adversaries={
+            "ridge": RidgeConfig(memory_batches=4),
+            "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,), memory_batches=4),
+        },
+    )
+
+
 SMALL = (mnist, digits, har, genki4k, cifar10, svhn, gaussian, gaussian_kernel)
-PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper, *SMALL)}
+PRESETS: dict[str, Callable[[], Config]] = {
+    f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper, *SMALL, pictures)
+}
 
 
 def preset(name: str) -> Config:

@@ -21,7 +21,8 @@ from cpgan_ray.config.players import AdversaryConfig, GameConfig, PrivatizerConf
 from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConfig
 from cpgan_ray.errors import InputError
 
-Name = Annotated[str, text_like(r"^[\w.+-]{1,60}$", "1 to 60 letters, digits or any of _.+-")]
+NAME = r"^[\w.+-]{1,60}$"
+Name = Annotated[str, text_like(NAME, "1 to 60 letters, digits or any of _.+-")]
 """A name that becomes part of file, metric and run names."""
 
 
@@ -37,11 +38,11 @@ class Config:
     preset: Annotated[Name, PORTABLE, tyro.conf.Suppress] = "custom"
     """Name of the preset that the run started from."""
     data_dir: Annotated[str | Path | None, LOCAL] = None
-    """Folder in the official layout of the data set, or its URI (s3://, gs://, file://), which each node fetches once. Not needed
-    for the embedded faces."""
+    """Folder in the official layout of the data set, or of your own pictures, or its URI (s3://, gs://, file://), which each node
+    fetches once. Not needed for the embedded faces."""
     cache_dir: Annotated[Path | None, LOCAL] = None
     """Where a node keeps prepared stores and fetched files; `~` and $VARIABLES (in quotes) are expanded on each node. Default:
-    `<data-dir>/.cpgan`, or the user's cache folder for a URI and for the embedded faces."""
+    `<data-dir>/.cpgan`, or the user's cache folder for a URI, for own pictures and for the embedded faces."""
     shared_cache: Annotated[str | Path | None, LOCAL] = None
     """Folder or URI where nodes share prepared stores: a node without a store takes it from there, a node that made one puts it
     there."""
@@ -88,13 +89,24 @@ class Config:
 
 def _check_data(c: DataConfig) -> None:
     """Settings that only some data sets have. Not checked in DataConfig, because the data set may be given by another flag."""
-    if c.max_train_samples and c.dataset in ("faces", "celeba"):
+    of_pictures = ("table", "path_column", "identity_column", "split_column", "missing", "bins")
+    if c.dataset != "pictures" and (given := [name for name in of_pictures if getattr(c, name)]):
+        raise InputError(
+            f"data.{given[0]} is {getattr(c, given[0])!r}, but data.dataset is {c.dataset!r} and only pictures has it: leave it "
+            "out, or add --data.dataset pictures"
+        )
+    if c.split == "identity" and c.split_column:
+        raise InputError(
+            f"data.split_column is {c.split_column!r}, but data.split is 'identity', which draws the splits: leave out one of the "
+            "two"
+        )
+    if c.max_train_samples and c.dataset in ("faces", "celeba", "pictures"):
         raise InputError(f"data.max_train_samples is {c.max_train_samples}, but {c.dataset} is used whole: leave it out")
     if c.extra and c.dataset != "svhn":
         raise InputError(f"data.extra is True, but data.dataset is {c.dataset!r} and only svhn has it: set --data.no-extra")
     if c.balanced and c.dataset in ("mnist", "digits", "har", "cifar10", "svhn"):
         raise InputError(f"data.balanced is True, but the label of {c.dataset} has more than two values: set --data.no-balanced")
-    if c.balanced and c.dataset in ("faces", "celeba") and len(c.labels) != 1:
+    if c.balanced and c.dataset in ("faces", "celeba", "pictures") and len(c.labels) != 1:
         number = f"names {len(c.labels)}" if c.labels else "is empty, which means all"
         raise InputError(f"data.balanced is True, but data.labels {number}: give one label, such as --data.labels Male")
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from cpgan_ray.common.json_files import parse_json
-from cpgan_ray.config.io import flatten, override
+from cpgan_ray.common.plugins.names import is_code, stored_name
+from cpgan_ray.config.io import flatten, is_option, override
 from cpgan_ray.config.marks import Choices, Range
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
@@ -66,8 +67,8 @@ def dimensions(over: Sequence[str], config: Config, *, grid: bool) -> list[Dimen
 def dimension(text: str, config: Config, *, grid: bool) -> Dimension:
     name, given, where = text.partition("=")
     kind, declared = field_type(name, config)
-    integer = kind is int
     low, dots, high = where.partition("..")
+    integer = kind is int or (kind is None and all(isinstance(value(v), int) for v in (low, high)))
     if dots:
         bounds = [number(v, text) for v in (low, high)]
         log = bounds[0] > 0 and (declared.log if isinstance(declared, Range) else bounds[1] / bounds[0] >= 10)
@@ -90,11 +91,13 @@ def dimension(text: str, config: Config, *, grid: bool) -> Dimension:
 
 
 def field_type(name: str, config: Config) -> tuple[Any, Range | Choices | None]:
-    """Type of a field by its dotted name, and its declared range or choices."""
+    """Type of a field by its dotted name, and its declared range or choices; both None for an option of a part."""
     kept = ("seed", "preset", "output", "data_dir", "cache_dir", "shared_cache", "data.dataset", "data.digest")
     kept += ("privatizer.num_workers",)
     known = [n for n in flatten(config) if n not in kept]
     known = [n for n in known if not n.startswith(("runtime.", "tracking.", "attacks."))]
+    if is_option(name, flatten(config)):
+        return None, None
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or ("k", "privacy_weight")
         raise InputError(f"over {name}: no field of that name can be searched; nearest: {', '.join(near)}")
@@ -143,5 +146,10 @@ def combinations(found: Sequence[Dimension]) -> list[Setting]:
 
 def shown(setting: Mapping[str, Any], *, seed: int | None = None) -> str:
     """`k=64 privacy_weight=0.2 seed=0`."""
-    parts = [f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in setting.items()]
+    parts = [f"{name}={v:g}" if isinstance(v, float) else f"{name}={short(v)}" for name, v in setting.items()]
     return " ".join([*parts, *([] if seed is None else [f"seed={seed}"])])
+
+
+def short(value: Any) -> Any:
+    """A name of code without its folder, because the text becomes the name of a folder; any other value unchanged."""
+    return stored_name(value) if isinstance(value, str) and is_code(value) else value

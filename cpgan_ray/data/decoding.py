@@ -38,6 +38,7 @@ UPRIGHT_OPERATIONS = {
 REMARKS = {
     "exif_orientation": "have an EXIF orientation that is not applied: pixels are read as they are stored",
     "several_frames": "have several frames: the first one is read",
+    "enlarged": "have a shorter side below that of the store: they are enlarged",
     "other_name": "are stored under another spelling of the name in the lists (Unicode form or extension)",
 }
 """Remarks about pictures that are read, not skipped: kind -> the end of the sentence "3 of 60 pictures ..."."""
@@ -48,15 +49,18 @@ class Decoded:
     """A decoded picture, ready for a store."""
 
     pixels: np.ndarray
-    """(image_size, image_size, 3) uint8."""
+    """(H, W, 3) uint8."""
     remarks: tuple[str, ...] = ()
     """Keys of `REMARKS`."""
+    shorter_side: int = 0
+    """Shorter side of the picture in the file, in pixels."""
 
 
-def decode(blob: bytes, *, image_size: int, crop: float, upright: bool = False) -> Decoded:
+def decode(blob: bytes, *, image_size: int, image_width: int = 0, crop: float, upright: bool = False) -> Decoded:
     """The centred square of a picture, `crop` times its shorter side, resized.
 
-    upright: apply the EXIF orientation; otherwise only a remark reports it.
+    image_width: if it is not 0, the result has this width and the height `image_size`, and the largest centred rectangle of this
+    shape, times `crop`, is cut instead of a square; upright: apply the EXIF orientation; otherwise only a remark reports it.
 
     Raises:
         ValueError: the picture has too many pixels or scans, or values of unknown range.
@@ -73,8 +77,11 @@ def decode(blob: bytes, *, image_size: int, crop: float, upright: bool = False) 
         if packed_as_jpeg and (scans := blob.count(b"\xff\xda")) > MAX_SCANS:
             raise ValueError(f"it has {scans} scans, the limit is {MAX_SCANS}")
         remarks = ["several_frames"] if getattr(picture, "is_animated", False) else []
+        size = (image_size, image_width or image_size)
+        shorter_side = min(picture.size)
         # The JPEG decoder may halve large pictures while it decodes; twice the final resolution remains for the filter.
-        scale = 2 * image_size / (crop * min(picture.size))
+        sizes = ((picture.width, picture.height), (picture.height, picture.width))  # before and after it is turned upright
+        scale = 2 * max(size[1] / cut_size(sides, size, crop)[0] for sides in sizes)
         picture.draft("RGB", (int(picture.width * scale) + 1, int(picture.height * scale) + 1))
         picture.load()
         is_rotated = picture.format != "TIFF" and _orientation(picture) != 1
@@ -83,11 +90,21 @@ def decode(blob: bytes, *, image_size: int, crop: float, upright: bool = False) 
             rgb = rgb.transpose(UPRIGHT_OPERATIONS[_orientation(picture)])
         elif is_rotated:
             remarks.append("exif_orientation")
-        side = crop * min(rgb.size)
-        left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-        square = (left, top, left + side, top + side)
-        pixels = np.asarray(rgb.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square))
-        return Decoded(pixels, tuple(remarks))
+        width, height = cut_size(rgb.size, size, crop)
+        left, top = (rgb.width - width) / 2, (rgb.height - height) / 2
+        pixels = np.asarray(rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)))
+        return Decoded(pixels, tuple(remarks), shorter_side)
+
+
+def cut_size(sides: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[float, float]:
+    """Width and height of the centred rectangle that is cut from a picture: as large as the picture permits, times `crop`.
+
+    sides: width and height of the picture; size: height and width of the result, whose shape the rectangle has.
+    """
+    (picture_width, picture_height), (height, width) = sides, size
+    if picture_width * height <= picture_height * width:
+        return crop * picture_width, crop * (picture_width * height / width)
+    return crop * (picture_height * width / height), crop * picture_height
 
 
 def eight_bit(picture: Image.Image) -> Image.Image:
@@ -119,7 +136,7 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def decode_block(
-    files: Sequence[Path | bytes | str], *, image_size: int, crop: float, upright: bool = False
+    files: Sequence[Path | bytes | str], *, image_size: int, image_width: int = 0, crop: float, upright: bool = False
 ) -> list[Decoded | str]:
     """Decode several pictures.
 
@@ -137,7 +154,7 @@ def decode_block(
                 if isinstance(file, Path) and file.stat().st_size > MAX_FILE_BYTES:
                     raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
                 blob = file.read_bytes() if isinstance(file, Path) else file
-                decoded.append(decode(blob, image_size=image_size, crop=crop, upright=upright))
+                decoded.append(decode(blob, image_size=image_size, image_width=image_width, crop=crop, upright=upright))
             except Exception as e:  # Pillow's decoders raise nearly every kind of error
                 decoded.append(" ".join(f"{e}".split()) or type(e).__name__)
     return decoded

@@ -2,7 +2,8 @@
 
 A data set is an entry of `DATASETS`: a `Recipe`, which makes a store from a source (sync/node.py decides when and where). To add a
 data set, write a module with a function that returns its `Draft` (`store.build` writes it) and add an entry here. A data set that
-fits into memory needs only a reader that returns `Samples`, and an entry of type `SmallDataset`.
+fits into memory needs only a reader that returns `Samples`, and an entry of type `SmallDataset`. Code of the user's own may be a
+`Recipe`, a `SmallDataset` or a reader (own.py).
 """
 
 import dataclasses
@@ -12,10 +13,12 @@ from functools import partial
 from pathlib import Path
 
 from cpgan_ray.common.credentials import export_env, import_env, redacted
+from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import small, store
-from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, svhn
+from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, pictures, svhn
+from cpgan_ray.data.own import own_dataset
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import SmallDataset
 from cpgan_ray.data.store import Dataset, open_store
@@ -60,12 +63,30 @@ def prepare(config: Config, *, progress: bool = True) -> Path:
     Raises:
         InputError: the data set cannot be read or the store cannot be written.
     """
-    return node.prepare(DATASETS[config.data.dataset], config, progress=progress)
+    return node.prepare(recipe_of(config), config, progress=progress)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """How the data set of a run becomes a store.
+
+    Raises: InputError if there is no such data set.
+    """
+    name = config.data.dataset
+    part = DATASETS[name]
+    if config.data.options and not DATASETS.is_own(name):
+        raise InputError(f"data.options has {next(iter(config.data.options))!r}, but {name} has no options: leave it out")
+    return part if isinstance(part, Recipe) else _small_recipe(own_dataset(name, DATASETS, has_folder=config.data_dir is not None))
 
 
 def _celeba_source(config: Config, cache: Path) -> Path:
     if config.data_dir is None:
         raise InputError("data_dir is None; the celeba data set is read from a folder: give it with --data-dir")
+    return Path(config.data_dir)
+
+
+def _pictures_source(config: Config, cache: Path) -> Path:
+    if config.data_dir is None:
+        raise InputError("data_dir is None; own pictures are read from a folder: give it with --data-dir")
     return Path(config.data_dir)
 
 
@@ -95,7 +116,7 @@ def _small_recipe(dataset: SmallDataset) -> Recipe:
 
 
 def _genki4k(source: Path, data: DataConfig) -> Samples:
-    return genki4k.read(source, image_size=data.image_size)
+    return genki4k.read(source, image_size=data.image_size, image_width=data.image_width)
 
 
 _CELEBA = Recipe(
@@ -104,7 +125,7 @@ _CELEBA = Recipe(
     source=_celeba_source,
     required_files=celeba.required_files,
 )
-DATASETS: dict[str, Recipe] = {
+_built_in: dict[str, Recipe] = {
     "faces": dataclasses.replace(_CELEBA, source=_draw_faces, needs_folder=False),
     "celeba": _CELEBA,
     "mnist": _small_recipe(SmallDataset(lambda source, data: mnist.files(source), lambda source, data: mnist.read(source))),
@@ -114,7 +135,14 @@ DATASETS: dict[str, Recipe] = {
         )
     ),
     "genki4k": _small_recipe(
-        SmallDataset(lambda source, data: genki4k.files(source), _genki4k, settings=("image_size",), mirrored=True, anonymous=True)
+        SmallDataset(
+            lambda source, data: genki4k.files(source),
+            _genki4k,
+            settings=("image_size",),
+            switches=("image_width",),
+            mirrored=True,
+            anonymous=True,
+        )
     ),
     "cifar10": _small_recipe(
         SmallDataset(lambda source, data: cifar10.files(source), lambda source, data: cifar10.read(source), mirrored=True)
@@ -137,7 +165,14 @@ DATASETS: dict[str, Recipe] = {
     "digits": _small_recipe(
         SmallDataset(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)
     ),
+    "pictures": Recipe(
+        settings=pictures.settings,
+        draft=lambda source, config, progress: pictures.draft(source, config, progress=progress),
+        source=_pictures_source,
+        required_files=pictures.required_files,
+    ),
 }
+DATASETS: Parts[Recipe] = Parts(_built_in, kind="data set", group="cpgan_ray.datasets", field="data.dataset")
 remember(__name__, "DATASETS")
-RESIZED = ("faces", "celeba", "genki4k")
-"""Data sets whose pictures are resized to `data.image_size`; the others have a fixed size."""
+RESIZED = ("faces", "celeba", "genki4k", "pictures")
+"""Data sets whose pictures are resized to `data.size`; the others have a fixed size."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cpgan_ray.common.credentials import redacted
+from cpgan_ray.common.plugins.names import label, stored_name
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import balance, store
 from cpgan_ray.data.decoding import format_remarks
@@ -43,7 +44,7 @@ def source(small: SmallDataset, config: Config, cache: Path) -> Path:
     Raises:
         InputError: the data folder is missing, or one is given but not needed.
     """
-    name, folder = config.data.dataset, config.data_dir
+    name, folder = label(config.data.dataset), config.data_dir
     if not small.needs_folder and folder is not None:
         raise InputError(f"data_dir is {redacted(str(folder))}, but the {name} data set needs no folder: leave it out")
     if small.needs_folder and folder is None:
@@ -59,7 +60,7 @@ def settings(small: SmallDataset, config: Config) -> dict[str, object]:
     """What the store depends on in addition to the files."""
     active_switches = [field for field in small.switches if getattr(config.data, field)]
     return {
-        "dataset": config.data.dataset,
+        "dataset": stored_name(config.data.dataset),
         **{
             field: getattr(config.data, field)
             for field in (*small.settings, "max_train_samples", "final_fraction", *active_switches)

@@ -19,6 +19,7 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from cpgan_ray.common.credentials import redacted
+from cpgan_ray.common.plugins import shipping
 from cpgan_ray.common.process import available_cpus
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import blocked_signals, defer_signals, reinstall
@@ -147,7 +148,14 @@ def connect(runtime: RuntimeConfig) -> None:
     """
     ensure_unchanged()
     if ray.is_initialized():
-        return
+        if has_all_code():
+            return
+        if session_name() not in _started:
+            raise InputError(
+                "Ray was connected before the code of this run was named, so its processes do not have it: call "
+                "ray.shutdown() first"
+            )
+        ray.shutdown()
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     warn_of_readable_token()
     redact_command_line()
@@ -164,7 +172,7 @@ def join(address: str) -> None:
     try:
         ensure_listening(address)
         with on_loopback() if is_loopback(address) else contextlib.nullcontext():
-            ray.init(address=address, **QUIET)
+            ray.init(address=address, **QUIET, **shipped_code())
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, socket.gaierror) as e:
         raise InputError(f"no Ray cluster responds at {address!r}: start it, or omit --runtime.address for a local one") from e
 
@@ -181,13 +189,42 @@ def start_local() -> None:
             shielded_from_signals(),
             only_needed_processes(),
         ):
-            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder, **QUIET)
+            ray.init(
+                address="local", num_cpus=available_cpus(), include_dashboard=False, _temp_dir=folder, **QUIET, **shipped_code()
+            )
     except Exception as e:  # Ray raises many types, depending on the machine
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise InputError(
             f"Ray cannot be started on this machine ({reason}); its logs are in {folder}: correct this or run in one process with "
             "--runtime.backend local"
         ) from e
+    _started.clear()
+    _started.add(session_name())
+
+
+_sent: set[str] = set()
+"""Names of the files that were sent to the present cluster."""
+_started: set[str] = set()
+"""The session of the local cluster that `start_local` has started, if it is the last one."""
+
+
+def shipped_code() -> dict[str, Any]:
+    """The argument of `ray.init` that sends the files of selected parts to every node; empty if all parts are built in."""
+    modules = shipping.modules()
+    _sent.clear()
+    _sent.update(shipping.wanted())
+    return {"runtime_env": {"py_modules": modules}} if modules else {}
+
+
+def has_all_code() -> bool:
+    """Whether the processes of the cluster have the files of all parts that this process has resolved. In a process of Ray they do:
+    they come from its driver."""
+    return ray_worker.global_worker.mode == ray_worker.WORKER_MODE or shipping.wanted() <= _sent
+
+
+def session_name() -> str:
+    """The name of the session of this process's cluster."""
+    return "" if ray_worker.global_worker.node is None else ray_worker.global_worker.node.session_name
 
 
 def is_local() -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cpgan_ray.common.plugins import label
 from cpgan_ray.common.process import trim_memory
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
 from cpgan_ray.data import Dataset, Task, task_of, task_targets
@@ -20,6 +21,7 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
+from cpgan_ray.evaluation.attacks.own import fit_own
 from cpgan_ray.evaluation.attacks.stack import stack_attack
 from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
 
@@ -41,7 +43,7 @@ FLOOR = "labels"
 class AttackSpec:
     """One attack of a tournament, before it is fitted."""
 
-    name: str
+    name: str  # of an attack of the user's own: the label of its name
     variant: str
     share: float = 1.0  # share of the variant's pictures that it is fitted on
 
@@ -141,7 +143,10 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
     large_enough = height >= MIN_SIDE and (is_series or width >= MIN_SIDE)
     if brief:
         return [AttackSpec("ridge", variants[0]), AttackSpec("ridge", FLOOR)]
-    names = [name for name in config.names if name != STACK and (large_enough or name not in PIXEL_ATTACKS)]
+    labels = [label(name) for name in config.names]
+    if same := [name for name in labels if labels.count(name) > 1]:
+        raise InputError(f"attacks.names has {same[0]} twice: name each attack once, and give files of your own different names")
+    names = [name for name in labels if name != STACK and (large_enough or name not in PIXEL_ATTACKS)]
     if not names and set(config.names) == {STACK}:
         raise InputError(f"attacks.names has only {STACK}, which is the average of other attacks: add kernel and mlp")
     if not names:
@@ -170,7 +175,8 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     config = context.config
     if spec.share < 1:  # a sweep only needs the trend
         config = dataclasses.replace(config, restarts=1, decoder_restarts=1, kernel_features=min(config.kernel_features, 1024))
-    fitted = ATTACKS[spec.name](data, config)
+    name = next((name for name in config.names if label(name) == spec.name), spec.name)
+    fitted = fit_own(name, data, config) if ATTACKS.is_own(name) else ATTACKS[name](data, config)
     pictures = len(data.fit) // data.views + len(data.tune)
     return FittedAttack(spec, fitted, len(data.fit), pictures, time.perf_counter() - started)
 

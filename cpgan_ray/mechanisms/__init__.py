@@ -5,6 +5,7 @@ mechanisms get the same data set, backbone, code length and attacks. To add one,
 `MECHANISMS`.
 """
 
+from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.mechanisms.base import Mechanism, Released, fraction_of_k
 from cpgan_ray.mechanisms.games import bottleneck, cpgan, cpgan_one, cpgan_paper, undefended
@@ -23,7 +24,7 @@ SHARES = (1.0, 0.001)
 """The range of fractions that a calibration tries; every fraction below 1.5 / k is a code of one number."""
 NOISE = (0.05, 20.0)
 """The range of standard deviations that a calibration tries."""
-MECHANISMS: dict[str, Mechanism] = {
+_built_in: dict[str, Mechanism] = {
     "cpgan": Mechanism(
         cpgan, "privacy_weight", WEIGHTS, "the game of this project, all adversaries of the preset", search=(0.01, 100.0)
     ),
@@ -75,4 +76,5 @@ MECHANISMS: dict[str, Mechanism] = {
         length=discriminant_length,
     ),
 }
+MECHANISMS: Parts[Mechanism] = Parts(_built_in, kind="mechanism", group="cpgan_ray.mechanisms", field="mechanisms")
 remember(__name__, "MECHANISMS")

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpgan_ray.config import Config
+from cpgan_ray.models.own import has_own_code
 from cpgan_ray.models.privatizers import build_privatizer
 from cpgan_ray.models.utility_heads import build_head
 
@@ -21,9 +22,10 @@ class Cost(NamedTuple):
 def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     """Cost of a module in evaluation mode, for one input of `input_shape` without the batch dimension: (C, H, W) or (k,). The
     network is not executed on real data."""
-    meta_copy = copy.deepcopy(module).eval().to("meta")
+    device = "cpu" if has_own_code(module) else "meta"  # a user's code may compute with numbers, which `meta` does not have
+    own_copy = copy.deepcopy(module).eval().to(device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        meta_copy(torch.empty(1, *input_shape, device="meta"))
+        own_copy(torch.zeros(1, *input_shape, device=device))
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2)
 
 

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import PrivatizerConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.models.own import build_network
 from cpgan_ray.models.paper.celeba import SubNets, halves_map, leaky_stages
 from cpgan_ray.models.paper.lenet import lenet_stages
 from cpgan_ray.models.paper.linear import linear_stages
 from cpgan_ray.models.paper.picture import generator_conv, picture_conv, residual_g
 from cpgan_ray.models.pointwise import StridedPointwise
+from cpgan_ray.models.pretrained import load_weights, timm_family
 
 
 def conv_stages(channels: int, *, width: int, depth: int) -> nn.Sequential:
@@ -97,7 +100,9 @@ def strided_family(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConf
     return build
 
 
-FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]] = {
+Family = Callable[..., nn.Module]
+"""A function from the configuration, the image shape (H, W, C) and the options to the stages: (B, C, H, W) -> (B, ...)."""
+_built_in: dict[str, Family] = {
     "conv": strided_family(conv_stages),
     "residual": strided_family(residual_stages),
     "lenet": lambda config, image_shape: lenet_stages(image_shape),
@@ -109,12 +114,31 @@ FAMILIES: dict[str, Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module
     "linear": lambda config, image_shape: linear_stages(image_shape, widths=()),
     "whitened": lambda config, image_shape: Whitening(image_shape),
 }
+FAMILIES: Parts[Family] = Parts(
+    _built_in, kind="privatizer", group="cpgan_ray.privatizers", field="privatizer.family", libraries={"timm": timm_family}
+)
 CODE_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "normalised": lambda k: nn.BatchNorm1d(k, affine=False),
     "relu": lambda k: nn.ReLU(),
     "raw": lambda k: nn.Identity(),
 }
 remember(__name__, "FAMILIES", "CODE_ACTIVATIONS")
+
+
+def build_stages(config: PrivatizerConfig, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The stages of the configuration's family, with its pretrained weights if there are any.
+
+    Raises: InputError if the family does not accept the options or pictures, or the weights do not belong to it.
+    """
+    stages = build_network(FAMILIES, config.family, config, image_shape, options=config.options, role="privatizer")
+    if config.frozen_stages and not config.family.startswith("timm:"):
+        raise InputError(
+            f"privatizer.frozen_stages is {config.frozen_stages}, but only networks of timm have it and the family is "
+            f"{config.family!r}: set it to 0"
+        )
+    if config.weights is not None:
+        load_weights(stages, config.weights)
+    return stages
 
 
 class Privatizer(nn.Module):
@@ -124,7 +148,7 @@ class Privatizer(nn.Module):
         super().__init__()
         height, width, channels = image_shape
         self.symmetric, self.step = config.symmetric, config.quantization_step
-        self.stages = FAMILIES[config.family](config, image_shape)
+        self.stages = build_stages(config, image_shape)
         try:
             with torch.no_grad():
                 flat = self.stages.eval()(torch.zeros(1, channels, height, width)).numel()

@@ -1,45 +1,41 @@
 """Utility heads: the classifiers that the cloud runs on z."""
 
+from collections.abc import Callable
+
 from torch import nn
 
+from cpgan_ray.common.plugins import Parts
+from cpgan_ray.common.registry import remember
 from cpgan_ray.config import UtilityConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.models.own import build_network
 from cpgan_ray.models.paper.celeba import GroupedHead, leaky_head
 from cpgan_ray.models.paper.lenet import lenet_head
 from cpgan_ray.models.paper.shake_shake import ShakeShake
 from cpgan_ray.models.paper.wide_resnet import WideResNet
 
+Shape = tuple[int, int, int]
 
-def build_head(config: UtilityConfig, *, k: int, num_logits: int, image_shape: tuple[int, int, int]) -> nn.Module:
+
+def build_head(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
     """Classifier on z: (B, k) -> (B, num_logits) logits.
 
     Raises:
         InputError: the family does not accept this code length, image shape or number of logits.
     """
-    match config.family:
-        case "lenet":
-            return lenet_head(k, outputs=num_logits)
-        case "shake":
-            size = {"depth": config.depth or 26, "width": config.width or 32}
-            return ShakeShake(k, outputs=num_logits, image_shape=image_shape, **size)
-        case "wide":
-            size = {"depth": config.depth or 16, "widen": config.width or 8}
-            return WideResNet(k, outputs=num_logits, image_shape=image_shape, dropout=config.dropout, **size)
-        case "celeba_single":
-            return leaky_head(k, outputs=num_logits, dropout=config.dropout)
-        case "celeba_multi":
-            head = GroupedHead(k, dropout=config.dropout)
-            if num_logits != head.outputs:
-                raise InputError(
-                    f"utility.family 'celeba_multi' is for {head.outputs} logits, one for each attribute; the task has "
-                    f"{num_logits}: use 'mlp'"
-                )
-            return head
-        case "mlp":
-            return mlp_head(config, k=k, num_logits=num_logits)
+    return build_network(
+        HEADS,
+        config.family,
+        config,
+        options=config.options,
+        k=k,
+        num_logits=num_logits,
+        image_shape=image_shape,
+        role="utility head",
+    )
 
 
-def mlp_head(config: UtilityConfig, *, k: int, num_logits: int) -> nn.Module:
+def mlp_head(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
     """Two hidden layers with batch norm and dropout; a linear map if `config.hidden` is 0."""
     if config.hidden == 0:
         return nn.Linear(k, num_logits)
@@ -52,3 +48,54 @@ def mlp_head(config: UtilityConfig, *, k: int, num_logits: int) -> nn.Module:
             nn.Dropout(config.dropout),
         ]
     return nn.Sequential(*layers, nn.Linear(config.hidden, num_logits))
+
+
+def lenet(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """The fully connected head of LeNet."""
+    return lenet_head(k, outputs=num_logits)
+
+
+def shake(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """Shake-Shake, for codes that are pictures."""
+    size = {"depth": config.depth or 26, "width": config.width or 32}
+    return ShakeShake(k, outputs=num_logits, image_shape=image_shape, **size)
+
+
+def wide(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """A wide residual network, for codes that are pictures."""
+    size = {"depth": config.depth or 16, "widen": config.width or 8}
+    return WideResNet(k, outputs=num_logits, image_shape=image_shape, dropout=config.dropout, **size)
+
+
+def celeba_single(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """The head of the reference implementation for one attribute of CelebA."""
+    return leaky_head(k, outputs=num_logits, dropout=config.dropout)
+
+
+def celeba_multi(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """The head of the reference implementation for all attributes of CelebA."""
+    head = GroupedHead(k, dropout=config.dropout)
+    if num_logits != head.outputs:
+        raise InputError(
+            f"utility.family 'celeba_multi' is for {head.outputs} logits, one for each attribute; the task has "
+            f"{num_logits}: use 'mlp'"
+        )
+    return head
+
+
+Head = Callable[..., nn.Module]
+"""A function from the configuration, k, num_logits, image_shape and the options to a classifier: (B, k) -> (B, num_logits)."""
+HEADS: Parts[Head] = Parts(
+    {
+        "mlp": mlp_head,
+        "lenet": lenet,
+        "shake": shake,
+        "wide": wide,
+        "celeba_single": celeba_single,
+        "celeba_multi": celeba_multi,
+    },
+    kind="utility head",
+    group="cpgan_ray.heads",
+    field="utility.family",
+)
+remember(__name__, "HEADS")

@@ -1,5 +1,6 @@
-"""The job of jobs/attack.py: attack a finished run, or any encoder in a file."""
+"""The job of jobs/attack.py: attack a finished run, or any encoder in a file, behind a command or at a URL."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -14,13 +15,15 @@ from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.config import AttackJob, Config, EncoderConfig
+from cpgan_ray.config.data import MAX_SIDE, MIN_SIDE
 from cpgan_ray.config.folders.targets import Target
 from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.data.registry import RESIZED
 from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_encoder, open_program
+from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_black_box, open_encoder
+from cpgan_ray.evaluation.encoders.opening import open_program
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.protocol import Codes
@@ -28,7 +31,9 @@ from cpgan_ray.evaluation.report.paired import read_errors
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
+from cpgan_ray.pipelines.fit_to_data import ensure_enough
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
+from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
 from cpgan_ray.pipelines.train import check_undefended, describe_run, headline
 from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 
@@ -55,20 +60,23 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     planned_output = job.output or (run_folder or Path("outputs").resolve()) / "attack"
     if job.output is not None:
         ensure_unused(job.output, resume=False)  # before a whole data set is encoded
-    encoder = open_encoder(target.program, job.encoder)
-    config = attacked_config(target, job, encoder, planned_output)
-    ensure_trackable(config.tracking, planned_output)
-    check_undefended(config)
-    other_errors = read_errors(job.against) if job.against is not None else None
-    dataset = load(config)
-    if job.final:
-        dataset = dataset.open_final()
-    if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):
-        raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
-    attack_specs(config.attacks, dataset)
-    projection(dataset, components=DEFAULT_COMPONENTS)
-    codes = encode_all(encoder, dataset, config.attacks)
-    encoder.close()
+    with contextlib.closing(open_target(target, job)) as encoder:
+        encoder.check(job.data.size)
+        config = attacked_config(target, job, encoder, planned_output)
+        ensure_trackable(config.tracking, planned_output)
+        check_undefended(config)
+        other_errors = read_errors(job.against) if job.against is not None else None
+        dataset = load(config)
+        if config.data.dataset == "pictures":
+            ensure_enough(dataset)
+        if job.final:
+            dataset = dataset.open_final()
+        if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):
+            raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
+        attack_specs(config.attacks, dataset)
+        projection(dataset, components=DEFAULT_COMPONENTS)
+        limit = None if target.config else job.encoder.max_numbers or None
+        codes = encode_all(encoder, dataset, config.attacks, max_numbers=limit)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
     logits = head_logits(target, codes, dataset, config, job.encoder)
     curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
@@ -76,7 +84,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         from cpgan_ray.distributed.cluster import connect
 
         connect(config.runtime)
-    tags = {"attacked": target.run_id or str(target.program)}
+    tags = {"attacked": target.run_id or str(target.program or target.name)}
     new_tracker = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
     context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
     description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
@@ -122,19 +130,37 @@ def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str
     return (*degeneracy_reasons(report), *([reason] if strongest["high"] > fail_above else []))
 
 
-def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Path) -> Config:
-    """The configuration of the attack: that of the run, if the target is one, with the settings of the job.
+def open_target(target: Target, job: AttackJob) -> Encoder:
+    """Open the encoder that is attacked.
 
-    Raises: InputError if the pictures cannot have the size that the encoder takes.
+    Raises: InputError if it cannot be opened.
     """
-    height, width, _ = encoder.image_shape
+    if target.program is None:
+        return open_black_box(target.black_box or "", job.encoder)
+    return open_encoder(target.program, job.encoder if target.config is None else dataclasses.replace(job.encoder, layout="nchw"))
+
+
+def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Path) -> Config:
+    """The configuration of the attack: that of the run, if the target is one, with the settings of the job, and pictures of the
+    size that the encoder takes.
+
+    Raises: InputError if no store can have pictures of this size.
+    """
+    job = dataclasses.replace(job, attacks=pinned_attacks(job.attacks))
     name = job.dataset or job.data.dataset
-    if height != width and name in RESIZED:
-        raise InputError(f"encoder {encoder.path} takes pictures of {height} x {width}: the stores hold only square pictures")
+    size: dict[str, int] = {}
+    if encoder.entry.size is not None and name in RESIZED:
+        height, width = encoder.entry.size
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
+            raise InputError(
+                f"{encoder.subject} takes pictures of {height} x {width}, but a store has sides of {MIN_SIDE} to {MAX_SIDE} "
+                "pixels: set --encoder.layout if these are not height and width, or export it with another size"
+            )
+        size = {"image_size": height, "image_width": 0 if width == height else width}
     attacks = job.attacks
     if job.variant != "both":
         attacks = dataclasses.replace(attacks, variants=(job.variant,))
-    data = dataclasses.replace(job.data, dataset=name, **({"image_size": height} if name in RESIZED else {}))
+    data = pinned_data(dataclasses.replace(job.data, dataset=name, **size))
     run_folder = target.folder if target.kept else None
     base = target.config or Config(preset="encoder", adversaries={})
     uri = job.tracking.uri or (
@@ -191,10 +217,10 @@ def head_logits(
 
 
 def describe_encoder(config: Config, encoder: Encoder) -> dict[str, Any]:
-    """The report's description of an encoder of which only the file is known."""
+    """The report's description of an encoder that is no run."""
     run = describe_run(config)
     return run | {
-        "name": encoder.path.name,
+        "name": encoder.description()["file"],
         "privacy_weight": None,
         "settings": {name: value for name, value in run["settings"].items() if name in ("data", "attacks")},
     }

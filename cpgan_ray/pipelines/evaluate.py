@@ -89,6 +89,7 @@ def evaluate_codes(
         logger.info(line)
     attacks = fit_attacks(context, runtime=runtime, brief=is_uninformative(warnings))
     result = score_attacks(attacks, context)
+    attacked = description.get("attacked", {})
     report: dict[str, Any] = dict(description) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "warnings": [asdict(warning) for warning in warnings],
@@ -96,8 +97,8 @@ def evaluate_codes(
         **utility,
         **as_json(result),
         "references": reference_rows(result, undefended),
-        "threat_model": threat_model(context),
-        "limits": limits(context.dataset, stochastic=description.get("attacked", {}).get("stochastic", False)),
+        "threat_model": threat_model(context, queries=attacked["queries"] if attacked.get("black_box") else None),
+        "limits": limits(context.dataset, stochastic=attacked.get("stochastic", False), reduced=bool(attacked.get("reduced_to"))),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     if against is not None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from cpgan_ray.common.atomic_io import refuse_link
 from cpgan_ray.common.claims import claim_folder
@@ -23,13 +25,17 @@ from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store, task_of
 from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.encoders.encoder import open_encoder
+from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.report.report import degeneracy_reasons, read_strongest_attack
 from cpgan_ray.evaluation.tournament import metrics
+from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.cost import costs
+from cpgan_ray.models.export import export_programs
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
+from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.output_folder import output_folder
+from cpgan_ray.pipelines.parts import pinned
 from cpgan_ray.pipelines.rounds import CheckpointWriter, PeriodicCallback, panel_drawer, play, quick_attacker
 from cpgan_ray.pipelines.session import GameSession, on_ray, open_session
 from cpgan_ray.tracking import Tracker, ensure_trackable, read_curves
@@ -61,9 +67,10 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
 
     Raises: InputError for anything the user can fix, before anything is written to the output folder.
     """
-    context = context or RunContext()
+    context, config = context or RunContext(), pinned(config)
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
+        config = fit_to_data(config)
         checkpoints = Checkpoints(
             config.recovery.checkpoints or str(refuse_link(output / "checkpoints")),
             keep=config.recovery.num_checkpoints,
@@ -137,10 +144,27 @@ def prepare_run(config: Config) -> Dataset:
     ensure_learnable(dataset, task_of(dataset, config.data.labels))
     check_undefended(config)
     attack_specs(config.attacks, dataset)
+    check_own_networks(config, dataset)
     requested = {getattr(config.adversaries[name], "components", 0) for name in active_adversaries(config)}
     for components in {number or DEFAULT_COMPONENTS for number in requested} | {DEFAULT_COMPONENTS}:
         projection(dataset, components=components)
     return dataset
+
+
+def check_own_networks(config: Config, dataset: Dataset) -> None:
+    """Build and export the networks once, if the user's own code or a library makes one of them.
+
+    Raises: InputError if they cannot be built for these samples, or not exported.
+    """
+    if not (":" in config.privatizer.family + config.utility.family or config.privatizer.weights):
+        return
+    shape, outputs = dataset.image_shape, task_of(dataset, config.data.labels).num_logits
+    with torch.random.fork_rng(devices=()):
+        networks = {
+            "privatizer": build_privatizer(config.privatizer, k=config.k, image_shape=shape),
+            "head": build_head(config.utility, k=config.k, num_logits=outputs, image_shape=shape),
+        }
+        export_programs(nn.ModuleDict(networks), k=config.k, image_shape=shape, dtype=dataset.train.dtype)
 
 
 def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracker, *, final_round: int) -> dict[str, Any]:
@@ -196,5 +220,5 @@ def check_undefended(config: Config) -> None:
     if folder is not None and not (folder / "privatizer.pt2").is_file():
         raise InputError(f"tracking.undefended is {folder}, which has no privatizer.pt2: give the output folder of a finished run")
     if folder is not None:
-        open_encoder(folder / "privatizer.pt2")
+        open_own(folder / "privatizer.pt2")
         read_strongest_attack(folder)

@@ -138,7 +138,7 @@ class Tracker:
             "privacy_loss": c.game.privacy_loss,
             "schedule": c.game.schedule,
             "labels": len(c.data.labels) or len(dataset.label_names),
-            "image_size": c.data.image_size,
+            "image_size": "x".join(map(str, c.data.size)) if c.data.image_width else c.data.image_size,
         }
         mlflow.log_params(redacted_values(params | dict(extra_params)))
         base = flatten(PRESETS[c.preset]()) if c.preset in PRESETS else {}

@@ -132,7 +132,7 @@ class Defender:
         encoder = self.net.train()["privatizer"]
         with autocast(self.device, self.config.precision):
             if ahead:
-                copies = {name: p.detach().clone().requires_grad_() for name, p in encoder.named_parameters()}
+                copies = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in encoder.named_parameters()}
                 pending = Pending(functional_call(encoder, copies, (x,)), copies)
             else:
                 self.pending.clear()
@@ -168,7 +168,7 @@ class Defender:
         pending = self.pending.popleft()
         assert pending.grad is not None
         self.optimisers["privatizer"].zero_grad(set_to_none=True)
-        leaves = list(pending.copies.values()) or list(self.net["privatizer"].parameters())
+        leaves = [p for p in pending.copies.values() or self.net["privatizer"].parameters() if p.requires_grad]
         utility_grads = utility_gradient(pending, leaves) if self.config.game.gradient_norms else None
         if grad_z is not None:
             pending.grad = pending.grad + self.peers.count * grad_z[self.peers.local_slice(len(grad_z))]

@@ -25,7 +25,7 @@ from cpgan_ray import cli
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
+from cpgan_ray.evaluation.encoders.encoder import encode_all, open_own
 from cpgan_ray.evaluation.encoders.programs import load_program
 from cpgan_ray.evaluation.fitting import STACK, AttackSpec, EvaluationContext, fit_attack, trained_against
 from cpgan_ray.evaluation.report.panels import reconstruct_rows
@@ -116,7 +116,7 @@ def row_of(folder: Path, config: Config, dataset: Dataset, rows: np.ndarray) -> 
     """Bob's answers and Eve's reconstructions of some test pictures, for a finished run."""
     report: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text())
     strongest = max((a for a in report["attacks"] if a["name"] != STACK), key=lambda a: a["r2"])
-    codes = encode_all(open_encoder(folder / "privatizer.pt2"), dataset, config.attacks)
+    codes = encode_all(open_own(folder / "privatizer.pt2"), dataset, config.attacks)
     context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
     fitted = fit_attack(AttackSpec(strongest["name"], strongest["variant"]), context).fitted
     data = context.data(strongest["variant"])

@@ -20,6 +20,7 @@ from cpgan_ray.cli import (
     SEARCH,
     command_for,
     parse,
+    parse_attack,
     parse_reproduce,
     parse_search,
     parse_train,
@@ -293,3 +294,14 @@ def test_log_level_of_a_job_hides_lines_or_is_refused(arguments, status, lines, 
 def test_preset_given_as_a_flag_is_refused_with_its_place():
     with pytest.raises(InputError, match="the preset is the first word"):
         parse(["--preset", "celeba"], default="faces", description="")
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_command_of_an_encoder_keeps_its_credentials(joined, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
+    command = "my_encoder --model https://alice:secret-of-alice@models/e"
+    flags = [f"--encoder.command={command}"] if joined else ["--encoder.command", command]
+    target, job = parse_attack(flags, description="", fetch=Path)
+    assert (job.encoder.command, target.black_box) == (command, command)
+    assert target.name == "my_encoder --model https://***@models/e"
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ

@@ -46,7 +46,11 @@ def registry_names(ids: set[int]) -> list[str]:
             continue
         loaded = importlib.import_module(module.name)
         source = Path(str(loaded.__file__)).read_text()
-        names += [f"{module.name} {n}" for n, v in vars(loaded).items() if id(v) in ids and f"\n{n}: dict[" in source]
+        names += [
+            f"{module.name} {n}"
+            for n, v in vars(loaded).items()
+            if id(v) in ids and (f"\n{n}: dict[" in source or f"\n{n}: Parts[" in source)
+        ]
     return names
 
 

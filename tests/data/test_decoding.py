@@ -144,3 +144,30 @@ def test_decode_too_many_pixels_is_refused_before_decoding():
     ):
         with pytest.raises((ValueError, Image.DecompressionBombError), match="limit"):
             decode(blob + bytes(99), image_size=SIDE, crop=1.0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 16), (16, 8), (12, 12), (8, 32)])
+def test_decode_cuts_the_largest_rectangle_of_the_wanted_shape(height, width):
+    """A picture whose red is its column and whose green is its row shows where the rectangle was cut."""
+    across, down = np.meshgrid(np.arange(64), np.arange(96))
+    picture = np.stack([across * 2, down * 2, across * 0], axis=2).astype(np.uint8)
+    pixels = decode(encode(Image.fromarray(picture), "PNG"), image_size=height, image_width=width, crop=1.0).pixels
+    assert pixels.shape == (height, width, 3)
+    cut_width, cut_height = (64, 64 * height / width) if 64 * height <= 96 * width else (96 * width / height, 96)
+    columns = (64 - cut_width) / 2 + (np.arange(width) + 0.5) * cut_width / width - 0.5
+    rows = (96 - cut_height) / 2 + (np.arange(height) + 0.5) * cut_height / height - 0.5
+    inner = slice(2, -2)  # the filter sees beyond the edges
+    np.testing.assert_allclose(pixels[height // 2, inner, 0], 2 * columns[inner], atol=1.5)
+    np.testing.assert_allclose(pixels[inner, width // 2, 1], 2 * rows[inner], atol=1.5)
+
+
+def test_decode_of_a_turned_picture_keeps_its_resolution():
+    """A JPEG that is turned upright is not reduced too far while it is decoded."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 512, 3)).astype(np.uint8)
+    image = Image.fromarray(noise)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encode(image, "JPEG", exif=exif, quality=95), image_size=128, image_width=16, crop=1.0, upright=True).pixels
+    upright = encode(image.transpose(Image.Transpose.ROTATE_270), "JPEG", quality=95)
+    straight = decode(upright, image_size=128, image_width=16, crop=1.0).pixels
+    assert np.abs(turned.astype(int) - straight).mean() < 6

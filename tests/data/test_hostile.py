@@ -357,7 +357,7 @@ def peak():  # peak memory of this process in MB; getrusage would include the pa
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 """
 MEASURED = """
-from cpgan_ray.data.datasets.celeba import decode_block
+from cpgan_ray.data.decoding import decode_block
 small, *bombs = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
 decode_block([small], image_size=16, crop=1.0)
 before, started = peak(), time.process_time()

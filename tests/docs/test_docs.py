@@ -92,7 +92,7 @@ def link_error(page: Path, link: str) -> str | None:
 def repository_paths(page: Path) -> set[str]:
     """Files of the repository that a page names in its code blocks or in code within a sentence."""
     words = {word for line in code_lines(page) for word in line.split()}
-    return {word for word in words if re.fullmatch(r"(cpgan_ray|tests|jobs|cluster|docs)/[\w./-]*\w", word)}
+    return {word for word in words if re.fullmatch(r"(cpgan_ray|tests|jobs|cluster|docs|examples)/[\w./-]*\w", word)}
 
 
 # ------------------------------------------------------------------------------------------------------------- tests of the checks
@@ -214,6 +214,11 @@ def test_modules_that_a_page_runs_exist(page):
 # -------------------------------------------------------------------------------------------------------------------- commands
 
 
+def parse_train(arguments: list[str]) -> None:
+    cli.take_check(arguments)
+    cli.parse_train(arguments, default="faces", description="")
+
+
 def parse_search(arguments: list[str]) -> None:
     job, resumed = cli.parse_search(arguments, description="")
     if not resumed:
@@ -221,7 +226,7 @@ def parse_search(arguments: list[str]) -> None:
 
 
 PARSERS: dict[str, Callable[[list[str]], Any]] = {
-    "jobs/train_celeba.py": lambda arguments: cli.parse_train(arguments, default="faces", description=""),
+    "jobs/train_celeba.py": parse_train,
     "jobs/attack.py": lambda arguments: cli.parse_attack(arguments, description="", fetch=Path),
     "jobs/export.py": lambda arguments: cli.parse_export(arguments, description="", fetch=Path, resolve=str),
     "jobs/tune_celeba.py": parse_search,
@@ -246,6 +251,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     values = {
         "DIR": str(folder / "data"),
         "RUN_FOLDER": str(run),
+        "CONFIG.json": str(run / CONFIG),
         "SEARCH_FOLDER": str(search),
         "COMPARISON_FOLDER": str(comparison),
         "encoder.pt2": str(folder / "encoder.pt2"),

@@ -15,7 +15,7 @@ from cpgan_ray.data import Dataset, load
 from cpgan_ray.distributed.tasks import fit_on_ray
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all
-from cpgan_ray.evaluation.encoders.runners import Runner
+from cpgan_ray.evaluation.encoders.inputs import encoder_input
 from cpgan_ray.evaluation.fitting import (
     FLOOR,
     SWEPT_ATTACKS,
@@ -56,15 +56,16 @@ def half_size(pictures: np.ndarray) -> np.ndarray:
 
 def plain_encoder(dataset: Dataset, encode: Callable[[np.ndarray], np.ndarray]) -> Encoder:
     """An encoder from a function of stored pictures (B, C, H, W)."""
-    runner = Runner((), lambda x: {"z": encode(x)})
-    return Encoder(dataset.folder / "manifest.json", runner, dataset.image_shape, raw=True, settings=EncoderConfig())
+    height, width, channels = dataset.image_shape
+    entry = encoder_input("encoder", ("?", channels, height, width), dataset.train.dtype.name, EncoderConfig(layout="nchw"))
+    return Encoder(dataset.folder / "manifest.json", lambda x: {"z": encode(x)}, entry, EncoderConfig(), kind="a function")
 
 
 @pytest.fixture(scope="module")
 def context(tiny_config: Config) -> EvaluationContext:
     dataset = load(tiny_config, progress=False)
     encoder = plain_encoder(dataset, half_size)
-    return EvaluationContext(dataset, encode_all(encoder, dataset, SMALL), SMALL, seed=0, task=("Male",))
+    return EvaluationContext(dataset, encode_all(encoder, dataset, SMALL), SMALL, seed=0, labels=("Male",))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def test_linkage_of_picture_code_is_above_chance(result):
 def test_label_floor_codes_are_task_labels(context):
     column = context.dataset.label_names.index("Male")
     assert context.data("labels").score.z.numpy() == pytest.approx(context.dataset.test.labels[:, [column]])
-    every = replace(context, task=()).data("labels")
+    every = replace(context, labels=()).data("labels")
     assert every.fit.z.shape[1] == len(context.dataset.label_names)
 
 

@@ -38,7 +38,7 @@ from cpgan_ray.config import (
     TrackingConfig,
     UtilityConfig,
 )
-from cpgan_ray.data import load
+from cpgan_ray.data import load, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
 from cpgan_ray.evaluation.scoring import RESAMPLES, two_sided_p
@@ -343,17 +343,44 @@ class Logarithm(nn.Module):
         return (x.flatten(1) - 2).log()
 
 
-def pooled_onnx(path: Path, *, batch: int | str = "batch") -> Path:
+def pooled_onnx(path: Path, *, batch: int | str = "batch", side: int | str = SIDE) -> Path:
     """Pooled as an ONNX model."""
     nodes = [
         helper.make_node("AveragePool", ["x"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
         helper.make_node("Flatten", ["pooled"], ["z"]),
     ]
-    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])
-    given = helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, 48])
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, side, side])
+    given = helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, 48 if side == SIDE else "k"])
     graph = helper.make_graph(nodes, "pooled", [taken], [given])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
+
+
+def seen_last(path: Path) -> Path:
+    """A quantised encoder as mobile converters write it: uint8 pictures of 12 x 16 in BGR, channels last, one at a time; its codes
+    are averages, three numbers for each of 3 x 4 places."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["first"], ["z"], kernel_shape=[4, 4], strides=[4, 4]),
+    ]
+    taken = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 12, SIDE, 3])
+    given = helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 3, 3, 4])
+    graph = helper.make_graph(nodes, "seen", [taken], [given])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+AVERAGES = """
+import base64, json, sys
+import numpy as np
+for line in sys.stdin:
+    request = json.loads(line)
+    pictures = np.frombuffer(base64.b64decode(request["pictures"]), np.uint8).reshape(request["shape"])
+    codes = pictures.reshape(len(pictures), 4, 4, 4, 4, 3).mean(axis=(2, 4))
+    print(json.dumps({"codes": codes.tolist()}), flush=True)
+"""
+"""A black box with the codes of Pooled, (4, 4, 3) each."""
 
 
 def small(uri: str, cache: Path) -> list[str]:
@@ -380,6 +407,7 @@ def encoders(
         ),
         "halves": (program(folder / "halves.pt2", Halves()), faces),
         "one half": (folder / "halves.pt2", [*faces, "--encoder.outputs", "upper"]),
+        "seen last": (seen_last(folder / "seen.onnx"), [*faces, "--encoder.channel-order", "bgr"]),
     }
     results = {}
     with left_as_it_was():
@@ -387,10 +415,14 @@ def encoders(
             flags = [*small(trained.uri, cache_dir), "--output", str(folder / name), *more]
             gate = attack(*parse_attack([str(path), *flags], description="", fetch=fetch_run))
             results[name] = gate, report_in(folder / name)
+        written(folder / "averages.py", AVERAGES)
+        command = ["--encoder.command", f"{sys.executable} {folder / 'averages.py'}", "--encoder.size", str(SIDE), str(SIDE)]
+        flags = [*small(trained.uri, cache_dir), "--output", str(folder / "command"), *command, *faces]
+        results["command"] = attack(*parse_attack(flags, description="", fetch=fetch_run)), report_in(folder / "command")
     return results
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8", "onnx", "halves"])
+@pytest.mark.parametrize("kind", ["float32", "uint8", "onnx", "halves", "command"])
 def test_attack_on_leaky_encoder_of_each_kind_finds_leak(kind, encoders):
     gate, report = encoders[kind]
     strongest = gate.summary["strongest"]
@@ -409,6 +441,29 @@ def test_attack_report_names_attacked_outputs(encoders):
     page = (Path(encoders["one half"][0].summary["output"]) / "report" / "report.html").read_text()
     assert "Not attacked: lower, which also leave the encoder" in page
     assert encoders["one half"][0].summary["strongest"]["r2"] < encoders["halves"][0].summary["strongest"]["r2"] - 0.2
+
+
+def test_attack_makes_store_of_the_shape_of_the_encoder(encoders):
+    gate, report = encoders["seen last"]
+    data, attacked_ = report["settings"]["data"], report["attacked"]
+    assert (data["image_size"], data["image_width"]) == (12, SIDE)
+    assert (attacked_["input"]["layout"], attacked_["input"]["channels"], attacked_["input"]["batch"]) == ("nhwc", "bgr", 1)
+    assert (report["k"], attacked_["outputs"]) == (36, [{"name": "z", "size": 36}])
+    assert gate.summary["strongest"]["r2"] > 0.7
+    page = (Path(gate.summary["output"]) / "report" / "report.html").read_text()
+    assert "It got uint8 pictures of 12 x 16, channels last, bgr, black is 0 and white is 255" in page
+
+
+def test_attack_on_command_counts_queries_and_ends_it(encoders):
+    gate, report = encoders["command"]
+    attacked_ = report["attacked"]
+    pictures = sum(row["pictures"] for row in report["threat_model"]["sets"])
+    assert attacked_["queries"] > 2 * pictures, "mirrored and shifted copies, and those that are encoded again"
+    assert f"({attacked_['queries']:,} pictures were encoded here)" in report["threat_model"]["attacker"].replace(
+        "black box; ", "("
+    )
+    assert report["name"].endswith("averages.py")
+    assert [p for p in psutil.Process().children() if "averages.py" in " ".join(p.cmdline())] == []
 
 
 def test_attack_on_constant_encoder_fails_every_gate(encoders):
@@ -478,7 +533,7 @@ def test_head_logits_match_run_if_labels_match(trained):
     dataset = load(target.config)
     codes = encode_all(open_encoder(target.program), dataset)
     logits = head_logits(target, codes, dataset, target.config)
-    utility = utility_metrics(logits, dataset, target.config.data.labels, seed=target.config.seed)
+    utility = utility_metrics(logits, dataset, task_of(dataset, target.config.data.labels), seed=target.config.seed)
     assert utility == pytest.approx(trained.report["utility"], abs=2e-3)
     assert head_logits(target, codes, dataset, dataclasses.replace(target.config, data=DATA)) == {}, "DATA has more labels"
 
@@ -702,18 +757,44 @@ FAILURES = {
     ),
     "another suffix": Failure(lambda f: [f / "run/config.json"], r"encoder \S+/config\.json ends in '\.json'"),
     "two inputs": Failure(lambda f: [program(f / "e.pt2", Sum(), inputs=2)], r"encoder \S+/e\.pt2 takes 2 inputs"),
-    "one channel": Failure(
-        lambda f: [program(f / "e.pt2", Pooled(), channels=1)],
-        r"encoder .* takes pictures of \(16, 16, 1\), the store has \(16, 16, 3\)",
+    "tiny pictures": Failure(
+        lambda f: [program(f / "e.pt2", Pooled(), height=4)], r"encoder \S+/e\.pt2 takes pictures of 4 x 16, but .* 8 to 1024"
     ),
-    "tall pictures": Failure(
-        lambda f: [program(f / "e.pt2", Pooled(), height=20)], r"encoder .* takes pictures of 20 x 16.*square"
+    "any size": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx", side="side")],
+        r"encoder \S+/e\.onnx takes pictures of any height and width: .*--encoder\.size",
     ),
-    "static batch": Failure(
-        lambda f: [program(f / "e.pt2", Pooled(), dynamic=False)], "encoder .* fails on 250 pictures.*dynamic batch"
+    "another size": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.size", "32", "16"],
+        r"encoder\.size is 32 16, but encoder \S+/e\.onnx takes pictures of 16 x 16",
     ),
-    "static batch of onnx": Failure(
-        lambda f: [pooled_onnx(f / "e.onnx", batch=1)], "encoder .* fails on 250 pictures.*dynamic batch"
+    "half a size": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.size", "32"], r"--encoder\.size is '32'; it must be two whole numbers"
+    ),
+    "scale of words": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.scale", "0", "white"],
+        r"--encoder\.scale is '0', 'white'; it must be two numbers",
+    ),
+    "rows for channels": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.layout", "nhwc"],
+        r"encoder \S+ takes pictures of 3 x 16, .*--encoder\.layout",
+    ),
+    "mean without scale": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.mean", "0.5"], r"encoder\.mean is \(0\.5,\), .*--encoder\.scale"
+    ),
+    "command and file": Failure(
+        lambda f: [pooled_onnx(f / "e.onnx"), "--encoder.command", "cat"],
+        r"encoder\.command is 'cat', but e\.onnx is to be attacked",
+    ),
+    "command that is no encoder": Failure(
+        lambda f: ["--encoder.command", "cat"], r"encoder cat answers without codes: it must answer \{\"codes\": \[\.\.\.\]\}"
+    ),
+    "command that ends": Failure(lambda f: ["--encoder.command", "true"], "encoder true ended with status 0 before it answered"),
+    "command that does not exist": Failure(
+        lambda f: ["--encoder.command", "/nowhere/e 1"], r"encoder /nowhere/e 1 cannot be started \(No such file or directory\)"
+    ),
+    "URL with a password": Failure(
+        lambda f: ["http://alice:secret-of-alice@127.0.0.1:1/"], r"encoder http://\*\*\*@127\.0\.0\.1:1/ holds a user or a password"
     ),
     "codes that are not finite": Failure(
         lambda f: [program(f / "e.pt2", Logarithm())], "encoder .* returns codes that are not finite"

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from cpgan_ray.config.folders.records import REPRODUCTION, Record, defaults_for, read_record, run_id_in, usable
+from cpgan_ray.config.folders.records import REPRODUCTION, Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
 from cpgan_ray.config.io import from_json
 from cpgan_ray.config.jobs import ReproduceJob, SearchJob
 from cpgan_ray.errors import InputError
@@ -57,6 +57,7 @@ def reproduction_record(folder: Path, *, trust: bool) -> tuple[Record, Reproduce
     """Like `read_reproduction`, with the file itself. If another user has written it, LOCAL fields are those of the preset, except
     with `trust`."""
     record, job, run_id = job_record(folder, REPRODUCTION, kind=ReproduceJob, name="comparison")
+    ensure_own_code(job, record, trust=trust)
     own = dataclasses.replace(defaults_for(job.config), output=folder)
     job = usable(job, ReproduceJob(config=own), record, trust=trust)
     ensure_not_moved(job, folder, name="comparison")

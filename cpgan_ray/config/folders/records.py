@@ -13,6 +13,7 @@ from cpgan_ray.common.json_files import parse_json, read_limited, write_json
 from cpgan_ray.common.ownership import is_own, sign
 from cpgan_ray.config.io import flatten, local_names, with_local
 from cpgan_ray.config.jobs import AttackJob, ExportJob
+from cpgan_ray.config.parts import code_names
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
@@ -92,6 +93,20 @@ def usable(recorded: T, own: T, record: Record, *, trust: bool) -> T:
             f"{record.path} was not written by this user: {listed} taken from your flags only; add --trust to use what it says"
         )
     return portable
+
+
+def ensure_own_code(config: Any, record: Record, *, trust: bool) -> None:
+    """Check that a configuration, or a job around one, may be run: the code that it names is run.
+
+    Raises: InputError if another user has written the file, and it names code.
+    """
+    if record.own or trust:
+        return
+    for field, name in code_names(config):
+        raise InputError(
+            f"{record.path} was not written by this user, and {field} in it names code, {name!r:.100}: look at that code, and add "
+            "--trust to run it"
+        )
 
 
 def defaults_for(config: Config) -> Config:

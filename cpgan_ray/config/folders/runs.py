@@ -1,11 +1,13 @@
 """The `config.json` of a run: its configuration, its prepared store, and its MLflow run."""
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from cpgan_ray.common.credentials import redacted
-from cpgan_ray.config.folders.records import Record, defaults_for, read_record, run_id_in, usable
+from cpgan_ray.config.folders.records import Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
 from cpgan_ray.config.io import flatten, from_json
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.config.schema import Config
@@ -23,6 +25,7 @@ def interrupted_run(folder: Path, *, trust: bool = False) -> tuple[Config, str, 
     Raises: InputError if it is not the folder of a run, or if the run has finished.
     """
     config, run_id, record = read_run_record(folder, trust=trust)
+    ensure_own_code(config, record, trust=trust)
     if (folder / "report" / "report.json").is_file():
         raise InputError(f"the run in {folder} has finished: there is nothing to resume")
     if run_id is None:
@@ -44,6 +47,26 @@ def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, R
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} has no {CONFIG}: give the output folder of a run")
+    return read_config(path, trust=trust)
+
+
+def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, Record]:
+    """The configuration in the `config.json` of another run, for a new run: without its output folder, the name of its MLflow run
+    and its checkpoints.
+
+    Raises: InputError if it is not such a file, or if another user has written it and it names code.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: give a preset, or the {CONFIG} of a run")
+    config, _, record = read_config(path, trust=trust)
+    ensure_own_code(config, record, trust=trust)
+    tracking = dataclasses.replace(config.tracking, run_name=None)
+    recovery = dataclasses.replace(config.recovery, checkpoints=None)
+    return dataclasses.replace(config, output=None, tracking=tracking, recovery=recovery), record
+
+
+def read_config(path: Path, *, trust: bool) -> tuple[Config, str | None, Record]:
+    """Configuration, MLflow run and the file itself."""
     try:
         record = read_record(path)
         values = record.values
@@ -73,7 +96,12 @@ def command_for(config: Config) -> str:
     base = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}
     omitted = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
     words = [config.preset]
+    options: dict[str, dict[str, Any]] = {}
     for name, value in flatten(config).items():
+        section, dot, option = name.partition(".options.")
+        if dot:
+            options.setdefault(section, {})[option] = value
+            continue
         if name.startswith(omitted) or value == base.get(name):
             continue
         *path, last = name.replace("_", "-").split(".")
@@ -81,4 +109,6 @@ def command_for(config: Config) -> str:
             words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
         else:
             words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    for section, values in options.items():
+        words += [f"--{section.replace('_', '-')}.options", json.dumps(values)]
     return redacted(shlex.join(words))

@@ -1,8 +1,12 @@
 """What `jobs/attack.py` attacks or `jobs/export.py` exports, and the settings that depend on it."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
+from cpgan_ray.common.credentials import redacted
+from cpgan_ray.common.plugins.names import is_code, label, parse
+from cpgan_ray.config.attacks import ALL_ATTACKS
 from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.folders.records import ensure_complete, own_store, read_record
 from cpgan_ray.config.folders.runs import CONFIG, read_run_record
@@ -10,13 +14,15 @@ from cpgan_ray.config.jobs import AttackJob, ExportJob
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What `jobs/attack.py` attacks: a run, a bundle, or only the file of an encoder."""
+    """What `jobs/attack.py` attacks: a run, a bundle, only the file of an encoder, or a black box."""
 
     name: str
-    program: Path  # the encoder's file
+    program: Path | None  # file of the encoder; None: a black box
     folder: Path | None = None  # output folder of the run, or the folder into which MLflow's copy was downloaded
     config: Config | None = None  # of the run
     run_id: str | None = None
@@ -24,9 +30,10 @@ class Target:
     kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
     head: Path | None = None  # the utility head's file
     data: DataConfig | None = None  # of the run that a bundle was exported from
+    black_box: str | None = None  # the command or the URL of an encoder that is no file
 
 
-DRAWN = ("split", "final_fraction", "attacker_share")
+DRAWN = ("split", "final_fraction", "attacker_share", "table", "identity_column", "split_column")
 """Fields of the data that decide who is in which split. With other values than the run's, an attack would be scored on people whom
 the run was trained or selected on."""
 
@@ -41,13 +48,23 @@ def run_target(folder: Path, *, name: str, trust: bool) -> Target:
     return Target(name, folder / "privatizer.pt2", folder, config, run_id, own=own, head=head if head.is_file() else None)
 
 
+def black_box_target(source: str) -> Target:
+    """source: a command or a URL."""
+    return Target(redacted(source, whole=True), None, black_box=source)
+
+
 def attack_job_of(target: Target) -> AttackJob:
-    """The default settings of an attack: those of the attacked run if the target is one."""
+    """The default settings of an attack: those of the attacked run if the target is one. Code that the run's folder names is left
+    out: it is run only if a flag names it."""
     job = AttackJob()
     if target.config is None:
         return job if target.data is None else dataclasses.replace(job, data=target.data)
     same = ("data_dir", "cache_dir", "shared_cache", "seed", "skip_corrupt", "data", "attacks", "runtime", "tracking")
     job = dataclasses.replace(job, **{name: getattr(target.config, name) for name in same})
+    built_in = tuple(name for name in job.attacks.names if name in ALL_ATTACKS)
+    if left_out := [label(name) for name in job.attacks.names if name not in ALL_ATTACKS]:
+        logger.info(f"the run names code of its own as attacks ({', '.join(left_out)}), which is left out: --attacks.names adds it")
+        job = dataclasses.replace(job, attacks=dataclasses.replace(job.attacks, names=built_in or ALL_ATTACKS))
     return dataclasses.replace(job, tracking=dataclasses.replace(job.tracking, run_name=None))
 
 
@@ -60,6 +77,11 @@ def complete_attack_job(job: AttackJob, target: Target) -> AttackJob:
     """
     if target.folder is not None:
         ensure_complete(job, read_record(target.folder / CONFIG))
+    if job.dataset is None and target.config is not None and is_code(job.data.dataset):
+        raise InputError(
+            f"the data set of {target.name} is read by code, {job.data.dataset!r:.100}, which an attack runs only if you name it: "
+            "add --dataset with that name"
+        )
     if target.config is not None:
         ensure_same_people(job, target.config)
     if not target.own:
@@ -91,7 +113,7 @@ def complete_export_job(job: ExportJob, target: Target) -> ExportJob:
 
 def ensure_same_people(job: AttackJob, run: Config) -> None:
     """Raises: InputError if the attack would draw other splits than the run, from the same data set."""
-    if (job.dataset or job.data.dataset) != run.data.dataset:
+    if parse(job.dataset or job.data.dataset).text != parse(run.data.dataset).text:
         return
     for name in DRAWN:
         value, of_run = getattr(job.data, name), getattr(run.data, name)

@@ -11,21 +11,12 @@ their pictures in another folder; other files that are not regular are not opene
 """
 
 import contextlib
-import functools
 import hashlib
-import itertools
 import json
 import logging
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -46,19 +37,14 @@ from cpgan_ray.data.datasets.celeba_tables import (
     table_names,
 )
 from cpgan_ray.data.datasets.face_region import face_region
-from cpgan_ray.data.decoding import Decoded, decode_block, format_remarks, read_member
+from cpgan_ray.data.decoder_pool import PictureFile, collect, decoder_pool
+from cpgan_ray.data.decoding import format_remarks, read_member
+from cpgan_ray.data.drawn_splits import drawn_parts
 from cpgan_ray.data.final import hold_out_final
 from cpgan_ray.data.sync.node import Draft
 from cpgan_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-MIN_PICTURES_FOR_POOL = 2000
-"""Minimum number of pictures for which decoding in several processes saves more time than starting them costs."""
-MAX_PICTURES_PER_TASK = 32
-"""Maximum number of pictures in one task of a decoding process."""
-MAX_TASK_BYTES = 64 << 20
-"""Maximum total size of the files in one task, for pictures in a zip."""
 
 
 def draft(source: Path, config: Config, *, processes: int | None = None, progress: bool = True) -> Draft:
@@ -146,11 +132,11 @@ def _plan(
         label_names=annotations.label_names,
         labels=annotations.labels,
         identity=annotations.identity,
-        image_shape=(config.data.image_size, config.data.image_size, 3),
+        image_shape=(*config.data.size, 3),
         rows=rows,
         fetch=fetch,
         missing=missing,
-        info=store.DatasetInfo(face=face_region(config.data.crop), anonymous=annotations.anonymous),
+        info=store.DatasetInfo(face=face_region(config.data.crop, config.data.size), anonymous=annotations.anonymous),
         remarks=remarks,
     )
 
@@ -162,6 +148,8 @@ def settings(config: Config) -> dict[str, object]:
     """What the store depends on in addition to the files."""
     keys = ("dataset", "image_size", "crop", "split", "final_fraction")
     data_settings = {key: getattr(config.data, key) for key in keys}
+    if config.data.image_width:
+        data_settings["image_width"] = config.data.image_width
     return {**data_settings, "skip_corrupt": config.skip_corrupt, **balance.settings(config.data)}
 
 
@@ -210,8 +198,7 @@ def split_rows(annotations: Annotations, *, mode: str) -> dict[str, np.ndarray]:
                 "split by person with --data.split identity"
             )
     else:
-        bucket = np.array([zlib.crc32(str(i).encode()) % 10 for i in identity.tolist()], np.int64)
-        part = np.where(bucket == 8, 1, np.where(bucket == 9, 2, 0))
+        part = drawn_parts(identity)
     return {name: np.flatnonzero(part == number) for number, name in enumerate(store.SPLITS)}
 
 
@@ -222,20 +209,12 @@ def split_rows(annotations: Annotations, *, mode: str) -> dict[str, np.ndarray]:
 def _decoder(
     pictures: Pictures, stored: Sequence[str | None], config: Config, *, remarks: Counter[str], processes: int | None
 ) -> Iterator[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-    """Yields `store.Plan.fetch` for these pictures; it also adds to `remarks`. Decoding uses processes, because threads were
-    measured to be no faster for small pictures."""
-    if processes is None:
-        processes = len(os.sched_getaffinity(0)) if len(stored) >= MIN_PICTURES_FOR_POOL else 1
-    work = functools.partial(decode_block, image_size=config.data.image_size, crop=config.data.crop)
-    shape = (config.data.image_size, config.data.image_size, 3)
+    """Yields `store.Plan.fetch` for these pictures; it also adds to `remarks`."""
     with contextlib.ExitStack() as stack:
-        run = map
-        if processes > 1:
-            context = multiprocessing.get_context("spawn")  # fork would copy locks that threads of Ray and torch hold
-            run = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_parent)).map
+        decode = stack.enter_context(decoder_pool(num_pictures=len(stored), config=config, processes=processes))
         archive = stack.enter_context(zipfile.ZipFile(pictures.path)) if pictures.members is not None else None
 
-        def file(name: str) -> Path | bytes | str:
+        def file(name: str) -> PictureFile:
             if archive is None or pictures.members is None:
                 return pictures.path / name
             try:
@@ -243,48 +222,14 @@ def _decoder(
             except Exception as e:  # a wrong checksum, a truncated stream, encryption
                 return f"{e}"
 
-        def tasks(rows: np.ndarray) -> Iterator[list[str]]:
-            """The names of the pictures, grouped into tasks."""
-            task: list[str] = []
-            remaining = MAX_TASK_BYTES
-            for name in [stored[int(row)] or "" for row in rows]:
-                size = pictures.members[name].file_size if pictures.members is not None else 0
-                if task and (len(task) == MAX_PICTURES_PER_TASK or size > remaining):
-                    yield task
-                    task, remaining = [], MAX_TASK_BYTES
-                task.append(name)
-                remaining -= size
-            yield task
-
-        def decode_all(rows: np.ndarray) -> Iterator[Decoded | str]:
-            """Decode a few tasks at a time, because files that wait for a process are held in memory."""
-            waiting = tasks(rows)
-            while chunk := list(itertools.islice(waiting, 4 * processes)):
-                for results in run(work, ([file(name) for name in task] for task in chunk)):
-                    yield from results
-
         def fetch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            out, valid = np.empty((len(rows), *shape), np.uint8), np.zeros(len(rows), bool)
-            for i, result in enumerate(decode_all(rows)):
-                if not isinstance(result, str):
-                    out[i], valid[i] = result.pixels, True
-                    remarks.update(result.remarks)
-                elif not config.skip_corrupt:
-                    path = pictures.path / (stored[int(rows[i])] or "")
-                    raise InputError(f"{path} cannot be decoded ({result}): repair it, or skip such pictures with --skip-corrupt")
-            return out, valid
+            names = [stored[int(row)] or "" for row in rows]
+            return collect(
+                decode(map(file, names)),
+                num_pictures=len(names),
+                config=config,
+                describe=lambda i: str(pictures.path / names[i]),
+                remarks=remarks,
+            )
 
         yield fetch
-
-
-def _leave_with_parent() -> None:
-    """Initialise a decoding process: it ignores Ctrl-C, which the parent handles, and ends when the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

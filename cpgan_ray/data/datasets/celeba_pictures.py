@@ -30,14 +30,14 @@ def find_pictures(source: Path) -> Pictures:
     """The pictures in a folder and its subfolders (Kaggle's copy has a subfolder of the same name), or in a zip."""
     for path in (source / PICTURES, source / "Img" / PICTURES):
         if path.is_dir():
-            return Pictures(path=path, stamps=dict(_sizes(path)))
+            return Pictures(path=path, stamps=dict(file_sizes(path)))
     for path in (source / f"{PICTURES}.zip", source / "Img" / f"{PICTURES}.zip"):
         if path.is_file():
             return _read_zip(path)
     raise InputError(f"{source} holds neither {PICTURES}/ nor {PICTURES}.zip, and neither does Img/: put the pictures there")
 
 
-def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+def file_sizes(folder: Path) -> Iterator[tuple[str, int]]:
     """Relative path (with slashes) and size of all files in a folder and its subfolders. Links to folders are not followed, because
     they may lead anywhere."""
     waiting = [""]

@@ -1,28 +1,30 @@
 """Where the face is on an aligned CelebA picture: most of such a picture is background, which says little about the person."""
 
+from cpgan_ray.data.decoding import cut_size
+
 WIDTH, HEIGHT = 178, 218
 """Size of an aligned picture. Smaller copies have the same proportions."""
 LEFT_EYE, RIGHT_EYE, MOUTH_Y = (69, 111), (108, 111), 152
 """Positions (x, y) of the eyes, and height of the mouth, to which the pictures are aligned."""
 
 
-def face_region(crop: float) -> tuple[float, float, float, float]:
+def face_region(crop: float, size: tuple[int, int] = (1, 1)) -> tuple[float, float, float, float]:
     """Top, left, bottom and right edge of the face, from the eyebrows to the chin and from ear to ear, as fractions of the sides of
-    the centred square that is cut from a picture.
+    the centred rectangle that is cut from a picture.
 
     It reaches 1.25 eye distances to each side of the middle, 0.75 above the eyes and 0.85 below the mouth.
 
-    crop: side of that square as a fraction of the picture's shorter side.
+    crop: size of that rectangle as a fraction of the largest one of its shape; size: its shape, height and width in any unit.
     """
-    side = crop * min(WIDTH, HEIGHT)
-    left, top = (WIDTH - side) / 2, (HEIGHT - side) / 2
+    width, height = cut_size((WIDTH, HEIGHT), size, crop)
+    left, top = (WIDTH - width) / 2, (HEIGHT - height) / 2
     eyes = RIGHT_EYE[0] - LEFT_EYE[0]
     middle = (LEFT_EYE[0] + RIGHT_EYE[0]) / 2
     edges = (
-        (LEFT_EYE[1] - 0.75 * eyes - top) / side,
-        (middle - 1.25 * eyes - left) / side,
-        (MOUTH_Y + 0.85 * eyes - top) / side,
-        (middle + 1.25 * eyes - left) / side,
+        (LEFT_EYE[1] - 0.75 * eyes - top) / height,
+        (middle - 1.25 * eyes - left) / width,
+        (MOUTH_Y + 0.85 * eyes - top) / height,
+        (middle + 1.25 * eyes - left) / width,
     )
     top, left, bottom, right = (min(max(edge, 0.0), 1.0) for edge in edges)
     return top, left, bottom, right

@@ -52,8 +52,8 @@ def files(source: Path) -> list[Path]:
     )
 
 
-def read(source: Path, *, image_size: int = 64) -> Samples:
-    """All pictures, (N, image_size, image_size, 3), in the order of `files`.
+def read(source: Path, *, image_size: int = 64, image_width: int = 0) -> Samples:
+    """All pictures, (N, image_size, image_width or image_size, 3), in the order of `files`.
 
     Raises:
         InputError: see `files`; or a picture cannot be decoded, or a line of labels.txt does not begin with 0 or 1.
@@ -74,7 +74,7 @@ def read(source: Path, *, image_size: int = 64) -> Samples:
     for number in range(len(CLASSES)):
         members = np.flatnonzero((labels == number) & ~test)
         val[members[np.argsort(hashes[members], kind="stable")[: round(len(members) / 10)]]] = True
-    pictures = [_decode(path, image_size) for path in paths]
+    pictures = [_decode(path, image_size, image_width) for path in paths]
     samples = Samples(
         values=np.stack([picture.pixels for picture in pictures]),
         labels=labels,
@@ -107,8 +107,8 @@ def _read_labels(path: Path) -> list[int]:
     return [int(line.split()[0]) for line in lines]
 
 
-def _decode(path: Path, image_size: int) -> Decoded:
-    [picture] = decode_block([path], image_size=image_size, crop=1.0)
+def _decode(path: Path, image_size: int, image_width: int) -> Decoded:
+    [picture] = decode_block([path], image_size=image_size, image_width=image_width, crop=1.0)
     if isinstance(picture, str):
         raise InputError(f"{path} cannot be decoded ({picture}): download that picture again")
     return picture

@@ -79,13 +79,14 @@ def cache_folder(config: Config) -> Path:
 
 
 def data_folder_cache(config: Config) -> Path | None:
-    """The folder for stores in the data folder, which may have come with the data. None if there is no data folder, or if
-    `cache_dir` is set.
+    """The folder for stores in the data folder, which may have come with the data. None if there is no data folder, if `cache_dir`
+    is set, or if the folder holds the user's own pictures, among which nothing is written.
 
     Raises:
         InputError: it is a symbolic link.
     """
-    if config.cache_dir is not None or not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
+    own_pictures = config.data.dataset == "pictures"
+    if own_pictures or config.cache_dir is not None or not isinstance(config.data_dir, Path) or not config.data_dir.is_dir():
         return None
     folder = config.data_dir.absolute() / ".cpgan"
     if folder.is_symlink():

@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cpgan_ray.common.process import pick_device
 from cpgan_ray.config import Config
+from cpgan_ray.errors import InputError
+from cpgan_ray.models.statistics import has_own_forward
 
 
 class Group:
@@ -74,7 +76,15 @@ def use_whole_batch_layers(network: nn.Module, *, rows: slice, num_rows: int) ->
 
 
 def whole_batch_norm(norm: _BatchNorm) -> _BatchNorm:
-    """The same batch norm over the whole batch. torch's SyncBatchNorm works only on a GPU."""
+    """The same batch norm over the whole batch. torch's SyncBatchNorm works only on a GPU.
+
+    Raises: InputError if it is of a class that may do more than normalise.
+    """
+    if has_own_forward(norm):
+        raise InputError(
+            f"privatizer.num_workers is more than 1, but the network has batch norms of its own class {type(norm).__name__}, whose "
+            "statistics the workers cannot exchange: set --privatizer.num-workers 1"
+        )
     if norm.running_mean is not None and norm.running_mean.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # pyright: ignore[reportReturnType]
     whole = WholeBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)

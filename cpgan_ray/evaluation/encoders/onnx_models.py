@@ -17,8 +17,10 @@ MAX_DEPTH = 20
 """Maximal nesting depth of graphs."""
 
 
-def check_model(content: bytes, *, stochastic: bool) -> None:
-    """Check a model. stochastic: whether it may draw random numbers.
+def checked_model(content: bytes, *, stochastic: bool) -> bytes:
+    """Check a model, and return it without inputs that it holds itself or does not use: some tools list weights among the inputs.
+
+    stochastic: whether it may draw random numbers.
 
     Raises: Unsafe with a message for the user; for a damaged file, any exception of onnx.
     """
@@ -34,6 +36,14 @@ def check_model(content: bytes, *, stochastic: bool) -> None:
         if node.domain not in STANDARD:
             raise Unsafe(f"its operator {_quoted(node)} of the domain {node.domain[:80]!r} is not a standard ONNX operator")
         _check_node(node, stochastic, always_false if id(node) in top else set())
+    held = {tensor.name for tensor in model.graph.initializer}
+    used = {name for node in _nodes(model) for name in node.input} | {value.name for value in model.graph.output}
+    inputs = [value for value in model.graph.input if value.name not in held and value.name in used]
+    if not inputs or len(inputs) == len(model.graph.input):
+        return content
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    return model.SerializeToString()
 
 
 def _check_node(node: NodeProto, stochastic: bool, always_false: set[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 from torch.utils import _pytree
 
 from cpgan_ray.evaluation.encoders.programs import Unsafe, load_program
@@ -62,7 +63,7 @@ def _convert_errors(call: Callable[[], T]) -> T:
 def _open_program(path: Path, stochastic: bool, trusted: bool) -> Runner:
     program = load_program(path, stochastic=stochastic, any_operation=trusted)
     positional, named = program.example_inputs or ((), {})
-    inputs = [_shape_and_type(value) for value in _pytree.tree_leaves((positional, named))]
+    inputs = _with_variable_sizes([_shape_and_type(value) for value in _pytree.tree_leaves((positional, named))], program)
     module = program.module(check_guards=False)
     state = [t for t in (*program.state_dict.values(), *program.constants.values()) if isinstance(t, torch.Tensor)]
     versions = [t._version for t in state]
@@ -83,6 +84,19 @@ def _shape_and_type(value: Any) -> tuple[tuple[Any, ...], str]:
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), str(value.dtype).removeprefix("torch.")
     return (), type(value).__name__
+
+
+def _with_variable_sizes(inputs: list[tuple[tuple[Any, ...], str]], program: ExportedProgram) -> list[tuple[tuple[Any, ...], str]]:
+    """The shapes of the example inputs, with "?" for each size that is variable in the graph."""
+    names = program.graph_signature.user_inputs
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    shapes = [tuple(getattr(values.get(str(name)), "shape", ())) for name in names]
+    if [len(shape) for shape, _ in inputs] != [len(shape) for shape in shapes]:
+        return inputs
+    return [
+        (tuple(side if isinstance(known, int) else "?" for side, known in zip(shape, graph, strict=True)), dtype)
+        for (shape, dtype), graph in zip(inputs, shapes, strict=True)
+    ]
 
 
 def _named_outputs(outputs: Any) -> Arrays:
@@ -113,10 +127,10 @@ def _as_array(name: str, value: torch.Tensor) -> np.ndarray:
 def _open_onnx(path: Path, stochastic: bool, trusted: bool) -> Runner:
     import onnxruntime
 
-    from cpgan_ray.evaluation.encoders.onnx_models import check_model
+    from cpgan_ray.evaluation.encoders.onnx_models import checked_model
 
     content = path.read_bytes()
-    check_model(content, stochastic=stochastic)
+    content = checked_model(content, stochastic=stochastic)
     onnxruntime.set_default_logger_severity(4)  # errors are also raised, and its warnings are dozens of lines
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -133,5 +147,6 @@ def _open_onnx(path: Path, stochastic: bool, trusted: bool) -> Runner:
                 raise RefusedError(f"its output {name!r} has type {kind}: convert it to float32 inside the encoder")
         return outputs
 
-    kinds = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+    kinds = {"tensor(float)": "float32", "tensor(double)": "float64"}
+    kinds |= {f"tensor({name})": name for name in DTYPES}
     return Runner(tuple((tuple(i.shape or ()), kinds.get(str(i.type), str(i.type))) for i in inputs), run)

@@ -17,9 +17,17 @@ Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 """Training adversary -> rounds, and its R2 in each."""
 
 
+R2_EXAMPLES = resources.files("cpgan_ray.evaluation.report") / "r2_examples.jpg"
+"""Procedural faces, and what attacks of known R2 show of them; drawn by docs/figures/make_r2_examples.py."""
+
+
 def data_uri(picture: Image) -> str:
     picture.save(buffer := io.BytesIO(), format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return uri(buffer.getvalue(), kind="png")
+
+
+def uri(content: bytes, *, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curves) -> str:
@@ -46,6 +54,8 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         panels=uris,
         figures=plots,
         summary=summary(report),
+        input=input_sentences(report["attacked"]["input"]) if "attacked" in report else "",
+        r2_examples=uri(R2_EXAMPLES.read_bytes(), kind="jpeg") if sample_noun(report) == "picture" else "",
         sample=sample_noun(report),
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
@@ -74,6 +84,19 @@ def shows_task(report: Mapping[str, Any]) -> bool:
     and are not the only one."""
     labels = report["task"]["labels"]
     return missing_share(report) > 0 or (len(labels) > 1 and any(len(label["values"]) > 2 for label in labels))
+
+
+def input_sentences(entry: Mapping[str, Any]) -> str:
+    """What an encoder got, and what was assumed about it. entry: `attacked.input` of the report."""
+    size = "the size of the store" if entry["size"] is None else " x ".join(map(str, entry["size"]))
+    last = "channels last" if entry["layout"] == "nhwc" else "channels first"
+    black, white = (" ".join(f"{value:.4g}" for value in entry[name]) for name in ("black", "white"))
+    batch = {None: "", 1: ", one at a time"}.get(entry["batch"], f", {entry['batch']} at a time")
+    values = f"black is {black} and white is {white}"
+    sentence = f"It got {entry['type']} pictures of {size}, {last}, {entry['channels']}, {values}{batch}."
+    if not entry["assumed"]:
+        return sentence
+    return f"{sentence} Assumed, because neither its file nor a flag says it: {'; '.join(entry['assumed'])}."
 
 
 def excess_sentence(excess: Mapping[str, Any]) -> str:

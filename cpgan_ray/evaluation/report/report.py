@@ -100,6 +100,6 @@ def read_strongest_attack(folder: Path) -> dict[str, Any] | None:
 
 def twin_codes(program: Path, dataset: Dataset) -> Codes:
     """Codes of all splits, computed by an exported privatizer."""
-    from cpgan_ray.evaluation.encoders.encoder import encode_all, open_encoder
+    from cpgan_ray.evaluation.encoders.encoder import encode_all, open_own
 
-    return encode_all(open_encoder(program), dataset)
+    return encode_all(open_own(program), dataset)

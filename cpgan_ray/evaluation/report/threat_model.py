@@ -9,10 +9,12 @@ from cpgan_ray.evaluation.fitting import EvaluationContext
 from cpgan_ray.evaluation.protocol import split_by_identity
 
 ATTACKER = (
-    "Eve reads codes z on the wire and wants to recover the {samples}. She knows the privatizer and can run it (white box): she "
+    "Eve reads codes z on the wire and wants to recover the {samples}. {access}: she "
     "makes pairs of codes and {samples}, fits a reconstructor on them, and applies it to codes of {unseen} she has never seen. Her "
     "{samples} are the defender's own training set (variant 'leaked') or other {samples} (variant 'fresh')."
 )
+WHITE_BOX = "She knows the privatizer and can run it (white box)"
+BLACK_BOX = "She sees nothing of the encoder but its answers, and can query it (black box; {queries} {samples} were encoded here)"
 NOT_COVERED = {
     True: "She does not change the code, query the classifier, poison training labels or replace the classifier. No person is in "
     "two of the sets.",
@@ -29,6 +31,10 @@ LIMITS = (
 STOCHASTIC = (
     "The release is declared as stochastic: the attacks saw one code of each sample; an attacker who averages several codes of a "
     "sample recovers more. No differential-privacy guarantee is claimed."
+)
+REDUCED = (
+    "The codes are longer than the attacks can take: they saw a random projection to fewer numbers, so that the whole codes may "
+    "show more. Raise --encoder.max-numbers, or select outputs."
 )
 HIDDEN = {
     True: "R2 gives all values the same weight: a small detail that identifies a person may be visible although R2 is small. See "
@@ -56,10 +62,12 @@ def about_people(dataset: Dataset) -> bool:
     return any(len(np.unique(part.identity)) < len(part) for part in (dataset.train, dataset.val, dataset.test))
 
 
-def limits(dataset: Dataset, *, stochastic: bool = False) -> list[str]:
-    """What the R2 of a report does not show. stochastic: whether the release is declared to draw random numbers."""
+def limits(dataset: Dataset, *, stochastic: bool = False, reduced: bool = False) -> list[str]:
+    """What the R2 of a report does not show. stochastic: whether the release is declared to draw random numbers; reduced: whether
+    the attacks saw a projection of the codes."""
     lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
     lines = [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
+    lines += [REDUCED] if reduced else []
     return [*lines, ANONYMOUS] if dataset.info.anonymous else lines
 
 
@@ -82,16 +90,17 @@ def used_sets(dataset: Dataset, *, seed: int) -> list[tuple[str, np.ndarray, str
     return [train, first, ("val, second part", tune_rows, "tuning the attacks of both variants, then their refit"), test]
 
 
-def threat_model(context: EvaluationContext) -> dict[str, Any]:
-    """A description of the attacker, and the sets with their sizes."""
+def threat_model(context: EvaluationContext, *, queries: int | None = None) -> dict[str, Any]:
+    """A description of the attacker, and the sets with their sizes. queries: to a black box."""
     dataset = context.dataset
     words = nouns(dataset)
+    access = WHITE_BOX if queries is None else BLACK_BOX.format(queries=f"{queries:,}", **words)
     sets = []
     for name, rows, use in used_sets(dataset, seed=context.seed):
         split = dataset.test if name == "final" else dataset.splits[name.split(",")[0]]
         sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})
     return {
-        "attacker": ATTACKER.format(**words),
+        "attacker": ATTACKER.format(access=access, **words),
         "not_covered": " ".join(
             [NOT_COVERED[about_people(dataset)].format(**words), *([ANONYMOUS] if dataset.info.anonymous else [])]
         ),

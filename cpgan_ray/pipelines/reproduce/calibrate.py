@@ -22,6 +22,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.calibration import TOLERANCE, Choice, Pilot, choose, run_pilots, target_accuracies
 from cpgan_ray.pipelines.reproduce.grids import GRIDS, Calibration, Grids, Rounding, calibrated_fields
+from cpgan_ray.pipelines.reproduce.mechanisms import add, compared, release
 from cpgan_ray.pipelines.reproduce.play import cell_config
 from cpgan_ray.training.accuracy import mean_accuracy
 
@@ -44,7 +45,7 @@ def val_accuracy(cell: Cell, config: Config, folder: Path) -> float:
     dataset = load(config, progress=False)
     task = task_of(dataset, config.data.labels)
     try:
-        logits = MECHANISMS[cell.mechanism].release(cell_config(cell, config), cell.setting, dataset).logits["val"]
+        logits = release(cell.mechanism, cell_config(cell, config), cell.setting, dataset).logits["val"]
     except FloatingPointError:
         logits = majority_logits(dataset, task, rows=len(dataset.val))
     value = mean_accuracy(logits, task.answers(dataset.val), task)
@@ -73,10 +74,11 @@ def pilots_of(
     return run_pilots(trained, ends=spec.search, targets=targets, num_pilots=num_pilots, canonical=canonical)
 
 
-def run_mechanism(mechanism: str, rounded: bool, config: Config, folder: Path, targets: Sequence[float], num_pilots: int) -> None:
-    """`pilots_of` in a process of its own, for its files."""
-    set_up_process(threads=config.runtime.threads or 1)
-    pilots_of(mechanism, rounded, config, folder, targets, num_pilots)
+def run_mechanism(known: Sequence[str], threads: int, *arguments: Any) -> None:
+    """`pilots_of` in a process of its own, for its files. known: pinned names of the comparison's mechanisms."""
+    set_up_process(threads=threads)
+    add(known)
+    pilots_of(*arguments)
 
 
 def calibrate(job: ReproduceJob, config: Config, dataset: Dataset, folder: Path, *, roundings: Sequence[bool]) -> Grids:
@@ -94,7 +96,7 @@ def calibrate(job: ReproduceJob, config: Config, dataset: Dataset, folder: Path,
         )
     targets = target_accuracies(majority, undefended, count=job.num_settings)
     logger.info(f"targets of validation accuracy: {', '.join(f'{target:.4f}' for target in targets)}")
-    names = [name for name in job.mechanisms or MECHANISMS if MECHANISMS[name].search is not None]
+    names = [name for name in compared(job) if MECHANISMS[name].search is not None]
     work = [(name, rounded, config, folder, targets, job.num_pilots) for name in names for rounded in roundings]
     if config.runtime.backend == "local":
         for arguments in work:
@@ -105,10 +107,12 @@ def calibrate(job: ReproduceJob, config: Config, dataset: Dataset, folder: Path,
 
         connect(config.runtime)
         gpus = config.runtime.privatizer_gpus
-        run_in_tasks(run_mechanism, work, runtime=config.runtime, cpus=1.0, gpus=gpus, done=lambda i: None)
+        threads = config.runtime.threads or 1
+        tasks = [(job.mechanisms, threads, *arguments) for arguments in work]
+        run_in_tasks(run_mechanism, tasks, runtime=config.runtime, cpus=1.0, gpus=gpus, done=lambda i: None)
     pilots: dict[str, dict[Rounding, tuple[Pilot, ...]]] = {}
     grids: dict[str, dict[Rounding, tuple[Choice, ...]]] = {}
-    for name in job.mechanisms or MECHANISMS:
+    for name in compared(job):
         for rounded in roundings:
             key: Rounding = "on" if rounded else "off"
             if name not in names:

@@ -27,6 +27,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
+from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.reproduce.calibrate import calibrate, grids_table
 from cpgan_ray.pipelines.reproduce.calibrate import summary as calibration_summary
@@ -40,6 +41,7 @@ from cpgan_ray.pipelines.reproduce.grids import (
     read_grids,
     write_grids,
 )
+from cpgan_ray.pipelines.reproduce.mechanisms import compared, pinned_job
 from cpgan_ray.pipelines.reproduce.play import play
 from cpgan_ray.pipelines.reproduce.provenance import ensure_same_provenance
 from cpgan_ray.pipelines.reproduce.results import (
@@ -72,7 +74,9 @@ def reproduce(job: ReproduceJob, *, resume: bool) -> tuple[str, dict[str, Any]]:
 
     Raises: InputError for anything the user can fix, before anything is written.
     """
+    job = pinned_job(job)
     with job_folder(job, "calibrate" if job.calibrate else "reproduce", resume=resume) as (folder, job):
+        job = dataclasses.replace(job, config=fit_to_data(job.config))
         return (calibrate_in if job.calibrate else reproduce_in)(folder, job, resume=resume)
 
 
@@ -117,7 +121,7 @@ def reproduce_in(folder: Path, job: ReproduceJob, *, resume: bool) -> tuple[str,
         missing = [cell for cell in all_cells if not (folder / "cells" / cell.name / CELL).is_file()]
         if job.final:
             logger.info(f"opening {run.count_opening(dataset.digest)} of the final split in this MLflow experiment")
-        run_cells(missing, config, folder, run, grids, total=len(all_cells), final=job.final)
+        run_cells(missing, config, folder, run, grids, total=len(all_cells), final=job.final, mechanisms=job.mechanisms)
         shutil.rmtree(refuse_link(folder / FEATURES), ignore_errors=True)
         values = pooled_cells(folder, grids, config)
         summary = write_results(values, folder, run, grids, job)
@@ -169,7 +173,7 @@ def cells(job: ReproduceJob, dataset: Dataset, grids: Grids) -> list[Cell]:
     return [
         Cell(mechanism=name, setting=setting, rounded=rounded, seed=seed)
         for seed in seeds
-        for name in job.mechanisms or MECHANISMS
+        for name in compared(job)
         for rounded in job.roundings
         for setting in settings_of(name, job, dataset, grids, rounded=rounded)
     ]
@@ -200,7 +204,7 @@ def open_run(job: ReproduceJob, folder: Path, grids: Grids | None, *, resume: bo
         "attacks": " ".join(c.attacks.names),
         "max_train_samples": c.data.max_train_samples,
     }
-    tags = {"mechanisms": " ".join(job.mechanisms or MECHANISMS), "num_seeds": job.num_seeds, "num_settings": job.num_settings}
+    tags = {"mechanisms": " ".join(compared(job)), "num_seeds": job.num_seeds, "num_settings": job.num_settings}
     tags |= grids_tags(grids) if grids is not None else {}
     planned, run_id = (planned_seeds(folder), read_reproduction(folder)[1]) if resume else (job.num_seeds, None)
     tags |= {"planned_seeds": planned}
@@ -227,7 +231,15 @@ def grids_tags(grids: Grids) -> dict[str, str]:
 
 
 def run_cells(
-    missing: Sequence[Cell], config: Config, folder: Path, run: SearchRun, grids: Grids, *, total: int, final: bool
+    missing: Sequence[Cell],
+    config: Config,
+    folder: Path,
+    run: SearchRun,
+    grids: Grids,
+    *,
+    total: int,
+    final: bool,
+    mechanisms: Sequence[str] = (),
 ) -> None:
     """Run cells as Ray tasks, or one after the other in this process. Logs a line and a child run in MLflow for each."""
     started, num_done = time.perf_counter(), total - len(missing)
@@ -246,14 +258,14 @@ def run_cells(
 
     if config.runtime.backend == "local":
         for cell in missing:
-            play(cell, config, folder / "cells" / cell.name, grids.provenance, final=final)
+            play(cell, config, folder / "cells" / cell.name, grids.provenance, mechanisms, final=final)
             log_cell(cell)
         return
     from cpgan_ray.distributed.cluster import connect
     from cpgan_ray.distributed.tasks import run_in_tasks
 
     connect(config.runtime)
-    work = [(cell, config, folder / "cells" / cell.name, grids.provenance) for cell in missing]
+    work = [(cell, config, folder / "cells" / cell.name, grids.provenance, mechanisms) for cell in missing]
     run_in_tasks(
         partial(play, final=final),
         work,

@@ -32,8 +32,9 @@ from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.scoring import RowErrors, interval
 from cpgan_ray.evaluation.tournament import as_json, score_attacks
 from cpgan_ray.evaluation.utility import head_answers, utility_metrics
-from cpgan_ray.mechanisms import MECHANISMS, Released
+from cpgan_ray.mechanisms import Released
 from cpgan_ray.mechanisms.base import samples
+from cpgan_ray.pipelines.reproduce.mechanisms import add, release
 from cpgan_ray.pipelines.reproduce.provenance import provenance
 
 NO_NOISE = 1e-6
@@ -46,22 +47,24 @@ def cell_config(cell: Cell, config: Config) -> Config:
     return dataclasses.replace(config, seed=cell.seed, privatizer=dataclasses.replace(config.privatizer, quantization_step=step))
 
 
-def play(cell: Cell, config: Config, folder: Path, grids: Mapping[str, str], *, final: bool = False) -> None:
+def play(
+    cell: Cell, config: Config, folder: Path, grids: Mapping[str, str], mechanisms: Sequence[str] = (), *, final: bool = False
+) -> None:
     """Compute the codes and attack them, scored on the test split or on the final split. Writes pictures, `errors.npz` and, as the
     last file, `cell.json` to the cell's folder.
 
     A training that diverges is also a result: `cell.json` then contains the error. grids: where its setting comes from
-    (`Grids.provenance`).
+    (`Grids.provenance`); mechanisms: pinned names, of which those of the user's own code are made known in this process.
     """
     started = time.perf_counter()
     set_up_process(threads=config.runtime.threads or 1)
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     make_folder(make_folder(folder.parent) / folder.name)
-    mechanism = MECHANISMS[cell.mechanism]
+    add(mechanisms)
     dataset = load(config, progress=False)
     dataset = dataset.open_final() if final else dataset
     try:
-        released = mechanism.release(cell_config(cell, config), cell.setting, dataset)
+        released = release(cell.mechanism, cell_config(cell, config), cell.setting, dataset)
     except FloatingPointError as e:
         write_json(folder / CELL, {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config), "failed": str(e)})
         return

@@ -26,7 +26,9 @@ from cpgan_ray.data import Dataset, majority_logits, pin_store, task_of
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.resources import Bundle, ensure_capacity, shares
 from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
+from cpgan_ray.pipelines.parts import pinned, pinned_dimension
 from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
 from cpgan_ray.pipelines.tune.progress import Progress, read_trials
@@ -90,8 +92,9 @@ def search(job: SearchJob, *, resume: bool = False) -> SearchResult:
 
     Raises: InputError for anything the user can fix, before anything is written to the output folder.
     """
+    job = dataclasses.replace(job, config=pinned(job.config))
     with job_folder(job, "search", resume=resume) as (folder, job):
-        return search_in(folder, job, resume=resume)
+        return search_in(folder, dataclasses.replace(job, config=fit_to_data(job.config)), resume=resume)
 
 
 def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
@@ -100,7 +103,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_ENVIRONMENT.items()})
     ensure_unchanged()  # with any backend, trials run in other processes
     ensure_trackable(job.config.tracking, folder)
-    space = dimensions(job.search_space, job.config, grid=job.searcher == "grid")
+    space = [pinned_dimension(d) for d in dimensions(job.search_space, job.config, grid=job.searcher == "grid")]
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = prepare_run(job.config)
     ensure_buildable(job, space, dataset)

@@ -11,6 +11,7 @@ from cpgan_ray.config.search_space import Dimension, pairs, shown
 from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.models.own import device_for_shapes
 from cpgan_ray.training.game import active_adversaries
 
 
@@ -31,7 +32,7 @@ def ensure_buildable(job: SearchJob, space: Sequence[Dimension], dataset: Datase
 
 
 def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
-    """Build all networks of a game on the meta device, without memory for their weights.
+    """Build all networks of a game on the meta device, without memory for their weights; a user's own on the CPU.
 
     Raises: InputError if a network does not support these samples or codes.
     """
@@ -42,7 +43,7 @@ def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
             f"privatizer.family 'whitened' needs at least as many training samples as a sample has values, {size}; there are "
             f"{len(dataset.train)}: choose another family"
         )
-    with torch.device("meta"):
+    with torch.random.fork_rng(), device_for_shapes(config.privatizer.family, config.utility.family):
         build_privatizer(config.privatizer, k=k, image_shape=shape)
         build_head(config.utility, k=k, num_logits=outputs, image_shape=shape)
         for name in active_adversaries(config):

@@ -2,23 +2,60 @@
 of the picture it recovers, with the gradient.
 
 `ridge` and `kernel` are solved in closed form: with `fit="holdout"` they are at their optimum in every round. `neural` covers MLPs
-and convolutional decoders. To add an adversary, write a config dataclass in config/players.py, a class with the `Adversary`
-protocol (base.py), and a case in `build_adversary`.
+and convolutional decoders. An entry of `ADVERSARIES` is a function from the adversary's configuration and its `AdversaryContext` to
+an object with the `Adversary` protocol (base.py); a class with that constructor is such a function.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.process import Precision, compile_networks
-from cpgan_ray.config import AdversaryConfig, KernelConfig, NeuralConfig, RidgeConfig
+from cpgan_ray.common.registry import remember
+from cpgan_ray.config import AdversaryConfig, KernelConfig, NeuralConfig, OwnConfig, RidgeConfig
 from cpgan_ray.models import build_reconstructor
-from cpgan_ray.training.adversaries.base import Adversary, Target
+from cpgan_ray.training.adversaries.base import Adversary, AdversaryContext, Target
 from cpgan_ray.training.adversaries.kernel import KernelAdversary
 from cpgan_ray.training.adversaries.neural import NeuralAdversary
+from cpgan_ray.training.adversaries.own import OwnAdversary
 from cpgan_ray.training.adversaries.ridge import RidgeAdversary
 from cpgan_ray.training.adversaries.streamed import StreamedAdversary
 
-__all__ = ["Adversary", "Target", "build_adversary"]
+__all__ = ["ADVERSARIES", "Adversary", "AdversaryContext", "Target", "build_adversary"]
+
+
+def build_ridge(config: RidgeConfig, context: AdversaryContext) -> Adversary:
+    """Linear ridge regression."""
+    if config.fit == "epoch":
+        return StreamedAdversary(config, k=context.k, rng=context.rng, device=context.device)
+    return RidgeAdversary(config, holdout_fraction=context.holdout_fraction)
+
+
+def build_kernel(config: KernelConfig, context: AdversaryContext) -> Adversary:
+    """Kernel ridge regression."""
+    if config.fit == "epoch":
+        return StreamedAdversary(config, k=context.k, rng=context.rng, device=context.device)
+    return KernelAdversary(config, holdout_fraction=context.holdout_fraction, k=context.k, rng=context.rng, device=context.device)
+
+
+def build_neural(config: NeuralConfig, context: AdversaryContext) -> Adversary:
+    """A network that makes a few gradient steps per round."""
+    network = build_reconstructor(config, k=context.k, image_shape=context.image_shape, target=context.target)
+    network = network.to(context.device)
+    if context.compiled:
+        compile_networks(network)
+    return NeuralAdversary(config, network, rng=context.rng, precision=context.precision)
+
+
+ADVERSARIES: Parts[Callable[..., Adversary]] = Parts(
+    {"ridge": build_ridge, "kernel": build_kernel, "neural": build_neural},
+    kind="adversary",
+    group="cpgan_ray.adversaries",
+    field="adversaries.<name>.kind",
+)
+remember(__name__, "ADVERSARIES")
 
 
 def build_adversary(
@@ -37,16 +74,19 @@ def build_adversary(
 
     `precision` (of training) and `compiled` apply only to networks, not to closed forms. Network weights are drawn from torch's
     global stream: call this inside `torch_stream`.
+
+    Raises: InputError with file and line if the code of a user's own adversary fails, or does not have the protocol.
     """
-    match config:
-        case RidgeConfig(fit="epoch") | KernelConfig(fit="epoch"):
-            return StreamedAdversary(config, k=k, rng=rng, device=device)
-        case RidgeConfig():
-            return RidgeAdversary(config, holdout_fraction=holdout_fraction)
-        case KernelConfig():
-            return KernelAdversary(config, holdout_fraction=holdout_fraction, k=k, rng=rng, device=device)
-        case NeuralConfig():
-            network = build_reconstructor(config, k=k, image_shape=image_shape, target=target).to(device)
-            if compiled:
-                compile_networks(network)
-            return NeuralAdversary(config, network, rng=rng, precision=precision)
+    context = AdversaryContext(
+        k=k,
+        target=target,
+        image_shape=image_shape,
+        holdout_fraction=holdout_fraction,
+        rng=rng,
+        device=device,
+        precision=precision,
+        compiled=compiled,
+    )
+    options = config.options if isinstance(config, OwnConfig) else {}
+    adversary = ADVERSARIES.call(config.kind, config, context, options=options)
+    return OwnAdversary(adversary, name=config.kind) if ADVERSARIES.is_own(config.kind) else adversary

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cpgan_ray.common.process import Precision
 from cpgan_ray.training.losses import row_errors
 
 
@@ -54,6 +56,20 @@ class Adversary(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryContext:
+    """What an adversary is built for. Network weights are drawn from torch's global stream, which is seeded for each adversary."""
+
+    k: int  # length of the codes
+    target: int  # length p of the targets: of the pixels, H * W * C, or the number of principal components
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    holdout_fraction: float  # of a batch, on which an adversary that is fitted on the rest is scored
+    rng: np.random.Generator  # a stream of its own; an adversary that draws from it between rounds stores its state
+    device: torch.device
+    precision: Precision = "float32"  # of networks in training
+    compiled: bool = False  # whether networks are compiled
 
 
 class EpochFitted(Protocol):

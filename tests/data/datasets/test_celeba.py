@@ -198,6 +198,18 @@ def test_crop_is_the_centred_square(layout):
     assert (load(layout, crop=1.0).train.take(rows) == 0).any()
 
 
+def test_image_width_makes_another_store_of_rectangles(layout):
+    square, wide = load(layout), load(layout, image_size=8, image_width=24)
+    assert wide.image_shape == wide.train.image_shape == (8, 24, 3)
+    with Image.open(layout / "img_align_celeba" / "000001.jpg") as original:
+        expected = original.convert("RGB").resize((24, 8), Image.Resampling.BICUBIC, box=(0, 13, 30, 23))
+    np.testing.assert_array_equal(wide.train.take(np.array([0]))[0], np.asarray(expected))
+    top, _, bottom, _ = wide.info.face or (0, 0, 0, 0)
+    assert bottom - top > 0.9, "the rectangle shows hardly more than the height of the face"
+    assert load(layout, image_width=16).digest != square.digest == load(layout).digest
+    assert "image_width" not in celeba.settings(configure(layout)), "stores of square pictures keep their digests"
+
+
 def test_identity_split_without_partition_file_separates_people(layout):
     (layout / "list_eval_partition.txt").unlink()
     dataset = load(layout, split="identity")
@@ -440,11 +452,11 @@ def test_killed_preparation_continues_where_it_stopped(tmp_path):
 def test_killed_preparing_process_is_replaced_by_a_waiting_one(layout, tmp_path):
     code = (
         "import os, time; from pathlib import Path; from cpgan_ray import data; from cpgan_ray.config import *;"
-        "from cpgan_ray.data import store; from cpgan_ray.data.datasets import celeba; store.writing.SHARD_ROWS = 4; "
-        "original = celeba.decode_block;"
+        "from cpgan_ray.data import decoder_pool, store; store.writing.SHARD_ROWS = 4; "
+        "original = decoder_pool.decode_block;"
         f"new, pid_file = Path({str(tmp_path / 'working.new')!r}), Path({str(tmp_path / 'working')!r});"
         "working = lambda: [new.write_text(str(os.getpid())), new.replace(pid_file), time.sleep(0.1)];"
-        "celeba.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
+        "decoder_pool.decode_block = lambda *a, **k: [working(), original(*a, **k)][1];"
         "settings = DataConfig(dataset='celeba', image_size=16, final_fraction=0.0);"
         f"data.prepare(Config(data_dir=Path({str(layout)!r}), data=settings), progress=False)"
     )

@@ -196,3 +196,11 @@ def test_real_faces_have_the_known_error_of_the_mean(tmp_path):
     train, test = np.concatenate([samples.rows["train"], samples.rows["val"]]), samples.rows["test"]
     mean = samples.values[train].mean(axis=0)
     assert np.square(samples.values[test] - mean).mean() == pytest.approx(3083.2, abs=0.1)
+
+
+def test_pictures_of_another_shape_are_cut_to_rectangles(tmp_path):
+    samples = genki4k.read(lay_out_crops(tmp_path), image_size=8, image_width=16)
+    assert samples.values.shape == (44, 8, 16, 3)
+    with Image.open(genki4k.files(tmp_path)[0]) as picture:
+        expected = np.asarray(picture.resize((16, 8), Image.Resampling.BICUBIC, box=(0, 4, 16, 12)))
+    np.testing.assert_array_equal(samples.values[0], expected)

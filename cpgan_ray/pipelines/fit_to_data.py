@@ -1,0 +1,57 @@
+"""Fit the sizes of a run to a small collection of own pictures, instead of refusing it."""
+
+import logging
+from dataclasses import replace
+
+from cpgan_ray.config import Config
+from cpgan_ray.data import Dataset, load
+from cpgan_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MIN_PICTURES = 200
+"""With fewer pictures the validation and the test split have fewer than 20 each: no R2 has an interval that says anything."""
+MIN_ROUNDS = 4
+"""Rounds of an epoch: the batch is at most a quarter of the training pictures."""
+SMALLEST_BATCH = 4
+"""The smallest batch that a configuration may have."""
+
+
+def fit_to_data(config: Config) -> Config:
+    """The configuration with a batch that is at most a quarter of the training pictures. Own pictures only: the other data sets
+    have presets of their sizes. Components and attacks are limited by the number of pictures in any case.
+
+    Raises:
+        InputError: there are too few pictures; and see `data.load`.
+    """
+    if config.data.dataset != "pictures":
+        return config
+    dataset = load(config)
+    ensure_enough(dataset)
+    batch_size = fitted_batch(config, dataset)
+    if batch_size != config.batch_size:
+        logger.info(
+            f"batch_size is {batch_size} instead of {config.batch_size}: a quarter of the {len(dataset.train)} training pictures"
+        )
+    return replace(config, batch_size=batch_size)
+
+
+def fitted_batch(config: Config, dataset: Dataset) -> int:
+    """The number of pictures in a batch."""
+    largest = max(SMALLEST_BATCH, len(dataset.train) // MIN_ROUNDS)
+    return min(config.batch_size, largest) if config.data.dataset == "pictures" else config.batch_size
+
+
+def ensure_enough(dataset: Dataset) -> None:
+    """Raises: InputError if a data set of own pictures is too small for any result."""
+    if (total := num_pictures(dataset)) < MIN_PICTURES:
+        sizes = ", ".join(f"{len(split)} in {name}" for name, split in dataset.splits.items())
+        raise InputError(
+            f"{total} pictures are too few ({sizes}): training and attacks need at least {MIN_PICTURES}, because a score on fewer "
+            "than 20 pictures says nothing: add pictures"
+        )
+
+
+def num_pictures(dataset: Dataset) -> int:
+    """The number of pictures in all splits."""
+    return sum(map(len, dataset.splits.values())) + (0 if dataset.final_opened else len(dataset.final))
