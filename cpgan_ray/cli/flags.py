@@ -189,4 +189,5 @@ def absolute(config: C) -> C:
     if config.tracking.undefended is not None:
         undefended = config.tracking.undefended.expanduser().resolve()
         resolved["tracking"] = dataclasses.replace(config.tracking, undefended=undefended)
-    return absolute_parts(dataclasses.replace(config, **resolved))
+    moved = dataclasses.replace(config, **resolved)
+    return moved if isinstance(moved, ExportJob) else absolute_parts(moved)

@@ -25,7 +25,7 @@ class Preprocessing:
     height: int
     width: int
     crop: float
-    """The centred square is this share of the picture's shorter side."""
+    """The largest centred rectangle of the shape `width` x `height` is cut from the picture, times this factor."""
     dtype: Literal["uint8", "float32"]
 
     @property

@@ -54,14 +54,14 @@ def _input(picture: Picture, how: Preprocessing) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8:
             raise ValueError(f"it is an array of type {picture.dtype}; pictures are uint8")
-        return square(Image.fromarray(picture), how)
+        return cut(Image.fromarray(picture), how)
     if isinstance(picture, Image.Image):
-        return square(picture, how)
+        return cut(picture, how)
     content = picture if isinstance(picture, bytes) else _read(Path(picture).expanduser())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            return square(opened, how)
+            return cut(opened, how)
 
 
 def _read(path: Path) -> bytes:
@@ -74,8 +74,8 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def square(picture: Image.Image, how: Preprocessing) -> np.ndarray:
-    """The centred square of a picture, upright, resized: uint8 (C, H, W).
+def cut(picture: Image.Image, how: Preprocessing) -> np.ndarray:
+    """The largest centred rectangle of the input's shape, times `crop`, upright, resized: uint8 (C, H, W).
 
     Raises: ValueError if it has too many pixels, none, or values of more than 8 bits; any exception of Pillow.
     """
@@ -86,8 +86,11 @@ def square(picture: Image.Image, how: Preprocessing) -> np.ndarray:
     if picture.mode not in EIGHT_BIT:
         raise ValueError(f"its values have more than 8 bits (mode {picture.mode}): convert it to 8 bits")
     upright = ImageOps.exif_transpose(picture).convert("RGB" if how.channels == 3 else "L")
-    side = how.crop * min(upright.size)
-    left, top = (upright.width - side) / 2, (upright.height - side) / 2
-    box = (left, top, left + side, top + side)
+    if upright.width * how.height <= upright.height * how.width:
+        width, height = how.crop * upright.width, how.crop * (upright.width * how.height / how.width)
+    else:
+        width, height = how.crop * (upright.height * how.width / how.height), how.crop * upright.height
+    left, top = (upright.width - width) / 2, (upright.height - height) / 2
+    box = (left, top, left + width, top + height)
     pixels = np.asarray(upright.resize((how.width, how.height), Image.Resampling.BICUBIC, box=box))
     return pixels.reshape(how.height, how.width, how.channels).transpose(2, 0, 1)

@@ -38,6 +38,13 @@ def test_pixels_equal_those_of_a_prepared_store(kind, size):
     assert np.array_equal(prepare([content], HOW)[0], stored.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("size", [(37, 51), (51, 37), (24, 16)])
+def test_pixels_of_a_rectangle_equal_those_of_a_prepared_store(size):
+    content = packed(picture(size=size), "PNG")
+    stored = decode(content, image_size=16, image_width=24, crop=0.8).pixels
+    assert np.array_equal(prepare([content], replace(HOW, width=24))[0], stored.transpose(2, 0, 1))
+
+
 def test_every_kind_of_picture_gives_the_same_pixels(tmp_path: Path):
     image = picture()
     image.save(tmp_path / "a.png")

@@ -7,8 +7,8 @@ from cpgan_ray.data import Dataset, Task
 from cpgan_ray.deploy.manifest import Label, Preprocessing
 
 PACKAGES = ("cpgan_ray", "torch", "onnx", "onnxscript", "onnxruntime", "constriction", "numpy", "pillow")
-CROPPED = ("faces", "celeba")
-"""Data sets that cut the centred square `data.crop`; the others use the whole shorter side."""
+CROPPED = ("faces", "celeba", "pictures")
+"""Data sets that cut a centred part of each picture, of the size `data.crop`."""
 
 
 def labels_of(task: Task) -> tuple[Label, ...]:

@@ -110,7 +110,7 @@ def measure(target: Target, config: Config, job: ExportJob) -> Measured:
 
     Raises: InputError if a program cannot be converted, or the data are not those of the run.
     """
-    assert target.folder is not None
+    assert target.folder is not None and target.program is not None
     with tempfile.TemporaryDirectory(prefix="cpgan-bundle-") as folder:
         models = write_models(target, Path(folder), weights=job.weights)
         dataset = load(config)

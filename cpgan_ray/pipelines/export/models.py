@@ -17,7 +17,7 @@ def ensure_own(target: Target, *, trust: bool) -> None:
     """
     if target.head is None:
         raise InputError(f"{target.name} has no utility_head.pt2: give a run that was trained with this version")
-    for path in (target.program, target.head):
+    for path in filter(None, (target.program, target.head)):
         if not (trust or is_own(path)):
             raise InputError(f"{path} was written by another user: export it only if you trust its author, with --trust")
 
@@ -29,7 +29,7 @@ def write_models(target: Target, folder: Path, *, weights: Weights) -> dict[str,
 
     Raises: InputError if a program is damaged, or ONNX does not have one of its operators.
     """
-    assert target.head is not None
+    assert target.program is not None and target.head is not None
     parts: dict[str, tuple[Path, str, str, Weights]] = {
         PRIVATIZER: (target.program, "pictures", "z", weights),
         HEAD: (target.head, "z", "logits", "float32"),
