@@ -11,6 +11,7 @@ from pathlib import Path
 from cpgan_ray.cli.flags import absolute, read_flags, take_trust
 from cpgan_ray.cli.help import ATTACK, HELP, HELP_ALL
 from cpgan_ray.common.environment import ensure_current_folder
+from cpgan_ray.common.plugins.names import is_code
 from cpgan_ray.config import AttackJob, DataConfig, from_json
 from cpgan_ray.config.folders.targets import Target, attack_job_of, black_box_target, complete_attack_job, run_target
 from cpgan_ray.config.io import with_local
@@ -86,7 +87,7 @@ def bundle_target(path: Path, *, trust: bool) -> Target:
 
     The models are copied to a temporary folder, so that what was checked is what is attacked.
 
-    trust: use all settings of the data, also where they are read.
+    trust: use all settings of the data, also where they are read, and code that they name.
 
     Raises: InputError if the bundle is damaged, or contains what no bundle contains.
     """
@@ -95,6 +96,10 @@ def bundle_target(path: Path, *, trust: bool) -> Target:
         data = from_json(bundle.manifest.values.get("data"), kind=DataConfig)
     except InputError as e:
         raise InputError(f"bundle {path}: manifest.json: data: {e}") from e
+    if is_code(data.dataset) and not trust:
+        raise InputError(
+            f"bundle {path}: manifest.json: data: dataset names code, {data.dataset!r:.100}: look at that code, and add --trust to run it"
+        )
     temporary = Path(tempfile.mkdtemp(prefix="cpgan-attacked-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folder = temporary / path.name  # so that messages name the bundle

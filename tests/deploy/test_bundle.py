@@ -239,7 +239,7 @@ def test_target_of_an_attack_is_the_checked_privatizer(folder: Path):
     assert (target.data.dataset, target.data.labels) == ("digits", ("digit",))
 
 
-@pytest.mark.parametrize("data", [None, 3, {"dataset": "secrets"}, {"folder": "/etc"}])
+@pytest.mark.parametrize("data", [None, 3, {"dataset": "/tmp/reader.py:read"}, {"folder": "/etc"}])
 def test_target_with_impossible_data_is_refused(bundle_files, tmp_path, data):
     bundles.write(tmp_path, bundles.remake(bundle_files, data=data))
     with pytest.raises(InputError, match=r"manifest\.json: data"):
