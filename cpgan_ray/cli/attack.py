@@ -98,7 +98,8 @@ def bundle_target(path: Path, *, trust: bool) -> Target:
         raise InputError(f"bundle {path}: manifest.json: data: {e}") from e
     if is_code(data.dataset) and not trust:
         raise InputError(
-            f"bundle {path}: manifest.json: data: dataset names code, {data.dataset!r:.100}: look at that code, and add --trust to run it"
+            f"bundle {path}: manifest.json: data: dataset names code, {data.dataset!r:.100}: look at that code, and add --trust to "
+            "run it"
         )
     temporary = Path(tempfile.mkdtemp(prefix="cpgan-attacked-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
