@@ -136,7 +136,7 @@ def test_train_label_constant_in_val_or_test_gives_finite_report(job, tmp_path, 
 
 
 def test_train_and_attack_on_mixed_labels_with_missing_answers(tiny, tmp_path, mlflow_uri, capfd):
-    changes = {"tracking.uri": mlflow_uri, "attacks.quick_every": 1, "attacks.identity": False}
+    changes = {"tracking.uri": mlflow_uri, "attacks.quick_every": 1, "attacks.attributes": True}
     config = mixed_config(tiny("ridge", epochs=1, output=str(tmp_path / "out"), changes=changes), tmp_path / "mixed")
     train(config)
     report = strict_json(tmp_path / "out" / "report" / "report.json")
