@@ -132,10 +132,10 @@ def main() -> None:
     pins = {name: package for packages in old.values() for name, package in packages.items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        everything = resolve(folder, pins, extras=("server", "dev"), upgrade=flags.upgrade)
-        run = resolve(folder, everything, extras=("server",), upgrade=False)
+        everything = resolve(folder, pins, extras=("server", "deploy", "dev"), upgrade=flags.upgrade)
+        run = resolve(folder, everything, extras=("server", "deploy"), upgrade=False)
         clouds = {
-            cloud: resolve(folder, everything | old[f"cluster/vms/{cloud}.lock"], extras=("server",), more=(need,), upgrade=False)
+            cloud: resolve(folder, everything | old[f"cluster/vms/{cloud}.lock"], extras=("server", "deploy"), more=(need,), upgrade=False)
             for cloud, need in CLOUDS.items()
         }
     new = split(everything, run, clouds)
