@@ -20,6 +20,7 @@ import torch
 from cpgan_ray.common import logs, signals
 from cpgan_ray.common.logs import LEVEL_VARIABLE
 from cpgan_ray.common.ownership import KEY_VARIABLE
+from cpgan_ray.common.plugins import shipping
 from cpgan_ray.config import (
     AttackConfig,
     Config,
@@ -249,6 +250,16 @@ def signals_left_as_they_were() -> Iterator[None]:
     """Resets the signal handling, which `cli.run` installs until the end of the process."""
     yield
     signals.reset()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_ship() -> Iterator[None]:
+    """Forgets the files of own parts that a test has used: Ray would have to be started again to send them."""
+    kept, packages = dict(shipping._kept), set(shipping._packages)
+    yield
+    for now, before in ((shipping._kept, kept), (shipping._packages, packages)):
+        now.clear()
+        now.update(before)
 
 
 @pytest.fixture(autouse=True)

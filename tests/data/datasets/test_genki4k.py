@@ -102,7 +102,7 @@ def test_original_split_of_4000_equals_the_split_of_the_crops(tmp_path, monkeypa
     for i in range(4000):
         (tmp_path / "files" / f"file{i + 1:04d}.jpg").touch()
     (tmp_path / "labels.txt").write_text("1 0 0 0\n" * 2162 + "0 0 0 0\n" * 1838)
-    monkeypatch.setattr(genki4k, "_decode", lambda path, image_size: Decoded(np.zeros((1, 1, 3), np.uint8)))
+    monkeypatch.setattr(genki4k, "_decode", lambda path, image_size, image_width: Decoded(np.zeros((1, 1, 3), np.uint8)))
     rows = genki4k.read(tmp_path).rows
     assert rows["test"].tolist() == [*range(1562, 2162), *range(3400, 4000)]
     assert {name: len(part) for name, part in rows.items()} == {"train": 2520, "val": 280, "test": 1200}
