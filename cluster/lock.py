@@ -135,7 +135,9 @@ def main() -> None:
         everything = resolve(folder, pins, extras=("server", "deploy", "dev"), upgrade=flags.upgrade)
         run = resolve(folder, everything, extras=("server", "deploy"), upgrade=False)
         clouds = {
-            cloud: resolve(folder, everything | old[f"cluster/vms/{cloud}.lock"], extras=("server", "deploy"), more=(need,), upgrade=False)
+            cloud: resolve(
+                folder, everything | old[f"cluster/vms/{cloud}.lock"], extras=("server", "deploy"), more=(need,), upgrade=False
+            )
             for cloud, need in CLOUDS.items()
         }
     new = split(everything, run, clouds)
