@@ -122,7 +122,9 @@ EXEMPT = {
     "cpgan_ray/devtools/bench/material.py": "in a private temporary folder",
     "cpgan_ray/distributed/ddp/worker.py": "in a private temporary folder",
     "cpgan_ray/data/datasets/faces/files.py": "in a new folder with a random name",
+    "cpgan_ray/cli/attack.py": "in a private temporary folder",
     "cpgan_ray/common/plugins/shipping.py": "in a private temporary folder",
+    "cpgan_ray/pipelines/export/models.py": "in a private temporary folder",
     "cpgan_ray/data/pca.py": "memory-mapped coordinates, in a folder that was emptied under a lock",
     "cpgan_ray/evaluation/encoders/programs.py": "members of an archive in memory",
 }
