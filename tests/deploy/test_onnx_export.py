@@ -14,7 +14,7 @@ from torch import nn
 
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.deploy.onnx_export import onnx_model
-from cpgan_ray.evaluation.encoders.onnx_models import check_model
+from cpgan_ray.evaluation.encoders.onnx_models import checked_model
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.models.privatizers import build_privatizer
 from cpgan_ray.models.utility_heads import build_head
@@ -76,7 +76,7 @@ def by_torch(program: Any, x: np.ndarray) -> np.ndarray:
 def test_model_gives_the_codes_of_the_program_for_any_batch(preset, symmetric):
     loaded, shape, signals, step = programs(preset, symmetric)
     content = onnx_model(loaded["privatizer"], input_name="pictures", output_name="z", weights="float32")
-    check_model(content, stochastic=False)  # nothing that attack.py refuses
+    checked_model(content, stochastic=False)  # nothing that attack.py refuses
     for batch in BATCHES:
         x = samples(shape, batch, signals=signals, seed=batch)
         z, expected = run(content, x), by_torch(loaded["privatizer"], x)
@@ -101,7 +101,7 @@ def test_smaller_weights_change_few_numbers(weights, largest_share, size):
     z, expected = (run(content, x) for content in contents.values())
     assert np.mean(np.rint(z / step) != np.rint(expected / step)) < largest_share
     assert len(contents[weights]) < size * len(contents["float32"])
-    check_model(contents[weights], stochastic=False)
+    checked_model(contents[weights], stochastic=False)
 
 
 def test_weights_that_float16_cannot_hold_stay_float32():
