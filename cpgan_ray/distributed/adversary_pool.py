@@ -102,6 +102,7 @@ class AdversaryPool:
         self.bundles = {name: bundle for bundle, name in enumerate(self.names, start=1)}
         self.handles = {name: RayAdversaryHandle(self.start(bundle)) for name, bundle in self.bundles.items()}
         self.spares = {bundle: self.start(bundle) for bundle in range(len(self.names) + 1, len(sizes))}
+        self.unbuilt: set[str] = set()  # adversaries whose replacement is not an adversary yet, although it responds
         self.failures = self.consecutive_failures = 0
         self.events: list[Event] = []
 
@@ -152,23 +153,26 @@ class AdversaryPool:
         for name in failed:
             self.replace(name)
         waiter = CapacityWaiter(self.sizes, option="recovery.replacement_timeout_s", timeout_s=recovery.replacement_timeout_s)
-        preparing = self.prepare_data(list(failed))
+        names = [name for name in self.names if name in self.unbuilt]  # also of an earlier attempt that another loss has ended
+        preparing = self.prepare_data(names)
         wait_for_replies(preparing, self.group, waiter, deadline_s=PREPARE_TIMEOUT_S)
         gather(preparing, deadline_s=PING_TIMEOUT_S)
-        building = self.build(list(failed))
+        building = self.build(names)
         wait_for_replies(
             building, self.group, waiter, deadline_s=max(recovery.replacement_timeout_s, self.config.runtime.reply_timeout_s)
         )
         gather(building, deadline_s=PING_TIMEOUT_S)
+        self.unbuilt.clear()
         seconds = time.perf_counter() - started
         self.events.append(
-            Event(round=round, replayed=round - snapshot_round, players=tuple(failed), cause=causes, seconds=seconds)
+            Event(round=round, replayed=round - snapshot_round, players=tuple(names), cause=causes, seconds=seconds)
         )
 
     def replace(self, name: str) -> None:
         """Uses a spare if there is one, and starts a new spare in the freed bundle; otherwise starts a new actor in the same
         bundle."""
         handle, bundle = self.handles[name], self.bundles[name]
+        self.unbuilt.add(name)
         ray.kill(handle.actor)
         fitting = [
             b for b in self.spares if all(self.sizes[b].get(kind, 0) >= amount for kind, amount in self.sizes[bundle].items())

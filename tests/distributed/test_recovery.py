@@ -1,6 +1,7 @@
 """Tests that a game with failures has bit-identical weights and metrics to the game without failures."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -133,6 +134,31 @@ def test_spare_replaces_a_lost_adversary(tiny, unbroken, differing):
     assert events, "the failure was reported"
     spare, player = replacements
     assert player == spare, "the same process"
+
+
+def test_replacement_that_is_lost_while_it_starts_is_replaced(tiny, unbroken, differing):
+    """The other replacement, which responds but does not play yet, must not be taken for a player."""
+    config = settings(tiny, "mlp", "ridge_epoch")
+    game, expected = unbroken(config)
+    at_work = "AdversaryActor."  # followed by the method: the first ones prepare the data and build the adversary
+
+    def kill_a_replacement() -> None:
+        wait_until(lambda: processes(at_work), "no replacement works", every_s=0.01)
+        kill(at_work)
+
+    killer = threading.Thread(target=kill_a_replacement, daemon=True)
+
+    def kill_both(game: RayGame) -> None:
+        for player in processes("AdversaryActor"):
+            player.kill()
+            player.wait(HANG_S)
+        killer.start()
+
+    weights, played, events = broken(config, {3: kill_both})
+    killer.join(HANG_S)
+    assert played == expected
+    assert differing(game.weights(), weights) == []
+    assert {player for event in events for player in event.players} == {"mlp", "ridge_epoch"}
 
 
 def test_game_after_too_many_losses_names_adversary_and_round(tiny):
