@@ -50,7 +50,7 @@ class CheckJob:
 def kind_of(name: str, part: Any) -> Kind:
     """The kind of a part, by the names of its parameters or its type.
 
-    Raises: InputError if neither tells.
+    Raises: InputError if neither shows it.
     """
     from cpgan_ray.data.small import SmallDataset
     from cpgan_ray.data.sync.node import Recipe

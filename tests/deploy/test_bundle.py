@@ -1,4 +1,4 @@
-"""Tests of reading bundles: those that jobs/export.py writes, and those that somebody has changed."""
+"""Tests of reading bundles: those that jobs/export.py writes, and those that were changed."""
 
 import json
 import os

@@ -281,7 +281,7 @@ def _encode_mixed(
 
 
 def _secret_seed(source: Path | str) -> int:
-    """A seed that is the same each time this user attacks this encoder, and that nobody else can know."""
+    """A seed that is the same each time this user attacks this encoder, and that only this user can know."""
     key = owner_key() or secrets.token_bytes(32)
     content = source.read_bytes() if isinstance(source, Path) else source.encode()
     return int.from_bytes(hashlib.sha256(key + content).digest()[:16])

@@ -189,7 +189,7 @@ def _channels_last(subject: str, shape: tuple[Any, ...], settings: EncoderConfig
     if last == 3 and first not in COLOURS:
         return True
     raise InputError(
-        f"{subject} takes an input of shape {list(shape)}, from which the place of the channels cannot be told: set "
+        f"{subject} takes an input of shape {list(shape)}, from which the place of the channels is not clear: set "
         "--encoder.layout nchw or nhwc"
     )
 

@@ -187,7 +187,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write_onnx(folder / "e.onnx", 3, "h", 3),
         r"shape \['\?', 3, '\?', 3\], .*--encoder.layout",
     ),
-    "no channel axis": (lambda folder: write_onnx(folder / "e.onnx", "h", "w", 4), r"cannot be told: set --encoder.layout"),
+    "no channel axis": (lambda folder: write_onnx(folder / "e.onnx", "h", "w", 4), r"is not clear: set --encoder.layout"),
 }
 
 

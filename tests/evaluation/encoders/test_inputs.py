@@ -164,8 +164,8 @@ def test_description_states_input_and_assumptions(tmp_path):
             "black is -1 and white is 1 (--encoder.scale)",
         ],
     }
-    told = EncoderConfig(channel_order="bgr", scale=(0, 1), mean=MEAN, std=STD, batch_size=5)
-    entry = open_encoder(path, told).description()["input"]
+    given = EncoderConfig(channel_order="bgr", scale=(0, 1), mean=MEAN, std=STD, batch_size=5)
+    entry = open_encoder(path, given).description()["input"]
     assert (entry["assumed"], entry["channels"], entry["batch"]) == ([], "bgr", 5)
     assert entry["black"] == pytest.approx(-np.array(MEAN) / STD, abs=1e-6)
 
