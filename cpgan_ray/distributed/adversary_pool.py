@@ -164,9 +164,7 @@ class AdversaryPool:
         gather(building, deadline_s=PING_TIMEOUT_S)
         self.unbuilt.clear()
         seconds = time.perf_counter() - started
-        self.events.append(
-            Event(round=round, replayed=round - snapshot_round, players=tuple(names), cause=causes, seconds=seconds)
-        )
+        self.events.append(Event(round=round, replayed=round - snapshot_round, players=tuple(names), cause=causes, seconds=seconds))
 
     def replace(self, name: str) -> None:
         """Uses a spare if there is one, and starts a new spare in the freed bundle; otherwise starts a new actor in the same
