@@ -37,6 +37,7 @@ from cpgan_ray.config import (
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data import load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
+from cpgan_ray.mechanisms import MECHANISMS
 from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2, final_fraction=0.0)
@@ -253,13 +254,16 @@ def signals_left_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_to_ship() -> Iterator[None]:
-    """Forgets the files of own parts that a test has used: Ray would have to be started again to send them."""
+def own_parts_forgotten() -> Iterator[None]:
+    """Forgets the own parts that a test has used: Ray would have to be started again to send their files."""
     kept, packages = dict(shipping._kept), set(shipping._packages)
     yield
     for now, before in ((shipping._kept, kept), (shipping._packages, packages)):
         now.clear()
         now.update(before)
+    for name in MECHANISMS.added:
+        del MECHANISMS[name]
+    MECHANISMS.added.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ def documented() -> dict[str, dict[str, str]]:
 
 
 def test_documented_conditions_name_every_mechanism_and_its_knob(documented):
-    assert {name: row["tuned"] for name, row in documented.items()} == {name: m.knob for name, m in MECHANISMS.items()}
+    assert {name: row["tuned"] for name, row in documented.items()} == {name: MECHANISMS[name].knob for name in MECHANISMS.built_in}
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

@@ -9,7 +9,9 @@ from cpgan_ray import cli
 from cpgan_ray.config import ReproduceJob
 from cpgan_ray.config.presets import for_comparison, preset
 from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.reproduce.grids import built_in
 from cpgan_ray.pipelines.reproduce.job import reproduce
+from cpgan_ray.pipelines.reproduce.mechanisms import compared, pinned_job
 
 pytestmark = pytest.mark.usefixtures("process_left_as_it_was")
 
@@ -57,6 +59,21 @@ def test_own_mechanism_is_compared_under_its_label(job, tmp_path):
     (tmp_path / "out" / "reproduction.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"was not written by this user, and mechanisms in it names code"):
         cli.parse_reproduce(["--resume", str(tmp_path / "out")], description="")
+
+
+def test_two_mechanisms_with_the_same_label_are_refused(job, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text(CODE + "# other\n")
+    names = (f"{tmp_path}/mine.py:BLOCKS", f"{tmp_path}/other/mine.py:BLOCKS")
+    with pytest.raises(InputError, match=r"two parts with the name mine\.BLOCKS"):
+        reproduce(dataclasses.replace(job(), mechanisms=names), resume=False)
+
+
+def test_own_mechanism_of_an_earlier_comparison_changes_no_built_in_grids(job):
+    before = built_in()
+    mine = pinned_job(job("BLOCKS"))
+    assert built_in() == before and compared(job()) == list(before.grids)
+    assert built_in(own=compared(mine)).settings("mine.BLOCKS", rounded=False) == [2.0, 4.0]
 
 
 @pytest.mark.parametrize(

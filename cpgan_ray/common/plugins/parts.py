@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Parts(dict[str, T]):
     """The built-in parts of one kind; a name that is none of them is looked up as a registered part or as code.
 
-    `parts[name]` is the part; iteration goes over the built-in names only.
+    `parts[name]` is the part; iteration goes over the built-in names, then the added ones.
     """
 
     def __init__(
@@ -75,17 +75,19 @@ class Parts(dict[str, T]):
     def add(self, name: str) -> str:
         """Make a part of the user's own available under its label in this process, and return the label; a built-in name unchanged.
 
-        For kinds whose names are written to files that may come from other users: a label in such a file runs no code.
-
-        Raises: InputError if two parts have the same label.
+        For kinds whose names are written to files that may come from other users: a label in such a file runs no code. A part that
+        an earlier job in this process has added under the same label is replaced.
         """
-        if name in self and name not in self.added:
+        if name in self:
             return name
         short, part = label(name), self[name]
-        if short in self and self[short] is not part:
-            raise InputError(f"{self.field} has two parts with the name {short}: give the files different names")
         self.added[short] = self[short] = part
         return short
+
+    @property
+    def built_in(self) -> list[str]:
+        """The built-in names, whatever jobs have added in this process."""
+        return [name for name in self if name not in self.added]
 
     def registered(self) -> "dict[str, EntryPoint]":
         """Name -> entry point, of the parts that installed packages have registered. Nothing is imported."""

@@ -85,13 +85,14 @@ class Grids:
         return [choice.setting for choice in choices]
 
 
-def built_in(weights: Sequence[float] = ()) -> Grids:
+def built_in(weights: Sequence[float] = (), own: Sequence[str] = ()) -> Grids:
     """The settings in `MECHANISMS`, the same with and without rounding.
 
-    weights: replace those of the mechanisms whose knob is the privacy weight.
+    weights: replace those of the mechanisms whose knob is the privacy weight; own: labels of mechanisms of the user's own.
     """
     grids: dict[str, dict[Rounding, tuple[Choice, ...]]] = {}
-    for name, mechanism in MECHANISMS.items():
+    for name in dict.fromkeys([*MECHANISMS.built_in, *own]):
+        mechanism = MECHANISMS[name]
         settings = weights if weights and mechanism.knob == "privacy_weight" else mechanism.settings
         choices = tuple(Choice(setting=setting) for setting in settings)
         grids[name] = {"on": choices, "off": choices}

@@ -153,7 +153,7 @@ def grids_of(job: ReproduceJob, folder: Path, dataset: Dataset, *, resume: bool)
                 f"{grids.sha256[:12]}: leave out --grids, or start a new comparison"
             )
     else:
-        grids, path = given or built_in(job.weights), job.grids or folder / GRIDS
+        grids, path = given or built_in(job.weights, compared(job)), job.grids or folder / GRIDS
     ensure_usable(grids, path, job, dataset)
     return grids
 

@@ -17,6 +17,10 @@ def pinned_job(job: ReproduceJob) -> ReproduceJob:
     Raises: InputError if a name leads to nothing, or to another object than a `Mechanism`.
     """
     mechanisms = tuple(MECHANISMS.pin(name) for name in job.mechanisms)
+    labels: dict[str, str] = {}
+    for name in mechanisms:
+        if labels.setdefault(label(name), name) != name:
+            raise InputError(f"mechanisms has two parts with the name {label(name)}: give the files different names")
     for name in mechanisms:
         if not isinstance(part := MECHANISMS[name], Mechanism):
             raise InputError(f"mechanism {label(name)} is {type(part).__name__}; it must be a cpgan_ray.mechanisms.Mechanism")
@@ -32,7 +36,7 @@ def add(names: Sequence[str]) -> None:
 
 def compared(job: ReproduceJob) -> list[str]:
     """The mechanisms of a comparison by the names that its files use: a built-in name, or the label of a user's own."""
-    return [MECHANISMS.add(name) for name in job.mechanisms] or [name for name in MECHANISMS if name not in MECHANISMS.added]
+    return [MECHANISMS.add(name) for name in job.mechanisms] or MECHANISMS.built_in
 
 
 def release(name: str, config: Config, setting: float, dataset: Dataset) -> Released:

@@ -233,12 +233,14 @@ def test_errors_with_a_meaning_pass_and_others_name_the_part():
 def test_added_part_is_known_by_its_label_only_after_it_was_added(parts, file):
     name = parts.pin(f"{file}:build")
     assert "things.build" not in parts
+    built_in = parts.built_in
     assert parts.add(name) == "things.build" and parts["things.build"] is parts[name]
+    assert parts.built_in == built_in and set(parts) == {*built_in, "things.build"}
     other = file.with_name("other") / "things.py"
     other.parent.mkdir()
     other.write_text(CODE + "# other\n")
-    with pytest.raises(InputError, match=r"two parts with the name things\.build"):
-        parts.add(parts.pin(f"{other}:build"))
+    later = parts.pin(f"{other}:build")
+    assert parts.add(later) == "things.build" and parts["things.build"] is parts[later] is not parts[name]
 
 
 @pytest.mark.parametrize(
