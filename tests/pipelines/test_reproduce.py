@@ -35,7 +35,9 @@ from cpgan_ray.pipelines.reproduce.provenance import ensure_same_provenance, pro
 from cpgan_ray.pipelines.reproduce.results import differences_table, fronts_table, settings_table
 from tests.process import HANG_S
 
-JOB = Path(__file__).parents[2] / "jobs" / "reproduce.py"
+ROOT = Path(__file__).parents[2]
+JOB = ROOT / "jobs" / "reproduce.py"
+FROZEN = ROOT / "docs" / "results" / "grids"
 QUICK = (
     "--epochs 2 --data.max-train-samples 400 --batch-size 100 --attacks.names ridge mlp --attacks.epochs 1 "
     "--attacks.max-budget-doublings 0"
@@ -599,3 +601,16 @@ def test_job_rounding_default_is_both_if_the_preset_rounds():
     assert parse_reproduce(["digits"], description="")[0].roundings == (True, False)
     assert parse_reproduce(["gaussian"], description="")[0].roundings == (False,)
     assert parse_reproduce(["digits", "--rounding", "off"], description="")[0].roundings == (False,)
+
+
+@pytest.mark.parametrize("path", sorted(FROZEN.glob("*.json")), ids=lambda path: path.stem)
+def test_frozen_grids_fit_their_preset(path, cache_dir):
+    """A new field of the configuration makes no frozen file unusable: it had its default when the file was made."""
+    arguments = [path.stem, "--grids", str(path), "--seed", "100", "--cache-dir", str(cache_dir)]
+    job, _ = parse_reproduce(arguments, description="")
+    grids = read_grids(path)
+    assert grids.calibration is not None
+    ensure_usable(grids, path, job, load(job.config, progress=False))
+    other = dataclasses.replace(job, config=override(job.config, {"epochs": job.config.epochs + 1}))
+    with pytest.raises(InputError, match="was calibrated with epochs"):
+        ensure_usable(grids, path, other, load(job.config, progress=False))

@@ -127,6 +127,8 @@ def read_grids(path: Path) -> Grids:
 def ensure_usable(grids: Grids, path: Path, job: ReproduceJob, dataset: Dataset) -> None:
     """Check that a comparison may use calibrated grids.
 
+    A field that is newer than the file had its default when the settings were chosen.
+
     Raises: InputError if it would use a seed that chose them, or if they were chosen on other data or for another configuration.
     """
     calibration = grids.calibration
@@ -139,10 +141,9 @@ def ensure_usable(grids: Grids, path: Path, job: ReproduceJob, dataset: Dataset)
         )
     if calibration.data != dataset.digest:
         raise InputError(f"{path} was calibrated on the store {calibration.data}, this is {dataset.digest}: calibrate on this data")
-    config = calibrated_fields(job.config)
+    config, calibrated = calibrated_fields(job.config), calibrated_fields(Config()) | calibration.config
     for name in {**config, **calibration.config}:
-        if config.get(name) != calibration.config.get(name):
-            before, now = calibration.config.get(name), config.get(name)
+        if (now := config.get(name)) != (before := calibrated.get(name)):
             raise InputError(
                 f"{path} was calibrated with {name} {before!r:.60}, here it is {now!r:.60}: calibrate again, or use the same value"
             )
