@@ -1,6 +1,7 @@
 """Shared fixtures: a small configuration with prepared faces, MLflow stores, jobs, and a Ray session."""
 
 import contextlib
+import gc
 import logging
 import os
 import runpy
@@ -93,6 +94,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = token_file()
     for line in EXEMPT:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the imported libraries and the collected tests live as long as the process
 
 
 SLOWEST = ("pipelines", "cluster", "distributed", "tracking")

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from cpgan_ray.common.garbage import resume_collection
 from cpgan_ray.common.logs import configure_like_job
 from cpgan_ray.common.rng import torch_seed
 from cpgan_ray.errors import InputError
@@ -28,6 +29,7 @@ def set_up_process(*, threads: int, gpu_share: float = 0.0) -> None:
     makes a training step about a third shorter. With more torch threads than free cores a step takes up to 18 times as long.
     """
     configure_like_job()
+    resume_collection()
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

@@ -3,3 +3,7 @@
 Only z, row numbers and grad_z are sent in a round. Ray does not restart actors: an untrained adversary would look like privacy. The
 modules build on each other: cluster, rpc, resources, adversary_pool, host, driver. The module tasks runs independent work.
 """
+
+from cpgan_ray.common.garbage import postpone_collection
+
+postpone_collection()  # an actor's process imports this package first

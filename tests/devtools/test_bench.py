@@ -57,6 +57,15 @@ def test_bench_nodes_measures_each_number_of_adversaries():
         assert 0 < result[f"privatizer_cpu_ms_k{count}"] < 200, "the privatizer's process is idle while the adversaries sleep"
 
 
+@pytest.mark.slow
+def test_bench_process_starts_measures_every_process():
+    command = [sys.executable, "-m", "cpgan_ray.devtools.bench", "--process-starts", "1", "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
+    assert all(result[f"{name}_postponed_cpu_s"] > 0.5 for name in ("adversary", "job", "trial"))
+
+
 def test_bench_layers_measures_both_variants():
     command = [sys.executable, "-m", "cpgan_ray.devtools.bench", "--layers", "--json", *TINY.split()]
     process = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)

@@ -29,6 +29,8 @@ def select_measurement(s: Settings) -> Callable[[Settings, Path], dict[str, Any]
         from cpgan_ray.devtools.bench.sleepers import measure_orchestration as measure
     elif s.ray_starts:
         from cpgan_ray.devtools.bench.ray_start import measure_ray_start as measure
+    elif s.process_starts:
+        from cpgan_ray.devtools.bench.process_start import measure_process_start as measure
     elif s.layers:
         from cpgan_ray.devtools.bench.layers import measure_layers as measure
     elif s.memory:

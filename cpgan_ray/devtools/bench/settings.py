@@ -21,6 +21,8 @@ class Settings:
     """Measure orchestration instead: rounds of 1 to 64 sleeping adversaries, spread over this number of nodes on this machine."""
     ray_starts: int = 0
     """Measure the start and the end of a local Ray instead, in this number of turns of each variant."""
+    process_starts: int = 0
+    """Measure the CPU time of a process until it can compute instead, in this number of turns of each variant."""
     crowds: tuple[int, ...] = (1, 8, 16, 32, 64)
     """Numbers of adversaries that are spread over the nodes, one after the other."""
     repeats: int = 6
@@ -47,7 +49,7 @@ class Settings:
         for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("nodes", "ray_starts"):
+        for name in ("nodes", "ray_starts", "process_starts"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if not self.crowds or min(self.crowds) < 1:
