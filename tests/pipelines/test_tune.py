@@ -436,9 +436,7 @@ def test_search_of_distributed_trials_matches_direct_training(learnable, mlflow_
     """The adversary of a trial is an actor in the trial's placement group; the exported weights are those of one process."""
     changes = {"runtime.backend": "ray", "epochs": 2, "tracking.uri": mlflow_uri, "output": str(tmp_path / "out")}
     job = SearchJob(search_space=("k=4",), searcher="grid", train_undefended=False, config=override(learnable, changes))
-    assert len(trial_sizes(job, {"CPU": 2.0}, total=1)["defended"]) == 2, (
-        "one bundle is the adversary's"
-    )
+    assert len(trial_sizes(job, {"CPU": 2.0}, total=1)["defended"]) == 2, "one bundle is the adversary's"
     assert search(job).summary["trials"] == {"finished": 1, "stopped": 0, "failed": 0}
     (folder,) = (tmp_path / "out" / "trials").iterdir()
     config = read_run(folder)[0]
