@@ -20,7 +20,7 @@ import pytest
 from tests.process import HANG_S
 
 NODES = ("one", "two")
-NUM_PROCESSES = 3
+NUM_PROCESSES = 2
 """Processes of each node that prepare the data at the same time."""
 
 
@@ -48,11 +48,8 @@ def main(drawn: str, folder: str) -> dict[str, Any]:
                 prepare_data(config, {})
             return log.getvalue().splitlines()
 
-    def prepare_on_nodes(config: Config) -> dict[str, list[str]]:
+    def prepare_on_nodes(actors: dict[tuple[str, int], Any], config: Config) -> dict[str, list[str]]:
         """Several processes of both nodes prepare the data at the same time -> the log lines of each node."""
-        start: Any = ray.remote(num_cpus=0)(Preparer).options
-        actors = {(node, i): start(resources={node: 1}).remote() for node in NODES for i in range(NUM_PROCESSES)}
-        ray.get([actor.ready.remote() for actor in actors.values()])
         logs = {key: actor.prepare.remote(config) for key, actor in actors.items()}
         return {node: [line for i in range(NUM_PROCESSES) for line in ray.get(logs[node, i])] for node in NODES}
 
@@ -70,13 +67,18 @@ def main(drawn: str, folder: str) -> dict[str, Any]:
     with local_cluster() as cluster:
         for node in NODES:
             cluster.add_node(num_cpus=2, resources={node: 10}, env_vars={"NODE_DISK": str(Path(folder, node))})
-        results["fetched"], results["stores"] = prepare_on_nodes(config), stores("own")
+        start: Any = ray.remote(num_cpus=0)(Preparer).options
+        actors = {(node, i): start(resources={node: 1}).remote() for node in NODES for i in range(NUM_PROCESSES)}
+        ray.get([actor.ready.remote() for actor in actors.values()])
+        results["fetched"], results["stores"] = prepare_on_nodes(actors, config), stores("own")
 
         shared = {"shared_cache": str(Path(folder, "shared")), "cache_dir": "$NODE_DISK/taken"}
         dataset = load(override(config, shared))
         expected = unbroken(pin_store(override(config, shared), dataset))
         Path(drawn).rename(Path(folder, "gone"))  # now no node has a source
-        results["taken"], results["taken stores"] = prepare_on_nodes(pin_store(override(config, shared), dataset)), stores("taken")
+        taken = prepare_on_nodes(actors, pin_store(override(config, shared), dataset))
+        results["taken"], results["taken stores"] = taken, stores("taken")
+        actors.clear()
 
         playing = pin_store(override(config, shared | {"cache_dir": "$NODE_DISK/played"}), dataset)
         with RayGame(playing) as game:
