@@ -22,8 +22,9 @@ GUESSES = {"mnist": 0.1135, "har": 0.182, "genki4k": 0.5, "celeba": 0.8057}
 FLOORS = {"mnist": 0.215, "har": 0.317, "genki4k": 0.005, "celeba": 0.075}
 """Page -> R2 of the label floor."""
 COLOURS = (
-    "#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2", "#e45756", "#b39500", "#1f4e5f", "#6b6b6b", "#ff9da6", "#222222"
-)  # fmt: skip
+    *("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2"),
+    *("#e45756", "#b39500", "#1f4e5f", "#6b6b6b", "#ff9da6", "#222222"),
+)
 SEARCH = "weight"
 """First column of CelebA's table of a search: a row for each privacy weight, two columns for each k."""
 CONTROL = (0.407, 0.883)
