@@ -115,7 +115,7 @@ def one_line(box: str) -> str:
         text = re.sub(pattern, wording, text)
     text = re.sub(
         r"^(Value error|Parsing error) |"
-        r"Error parsing ((Config|AttackJob|ExportJob|SearchFlags|FrontierJob|ReproduceFlags|Settings): )?",
+        r"Error parsing ((Config|AttackJob|ExportJob|SearchFlags|FrontierJob|ReproduceFlags|ServeJob|Settings): )?",
         "",
         text,
     )

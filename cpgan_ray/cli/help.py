@@ -39,6 +39,8 @@ ATTACK = (
     *WHERE,
 )
 EXPORT = ("output", "zip", "weights", "full", "register", "alias", "data_dir", *WHERE)
+SERVE = ("host", "port", "replicas", "keys_file", "tls_cert", "tls_key", "behind_proxy", "retire_s", "demo")
+SERVE += ("limits.rate", "limits.max_codes", "runtime.address")
 SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objective", "max_r2", "min_accuracy", "max_concurrent")
 REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "final", "full")
 REPRODUCE += ("published", "theory")

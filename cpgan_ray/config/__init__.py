@@ -24,6 +24,7 @@ from cpgan_ray.config.players import (
 )
 from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConfig
 from cpgan_ray.config.schema import Config
+from cpgan_ray.config.service import ServeJob, ServiceLimits
 
 __all__ = [
     "MIN_SEEDS",
@@ -48,6 +49,8 @@ __all__ = [
     "RidgeConfig",
     "RuntimeConfig",
     "SearchJob",
+    "ServeJob",
+    "ServiceLimits",
     "TrackingConfig",
     "UtilityConfig",
     "flatten",
