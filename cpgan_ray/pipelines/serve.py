@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpgan_ray.common.process import set_up_process
 from cpgan_ray.config import ServeJob
 from cpgan_ray.deploy.bundle import MANIFEST, Bundle, read_bundle
 from cpgan_ray.deploy.connection import is_loopback
@@ -45,7 +44,6 @@ def serve_bundles(job: ServeJob, *, fetch: Callable[[str], Path], ready: Callabl
     """
     ensure_protected(job, keys=keys_of(os.environ, job.keys_file))
     tls = certificate_of(job)
-    set_up_process(threads=1)
     with reserved_port(job) as port, tempfile.TemporaryDirectory(prefix="cpgan-serve-") as name:
         folder = Path(name)
         shelf = Shelf(job, folder, fetch=fetch)
@@ -218,8 +216,8 @@ def reserved_port(job: ServeJob) -> Iterator[int]:
     except (OSError, UnicodeError) as e:
         reason = getattr(e, "strerror", None) or e
         raise InputError(
-            f"the service cannot listen on host {job.host!r}, port {job.port} ({reason}): give another --port, or an address of this "
-            "machine as --host"
+            f"the service cannot listen on host {job.host!r}, port {job.port} ({reason}): give another --port, or as --host an "
+            "address of this machine"
         ) from e
     with held:
         yield port

@@ -2,17 +2,17 @@
 
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 from cpgan_ray.config.service import ServiceLimits
 from cpgan_ray.deploy.client import ANSWERS, SPEC
 from cpgan_ray.deploy.message import CONTENT_TYPE
-from cpgan_ray.deploy.service.content import DIGEST, JSON_TYPE, media_type, read_codes
+from cpgan_ray.deploy.service.content import JSON_TYPE, media_type, read_codes
 from cpgan_ray.deploy.service.keys import Keys
 from cpgan_ray.deploy.service.metrics import MEDIA_TYPE, Metrics
 from cpgan_ray.deploy.service.rate import TokenBuckets
@@ -26,8 +26,16 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HEALTH, RAY_HEALTH, METRICS = "/healthz", "/-/healthz", "/metrics"
-METHODS = {ANSWERS: ("POST",), SPEC: ("GET", "HEAD"), HEALTH: ("GET", "HEAD"), RAY_HEALTH: ("GET", "HEAD"), METRICS: ("GET", "HEAD")}
+METHODS = {
+    ANSWERS: ("POST",),
+    SPEC: ("GET", "HEAD"),
+    HEALTH: ("GET", "HEAD"),
+    RAY_HEALTH: ("GET", "HEAD"),
+    METRICS: ("GET", "HEAD"),
+}
 """Path -> methods. A file of the page has GET and HEAD."""
+QUERY = re.compile(rb"digest=([0-9a-f]{8,64})")
+"""The query of `GET /v1/spec`, if it has one."""
 BUNDLE = "CPGAN-Bundle"
 """Header of every answer: the digest of the newest bundle. A client whose bundle has another digest should get the new one."""
 HEADERS = {
@@ -137,11 +145,10 @@ class Application:
         """The newest bundle, or the one that `?digest=` names."""
         one = state.catalogue.newest
         if query:
-            fields = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=8)
-            if len(fields) != 1 or fields[0][0] != "digest" or not DIGEST.fullmatch(fields[0][1]):
+            if (match := QUERY.fullmatch(query)) is None:
                 raise RefusedError(400, "the query is not digest=, followed by 8 to 64 hexadecimal digits")
             try:
-                one = state.catalogue.find(fields[0][1])
+                one = state.catalogue.find(match[1].decode())
             except RefusedError as e:
                 raise RefusedError(404, "this service has no bundle with this digest") from e
         return Reply(200, as_json(spec_of(state.catalogue, one.bundle, self.limits, until=one.until)))

@@ -33,7 +33,8 @@ class Service:
         self.settings, self.replicas, self.metrics_folder = settings, replicas, metrics_folder
 
     def deploy(self, user_config: Mapping[str, Any], *, timeout_s: float) -> None:
-        """Hand a configuration to Serve and wait until every replica answers with it. Only a changed `user_config` restarts nothing.
+        """Hand a configuration to Serve and wait until every replica answers with it. A change of only the `user_config` restarts
+        none of them.
 
         Raises: InputError with the reason if a replica refuses it, or it takes too long.
         """

@@ -43,11 +43,13 @@ class Bob:
             self.application.change(state)
             return
         self.application = Application(state, self.settings.limits, Metrics())
-        tls = (Path(self.settings.tls_cert), Path(self.settings.tls_key)) if self.settings.tls_cert and self.settings.tls_key else None
+        tls = (
+            (Path(self.settings.tls_cert), Path(self.settings.tls_key))
+            if self.settings.tls_cert and self.settings.tls_key
+            else None
+        )
         try:
-            server = Server(
-                self.application, self.settings.limits, host=self.settings.host, port=self.settings.port, tls=tls
-            )
+            server = Server(self.application, self.settings.limits, host=self.settings.host, port=self.settings.port, tls=tls)
             server.start()
         except OSError as e:
             where = f"{self.settings.host}, port {self.settings.port}"

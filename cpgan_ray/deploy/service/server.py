@@ -66,6 +66,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self.reading_head = False
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse(431, "the head of the request is too large")
+            return
         self._limit(self.limits.body_s)
         super().on_headers_complete()
 
@@ -105,6 +108,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, reason: str, headers: bytes = b"") -> None:
         """Reply unless a reply has begun, and close the connection."""
         self._unlimit()
+        if self.transport.is_closing():
+            return
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             content = json.dumps({"error": reason}).encode()
             head = b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\ncontent-length: %d\r\n"
