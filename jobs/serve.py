@@ -26,7 +26,7 @@ def fetch(name: str) -> Path:
 
 def main() -> None:
     job = cli.parse_serve(sys.argv[1:], description=__doc__ or "")
-    from cpgan_ray.pipelines.serve import serve_bundles
+    from cpgan_ray.pipelines.serve.job import serve_bundles
 
     serve_bundles(job, fetch=fetch, ready=lambda summary: print(json.dumps(summary), flush=True))
 
