@@ -27,7 +27,7 @@ gpu-check: .venv/ready
 
 # Makes the secrets of a cluster and the key that signs a user's own runs: random, never in the repository, readable for this user only.
 # A secret that exists stays as it is; missing ones are added.
-SECRETS := RAY_AUTH_TOKEN POSTGRES_PASSWORD MLFLOW_TRACKING_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY CPGAN_OWNER_KEY
+SECRETS := RAY_AUTH_TOKEN POSTGRES_PASSWORD MLFLOW_TRACKING_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY CPGAN_OWNER_KEY CPGAN_API_KEY
 SETTINGS := RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 MLFLOW_TRACKING_USERNAME=cpgan
 RANDOM := import secrets; print(secrets.token_hex(32))
 secrets:
@@ -37,9 +37,9 @@ secrets:
 		grep -q "^$$name=" cluster/.env || echo "$$name=$$($(PYTHON) -c '$(RANDOM)')" >> cluster/.env || exit 1; \
 	done; \
 	sed -n -e 's/^RAY_AUTH_TOKEN=/auth_token=/p' -e 's/^POSTGRES_PASSWORD=/postgres_password=/p' -e 's/^CPGAN_OWNER_KEY=/owner_key=/p' \
-		-e 's/^MLFLOW_TRACKING_USERNAME=/mlflow_username=/p' -e 's/^MLFLOW_TRACKING_PASSWORD=/mlflow_password=/p' \
+		-e 's/^CPGAN_API_KEY=/api_key=/p' -e 's/^MLFLOW_TRACKING_USERNAME=/mlflow_username=/p' -e 's/^MLFLOW_TRACKING_PASSWORD=/mlflow_password=/p' \
 		-e 's/^MLFLOW_FLASK_SERVER_SECRET_KEY=/mlflow_session_key=/p' cluster/.env > cluster/kubernetes/base/secrets.env; \
-	sed -n -e '/^MLFLOW_/p; /^CPGAN_/p' -e 's/^MLFLOW_TRACKING_\(USERNAME\|PASSWORD\)=/MLFLOW_AUTH_ADMIN_\1=/p' cluster/.env \
+	sed -n -e '/^MLFLOW_/p; /^CPGAN_OWNER_KEY=/p' -e 's/^MLFLOW_TRACKING_\(USERNAME\|PASSWORD\)=/MLFLOW_AUTH_ADMIN_\1=/p' cluster/.env \
 		> cluster/vms/secrets.env; \
 	chmod 600 cluster/kubernetes/base/secrets.env cluster/vms/secrets.env
 

@@ -21,18 +21,22 @@ from jsonschema.exceptions import ValidationError
 from kubernetes_validate.utils import schema_contents
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic.warnings import PydanticDeprecationWarning
 from referencing import Registry, Resource
 
 from cluster import lock, pin_images
 from cpgan_ray import cli
+from cpgan_ray.deploy.service.keys import API_KEY
+from cpgan_ray.deploy.service.settings import entries_of, settings_of
 from cpgan_ray.errors import InputError
 from tests.cluster import kuberay
 from tests.cluster.containers import interpolated, read_compose
 
 KUBERNETES = "1.34"
 SECRETS = ("RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "CPGAN_OWNER_KEY")
+SECRETS += ("CPGAN_API_KEY",)
 SETTINGS: dict[str, str] = dict.fromkeys((*SECRETS, "MLFLOW_TRACKING_USERNAME"), "0" * 64)
-OVERLAYS = ("gpu", "cpu", "job")
+OVERLAYS = ("gpu", "cpu", "job", "service")
 CLIENT = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "CPGAN_OWNER_KEY")
 """Environment variables of a job, on every node of the cluster."""
 SECRET_WORDS = re.compile(r"(token|password|secret|key)$", re.IGNORECASE)
@@ -75,6 +79,9 @@ def job_errors(root: Path, words: Sequence[str]) -> list[str]:
     if path.name == "gpu_check.py":
         return []
     try:
+        if path.name == "serve.py":
+            cli.parse_serve(flags, description="")
+            return []
         cli.parse_train(flags, default="faces", description="")
     except InputError as e:
         return [f"{shlex.join(words)}: {e}"]
@@ -276,6 +283,8 @@ def service_errors(root: Path, service: dict[str, Any], whole: dict[str, Any]) -
     if "ray" in service.get("command", ()):
         yield from (f"no {name}" for name in CLIENT if name not in service["environment"])
     yield from command_errors(service.get("command", ["true"]))
+    if any(word.endswith(".py") for word in service.get("command", ())):
+        yield from job_errors(root, service["command"])
     for word in [*service.get("command", []), *map(str, service["environment"].values())]:
         for host, port in re.findall(r"(?:://(?:[^@/]*@)?|--address=)([a-z][\w-]*):(\d+)", word):
             if host not in services:
@@ -394,6 +403,8 @@ def reference_errors(root: Path, resources: Sequence[dict[str, Any]]) -> Iterato
     keys = {r["metadata"]["name"]: set(r.get("data", {})) for r in resources if r["kind"] in ("Secret", "ConfigMap")}
     services = {r["metadata"]["name"]: r for r in resources if r["kind"] == "Service"}
     labels = [t["metadata"]["labels"] for r in resources if (t := r["spec"].get("template") if "spec" in r else None)]
+    rays = [pod for r in resources if r["kind"] in kuberay.KINDS for pod in kuberay.pods(r)]
+    labels += [pod.get("metadata", {}).get("labels", {}) | {"ray.io/is-ray-node": "yes"} for pod in rays]
     labels += [*PODS.values(), {"app.kubernetes.io/name": "kuberay-operator"}, {"k8s-app": "kube-dns"}]  # KubeRay's, Kubernetes'
     for resource in resources:
         where = f"{resource['kind']} {resource['metadata']['name']}"
@@ -423,11 +434,42 @@ def reference_errors(root: Path, resources: Sequence[dict[str, Any]]) -> Iterato
                 yield from command_errors(["ray", "start", *options])
             if cluster.get("authOptions", {}).get("mode") != "token":
                 yield f"{where}: no token is required"
+        if resource["kind"] == "RayService":
+            yield from serve_errors(resource, where)
         if resource["kind"] == "RayJob":
             yield from job_errors(root, shlex.split(resource["spec"]["entrypoint"]))
         if resource["kind"] in (*kuberay.KINDS, "Deployment", "StatefulSet"):
             yield from security_errors(resource, where)
     yield from (f"no {kind}" for kind in ("NetworkPolicy", "Secret", "StatefulSet") if kind not in {k for k, _ in existing})
+
+
+def serve_errors(resource: dict[str, Any], where: str) -> Iterator[str]:
+    """Errors in a configuration of Ray Serve, by Serve's own schema and by the application's own checks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PydanticDeprecationWarning)  # Serve's own code, when it is imported
+        from ray.serve.schema import ServeDeploySchema
+
+        from cpgan_ray.deploy.service import replica
+    try:
+        config = ServeDeploySchema.model_validate(yaml.safe_load(resource["spec"]["serveConfigV2"]))
+        for application in config.applications:
+            module, _, name = application.import_path.partition(":")
+            if module != replica.__name__ or not hasattr(replica, name):
+                yield f"{where}: no {application.import_path}"
+            settings_of(application.args)
+            for deployment in application.deployments:
+                if deployment.name != replica.DEPLOYMENT:
+                    yield f"{where}: no deployment {deployment.name!r}"
+                entries_of(deployment.user_config)
+    except ValueError as e:
+        yield f"{where}: {' '.join(str(e).split())}"
+        return
+    containers = [c for pod in kuberay.pods(resource)[1:] for c in pod["spec"]["containers"]]
+    ports = {port["containerPort"] for container in containers for port in container.get("ports", ()) if port["name"] == "serve"}
+    if ports != {settings_of(config.applications[0].args).port}:
+        yield f"{where}: the application does not listen on the port named serve"
+    if not all(API_KEY in {variable["name"] for variable in container.get("env", ())} for container in containers):
+        yield f"{where}: no {API_KEY}"
 
 
 POD_SECURITY = {("runAsNonRoot",): True, ("seccompProfile", "type"): "RuntimeDefault"}
@@ -451,8 +493,9 @@ def security_errors(resource: dict[str, Any], where: str) -> Iterator[str]:
         containers = [*spec.get("initContainers", ()), *spec["containers"], *spec.get("ephemeralContainers", ())]
         volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
         volumes |= {claim["metadata"]["name"]: claim for claim in resource["spec"].get("volumeClaimTemplates", ())}
-        if kuberay_own and pod is kuberay.cluster_of(resource).get("headGroupSpec", {}).get("template"):
-            autoscaler = kuberay.cluster_of(resource).get("autoscalerOptions", {})
+        cluster = kuberay.cluster_of(resource) if kuberay_own else {}
+        if cluster.get("enableInTreeAutoscaling") and pod is cluster.get("headGroupSpec", {}).get("template"):
+            autoscaler = cluster.get("autoscalerOptions", {})
             containers.append({"name": "autoscaler", "image": containers[0]["image"]} | autoscaler)
         elif spec.get("automountServiceAccountToken") is not False:
             yield f"{where}: a pod that does not use Kubernetes' API has its token"
@@ -470,7 +513,8 @@ def security_errors(resource: dict[str, Any], where: str) -> Iterator[str]:
                 if shared.get("medium") != "Memory":
                     yield f"{where}: {name} has no memory at /dev/shm"
                 variables = {variable["name"] for variable in container.get("env", ())}
-                yield from (f"{where}: {name} has no {variable}" for variable in CLIENT if variable not in variables)
+                wanted = () if resource["kind"] == "RayService" else CLIENT
+                yield from (f"{where}: {name} has no {variable}" for variable in wanted if variable not in variables)
             if container.get("command", [])[:2] == ["mlflow", "server"] and "basic-auth" not in container["command"]:
                 yield f"{where}: MLflow requires no password"
 

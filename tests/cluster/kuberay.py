@@ -89,15 +89,30 @@ JOB = record(
     managedBy=TEXT,
     rayClusterSpec=CLUSTER,
 )
-KINDS = {"RayCluster": CLUSTER, "RayJob": JOB}
+SERVICE = record(
+    "rayClusterConfig",
+    serveConfigV2=TEXT,
+    rayClusterConfig=CLUSTER,
+    upgradeStrategy=record(type=one_of("None", "NewCluster", "NewClusterWithIncrementalUpgrade"), clusterUpgradeOptions=ANY),
+    serveService=ANY,
+    excludeHeadPodFromServeSvc=FLAG,
+    suspend=FLAG,
+    managedBy=TEXT,
+    **dict.fromkeys(
+        ("serviceUnhealthySecondThreshold", "deploymentUnhealthySecondThreshold", "rayClusterDeletionDelaySeconds"), COUNT
+    ),
+)
+KINDS = {"RayCluster": CLUSTER, "RayJob": JOB, "RayService": SERVICE}
+CLUSTERS = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+"""Kind -> the field with its cluster."""
 
 
 def cluster_of(resource: Schema) -> Schema:
-    return resource["spec"] if resource["kind"] == "RayCluster" else resource["spec"].get("rayClusterSpec", {})
+    return resource["spec"] if resource["kind"] == "RayCluster" else resource["spec"].get(CLUSTERS[resource["kind"]], {})
 
 
 def pods(resource: Schema) -> list[Schema]:
-    """Pod templates of a RayCluster or RayJob."""
+    """Pod templates of a RayCluster, RayJob or RayService."""
     cluster = cluster_of(resource)
     groups = [cluster.get("headGroupSpec", {}), *cluster.get("workerGroupSpecs", [])]
     own = resource["spec"].get("submitterPodTemplate")

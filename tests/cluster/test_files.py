@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import checks
 
 ROOT = Path(__file__).parents[2]
-KEYS = ("auth_token", "postgres_password", "owner_key", "mlflow_username", "mlflow_password", "mlflow_session_key")
+KEYS = ("auth_token", "postgres_password", "owner_key", "mlflow_username", "mlflow_password", "mlflow_session_key", "api_key")
 SECRETS = "".join(f"{key}=secret\n" for key in KEYS)
 CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "versions": checks.check_versions,
@@ -57,7 +57,7 @@ def test_overlays_change_gpus_cluster_and_volume(copy):
         ]
         for overlay, by_name in resources.items()
     }
-    assert gpus == {"gpu": [1], "cpu": [None], "job": [1]}
+    assert gpus == {"gpu": [1], "cpu": [None], "job": [1], "service": [None]}
     assert ("RayCluster", "cpgan") not in resources["job"], "a job has a cluster of its own"
     job, cluster = resources["job"]["RayJob", "celeba"]["spec"], resources["gpu"]["RayCluster", "cpgan"]["spec"]
     assert job["rayClusterSpec"] == cluster
@@ -184,6 +184,9 @@ BREAKAGES = [
             "head: no MLFLOW_TRACKING_PASSWORD",
         ),
         ("${CPGAN_OWNER_KEY:?run 'make secrets'}", "${CPGAN_OWNER_KEY:-0}", "CPGAN_OWNER_KEY has a default"),
+        ("--behind-proxy", "--behind-proxi", "unknown flag"),
+        ("${CPGAN_API_KEY:?run 'make secrets'}", "${CPGAN_API_KEY:-}", "CPGAN_API_KEY has a default"),
+        ("127.0.0.1:8000:8000", "8000:8000", "port 8000:8000 is open"),
         ("  command: [ray, start, --head", "  privileged: true\n    command: [ray, start, --head", "privileged is set"),
     ),
     *broken(
@@ -303,6 +306,26 @@ BREAKAGES = [
         ("train_or_resume.sh", "train.sh", "no .*train.sh"),
         ("            readOnlyRootFilesystem: true\n", "", "ray-job-submitter: readOnlyRootFilesystem"),
     ),
+    *broken(
+        "kubernetes",
+        "cluster/kubernetes/service/rayservice.yaml",
+        ("proxy_location: Disabled", "proxy_location: Nowhere", "Nowhere"),
+        ("num_replicas: 2", "num_replicas: many", "num_replicas"),
+        ("service.replica:build", "service.replica:built", "replica:built"),
+        ("name: Bob", "name: Alice", "no deployment 'Alice'"),
+        ("port: 8000\n          demo", "prt: 8000\n          demo", "args has 'prt'"),
+        ("demo: false", "limits: {rate: 0}", "limits.rate is 0"),
+        ("demo: false", "limits: {codes: 1}", "choose from max_body_bytes"),
+        ("bundles:", "bundle:", "no bundles"),
+        ("containerPort: 8000", "containerPort: 8001", "does not listen"),
+        ("- name: CPGAN_API_KEY", "- name: API_KEY", "no CPGAN_API_KEY"),
+        ("key: api_key", "key: apikey", "no secret has 'apikey'"),
+        ("upgradeStrategy:", "upgradeStrategie:", "upgradeStrategie"),
+        ("rayClusterConfig:", "rayClusterSpec:", "rayClusterConfig"),
+        ("mode: token", "mode: disabled", "no token"),
+        ("                readOnlyRootFilesystem: true\n", "", "ray-head: readOnlyRootFilesystem"),
+    ),
+    *broken("kubernetes", "cluster/kubernetes/service/network.yaml", ("app: bob", "app: bobby", "selects no pod")),
     *broken(
         "vms",
         "cluster/vms/aws.yaml",

@@ -197,7 +197,9 @@ def test_metrics_are_those_of_all_replicas(job):
 
 
 def codes_counted(job: Job, bundle: Bundle) -> float:
-    text = Connection(job.url, api_key=KEYS[0]).request("GET", "/metrics").decode()
+    connection = Connection(job.url, api_key=KEYS[0])
+    text = connection.request("GET", "/metrics").decode()
+    connection.close()
     match = re.search(rf'^cpgan_codes_total{{bundle="{bundle.digest[:12]}"}} (\S+)$', text, re.MULTILINE)
     return float(match[1]) if match else 0.0
 
@@ -293,6 +295,7 @@ def test_no_key_code_or_body_is_in_a_log_or_an_environment(job):
     for path, content in (("/v1/answers", body), (f"/{MARK}", b""), ("/v1/answers", MARK.encode())):
         with pytest.raises(ServiceError):
             connection.request("POST", path, content, {"Content-Type": "application/json", "X-Marked": MARK})
+    connection.close()
     with socket.create_connection(("127.0.0.1", job.port)) as raw:
         raw.sendall(MARK.encode() + b"\r\n\r\n")
         raw.recv(1000)
@@ -367,8 +370,8 @@ def test_host_that_is_not_of_this_machine_is_refused(host):
 
 
 def test_free_port_is_chosen_and_held():
-    with reserved_port(ServeJob(port=0)) as port, pytest.raises(OSError, match="in use"):
-        socket.create_server(("127.0.0.1", port))
+    with reserved_port(ServeJob(port=0)) as port, socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
 
 
 def test_made_key_is_new_and_only_for_this_user(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class Catalogue:
     def __init__(self, bundles: Sequence[ServedBundle], *, clock: Callable[[], float] = time.time) -> None:
         """bundles: the present ones, the first of them being the newest; then replaced ones.
 
-        Raises: InputError if there is none, or two cannot be told apart by a message.
+        Raises: InputError if there is none, or two have the same first digits, by which a message names its bundle.
         """
         if not bundles or bundles[0].until is not None:
             raise InputError("there is no bundle to answer for: give a folder or a zip archive that jobs/export.py has written")

@@ -51,7 +51,7 @@ def certificate_of(job: ServeJob) -> tuple[Path, Path] | None:
 
 @contextlib.contextmanager
 def reserved_port(job: ServeJob) -> Iterator[int]:
-    """The port of the service, which stays this user's while the block runs, even if no replica listens for a moment.
+    """The port of the service. While the block runs, the system gives it to no process that asks for any free port.
 
     Raises: InputError if another process uses it, or the host is no address of this machine.
     """
