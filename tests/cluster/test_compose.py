@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.cluster.checks import SECRETS
-from tests.cluster.containers import Composed, Container, missing, read_compose
+from tests.cluster.containers import POWERLESS, Composed, Container, missing, read_compose
+from tests.deploy import bundles
 from tests.process import GONE_S, HANG_S, RIDGE_ONLY, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +51,18 @@ def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Co
     if not HAS_POSTGRES:
         del compose["services"]["postgres"], compose["services"]["mlflow"]["depends_on"]
         compose["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mnt/artifacts/mlflow.db"
-    with Composed(compose, folder, replaced={"postgres": ["sh", "-ec", POSTGRES]}, compose_folder=COMPOSE.parent) as composed:
+    bundle = bundles.write(folder / "bundle", bundles.contents())
+    Image.fromarray(bundles.smooth_pictures(1, (3, 64, 64), seed=0)[0].transpose(1, 2, 0)).save(bundle.parent / "picture.png")
+    replaced = {"postgres": ["sh", "-ec", POSTGRES], "bob": from_this_checkout(compose["services"]["bob"]["command"])}
+    with Composed(compose, folder, replaced=replaced, compose_folder=COMPOSE.parent) as composed:
         composed.up()
         yield composed
+
+
+def from_this_checkout(command: list[str]) -> list[str]:
+    """A command of the image, whose code is in /opt/cpgan_ray, with the code of this checkout; without root's privileges."""
+    moved = [word.replace("/opt/cpgan_ray", str(ROOT)) for word in command]
+    return [*POWERLESS, "env", f"PYTHONPATH={ROOT}", *moved]
 
 
 JOB = "ray job submit --working-dir . -- python jobs/train_celeba.py smoke --output /mnt/shared/runs/smoke"
@@ -122,7 +133,7 @@ def test_containers_have_a_read_only_disk_and_no_root_privileges(up):
     for name, container in up.containers.items():
         process = container.run(["touch", "/usr/local/written"])
         assert "Read-only file system" in process.stderr, name
-        if name not in up.replaced:
+        if name != "postgres":
             status = container.run(["cat", "/proc/1/status"]).stdout
             assert re.search(r"^CapBnd:\s+0+\nCapAmb:\s+0+\nNoNewPrivs:\s+1$", status, re.MULTILINE), name
 
@@ -159,6 +170,18 @@ def test_tracking_server_refuses_other_host_names_and_origins(up, host, origin, 
     ask = ["wget", "--quiet", "--output-document=-", "--server-response", '--post-data={"max_results": 1}']
     answer = head.run([*ask, *(f"--header={name}: {value}" for name, value in headers.items()), search])
     assert f"HTTP/1.1 {status}" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "words"), [(None, 0, "Smiling"), ("0" * 64, 1, "answers 401")], ids=["the key", "another"]
+)
+def test_service_answers_a_client_with_the_key(up, key, status, words):
+    bob = up.containers["bob"]
+    client = ["python", "-m", "cpgan_ray.deploy.client", "/mnt/bundle", "http://127.0.0.1:8000", f"{up.folder}/picture.png"]
+    ran = bob.run(client, env=bob.environment | {"PYTHONPATH": str(ROOT)} | ({"CPGAN_API_KEY": key} if key else {}))
+    assert ran.returncode == status, ran.stdout + ran.stderr
+    assert words in ran.stdout + ran.stderr
+    assert bob.environment["CPGAN_API_KEY"] not in bob.log.read_text()
 
 
 def nodes(head: Container, *tokens: str) -> subprocess.CompletedProcess[str]:

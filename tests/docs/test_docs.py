@@ -229,6 +229,7 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
     "jobs/train_celeba.py": parse_train,
     "jobs/attack.py": lambda arguments: cli.parse_attack(arguments, description="", fetch=Path),
     "jobs/export.py": lambda arguments: cli.parse_export(arguments, description="", fetch=Path, resolve=str),
+    "jobs/serve.py": lambda arguments: cli.parse_serve(arguments, description=""),
     "jobs/tune_celeba.py": parse_search,
     "jobs/frontier.py": lambda arguments: cli.parse_frontier(arguments, description=""),
     "jobs/reproduce.py": lambda arguments: cli.parse_reproduce(arguments, description=""),

@@ -38,7 +38,8 @@ class Service:
 
         Raises: InputError with the reason if a replica refuses it, or it takes too long.
         """
-        context._get_global_client().deploy_apps(self._schema(user_config))
+        client: Any = context._get_global_client()
+        client.deploy_apps(self._schema(user_config))
         deadline = time.monotonic() + timeout_s
         while True:
             status, message = self.status()

@@ -1,6 +1,6 @@
 """The deployment of Ray Serve: each replica is a process that answers on the port of the service itself.
 
-Requests do not go through Serve's proxy, which costs several milliseconds each. Serve starts the replicas, asks for their health,
+Requests do not go through Serve's proxy. Serve starts the replicas, asks for their health,
 replaces a lost one, and hands a changed `user_config` to `reconfigure`, which exchanges the bundles without a restart.
 """
 
@@ -75,8 +75,9 @@ class Bob:
 def only_loopback() -> None:
     """Ray's own server in this replica, for calls between deployments, which this application does not have, listens only on
     loopback. Without this it would be open on every interface."""
-    add = serve_replica.add_port_to_grpc_server
-    serve_replica.add_port_to_grpc_server = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
+    module: Any = serve_replica
+    add = module.add_port_to_grpc_server
+    module.add_port_to_grpc_server = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
 
 
 def find_page() -> Page | None:

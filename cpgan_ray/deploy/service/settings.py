@@ -39,7 +39,12 @@ def settings_of(values: Mapping[str, Any]) -> ReplicaSettings:
     limits = values.pop("limits", {})
     if not isinstance(limits, Mapping) or (unknown := limits.keys() - ServiceLimits.__dataclass_fields__.keys()):
         raise InputError(f"args.limits is {str(limits)[:200]!r}: choose from {', '.join(ServiceLimits.__dataclass_fields__)}")
-    return ReplicaSettings(**values, limits=ServiceLimits(**limits))
+    settings = ReplicaSettings(**values, limits=ServiceLimits(**limits))
+    kinds = {"host": str, "port": int, "tls_cert": str | None, "tls_key": str | None, "keys_file": str | None, "demo": bool}
+    for name, kind in kinds.items():
+        if not isinstance(value := getattr(settings, name), kind):
+            raise InputError(f"args.{name} is {value!r}, which is not of type {getattr(kind, '__name__', kind)}: correct it")
+    return settings
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,15 @@ def entries_of(user_config: Mapping[str, Any]) -> list[BundleEntry]:
     values = user_config.get("bundles")
     if not isinstance(values, list) or not values:
         raise InputError("user_config has no bundles: give a list of paths, the newest bundle first")
-    entries: list[BundleEntry] = []
-    for value in values:
-        if isinstance(value, str):
-            value = {"path": value}
-        if not isinstance(value, Mapping) or "path" not in value or value.keys() - BundleEntry.__dataclass_fields__.keys():
-            raise InputError(f"user_config: {str(value)[:200]!r} is not a bundle: give its path, or path, digest and until")
-        entries.append(BundleEntry(**value))
-    return entries
+    return [_entry_of({"path": value} if isinstance(value, str) else value) for value in values]
+
+
+def _entry_of(value: Any) -> BundleEntry:
+    fields = value if isinstance(value, Mapping) and not value.keys() - BundleEntry.__dataclass_fields__.keys() else {}
+    path, digest, until = (fields.get(name) for name in BundleEntry.__dataclass_fields__)
+    if not isinstance(path, str) or not isinstance(digest, str | None) or not isinstance(until, float | int | None):
+        raise InputError(f"user_config: {str(value)[:200]!r} is not a bundle: give its path, or path, digest and until")
+    return BundleEntry(path, digest, until)
 
 
 Page = Callable[[list[Bundle]], tuple[Mapping[str, File], Mapping[str, str]]]

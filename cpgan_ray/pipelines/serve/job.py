@@ -14,6 +14,7 @@ from cpgan_ray.config import ServeJob
 from cpgan_ray.deploy.service.keys import API_KEY, keys_of
 from cpgan_ray.deploy.service.launch import RELOAD_S, Service, running
 from cpgan_ray.deploy.service.metrics import FOLDER
+from cpgan_ray.deploy.service.replica import find_page
 from cpgan_ray.deploy.service.settings import ReplicaSettings
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.serve.checks import certificate_of, ensure_protected, reserved_port
@@ -99,7 +100,7 @@ def summary_of(job: ServeJob, port: int, shelf: Shelf, *, key: str | None) -> di
     url = f"{'http' if job.tls_cert is None else 'https'}://{host}:{port}"
     return {
         "url": url,
-        "page": None if not job.demo else f"{url}/" + (f"#key={key}" if key else ""),
+        "page": f"{url}/" + (f"#key={key}" if key else "") if job.demo and find_page() is not None else None,
         "key": key,
         "digests": [bundle.digest for bundle in shelf.present],
         "replicas": job.replicas,
