@@ -15,7 +15,7 @@ from cpgan_ray.config import RuntimeConfig
 from cpgan_ray.deploy.service.metrics import FOLDER
 from cpgan_ray.deploy.service.replica import DEPLOYMENT
 from cpgan_ray.deploy.service.settings import ReplicaSettings
-from cpgan_ray.distributed.cluster import connect
+from cpgan_ray.distributed.cluster import connect, is_local
 from cpgan_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,8 @@ def running(
     connect(runtime)
     try:
         serve.start(proxy_location="Disabled", http_options={"host": "127.0.0.1"})
-        if APPLICATION in serve.status().applications:
-            raise InputError(f"the Ray cluster already has an application {APPLICATION!r}: stop it, or use another cluster")
+        if others := sorted(serve.status().applications):  # Serve would delete those that another configuration has started
+            raise InputError(f"the Ray cluster already serves {others[0]!r}: stop it, or use another cluster")
         service = Service(settings, replicas=replicas, metrics_folder=metrics_folder)
         try:
             service.deploy(user_config, timeout_s=START_S)
@@ -110,6 +110,8 @@ def running(
         finally:
             with suppress(Exception):  # whatever Ray reports, its processes end with the next line
                 serve.delete(APPLICATION)
+                if not is_local():
+                    serve.shutdown()
     finally:
         ray.shutdown()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cpgan_ray.config.service import ServiceLimits
 from cpgan_ray.deploy.bundle import Bundle, read_bundle
+from cpgan_ray.deploy.connection import is_loopback
 from cpgan_ray.deploy.service.application import File, ServiceState
 from cpgan_ray.deploy.service.keys import Keys, keys_of
 from cpgan_ray.deploy.service.served import Catalogue, ServedBundle, served
@@ -24,6 +25,8 @@ class ReplicaSettings:
     tls_key: str | None = None
     keys_file: str | None = None
     """Default: the keys are in CPGAN_API_KEY of the replica's environment."""
+    behind_proxy: bool = False
+    """A proxy in front of the service has TLS."""
     demo: bool = True
     limits: ServiceLimits = field(default_factory=ServiceLimits)
 
@@ -40,10 +43,18 @@ def settings_of(values: Mapping[str, Any]) -> ReplicaSettings:
     if not isinstance(limits, Mapping) or (unknown := limits.keys() - ServiceLimits.__dataclass_fields__.keys()):
         raise InputError(f"args.limits is {str(limits)[:200]!r}: choose from {', '.join(ServiceLimits.__dataclass_fields__)}")
     settings = ReplicaSettings(**values, limits=ServiceLimits(**limits))
-    kinds = {"host": str, "port": int, "tls_cert": str | None, "tls_key": str | None, "keys_file": str | None, "demo": bool}
+    kinds = {"host": str, "port": int, "tls_cert": str | None, "tls_key": str | None, "keys_file": str | None}
+    kinds |= {"behind_proxy": bool, "demo": bool}
     for name, kind in kinds.items():
         if not isinstance(value := getattr(settings, name), kind):
             raise InputError(f"args.{name} is {value!r}, which is not of type {getattr(kind, '__name__', kind)}: correct it")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise InputError("args has only one of tls_cert and tls_key: give both files of the certificate")
+    if not (is_loopback(settings.host) or settings.tls_cert or settings.behind_proxy):
+        raise InputError(
+            f"args.host is {settings.host!r}, which other machines reach, but there is no TLS: give tls_cert and tls_key, or set "
+            "behind_proxy if a proxy in front of the service has it"
+        )
     return settings
 
 

@@ -49,6 +49,7 @@ def serve_bundles(job: ServeJob, *, fetch: Callable[[str], Path], ready: Callabl
             tls_cert=tls and str(tls[0]),
             tls_key=tls and str(tls[1]),
             keys_file=str(folder / "keys"),
+            behind_proxy=job.behind_proxy,
             demo=job.demo,
             limits=job.limits,
         )

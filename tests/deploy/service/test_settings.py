@@ -18,12 +18,14 @@ def test_settings_survive_their_json():
     settings = ReplicaSettings(port=8443, tls_cert="c", tls_key="k", limits=ServiceLimits(rate=7.5, max_codes=3))
     assert settings_of(settings.as_json()) == settings
     assert settings_of({}) == ReplicaSettings()
+    assert settings_of({"host": "0.0.0.0", "behind_proxy": True}).host == "0.0.0.0"
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [({"prot": 1}, "args has 'prot'"), ({"limits": {"rat": 1}}, "args.limits"), ({"limits": {"rate": 0}}, "limits.rate is 0"),
-     ({"limits": 1}, "args.limits"), ({"port": "8000"}, "args.port"), ({"host": 1}, "args.host"), ({"demo": "no"}, "args.demo")],
+     ({"limits": 1}, "args.limits"), ({"port": "8000"}, "args.port"), ({"host": 1}, "args.host"), ({"demo": "no"}, "args.demo"),
+     ({"tls_cert": "c"}, "only one of"), ({"host": "0.0.0.0"}, "there is no TLS"), ({"behind_proxy": 1}, "args.behind_proxy")],
 )  # fmt: skip
 def test_settings_that_cannot_be_used_are_refused(values, words):
     with pytest.raises(InputError, match=words):
