@@ -36,6 +36,8 @@ METHODS = {
 """Path -> methods. A file of the page has GET and HEAD."""
 QUERY = re.compile(rb"digest=([0-9a-f]{8,64})")
 """The query of `GET /v1/spec`, if it has one."""
+PIECE_BYTES = 256 << 10
+"""A reply is sent in pieces, so that the time to fetch it is limited for each piece."""
 BUNDLE = "CPGAN-Bundle"
 """Header of every answer: the digest of the newest bundle. A client whose bundle has another digest should get the new one."""
 HEADERS = {
@@ -109,7 +111,9 @@ class Application:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
         content = b"" if scope["method"] == "HEAD" else reply.content
-        await send({"type": "http.response.body", "body": content})
+        for start in range(0, max(1, len(content)), PIECE_BYTES):
+            piece = content[start : start + PIECE_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": start + len(piece) < len(content)})
 
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         state, path, method = self.state, scope["path"], scope["method"]

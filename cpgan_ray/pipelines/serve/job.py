@@ -43,6 +43,7 @@ def serve_bundles(job: ServeJob, *, fetch: Callable[[str], Path], ready: Callabl
         os.environ.pop(API_KEY, None)  # Ray's processes inherit the environment
         os.environ.pop(FOLDER, None)
         user_config = shelf.user_config()
+        ensure_page(job, shelf)
         settings = ReplicaSettings(
             host=job.host,
             port=port,
@@ -67,6 +68,15 @@ def serve_bundles(job: ServeJob, *, fetch: Callable[[str], Path], ready: Callabl
             signal.signal(RELOAD, before)
 
 
+def ensure_page(job: ServeJob, shelf: Shelf) -> None:
+    """Make the page of the demonstration once, before the replicas do.
+
+    Raises: InputError if it cannot be made.
+    """
+    if job.demo and (page := find_page()) is not None:
+        page(shelf.present)
+
+
 def wait(service: Service, reloads: threading.Event, reload: Callable[[], None]) -> None:
     """Wait for a signal to stop, reload at each signal for it, and log a change of the replicas' health."""
     last, looked = "RUNNING", time.monotonic()
@@ -86,6 +96,7 @@ def reload(service: Service, shelf: Shelf, job: ServeJob, folder: Path) -> None:
     """Read keys and bundles again. If one of them cannot be used, the service stays as it is."""
     try:
         changed = shelf.refresh()
+        ensure_page(job, shelf)
         if job.keys_file is not None:
             write_keys(job, folder)
         service.deploy(shelf.user_config(), timeout_s=RELOAD_S)

@@ -68,8 +68,10 @@ def ask(
     asyncio.run(application(scope, receive, send))
     if not sent:
         return Reply(0, {}, b"")
-    start, body = sent
-    return Reply(start["status"], {n.decode(): v.decode() for n, v in start["headers"]}, body["body"])
+    start, *pieces = sent
+    assert [piece["more_body"] for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+    content = b"".join(piece["body"] for piece in pieces)
+    return Reply(start["status"], {n.decode(): v.decode() for n, v in start["headers"]}, content)
 
 
 def post(application: Application, *parts: bytes, kind: str = CONTENT_TYPE, **headers: str) -> Reply:

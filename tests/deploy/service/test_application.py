@@ -293,12 +293,15 @@ class PageFile:
 
 def test_files_of_the_page_need_no_key_and_have_its_headers(bundle):
     policy = "default-src 'self'"
-    files = {"/": PageFile(b"<html>", "text/html")}
+    large = bytes(range(256)) * 4096
+    files = {"/": PageFile(b"<html>", "text/html"), "/large": PageFile(large, "application/wasm")}
     application = application_of(bundle, files=files, file_headers={"Content-Security-Policy": policy})
     reply = ask(application, "GET", "/")
     assert (reply.status, reply.content) == (200, b"<html>")
     assert reply.headers["content-type"] == "text/html"
     assert reply.headers["content-security-policy"] == policy
+    assert ask(application, "GET", "/large").content == large
+    assert ask(application, "HEAD", "/large").headers["content-length"] == str(len(large))
     assert ask(application, "POST", "/").status == 405
     assert ask(application, "GET", "/v1/spec").status == 401
 
