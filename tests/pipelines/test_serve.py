@@ -95,7 +95,7 @@ def job(contents: list[dict[str, bytes]]) -> Iterator[Job]:
         bundle, keys_file = bundles.write(folder / "bundle", contents[0]), folder / "keys"
         keys_file.write_text(f"{KEYS[0]}\n{KEYS[1]}\n")
         (port,) = free_ports(1)
-        command = [sys.executable, "jobs/serve.py", str(bundle), "--port", str(port), "--keys-file", str(keys_file)]
+        command = [sys.executable, "jobs/serve.py", str(bundle), "--no-demo", "--port", str(port), "--keys-file", str(keys_file)]
         variables = {"RAY_TMPDIR": str(folder), "TMPDIR": str(folder), "CPGAN_API_KEY": KEYS[2]}
         with (folder / "err").open("w") as errors:
             process = subprocess.Popen(
