@@ -39,7 +39,17 @@ ATTACK = (
     *WHERE,
 )
 EXPORT = ("output", "zip", "weights", "full", "register", "alias", "data_dir", *WHERE)
-SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objective", "max_r2", "min_accuracy", "max_concurrent")
+SEARCH = (
+    "search_space",
+    "searcher",
+    "num_samples",
+    "num_seeds",
+    "objective",
+    "max_r2",
+    "min_accuracy",
+    "max_multiply_adds",
+    "max_concurrent",
+)
 REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "final", "full")
 REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
