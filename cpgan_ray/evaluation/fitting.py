@@ -83,6 +83,18 @@ class EvaluationContext:
         return self.config.answers_floor and self.answers.keys() >= self.codes.keys()
 
     @property
+    def sends_answers(self) -> bool:
+        """Whether the codes are the hard answers themselves."""
+        return self.has_answers and all(
+            np.array_equal(z, answer_numbers(self.answers[name], self.task)) for name, z in self.codes.items()
+        )
+
+    @property
+    def first_variant(self) -> str:
+        """The first variant of the attacks on z, whose pictures the answers floor has, too."""
+        return next(name for name in VARIANTS if name in self.config.variants)
+
+    @property
     def task(self) -> Task:
         return task_of(self.dataset, self.labels)
 
@@ -98,12 +110,11 @@ class EvaluationContext:
             codes = {name: labels[name.partition("_")[0]] for name in codes if "_draw" not in name}
         if variant == ANSWERS:
             codes = {name: answer_numbers(self.answers[name], self.task) for name in codes}
-        first = next(name for name in VARIANTS if name in self.config.variants)
         return attack_data(
             self.dataset,
             codes,
             basis=self.pca_basis(),
-            variant={FLOOR: "leaked", ANSWERS: first}.get(variant, variant),
+            variant={FLOOR: "leaked", ANSWERS: self.first_variant}.get(variant, variant),
             share=share,
             max_rows=self.config.max_rows,
             shift=max_shift_px(self.dataset, self.config),
@@ -213,6 +224,18 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     fitted = fit_own(name, data, config) if ATTACKS.is_own(name) else ATTACKS[name](data, config)
     pictures = len(data.fit) // data.views + len(data.tune)
     return FittedAttack(spec, fitted, len(data.fit), pictures, time.perf_counter() - started)
+
+
+def answers_attacks(specs: Sequence[AttackSpec], attacks: Sequence[FittedAttack], context: EvaluationContext) -> list[FittedAttack]:
+    """The attacks of the answers floor. If the codes are the answers themselves, they are those on z, and nothing is fitted.
+
+    specs: of the tournament; attacks: on z.
+    """
+    if not context.sends_answers:
+        return fit_in_process([spec for spec in specs if spec.variant == ANSWERS], context, done=lambda attack: None)
+    names = {spec.name for spec in specs if spec.variant == ANSWERS}
+    whole = [a for a in attacks if a.spec.variant == context.first_variant and a.spec.counts and a.spec.name in names]
+    return [dataclasses.replace(a, spec=AttackSpec(a.spec.name, ANSWERS)) for a in whole]
 
 
 def stack_specs(specs: Sequence[AttackSpec], config: AttackConfig) -> list[AttackSpec]:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cpgan_ray.analysis.fronts.choice import NAMES
 from cpgan_ray.analysis.fronts.fronts import Reference, front, hull, hypervolume_history, outcomes, reference_point
@@ -172,7 +172,7 @@ def weight_colours(ax: Axes, points: Sequence[Point]) -> list[Any]:
 def client_text(points: Sequence[Point]) -> str:
     """The largest client's cost of some points, for the legend; empty if none is known."""
     known = [p.multiply_adds for p in points if p.multiply_adds is not None]
-    return f", {max(known):,.3g} multiply-adds" if known else ""
+    return f", {EngFormatter(places=1)(max(known))} multiply-adds" if known else ""
 
 
 def set_limits(

@@ -20,9 +20,11 @@ from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
 from cpgan_ray.evaluation.fitting import (
     FLOOR,
+    REFERENCES,
     AttackSpec,
     EvaluationContext,
     FittedAttack,
+    answers_attacks,
     attack_specs,
     fit_in_process,
     fit_stacks,
@@ -83,7 +85,8 @@ def play(
     )
     warnings = code_warnings(released.codes, dataset, task, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings), answers=context.has_answers)
-    attacks = [*fit_in_process([spec for spec in specs if spec.variant != FLOOR], context, done=lambda attack: None)]
+    attacks = [*fit_in_process([spec for spec in specs if spec.variant not in REFERENCES], context, done=lambda attack: None)]
+    attacks += answers_attacks(specs, attacks, context)
     attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
     attacks += fit_stacks(attacks, context, done=lambda attack: None)
     result = score_attacks(attacks, context)

@@ -42,7 +42,10 @@ REPORT: dict[str, Any] = {
     "privacy": {
         "strongest": {"attack": "kernel", "variant": "leaked", "r2": 0.2347, "low": 0.2211, "high": 0.2488},
         "label_floor_r2": 0.1113,
-        "excess": {"r2": 0.1234, "low": 0.1111, "high": 0.1357, "margin": 0.01, "verdict": "more"},
+        "label_excess": {"r2": 0.1234, "low": 0.1111, "high": 0.1357, "margin": 0.01, "verdict": "more"},
+        "answers_floor_r2": 0.0741,
+        "excess": {"r2": 0.1606, "low": 0.1502, "high": 0.1717, "margin": 0.01, "verdict": "more"},
+        "weaker_than_answers": False,
         "strongest_face": {"attack": "mlp", "variant": "leaked", "r2": 0.3456, "low": 0.3333, "high": 0.3579},
         "linear_code_r2": 0.8,
     },
@@ -323,7 +326,7 @@ def test_card_escapes_hostile_names():
     ],
 )
 def test_summary_compares_code_with_label_floor(low, high, excess, expected):
-    privacy = REPORT["privacy"] | {"excess": excess_as_json(Difference(excess, low, high, 0.5))}
+    privacy = REPORT["privacy"] | {"label_excess": excess_as_json(Difference(excess, low, high, 0.5))}
     assert expected in summary(REPORT | {"privacy": privacy})["label_floor"]
 
 
