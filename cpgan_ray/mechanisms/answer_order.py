@@ -38,10 +38,11 @@ def private_order(logits: Mapping[str, np.ndarray], dataset: Dataset, task: Task
     while len(left) > 1:
         now = attack.r2([c for i in left for c in columns[i]])
 
-        def price(label: int, now: float = now) -> float:
-            """Accuracy that is lost per R2 that the attacker loses. An answer worth nothing is left out first."""
+        def price(label: int, now: float = now) -> tuple[float, float]:
+            """Accuracy that is lost per R2 that the attacker loses; among answers that are worth nothing, the one that shows most
+            goes first."""
             less = now - attack.r2([c for i in left if i != label for c in columns[i]])
-            return worth[label] / max(less, MIN_GAIN)
+            return max(worth[label], 0.0) / max(less, MIN_GAIN), -less
 
         dropped.append(min(left, key=price))
         left.remove(dropped[-1])
