@@ -53,22 +53,28 @@ function pass(source, channels, lines, lineStep, step, rows, target, targetLineS
   }
 }
 
+function acrossRows({ values, width, height }, channels, from, to, outputs) {
+  if (outputs === width && from === 0 && to === width) return { values, width, height };
+  const next = new Uint8Array(height * outputs * channels);
+  pass(values, channels, height, width * channels, channels, weightsOf(width, from, to, outputs), next, outputs * channels, channels);
+  return { values: next, width: outputs, height };
+}
+
+function downColumns({ values, width, height }, channels, from, to, outputs) {
+  if (outputs === height && from === 0 && to === height) return { values, width, height };
+  const line = width * channels;
+  const next = new Uint8Array(outputs * line);
+  pass(values, channels, width, channels, line, weightsOf(height, from, to, outputs), next, channels, line);
+  return { values: next, width, height: outputs };
+}
+
 // pixels: Uint8Array of height * width * channels; box: left, top, right, bottom. Returns the resized pixels in the same order.
+// Each pass rounds, so their order counts.
 export function resize(pixels, channels, width, height, box, outWidth, outHeight) {
   const [left, top, right, bottom] = box.map(Math.fround);
-  let now = pixels;
-  let across = width;
-  if (outWidth !== width || left !== 0 || right !== width) {
-    const next = new Uint8Array(height * outWidth * channels);
-    pass(now, channels, height, width * channels, channels, weightsOf(width, left, right, outWidth), next, outWidth * channels, channels);
-    now = next;
-    across = outWidth;
+  const start = { values: pixels, width, height };
+  if (outHeight < height && height - outHeight > 2 * (width - outWidth)) {
+    return acrossRows(downColumns(start, channels, top, bottom, outHeight), channels, left, right, outWidth).values;
   }
-  if (outHeight !== height || top !== 0 || bottom !== height) {
-    const next = new Uint8Array(outHeight * across * channels);
-    const line = across * channels;
-    pass(now, channels, across, channels, line, weightsOf(height, top, bottom, outHeight), next, channels, line);
-    now = next;
-  }
-  return now;
+  return downColumns(acrossRows(start, channels, left, right, outWidth), channels, top, bottom, outHeight).values;
 }
