@@ -18,7 +18,8 @@ CHROMIUM = "CPGAN_CHROMIUM"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = os.environ.get(CHROMIUM) or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get(CHROMIUM) or next(filter(None, map(shutil.which, names)), None)
     if program is None:
         pytest.skip(f"this machine has no Chromium: install it, or name one with {CHROMIUM}")
     from playwright.sync_api import sync_playwright
