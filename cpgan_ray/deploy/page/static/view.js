@@ -118,7 +118,7 @@ export function showNumbers(bundle) {
   byId("eve-caption").textContent = eve ? `From this code: R² ${fixed(eve.r2)}` : "";
   byId("twin-caption").textContent = twin ? `Without protection: R² ${fixed(twin.r2)}` : "";
   byId("eve-text").textContent = eve
-    ? `Eve’s attack (${words(eve.attack)}) was fitted on pictures and codes of other people.`
+    ? `Eve’s attack (${words(eve.attack)}) was fitted on other pictures and their codes.`
     : "This bundle has no Eve: it was exported without her.";
   const bob = accuracy === null ? "" : `On test pictures Bob answers ${percent(accuracy)} of the questions correctly`;
   const undefended = twin ? `; without protection ${percent(twin.accuracy)}` : "";
