@@ -24,8 +24,8 @@ def open_session(bundle: Bundle, name: str, *, threads: int = 1) -> onnxruntime.
         raise InputError(f"bundle {bundle.path}: {name} cannot be loaded ({type(e).__name__}): get it from its author again") from e
     manifest = bundle.manifest
     kind, shape = "tensor(uint8)" if manifest.preprocessing.dtype == "uint8" else "tensor(float)", manifest.preprocessing.shape
-    ends = dict.fromkeys((PRIVATIZER, TWIN_PRIVATIZER), (kind, shape, (manifest.k,)))
-    ends |= dict.fromkeys((EVE, TWIN_EVE), ("tensor(float)", (manifest.k,), shape))
+    encoder, attack = (kind, shape, (manifest.k,)), ("tensor(float)", (manifest.k,), shape)
+    ends = {PRIVATIZER: encoder, TWIN_PRIVATIZER: encoder, EVE: attack, TWIN_EVE: attack}
     kind, takes, returns = ends.get(name, ("tensor(float)", (manifest.k,), (manifest.num_logits,)))
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if (
