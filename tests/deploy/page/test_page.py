@@ -210,6 +210,15 @@ def test_bundle_that_takes_no_pictures_is_left_out(bundle_files, bundle, tmp_pat
     assert [entry["digest"] for entry in described] == [bundle.digest]
 
 
+def test_bundle_without_numbers_is_shown_without_them(bundle_files, visit, tmp_path, site):
+    bundle = read_bundle(bundles.write(tmp_path / "silent", with_eve(bundle_files)))
+    with serve_page([bundle], page_files([bundle])) as served:
+        tab = visit(served.url)
+        assert np.array_equal(tab.choose_face(4), expected(bundle, offered_faces()[4])[0])
+        assert "R² unknown" in tab.text("#eve-caption")
+        assert tab.complaints == []
+
+
 def test_offered_faces_are_different_pictures_of_fixed_size():
     faces = [Image.open(io.BytesIO(face)) for face in offered_faces()]
     assert {(face.size, face.mode) for face in faces} == {((178, 218), "RGB")}

@@ -3,9 +3,9 @@
 const FIRST = 6;
 
 export const byId = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.005 ? 1 : 0)} %`;
+const percent = (share) => share === null ? "an unknown share" : `${(100 * share).toFixed(share > 0.995 || share < 0.005 ? 1 : 0)} %`;
 const number = (value) => value.toLocaleString("en");
-const fixed = (value) => value.toFixed(2).replace("-", "−");
+const fixed = (value) => value === null ? "unknown" : value.toFixed(2).replace("-", "−");
 const words = (name) => name.replaceAll("_", " ");
 
 export function showStatus(text, { error = false } = {}) {
@@ -126,7 +126,7 @@ export function showNumbers(bundle) {
 }
 
 export function showWeight({ privacyWeight, accuracy, r2 }) {
-  const parts = [`Privacy weight ${privacyWeight}`];
+  const parts = [`Privacy weight ${privacyWeight ?? "unknown"}`];
   if (accuracy !== null) parts.push(`Bob’s accuracy ${percent(accuracy)}`);
   if (r2 !== null) parts.push(`Eve’s R² ${fixed(r2)}`);
   byId("weight-text").textContent = parts.join(" · ");
