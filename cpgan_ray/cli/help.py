@@ -38,7 +38,7 @@ ATTACK = (
     "encoder.stochastic",
     *WHERE,
 )
-EXPORT = ("output", "zip", "weights", "full", "register", "alias", "data_dir", *WHERE)
+EXPORT = ("output", "zip", "weights", "full", "eve", "twin", "register", "alias", "data_dir", *WHERE)
 SERVE = ("host", "port", "replicas", "keys_file", "tls_cert", "tls_key", "behind_proxy", "retire_s", "demo")
 SERVE += ("limits.rate", "limits.max_codes", "runtime.address")
 SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objective", "max_r2", "min_accuracy")
