@@ -11,7 +11,7 @@ train: .venv/ready
 
 # A small privatizer, its undefended twin, and the page in the browser on which both are compared: docs/demo.md.
 DEMO := build/demo
-DEMO_FLAGS := --data.image-size 32 --batch-size 120 --epochs 6 --game.warmup-epochs 1 --runtime.backend local --attacks.names ridge kernel \
+DEMO_FLAGS := --data.image-size 32 --batch-size 120 --epochs 6 --game.warmup-epochs 1 --runtime.backend local --runtime.threads 1 --attacks.names ridge kernel \
 	--attacks.mlp-widths 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.max-rows 2000 \
 	--attacks.num-shifted 0 --attacks.variants leaked --attacks.no-identity --attacks.no-attributes --attacks.no-similarity \
 	--attacks.no-legacy --attacks.fit-fractions --tracking.no-system-metrics
@@ -19,7 +19,8 @@ DEMO_FLAGS := --data.image-size 32 --batch-size 120 --epochs 6 --game.warmup-epo
 demo: $(DEMO)/bundle/manifest.json
 	$(BIN)/python jobs/serve.py $(DEMO)/bundle --replicas 1
 
-$(DEMO)/bundle/manifest.json: $(DEMO)/defended/report/report.json $(DEMO)/undefended/report/report.json
+$(DEMO)/bundle/manifest.json: | .venv/ready
+	$(MAKE) --no-print-directory --jobs=2 $(DEMO)/defended/report/report.json $(DEMO)/undefended/report/report.json
 	rm -rf $(DEMO)/bundle
 	$(BIN)/python -m cpgan_ray.deploy.page > /dev/null
 	$(BIN)/python jobs/export.py $(DEMO)/defended --output $(DEMO)/bundle --eve --twin $(DEMO)/undefended
