@@ -95,7 +95,7 @@ def run_serving_test(s: Settings, folder: Path) -> dict[str, Any]:
     place.mkdir()
     tally = ServingTally()
     with serving(expected[0].bundle.path, place, replicas=REPLICAS) as service:
-        load = Load(service, list(pictures), expected, tally, clients=s.clients, seed=s.seed)
+        load = Load(service.url, service.key, list(pictures), expected, tally, clients=s.clients, seed=s.seed)
         with load:
             disturb(service, load, s, tally)
     return summary(s, tally)
@@ -161,7 +161,8 @@ class Load:
 
     def __init__(
         self,
-        service: ServiceProcess,
+        url: str,
+        key: str,
         pictures: Sequence[np.ndarray],
         expected: Sequence[Expected],
         tally: ServingTally,
@@ -169,7 +170,7 @@ class Load:
         clients: int,
         seed: int,
     ) -> None:
-        self.service, self.pictures, self.expected, self.tally = service, pictures, list(expected), tally
+        self.url, self.key, self.pictures, self.expected, self.tally = url, key, pictures, list(expected), tally
         self._present = [self.expected[0]]
         self._end, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._ask, args=(random.Random(f"{seed} {i}"),)) for i in range(clients)]
@@ -190,7 +191,7 @@ class Load:
             thread.join()
 
     def _ask(self, rng: random.Random) -> None:
-        clients = {id(one): Client(one.bundle, self.service.url, api_key=self.service.key) for one in self.expected}
+        clients = {id(one): Client(one.bundle, self.url, api_key=self.key) for one in self.expected}
         while not self._end.is_set():
             one = rng.choice(self._present)
             rows = [rng.randrange(len(self.pictures)) for _ in range(rng.randint(1, MAX_PICTURES))]
