@@ -21,6 +21,7 @@ from tests.process import HANG_S, environment, wait_until
 PICTURES = list(bundles.smooth_pictures(4, (3, bundles.SIDE, bundles.SIDE), seed=1))
 
 
+@pytest.mark.slow
 def test_chaos_with_a_kill_and_a_new_bundle_loses_no_answer(tmp_path):
     flags = ["--serve", "--replica-kills", "1", "--redeployments", "1", "--clients", "3", "--seconds", "6", "--json"]
     command = [sys.executable, "-m", "cpgan_ray.devtools.chaos", *flags]
