@@ -20,6 +20,7 @@ from cpgan_ray.deploy.onnx_export import Weights, onnx_model
 from cpgan_ray.evaluation.encoders.onnx_models import checked_model
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.models.privatizers import build_privatizer
+from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.models.utility_heads import build_head
 from tests.deploy.bundles import smooth_pictures
 
@@ -27,7 +28,7 @@ SHAPES = {"mnist": (28, 28, 1), "digits": (8, 8, 1), "har": (128, 1, 9), "gaussi
 SHAPES |= {"svhn": SHAPES["cifar10"]}
 """(H, W, C) of the data sets whose samples are not resized."""
 BATCHES = (1, 7, 64)
-FIDELITY_ROWS = 512
+FIDELITY_ROWS = 256
 MOST_CHANGED: dict[Weights, float] = {"float32": 0.0, "float16": 0.01, "int8": 0.05}
 """Largest share of the numbers of codes that the weights of a model may change."""
 QUICK = ("smoke", "har")
@@ -59,9 +60,7 @@ def programs(preset: str, symmetric: bool) -> tuple[dict[str, Any], tuple[int, i
         }
     )
     x = torch.from_numpy(samples(shape, 64, signals=signals, seed=99))
-    with torch.no_grad():
-        for _ in range(20):
-            net["privatizer"](x if signals else x.float() / 127.5 - 1)
+    refresh_statistics(net["privatizer"], [x if signals else x.float() / 127.5 - 1])
     exported = export_programs(net, k=config.k, image_shape=shape, dtype=x.numpy().dtype)
     loaded = {name: torch.export.load(io.BytesIO(content)) for name, content in exported.items()}
     return loaded, shape, signals, config.privatizer.quantization_step
@@ -139,7 +138,7 @@ def test_weights_of_a_preset_keep_its_r2_and_accuracy(preset, symmetric):
         model = fidelity(preset, symmetric, weights)
         assert model.changed_numbers <= most, weights
         assert abs(model.r2 - program.r2) < 0.02, weights
-        assert abs(model.accuracy - program.accuracy) <= 0.02, weights
+        assert abs(model.accuracy - program.accuracy) <= 0.03, weights
 
 
 @pytest.mark.parametrize(("weights", "largest_share", "size"), [("float16", 0.01, 0.6), ("int8", 0.05, 0.4)])

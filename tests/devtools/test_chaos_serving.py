@@ -36,11 +36,6 @@ def test_chaos_with_a_kill_and_a_new_bundle_loses_no_answer(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return read_bundle(bundles.write(tmp_path_factory.mktemp("bundle"), bundles.contents()))
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return read_bundle(bundles.write(tmp_path_factory.mktemp("other"), bundles.contents(seed=1)))
 

@@ -21,12 +21,11 @@ from cpgan_ray.deploy.preprocessing import prepare
 from cpgan_ray.deploy.writing import as_bytes, with_manifest, write_folder
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.models.privatizers import build_privatizer
+from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.models.utility_heads import build_head
 
 NUM_LABELS = 17
 """Labels of the procedural faces."""
-STATISTICS_STEPS = 40
-"""Batches after which the running statistics of the batch norms are those of the pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +68,10 @@ def make_bundle(folder: Path, pictures: np.ndarray, *, seed: int = 0, config: Co
             }
         )
         x = torch.from_numpy(pictures).float() / 127.5 - 1
+        refresh_statistics(net["privatizer"], [x])
         with torch.no_grad():
-            for _ in range(STATISTICS_STEPS):
-                net["privatizer"](x)
-            z = net["privatizer"].eval()(x)
-            for _ in range(STATISTICS_STEPS):
-                net["head"](z)
+            z = net["privatizer"](x)
+        refresh_statistics(net["head"], [z])
     programs = export_programs(net, k=config.k, image_shape=shape)
     write_folder(folder, _files(programs, z.numpy(), config, shape))
     return MadeBundle(read_bundle(folder), programs["privatizer"])
