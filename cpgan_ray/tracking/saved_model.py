@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import mlflow.onnx
 import numpy as np
 import onnx
+from mlflow import onnx as mlflow_onnx
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -17,4 +17,4 @@ def save_onnx(content: bytes, folder: Path, *, k: int, num_logits: int) -> None:
     )
     model = onnx.load_model_from_string(content)
     # Without a list MLflow would start a process to find out what the model imports.
-    mlflow.onnx.save_model(model, folder, signature=signature, pip_requirements=["onnxruntime"], save_as_external_data=False)
+    mlflow_onnx.save_model(model, folder, signature=signature, pip_requirements=["onnxruntime"], save_as_external_data=False)

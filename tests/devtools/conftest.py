@@ -1,6 +1,5 @@
 """Shared fixtures: a bundle of small networks, in a folder."""
 
-
 import pytest
 
 from cpgan_ray.deploy.bundle import Bundle, read_bundle

@@ -25,7 +25,7 @@ def measure_bytes(bundle: Bundle, files: Sequence[Path]) -> dict[str, Any]:
     """Bytes of a picture: as JPEG in the privatizer's size, as float32 z, as a message of its own (`bytes_code`: without its
     header), and in messages of 256 codes. `bytes_stated` is what the bundle states of its own test pictures."""
     names = [str(file) for file in files]
-    jpeg = [len(as_jpeg(picture, quality=JPEG_QUALITY)) for picture in prepare(names, bundle.manifest.preprocessing)]
+    jpeg = [len(as_jpeg(picture, quality=JPEG_QUALITY)) for picture in prepare([*files], bundle.manifest.preprocessing)]
     with Client(bundle) as client:
         alone = float(np.mean([len(client.encode([name])) for name in names]))
         batches = [len(client.encode(names[start : start + MAX_CODES])) for start in range(0, len(names), MAX_CODES)]
