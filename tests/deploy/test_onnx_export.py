@@ -103,7 +103,7 @@ class Fidelity:
     """How the codes of a model compare with those of the program."""
 
     changed_numbers: float
-    """Share of numbers with another level; without rounding, of numbers that differ by more than a thousandth of their spread."""
+    """Share of numbers with another level; without rounding, of numbers that differ by more than 5 % of their standard deviation."""
     r2: float
     """Of the samples as ridge regression recovers them from held-out codes."""
     accuracy: float
@@ -119,7 +119,7 @@ def fidelity(preset: str, symmetric: bool, weights: Weights | None) -> Fidelity:
     if weights is not None:
         content = onnx_model(loaded["privatizer"], input_name="pictures", output_name="z", weights=weights)
         z = np.concatenate([run(content, part) for part in np.split(x, 8)])
-    unit = step or 1e-3 * expected.std()
+    unit = step or 0.1 * expected.std()
     changed = np.mean(np.abs(z - expected) > unit / 2)
     half = FIDELITY_ROWS // 2
     flat = x.reshape(len(x), -1).astype(np.float64)
