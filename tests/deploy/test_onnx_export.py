@@ -29,8 +29,8 @@ SHAPES |= {"svhn": SHAPES["cifar10"]}
 """(H, W, C) of the data sets whose samples are not resized."""
 BATCHES = (1, 7, 64)
 FIDELITY_ROWS = 256
-MOST_CHANGED: dict[Weights, float] = {"float32": 0.0, "float16": 0.01, "int8": 0.05}
-"""Largest share of the numbers of codes that the weights of a model may change."""
+LARGEST_CHANGES: dict[Weights, tuple[float, float]] = {"float32": (0.0, 0.0), "float16": (0.01, 0.02), "int8": (0.08, 0.04)}
+"""Largest share of the numbers of codes that the weights of a model may change, and largest change of R2 and accuracy."""
 QUICK = ("smoke", "har")
 NETWORKS = [
     pytest.param(name, symmetric, marks=() if name in QUICK else pytest.mark.slow)
@@ -103,7 +103,7 @@ class Fidelity:
     """How the codes of a model compare with those of the program."""
 
     changed_numbers: float
-    """Share of numbers with another level; without rounding, of numbers that differ by more than 5 % of their standard deviation."""
+    """Share of numbers with another level; without rounding, of numbers that differ by more than 5 % of the standard deviation."""
     r2: float
     """Of the samples as ridge regression recovers them from held-out codes."""
     accuracy: float
@@ -134,11 +134,11 @@ def fidelity(preset: str, symmetric: bool, weights: Weights | None) -> Fidelity:
 def test_weights_of_a_preset_keep_its_r2_and_accuracy(preset, symmetric):
     program = fidelity(preset, symmetric, None)
     assert program.accuracy > 0.6, "codes that say nothing would be no test"
-    for weights, most in MOST_CHANGED.items():
+    for weights, (numbers, scores) in LARGEST_CHANGES.items():
         model = fidelity(preset, symmetric, weights)
-        assert model.changed_numbers <= most, weights
-        assert abs(model.r2 - program.r2) < 0.02, weights
-        assert abs(model.accuracy - program.accuracy) <= 0.03, weights
+        assert model.changed_numbers <= numbers, weights
+        assert abs(model.r2 - program.r2) <= scores + 1e-4, weights
+        assert abs(model.accuracy - program.accuracy) <= scores, weights
 
 
 @pytest.mark.parametrize(("weights", "largest_share", "size"), [("float16", 0.01, 0.6), ("int8", 0.05, 0.4)])
