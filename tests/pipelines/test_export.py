@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cpgan_ray.cli import find_target, parse_export
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.config import (
     Config,
     DataConfig,
@@ -29,7 +30,6 @@ from cpgan_ray.config.folders.targets import export_job_of
 from cpgan_ray.data import load
 from cpgan_ray.deploy.bundle import BUNDLE_REPORT, RUN_REPORT, Bundle, read_bundle
 from cpgan_ray.deploy.client import Client
-from cpgan_ray.deploy.codec import LevelCodec
 from cpgan_ray.deploy.manifest import Preprocessing
 from cpgan_ray.deploy.message import read_message
 from cpgan_ray.errors import InputError
