@@ -52,8 +52,8 @@ class PrivatizerConfig:
     normalised first. Information in the low digits of z survives every adversary that does not look there; rounding removes these
     digits."""
     noise: Annotated[NonNegative, Range(0.25, 4.0, (0.5, 1.0, 2.0))] = 0.0
-    """Standard deviation of the Gaussian noise that is added to z before it is rounded, in standard deviations of z: in training, in
-    evaluation and on the client, which draws it again for each picture; 0: z is deterministic. Codes of any activation are
+    """Standard deviation of the Gaussian noise that is added to z before it is rounded, in standard deviations of z: in training,
+    in evaluation and on the client, which draws it again for each picture; 0: z is deterministic. Codes of any activation are
     normalised first. Noise leads to bounds on every attacker."""
     noise_clip: Positive = 3.0
     """With noise, z is clipped to this many standard deviations before the noise is added."""

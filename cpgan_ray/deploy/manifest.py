@@ -176,7 +176,7 @@ def _noise(values: Mapping[str, Any]) -> Noise | None:
 
 
 def _positive(values: Mapping[str, Any], name: str) -> float:
-    value = values.get(name)
+    value: Any = values.get(name)
     if type(value) not in (int, float) or not 0 < value < 1e6:
         raise ValueError(f"noise.{name} is not a positive number")
     return float(value)

@@ -33,6 +33,8 @@ class CodeRate:
     """Mean coded length on the test pictures, with its 95 % interval over people; None if the codes are not coded."""
     low: float | None = None
     high: float | None = None
+    val_bits: float | None = None
+    """Mean coded length on the validation split, by which a search chooses."""
     raw: float
     """Length without entropy coding: k * ceil(log2 levels); 32 k for codes that are not rounded."""
     levels: int | None = None
@@ -53,13 +55,13 @@ def code_rate(codes: Codes, identity: np.ndarray, *, step: float, seed: int, raw
 
     Raises: InputError if the package of the range coder is missing.
     """
-    train, test = codes["train"], codes["test"]
+    train, val, test = (codes[name] for name in ("train", "val", "test"))
     k = train.shape[1]
     symbols = None
     if step:
-        symbols = (train, test) if all(is_multiple(z, step) for z in (train, test)) else None
+        symbols = (train, val, test) if all(is_multiple(z, step) for z in (train, val, test)) else None
     elif (values := few_values(train)) is not None:
-        step, symbols = 1.0, tuple(nearest(z, values) for z in (train, test))
+        step, symbols = 1.0, tuple(nearest(z, values) for z in (train, val, test))
     if symbols is None:
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=NO_LEVELS if step else CONTINUOUS)
     try:
@@ -68,15 +70,16 @@ def code_rate(codes: Codes, identity: np.ndarray, *, step: float, seed: int, raw
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=str(e))
     if isinstance(codec, FloatCodec):
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=NO_LEVELS)
-    lengths = coded_bits(symbols[1], codec)
+    lengths = coded_bits(symbols[2], codec)
     low, high = mean_interval(lengths, identity, seed=seed)
     return CodeRate(
         bits=float(lengths.mean()),
         low=low,
         high=high,
+        val_bits=float(coded_bits(symbols[1], codec).mean()),
         raw=float(k * codec.bits) if raw is None else raw,
         levels=len(codec.frequencies),
-        information=float(codec.information(symbols[1]).mean()),
+        information=float(codec.information(symbols[2]).mean()),
         log2_codes=float(k * np.log2(len(codec.frequencies))),
     )
 

@@ -134,7 +134,7 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext, *,
     identity = context.dataset.test.identity
     rate = code_rate(context.codes, identity, step=context.channel.step, seed=context.seed, raw=raw_bits)
     bounds, galleries = measure_bounds(data, context.channel, rate)
-    ensure_below({f"{a.spec.name} ({a.spec.variant})": a.errors for a in scored}, galleries, seed=context.seed)
+    ensure_below({f"{a.spec.name} ({a.spec.variant})": a.errors for a in scored}, galleries)
     by_strength = sorted(scored, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.spec.counts)
     k = min(context.codes["test"].shape[1], len(data.components))
@@ -247,8 +247,9 @@ def metrics(result: TournamentResult) -> Metrics:
     values["code/bits_raw"] = rate.raw
     if rate.bits is not None and rate.low is not None and rate.high is not None:
         values |= {"code/bits": rate.bits, "code/bits_low": rate.low, "code/bits_high": rate.high}
-    if result.bounds.gallery:
-        cap = min(result.bounds.gallery, key=lambda bound: bound.r2)
+    if rate.val_bits is not None:
+        values["code/val_bits"] = rate.val_bits
+    if (cap := result.bounds.tightest) is not None:
         values |= {"privacy/bound_r2": cap.r2, "privacy/bound_r2_low": cap.low, "privacy/bound_r2_high": cap.high}
     if result.bounds.information is not None:
         values["privacy/bound_bits"] = result.bounds.information

@@ -122,7 +122,7 @@ def test_proposals_report_mean_over_seeds_to_optuna():
 
 
 def test_proposals_of_balanced_accuracy_use_it():
-    proposed, _ = proposals_of(job_over("k", num_samples=1, objective="balanced_accuracy", train_undefended=False))
+    proposed, _ = proposals_of(job_over("k", num_samples=1, objectives=("balanced_accuracy", "r2"), train_undefended=False))
     proposed.suggest("trial 0")
     proposed.on_trial_complete("trial 0", {"val_accuracy": 0.9, "val_balanced_accuracy": 0.6, "val_r2": 0.4})
     assert proposed.sampler is not None
@@ -135,7 +135,7 @@ def test_guess_utility_is_that_of_the_objective(tiny):
     task = task_of(dataset, config.data.labels)
     y, majority = task.answers(dataset.val), task.answers(dataset.train).mean(axis=0) > 0.5
     assert guess_utility(dataset, job_over("k", config=config)) == pytest.approx((y == majority).mean())
-    assert guess_utility(dataset, job_over("k", config=config, objective="balanced_accuracy")) == 0.5
+    assert guess_utility(dataset, job_over("k", config=config, objectives=("balanced_accuracy", "r2"))) == 0.5
 
 
 def test_front_measures_have_r2_only_with_a_control():

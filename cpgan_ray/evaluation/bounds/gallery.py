@@ -12,7 +12,7 @@ error of *any* attacker is at least E V, for any distribution of pictures and co
 picture). The same holds for identification in such a gallery: no guess of i is right more often than E max_j p_j. With n the help
 becomes smaller, and the bound tighter.
 
-The expectations are means over disjoint galleries, which are independent: intervals resample galleries.
+The expectations are means over disjoint galleries, which are independent: intervals are those of Student's t over galleries.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 from cpgan_ray.common.rng import stream
-from cpgan_ray.evaluation.scoring import RowErrors, interval, mean_interval
 
 SIZES = (2, 8, 32, 128, 512)
 MIN_GALLERIES = 2
@@ -49,11 +49,6 @@ class Galleries:
     largest: np.ndarray
     """(G, n): mean largest posterior."""
 
-    @property
-    def number(self) -> np.ndarray:
-        """(G * n,): the number of each row's gallery."""
-        return np.repeat(np.arange(len(self.rows)), self.rows.shape[1])
-
 
 @dataclass(frozen=True)
 class GalleryBound:
@@ -69,20 +64,34 @@ class GalleryBound:
     identification_high: float
 
 
-def bound_of(galleries: Galleries, *, seed: int) -> GalleryBound:
-    """The bound that follows from galleries of one size."""
-    rows = RowErrors(galleries.variances.ravel(), galleries.mean_errors.ravel(), galleries.number)
-    low, high = interval(rows, seed=seed)
-    ends = mean_interval(galleries.largest.ravel(), galleries.number, seed=seed)
+def bound_of(galleries: Galleries) -> GalleryBound:
+    """The bound that follows from galleries of one size.
+
+    The interval of R2 = 1 - sum of variances / sum of errors is that of the ratio to first order: of the mean over galleries of
+    (variance - (1 - R2) error) / mean error.
+    """
+    ratio = galleries.variances.sum() / galleries.mean_errors.sum()
+    scale = galleries.mean_errors.mean()
+    half = half_width((galleries.variances - ratio * galleries.mean_errors).mean(axis=1) / scale)
+    found, found_half = float(galleries.largest.mean()), half_width(galleries.largest.mean(axis=1))
     count, n = galleries.rows.shape
-    return GalleryBound(n, count, rows.r2, low, min(high, 1.0), float(galleries.largest.mean()), ends[0], min(ends[1], 1.0))
+    r2 = float(1 - ratio)
+    return GalleryBound(
+        n, count, r2, max(r2 - half, 0.0), min(r2 + half, 1.0), found, max(found - found_half, 0.0), min(found + found_half, 1.0)
+    )
 
 
-def exceeds(errors: np.ndarray, galleries: Galleries, *, seed: int) -> bool:
+def half_width(values: np.ndarray, *, level: float = 0.95) -> float:
+    """Half the width of the interval of the mean of independent values (G,), by Student's t with G - 1 degrees of freedom."""
+    t = special.stdtrit(len(values) - 1, (1 + level) / 2)
+    return float(t * values.std(ddof=1) / len(values) ** 0.5)
+
+
+def exceeds(errors: np.ndarray, galleries: Galleries) -> bool:
     """Whether an attack with these errors (N,) per score row is better than any attack can be, beyond the interval: on the same
     pictures, the difference between its errors and the posterior variances has an interval that lies below 0."""
-    differences = (errors[galleries.rows] - galleries.variances).ravel()
-    return mean_interval(differences, galleries.number, seed=seed, level=LEVEL)[1] < 0
+    differences = (errors[galleries.rows] - galleries.variances).mean(axis=1)
+    return bool(differences.mean() + half_width(differences, level=LEVEL) < 0)
 
 
 def draw_galleries(

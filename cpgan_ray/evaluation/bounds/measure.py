@@ -44,6 +44,11 @@ class Bounds:
     leakage_success: float | None = None
     """Largest probability that the number of different codes allows."""
 
+    @property
+    def tightest(self) -> GalleryBound | None:
+        """The gallery bound whose interval has the lowest upper end."""
+        return min(self.gallery, key=lambda bound: bound.high, default=None)
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"gallery": [asdict(bound) for bound in self.gallery]}
 
@@ -57,7 +62,7 @@ def measure_bounds(data: AttackData, channel: Channel, rate: CodeRate) -> tuple[
     success = None if information is None else largest_success(information, prior=prior)
     leakage = None if rate.log2_codes is None else success_by_leakage(rate.log2_codes, prior=prior)
     bounds = Bounds(
-        gallery=tuple(bound_of(part, seed=data.seed) for part in galleries),
+        gallery=tuple(bound_of(part) for part in galleries),
         no_gallery=reason,
         information=information,
         information_from=source,
@@ -106,7 +111,7 @@ def information_of(channel: Channel, rate: CodeRate, *, k: int) -> tuple[float |
     return found[source], source
 
 
-def ensure_below(attacks: Mapping[str, RowErrors], galleries: Sequence[Galleries], *, seed: int) -> None:
+def ensure_below(attacks: Mapping[str, RowErrors], galleries: Sequence[Galleries]) -> None:
     """Check that no attack is above a gallery bound beyond the intervals.
 
     attacks: errors of each attack on the score rows.
@@ -115,8 +120,8 @@ def ensure_below(attacks: Mapping[str, RowErrors], galleries: Sequence[Galleries
     """
     for name, rows in attacks.items():
         for part in galleries:
-            if exceeds(rows.errors, part, seed=seed):
-                cap, n = bound_of(part, seed=seed).r2, part.rows.shape[1]
+            if exceeds(rows.errors, part):
+                cap, n = bound_of(part).r2, part.rows.shape[1]
                 r2 = 1 - rows.errors[part.rows].sum() / part.mean_errors.sum()
                 raise BoundExceededError(
                     f"attack {name} recovers R2 {r2:.4f} of the pictures of {len(part.rows)} galleries, but no attack can recover "

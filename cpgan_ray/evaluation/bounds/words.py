@@ -11,14 +11,13 @@ ASSUMED = (
 
 def gallery_words(bounds: Bounds) -> str:
     """What the gallery bound guarantees, or why there is none."""
-    if not bounds.gallery:
+    if (best := bounds.tightest) is None:
         return str(bounds.no_gallery)
-    best = min(bounds.gallery, key=lambda bound: bound.r2)
     return (
         f"Guaranteed against any attacker, with any method, any amount of computing and any other pictures to learn from: a "
-        f"picture cannot be reconstructed better than R2 {best.r2:.3f} on average ({best.low:.3f} to {best.high:.3f}). The proof lets "
-        f"the attacker know even that the picture is one of {best.n} pictures which it has; it then picks the right one in at most "
-        f"{100 * best.identification:.1f} % of the cases ({100 * best.identification_low:.1f} to "
+        f"picture cannot be reconstructed better than R2 {best.r2:.3f} on average ({best.low:.3f} to {best.high:.3f}). The proof "
+        f"lets the attacker know even that the picture is one of {best.n} pictures which it has; it then picks the right one in at "
+        f"most {100 * best.identification:.1f} % of the cases ({100 * best.identification_low:.1f} to "
         f"{100 * best.identification_high:.1f} %)."
     )
 

@@ -35,8 +35,8 @@ STOCHASTIC = (
 )
 NOISY = (
     "The release is stochastic: an attacker had {draws} codes of each of its own {samples}, and one of each {sample} that is "
-    "scored. Whoever gets several codes of one {sample} averages over the noise, and recovers more. No differential-privacy guarantee is "
-    "claimed."
+    "scored. Whoever gets several codes of one {sample} averages over the noise, and recovers more. No differential-privacy "
+    "guarantee is claimed."
 )
 """For a run with `privatizer.noise`."""
 REDUCED = (
