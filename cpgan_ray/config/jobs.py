@@ -148,8 +148,8 @@ class SearchJob:
         utilities, others = self.objectives[:1], sorted(self.objectives[1:])
         if not set(utilities) < {"accuracy", "balanced_accuracy"} or not utilities or others not in (["r2"], ["bits", "r2"]):
             raise InputError(
-                f"objectives is {' '.join(self.objectives)!r}; it must be accuracy or balanced_accuracy, then r2, then perhaps bits: "
-                "give --objectives accuracy r2 bits"
+                f"objectives is {' '.join(self.objectives)!r}, but a search has accuracy or balanced_accuracy, then r2, and if "
+                "wanted bits, in this order: give --objectives accuracy r2 bits"
             )
         if self.time_budget is not None and not self.time_budget_s:
             raise InputError(f"time_budget is {self.time_budget!r}, in which no trial can start: give a longer time, such as 2h")

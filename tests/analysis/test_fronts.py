@@ -600,3 +600,50 @@ def test_table_is_aligned_markdown_sorted_by_r2():
     ]
     assert len({len(line) for line in text.splitlines()}) == 1
     assert "method" in table(points([trial(), trial(method="noise")]), REFERENCE)
+
+
+# ------------------------------------------------------------------------------------------------------------------- bits
+
+SOLID = Reference(0.8, bits=100.0)
+
+
+def test_hypervolume_of_one_point_with_bits_is_that_of_a_polytope():
+    (point,) = points([trial(accuracy=0.9, r2=0.0, bits=0.0)])
+    assert hypervolume([point], SOLID) == pytest.approx(0.1)  # private, useful and free: all of the box
+    (point,) = points([trial(accuracy=0.9, r2=1.0, bits=100.0)])
+    assert hypervolume([point], SOLID) == pytest.approx(0.1 / 3)  # a pyramid on a square of 1
+
+
+def test_front_with_bits_keeps_what_only_the_bits_are_better_in():
+    short = trial(k=8, accuracy=0.85, r2=0.4, bits=10.0)
+    long = trial(k=64, accuracy=0.86, r2=0.1, bits=100.0)
+    worse = trial(k=32, accuracy=0.84, r2=0.45, bits=90.0)
+    found = points([short, long, worse])
+    assert [p.setting["k"] for p in front(found, REFERENCE)] == [64]
+    assert [p.setting["k"] for p in front(found, SOLID)] == [64, 8]
+
+
+def test_hypervolume_with_bits_does_not_fall_with_another_point():
+    rng = np.random.default_rng(0)
+    trials = [
+        trial(k=i + 1, accuracy=float(a), r2=float(r), bits=float(b))
+        for i, (a, r, b) in enumerate(rng.uniform([0.79, 0, 1], [0.9, 1, 100], (12, 3)))
+    ]
+    volumes = [hypervolume(points(trials[:n]), SOLID) for n in range(len(trials) + 1)]
+    assert volumes[0] == 0
+    assert all(b >= a - 1e-9 for a, b in zip(volumes, volumes[1:], strict=False))
+
+
+def test_points_of_unknown_length_are_on_no_front_with_bits():
+    found = points([trial(accuracy=0.9, r2=0.1)])
+    assert front(found, SOLID) == []
+    assert reference_point([trial(bits=7.0), trial(bits=9.0)], bits=True) == Reference(0.8, bits=9.0)
+
+
+def test_write_with_bits_has_the_length_in_every_file(tmp_path):
+    trials = [trial(k=8, accuracy=0.85, r2=0.4, bits=10.0), trial(k=64, accuracy=0.86, r2=0.1, bits=100.0)]
+    values = write(trials, tmp_path, bits=True)
+    assert values["reference_point"] == {"accuracy": 0.8, "strongest_r2": 1.0, "bits": 100.0}
+    assert len(values["front"]) == 2
+    assert "bits" in (tmp_path / "frontier.csv").read_text().splitlines()[0].split(",")
+    assert "| 100.0 |" in table(points(trials), reference_point(trials, bits=True)).replace("  ", " ")
