@@ -216,7 +216,7 @@ def test_objective_balanced_accuracy_is_used_everywhere(tmp_path):
         trial(32, accuracy=0.85, r2=0.3, balanced_accuracy=0.7, val_balanced_accuracy=0.7, dead_labels=3, **balanced),
         trial(weight=0, control=True, accuracy=0.92, r2=0.6, balanced_accuracy=0.9, **balanced),
     ]
-    assert reference_point(trials, "balanced_accuracy") == (0.5, 1.0)
+    assert reference_point(trials, "balanced_accuracy") == Reference(0.5)
     settings = points(trials, objective="balanced_accuracy")
     assert [p.setting["k"] for p in front(settings, Reference(0.5))] == [32]
     values = write(trials, tmp_path, objective="balanced_accuracy", min_accuracy=0.65)
@@ -236,8 +236,8 @@ def test_objective_balanced_accuracy_is_used_everywhere(tmp_path):
         "smallest validation R2 among settings with validation balanced accuracy >= 0.65",
     )
     lines = table(settings, Reference(0.5)).splitlines()
-    assert [lines[0].split("|")[i].strip() for i in (4, 6)] == ["balanced accuracy", "dead labels"]
-    assert "0.700 [0.600, 0.800] |        0.300 |           3" in lines[3]
+    assert [lines[0].split("|")[i].strip() for i in (4, 8)] == ["balanced accuracy", "dead labels"]
+    assert "0.700 [0.600, 0.800] |        0.300 |               |      |           3" in lines[3]
     assert "R2 at balanced accuracy 0.800" in measures_table(values)
     assert "not reached" in measures_table(values)
 
@@ -411,7 +411,7 @@ def test_meets_bounds_compares_the_far_ends_of_the_intervals():
 
 
 def test_reference_point_is_majority_accuracy_and_full_recovery():
-    assert reference_point([trial(), trial(majority_accuracy=None)]) == (0.8, 1.0)
+    assert reference_point([trial(), trial(majority_accuracy=None)]) == Reference(0.8)
     assert reference_point([trial(majority_accuracy=None)]) is None
 
 
@@ -592,11 +592,11 @@ def test_table_is_aligned_markdown_sorted_by_r2():
     text = table(points([trial(128, accuracy=0.9, r2=0.3), trial(16, 0.25, r2=0.05, strongest_r2_low=0.04, strongest_r2_high=0.06),
                          trial(64, accuracy=0.7, r2=0.2)]), REFERENCE)  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "dead labels", "front"]
+    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "multiply-adds", "bits", "dead labels", "front"]
     assert rows[2:] == [
-        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "*"],
-        ["64", "1", "1", "0.700", "0.200", "", ""],
-        ["128", "1", "1", "0.900", "0.300", "", "*"],
+        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "", "", "*"],
+        ["64", "1", "1", "0.700", "0.200", "", "", "", ""],
+        ["128", "1", "1", "0.900", "0.300", "", "", "", "*"],
     ]
     assert len({len(line) for line in text.splitlines()}) == 1
     assert "method" in table(points([trial(), trial(method="noise")]), REFERENCE)
