@@ -24,5 +24,11 @@ def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) ->
         "label_floor_r2": privacy["label_floor_r2"],
         "answers_floor_r2": privacy["answers_floor_r2"],
         **{field: report["client"][name] for field, name in CLIENT.items()},
+        **wire_bits(report["code"]),
         "degenerate": next(iter(degeneracy_reasons(report)), None),
     }
+
+
+def wire_bits(code: Mapping[str, Any]) -> dict[str, float]:
+    """The bits of a code on the wire: coded, or as it is if it has no coded length. code: as in `report.json`."""
+    return {name: code["raw"] if code[name] is None else code[name] for name in ("bits", "val_bits")}

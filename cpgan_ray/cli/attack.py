@@ -10,9 +10,10 @@ from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, read_flags, take_trust
 from cpgan_ray.cli.help import ATTACK, HELP, HELP_ALL
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.common.plugins.names import is_code
-from cpgan_ray.config import AttackJob, DataConfig, from_json
+from cpgan_ray.config import AttackJob, DataConfig, PrivatizerConfig, from_json
 from cpgan_ray.config.folders.targets import Target, attack_job_of, black_box_target, complete_attack_job, run_target
 from cpgan_ray.config.io import with_local
 from cpgan_ray.deploy.bundle import HEAD, PRIVATIZER, is_bundle, read_bundle
@@ -108,4 +109,8 @@ def bundle_target(path: Path, *, trust: bool) -> Target:
     for name in (PRIVATIZER, HEAD):
         (folder / name).write_bytes(bundle.files[name])
     data = data if trust else with_local(data, DataConfig())[0]
-    return Target(path.name, folder / PRIVATIZER, head=folder / HEAD, data=data)
+    noise, step = bundle.manifest.noise, bundle.codec.step if isinstance(bundle.codec, LevelCodec) else 0.0
+    release = PrivatizerConfig(quantization_step=step)
+    if noise is not None:
+        release = dataclasses.replace(release, noise=noise.std, noise_clip=noise.clip)
+    return Target(path.name, folder / PRIVATIZER, head=folder / HEAD, data=data, release=release)

@@ -51,6 +51,7 @@ class Outcome:
     codes: dict[str, np.ndarray]  # (N, k) float32 of all sets of data/views.py
     logits: dict[str, np.ndarray]  # (N, num_logits) float32 of the same sets
     programs: dict[str, bytes]  # torch.export programs: `privatizer`, `utility_head`
+    clean: np.ndarray | None = None  # (N, k) float32 of `test` before noise and rounding; None without noise
 
 
 @dataclass(frozen=True, kw_only=True)

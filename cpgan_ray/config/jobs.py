@@ -18,8 +18,12 @@ from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
 from cpgan_ray.config.schema import Config, folder_or_uri
 from cpgan_ray.errors import InputError
 
+SearchObjective = Literal["accuracy", "balanced_accuracy", "r2", "bits"]
+"""What a search may trade off."""
 Objective = Literal["accuracy", "balanced_accuracy"]
 """The measure of utility: mean accuracy over the labels, or the mean recall over the classes of each label."""
+DURATION = text_like(r"^\d+(\.\d+)?[hms]$", "a number and h, m or s, such as 2h, 90m or 3600s")
+SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 MIN_SEEDS = 5
 """A comparison makes statements about mechanisms only from so many seeds on, fixed before its first training."""
 
@@ -130,8 +134,12 @@ class SearchJob:
     """How often a failed trial is repeated."""
     max_concurrent: NonNegativeInt = 0
     """Number of trials at a time; 0: as many as fit into the cluster."""
-    objective: Objective = "accuracy"
-    """The utility of the search, the front and the recommendation: mean accuracy, or balanced accuracy."""
+    objectives: tuple[SearchObjective, ...] = ("accuracy", "r2")
+    """What the search and its front trade off: a utility (`accuracy` or `balanced_accuracy`), `r2`, and if requested `bits`, the
+    mean bits of a code on the wire. The utility is also that of the recommendation."""
+    time_budget: Annotated[str | None, DURATION] = None
+    """Start no new trial after this time (2h, 90m, 3600s), counted from the first one. Running trials end, and the front is
+    written. A resumed search counts again."""
     max_r2: ClosedFraction | None = None
     """Recommend the setting with the best utility whose strongest R2 on the validation split is at most this."""
     min_accuracy: ClosedFraction | None = None
@@ -143,6 +151,29 @@ class SearchJob:
 
     def __post_init__(self) -> None:
         _check_one_process(self.config, "a search")
+        utilities, others = self.objectives[:1], sorted(self.objectives[1:])
+        if not set(utilities) < {"accuracy", "balanced_accuracy"} or not utilities or others not in (["r2"], ["bits", "r2"]):
+            raise InputError(
+                f"objectives is {' '.join(self.objectives)!r}, but a search has accuracy or balanced_accuracy, then r2, and if "
+                "wanted bits, in this order: give --objectives accuracy r2 bits"
+            )
+        if self.time_budget is not None and not self.time_budget_s:
+            raise InputError(f"time_budget is {self.time_budget!r}, in which no trial can start: give a longer time, such as 2h")
+
+    @property
+    def objective(self) -> Objective:
+        """The utility."""
+        return "balanced_accuracy" if self.objectives[0] == "balanced_accuracy" else "accuracy"
+
+    @property
+    def counts_bits(self) -> bool:
+        """Whether bits on the wire are an objective."""
+        return "bits" in self.objectives
+
+    @property
+    def time_budget_s(self) -> float | None:
+        """The time budget in seconds; None if there is none."""
+        return None if self.time_budget is None else float(self.time_budget[:-1]) * SECONDS[self.time_budget[-1]]
 
 
 @config_class()

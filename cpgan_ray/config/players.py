@@ -51,6 +51,12 @@ class PrivatizerConfig:
     """Round z to multiples of this many standard deviations, in training and in use; 0: no rounding. Codes of any activation are
     normalised first. Information in the low digits of z survives every adversary that does not look there; rounding removes these
     digits."""
+    noise: Annotated[NonNegative, Range(0.25, 4.0, (0.5, 1.0, 2.0))] = 0.0
+    """Standard deviation of the Gaussian noise that is added to z before it is rounded, in standard deviations of z: in training,
+    in evaluation and on the client, which draws it again for each picture; 0: z is deterministic. Codes of any activation are
+    normalised first. Noise leads to bounds on every attacker."""
+    noise_clip: Positive = 3.0
+    """With noise, z is clipped to this many standard deviations before the noise is added."""
     learning_rate: Annotated[Positive, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Peak learning rate of Adam."""
     weight_decay: Annotated[NonNegative, Range(1e-5, 1e-1, (1e-4, 1e-3, 1e-2))] = 0.0

@@ -1,5 +1,5 @@
 """The sets of samples whose codes an evaluation needs: the splits, and further views of those that attacks are fitted on: mirror
-images, other draws of a mechanism's noise, and shifted copies.
+images, other draws of the release's noise, and shifted copies.
 
 A shifted picture is a new sample of the same kind with a new code, so an attacker who has the encoder gets further pairs for
 nothing. The shifts are drawn from a stream of their own, without the run's seed: all runs on a data set have the same copies.
@@ -22,6 +22,9 @@ EVALUATION_BLOCK = 500
 """Number of samples in a block."""
 REFERENCE_SIDE, REFERENCE_SHIFT_PX = 64, 3
 """Unless set, the largest shift is in proportion to the shorter side of a picture: 3 pixels for 64."""
+DRAWS = 4
+"""Number of draws of the noise that an attacker has of each picture on which an attack is fitted: she knows the release and can
+draw as often as she likes. The pictures on which an attack is tuned and scored are released once."""
 MAX_SHIFTED_ROWS = 1 << 17
 """Largest number of shifted copies of a split: with more pictures there are fewer copies of each."""
 MAX_SHIFTED_VALUES = 1 << 25

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from cpgan_ray.common.codec import Codec, codec_from_json
 from cpgan_ray.common.json_files import parse_json, read_limited
-from cpgan_ray.deploy.codec import Codec, codec_from_json
 from cpgan_ray.deploy.manifest import Manifest, manifest_of
 from cpgan_ray.errors import InputError
 

@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from cpgan_ray.common.codec import PLAIN, RANGE, BytesError, LevelCodec
+from cpgan_ray.common.noise import draw_noise
 from cpgan_ray.deploy.answers import Answer, is_answer
 from cpgan_ray.deploy.bundle import PRIVATIZER, Bundle, read_bundle
-from cpgan_ray.deploy.codec import PLAIN, RANGE, BytesError
 from cpgan_ray.deploy.connection import Connection, ServiceError
 from cpgan_ray.deploy.manifest import Label
 from cpgan_ray.deploy.message import CONTENT_TYPE, write_message
@@ -140,7 +141,17 @@ class Client:
     def _codes(self, pictures: Sequence[Picture]) -> np.ndarray:
         inputs = prepare(list(pictures), self.bundle.manifest.preprocessing)
         (z,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs})
-        return np.asarray(z)
+        return self._released(np.asarray(z))
+
+    def _released(self, z: np.ndarray) -> np.ndarray:
+        """The codes that are sent, from those of the privatizer: with the noise of the manifest, then rounded. The generator is
+        seeded by the operating system for each call, so that no two encodings of a picture have the same noise."""
+        if (noise := self.bundle.manifest.noise) is None:
+            return z
+        rng = np.random.default_rng(int.from_bytes(os.urandom(32)))
+        z = z.clip(-noise.clip, noise.clip) + draw_noise(z.shape, noise=noise.std, rng=rng)
+        codec = self.bundle.codec
+        return codec.codes(codec.levels(z)) if isinstance(codec, LevelCodec) else z
 
     def _message(self, z: np.ndarray) -> bytes:
         try:

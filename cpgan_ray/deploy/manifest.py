@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 FORMAT = 1
 """Version of the bundle's format."""
+NOISY_FORMAT = 2
+"""The same with noise, which the client adds: a reader that does not know `noise` must refuse the bundle."""
 SHA256 = re.compile("[0-9a-f]{64}")
 MAX_SIDE, MAX_LABELS, MAX_VALUES, MAX_NAME = 8192, 10_000, 10_000, 200
 
@@ -64,6 +66,15 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of each number of a code, which the client draws anew for each picture."""
+
+    std: float
+    clip: float
+    """The privatizer returns numbers in [-clip, clip]."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `manifest.json`."""
 
@@ -73,6 +84,8 @@ class Manifest:
     labels: tuple[Label, ...]
     files: Mapping[str, tuple[int, str]]
     """Name -> size in bytes and SHA-256."""
+    noise: Noise | None
+    """What the client adds to a code before it is rounded; None: nothing."""
     values: Mapping[str, Any]
     """The whole content, also what only people read."""
 
@@ -88,14 +101,15 @@ def manifest_of(values: Any) -> Manifest:
     """
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
-    if values.get("format") != FORMAT:
-        raise ValueError(f"its format is {str(values.get('format'))[:40]!r}, this version reads {FORMAT}")
+    if values.get("format") not in (FORMAT, NOISY_FORMAT):
+        raise ValueError(f"its format is {str(values.get('format'))[:40]!r}, this version reads {FORMAT} and {NOISY_FORMAT}")
     return Manifest(
         name=_text(values, "name"),
         k=_whole(values, "k", 1, 1 << 20),
         preprocessing=_preprocessing(values.get("preprocessing")),
         labels=_labels(values.get("labels")),
         files=_files(values.get("files")),
+        noise=_noise(values),
         values=values,
     )
 
@@ -148,6 +162,24 @@ def _files(values: Any) -> dict[str, tuple[int, str]]:
             raise ValueError(f"files: {name[:80]!r} has no SHA-256")
         files[name] = (_whole(entry, "bytes", 0, 1 << 40), sha)
     return files
+
+
+def _noise(values: Mapping[str, Any]) -> Noise | None:
+    noise = values.get("noise")
+    if (values["format"] == NOISY_FORMAT) != (noise is not None):
+        raise ValueError(f"format {NOISY_FORMAT}, and only that, has noise")
+    if noise is None:
+        return None
+    if not isinstance(noise, dict) or noise.get("kind") != "gaussian":
+        raise ValueError("noise is of an unknown kind")
+    return Noise(_positive(noise, "std"), _positive(noise, "clip"))
+
+
+def _positive(values: Mapping[str, Any], name: str) -> float:
+    value: Any = values.get(name)
+    if type(value) not in (int, float) or not 0 < value < 1e6:
+        raise ValueError(f"noise.{name} is not a positive number")
+    return float(value)
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from cpgan_ray.deploy.codec import CODINGS, BytesError, Codec, LevelCodec
+from cpgan_ray.common.codec import CODINGS, BytesError, Codec, LevelCodec
 
 CONTENT_TYPE = "application/vnd.cpgan.codes"
 """Media type of a message."""

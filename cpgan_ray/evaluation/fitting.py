@@ -24,6 +24,7 @@ from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.attacks.own import fit_own
 from cpgan_ray.evaluation.attacks.stack import stack_attack
+from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
 from cpgan_ray.training.accuracy import predictions
 
@@ -76,6 +77,8 @@ class EvaluationContext:
     labels: tuple[str, ...] = ()  # names of the task's labels; if empty, all labels
     answers: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The hard answers of the run's own utility head, (N, L) of every set of `codes`; empty if they are not known."""
+    channel: Channel = field(default_factory=Channel)
+    """How the codes are released, for the bounds on every attacker."""
 
     @property
     def has_answers(self) -> bool:

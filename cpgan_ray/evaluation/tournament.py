@@ -11,6 +11,8 @@ from cpgan_ray.common.types import Metrics
 from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
+from cpgan_ray.evaluation.bounds.measure import Bounds, ensure_below, measure_bounds
+from cpgan_ray.evaluation.bounds.words import all_words
 from cpgan_ray.evaluation.degenerate import ReportWarning, failed_attacks
 from cpgan_ray.evaluation.fitting import (
     ANSWERS,
@@ -23,6 +25,7 @@ from cpgan_ray.evaluation.fitting import (
 )
 from cpgan_ray.evaluation.learning_curve import LearningCurve, extended_difference, learning_curves
 from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
+from cpgan_ray.evaluation.rate import CodeRate, code_rate
 from cpgan_ray.evaluation.scoring import Difference, RowErrors, Score, paired_difference, score
 from cpgan_ray.evaluation.several_codes import SeveralCodes, several_codes
 
@@ -55,6 +58,8 @@ class TournamentResult:
     several_codes: list[SeveralCodes]
     learning_curves: dict[str, LearningCurve]  # `code` and `labels`; empty if the attacks were fitted on too few sizes
     learning_excess: tuple[float, float, float] | None  # difference of the two extended curves, with its interval
+    rate: CodeRate
+    bounds: Bounds
     seed: int
 
     @property
@@ -100,8 +105,14 @@ class TournamentResult:
         return max(a.attack.fitted.tune_r2 for a in leaked or self.attacks)
 
 
-def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) -> TournamentResult:
-    """Score all attacks on the score set, and measure what else the codes give away (identities, attributes)."""
+def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext, *, raw_bits: float | None = None) -> TournamentResult:
+    """Score all attacks on the score set, measure what else the codes give away (identities, attributes), and compare the attacks
+    with the bounds on every attacker.
+
+    raw_bits: of a code without entropy coding, if that does not follow from the codes.
+
+    Raises: BoundExceededError if an attack is better than any attack can be.
+    """
     config = context.config
     data = context.data("leaked")
     measures = {"similar": config.similarity, "legacy": config.legacy}
@@ -120,6 +131,10 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
     answers = [attack for attack in fitted if attack.spec.variant == ANSWERS]
     answers_floor = max(answers, key=lambda a: a.fitted.tune_r2, default=None)
     curves = {"code": by_pictures(scored), "labels": by_pictures(of_labels)}
+    identity = context.dataset.test.identity
+    rate = code_rate(context.codes, identity, step=context.channel.step, seed=context.seed, raw=raw_bits)
+    bounds, galleries = measure_bounds(data, context.channel, rate)
+    ensure_below({f"{a.spec.name} ({a.spec.variant})": a.errors for a in scored}, galleries)
     by_strength = sorted(scored, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.spec.counts)
     k = min(context.codes["test"].shape[1], len(data.components))
@@ -137,6 +152,8 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
         several_codes=several_codes(data, strongest.attack.fitted) if config.identity else [],
         learning_curves=learning_curves(curves, seed=context.seed),
         learning_excess=extended_difference(curves["code"], curves["labels"], seed=context.seed),
+        rate=rate,
+        bounds=bounds,
         seed=context.seed,
     )
 
@@ -226,6 +243,16 @@ def metrics(result: TournamentResult) -> Metrics:
     if (face := result.strongest_on_face) is not None:
         ends = {"": face.score.face_r2, "_low": face.score.face_low, "_high": face.score.face_high}
         values |= {f"privacy/strongest_r2_face{end}": value for end, value in ends.items() if value is not None}
+    rate = result.rate
+    values["code/bits_raw"] = rate.raw
+    if rate.bits is not None and rate.low is not None and rate.high is not None:
+        values |= {"code/bits": rate.bits, "code/bits_low": rate.low, "code/bits_high": rate.high}
+    if rate.val_bits is not None:
+        values["code/val_bits"] = rate.val_bits
+    if (cap := result.bounds.tightest) is not None:
+        values |= {"privacy/bound_r2": cap.r2, "privacy/bound_r2_low": cap.low, "privacy/bound_r2_high": cap.high}
+    if result.bounds.information is not None:
+        values["privacy/bound_bits"] = result.bounds.information
     for a in reversed(result.attacks):  # the stronger variant of an attack is written last
         values |= {
             f"attack/{a.spec.name}/{key}": value
@@ -306,6 +333,8 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
             "weaker_than_answers": result.weaker_than_answers,
             "linear_code_r2": result.linear_code_r2,
         },
+        "code": dataclasses.asdict(result.rate),
+        "bounds": result.bounds.as_json() | {"words": all_words(result.bounds, result.rate)},
         "attacks": [row(a) for a in result.attacks],
         "label_floor": row(result.floor),
         "answers_floor": None if result.answers_floor is None else row(result.answers_floor),

@@ -15,10 +15,10 @@ import torch
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, Task, majority_logits, task_of
 from cpgan_ray.data.answers import answer_bits, answer_logits, answer_numbers
-from cpgan_ray.data.code_sets import code_sets
+from cpgan_ray.data.code_sets import DRAWS, code_sets
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms.answer_order import private_order
-from cpgan_ray.mechanisms.base import DRAWS, Released, noise_stream
+from cpgan_ray.mechanisms.base import Released, noise_stream
 from cpgan_ray.mechanisms.games import undefended_twin
 from cpgan_ray.models import build_head
 from cpgan_ray.training.accuracy import predictions

@@ -15,6 +15,7 @@ from cpgan_ray.data import Dataset, label_frequencies, task_of
 from cpgan_ray.data.batching import pictures, plain_batch, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.code_sets import EVALUATION_BLOCK, CodeSet, code_sets
 from cpgan_ray.data.pca import scale
+from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.models import build_head
 from cpgan_ray.models.privatizers import round_to
@@ -22,10 +23,6 @@ from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.training.defender import averaged_copy, scheduled_optimiser
 from cpgan_ray.training.inputs import corrupt_inputs, to_input
 from cpgan_ray.training.losses import utility_loss
-
-DRAWS = 4
-"""Number of draws of the noise that an attacker has of each picture on which an attack is fitted: she knows the mechanism and can
-draw as often as she likes. The pictures on which an attack is tuned and scored are released once."""
 
 Encode = Callable[[Tensor, np.random.Generator], Tensor]
 """Pictures (B, C, H, W) in the networks' input range, and the stream of this call's noise -> codes (B, ...)."""
@@ -47,6 +44,8 @@ class Released:
     """A network of the form that the client computes, for its cost; None: that is `encoder`, or not known."""
     bits: float | None = None
     """Number of bits that a client sends for a picture; None: it follows from the codes (evaluation/client.py)."""
+    channel: Channel | None = None
+    """How the codes are released; None: it follows from the codes."""
 
 
 @dataclass(frozen=True)

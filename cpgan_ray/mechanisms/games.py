@@ -12,6 +12,7 @@ from cpgan_ray.common.locks import file_lock
 from cpgan_ray.common.process import pick_device
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
+from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release
 from cpgan_ray.models import build_privatizer
 from cpgan_ray.training.game import play_in_process
@@ -57,7 +58,7 @@ def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
     """Train without adversaries: only the short code protects the sample. At full length without rounding it is the undefended
     twin."""
     k = fraction_of_k(config, share)
-    if k == config.k and not config.privatizer.quantization_step:
+    if k == config.k and not config.privatizer.quantization_step and not config.privatizer.noise:
         return undefended_twin(config, dataset)
     return play_game(replace(config, privacy_weight=0.0, k=k))
 
@@ -81,7 +82,7 @@ def features(config: Config, dataset: Dataset) -> Released:
 
 def undefended_twin(config: Config, dataset: Dataset) -> Released:
     """The undefended twin of one seed: the same network with the whole code, without rounding, trained only for the task."""
-    raw = replace(config.privatizer, quantization_step=0.0)
+    raw = replace(config.privatizer, quantization_step=0.0, noise=0.0)
     return shared_game(replace(config, privacy_weight=0.0, privatizer=raw), dataset, name=f"{config.seed}-twin")
 
 
@@ -120,7 +121,7 @@ def feature_config(config: Config, dataset: Dataset) -> Config:
     """The configuration that releases features without a bottleneck; for a linear privatizer, which has no stages, the linear
     features of the reference implementation."""
     linear = is_linear(config.privatizer)
-    raw_code = replace(config.privatizer, bottleneck=linear, code_activation="raw", quantization_step=0.0)
+    raw_code = replace(config.privatizer, bottleneck=linear, code_activation="raw", quantization_step=0.0, noise=0.0)
     k = LINEAR_FEATURES if linear else feature_length(config.privatizer, dataset)
     return replace(config, privacy_weight=0.0, k=k, privatizer=raw_code)
 
@@ -153,4 +154,5 @@ def play_game(config: Config) -> Released:
         game.play(game.rounds_per_epoch)
     outcome = game.privatizer.outcome()
     encoder = game.privatizer.defender.released["privatizer"]
-    return Released(outcome.codes, outcome.logits, encoder=encoder)
+    channel = Channel.of_privatizer(config.privatizer, clean=outcome.clean)
+    return Released(outcome.codes, outcome.logits, encoder=encoder, channel=channel)

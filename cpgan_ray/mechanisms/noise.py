@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from cpgan_ray.common.process import pick_device, torch_stream
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, task_of
-from cpgan_ray.data.code_sets import code_sets
+from cpgan_ray.data.code_sets import DRAWS, code_sets
 from cpgan_ray.data.pca import projection
 from cpgan_ray.mechanisms.base import (
-    DRAWS,
     Released,
     Standardised,
     encode_all,
@@ -78,7 +77,7 @@ def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Kind) -> 
         return torch.from_numpy(basis.project(flat(released_sample(x, rng)).cpu().numpy()))
 
     with torch_stream(config.seed, "mechanism", kind, "weights"):
-        own = replace(config.privatizer, quantization_step=0.0)
+        own = replace(config.privatizer, quantization_step=0.0, noise=0.0)
         encoder = build_privatizer(own, k=config.k, image_shape=dataset.image_shape)
         fit_whitening(encoder, dataset)
         outputs = task_of(dataset, config.data.labels).num_logits

@@ -142,12 +142,17 @@ def build_stages(config: PrivatizerConfig, image_shape: tuple[int, int, int]) ->
 
 
 class Privatizer(nn.Module):
-    """Stages, a linear map to k numbers, and their activation, normalisation and rounding."""
+    """Stages, a linear map to k numbers, and their activation, normalisation, noise and rounding.
+
+    With `config.noise` the released code is round(clip(y) + noise). The caller draws the noise; without it the network returns
+    clip(y), neither noisy nor rounded, which is not to be released.
+    """
 
     def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         height, width, channels = image_shape
         self.symmetric, self.step = config.symmetric, config.quantization_step
+        self.clip = config.noise_clip if config.noise else None
         self.stages = build_stages(config, image_shape)
         try:
             with torch.no_grad():
@@ -161,13 +166,15 @@ class Privatizer(nn.Module):
         to_code = halves_map if config.family == "celeba_multi" else nn.Linear
         self.code = to_code(flat, k) if config.bottleneck else nn.Identity()
         self.normalise = CODE_ACTIVATIONS[config.code_activation](k)
-        if self.step and config.code_activation != "normalised":  # the step is in standard deviations of the code
+        noisy_or_rounded = self.step or config.noise  # both are in standard deviations of the code
+        if noisy_or_rounded and config.code_activation != "normalised":
             self.normalise = nn.Sequential(self.normalise, CODE_ACTIVATIONS["normalised"](k))
 
     def encode(self, x: Tensor) -> Tensor:
         return self.code(self.stages(x).flatten(1)).float()  # codes are float32 also in mixed precision
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Pictures (B, C, H, W) and their noise (B, k), if the code has noise -> codes (B, k)."""
         if self.symmetric:
             both_codes = self.encode(torch.cat([x, x.flip(3)]))
             plain, mirrored = both_codes.view(2, x.shape[0], -1).unbind(
@@ -176,6 +183,11 @@ class Privatizer(nn.Module):
             z = self.normalise((plain + mirrored) / 2)
         else:
             z = self.normalise(self.encode(x))
+        if self.clip is not None:
+            z = z.clamp(-self.clip, self.clip)
+            if noise is None:
+                return z
+            z = z + noise
         return round_to(z, self.step) if self.step else z
 
 

@@ -22,11 +22,13 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.data.registry import RESIZED
 from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_black_box, open_encoder
 from cpgan_ray.evaluation.encoders.opening import open_program
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
+from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
@@ -78,6 +80,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         projection(dataset, components=DEFAULT_COMPONENTS)
         limit = None if target.config else job.encoder.max_numbers or None
         codes = encode_all(encoder, dataset, config.attacks, max_numbers=limit)
+    codes, channel = released_codes(target, codes, dataset, seed=config.seed, stochastic=job.encoder.stochastic)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
     logits = head_logits(target, codes, dataset, config, job.encoder)
     curves = read_curves(target.folder / "metrics.jsonl") if target.folder else {}
@@ -87,7 +90,9 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         connect(config.runtime)
     tags = {"attacked": target.run_id or str(target.program or target.name)}
     new_tracker = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
-    context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
+    context = EvaluationContext(
+        dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels, channel=channel
+    )
     description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
         "attacked": encoder.description(),
         "client": client_of_run(config, codes, dataset)
@@ -122,6 +127,21 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     summary |= {"split": "final" if job.final else "test"}
     summary |= {"passed": not failures, "seconds": round(time.perf_counter() - started, 1)}
     return GateResult(summary, failures)
+
+
+def released_codes(target: Target, codes: Codes, dataset: Dataset, *, seed: int, stochastic: bool = False) -> tuple[Codes, Channel]:
+    """The codes that the target releases, from those that its encoder returns; and how they are released. The noise of a stochastic
+    release is no part of an exported program.
+
+    stochastic: whether an encoder that is no run is declared to draw random numbers.
+    """
+    release = target.config.privatizer if target.config else target.release
+    if release is None:
+        return codes, Channel(random=stochastic)
+    if not release.noise:
+        return codes, Channel.of_privatizer(release, clean=None)
+    noisy = noisy_codes(codes, dataset, noise=release.noise, step=release.quantization_step, seed=seed)
+    return noisy, Channel.of_privatizer(release, clean=codes["test"])
 
 
 def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str, ...]:

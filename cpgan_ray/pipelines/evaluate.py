@@ -124,7 +124,12 @@ def evaluate_codes(
         "references": reference_rows(result, undefended),
         "alice": alice_answers(undefended) if undefended else None,
         "threat_model": threat_model(context, queries=attacked["queries"] if attacked.get("black_box") else None),
-        "limits": limits(context.dataset, stochastic=attacked.get("stochastic", False), reduced=bool(attacked.get("reduced_to"))),
+        "limits": limits(
+            context.dataset,
+            stochastic=attacked.get("stochastic", False),
+            reduced=bool(attacked.get("reduced_to")),
+            noisy=bool(context.channel.noise),
+        ),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     if against is not None:

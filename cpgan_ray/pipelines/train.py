@@ -25,6 +25,7 @@ from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store, task_of
 from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.report.report import alice_answers, degeneracy_reasons, read_strongest_attack
@@ -172,7 +173,15 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     pictures = dataset.test.take(np.arange(2)).transpose(0, 3, 1, 2).copy()
     tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2].copy()})
     evaluated = evaluate_codes(
-        EvaluationContext(dataset, outcome.codes, config.attacks, config.seed, trained_against(config), config.data.labels),
+        EvaluationContext(
+            dataset,
+            outcome.codes,
+            config.attacks,
+            config.seed,
+            trained_against(config),
+            config.data.labels,
+            channel=Channel.of_privatizer(config.privatizer, clean=outcome.clean),
+        ),
         runtime=config.runtime,
         logits=outcome.logits,
         description=describe_run(config)

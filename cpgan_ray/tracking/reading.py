@@ -223,6 +223,8 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
         label_floor_r2=metrics.get("privacy/label_floor_r2"),
         answers_floor_r2=metrics.get("privacy/answers_floor_r2"),
         **client,
+        bits=metrics.get("code/bits", metrics.get("code/bits_raw")),
+        val_bits=metrics.get("code/val_bits", metrics.get("code/bits_raw")),
         seconds=metrics.get("time/total_s"),
         run_id=run.info.run_id,
         method=method,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cpgan_ray.common.noise import noise_of
 from cpgan_ray.common.process import autocast, compile_networks, torch_stream
 from cpgan_ray.common.registry import remember
 from cpgan_ray.common.types import Metrics
@@ -75,6 +76,11 @@ def gradient_norms(utility_grads: Sequence[Tensor], leaves: Sequence[Tensor]) ->
     return {name: float(torch.cat([g.flatten() for g in grads]).norm()) for name, grads in parts}
 
 
+def inputs_of(x: Tensor, noise: Tensor | None) -> tuple[Tensor, ...]:
+    """The arguments of a privatizer."""
+    return (x,) if noise is None else (x, noise)
+
+
 class Defender:
     """Minimises L_U + privacy_weight * P over the privatizer, and L_U over the utility head.
 
@@ -123,20 +129,22 @@ class Defender:
         if config.runtime.compile:
             compile_networks(privatizer, head)
 
-    def release(self, x: Tensor, *, ahead: bool = False) -> Tensor:
+    def release(self, x: Tensor, *, noise: Tensor | None = None, ahead: bool = False) -> Tensor:
         """Codes (B, k) of pictures (B, C, H, W), detached; their graph is kept for `step`.
+
+        noise: of the codes, (B, k); None if they have none.
 
         With `ahead` earlier codes stay pending: `utility` and `step` use the oldest. The parameters will have changed by the time
         of the step, so the graph contains copies of them; the batch statistics are the encoder's own.
         """
-        encoder = self.net.train()["privatizer"]
+        encoder, inputs = self.net.train()["privatizer"], inputs_of(x, noise)
         with autocast(self.device, self.config.precision):
             if ahead:
                 copies = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in encoder.named_parameters()}
-                pending = Pending(functional_call(encoder, copies, (x,)), copies)
+                pending = Pending(functional_call(encoder, copies, inputs), copies)
             else:
                 self.pending.clear()
-                pending = Pending(self.wrapped["privatizer"](x))
+                pending = Pending(self.wrapped["privatizer"](*inputs))
         self.pending.append(pending)
         return pending.code.detach()
 
@@ -207,18 +215,19 @@ class Defender:
         assert isinstance(net, nn.ModuleDict)
         if self.pictures is not None and norm_layers(net):
             refresh_statistics(net["privatizer"], self.pictures())
-            refresh_statistics(net["head"], (net["privatizer"](x) for x in self.pictures()))
+            parts = (inputs_of(x, self.noise(len(x), "statistics", i)) for i, x in enumerate(self.pictures()))
+            refresh_statistics(net["head"], (net["privatizer"](*inputs) for inputs in parts))
         return net
 
     @torch.no_grad()
-    def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, k) and logits (B, num_logits) of the released weights."""
+    def codes(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes (B, k) and logits (B, num_logits) of the released weights. noise: see `release`."""
         net = self.released
-        z = net["privatizer"](x)
+        z = net["privatizer"](*inputs_of(x, noise))
         return z, net["head"](z)
 
     @torch.no_grad()
-    def current_codes(self, x: Tensor) -> Tensor:
+    def current_codes(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Codes (B, k) as in a release of the current weights, with batch statistics. Changes no state."""
         encoder = self.net["privatizer"].train()
         norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -227,10 +236,17 @@ class Defender:
             for norm in norms:
                 norm.momentum = 0.0
             with autocast(self.device, self.config.precision):
-                return encoder(x)
+                return encoder(*inputs_of(x, noise))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+    def noise(self, num_rows: int, *path: str | int) -> Tensor | None:
+        """The noise of one use of `num_rows` codes (B, k), by name; None if the codes have none."""
+        if not (noise := self.config.privatizer.noise):
+            return None
+        drawn = noise_of(self.config.seed, *path, shape=(num_rows, self.config.k), noise=noise)
+        return torch.from_numpy(drawn).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next step depends on. No codes may be pending."""

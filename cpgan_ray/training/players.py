@@ -18,7 +18,7 @@ from cpgan_ray.common.types import Batch, Feedback, Metrics, Outcome, Release
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_frequencies, load, majority_logits, task_of
 from cpgan_ray.data.batching import consecutive_batch, pictures, representative_rows, rounds_per_epoch, training_batch
-from cpgan_ray.data.code_sets import EVALUATION_BLOCK, CodeSet, code_sets
+from cpgan_ray.data.code_sets import DRAWS, EVALUATION_BLOCK, CodeSet, code_sets
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.models.export import export_programs
@@ -71,10 +71,16 @@ class PrivatizerWorker:
         batch = training_batch(round, self.dataset, self.config)
         x, count = to_input(pictures(self.dataset.train, self.local_part(batch)), self.device), len(batch.rows)
         x = corrupt_inputs(x, self.config, round=round, num_rows=count, local=self.peers.local_slice(count))
-        z = self.peers.gather(self.defender.release(x, ahead=ahead), count)
+        noise = self.noise(count, round)
+        z = self.peers.gather(self.defender.release(x, noise=noise, ahead=ahead), count)
         if not bool(torch.isfinite(z).all()):
             raise FloatingPointError(f"the privatizer's codes are not finite in round {round}: lower the learning rates")
         return Release(round=round, batch=batch, z=z.cpu().numpy())
+
+    def noise(self, num_rows: int, *path: str | int) -> Tensor | None:
+        """The noise of this peer's part of `num_rows` codes, drawn for all of them; None if the codes have none."""
+        noise = self.defender.noise(num_rows, *path)
+        return None if noise is None else noise[self.peers.local_slice(num_rows)]
 
     def local_part(self, batch: Batch) -> Batch:
         """The rows of a batch that belong to this peer."""
@@ -121,23 +127,37 @@ class PrivatizerWorker:
         for start, stop in pairwise(edges.tolist()):
             block = consecutive_batch(start, stop)
             local = self.split(split).take(self.local_part(block).rows)
-            z = self.peers.gather(self.defender.current_codes(to_input(local, self.device)), len(block.rows))
+            noise = self.noise(len(block.rows), "epoch", split, round, start)
+            z = self.peers.gather(self.defender.current_codes(to_input(local, self.device), noise), len(block.rows))
             yield Release(round=round, batch=block, z=z.cpu().numpy(), split=split)
 
-    def encode(self, block: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Codes and logits of pictures (B, H, W, C), by the released weights."""
-        z, logits = self.defender.codes(to_input(block[self.peers.local_slice(len(block))], self.device))
+    def encode(self, block: np.ndarray, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes and logits of pictures (B, H, W, C), by the released weights. noise: of all codes, (B, k)."""
+        local = self.peers.local_slice(len(block))
+        part = None if noise is None else noise[local]
+        z, logits = self.defender.codes(to_input(block[local], self.device), part)
         return self.peers.gather(z, len(block)), self.peers.gather(logits, len(block))
 
     def codes(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Codes (N, k) and logits (N, num_logits) of a set, see `code_sets`."""
-        parts = [self.encode(block) for block in self.code_sets()[name].blocks()]
+        code_set = self.code_sets()[name]
+        noise = self.defender.noise(len(code_set), name)
+        starts = range(0, len(code_set), EVALUATION_BLOCK)
+        noises = [None if noise is None else noise[start : start + EVALUATION_BLOCK] for start in starts]
+        parts = [self.encode(block, part) for block, part in zip(code_set.blocks(), noises, strict=True)]
         z, logits = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return z, logits
 
     def code_sets(self) -> dict[str, CodeSet]:
         """The sets whose codes the attacks need."""
-        return code_sets(self.dataset, attacks=self.config.attacks, k=self.config.k)
+        draws = DRAWS if self.config.privatizer.noise else 1
+        return code_sets(self.dataset, draws=draws, attacks=self.config.attacks, k=self.config.k)
+
+    def clean_codes(self) -> np.ndarray | None:
+        """The codes (N, k) of `test` before noise and rounding; None if they have no noise."""
+        if not self.config.privatizer.noise:
+            return None
+        return torch.cat([self.encode(block)[0] for block in self.code_sets()["test"].blocks()]).cpu().numpy()
 
     def sample(self, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For `train` and `val`: at most `count` rows (n,), evenly spaced over the split, and their codes (n, k)."""
@@ -146,7 +166,8 @@ class PrivatizerWorker:
             split = self.split(name)
             rows = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
             blocks = np.array_split(rows, -(-len(rows) // EVALUATION_BLOCK))
-            parts = [self.encode(split.take(block))[0] for block in blocks]
+            noises = [self.defender.noise(len(block), "sample", name, i) for i, block in enumerate(blocks)]
+            parts = [self.encode(split.take(block), noise)[0] for block, noise in zip(blocks, noises, strict=True)]
             codes[name] = (rows, torch.cat(parts).cpu().numpy())
         return codes
 
@@ -157,7 +178,8 @@ class PrivatizerWorker:
         train = self.dataset.train
         first, shape = self.peers.rank == 0, train.image_shape
         programs = export_programs(self.defender.released, k=self.config.k, image_shape=shape, dtype=train.dtype) if first else {}
-        return Outcome(codes=codes, logits={name: logits for name, (_, logits) in evaluated.items()}, programs=programs)
+        logits = {name: logits for name, (_, logits) in evaluated.items()}
+        return Outcome(codes=codes, logits=logits, programs=programs, clean=self.clean_codes())
 
     def utility_metrics(self, split: str, logits: np.ndarray) -> Metrics:
         """Loss and accuracies, averaged over the labels, for logits (N, num_logits) of a split."""

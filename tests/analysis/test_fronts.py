@@ -216,7 +216,7 @@ def test_objective_balanced_accuracy_is_used_everywhere(tmp_path):
         trial(32, accuracy=0.85, r2=0.3, balanced_accuracy=0.7, val_balanced_accuracy=0.7, dead_labels=3, **balanced),
         trial(weight=0, control=True, accuracy=0.92, r2=0.6, balanced_accuracy=0.9, **balanced),
     ]
-    assert reference_point(trials, "balanced_accuracy") == (0.5, 1.0)
+    assert reference_point(trials, "balanced_accuracy") == Reference(0.5)
     settings = points(trials, objective="balanced_accuracy")
     assert [p.setting["k"] for p in front(settings, Reference(0.5))] == [32]
     values = write(trials, tmp_path, objective="balanced_accuracy", min_accuracy=0.65)
@@ -236,8 +236,8 @@ def test_objective_balanced_accuracy_is_used_everywhere(tmp_path):
         "smallest validation R2 among settings with validation balanced accuracy >= 0.65",
     )
     lines = table(settings, Reference(0.5)).splitlines()
-    assert [lines[0].split("|")[i].strip() for i in (4, 7)] == ["balanced accuracy", "dead labels"]
-    assert "0.700 [0.600, 0.800] |        0.300 |               |           3" in lines[3]
+    assert [lines[0].split("|")[i].strip() for i in (4, 8)] == ["balanced accuracy", "dead labels"]
+    assert "0.700 [0.600, 0.800] |        0.300 |               |      |           3" in lines[3]
     assert "R2 at balanced accuracy 0.800" in measures_table(values)
     assert "not reached" in measures_table(values)
 
@@ -411,7 +411,7 @@ def test_meets_bounds_compares_the_far_ends_of_the_intervals():
 
 
 def test_reference_point_is_majority_accuracy_and_full_recovery():
-    assert reference_point([trial(), trial(majority_accuracy=None)]) == (0.8, 1.0)
+    assert reference_point([trial(), trial(majority_accuracy=None)]) == Reference(0.8)
     assert reference_point([trial(majority_accuracy=None)]) is None
 
 
@@ -592,11 +592,58 @@ def test_table_is_aligned_markdown_sorted_by_r2():
     text = table(points([trial(128, accuracy=0.9, r2=0.3), trial(16, 0.25, r2=0.05, strongest_r2_low=0.04, strongest_r2_high=0.06),
                          trial(64, accuracy=0.7, r2=0.2)]), REFERENCE)  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "multiply-adds", "dead labels", "front"]
+    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "multiply-adds", "bits", "dead labels", "front"]
     assert rows[2:] == [
-        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "", "*"],
-        ["64", "1", "1", "0.700", "0.200", "", "", ""],
-        ["128", "1", "1", "0.900", "0.300", "", "", "*"],
+        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "", "", "*"],
+        ["64", "1", "1", "0.700", "0.200", "", "", "", ""],
+        ["128", "1", "1", "0.900", "0.300", "", "", "", "*"],
     ]
     assert len({len(line) for line in text.splitlines()}) == 1
     assert "method" in table(points([trial(), trial(method="noise")]), REFERENCE)
+
+
+# ------------------------------------------------------------------------------------------------------------------- bits
+
+SOLID = Reference(0.8, bits=100.0)
+
+
+def test_hypervolume_of_one_point_with_bits_is_that_of_a_polytope():
+    (point,) = points([trial(accuracy=0.9, r2=0.0, bits=0.0)])
+    assert hypervolume([point], SOLID) == pytest.approx(0.1)  # private, useful and free: all of the box
+    (point,) = points([trial(accuracy=0.9, r2=1.0, bits=100.0)])
+    assert hypervolume([point], SOLID) == pytest.approx(0.1 / 3)  # a pyramid on a square of 1
+
+
+def test_front_with_bits_keeps_what_only_the_bits_are_better_in():
+    short = trial(k=8, accuracy=0.85, r2=0.4, bits=10.0)
+    long = trial(k=64, accuracy=0.86, r2=0.1, bits=100.0)
+    worse = trial(k=32, accuracy=0.84, r2=0.45, bits=90.0)
+    found = points([short, long, worse])
+    assert [p.setting["k"] for p in front(found, REFERENCE)] == [64]
+    assert [p.setting["k"] for p in front(found, SOLID)] == [64, 8]
+
+
+def test_hypervolume_with_bits_does_not_fall_with_another_point():
+    rng = np.random.default_rng(0)
+    trials = [
+        trial(k=i + 1, accuracy=float(a), r2=float(r), bits=float(b))
+        for i, (a, r, b) in enumerate(rng.uniform([0.79, 0, 1], [0.9, 1, 100], (12, 3)))
+    ]
+    volumes = [hypervolume(points(trials[:n]), SOLID) for n in range(len(trials) + 1)]
+    assert volumes[0] == 0
+    assert all(b >= a - 1e-9 for a, b in zip(volumes, volumes[1:], strict=False))
+
+
+def test_points_of_unknown_length_are_on_no_front_with_bits():
+    found = points([trial(accuracy=0.9, r2=0.1)])
+    assert front(found, SOLID) == []
+    assert reference_point([trial(bits=7.0), trial(bits=9.0)], bits=True) == Reference(0.8, bits=9.0)
+
+
+def test_write_with_bits_has_the_length_in_every_file(tmp_path):
+    trials = [trial(k=8, accuracy=0.85, r2=0.4, bits=10.0), trial(k=64, accuracy=0.86, r2=0.1, bits=100.0)]
+    values = write(trials, tmp_path, bits=True)
+    assert values["reference_point"] == {"accuracy": 0.8, "strongest_r2": 1.0, "bits": 100.0}
+    assert len(values["front"]) == 2
+    assert "bits" in (tmp_path / "frontier.csv").read_text().splitlines()[0].split(",")
+    assert "| 100.0 |" in table(points(trials), reference_point(trials, bits=True)).replace("  ", " ")

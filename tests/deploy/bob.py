@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cpgan_ray.common.codec import BytesError
 from cpgan_ray.deploy.answers import probabilities
 from cpgan_ray.deploy.bundle import Bundle
-from cpgan_ray.deploy.codec import BytesError
 from cpgan_ray.deploy.message import read_message
 from tests.deploy.bundles import expected_logits
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpgan_ray.common.codec import codec_of
 from cpgan_ray.config import PrivatizerConfig, UtilityConfig
 from cpgan_ray.deploy.bundle import BUNDLE_REPORT, CODEC, HEAD, PRIVATIZER, RUN_REPORT, Bundle
-from cpgan_ray.deploy.codec import codec_of
 from cpgan_ray.deploy.manifest import FORMAT, Label, Preprocessing
 from cpgan_ray.deploy.onnx_export import onnx_model
 from cpgan_ray.deploy.writing import as_bytes, with_manifest

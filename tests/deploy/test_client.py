@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cpgan_ray.common.codec import codec_of
 from cpgan_ray.deploy import client as client_module
 from cpgan_ray.deploy.answers import is_answer, probabilities
-from cpgan_ray.deploy.bundle import Bundle
+from cpgan_ray.deploy.bundle import CODEC, Bundle, read_bundle
 from cpgan_ray.deploy.client import Client, main
 from cpgan_ray.deploy.connection import Connection, ServiceError
 from cpgan_ray.deploy.message import CONTENT_TYPE, HEADER, read_message
+from cpgan_ray.deploy.writing import as_bytes
 from cpgan_ray.errors import InputError
 from tests.deploy.bob import KEY, Bob, serve
-from tests.deploy.bundles import LABELS, SIDE, expected_logits, smooth_pictures
+from tests.deploy.bundles import LABELS, SIDE, expected_logits, remake, smooth_pictures, write
 
 ROOT = Path(__file__).parents[2]
 PICTURES = list(smooth_pictures(5, (3, SIDE, SIDE), seed=1))
@@ -314,3 +316,44 @@ def test_service_that_is_not_there_fails_with_one_line(bundle, tmp_path, capsys)
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         assert main([str(bundle.path), url, str(tmp_path / "a.png"), "--timeout-s", "1"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------- noise
+
+NOISY = {"format": 2, "noise": {"kind": "gaussian", "std": 0.7, "clip": 1.0}}
+
+
+def noisy_client(files: dict[str, bytes], folder: Path) -> Client:
+    return Client(read_bundle(write(folder, remake(files, **NOISY))))
+
+
+def test_codes_of_a_noisy_bundle_differ_each_time(bundle_files, tmp_path):
+    client = noisy_client(bundle_files, tmp_path / "noisy")
+    first, second = client.encode(PICTURES[:1]), client.encode(PICTURES[:1])
+    assert first != second
+
+
+def test_noise_of_a_client_has_the_distribution_of_the_manifest(bundle_files, bundle, tmp_path):
+    k, step = bundle.manifest.k, bundle.codec.step
+    wide = codec_of(np.repeat(np.linspace(-8, 8, 50, dtype=np.float32)[:, None], k, axis=1), step=step)
+    client = noisy_client(bundle_files | {CODEC: as_bytes(wide.as_json())}, tmp_path / "noisy")
+    y = np.clip(Client(bundle).codes(PICTURES[:1] * 400), -1, 1)
+    difference = client.codes(PICTURES[:1] * 400) - y
+    assert difference.mean() == pytest.approx(0, abs=0.05)
+    assert difference.std() == pytest.approx((0.7**2 + step**2 / 12) ** 0.5, rel=0.05)
+    assert abs(np.corrcoef(difference.T) - np.eye(k)).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 1, "noise": NOISY["noise"]}, "format 2, and only that, has noise"),
+        ({"format": 2}, "format 2, and only that, has noise"),
+        ({"format": 2, "noise": {"kind": "laplace", "std": 1, "clip": 1}}, "noise is of an unknown kind"),
+        ({"format": 2, "noise": {"kind": "gaussian", "std": 0, "clip": 1}}, "noise.std is not a positive number"),
+        ({"format": 2, "noise": {"kind": "gaussian", "std": 1}}, "noise.clip is not a positive number"),
+    ],
+)
+def test_bundle_with_damaged_noise_is_refused(bundle_files, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        read_bundle(write(tmp_path / "noisy", remake(bundle_files, **changes)))

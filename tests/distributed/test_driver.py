@@ -342,3 +342,13 @@ def test_connect_ignores_a_cluster_of_another_user_on_this_machine():
 def test_connect_when_already_connected_keeps_the_cluster():
     connect(RuntimeConfig(address="nowhere:1"))
     assert ray.cluster_resources()["CPU"] == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_game_with_noise_is_bit_identical(tiny, differing):
+    config = tiny("ridge", changes={"privatizer.noise": 0.5, "privatizer.quantization_step": 0.5})
+    local = play_in_process(config, threads=1)
+    expected = play_all(local)
+    with RayGame(on_ray(config)) as game:
+        assert untimed(play_all(game)) == untimed(expected)
+        assert differing(local.weights(), game.weights()) == []

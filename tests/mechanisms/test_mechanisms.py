@@ -14,10 +14,11 @@ from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
 from cpgan_ray.config.presets import for_comparison, preset
 from cpgan_ray.data import Dataset, load, store, task_of
 from cpgan_ray.data.batching import pictures, representative_rows, training_batch
+from cpgan_ray.data.code_sets import DRAWS
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms import MECHANISMS, games
-from cpgan_ray.mechanisms.base import DRAWS, Encode, samples, train_classifier
+from cpgan_ray.mechanisms.base import Encode, samples, train_classifier
 from cpgan_ray.mechanisms.games import feature_length
 from cpgan_ray.mechanisms.noise import draw_noise
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cpgan_ray.cli import find_target, parse_export
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.config import (
     Config,
     DataConfig,
@@ -38,7 +39,6 @@ from cpgan_ray.deploy.bundle import (
     read_bundle,
 )
 from cpgan_ray.deploy.client import Client
-from cpgan_ray.deploy.codec import LevelCodec
 from cpgan_ray.deploy.manifest import Preprocessing
 from cpgan_ray.deploy.message import read_message
 from cpgan_ray.deploy.sessions import open_session

@@ -38,7 +38,7 @@ from cpgan_ray.pipelines.train import RunContext, train
 from cpgan_ray.pipelines.tune.job import concurrency, guess_utility, search, trial_sizes
 from cpgan_ray.pipelines.tune.networks import build, ensure_buildable
 from cpgan_ray.pipelines.tune.progress import front_measures
-from cpgan_ray.pipelines.tune.proposals import Proposals, optuna_sampler, proposals
+from cpgan_ray.pipelines.tune.proposals import Proposals, TimeBudget, optuna_sampler, proposals
 from cpgan_ray.pipelines.tune.trial import trial_config, trial_name
 from cpgan_ray.tracking import read_trials
 from cpgan_ray.training.game import play_in_process
@@ -121,8 +121,51 @@ def test_proposals_report_mean_over_seeds_to_optuna():
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
 
 
+def test_proposals_with_bits_report_three_objectives_to_optuna():
+    job = job_over("k", num_samples=1, objectives=("accuracy", "r2", "bits"), train_undefended=False)
+    proposed, _ = proposals_of(job)
+    proposed.suggest("trial 0")
+    proposed.on_trial_complete("trial 0", {"val_accuracy": 0.9, "val_r2": 0.4, "val_bits": 32.0})
+    assert proposed.sampler is not None
+    study: optuna.Study = proposed.sampler._ot_study
+    assert study.trials[0].values == pytest.approx([0.9, 0.4, 32.0])
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+
+
+def test_proposals_end_with_the_time_budget(monkeypatch):
+    proposed, _ = proposals_of(job_over("k", num_samples=3, searcher="random"))
+    budget = TimeBudget()
+    monkeypatch.setattr("cpgan_ray.pipelines.tune.proposals.TIME_BUDGET", budget)
+    budget.start(1000.0)
+    assert proposed.suggest("trial 0") != Searcher.FINISHED
+    budget.start(0.0)
+    assert proposed.suggest("trial 1") == Searcher.FINISHED
+    budget.start(None)
+    assert proposed.suggest("trial 1") != Searcher.FINISHED
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2h", 7200.0), ("90m", 5400.0), ("3600s", 3600.0), ("1.5h", 5400.0), (None, None)])
+def test_time_budget_of_a_text_is_in_seconds(text, seconds):
+    assert job_over("k", time_budget=text).time_budget_s == seconds
+
+
+@pytest.mark.parametrize("text", ["2", "h", "-1h", "2 h", "1d", "0s", "1e3s", "nan"])
+def test_time_budget_that_is_none_is_refused(text):
+    with pytest.raises(InputError, match=r"time_budget is .*2h"):
+        job_over("k", time_budget=text)
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [(), ("r2",), ("accuracy",), ("accuracy", "bits"), ("accuracy", "balanced_accuracy", "r2"), ("bits", "accuracy", "r2")],
+)
+def test_objectives_without_a_utility_and_r2_are_refused(objectives):
+    with pytest.raises(InputError, match="--objectives accuracy r2 bits"):
+        job_over("k", objectives=objectives)
+
+
 def test_proposals_of_balanced_accuracy_use_it():
-    proposed, _ = proposals_of(job_over("k", num_samples=1, objective="balanced_accuracy", train_undefended=False))
+    proposed, _ = proposals_of(job_over("k", num_samples=1, objectives=("balanced_accuracy", "r2"), train_undefended=False))
     proposed.suggest("trial 0")
     proposed.on_trial_complete("trial 0", {"val_accuracy": 0.9, "val_balanced_accuracy": 0.6, "val_r2": 0.4})
     assert proposed.sampler is not None
@@ -135,7 +178,7 @@ def test_guess_utility_is_that_of_the_objective(tiny):
     task = task_of(dataset, config.data.labels)
     y, majority = task.answers(dataset.val), task.answers(dataset.train).mean(axis=0) > 0.5
     assert guess_utility(dataset, job_over("k", config=config)) == pytest.approx((y == majority).mean())
-    assert guess_utility(dataset, job_over("k", config=config, objective="balanced_accuracy")) == 0.5
+    assert guess_utility(dataset, job_over("k", config=config, objectives=("balanced_accuracy", "r2"))) == 0.5
 
 
 def test_front_measures_have_r2_only_with_a_control():

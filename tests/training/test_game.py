@@ -17,6 +17,7 @@ from cpgan_ray.data.batching import batch, pictures
 from cpgan_ray.data.code_sets import set_batch
 from cpgan_ray.data.pca import scale
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.training.game import Game, play_in_process
 from cpgan_ray.training.inputs import to_input
 from cpgan_ray.training.players import AdversaryWorker, PrivatizerWorker
@@ -558,3 +559,33 @@ def test_trained_privatizer_leaks_less_than_an_undefended_one(tiny):
         return 1 - float((errors**2).mean() / ((x_val - mean) ** 2).mean())
 
     assert recovered_r2(5.0) < recovered_r2(0.0) - 0.1
+
+
+NOISE = {"privatizer.noise": 0.5, "privatizer.noise_clip": 2.0, "privatizer.quantization_step": 0.25}
+
+
+def test_noisy_game_played_twice_is_identical_and_has_noise(tiny, differing):
+    config = tiny("ridge", changes=NOISE)
+    (game, played), (again, replayed) = play_all(config), play_all(config)
+    assert differing(game.weights(), again.weights()) == []
+    assert untimed(played) == untimed(replayed)
+    outcome = game.privatizer.outcome()
+    assert outcome.clean is not None
+    assert np.abs(outcome.clean).max() <= 2
+    noise = outcome.codes["test"] - outcome.clean
+    assert noise.std() == pytest.approx((0.5**2 + 0.25**2 / 12) ** 0.5, rel=0.1)
+    np.testing.assert_allclose(outcome.codes["test"] / 0.25, np.rint(outcome.codes["test"] / 0.25), atol=1e-3)
+    draws = [outcome.codes[name] for name in ("train", "train_draw1", "train_draw2", "train_draw3")]
+    assert np.corrcoef([(z - draws[0]).ravel() for z in draws[1:]])[0, 1] == pytest.approx(0.5, abs=0.15)
+    np.testing.assert_array_equal(
+        noisy_codes({"test": outcome.clean}, game.privatizer.dataset, noise=0.5, step=0.25, seed=config.seed)["test"],
+        np.rint(outcome.codes["test"] / np.float32(0.25)) * np.float32(0.25),
+    )
+
+
+def test_noise_of_a_round_does_not_depend_on_earlier_rounds(tiny):
+    config = tiny("ridge", changes=NOISE)
+    first, second = (PrivatizerWorker(config, threads=1) for _ in range(2))
+    first.release(0)
+    np.testing.assert_array_equal(first.noise(8, 3), second.noise(8, 3))
+    assert not np.array_equal(first.noise(8, 3), first.noise(8, 4))

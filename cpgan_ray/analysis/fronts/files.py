@@ -41,6 +41,7 @@ def write(
     max_r2: float | None = None,
     min_accuracy: float | None = None,
     max_multiply_adds: float | None = None,
+    bits: bool = False,
     command: Command | None = None,
     chosen: Recommendation | None = None,
     control_utility: float | None = None,
@@ -48,7 +49,8 @@ def write(
     """Write `frontier.json`, `frontier.csv` (one row per trial) and `frontier.png`, each atomically. Returns the values of
     `frontier.json`.
 
-    max_r2, min_accuracy, max_multiply_adds: bounds of `recommend`; command: used for the command of the recommended setting;
+    max_r2, min_accuracy, max_multiply_adds: bounds of `recommend`; bits: whether bits on the wire are an objective;
+    command: used for the command of the recommended setting;
     chosen: a recommendation by another rule than that of `recommend`; control_utility: of the undefended control, if it is not
     among the trials.
     """
@@ -64,11 +66,13 @@ def write(
         text = command(chosen.point.setting, chosen.point.seeds[0]) if command else None
         met = meets_bounds(chosen.point, max_r2=max_r2, min_accuracy=min_accuracy)
         recommended = row(chosen.point) | {"rule": chosen.rule, "meets_bounds": met, "command": text}
-    values = as_json(trials, objective=objective, recommended=recommended, reason=reason, control_utility=control_utility)
+    values = as_json(
+        trials, objective=objective, recommended=recommended, reason=reason, control_utility=control_utility, bits=bits
+    )
     files = {
         "frontier.json": (json.dumps(values, indent=1, allow_nan=False) + "\n").encode(),
         "frontier.csv": as_csv(values).encode(),
-        "frontier.png": as_png(trials, objective=objective, recommended=chosen and chosen.point),
+        "frontier.png": as_png(trials, objective=objective, recommended=chosen and chosen.point, bits=bits),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -88,13 +92,14 @@ def as_json(
     recommended: Mapping[str, Any] | None,
     reason: str | None,
     control_utility: float | None = None,
+    bits: bool = False,
 ) -> dict[str, Any]:
     """All values of `frontier.json`. Unknown numbers, and those that are not finite, are None.
 
     recommended: the recommended setting; if it is None, `reason` says why; control_utility: of the undefended control, if it is not
     among the trials (see `utility_levels`).
     """
-    reference = reference_point(trials, objective)
+    reference = reference_point(trials, objective, bits=bits)
     settings = points(trials, objective=objective)
     best = front(settings, reference)
     on_front = {group_key(p) for p in best}
@@ -127,7 +132,7 @@ def as_json(
         "points": [row(p) | {"on_front": p in best} for p in settings],
         **measures(settings),
         "hypervolume_history": [] if reference is None else hypervolume_history(trials, reference, objective),
-        "reference_point": None if reference is None else {objective: reference.utility, "strongest_r2": reference.strongest_r2},
+        "reference_point": None if reference is None else reference_values(reference, objective),
         "label_floor_r2": mean(t.label_floor_r2 for t in trials),
         "answers": [row for row in map(own_answers, points(trials, objective=objective, control=True)) if row is not None],
         "majority_accuracy": mean(t.majority_accuracy for t in trials),
@@ -138,6 +143,12 @@ def as_json(
     if len(methods) > 1:
         values["methods"] = {method: measures(of_method) for method, of_method in methods.items()}
     return finite(values)
+
+
+def reference_values(reference: Reference, objective: Objective) -> dict[str, float]:
+    """The reference by the names of the outcomes; bits only if they are an objective."""
+    values = {objective: reference.utility, "strongest_r2": reference.strongest_r2}
+    return values if reference.bits is None else values | {"bits": reference.bits}
 
 
 def own_answers(control: Point) -> dict[str, Any] | None:
@@ -182,7 +193,17 @@ def table(points: Sequence[Point], reference: Reference | None) -> str:
     best = front(points, reference)
     utility = NAMES[points[0].objective] if points else NAMES["accuracy"]
     output = PrettyTable(
-        [*(["method"] if methods else []), *names, "seeds", utility, "strongest R2", "multiply-adds", "dead labels", "front"]
+        [
+            *(["method"] if methods else []),
+            *names,
+            "seeds",
+            utility,
+            "strongest R2",
+            "multiply-adds",
+            "bits",
+            "dead labels",
+            "front",
+        ]
     )
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
@@ -195,6 +216,7 @@ def table(points: Sequence[Point], reference: Reference | None) -> str:
                 with_interval(p.utility, p.utility_low, p.utility_high),
                 with_interval(p.strongest_r2, p.strongest_r2_low, p.strongest_r2_high),
                 "" if p.multiply_adds is None else f"{p.multiply_adds:,.0f}",
+                "" if p.bits is None else f"{p.bits:,.1f}",
                 "" if p.dead_labels is None else f"{p.dead_labels:.3g}",
                 "degenerate" if p.degenerate else "*" if p in best else "",
             ]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cpgan_ray.analysis.fronts.solid import solid
 from cpgan_ray.analysis.fronts.trials import Point, Trial, group_key, mean_point, scored, setting_key
 from cpgan_ray.config import Objective
 from cpgan_ray.errors import InputError
@@ -32,10 +33,12 @@ SHARES = (0.25, 0.5, 0.75, 0.9)
 
 
 class Reference(NamedTuple):
-    """The worst outcome that counts: the utility of the guess on the test split (see `guess_utility`), and R2 of 1."""
+    """The worst outcome that counts: the utility of the guess on the test split (see `guess_utility`), and R2 of 1; with bits as an
+    objective also the longest code."""
 
     utility: float
     strongest_r2: float = 1.0
+    bits: float | None = None
 
 
 def guess_utility(trial: Trial, objective: Objective) -> float | None:
@@ -44,10 +47,12 @@ def guess_utility(trial: Trial, objective: Objective) -> float | None:
     return trial.majority_accuracy if objective == "accuracy" else trial.majority_balanced_accuracy
 
 
-def reference_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Reference | None:
-    """The largest utility of the guess that any trial reports; None if no trial reports it."""
+def reference_point(trials: Sequence[Trial], objective: Objective = "accuracy", *, bits: bool = False) -> Reference | None:
+    """The largest utility of the guess that any trial reports; None if no trial reports it. bits: whether bits on the wire are an
+    objective, with the longest code of any trial as the reference."""
     values = [value for t in trials if (value := guess_utility(t, objective)) is not None and math.isfinite(value)]
-    return Reference(max(values)) if values else None
+    lengths = [t.bits for t in trials if bits and t.bits is not None]
+    return Reference(max(values), bits=max(lengths, default=None)) if values else None
 
 
 def outcomes(points: Sequence[Point]) -> np.ndarray:
@@ -68,7 +73,7 @@ def hull(outcomes: np.ndarray, reference: Reference) -> tuple[np.ndarray, float]
     """
     from scipy.spatial import ConvexHull  # takes 0.2 s
 
-    guess, worst = reference
+    guess, worst = reference.utility, reference.strongest_r2
     r2, utility = np.clip(outcomes[:, 0], 0, None) / worst, outcomes[:, 1] - guess
     better = (utility > 0) & (r2 <= 1)
     nothing = np.array([[0.0, guess]])
@@ -86,12 +91,16 @@ def hull(outcomes: np.ndarray, reference: Reference) -> tuple[np.ndarray, float]
 
 
 def front(points: Sequence[Point], reference: Reference | None) -> list[Point]:
-    """The points that are vertices of the hull, sorted by R2, the most private first; empty without a reference.
+    """The points that are vertices of the hull (in three dimensions with bits as an objective), sorted by R2, the most private
+    first; empty without a reference.
 
     Points with equal outcomes are all on the front. Degenerate codes are left out.
     """
     if reference is None:
         return []
+    if reference.bits is not None:
+        best = solid(points, guess=reference.utility, bits=reference.bits)[0]
+        return sorted(best, key=lambda p: (max(p.strongest_r2, 0), p.utility, setting_key(p.setting)))
     vertices = hull(outcomes(points), reference)[0][1:]
     best = [
         p
@@ -102,7 +111,9 @@ def front(points: Sequence[Point], reference: Reference | None) -> list[Point]:
 
 
 def hypervolume(points: Sequence[Point], reference: Reference) -> float:
-    """Area between the hull and the reference; 0 without points."""
+    """Area between the hull and the reference, with bits as an objective the volume; 0 without points."""
+    if reference.bits is not None:
+        return solid(points, guess=reference.utility, bits=reference.bits)[1]
     return hull(outcomes(points), reference)[1]
 
 

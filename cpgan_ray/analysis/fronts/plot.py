@@ -34,10 +34,12 @@ HISTORY_HEIGHT = 2.2
 """Height of the hypervolume's panel, in inches."""
 
 
-def as_png(trials: Sequence[Trial], *, objective: Objective = "accuracy", recommended: Point | None = None) -> bytes:
+def as_png(
+    trials: Sequence[Trial], *, objective: Objective = "accuracy", recommended: Point | None = None, bits: bool = False
+) -> bytes:
     """Utility against the strongest fresh R2 of every setting, with the hull from (guess, R2 = 0) on; and the growth of the
     hypervolume."""
-    reference = reference_point(trials, objective)
+    reference = reference_point(trials, objective, bits=bits)
     legend_height = max(
         3.0, 1.2 + 0.45 * len(by_method(points(trials, objective=objective)))
     )  # inches; the legend has two lines per method
@@ -72,12 +74,13 @@ def draw_plane(
         best, colour = front(of_method, reference), colours[method]
         if reference is not None:  # the line begins at (guess, R2 = 0) and leaves the most useful point to the right
             vertices, volume = hull(outcomes(of_method), reference)
+            what = "hypervolume" if reference.bits is None else "area at any number of bits"
             name = f"hull of {figures.escape_dollars(shorten(method))}\n" if many else "hull "
             x, y = [*vertices[:, 0], FAR], [*vertices[:, 1], vertices[-1, 1]]
-            label = f"{name}(hypervolume {volume:.4f}{client_text(of_method)})"
+            label = f"{name}({what} {volume:.4f}{client_text(of_method)})"
             style = "--" if method.startswith(ANSWERS) else "-"
             ax.plot(x, y, style, color=colour if many else "black", linewidth=1.4, label=label, zorder=2)
-        for p, shade in zip(of_method, [colour] * len(of_method) if many else weight_colours(ax, of_method), strict=True):
+        for p, shade in zip(of_method, [colour] * len(of_method) if many else colours_of(ax, of_method, reference), strict=True):
             size = area(p, ks)
             draw_point(
                 ax, p, colour=shade, marker="o", size=size, zorder=(5 if p in best else 4) - size / 1000
@@ -153,19 +156,25 @@ def method_colours(trials: Sequence[Trial]) -> dict[str, str]:
     return dict(zip(dict.fromkeys(t.method for t in trials), cycle(METHODS), strict=False))
 
 
-def weight_colours(ax: Axes, points: Sequence[Point]) -> list[Any]:
-    """Colours by the privacy weight on a logarithmic scale, with a colour bar; a single colour if there are fewer than two
-    weights."""
-    weights = [number(p.setting.get("privacy_weight")) for p in points]
+def colours_of(ax: Axes, points: Sequence[Point], reference: Reference | None) -> list[Any]:
+    """Colours by the bits on the wire if they are an objective, else by the privacy weight."""
+    if reference is None or reference.bits is None:
+        return scale_colours(ax, [number(p.setting.get("privacy_weight")) for p in points], label="privacy weight")
+    return scale_colours(ax, [p.bits for p in points], label="bits on the wire")
+
+
+def scale_colours(ax: Axes, weights: Sequence[float | None], *, label: str) -> list[Any]:
+    """Colours by a number of each point on a logarithmic scale, with a colour bar; a single colour if there are fewer than two
+    positive numbers."""
     positive = sorted({w for w in weights if w is not None and w > 0})
     if len(positive) < 2:
-        return [METHODS[0]] * len(points)
+        return [METHODS[0]] * len(weights)
     shades = ScalarMappable(LogNorm(positive[0], positive[-1]), LinearSegmentedColormap.from_list("weights", SHADES))
     bar = ax.figure.colorbar(shades, ax=ax, location="top", aspect=50, pad=0.02)
     ticks = evenly_spaced_subset(positive, min_distance=0.11)
     bar.set_ticks(ticks, labels=[f"{w:.3g}" for w in ticks])
     bar.minorticks_off()
-    bar.set_label("privacy weight")
+    bar.set_label(label)
     return [figures.FLOOR if w is None or w <= 0 else shades.to_rgba(np.array(w)) for w in weights]
 
 

@@ -80,6 +80,10 @@ class Trial:
     """Time of the client's network for one sample on one thread of the machine that measured it."""
     client_bytes: float | None = None
     """Bytes that the client sends for a sample, before entropy coding."""
+    bits: float | None = None
+    """Mean bits of a code on the wire, on the test split: coded, or as it is if it has no coded length."""
+    val_bits: float | None = None
+    """The same on the validation split. Settings are chosen by it if bits are an objective."""
     seconds: float | None = None
     """Wall time, including attacks."""
     run_id: str | None = None
@@ -128,6 +132,8 @@ class Point:
     multiply_adds: float | None = None
     client_ms: float | None = None
     client_bytes: float | None = None
+    bits: float | None = None
+    val_bits: float | None = None
     method: str = ""
     degenerate: bool = False
     """Whether the code of any of its trials is degenerate."""
@@ -238,7 +244,7 @@ def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Po
         val_r2=average("val_r2"),
         majority_accuracy=average("majority_accuracy"),
         majority_balanced_accuracy=average("majority_balanced_accuracy"),
-        **{name: average(name) for name in ("answers_floor_r2", *CLIENT)},
+        **{name: average(name) for name in ("answers_floor_r2", *CLIENT, "bits", "val_bits")},
         degenerate=any(trial.degenerate is not None for trial in trials),
     )
 

@@ -11,6 +11,7 @@ from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.folders.records import ensure_complete, own_store, read_record
 from cpgan_ray.config.folders.runs import CONFIG, read_run_record
 from cpgan_ray.config.jobs import AttackJob, ExportJob
+from cpgan_ray.config.players import PrivatizerConfig
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
 
@@ -30,6 +31,7 @@ class Target:
     kept: bool = False  # whether `folder` is permanent: a download from MLflow is temporary
     head: Path | None = None  # the utility head's file
     data: DataConfig | None = None  # of the run that a bundle was exported from
+    release: PrivatizerConfig | None = None  # of a bundle: only its rounding, noise and clip
     black_box: str | None = None  # the command or the URL of an encoder that is no file
 
 

@@ -12,8 +12,8 @@ URL_NAMES = {PRIVATIZER: "privatizer", EVE: "eve", TWIN_PRIVATIZER: "twinPrivati
 
 
 def by_privacy(bundles: Sequence[Bundle]) -> list[Bundle]:
-    """The bundles that take pictures, by rising privacy weight."""
-    taken = [bundle for bundle in bundles if bundle.manifest.preprocessing.kind == "picture"]
+    """The bundles that take pictures, by rising privacy weight; without those of a noisy release: the page adds no noise."""
+    taken = [b for b in bundles if b.manifest.preprocessing.kind == "picture" and b.manifest.noise is None]
     return sorted(taken, key=lambda bundle: (number(bundle, "run", "privacy_weight") or 0.0, bundle.digest))
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from cpgan_ray.common.codec import BytesError, LevelCodec
 from cpgan_ray.common.json_files import parse_json
-from cpgan_ray.deploy.codec import BytesError, LevelCodec
 from cpgan_ray.deploy.message import CONTENT_TYPE, HEADER, VERSION, read_message
 from cpgan_ray.deploy.service.refusal import RefusedError
 from cpgan_ray.deploy.service.served import Catalogue, ServedBundle

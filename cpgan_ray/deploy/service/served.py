@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime
 
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.deploy.answers import probabilities
 from cpgan_ray.deploy.bundle import HEAD, Bundle
-from cpgan_ray.deploy.codec import LevelCodec
 from cpgan_ray.deploy.service.refusal import RefusedError
 from cpgan_ray.deploy.sessions import open_session
 from cpgan_ray.errors import InputError

@@ -57,6 +57,7 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         input=input_sentences(report["attacked"]["input"]) if "attacked" in report else "",
         r2_examples=uri(R2_EXAMPLES.read_bytes(), kind="jpeg") if sample_noun(report) == "picture" else "",
         sample=sample_noun(report),
+        words={name: text.replace("picture", sample_noun(report)) for name, text in report["bounds"]["words"].items()},
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
     )

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from cpgan_ray.data import Dataset
+from cpgan_ray.data.code_sets import DRAWS
 from cpgan_ray.evaluation.fitting import EvaluationContext
 from cpgan_ray.evaluation.protocol import split_by_identity
 
@@ -32,6 +33,12 @@ STOCHASTIC = (
     "The release is declared as stochastic: the attacks saw one code of each sample; an attacker who averages several codes of a "
     "sample recovers more. No differential-privacy guarantee is claimed."
 )
+NOISY = (
+    "The release is stochastic: an attacker had {draws} codes of each of its own {samples}, and one of each {sample} that is "
+    "scored. Whoever gets several codes of one {sample} averages over the noise, and recovers more. No differential-privacy "
+    "guarantee is claimed."
+)
+"""For a run with `privatizer.noise`."""
 REDUCED = (
     "The codes are longer than the attacks can take: they saw a random projection to fewer numbers, so that the whole codes may "
     "show more. Raise --encoder.max-numbers, or select outputs."
@@ -62,10 +69,13 @@ def about_people(dataset: Dataset) -> bool:
     return any(len(np.unique(part.identity)) < len(part) for part in (dataset.train, dataset.val, dataset.test))
 
 
-def limits(dataset: Dataset, *, stochastic: bool = False, reduced: bool = False) -> list[str]:
+def limits(dataset: Dataset, *, stochastic: bool = False, reduced: bool = False, noisy: bool = False) -> list[str]:
     """What the R2 of a report does not show. stochastic: whether the release is declared to draw random numbers; reduced: whether
-    the attacks saw a projection of the codes."""
+    the attacks saw a projection of the codes; noisy: whether the release has noise of a known kind."""
     lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
+    if noisy:
+        words = nouns(dataset) | {"draws": str(DRAWS), "sample": nouns(dataset)["samples"].removesuffix("s")}
+        lines = [NOISY.format(**words) if line.startswith("The code is deterministic") else line for line in lines]
     lines = [STOCHASTIC if stochastic and line.startswith("The code is deterministic") else line for line in lines]
     lines += [REDUCED] if reduced else []
     return [*lines, ANONYMOUS] if dataset.info.anonymous else lines

@@ -6,20 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from cpgan_ray.config import AttackConfig
+from cpgan_ray.common.codec import RANGE, BytesError, Codec, LevelCodec, codec_of
+from cpgan_ray.config import AttackConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
-from cpgan_ray.deploy.codec import RANGE, BytesError, Codec, LevelCodec, codec_of
 from cpgan_ray.deploy.manifest import Label
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import BLOCK, encode_all, open_encoder
+from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.evaluation.protocol import Codes
 
 BATCH = 256
 """Codes of a message, for the mean size in a batch."""
 
 
-def encode(program: Path, dataset: Dataset, attacks: AttackConfig, *, step: float) -> tuple[Codec, Codes]:
-    """The codec of a privatizer, from its codes of the training split; and the codes of all sets as they arrive after decoding.
+def encode(
+    program: Path, dataset: Dataset, attacks: AttackConfig, *, release: PrivatizerConfig, seed: int
+) -> tuple[Codec, Codes, np.ndarray | None]:
+    """The codec of a privatizer, from its codes of the training split; the codes of all sets as they arrive after decoding; and
+    those of `test` before noise and rounding, if the release has noise.
+
+    release: its rounding and noise; seed: of the run.
 
     Raises: InputError if the privatizer fails, or its codes are not finite.
     """
@@ -28,11 +34,14 @@ def encode(program: Path, dataset: Dataset, attacks: AttackConfig, *, step: floa
         codes = encode_all(encoder, dataset, attacks)
     finally:
         encoder.close()
+    clean = codes["test"] if release.noise else None
+    if release.noise:
+        codes = noisy_codes(codes, dataset, noise=release.noise, step=release.quantization_step, seed=seed)
     try:
-        codec = codec_of(codes["train"], step=step)
+        codec = codec_of(codes["train"], step=release.quantization_step)
     except BytesError as e:
         raise InputError(f"the codes of the run cannot be sent: {e}: train it again") from e
-    return codec, {name: received(z, codec) for name, z in codes.items()}
+    return codec, {name: received(z, codec) for name, z in codes.items()}, clean
 
 
 def received(z: np.ndarray, codec: Codec) -> np.ndarray:
@@ -40,14 +49,17 @@ def received(z: np.ndarray, codec: Codec) -> np.ndarray:
     return codec.codes(codec.levels(z)) if isinstance(codec, LevelCodec) else z
 
 
-def encode_split(program: Path, dataset: Dataset) -> np.ndarray:
-    """The codes of the test split, as the program returns them."""
+def encode_split(program: Path, dataset: Dataset, *, release: PrivatizerConfig, seed: int) -> np.ndarray:
+    """The codes of the test split that the program and the release's noise give, with the same draws as in `encode`."""
     encoder = open_encoder(program)
     try:
         blocks = [np.ascontiguousarray(block.transpose(0, 3, 1, 2)) for block in dataset.test.iter_batches(BLOCK)]
-        return np.concatenate([encoder.encode(block) for block in blocks])
+        z = np.concatenate([encoder.encode(block) for block in blocks])
     finally:
         encoder.close()
+    if not release.noise:
+        return z
+    return noisy_codes({"test": z}, dataset, noise=release.noise, step=release.quantization_step, seed=seed)["test"]
 
 
 def code_changes(exported: np.ndarray, original: np.ndarray, codec: Codec) -> dict[str, float]:

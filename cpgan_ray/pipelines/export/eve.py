@@ -60,6 +60,8 @@ def twin_target(job: ExportJob, target: Target) -> Target | None:
     remedy = "give the output folder of the same run with --privacy-weight 0"
     if twin.config.privacy_weight:
         raise InputError(f"twin {job.twin} has privacy weight {twin.config.privacy_weight:g}, so it is not undefended: {remedy}")
+    if twin.config.privatizer.noise:
+        raise InputError(f"twin {job.twin} has noise {twin.config.privatizer.noise:g}, which the page cannot add: {remedy}")
     if twin.config.k != target.config.k:
         raise InputError(f"twin {job.twin} has codes of {twin.config.k} numbers, the run has {target.config.k}: {remedy}")
     if store_of(job.twin) != store_of(target.folder) or twin.config.data != target.config.data:
@@ -102,7 +104,7 @@ def twin_context(privatizer: bytes, context: EvaluationContext, config: Config, 
         path = Path(folder) / PRIVATIZER
         path.write_bytes(privatizer)
         sign(path)
-        _, codes = encode(path, context.dataset, config.attacks, step=twin.privatizer.quantization_step)
+        _, codes, _ = encode(path, context.dataset, config.attacks, release=twin.privatizer, seed=twin.seed)
     attacks = quick_attacks(config.attacks)
     return dataclasses.replace(context, codes=codes, config=attacks, trained_against=trained_against(twin))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpgan_ray.common.codec import Codec
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
@@ -18,10 +19,10 @@ from cpgan_ray.config.folders.targets import Target
 from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.deploy.bundle import BUNDLE_REPORT, CODEC, HEAD, MANIFEST, PRIVATIZER, RUN_REPORT
-from cpgan_ray.deploy.codec import Codec
-from cpgan_ray.deploy.manifest import FORMAT, Label
+from cpgan_ray.deploy.manifest import FORMAT, NOISY_FORMAT, Label
 from cpgan_ray.deploy.writing import as_bytes, with_manifest, write_folder, write_zip
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.pipelines.attack import head_logits
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
@@ -124,8 +125,9 @@ def measure(target: Target, config: Config, job: ExportJob, *, twin: Target | No
             )
         attack_specs(config.attacks, dataset)
         projection(dataset, components=DEFAULT_COMPONENTS)
-        codec, codes = encode(models[PRIVATIZER], dataset, config.attacks, step=config.privatizer.quantization_step)
-        original = encode_split(target.program, dataset)
+        release, seed = config.privatizer, config.seed
+        codec, codes, clean = encode(models[PRIVATIZER], dataset, config.attacks, release=release, seed=seed)
+        original = encode_split(target.program, dataset, release=release, seed=seed)
         staged = dataclasses.replace(target, program=models[PRIVATIZER], head=models[HEAD])
         logits = head_logits(staged, codes, dataset, config)
         if not logits:
@@ -136,7 +138,10 @@ def measure(target: Target, config: Config, job: ExportJob, *, twin: Target | No
         from cpgan_ray.distributed.cluster import connect
 
         connect(config.runtime)
-    context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
+    channel = Channel.of_privatizer(release, clean=clean)
+    context = EvaluationContext(
+        dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels, channel=channel
+    )
     evaluated = evaluate_codes(context, runtime=config.runtime, logits=logits, description=describe_run(config), curves={})
     labels = labels_of(task_of(dataset, config.data.labels))
     changes = code_changes(codes["test"], original, codec)
@@ -162,9 +167,11 @@ def manifest_values(
     measured: Measured, target: Target, config: Config, job: ExportJob, run_report: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The manifest, without the list of files: docs/wire-format.md."""
-    changes = dict(measured.changes)
+    changes, noise = dict(measured.changes), config.privatizer.noise
+    noisy = {"noise": {"kind": "gaussian", "std": noise, "clip": config.privatizer.noise_clip}} if noise else {}
     return {
-        "format": FORMAT,
+        "format": NOISY_FORMAT if noise else FORMAT,
+        **noisy,
         "name": config.preset,
         "k": measured.codec.k,
         "weights": job.weights,

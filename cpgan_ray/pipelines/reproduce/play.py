@@ -16,6 +16,7 @@ from cpgan_ray.common.process import set_up_process
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.datasets.gaussian import mixture
+from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
 from cpgan_ray.evaluation.fitting import (
@@ -52,6 +53,11 @@ def cell_config(cell: Cell, config: Config) -> Config:
     return dataclasses.replace(config, seed=cell.seed, privatizer=dataclasses.replace(config.privatizer, quantization_step=step))
 
 
+def step_of(cell: Cell, config: Config) -> float:
+    """The step that a cell's codes are rounded to; 0 if they are not."""
+    return cell_config(cell, config).privatizer.quantization_step
+
+
 def play(
     cell: Cell, config: Config, folder: Path, grids: Mapping[str, str], mechanisms: Sequence[str] = (), *, final: bool = False
 ) -> None:
@@ -82,6 +88,7 @@ def play(
         trained_against(config),
         config.data.labels,
         hard_answers(released.logits, task),
+        channel=released.channel or Channel.of_mechanism(list(released.codes), step=step_of(cell, config)),
     )
     warnings = code_warnings(released.codes, dataset, task, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings), answers=context.has_answers)
@@ -89,7 +96,7 @@ def play(
     attacks += answers_attacks(specs, attacks, context)
     attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
     attacks += fit_stacks(attacks, context, done=lambda attack: None)
-    result = score_attacks(attacks, context)
+    result = score_attacks(attacks, context, raw_bits=released.bits)
     warnings = [*warnings, *([failure] if (failure := failed_tournament(result)) is not None else [])]
     utility = utility_metrics(released.logits, dataset, task, seed=cell.seed)
     values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}

@@ -32,7 +32,7 @@ from cpgan_ray.pipelines.parts import pinned, pinned_dimension
 from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
 from cpgan_ray.pipelines.tune.progress import Progress, read_trials
-from cpgan_ray.pipelines.tune.proposals import proposals, scheduler
+from cpgan_ray.pipelines.tune.proposals import TIME_BUDGET, proposals, scheduler
 from cpgan_ray.pipelines.tune.trial import Shared, play_trial
 from cpgan_ray.tracking import SearchRun, ensure_trackable
 from cpgan_ray.training.accuracy import mean_accuracy, mean_balanced_accuracy
@@ -145,8 +145,11 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
                     verbose=0,
                 ),
             )
+            TIME_BUDGET.start(job.time_budget_s)
             with stop.allowed():
                 tuner.fit()
+            if TIME_BUDGET.is_spent:
+                logger.info(f"the time budget of {job.time_budget} is spent: no further trial was started")
         except BaseException:
             ray.shutdown()  # first, because a trial that finishes now would set the status of its MLflow run again
             parent.end_children("KILLED")
@@ -164,7 +167,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
         "recommended": values["recommended"],
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return SearchResult(summary, results_text(trials, values), summary["trials"]["finished"] > 0)
+    return SearchResult(summary, results_text(trials, values, bits=job.counts_bits), summary["trials"]["finished"] > 0)
 
 
 def guess_utility(dataset: Dataset, job: SearchJob) -> float:
@@ -203,7 +206,7 @@ def open_run(job: SearchJob, folder: Path, *, resume: bool) -> SearchRun:
     }
     params |= {
         "num_seeds": job.num_seeds,
-        "objective": job.objective,
+        "objectives": " ".join(job.objectives),
         "scheduler": job.scheduler,
         "attacks": " ".join(c.attacks.names),
     }
@@ -228,6 +231,7 @@ def write_results(job: SearchJob, folder: Path, trials: Sequence[Trial], parent:
         max_r2=job.max_r2,
         min_accuracy=job.min_accuracy,
         max_multiply_adds=job.max_multiply_adds,
+        bits=job.counts_bits,
         command=partial(training_command, job),
     )
     parent.log_files(folder / name for name in ("frontier.json", "frontier.csv", "frontier.png", SEARCH))
@@ -242,11 +246,11 @@ def training_command(job: SearchJob, setting: Mapping[str, Any], seed: int) -> s
     return "python jobs/train_celeba.py " + command_for(c)
 
 
-def results_text(trials: Sequence[Trial], values: Mapping[str, Any]) -> str:
+def results_text(trials: Sequence[Trial], values: Mapping[str, Any], *, bits: bool = False) -> str:
     """The table of settings and the recommendation, as text."""
     objective = values["objective"]
     settings = points(trials, objective=objective)
-    lines = [table(settings, reference_point(trials, objective)), "", measures_table(values), ""]
+    lines = [table(settings, reference_point(trials, objective, bits=bits)), "", measures_table(values), ""]
     if best := values["recommended"]:
         lines += [f"recommended ({best['rule']}):", f"  {best['command']}"]
         lines += bounds_note(best)

@@ -42,13 +42,14 @@ class Progress(Callback):
         self.folder, self.total = folder, total
         self.run: SearchRun | None = None
         self.objective: Objective = "accuracy"
+        self.bits = False
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"run": None}
 
     def setup(self, **info: Any) -> None:
         job, parent = read_search(self.folder)  # written before the first trial
-        self.objective = job.objective
+        self.objective, self.bits = job.objective, job.counts_bits
         self.run = SearchRun(job.config, self.folder, name="", params={}, run_id=parent)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -72,16 +73,16 @@ class Progress(Callback):
         self.run.end_children("FAILED" if ended_trial.state == "failed" else "FINISHED", names={ended_trial.name})
         ended = [r for r in rows if r.state in ("finished", "stopped", "failed")]
         finished = [r for r in ended if r.state == "finished"]
-        measures = front_measures(finished, self.objective)
+        measures = front_measures(finished, self.objective, bits=self.bits)
         self.run.log({"search/trials": len(ended), **measures}, step=len(ended))
         volume = measures["search/hypervolume"]
         logger.info(f"trial {len(ended)}/{self.total}: {describe_outcome(ended_trial)}; hypervolume {volume:.4f}")
 
 
-def front_measures(trials: Sequence[Trial], objective: Objective) -> Metrics:
+def front_measures(trials: Sequence[Trial], objective: Objective, *, bits: bool = False) -> Metrics:
     """The metrics of a search's front: its hypervolume, and its R2 at the fixed utilities that it reaches, as soon as the
     undefended control has finished."""
-    reference = reference_point(trials, objective)
+    reference = reference_point(trials, objective, bits=bits)
     if reference is None:
         return {"search/hypervolume": 0.0}
     settings = points(trials, objective=objective)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,28 @@ if TYPE_CHECKING:  # takes 0.3 s, and a trial's process does not need it
 
 
 def objectives(job: SearchJob) -> dict[str, str]:
-    """Fields of a trial's result by which settings are proposed -> direction. Both are measured on the validation split."""
-    return {f"val_{job.objective}": "max", "val_r2": "min"}
+    """Fields of a trial's result by which settings are proposed -> direction. All are measured on the validation split."""
+    bits = {"val_bits": "min"} if job.counts_bits else {}
+    return {f"val_{job.objective}": "max", "val_r2": "min"} | bits
+
+
+class TimeBudget:
+    """The time after which no trial starts. It is no part of the state that Tune restores: a resumed search counts again."""
+
+    def __init__(self) -> None:
+        self.end: float | None = None
+
+    def start(self, seconds: float | None) -> None:
+        """Count from now; None: no limit."""
+        self.end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def is_spent(self) -> bool:
+        return self.end is not None and time.monotonic() >= self.end
+
+
+TIME_BUDGET = TimeBudget()
+"""Of the search in this process."""
 
 
 CONTINUED_SHARE = 3 / 4
@@ -64,6 +85,8 @@ class Proposals(Searcher):
         return [{"setting": setting, "control": control, "seed": seed, "key": key} for seed in seeds]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if TIME_BUDGET.is_spent:
+            return Searcher.FINISHED
         if not self.queue and self.sampler is not None and self.num_sampled < self.samples:
             key = f"setting {self.num_sampled}"
             self.num_sampled += 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpgan_ray.deploy.codec import LevelCodec
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.deploy.manifest import Preprocessing
 from cpgan_ray.deploy.preprocessing import prepare
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cpgan_ray.common.codec import PLAIN
 from cpgan_ray.deploy.answers import probabilities
 from cpgan_ray.deploy.bundle import EVE, PRIVATIZER, TWIN_EVE, TWIN_PRIVATIZER, Bundle, read_bundle
 from cpgan_ray.deploy.client import Client
-from cpgan_ray.deploy.codec import PLAIN
 from cpgan_ray.deploy.message import write_message
 from cpgan_ray.deploy.onnx_export import onnx_model
 from cpgan_ray.deploy.page import page_files

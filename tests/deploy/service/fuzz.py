@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cpgan_ray.common.codec import BytesError
 from cpgan_ray.deploy.bundle import Bundle, read_bundle
-from cpgan_ray.deploy.codec import BytesError
 from cpgan_ray.deploy.message import read_message
 from tests.deploy.service.requests import as_json, message
 

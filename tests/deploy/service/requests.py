@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.config.service import ServiceLimits
 from cpgan_ray.deploy.bundle import Bundle
-from cpgan_ray.deploy.codec import LevelCodec
 from cpgan_ray.deploy.message import CONTENT_TYPE, write_message
 from cpgan_ray.deploy.service.application import Application, ServiceState
 from cpgan_ray.deploy.service.keys import Keys

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpgan_ray.common.codec import BytesError
 from cpgan_ray.config.service import ServiceLimits
 from cpgan_ray.deploy.answers import probabilities
 from cpgan_ray.deploy.bundle import Bundle
-from cpgan_ray.deploy.codec import BytesError
 from cpgan_ray.deploy.message import read_message
 from cpgan_ray.deploy.service.application import BUNDLE, HEADERS, Application, ServiceState
 from cpgan_ray.deploy.service.keys import Keys

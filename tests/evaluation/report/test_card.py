@@ -4,12 +4,17 @@ import copy
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import asdict
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from cpgan_ray.evaluation.bounds.gallery import GalleryBound
+from cpgan_ray.evaluation.bounds.measure import DISTINCT, Bounds
+from cpgan_ray.evaluation.bounds.words import all_words
+from cpgan_ray.evaluation.rate import CONTINUOUS, CodeRate
 from cpgan_ray.evaluation.report import figures
 from cpgan_ray.evaluation.report.card import card, summary
 from cpgan_ray.evaluation.scoring import Difference
@@ -39,6 +44,13 @@ REPORT: dict[str, Any] = {
         {"kind": "rare_class", "message": "Bald = 1 has only 3 samples", "fails_gates": False},
     ],
     "utility": {"accuracy": 0.8126, "balanced_accuracy": 0.7714, "majority_accuracy": 0.6334},
+    "bounds": {
+        "gallery": [asdict(GalleryBound(8, 20, 0.4, 0.3, 0.5, 0.25, 0.2, 0.3))],
+        "words": all_words(
+            Bounds(gallery=(GalleryBound(8, 20, 0.4, 0.3, 0.5, 0.25, 0.2, 0.3),), candidates=100),
+            CodeRate(raw=128.0, not_coded=CONTINUOUS),
+        ),
+    },
     "privacy": {
         "strongest": {"attack": "kernel", "variant": "leaked", "r2": 0.2347, "low": 0.2211, "high": 0.2488},
         "label_floor_r2": 0.1113,
@@ -396,3 +408,17 @@ def test_summary_compares_code_with_its_own_answers():
     failed = REPORT["privacy"] | {"weaker_than_answers": True}
     assert "they have failed: only a lower bound" in summary(REPORT | {"privacy": failed})["saturation"]
     assert "beyond its own answers" not in card(REPORT | {"privacy": without}, panels=PANELS, curves={})
+
+
+def test_card_states_the_bounds_in_words():
+    page = card(REPORT, panels=PANELS, curves={})
+    assert "Guaranteed against any attacker" in page
+    assert "cannot be reconstructed better than R2 0.400 on average (0.300 to 0.500)" in page
+    assert "No bound: the code is neither rounded nor noisy" in page
+    assert "Not coded: the code is not rounded" in page
+
+
+def test_words_of_distinct_codes_state_that_there_is_no_bound():
+    words = all_words(Bounds(no_gallery=DISTINCT, candidates=100), CodeRate(raw=8.0, not_coded=CONTINUOUS))
+    assert words["gallery"] == "No bound: every picture has a code of its own, and the code has no noise."
+    assert "assumed" not in words

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpgan_ray.deploy.codec import (
+from cpgan_ray.common.codec import (
     CODINGS,
     PLAIN,
     PRECISION,

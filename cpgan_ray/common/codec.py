@@ -71,6 +71,15 @@ class LevelCodec:
             raise BytesError(f"levels from {levels.min()} to {levels.max()}; they must be from {self.lowest} to {self.highest}")
         return levels.astype(np.float32) * np.float32(self.step)
 
+    def information(self, z: np.ndarray) -> np.ndarray:
+        """The information -log2 q(z) of codes z (B, k) under the frequencies, in bits: (B,) float64. It is the length of the
+        entropy-coded form without padding to whole words.
+
+        Raises: BytesError as `levels` does.
+        """
+        bits = PRECISION - np.log2(np.asarray(self.frequencies, np.float64))
+        return bits[self.levels(z) - self.lowest].sum(axis=1)
+
     def encode(self, z: np.ndarray, coding: str = RANGE) -> bytes:
         """The bytes of codes z (B, k).
 
