@@ -54,7 +54,7 @@ def train(
     >>> config = replace(small, epochs=1, attacks=quick, runtime=in_process, output=folder, cache_dir=cache)
     >>> result = cpgan_ray.train(config, log_level="error")
     >>> sorted(result)[:3], result["output"] == str(folder)
-    (['accuracy', 'balanced_accuracy', 'label_floor_r2'], True)
+    (['accuracy', 'answers_floor_r2', 'balanced_accuracy'], True)
 
     Args:
         config: of the run, for example a preset with `dataclasses.replace`. `config.output` is the folder that is written
@@ -68,7 +68,7 @@ def train(
 
     Returns:
         The summary that `jobs/train_celeba.py` prints: run_id (of MLflow), output, accuracy, majority_accuracy, balanced_accuracy,
-        strongest (attack, variant, r2, low, high), label_floor_r2, warnings, seconds.
+        strongest (attack, variant, r2, low, high), answers_floor_r2, label_floor_r2, warnings, seconds.
 
     Raises:
         cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written to the output folder.
@@ -118,9 +118,9 @@ def attack(target: str | Path | None = None, *, trust: bool = False, log_level: 
             target is a run, they default to the settings of the run.
 
     Returns:
-        The summary that `jobs/attack.py` prints: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2,
-        warnings, passed, seconds. `passed`: whether the upper end of the R2's interval is at most `fail_above` and the code
-        is not degenerate; always true without `fail_above`.
+        The summary that `jobs/attack.py` prints: run_id, output, strongest (attack, variant, r2, low, high), answers_floor_r2,
+        label_floor_r2, warnings, passed, seconds. `passed`: whether the upper end of the R2's interval is at most `fail_above`,
+        the code is not degenerate and the attacks have not failed; always true without `fail_above`.
 
     Raises:
         cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written.

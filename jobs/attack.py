@@ -23,8 +23,8 @@ batch. Other people's files run in a process of their own, with limits on memory
 degenerate code (for example a constant one, or one whose predictions are no better than the majority guess) fails every gate,
 whatever its R2.
 
-The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), label_floor_r2, warnings,
-split, passed, seconds.
+The last line printed is a JSON object: run_id, output, strongest (attack, variant, r2, low, high), answers_floor_r2,
+label_floor_r2, warnings, split, passed, seconds.
 """
 
 import json

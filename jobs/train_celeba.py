@@ -14,8 +14,8 @@ From a folder that another user has written, --resume takes only what was traine
 tracking store from it.
 
 The last line printed is a JSON object: run_id, output, accuracy, majority_accuracy, balanced_accuracy, strongest (attack, variant,
-r2, low, high), label_floor_r2, warnings, seconds. With --check: output, store, pictures, splits, identities, labels, sides,
-near_duplicates, batch_size, findings, contact_sheet, seconds.
+r2, low, high), answers_floor_r2, label_floor_r2, warnings, seconds. With --check: output, store, pictures, splits, identities,
+labels, sides, near_duplicates, batch_size, findings, contact_sheet, seconds.
 """
 
 import json

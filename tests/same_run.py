@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-TIMES = ("time/", "system/")
+TIMES = ("time/", "system/", "client/ms")
 
 
 def metrics(folder: Path, renamed: Mapping[str, str]) -> list[dict[str, float]]:

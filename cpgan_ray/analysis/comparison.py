@@ -73,19 +73,23 @@ class Outcomes:
     strongest: Mapping[str, np.ndarray]
     floor: Mapping[str, np.ndarray]
     """With the R2 of the attack on the true labels."""
+    answers_floor: Mapping[str, np.ndarray]
+    """With the R2 of the attack on the training's own hard answers; only of the trainings that have it."""
 
 
 def read_outcomes(trials: Sequence[Trial], objective: Objective) -> Outcomes:
     """Raises: InputError if a training's `errors.npz` is missing or damaged, or has no answers to the task."""
     strongest: dict[str, np.ndarray] = {}
     floor: dict[str, np.ndarray] = {}
+    answers_floor: dict[str, np.ndarray] = {}
     for t in trials:
         rows = read_rows(Path(t.output or ""))
         if rows.answers is None or rows.floor is None:
             raise InputError(f"{t.output} has no answers to the task: remove this folder, and the cell is run again")
-        for by_trial, errors in ((strongest, rows.strongest), (floor, rows.floor)):
-            by_trial[t.name] = outcomes_without_people(errors, rows.answers, objective=objective)
-    return Outcomes(objective, strongest, floor)
+        for by_trial, errors in ((strongest, rows.strongest), (floor, rows.floor), (answers_floor, rows.answers_floor)):
+            if errors is not None:
+                by_trial[t.name] = outcomes_without_people(errors, rows.answers, objective=objective)
+    return Outcomes(objective, strongest, floor, answers_floor)
 
 
 def outcomes_of_settings(outcomes: Outcomes, trials: Sequence[Trial], seeds: Sequence[int]) -> np.ndarray:
@@ -228,8 +232,8 @@ def recommended(trials: Sequence[Trial], objective: Objective = "accuracy") -> R
 
 
 def gap(trials: Sequence[Trial], outcomes: Outcomes) -> dict[str, Any] | None:
-    """At the recommended setting: the loss of utility to the undefended twin, and the excess of R2 over the label floor, paired
-    over seeds and people."""
+    """At the recommended setting: the loss of utility to the undefended twin, and the excess of R2 over the answers floor and over
+    the label floor, paired over seeds and people."""
     recommendation = recommended(trials, outcomes.objective)
     if recommendation is None:
         return None
@@ -241,6 +245,7 @@ def gap(trials: Sequence[Trial], outcomes: Outcomes) -> dict[str, Any] | None:
         return replicates(lambda point: float(point[0, column]), stack([[of[group[seed].name]] for seed in seeds]))
 
     measured, all_seeds, twin_seeds = outcomes.strongest, sorted(defended), sorted(twins)
+    own, has_own = outcomes.answers_floor, all(t.name in outcomes.answers_floor for t in defended.values())
     r2, utility = (number(defended, all_seeds, column, measured) for column in (0, 1))
     loss = number(twins, both, 1, measured) - number(defended, both, 1, measured) if both else None
     return {
@@ -251,7 +256,8 @@ def gap(trials: Sequence[Trial], outcomes: Outcomes) -> dict[str, Any] | None:
         "undefended_utility": interval_of(estimate(number(twins, twin_seeds, 1, measured))),
         "undefended_r2": interval_of(estimate(number(twins, twin_seeds, 0, measured))),
         "utility_loss": interval_of(CrossedEstimate(None) if loss is None else estimate(loss)),
-        "excess_r2": interval_of(estimate(r2 - number(defended, all_seeds, 0, outcomes.floor))),
+        "excess_r2": interval_of(estimate(r2 - number(defended, all_seeds, 0, own)) if has_own else CrossedEstimate(None)),
+        "label_excess_r2": interval_of(estimate(r2 - number(defended, all_seeds, 0, outcomes.floor))),
     }
 
 

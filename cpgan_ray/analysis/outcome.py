@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cpgan_ray.analysis.fronts import UTILITY
+from cpgan_ray.analysis.fronts import CLIENT, UTILITY
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 
 
 def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `Trial` (analysis/fronts/trials.py).
 
-    report: has `utility`, `privacy` and `warnings`, as in `report.json`; strongest: name, R2 and interval of the attack that
-    counts.
+    report: has `utility`, `privacy`, `client` and `warnings`, as in `report.json`; strongest: name, R2 and interval of the attack
+    that counts.
     """
     utility, privacy = report["utility"], report["privacy"]
     return {
@@ -22,5 +22,7 @@ def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) ->
         "attack": strongest["attack"],
         "val_r2": privacy["val_r2"],
         "label_floor_r2": privacy["label_floor_r2"],
+        "answers_floor_r2": privacy["answers_floor_r2"],
+        **{field: report["client"][name] for field, name in CLIENT.items()},
         "degenerate": next(iter(degeneracy_reasons(report)), None),
     }

@@ -49,7 +49,7 @@ class Outcome:
     """The result of a finished game, for the evaluation. Made by PrivatizerWorker.outcome; read by the driver."""
 
     codes: dict[str, np.ndarray]  # (N, k) float32 of all sets of data/views.py
-    logits: dict[str, np.ndarray]  # (N, num_logits) float32 of `val`, `test`
+    logits: dict[str, np.ndarray]  # (N, num_logits) float32 of the same sets
     programs: dict[str, bytes]  # torch.export programs: `privatizer`, `utility_head`
 
 

@@ -52,6 +52,8 @@ class AttackConfig:
     """The kernel attack is exact up to this number of rows, and uses random features beyond. 16,384 rows take 2.1 GB."""
     kernel_features: PositiveInt = 4096
     """Largest number of random Fourier features of the kernel attack."""
+    answers_floor: bool = True
+    """Also attack the run's own hard answers: what its code gives away beyond them is not needed for the task."""
     quick_every: NonNegativeInt = 0
     """Epochs between two quick fresh attacks during training (on validation people; not a result); 0: none."""
     identity: bool = True

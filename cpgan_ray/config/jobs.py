@@ -130,6 +130,8 @@ class SearchJob:
     """Recommend the setting with the best utility whose strongest R2 on the validation split is at most this."""
     min_accuracy: ClosedFraction | None = None
     """Recommend the setting with the smallest strongest R2 whose utility on the validation split is at least this."""
+    max_multiply_adds: PositiveInt | None = None
+    """Recommend only a setting whose client spends at most so many multiply-adds on a sample."""
     config: Config = field(default_factory=Config)
     """The run of which every trial is a variant; its `output` is the folder of the search."""
 
@@ -221,6 +223,8 @@ class FrontierJob:
     """Recommend the setting with the best utility whose strongest R2 on the validation split is at most this."""
     min_accuracy: ClosedFraction | None = None
     """Recommend the most private setting whose utility on the validation split is at least this."""
+    max_multiply_adds: PositiveInt | None = None
+    """Recommend only a setting whose client spends at most so many multiply-adds on a sample."""
     tracking_uri: str | None = None
     """Tracking store. Default: MLFLOW_TRACKING_URI, or `outputs/mlflow.db` (SQLite)."""
 

@@ -19,7 +19,7 @@ from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.scoring import balanced_accuracy_interval, mean_over_labels_interval
 from cpgan_ray.training.accuracy import correct_predictions, mean_accuracy, mean_balanced_accuracy
 
-Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "no_answers", "rare_class"]
+Kind = Literal["constant_code", "too_few_codes", "uneven_code", "useless_code", "no_answers", "rare_class", "failed_attacks"]
 NO_VARIATION = 1e-6
 """A range of a coordinate up to this, relative to its size, is float32 rounding."""
 UNEVEN = 4.0
@@ -153,6 +153,14 @@ def no_answers() -> ReportWarning:
     """A warning that the codes were not compared with any answer."""
     message = "all answers of the test split are missing: whether the code is good for the task is not known"
     return ReportWarning("no_answers", message, False)
+
+
+def failed_attacks(*, r2: float, answers_r2: float) -> ReportWarning:
+    """A warning that the attacks on z have failed. r2: of the strongest of them; answers_r2: of the answers floor."""
+    message = (
+        f"the strongest attack finds {r2:.4f} in z, but an attack on the answers that are computed from z finds {answers_r2:.4f}"
+    )
+    return ReportWarning("failed_attacks", f"{message}: the attacks on z have failed, and their R2 is only a lower bound", False)
 
 
 def rare_classes(dataset: Dataset, task: Task) -> list[ReportWarning]:

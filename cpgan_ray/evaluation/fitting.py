@@ -6,8 +6,8 @@ this process (`fit_in_process`), or as Ray tasks (distributed/tasks.py), whose p
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from cpgan_ray.common.plugins import label
 from cpgan_ray.common.process import trim_memory
 from cpgan_ray.config import AttackConfig, Config, NeuralConfig
 from cpgan_ray.data import Dataset, Task, task_of, task_targets
+from cpgan_ray.data.answers import answer_numbers
 from cpgan_ray.data.code_sets import max_shift_px
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, Projection, projection
 from cpgan_ray.errors import InputError
@@ -24,6 +25,7 @@ from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.attacks.own import fit_own
 from cpgan_ray.evaluation.attacks.stack import stack_attack
 from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
+from cpgan_ray.training.accuracy import predictions
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
 """The slow attacks, which are started first."""
@@ -37,6 +39,10 @@ STACK = "stack"
 """Name of the weighted average of all attacks of a variant."""
 FLOOR = "labels"
 """Variant of the label floor: its codes are the true labels."""
+ANSWERS = "answers"
+"""Variant of the answers floor: its codes are the hard answers of the run's own utility head. Its pictures are those of the first
+variant of the attacks on z."""
+REFERENCES = (FLOOR, ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,8 @@ class AttackSpec:
 
     @property
     def counts(self) -> bool:
-        """Whether it may be the strongest attack: the label floor is a reference, and smaller shares belong to the sweep."""
-        return self.variant != FLOOR and self.share == 1.0
+        """Whether it may be the strongest attack: both floors are references, and smaller shares belong to the sweep."""
+        return self.variant not in REFERENCES and self.share == 1.0
 
     @property
     def is_floor(self) -> bool:
@@ -68,6 +74,25 @@ class EvaluationContext:
     seed: int
     trained_against: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # names of the task's labels; if empty, all labels
+    answers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The hard answers of the run's own utility head, (N, L) of every set of `codes`; empty if they are not known."""
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the answers floor is measured."""
+        return self.config.answers_floor and self.answers.keys() >= self.codes.keys()
+
+    @property
+    def sends_answers(self) -> bool:
+        """Whether the codes are the hard answers themselves."""
+        return self.has_answers and all(
+            np.array_equal(z, answer_numbers(self.answers[name], self.task)) for name, z in self.codes.items()
+        )
+
+    @property
+    def first_variant(self) -> str:
+        """The first variant of the attacks on z, whose pictures the answers floor has, too."""
+        return next(name for name in VARIANTS if name in self.config.variants)
 
     @property
     def task(self) -> Task:
@@ -77,16 +102,19 @@ class EvaluationContext:
         return projection(self.dataset, components=DEFAULT_COMPONENTS)
 
     def data(self, variant: str, *, share: float = 1.0, device: torch.device | None = None) -> AttackData:
-        """The three sets of a variant. In the label floor the codes are the true labels of the task."""
+        """The three sets of a variant. In the label floor the codes are the true labels of the task, in the answers floor the run's
+        own hard answers."""
         codes = self.codes
         if variant == FLOOR:
-            labels = {name: self.answers(name) for name in self.dataset.splits}
+            labels = {name: self.true_answers(name) for name in self.dataset.splits}
             codes = {name: labels[name.partition("_")[0]] for name in codes if "_draw" not in name}
+        if variant == ANSWERS:
+            codes = {name: answer_numbers(self.answers[name], self.task) for name in codes}
         return attack_data(
             self.dataset,
             codes,
             basis=self.pca_basis(),
-            variant="leaked" if variant == FLOOR else variant,
+            variant={FLOOR: "leaked", ANSWERS: self.first_variant}.get(variant, variant),
             share=share,
             max_rows=self.config.max_rows,
             shift=max_shift_px(self.dataset, self.config),
@@ -95,14 +123,28 @@ class EvaluationContext:
             device=device,
         )
 
-    def answers(self, split: str) -> np.ndarray:
+    def true_answers(self, split: str) -> np.ndarray:
         """The true answers to the task as numbers, see `task_targets`: the codes of the label floor."""
         return task_targets(self.dataset, self.task, split=split)
 
     def floor(self, data: AttackData) -> AttackData:
         """The same data with the true labels as codes in the score set; the other sets are unchanged."""
-        z = torch.from_numpy(self.answers("test")).to(data.score.z.device)
-        return dataclasses.replace(data, score=dataclasses.replace(data.score, z=z))
+        return with_score_codes(data, self.true_answers("test"))
+
+    def answered(self, data: AttackData) -> AttackData:
+        """The same data with the run's own hard answers as codes in the score set; the other sets are unchanged."""
+        return with_score_codes(data, answer_numbers(self.answers["test"], self.task))
+
+
+def with_score_codes(data: AttackData, z: np.ndarray) -> AttackData:
+    """The same data with other codes (N, k) in the score set."""
+    codes = torch.from_numpy(z).to(data.score.z.device)
+    return dataclasses.replace(data, score=dataclasses.replace(data.score, z=codes))
+
+
+def hard_answers(logits: Mapping[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
+    """The answers (N, L) that logits (N, num_logits) give, set by set: int16."""
+    return {name: predictions(values, task).astype(np.int16) for name, values in logits.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +163,12 @@ def trained_against(config: Config) -> tuple[str, ...]:
     return tuple(a.architecture for a in config.adversaries.values() if isinstance(a, NeuralConfig))
 
 
-def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False) -> list[AttackSpec]:
+def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False, answers: bool = False) -> list[AttackSpec]:
     """All attacks of a tournament but the stacks, the slowest first. The variant `fresh` is left out if there are too few people
     for it.
 
-    brief: only two attacks that take seconds, for a code that contains nothing to find.
+    brief: only attacks that take seconds, for a code that contains nothing to find; answers: with those of the answers floor
+    (`EvaluationContext.has_answers`).
 
     Raises: InputError if no variant has enough pictures, or if none of the attacks can be fitted on pictures of this size.
     """
@@ -142,7 +185,7 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
     is_series = width == 1 and channels > 1
     large_enough = height >= MIN_SIDE and (is_series or width >= MIN_SIDE)
     if brief:
-        return [AttackSpec("ridge", variants[0]), AttackSpec("ridge", FLOOR)]
+        return [AttackSpec("ridge", variant) for variant in (variants[0], FLOOR, *((ANSWERS,) if answers else ()))]
     labels = [label(name) for name in config.names]
     if same := [name for name in labels if labels.count(name) > 1]:
         raise InputError(f"attacks.names has {same[0]} twice: name each attack once, and give files of your own different names")
@@ -156,6 +199,8 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False)
         )
     specs = [AttackSpec(name, variant) for variant in variants for name in names]
     specs += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
+    if answers:  # only attacks that z gets, too, so that the two can be compared
+        specs += [AttackSpec(name, ANSWERS) for name in LABEL_ATTACKS if name in names] or [AttackSpec("ridge", ANSWERS)]
     specs += [
         AttackSpec(name, variant, share)
         for variant, attacks in ((variants[0], names), (FLOOR, LABEL_ATTACKS))
@@ -179,6 +224,18 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     fitted = fit_own(name, data, config) if ATTACKS.is_own(name) else ATTACKS[name](data, config)
     pictures = len(data.fit) // data.views + len(data.tune)
     return FittedAttack(spec, fitted, len(data.fit), pictures, time.perf_counter() - started)
+
+
+def answers_attacks(specs: Sequence[AttackSpec], attacks: Sequence[FittedAttack], context: EvaluationContext) -> list[FittedAttack]:
+    """The attacks of the answers floor. If the codes are the answers themselves, they are those on z, and nothing is fitted.
+
+    specs: of the tournament; attacks: on z.
+    """
+    if not context.sends_answers:
+        return fit_in_process([spec for spec in specs if spec.variant == ANSWERS], context, done=lambda attack: None)
+    names = {spec.name for spec in specs if spec.variant == ANSWERS}
+    whole = [a for a in attacks if a.spec.variant == context.first_variant and a.spec.counts and a.spec.name in names]
+    return [dataclasses.replace(a, spec=AttackSpec(a.spec.name, ANSWERS)) for a in whole]
 
 
 def stack_specs(specs: Sequence[AttackSpec], config: AttackConfig) -> list[AttackSpec]:

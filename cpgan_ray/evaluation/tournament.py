@@ -11,7 +11,16 @@ from cpgan_ray.common.types import Metrics
 from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
-from cpgan_ray.evaluation.fitting import FLOOR, SWEPT_ATTACKS, AttackSpec, EvaluationContext, FittedAttack
+from cpgan_ray.evaluation.degenerate import ReportWarning, failed_attacks
+from cpgan_ray.evaluation.fitting import (
+    ANSWERS,
+    FLOOR,
+    REFERENCES,
+    SWEPT_ATTACKS,
+    AttackSpec,
+    EvaluationContext,
+    FittedAttack,
+)
 from cpgan_ray.evaluation.learning_curve import LearningCurve, extended_difference, learning_curves
 from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
 from cpgan_ray.evaluation.scoring import Difference, RowErrors, Score, paired_difference, score
@@ -36,7 +45,8 @@ class TournamentResult:
     """All results of a tournament."""
 
     attacks: list[ScoredAttack]  # those that count (`AttackSpec.counts`), the strongest first
-    floor: ScoredAttack
+    floor: ScoredAttack  # on the true labels
+    answers_floor: ScoredAttack | None  # on the run's own hard answers; None if they are not known, or not attacked
     sweep: list[ScoredAttack]  # attacks fitted on smaller shares of the pictures
     linear_code_r2: float  # of the best linear code of k numbers: an undefended z of that length gives away at least this
     linear_code_face_r2: float | None  # of the same code, on the face region
@@ -58,9 +68,27 @@ class TournamentResult:
         return max(scored, key=lambda a: a.score.face_r2 or 0.0, default=None)
 
     @property
-    def excess(self) -> Difference:
+    def excess(self) -> Difference | None:
+        """R2 of the strongest attack less that of the answers floor, paired picture by picture: what the code gives away although
+        the task does not need it. None without an answers floor."""
+        if self.answers_floor is None:
+            return None
+        return paired_difference(self.strongest.errors, self.answers_floor.errors, seed=self.seed)
+
+    @property
+    def label_excess(self) -> Difference:
         """R2 of the strongest attack less that of the label floor, paired picture by picture."""
         return paired_difference(self.strongest.errors, self.floor.errors, seed=self.seed)
+
+    @property
+    def weaker_than_answers(self) -> bool:
+        """Whether the strongest attack on z finds less than an attack on the answers that are computed from z, by more than the
+        interval of the difference. As the best attacker on z does at least as well, the attacks on z have then failed."""
+        return self.excess is not None and self.excess.high < 0
+
+    def is_saturated(self, attack: ScoredAttack) -> bool:
+        """Whether the attack's R2 may count as all that it finds; never if the tournament is weaker than one on the answers."""
+        return attack.attack.fitted.saturated and not (attack.spec.counts and self.weaker_than_answers)
 
     @property
     def val_r2(self) -> float:
@@ -81,7 +109,7 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
     scored = [
         ScoredAttack(attack, *score(data, attack.fitted, **(measures if attack.spec.counts else no_measures)))
         for attack in fitted
-        if attack.spec.variant != FLOOR
+        if attack.spec.variant not in REFERENCES
     ]
     floor_data = context.floor(data)
     of_labels = [
@@ -89,6 +117,8 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
     ]
     # Chosen on the tuning rows: a floor that is the largest of several on the score rows is too high, which hides an excess.
     floor = max((a for a in of_labels if a.spec.is_floor), key=lambda a: a.attack.fitted.tune_r2).attack
+    answers = [attack for attack in fitted if attack.spec.variant == ANSWERS]
+    answers_floor = max(answers, key=lambda a: a.fitted.tune_r2, default=None)
     curves = {"code": by_pictures(scored), "labels": by_pictures(of_labels)}
     by_strength = sorted(scored, key=lambda a: -a.score.r2)
     strongest = next(a for a in by_strength if a.spec.counts)
@@ -96,6 +126,9 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) ->
     return TournamentResult(
         attacks=[a for a in by_strength if a.spec.counts],
         floor=ScoredAttack(floor, *score(floor_data, floor.fitted, **measures)),
+        answers_floor=None
+        if answers_floor is None
+        else ScoredAttack(answers_floor, *score(context.answered(data), answers_floor.fitted, **measures)),
         sweep=sorted((a for a in scored if a.spec.share < 1), key=lambda a: (a.spec.share, a.spec.name)),
         linear_code_r2=linear_code_r2(data, k),
         linear_code_face_r2=None if data.face is None else linear_code_face_r2(data, k),
@@ -171,19 +204,25 @@ def infer_attributes(data: AttackData, dataset: Dataset, *, task: set[str]) -> l
     return attribute_map(data, labels, of=task_of(dataset, ()), task=task)
 
 
+def failed_tournament(result: TournamentResult) -> ReportWarning | None:
+    """A warning if the attacks on z find less than an attack on the answers; see `TournamentResult.weaker_than_answers`."""
+    if result.answers_floor is None or not result.weaker_than_answers:
+        return None
+    return failed_attacks(r2=result.strongest.score.r2, answers_r2=result.answers_floor.score.r2)
+
+
 def metrics(result: TournamentResult) -> Metrics:
     """The metrics that a run logs for a tournament: for each attack, those of its stronger variant."""
-    excess = result.excess
     values: Metrics = {
         "privacy/strongest_r2": result.strongest.score.r2,
         "privacy/strongest_r2_low": result.strongest.score.low,
         "privacy/strongest_r2_high": result.strongest.score.high,
         "privacy/val_r2": result.val_r2,
         "privacy/label_floor_r2": result.floor.score.r2,
-        "privacy/excess_r2": excess.r2,
-        "privacy/excess_r2_low": excess.low,
-        "privacy/excess_r2_high": excess.high,
+        **with_ends("privacy/label_excess_r2", result.label_excess),
     }
+    if result.answers_floor is not None and result.excess is not None:
+        values |= with_ends("privacy/answers_floor_r2", result.answers_floor.score) | with_ends("privacy/excess_r2", result.excess)
     if (face := result.strongest_on_face) is not None:
         ends = {"": face.score.face_r2, "_low": face.score.face_low, "_high": face.score.face_high}
         values |= {f"privacy/strongest_r2_face{end}": value for end, value in ends.items() if value is not None}
@@ -202,12 +241,17 @@ def metrics(result: TournamentResult) -> Metrics:
     return values
 
 
+def with_ends(name: str, value: Score | Difference) -> Metrics:
+    """A number and the ends of its interval as metrics."""
+    return {name: value.r2, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
 MARGIN = 0.01
 """Largest excess that counts as none: two numbers of R2 within it are called equivalent. Stated before any measurement."""
 
 
 def excess_as_json(excess: Difference) -> dict[str, Any]:
-    """The report's entry on the excess over the label floor: value, 95 % interval, and what follows from it.
+    """The report's entry on an excess over a floor: value, 95 % interval, and what follows from it.
 
     `equivalent`: the interval lies within the margin on both sides of 0, so an excess as large as the margin is excluded; else
     `more` or `less` if it does not contain 0; else `undecided`.
@@ -230,7 +274,7 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
             "variant": a.spec.variant,
             "share": a.spec.share,
             **values,
-            "saturated": fitted.saturated,
+            "saturated": result.is_saturated(a),
             "seconds": round(a.attack.seconds, 2),
             "rows": a.attack.rows,
             "tune_r2": fitted.tune_r2,
@@ -256,11 +300,15 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
             },
             "val_r2": result.val_r2,
             "label_floor_r2": result.floor.score.r2,
-            "excess": excess_as_json(result.excess),
+            "answers_floor_r2": None if result.answers_floor is None else result.answers_floor.score.r2,
+            "excess": None if result.excess is None else excess_as_json(result.excess),
+            "label_excess": excess_as_json(result.label_excess),
+            "weaker_than_answers": result.weaker_than_answers,
             "linear_code_r2": result.linear_code_r2,
         },
         "attacks": [row(a) for a in result.attacks],
         "label_floor": row(result.floor),
+        "answers_floor": None if result.answers_floor is None else row(result.answers_floor),
         "sweep": [row(a) for a in result.sweep],
         "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.linkage.items()},
         "attributes": [dataclasses.asdict(a) for a in result.attributes],

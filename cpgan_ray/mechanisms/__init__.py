@@ -7,6 +7,7 @@ mechanisms get the same data set, backbone, code length and attacks. To add one,
 
 from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
+from cpgan_ray.mechanisms.answers import answers, answers_noisy, answers_subset, num_sent
 from cpgan_ray.mechanisms.base import Mechanism, Released, fraction_of_k
 from cpgan_ray.mechanisms.games import bottleneck, cpgan, cpgan_one, cpgan_paper, undefended
 from cpgan_ray.mechanisms.noise import gaussian_noise, laplace_noise, resize
@@ -74,6 +75,21 @@ _built_in: dict[str, Mechanism] = {
         "discriminant components (Kung et al. 2017), a share of them",
         search=SHARES,
         length=discriminant_length,
+    ),
+    "answers": Mechanism(
+        answers, "bits per answer", (8.0, 4.0, 2.0, 1.0), "the undefended twin's answers: hard ones, or b-bit logits", rounds=False
+    ),
+    "answers_subset": Mechanism(
+        answers_subset,
+        "share of answers",
+        (1.0, 0.75, 0.5, 0.25),
+        "the hard answers without those that show most for what they are worth",
+        search=SHARES,
+        length=num_sent,
+        rounds=False,
+    ),
+    "answers_noisy": Mechanism(
+        answers_noisy, "flip", (0.01, 0.05, 0.15, 0.3), "the hard answers by randomised response", search=(0.001, 0.5), rounds=False
     ),
 }
 MECHANISMS: Parts[Mechanism] = Parts(_built_in, kind="mechanism", group="cpgan_ray.mechanisms", field="mechanisms")

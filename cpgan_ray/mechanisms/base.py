@@ -36,12 +36,17 @@ class Released:
     """The codes that a mechanism releases, and the logits of a classifier on them."""
 
     codes: Codes
-    logits: dict[str, np.ndarray]  # `val` and `test` to (N, num_logits)
+    logits: dict[str, np.ndarray]
+    """(N, num_logits) of `val` and `test`; with those of all sets of `codes` the answers floor can be measured."""
     direct: np.ndarray | None = None
     """(N, D), for `test`: the released samples in the networks' input range, if the code is itself a (noisy) sample; they are a
     reconstruction without any attack."""
     encoder: nn.Module | None = None
     """The network that made the codes, if the mechanism trains one: pictures (B, C, H, W) to codes (B, k), in evaluation mode."""
+    client: nn.Module | None = None
+    """A network of the form that the client computes, for its cost; None: that is `encoder`, or not known."""
+    bits: float | None = None
+    """Number of bits that a client sends for a picture; None: it follows from the codes (evaluation/client.py)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Mechanism:
     """The most accurate and the most private setting that a calibration tries. None: the mechanism has no knob."""
     length: Callable[[Config, float, Dataset], int] | None = None
     """The code length of a setting, if the knob sets the length."""
+    rounds: bool = True
+    """Whether its codes are rounded in comparisons with rounding. False: they are finite without it."""
 
 
 def samples(dataset: Dataset, name: str) -> np.ndarray:
@@ -106,12 +113,14 @@ class Standardised:
         return z * self.deviation + self.mean
 
 
-def release(encode: Encode, dataset: Dataset, config: Config, *, name: str, draws: int = 1) -> Released:
+def release(
+    encode: Encode, dataset: Dataset, config: Config, *, name: str, draws: int = 1, client: nn.Module | None = None
+) -> Released:
     """The codes of an encoder that is not trained on the task, and the logits of the configuration's utility head trained on them.
 
     Codes are rounded by the statistics of the codes of `train`, before the head is trained, so that Bob learns on rounded codes.
 
-    encode: codes (B, k), standardised; draws: see `encode_all`.
+    encode: codes (B, k), standardised; draws: see `encode_all`; client: see `Released`.
     """
     device, step = pick_device(config.runtime.device), config.privatizer.quantization_step
     encode = rounded(encode, dataset, config, name=name) if step else encode
@@ -120,7 +129,7 @@ def release(encode: Encode, dataset: Dataset, config: Config, *, name: str, draw
     with torch_stream(config.seed, "mechanism", name, "weights"):
         head = build_head(config.utility, k=codes["train"].shape[1], num_logits=outputs, image_shape=dataset.image_shape)
     train_classifier(nn.ModuleDict({"head": head}), encode, dataset, config, name=name)
-    return Released(codes, {split: predict_logits(head, codes[split], device) for split in ("val", "test")})
+    return Released(codes, {key: predict_logits(head, z, device) for key, z in codes.items()}, client=client)
 
 
 def rounded(encode: Encode, dataset: Dataset, config: Config, *, name: str) -> Encode:

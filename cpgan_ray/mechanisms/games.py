@@ -17,7 +17,8 @@ from cpgan_ray.models import build_privatizer
 from cpgan_ray.training.game import play_in_process
 
 FEATURES = "features"
-"""Subfolder of a comparison's output for the undefended features, one file for each seed; it exists only during the comparison."""
+"""Subfolder of a comparison's output for undefended features and twins, one file of each for each seed; it exists only during the
+comparison."""
 LINEAR_FEATURES = 24
 """Length of the undefended features that the reference implementation uses for the Gaussian mixture."""
 HAVE_DECODERS = ("mnist", "har", "genki4k")
@@ -53,8 +54,12 @@ def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
 
 
 def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
-    """Train without adversaries: only the short code protects the sample."""
-    return play_game(replace(config, privacy_weight=0.0, k=fraction_of_k(config, share)))
+    """Train without adversaries: only the short code protects the sample. At full length without rounding it is the undefended
+    twin."""
+    k = fraction_of_k(config, share)
+    if k == config.k and not config.privatizer.quantization_step:
+        return undefended_twin(config, dataset)
+    return play_game(replace(config, privacy_weight=0.0, k=k))
 
 
 def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
@@ -66,27 +71,38 @@ def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
     assert trained.encoder is not None
     stages = trained.encoder.to(pick_device(config.runtime.device))
     standardised = Standardised.fit(trained.codes["train"], device=pick_device(config.runtime.device))
-    return release(lambda x, rng: standardised(stages(x)), dataset, config, name="dnn")
+    return release(lambda x, rng: standardised(stages(x)), dataset, config, name="dnn", client=stages)
 
 
 def features(config: Config, dataset: Dataset) -> Released:
-    """Undefended features of one seed. Several mechanisms use the same features: the first one trains them and stores them in the
-    run's output folder, if there is one."""
+    """Undefended features of one seed."""
+    return shared_game(feature_config(config, dataset), dataset, name=f"{config.seed}")
+
+
+def undefended_twin(config: Config, dataset: Dataset) -> Released:
+    """The undefended twin of one seed: the same network with the whole code, without rounding, trained only for the task."""
+    raw = replace(config.privatizer, quantization_step=0.0)
+    return shared_game(replace(config, privacy_weight=0.0, privatizer=raw), dataset, name=f"{config.seed}-twin")
+
+
+def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
+    """A game that several mechanisms need: the first one plays it and stores what it releases in the comparison's output folder, if
+    there is one."""
     if config.output is None:
-        return play_game(feature_config(config, dataset))
-    path = config.output / FEATURES / f"{config.seed}.npz"
+        return play_game(config)
+    path = config.output / FEATURES / f"{name}.npz"
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     make_folder(path.parent)
     with file_lock(path.with_suffix(".lock")):
         if not path.is_file():
-            save_released(play_game(feature_config(config, dataset)), path)
+            save_released(play_game(config), path)
     with np.load(path) as arrays:
         parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}, "weights": {}}
-        for name, values in arrays.items():
-            part, _, key = name.partition(" ")
-            parts[part][key] = values
-    own = feature_config(config, dataset)
-    encoder = build_privatizer(own.privatizer, k=own.k, image_shape=dataset.image_shape).eval()
+        for key, values in arrays.items():
+            part, _, entry = key.partition(" ")
+            parts[part][entry] = values
+    with torch.random.fork_rng(devices=()):
+        encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).eval()
     encoder.load_state_dict({key: torch.from_numpy(values) for key, values in parts["weights"].items()})
     return Released(parts["codes"], parts["logits"], encoder=encoder)
 

@@ -26,7 +26,6 @@ from cpgan_ray.mechanisms.base import (
     Standardised,
     encode_all,
     encode_set,
-    predict_logits,
     release,
     train_classifier,
 )
@@ -85,11 +84,20 @@ def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Kind) -> 
         outputs = task_of(dataset, config.data.labels).num_logits
         head = build_head(config.utility, k=config.k, num_logits=outputs, image_shape=dataset.image_shape)
     train_classifier(nn.ModuleDict({"encoder": encoder, "head": head}), released_sample, dataset, config, name=kind)
-    sent = {key: encode_set(released_sample, sets[key], config, name=kind, key=key) for key in ("val", "test")}
-    logits = {split: predict_logits(nn.Sequential(encoder, head), x, device) for split, x in sent.items()}
-    codes = encode_all(code_for_attacks, dataset, config, name=kind, draws=DRAWS if noise else 1)
-    direct = np.ascontiguousarray(sent["test"].transpose(0, 2, 3, 1)).reshape(len(dataset.test), -1)
-    return Released(codes, logits, direct=direct)
+    draws = DRAWS if noise else 1
+    codes = encode_all(code_for_attacks, dataset, config, name=kind, draws=draws)
+    sets = code_sets(dataset, draws=draws, attacks=config.attacks, k=codes["train"].shape[1])
+    bob = nn.Sequential(encoder, head).eval()
+
+    def answer(x: Tensor, rng: np.random.Generator) -> Tensor:
+        """Bob's logits on what the client sends, (B, num_logits)."""
+        return bob(released_sample(x, rng))
+
+    answered = codes if config.attacks.answers_floor else ("val", "test")
+    logits = {key: encode_set(answer, sets[key], config, name=kind, key=key) for key in answered}
+    sent = encode_set(released_sample, sets["test"], config, name=kind, key="test")
+    direct = np.ascontiguousarray(sent.transpose(0, 2, 3, 1)).reshape(len(dataset.test), -1)
+    return Released(codes, logits, direct=direct, client=nn.Identity())
 
 
 def flat(x: Tensor) -> Tensor:
@@ -122,4 +130,5 @@ def resize(config: Config, noise: float, dataset: Dataset) -> Released:
         z = clean((stages(x) - offset) @ directions)
         return z + draw_noise(tuple(z.shape), kind="laplace", deviation=noise, rng=rng).to(device)
 
-    return release(encode, dataset, config, name="resize", draws=DRAWS if noise else 1)
+    client = nn.Sequential(stages, nn.Linear(train.shape[1], leading.shape[1]))
+    return release(encode, dataset, config, name="resize", draws=DRAWS if noise else 1, client=client)

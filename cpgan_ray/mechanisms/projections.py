@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.linalg
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cpgan_ray.common.process import pick_device
 from cpgan_ray.common.rng import stream
@@ -73,4 +73,5 @@ def project(directions: np.ndarray, config: Config, dataset: Dataset, *, name: s
     def encode(x: Tensor, rng: np.random.Generator) -> Tensor:
         return standardised(x.permute(0, 2, 3, 1).flatten(1) @ matrix)
 
-    return release(encode, dataset, config, name=name)
+    client = nn.Sequential(nn.Flatten(), nn.Linear(directions.shape[1], len(directions)))
+    return release(encode, dataset, config, name=name, client=client)

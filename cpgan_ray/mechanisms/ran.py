@@ -92,4 +92,4 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     with torch.no_grad():
         refresh_statistics(head, [encoder(x) for x in inputs])
     codes = encode_all(lambda x, rng: encoder(x), dataset, config, name="ran")
-    return Released(codes, {split: predict_logits(head, codes[split], device) for split in ("val", "test")}, encoder=encoder)
+    return Released(codes, {key: predict_logits(head, z, device) for key, z in codes.items()}, encoder=encoder)

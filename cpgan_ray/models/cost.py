@@ -1,6 +1,8 @@
 """The cost of using a network: parameters, and multiply-adds per input."""
 
 import copy
+import time
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from cpgan_ray.config import Config
 from cpgan_ray.models.own import has_own_code
 from cpgan_ray.models.privatizers import build_privatizer
 from cpgan_ray.models.utility_heads import build_head
+
+WARM_UPS, TIMED_CALLS = 2, 9
 
 
 class Cost(NamedTuple):
@@ -27,6 +31,23 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         own_copy(torch.zeros(1, *input_shape, device=device))
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2)
+
+
+def milliseconds(module: nn.Module, input_shape: tuple[int, ...]) -> float:
+    """Median time of a module in evaluation mode for one input on one thread of this machine."""
+    own_copy = copy.deepcopy(module).eval().cpu()
+    x, times = torch.zeros(1, *input_shape), list[float]()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for _ in range(WARM_UPS + TIMED_CALLS):
+                started = time.perf_counter()
+                own_copy(x)
+                times.append(1000 * (time.perf_counter() - started))
+    finally:
+        torch.set_num_threads(threads)
+    return median(times[WARM_UPS:])
 
 
 def costs(config: Config, *, image_shape: tuple[int, int, int], outputs: int) -> dict[str, dict[str, int]]:

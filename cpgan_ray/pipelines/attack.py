@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.data.registry import RESIZED
 from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_black_box, open_encoder
 from cpgan_ray.evaluation.encoders.opening import open_program
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
@@ -30,11 +31,11 @@ from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.evaluation.tournament import metrics
-from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
+from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import ensure_enough
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
-from cpgan_ray.pipelines.train import check_undefended, describe_run, headline
+from cpgan_ray.pipelines.train import check_undefended, client_metrics, describe_run, headline
 from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 
 
@@ -88,7 +89,10 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     new_tracker = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
     context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
     description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
-        "attacked": encoder.description()
+        "attacked": encoder.description(),
+        "client": client_of_run(config, codes, dataset)
+        if target.config
+        else asdict(client_cost(None, codes["train"], image_shape=dataset.image_shape)),
     }
     with output_folder(job.output, "attack", parent=run_folder) as output:
         config = dataclasses.replace(config, output=output)
@@ -106,7 +110,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             )
             utility = {f"utility/{name}": value for name, value in evaluated.report["utility"].items()}
             seconds = {"time/total_s": time.perf_counter() - started}
-            tracker.log(metrics(evaluated.result) | utility | seconds, step=0)
+            tracker.log(metrics(evaluated.result) | utility | client_metrics(evaluated.report) | seconds, step=0)
             tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
             evaluated.write(output / "report")
             tracker.log_folder(output / "report", "report")
@@ -127,7 +131,8 @@ def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str
         return ()
     strongest = report["privacy"]["strongest"]
     reason = f"strongest R2 {strongest['r2']:.4f}, whose 95 % interval ends at {strongest['high']:.4f}, above {fail_above}"
-    return (*degeneracy_reasons(report), *([reason] if strongest["high"] > fail_above else []))
+    failed = [warning["message"] for warning in report["warnings"] if warning["kind"] == "failed_attacks"]
+    return (*degeneracy_reasons(report), *failed, *([reason] if strongest["high"] > fail_above else []))
 
 
 def open_target(target: Target, job: AttackJob) -> Encoder:
@@ -186,8 +191,8 @@ def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Pa
 def head_logits(
     target: Target, codes: Codes, dataset: Dataset, config: Config, settings: EncoderConfig | None = None
 ) -> dict[str, np.ndarray]:
-    """Logits of the target's own utility head on the codes of `test` and `val`, (N, num_logits) each; empty for an encoder without
-    a head, or if the data have other labels or no answers.
+    """Logits of the target's own utility head on the codes, (N, num_logits) of each set; empty for an encoder without a head, or if
+    the data have other labels or no answers.
 
     Raises: InputError if the head is damaged, or belongs to another encoder.
     """
@@ -203,8 +208,8 @@ def head_logits(
 
     try:
         logits = {
-            split: np.concatenate([head_outputs(codes[split][start : start + 1000]) for start in range(0, len(codes[split]), 1000)])
-            for split in ("test", "val")
+            name: np.concatenate([head_outputs(z[start : start + 1000]) for start in range(0, len(z), 1000)])
+            for name, z in codes.items()
         }
     except (ValueError, RuntimeError) as e:  # raised by its operations, limits or shapes
         reason = str(e) if isinstance(e, ProgramError | SandboxError) else type(e).__name__
@@ -212,7 +217,7 @@ def head_logits(
     finally:
         head.close()
     task = task_of(dataset, config.data.labels)
-    answered = all((task.answers(dataset.splits[split]) != MISSING).any() for split in logits)
+    answered = all((task.answers(dataset.splits[split]) != MISSING).any() for split in ("test", "val"))
     return logits if answered and logits["test"].shape[1] == task.num_logits else {}
 
 

@@ -1,5 +1,6 @@
 """Evaluation of codes: the tournament of fresh attacks, as Ray tasks or in this process, and its report."""
 
+import dataclasses
 import logging
 import os
 import platform
@@ -14,17 +15,29 @@ import numpy as np
 import torch
 
 from cpgan_ray.common.process import available_cpus
-from cpgan_ray.config import RuntimeConfig
+from cpgan_ray.config import Config, RuntimeConfig
+from cpgan_ray.data import Dataset
 from cpgan_ray.data.task import describe_task
+from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
-from cpgan_ray.evaluation.fitting import EvaluationContext, FittedAttack, attack_specs, fit_in_process, fit_stacks, stack_specs
+from cpgan_ray.evaluation.fitting import (
+    EvaluationContext,
+    FittedAttack,
+    attack_specs,
+    fit_in_process,
+    fit_stacks,
+    hard_answers,
+    stack_specs,
+)
+from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.card import Curves, card
 from cpgan_ray.evaluation.report.paired import comparison
 from cpgan_ray.evaluation.report.panels import attack_panels
-from cpgan_ray.evaluation.report.report import LIBRARIES, EvaluationReport, console_lines, reference_rows, twin_codes
+from cpgan_ray.evaluation.report.report import LIBRARIES, EvaluationReport, alice_answers, console_lines, reference_rows, twin_codes
 from cpgan_ray.evaluation.report.threat_model import limits, threat_model
-from cpgan_ray.evaluation.tournament import as_json, score_attacks
+from cpgan_ray.evaluation.tournament import as_json, failed_tournament, score_attacks
 from cpgan_ray.evaluation.utility import head_answers, label_metrics, utility_metrics
+from cpgan_ray.models import build_privatizer
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +50,7 @@ def attacks_on_ray(runtime: RuntimeConfig) -> bool:
 
 def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bool = False) -> list[FittedAttack]:
     """Fit all attacks of the tournament, as Ray tasks in parallel or one after the other in this process. Logs a line for each."""
-    specs = attack_specs(context.config, context.dataset, brief=brief)
+    specs = attack_specs(context.config, context.dataset, brief=brief, answers=context.has_answers)
     context.pca_basis()  # computed once here, before many processes need it
     num_done, num_attacks = 0, len(specs) + len(stack_specs(specs, context.config))
 
@@ -61,6 +74,13 @@ def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bo
     return attacks + fit_stacks(attacks, context, done=log_attack)
 
 
+def client_of_run(config: Config, codes: Codes, dataset: Dataset) -> dict[str, Any]:
+    """The report's entry on the client's cost of a run with these codes."""
+    with torch.random.fork_rng(devices=()):
+        network = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape)
+    return asdict(client_cost(network, codes["train"], image_shape=dataset.image_shape))
+
+
 def evaluate_codes(
     context: EvaluationContext,
     *,
@@ -73,7 +93,8 @@ def evaluate_codes(
 ) -> EvaluationReport:
     """Run the tournament on codes, and build its report.
 
-    logits: the utility head's logits on the codes, see `utility_metrics`; empty if there is no head;
+    logits: the utility head's logits on the codes, see `utility_metrics`; empty if there is no head. With those of all codes the
+    answers floor is measured, too;
     description: `name`, `k`, `privacy_weight`, `seed`, `settings` of the report;
     undefended: the output folder of a finished undefended twin;
     against: a report folder for a paired comparison.
@@ -87,8 +108,12 @@ def evaluate_codes(
     warnings = code_warnings(context.codes, context.dataset, task, logits=logits, seed=context.seed)
     for line in console_lines(utility["utility"], warnings):
         logger.info(line)
+    context = dataclasses.replace(context, answers=hard_answers(logits, task))
     attacks = fit_attacks(context, runtime=runtime, brief=is_uninformative(warnings))
     result = score_attacks(attacks, context)
+    if (failure := failed_tournament(result)) is not None:
+        logger.warning(failure.message)
+        warnings = [*warnings, failure]
     attacked = description.get("attacked", {})
     report: dict[str, Any] = dict(description) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -97,6 +122,7 @@ def evaluate_codes(
         **utility,
         **as_json(result),
         "references": reference_rows(result, undefended),
+        "alice": alice_answers(undefended) if undefended else None,
         "threat_model": threat_model(context, queries=attacked["queries"] if attacked.get("black_box") else None),
         "limits": limits(context.dataset, stochastic=attacked.get("stochastic", False), reduced=bool(attacked.get("reduced_to"))),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},

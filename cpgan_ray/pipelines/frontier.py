@@ -23,7 +23,14 @@ def draw_fronts(job: FrontierJob) -> tuple[str, dict[str, Any]]:
     ensure_comparable(trials)
     default = Path("outputs").resolve() / f"frontier-{datetime.now():%Y%m%d-%H%M%S}"
     with claim_folder(job.output) if job.output else claim_new_folder(default) as output:
-        values = write(trials, output, objective=job.objective, max_r2=job.max_r2, min_accuracy=job.min_accuracy)
+        values = write(
+            trials,
+            output,
+            objective=job.objective,
+            max_r2=job.max_r2,
+            min_accuracy=job.min_accuracy,
+            max_multiply_adds=job.max_multiply_adds,
+        )
     measures = values.get("methods") or dict.fromkeys(names, values)
     experiments = {
         name: {"trials": sum(scored(t, job.objective) and not t.control for t in of_experiment)}

@@ -27,12 +27,12 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
-from cpgan_ray.evaluation.report.report import degeneracy_reasons, read_strongest_attack
+from cpgan_ray.evaluation.report.report import alice_answers, degeneracy_reasons, read_strongest_attack
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.cost import costs
 from cpgan_ray.models.export import export_programs
-from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
+from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.parts import pinned
@@ -176,7 +176,8 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
         runtime=config.runtime,
         logits=outcome.logits,
         description=describe_run(config)
-        | {"cost": costs(config, image_shape=dataset.image_shape, outputs=outcome.logits["test"].shape[1])},
+        | {"cost": costs(config, image_shape=dataset.image_shape, outputs=outcome.logits["test"].shape[1])}
+        | {"client": client_of_run(config, outcome.codes, dataset)},
         curves=read_curves(tracker.output / "metrics.jsonl"),
         undefended=config.tracking.undefended,
     )
@@ -184,7 +185,7 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     test_utility = {
         f"utility/{name}": value for name, value in utility.items() if not name.startswith("val_")
     }  # logged with the epoch
-    tracker.log(test_utility | metrics(evaluated.result), step=final_round)
+    tracker.log(test_utility | metrics(evaluated.result) | client_metrics(evaluated.report), step=final_round)
     tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
     evaluated.write(tracker.output / "report")
     tracker.log_folder(tracker.output / "report", "report")
@@ -207,11 +208,21 @@ def describe_run(config: Config) -> dict[str, Any]:
     }
 
 
+def client_metrics(report: Mapping[str, Any]) -> Metrics:
+    """The metrics of the client's cost; those that are not known are left out."""
+    return {f"client/{name}": value for name, value in report.get("client", {}).items() if value is not None}
+
+
 def headline(report: dict[str, Any]) -> dict[str, Any]:
     """The tournament's part of the summary that a job prints."""
     strongest = {key: round(v, 4) if isinstance(v, float) else v for key, v in report["privacy"]["strongest"].items()}
     warnings = [warning["message"] for warning in report["warnings"]]
-    return {"strongest": strongest, "label_floor_r2": round(report["privacy"]["label_floor_r2"], 4), "warnings": warnings}
+    floors = {name: report["privacy"][name] for name in ("answers_floor_r2", "label_floor_r2")}
+    return {
+        "strongest": strongest,
+        **{name: None if r2 is None else round(r2, 4) for name, r2 in floors.items()},
+        "warnings": warnings,
+    }
 
 
 def check_undefended(config: Config) -> None:
@@ -222,3 +233,4 @@ def check_undefended(config: Config) -> None:
     if folder is not None:
         open_own(folder / "privatizer.pt2")
         read_strongest_attack(folder)
+        alice_answers(folder)

@@ -17,7 +17,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from cpgan_ray.analysis.fronts import UTILITY, State, Trial
+from cpgan_ray.analysis.fronts import CLIENT, UTILITY, State, Trial
 from cpgan_ray.common.credentials import move_to_env, redacted, remember
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import SUFFIX
@@ -206,6 +206,7 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
     if state not in get_args(State):
         state = STATES.get(run.info.status, "running")
     utility: dict[str, Any] = {name: metrics.get(f"utility/{name}") for name in UTILITY}
+    client: dict[str, Any] = {field: metrics.get(f"client/{name}") for field, name in CLIENT.items()}
     datasets = run.inputs.dataset_inputs if run.inputs else []
     return Trial(
         name=printable(tags.get("search.trial") or run.info.run_name or run.info.run_id),
@@ -220,6 +221,8 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
         attack=printable(tags["strongest.attack"]) if "strongest.attack" in tags else None,
         val_r2=metrics.get("privacy/val_r2", metrics.get("privacy/strongest_r2")),
         label_floor_r2=metrics.get("privacy/label_floor_r2"),
+        answers_floor_r2=metrics.get("privacy/answers_floor_r2"),
+        **client,
         seconds=metrics.get("time/total_s"),
         run_id=run.info.run_id,
         method=method,

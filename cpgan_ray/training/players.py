@@ -157,7 +157,7 @@ class PrivatizerWorker:
         train = self.dataset.train
         first, shape = self.peers.rank == 0, train.image_shape
         programs = export_programs(self.defender.released, k=self.config.k, image_shape=shape, dtype=train.dtype) if first else {}
-        return Outcome(codes=codes, logits={split: evaluated[split][1] for split in ("val", "test")}, programs=programs)
+        return Outcome(codes=codes, logits={name: logits for name, (_, logits) in evaluated.items()}, programs=programs)
 
     def utility_metrics(self, split: str, logits: np.ndarray) -> Metrics:
         """Loss and accuracies, averaged over the labels, for logits (N, num_logits) of a split."""

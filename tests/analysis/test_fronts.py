@@ -71,6 +71,21 @@ def test_degenerate_code_is_never_on_front_or_recommended():
     assert "degenerate" in table(candidates, REFERENCE)
 
 
+def test_recommendation_with_a_bounded_client_is_affordable():
+    trials = [trial(16, accuracy=0.82, multiply_adds=1e6), trial(64, accuracy=0.88, multiply_adds=15e6), trial(32, accuracy=0.9)]
+    settings = points([replace(t, val_accuracy=t.accuracy, val_r2=t.strongest_r2) for t in trials])
+    chosen = recommend(settings, max_multiply_adds=2e6)
+    assert (
+        chosen is not None
+        and chosen.point.setting["k"] == 16
+        and chosen.rule.endswith("at most 2,000,000 multiply-adds for the client")
+    )
+    assert recommend(settings, max_multiply_adds=10) is None
+    reason = explain_no_choice(settings, max_multiply_adds=10)
+    assert reason.startswith("no setting has a client of at most 10 multiply-adds; the smallest has 1,000,000 at k=16")
+    assert "earlier version" in explain_no_choice(settings[2:], max_multiply_adds=10)
+
+
 def mixed_utility(candidates: list[Any], r2: float) -> float:
     """The largest utility that a mixture of any two outcomes, or of one and sending nothing, has at an R2 of at most `r2`."""
     ends = [(max(p.strongest_r2, 0.0), p.utility) for p in candidates] + [(0.0, REFERENCE.utility)]

@@ -163,7 +163,9 @@ def test_strongest_is_best_attack_that_counts(result):
 def test_tournament_on_downsampled_picture_exceeds_label_floor(result):
     assert result.strongest.score.r2 > 0.5
     assert result.floor.score.r2 < 0.4
-    assert as_json(result)["privacy"]["excess"]["r2"] == pytest.approx(result.strongest.score.r2 - result.floor.score.r2)
+    privacy = as_json(result)["privacy"]
+    assert privacy["label_excess"]["r2"] == pytest.approx(result.strongest.score.r2 - result.floor.score.r2)
+    assert (privacy["excess"], privacy["answers_floor_r2"]) == (None, None), "without a utility head"
 
 
 def test_linear_code_r2_is_variance_of_leading_components(context):

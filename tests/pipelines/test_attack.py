@@ -59,7 +59,7 @@ DATA = DataConfig(image_size=SIDE, num_identities=200, pictures_per_identity=2, 
 ONE_LABEL = dataclasses.replace(DATA, labels=("Male",))
 """A task that a small network learns in seconds, because a useless code passes no gate."""
 ATTACKS = dataclasses.replace(attacked.ATTACKS, fit_fractions=(0.25,))
-SUMMARY = {"run_id", "output", "strongest", "label_floor_r2", "warnings", "split", "passed", "seconds"}
+SUMMARY = {"run_id", "output", "strongest", "answers_floor_r2", "label_floor_r2", "warnings", "split", "passed", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def test_attack_report_has_all_numbers(by_folder):
     assert strongest == {"attack": attacks[0]["name"]} | {key: attacks[0][key] for key in ("variant", "r2", "low", "high")}
     assert strongest["r2"] == max(a["r2"] for a in attacks) > 0.1, "a k of 6 gives a little away"
     assert all(a["low"] <= a["r2"] <= a["high"] for a in attacks)
-    assert report["privacy"]["excess"]["r2"] == pytest.approx(strongest["r2"] - report["privacy"]["label_floor_r2"])
+    assert report["privacy"]["label_excess"]["r2"] == pytest.approx(strongest["r2"] - report["privacy"]["label_floor_r2"])
     assert {(row["name"], row["share"]) for row in report["sweep"]} == {("ridge", 0.25), ("nearest", 0.25)}
     assert by_folder.summary["strongest"]["r2"] == round(strongest["r2"], 4)
 

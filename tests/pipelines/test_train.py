@@ -147,7 +147,8 @@ def test_train_report_matches_summary(finished):
     page = (finished.output / "report" / "report.html").read_text()
     assert [row["name"] for row in report["labels"] if f"<td>{row['name']}</td>" not in page] == []
     privacy = report["privacy"]
-    assert privacy["excess"]["r2"] == pytest.approx(strongest["r2"] - privacy["label_floor_r2"])
+    assert privacy["label_excess"]["r2"] == pytest.approx(strongest["r2"] - privacy["label_floor_r2"])
+    assert privacy["excess"]["r2"] == pytest.approx(strongest["r2"] - privacy["answers_floor_r2"])
     every = {"ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest", "stack"}
     assert {(attack["name"], attack["variant"]) for attack in report["attacks"]} == {
         (n, v) for n in every for v in ("leaked", "fresh")

@@ -17,9 +17,22 @@ from cpgan_ray.analysis.fronts.fronts import (
     utility_levels,
 )
 from cpgan_ray.analysis.fronts.knobs import MIN_SETTINGS, correlations_of, rank_correlations, spearman
-from cpgan_ray.analysis.fronts.trials import UTILITY, Estimate, Point, State, Trial, mean, mean_with_ci, points, scored, setting_key
+from cpgan_ray.analysis.fronts.trials import (
+    CLIENT,
+    UTILITY,
+    Estimate,
+    Point,
+    State,
+    Trial,
+    mean,
+    mean_with_ci,
+    points,
+    scored,
+    setting_key,
+)
 
 __all__ = [
+    "CLIENT",
     "MIN_SETTINGS",
     "NAMES",
     "SHARES",

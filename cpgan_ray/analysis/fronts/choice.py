@@ -20,7 +20,13 @@ class Recommendation:
     """The rule that chose it, in words."""
 
 
-def recommend(points: Sequence[Point], *, max_r2: float | None = None, min_accuracy: float | None = None) -> Recommendation | None:
+def recommend(
+    points: Sequence[Point],
+    *,
+    max_r2: float | None = None,
+    min_accuracy: float | None = None,
+    max_multiply_adds: float | None = None,
+) -> Recommendation | None:
     """The recommended setting, and the rule that chose it; None if no setting qualifies (`explain_no_choice` gives the reason).
 
     Only numbers of the validation split choose, so that the test numbers of the choice are not the luckiest of many. All points are
@@ -33,8 +39,9 @@ def recommend(points: Sequence[Point], *, max_r2: float | None = None, min_accur
         neither          the largest max(utility - utility of the guess, 0) * (1 - max(R2, 0));
                          among equals the smallest R2
 
-    A setting whose code is degenerate is never recommended.
+    A setting whose code is degenerate is never recommended, nor one whose client spends more than `max_multiply_adds`.
     """
+    points = affordable(points, max_multiply_adds)
     by_r2 = min_accuracy is not None and max_r2 is None
     bounds = [] if max_r2 is None else [f"validation R2 <= {max_r2:g}"]
     name = NAMES[points[0].objective] if points else ""
@@ -54,6 +61,8 @@ def recommend(points: Sequence[Point], *, max_r2: float | None = None, min_accur
         rule = f"largest (validation {name} - {value_or(best.guess, 0):.3f}) * (1 - validation R2)"
     else:
         rule = f"{'smallest validation R2' if by_r2 else f'largest validation {name}'} among settings with {' and '.join(bounds)}"
+    if max_multiply_adds is not None:
+        rule += f", at most {max_multiply_adds:,.0f} multiply-adds for the client"
     return Recommendation(point=best, rule=rule)
 
 
@@ -74,6 +83,13 @@ def qualified(points: Sequence[Point], max_r2: float | None, min_accuracy: float
     ]
 
 
+def affordable(points: Sequence[Point], max_multiply_adds: float | None) -> list[Point]:
+    """The points whose client is known to spend at most so many multiply-adds; None: all points."""
+    if max_multiply_adds is None:
+        return list(points)
+    return [p for p in points if p.multiply_adds is not None and p.multiply_adds <= max_multiply_adds]
+
+
 def meets_bounds(point: Point, *, max_r2: float | None = None, min_accuracy: float | None = None) -> bool | None:
     """Whether a point meets the bounds on the test split with its whole 95 % intervals: the upper end of its R2 is at most
     `max_r2`, the lower end of its utility at least `min_accuracy`. None without a bound, or if the intervals are unknown."""
@@ -86,10 +102,26 @@ def meets_bounds(point: Point, *, max_r2: float | None = None, min_accuracy: flo
     return r2_met and (min_accuracy is None or value_or(point.utility_low, -math.inf) >= min_accuracy)
 
 
-def explain_no_choice(points: Sequence[Point], *, max_r2: float | None = None, min_accuracy: float | None = None) -> str:
+def explain_no_choice(
+    points: Sequence[Point],
+    *,
+    max_r2: float | None = None,
+    min_accuracy: float | None = None,
+    max_multiply_adds: float | None = None,
+) -> str:
     """Why no setting is recommended, and which setting is closest to qualifying."""
     if not points:
         return "no trial has finished with a utility and an attack's R2"
+    if max_multiply_adds is not None and not affordable(points, max_multiply_adds):
+        known = [p for p in points if p.multiply_adds is not None]
+        if not known:
+            return "of no setting the client's multiply-adds are known: its runs were made by an earlier version"
+        cheapest = min(known, key=lambda p: value_or(p.multiply_adds, math.inf))
+        return (
+            f"no setting has a client of at most {max_multiply_adds:,.0f} multiply-adds; the smallest has "
+            f"{cheapest.multiply_adds:,.0f} at {label(cheapest)}"
+        )
+    points = affordable(points, max_multiply_adds)
     points = [p for p in points if not p.degenerate]
     if not points:
         return "the codes of all settings are degenerate: constant, or no better than the majority guess"

@@ -40,6 +40,7 @@ def write(
     objective: Objective = "accuracy",
     max_r2: float | None = None,
     min_accuracy: float | None = None,
+    max_multiply_adds: float | None = None,
     command: Command | None = None,
     chosen: Recommendation | None = None,
     control_utility: float | None = None,
@@ -47,16 +48,18 @@ def write(
     """Write `frontier.json`, `frontier.csv` (one row per trial) and `frontier.png`, each atomically. Returns the values of
     `frontier.json`.
 
-    max_r2, min_accuracy: bounds of `recommend`; command: used for the command of the recommended setting; chosen: a recommendation
-    by another rule than that of `recommend`; control_utility: of the undefended control, if it is not among the trials.
+    max_r2, min_accuracy, max_multiply_adds: bounds of `recommend`; command: used for the command of the recommended setting;
+    chosen: a recommendation by another rule than that of `recommend`; control_utility: of the undefended control, if it is not
+    among the trials.
     """
     from cpgan_ray.analysis.fronts.plot import as_png
 
     settings = points(trials, objective=objective)
-    chosen = chosen or recommend(settings, max_r2=max_r2, min_accuracy=min_accuracy)
+    bounds = {"max_r2": max_r2, "min_accuracy": min_accuracy, "max_multiply_adds": max_multiply_adds}
+    chosen = chosen or recommend(settings, **bounds)
     recommended, reason = None, None
     if chosen is None:
-        reason = explain_no_choice(settings, max_r2=max_r2, min_accuracy=min_accuracy)
+        reason = explain_no_choice(settings, **bounds)
     else:
         text = command(chosen.point.setting, chosen.point.seeds[0]) if command else None
         met = meets_bounds(chosen.point, max_r2=max_r2, min_accuracy=min_accuracy)
@@ -126,6 +129,7 @@ def as_json(
         "hypervolume_history": [] if reference is None else hypervolume_history(trials, reference, objective),
         "reference_point": None if reference is None else {objective: reference.utility, "strongest_r2": reference.strongest_r2},
         "label_floor_r2": mean(t.label_floor_r2 for t in trials),
+        "answers": [row for row in map(own_answers, points(trials, objective=objective, control=True)) if row is not None],
         "majority_accuracy": mean(t.majority_accuracy for t in trials),
         "spearman": rank_correlations(settings),
         "recommended": recommended,
@@ -134,6 +138,14 @@ def as_json(
     if len(methods) > 1:
         values["methods"] = {method: measures(of_method) for method, of_method in methods.items()}
     return finite(values)
+
+
+def own_answers(control: Point) -> dict[str, Any] | None:
+    """What Alice would get by answering with the undefended control herself; None if its answers floor is not known."""
+    if control.answers_floor_r2 is None:
+        return None
+    numbers = {"strongest_r2": control.answers_floor_r2, control.objective: control.utility}
+    return {"setting": control.setting, **numbers, "multiply_adds": control.multiply_adds}
 
 
 def row(point: Point) -> dict[str, Any]:
@@ -169,7 +181,9 @@ def table(points: Sequence[Point], reference: Reference | None) -> str:
     methods = len(by_method(points)) > 1
     best = front(points, reference)
     utility = NAMES[points[0].objective] if points else NAMES["accuracy"]
-    output = PrettyTable([*(["method"] if methods else []), *names, "seeds", utility, "strongest R2", "dead labels", "front"])
+    output = PrettyTable(
+        [*(["method"] if methods else []), *names, "seeds", utility, "strongest R2", "multiply-adds", "dead labels", "front"]
+    )
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
     for p in sorted(points, key=lambda p: p.strongest_r2):
@@ -180,6 +194,7 @@ def table(points: Sequence[Point], reference: Reference | None) -> str:
                 len(p.seeds),
                 with_interval(p.utility, p.utility_low, p.utility_high),
                 with_interval(p.strongest_r2, p.strongest_r2_low, p.strongest_r2_high),
+                "" if p.multiply_adds is None else f"{p.multiply_adds:,.0f}",
                 "" if p.dead_labels is None else f"{p.dead_labels:.3g}",
                 "degenerate" if p.degenerate else "*" if p in best else "",
             ]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cpgan_ray.analysis.fronts.choice import NAMES
 from cpgan_ray.analysis.fronts.fronts import Reference, front, hull, hypervolume_history, outcomes, reference_point
@@ -26,6 +26,8 @@ METHODS = ("#4c78a8", "#e0822f", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 METHODS += ("#d64550", "#eeca3b", "#1f4e5f", "#ff9da6", "#79706e", "#8cd17d")
 SHADES = ("#f2b134", "#e0573e", "#8e2a6b", "#2b1a5e")
 """Colours of privacy weights, from the smallest to the largest."""
+ANSWERS = "answers"
+"""Methods whose names start like this send answers: what every other code must beat at the same client's cost."""
 FAR = 1e3
 """A coordinate outside every figure."""
 HISTORY_HEIGHT = 2.2
@@ -72,8 +74,9 @@ def draw_plane(
             vertices, volume = hull(outcomes(of_method), reference)
             name = f"hull of {figures.escape_dollars(shorten(method))}\n" if many else "hull "
             x, y = [*vertices[:, 0], FAR], [*vertices[:, 1], vertices[-1, 1]]
-            label = f"{name}(hypervolume {volume:.4f})"
-            ax.plot(x, y, color=colour if many else "black", linewidth=1.4, label=label, zorder=2)
+            label = f"{name}(hypervolume {volume:.4f}{client_text(of_method)})"
+            style = "--" if method.startswith(ANSWERS) else "-"
+            ax.plot(x, y, style, color=colour if many else "black", linewidth=1.4, label=label, zorder=2)
         for p, shade in zip(of_method, [colour] * len(of_method) if many else weight_colours(ax, of_method), strict=True):
             size = area(p, ks)
             draw_point(
@@ -81,7 +84,14 @@ def draw_plane(
             )  # small markers on top
     for p in controls:
         draw_point(ax, p, colour=colours[p.method] if many else figures.FRESH, marker="D", size=40, zorder=3)
+    answered = [p for p in controls if p.answers_floor_r2 is not None]
+    for p in answered:
+        ax.scatter([p.answers_floor_r2 or 0.0], [p.utility], s=110, marker="*", color="#2b1a5e", edgecolors="white", zorder=6)
     add_legend_entry = partial(ax.scatter, [], [], edgecolors="white")
+    if answered:
+        add_legend_entry(
+            marker="*", s=110, color="#2b1a5e", label=f"Alice answers herself\n(undefended control{client_text(answered)})"
+        )
     if controls:
         add_legend_entry(marker="D", s=40, color="#9a9a9a" if many else figures.FRESH, label="undefended control")
     if recommended is not None:
@@ -95,7 +105,13 @@ def draw_plane(
     for k in ks if len(ks) <= 5 else evenly_spaced_subset(ks, min_distance=0.3):
         add_legend_entry(s=marker_area(k, ks), color="#9a9a9a", label=f"k = {k:g}")
     ax.set(xlabel="R2 of the strongest fresh attack (left: more private)", ylabel=NAMES[objective])
-    set_limits(ax, [*settings, *controls], floor=floor, guess=reference and reference.utility)
+    set_limits(
+        ax,
+        [*settings, *controls],
+        floor=floor,
+        answers=[p.answers_floor_r2 for p in answered],
+        guess=reference and reference.utility,
+    )
 
 
 def draw_point(ax: Axes, p: Point, *, colour: Any, marker: str, size: float, zorder: float) -> None:
@@ -153,10 +169,18 @@ def weight_colours(ax: Axes, points: Sequence[Point]) -> list[Any]:
     return [figures.FLOOR if w is None or w <= 0 else shades.to_rgba(np.array(w)) for w in weights]
 
 
-def set_limits(ax: Axes, points: Sequence[Point], *, floor: float | None, guess: float | None) -> None:
+def client_text(points: Sequence[Point]) -> str:
+    """The largest client's cost of some points, for the legend; empty if none is known."""
+    known = [p.multiply_adds for p in points if p.multiply_adds is not None]
+    return f", {EngFormatter(places=1)(max(known))} multiply-adds" if known else ""
+
+
+def set_limits(
+    ax: Axes, points: Sequence[Point], *, floor: float | None, guess: float | None, answers: Sequence[float | None] = ()
+) -> None:
     """Set axis limits that contain all points and lines, and the origin of the hull; a much longer interval is shown only in
     part."""
-    lines = [value for value in (floor, None if guess is None else 0.0) if value is not None]
+    lines = [value for value in (floor, *answers, None if guess is None else 0.0) if value is not None]
     for values, lows, highs, inner_lines, set_limit in (
         (
             [p.strongest_r2 for p in points],

@@ -24,6 +24,10 @@ UTILITY = (
 """The fields of a `Trial` that have the same name in the `utility` of a report, and in metrics after `utility/`."""
 
 
+CLIENT = {"multiply_adds": "multiply_adds", "client_ms": "ms", "client_bytes": "bytes"}
+"""The fields of a `Trial` on the client's cost, with their names in the `client` of a report, and in metrics after `client/`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training of a search: a setting with a seed, and the results of fresh attacks on it."""
@@ -68,6 +72,14 @@ class Trial:
     """Balanced accuracy of the same guess: the mean of 1 / number of classes over the labels."""
     label_floor_r2: float | None = None
     """R2 of pictures predicted from the task's true labels."""
+    answers_floor_r2: float | None = None
+    """R2 of the strongest attack on its own hard answers."""
+    multiply_adds: float | None = None
+    """Multiply-adds that the client spends on a sample; this and the two fields below are None if they are not known."""
+    client_ms: float | None = None
+    """Time of the client's network for one sample on one thread of the machine that measured it."""
+    client_bytes: float | None = None
+    """Bytes that the client sends for a sample, before entropy coding."""
     seconds: float | None = None
     """Wall time, including attacks."""
     run_id: str | None = None
@@ -112,6 +124,10 @@ class Point:
     val_r2: float | None
     majority_accuracy: float | None
     majority_balanced_accuracy: float | None
+    answers_floor_r2: float | None = None
+    multiply_adds: float | None = None
+    client_ms: float | None = None
+    client_bytes: float | None = None
     method: str = ""
     degenerate: bool = False
     """Whether the code of any of its trials is degenerate."""
@@ -222,6 +238,7 @@ def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Po
         val_r2=average("val_r2"),
         majority_accuracy=average("majority_accuracy"),
         majority_balanced_accuracy=average("majority_balanced_accuracy"),
+        **{name: average(name) for name in ("answers_floor_r2", *CLIENT)},
         degenerate=any(trial.degenerate is not None for trial in trials),
     )
 

@@ -14,7 +14,7 @@ J = TypeVar("J", SearchJob, ReproduceJob)
 SEARCH = "search.json"
 """File of a search: its job, and its MLflow run. Written when the search starts."""
 LOCATIONS = ("config.data_dir", "config.cache_dir", "config.shared_cache", "config.tracking.uri", "config.runtime.address")
-RESUMABLE = ("max_r2", "min_accuracy", "max_failures", *LOCATIONS)
+RESUMABLE = ("max_r2", "min_accuracy", "max_multiply_adds", "max_failures", *LOCATIONS)
 """Fields that may change when a search is resumed."""
 
 

@@ -99,14 +99,14 @@ def input_sentences(entry: Mapping[str, Any]) -> str:
     return f"{sentence} Assumed, because neither its file nor a flag says it: {'; '.join(entry['assumed'])}."
 
 
-def excess_sentence(excess: Mapping[str, Any]) -> str:
-    """What the paired difference to the label floor says, with its interval in points of R2."""
+def excess_sentence(excess: Mapping[str, Any], *, answers: str) -> str:
+    """What the paired difference to a floor says, with its interval in points of R2. answers: which answers the floor is of."""
     ends = f"({100 * excess['low']:.1f} to {100 * excess['high']:.1f} points, paired)"
     return {
-        "more": f"the code shows {100 * excess['r2']:.1f} points more than the true answers do {ends}.",
-        "less": f"the attacks find {-100 * excess['r2']:.1f} points less in the code than in the true answers {ends}.",
-        "equivalent": f"the code and the true answers differ by at most {100 * excess['margin']:g} points {ends}.",
-        "undecided": f"whether the code shows more than the true answers is undecided {ends}.",
+        "more": f"the code shows {100 * excess['r2']:.1f} points more than {answers} do {ends}.",
+        "less": f"the attacks find {-100 * excess['r2']:.1f} points less in the code than in {answers} {ends}.",
+        "equivalent": f"the code and {answers} differ by at most {100 * excess['margin']:g} points {ends}.",
+        "undecided": f"whether the code shows more than {answers} is undecided {ends}.",
     }[excess["verdict"]]
 
 
@@ -128,10 +128,16 @@ def summary(report: Mapping[str, Any]) -> dict[str, str]:
     floor = 100 * report["privacy"]["label_floor_r2"]
     known = "" if (share := missing_share(report)) == 0 else f", of which {100 * share:.2g} % are missing"
     label_floor = f"The label floor ({sample_noun(report)}s predicted from the true answers{known}) recovers {floor:.1f} %"
-    label_floor += ": " + excess_sentence(report["privacy"]["excess"])
+    label_floor += ": " + excess_sentence(report["privacy"]["label_excess"], answers="the true answers")
+    answers_floor = ""
+    if (excess := report["privacy"]["excess"]) is not None:
+        r2 = 100 * report["privacy"]["answers_floor_r2"]
+        answers_floor = f"Its own answers give away {r2:.1f} %: " + excess_sentence(excess, answers="its own answers")
     saturation = (
         "The budget of every attack was raised until that no longer helped."
         if not unsaturated
         else "Still improving when the budget ended, so only a lower bound: " + ", ".join(unsaturated) + "."
     )
-    return {"strongest": strongest, "label_floor": label_floor, "saturation": saturation}
+    if report["privacy"]["weaker_than_answers"]:
+        saturation = "The attacks on z found less than an attack on its own answers, so they have failed: only a lower bound."
+    return {"strongest": strongest, "answers_floor": answers_floor, "label_floor": label_floor, "saturation": saturation}

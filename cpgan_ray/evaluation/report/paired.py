@@ -32,6 +32,8 @@ class Rows:
     """Of the attack on the task's true labels, if the file has them."""
     answers: Answers | None
     """Of the utility head, if there is one."""
+    answers_floor: RowErrors | None = None
+    """Of the attack on the run's own hard answers, if the file has them."""
 
 
 def write_rows(folder: Path, rows: Rows) -> None:
@@ -39,9 +41,9 @@ def write_rows(folder: Path, rows: Rows) -> None:
     strongest, answers = rows.strongest, rows.answers
     arrays: dict[str, Any] = {name: getattr(strongest, name) for name in ("errors", "mean_errors", "identity")}
     arrays |= {"restart_std": np.float64(strongest.restart_std)}
-    arrays |= (
-        {} if rows.floor is None else {"floor_errors": rows.floor.errors, "floor_restart_std": np.float64(rows.floor.restart_std)}
-    )
+    for name, floor in (("floor", rows.floor), ("answers_floor", rows.answers_floor)):
+        if floor is not None:
+            arrays |= {f"{name}_errors": floor.errors, f"{name}_restart_std": np.float64(floor.restart_std)}
     arrays |= {} if answers is None else {"right": answers.right, "labels": answers.labels}
     with atomic_path(folder / ERRORS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -82,20 +84,25 @@ def read_rows(folder: Path) -> Rows:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     if max(entry.file_size for entry in arrays.zip.infolist()) > MAX_ERRORS_BYTES:
                         raise ValueError("too large")
-                    names = ("errors", "mean_errors", *({"floor_errors"} & {*arrays}))
+                    floors = [name for name in ("floor", "answers_floor") if f"{name}_errors" in arrays]
+                    names = ("errors", "mean_errors", *(f"{name}_errors" for name in floors))
                     numbers = [arrays[name].astype(np.float64, casting="safe") for name in names]
                     identity = arrays["identity"].astype(np.int64, casting="safe")
-                    spreads = [float(arrays[name]) for name in ("restart_std", *({"floor_restart_std"} & {*arrays}))]
+                    spreads = [float(arrays[name]) for name in ("restart_std", *(f"{name}_restart_std" for name in floors))]
                     answers = read_answers(arrays, rows=len(identity)) if "right" in arrays else None
                 if not all(values.shape == (len(identity),) and np.isfinite(values).all() for values in numbers):
                     raise ValueError("shapes or values")
                 if min(values.min() for values in numbers) < 0 or max(values.max() for values in numbers) > MAX_ERROR:
                     raise ValueError("values")
-                errors, mean_errors, *floor = numbers
+                errors, mean_errors, *of_floors = numbers
                 if mean_errors.sum() <= 0 or len(spreads) != len(numbers) - 1 or not all(0 <= s <= 1 for s in spreads):
                     raise ValueError("values")
-                floor_rows = RowErrors(floor[0], mean_errors, identity, spreads[1]) if floor else None
-                return Rows(RowErrors(errors, mean_errors, identity, spreads[0]), floor_rows, answers)
+                rows = {
+                    name: RowErrors(values, mean_errors, identity, spread)
+                    for name, values, spread in zip(floors, of_floors, spreads[1:], strict=True)
+                }
+                strongest = RowErrors(errors, mean_errors, identity, spreads[0])
+                return Rows(strongest, rows.get("floor"), answers, rows.get("answers_floor"))
             except Exception as e:  # numpy may raise any exception for a damaged file
                 raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
     raise InputError(f"{folder} has no {ERRORS}: choose the output folder of a run, or the report folder of an attack")

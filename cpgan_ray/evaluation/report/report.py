@@ -39,7 +39,13 @@ class EvaluationReport:
         for name, panel in self.panels.items():
             with atomic_path(folder / f"{name}.png") as temporary:
                 panel.save(temporary, "PNG")
-        write_rows(folder, Rows(self.result.strongest.errors, self.result.floor.errors, self.answers))
+        write_rows(folder, rows_of(self.result, self.answers))
+
+
+def rows_of(result: TournamentResult, answers: Answers | None) -> Rows:
+    """What `errors.npz` holds of a tournament."""
+    own = None if result.answers_floor is None else result.answers_floor.errors
+    return Rows(result.strongest.errors, result.floor.errors, answers, own)
 
 
 def console_lines(utility: Mapping[str, float], warnings: Sequence[ReportWarning]) -> list[str]:
@@ -65,6 +71,7 @@ def reference_rows(result: TournamentResult, undefended: Path | None) -> list[di
             "name": f"label floor ({result.floor.spec.name} from the true labels)",
             **{key: getattr(floor, key) for key in ("r2", "low", "high", "face_r2", unit) if getattr(floor, key) is not None},
         },
+        *answers_row(result),
         {
             "name": "best linear code of as many numbers",
             "r2": result.linear_code_r2,
@@ -73,11 +80,46 @@ def reference_rows(result: TournamentResult, undefended: Path | None) -> list[di
         },
     ]
     if undefended is not None and (twin := read_strongest_attack(undefended)) is not None:
+        if (alice := alice_answers(undefended)) is not None:
+            numbers = {key: alice[key] for key in ("r2", "low", "high")}
+            rows.append({"name": "Alice answers herself (undefended twin's answers)", **numbers, unit: mean * (1 - alice["r2"])})
         rows.append(
             {"name": f"undefended twin ({twin['attack']})", **{key: twin[key] for key in ("r2", "low", "high")}}
             | {unit: mean * (1 - twin["r2"])}
         )
     return [*rows, {"name": "identity (z = x)", "r2": 1.0, unit: 0.0}]
+
+
+def answers_row(result: TournamentResult) -> list[dict[str, Any]]:
+    """The row of the answers floor; none if it was not measured."""
+    if (floor := result.answers_floor) is None:
+        return []
+    keys = ("r2", "low", "high", "face_r2", "mse_255", "mse_raw")
+    numbers = {key: value for key in keys if (value := getattr(floor.score, key)) is not None}
+    return [{"name": f"answers floor ({floor.spec.name} from its own answers)", **numbers}]
+
+
+def alice_answers(folder: Path) -> dict[str, Any] | None:
+    """What Alice gets by sending the hard answers of an undefended twin, which she computes herself: `accuracy`, `r2`, `low`,
+    `high`, and the `multiply_adds` of privatizer and utility head. From the twin's report; None if that has no answers floor.
+
+    Raises: InputError if the report is damaged.
+    """
+    path = folder / "report" / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        report = read_json(path)
+        if (floor := report.get("answers_floor")) is None:
+            return None
+        numbers = {key: float(floor[key]) for key in ("r2", "low", "high")}
+        accuracy = float(report["utility"]["accuracy"])
+        multiply_adds = sum(int(report["cost"][name]["multiply_adds"]) for name in ("privatizer", "utility_head"))
+        if not (all(-1e6 < number <= 1 for number in numbers.values()) and 0 <= accuracy <= 1 and 0 <= multiply_adds < 1e18):
+            raise ValueError("numbers")
+        return {"accuracy": accuracy, **numbers, "multiply_adds": multiply_adds}
+    except Exception as e:  # a damaged file may lead to any exception
+        raise InputError(f"{path} is damaged ({type(e).__name__}): attack that run again") from e
 
 
 def read_strongest_attack(folder: Path) -> dict[str, Any] | None:

@@ -127,7 +127,7 @@ def measure(target: Target, config: Config, job: ExportJob) -> Measured:
         logits = head_logits(staged, codes, dataset, config)
         if not logits:
             raise InputError(f"utility head {target.head} has other outputs than these data have labels: correct --data-dir")
-        of_original = head_logits(staged, codes | {"test": received(original, codec)}, dataset, config)
+        of_original = head_logits(staged, {"test": received(original, codec)}, dataset, config)
         contents = {name: path.read_bytes() for name, path in models.items()}
     if attacks_on_ray(config.runtime):
         from cpgan_ray.distributed.cluster import connect

@@ -20,7 +20,14 @@ def quick_attacks(attacks: AttackConfig) -> AttackConfig:
     """Only the closed-form attacks of a run, with its settings; both if it had none."""
     names = tuple(name for name in CLOSED_FORM if name in attacks.names) or CLOSED_FORM
     return dataclasses.replace(
-        attacks, names=names, fit_fractions=(), identity=False, attributes=False, similarity=False, legacy=False
+        attacks,
+        names=names,
+        fit_fractions=(),
+        identity=False,
+        attributes=False,
+        similarity=False,
+        legacy=False,
+        answers_floor=False,
     )
 
 

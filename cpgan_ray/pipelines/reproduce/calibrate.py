@@ -22,7 +22,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.calibration import TOLERANCE, Choice, Pilot, choose, run_pilots, target_accuracies
 from cpgan_ray.pipelines.reproduce.grids import GRIDS, Calibration, Grids, Rounding, calibrated_fields
-from cpgan_ray.pipelines.reproduce.mechanisms import add, compared, release
+from cpgan_ray.pipelines.reproduce.mechanisms import add, compared, release, roundings_of
 from cpgan_ray.pipelines.reproduce.play import cell_config
 from cpgan_ray.training.accuracy import mean_accuracy
 
@@ -97,7 +97,7 @@ def calibrate(job: ReproduceJob, config: Config, dataset: Dataset, folder: Path,
     targets = target_accuracies(majority, undefended, count=job.num_settings)
     logger.info(f"targets of validation accuracy: {', '.join(f'{target:.4f}' for target in targets)}")
     names = [name for name in compared(job) if MECHANISMS[name].search is not None]
-    work = [(name, rounded, config, folder, targets, job.num_pilots) for name in names for rounded in roundings]
+    work = [(name, rounded, config, folder, targets, job.num_pilots) for name in names for rounded in roundings_of(name, roundings)]
     if config.runtime.backend == "local":
         for arguments in work:
             pilots_of(*arguments)
@@ -113,7 +113,7 @@ def calibrate(job: ReproduceJob, config: Config, dataset: Dataset, folder: Path,
     pilots: dict[str, dict[Rounding, tuple[Pilot, ...]]] = {}
     grids: dict[str, dict[Rounding, tuple[Choice, ...]]] = {}
     for name in compared(job):
-        for rounded in roundings:
+        for rounded in roundings_of(name, roundings):
             key: Rounding = "on" if rounded else "off"
             if name not in names:
                 grids.setdefault(name, {})[key] = tuple(Choice(setting=setting) for setting in MECHANISMS[name].settings)

@@ -70,6 +70,10 @@ class Grids:
         """What every cell records."""
         return {"source": self.source, "sha256": self.sha256}
 
+    def with_settings(self, rounding: Rounding) -> list[str]:
+        """The mechanisms that have settings, with or without rounding."""
+        return [mechanism for mechanism, by_rounding in self.grids.items() if by_rounding.get(rounding)]
+
     def settings(self, mechanism: str, *, rounded: bool) -> list[float]:
         """The settings of a mechanism.
 
@@ -78,9 +82,10 @@ class Grids:
         name: Rounding = "on" if rounded else "off"
         choices = self.grids.get(mechanism, {}).get(name)
         if not choices:
+            known = ", ".join(self.with_settings(name)) or "none"
             raise InputError(
-                f"{GRIDS} has no settings of {mechanism} with rounding {name}: leave one of the two out, or start a comparison "
-                "with grids that have them"
+                f"{GRIDS} has no settings of {mechanism} with rounding {name}, only of {known}: name those with --mechanisms, or "
+                "start a comparison with grids that have them"
             )
         return [choice.setting for choice in choices]
 

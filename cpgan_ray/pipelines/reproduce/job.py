@@ -41,7 +41,7 @@ from cpgan_ray.pipelines.reproduce.grids import (
     read_grids,
     write_grids,
 )
-from cpgan_ray.pipelines.reproduce.mechanisms import compared, pinned_job
+from cpgan_ray.pipelines.reproduce.mechanisms import compared, pinned_job, roundings_of
 from cpgan_ray.pipelines.reproduce.play import play
 from cpgan_ray.pipelines.reproduce.provenance import ensure_same_provenance
 from cpgan_ray.pipelines.reproduce.results import (
@@ -174,7 +174,7 @@ def cells(job: ReproduceJob, dataset: Dataset, grids: Grids) -> list[Cell]:
         Cell(mechanism=name, setting=setting, rounded=rounded, seed=seed)
         for seed in seeds
         for name in compared(job)
-        for rounded in job.roundings
+        for rounded in roundings_of(name, job.roundings)
         for setting in settings_of(name, job, dataset, grids, rounded=rounded)
     ]
 
@@ -216,8 +216,11 @@ def open_run(job: ReproduceJob, folder: Path, grids: Grids | None, *, resume: bo
 
 
 def main_cells(values: Sequence[Values]) -> list[Values]:
-    """The cells of figures that do not tell rounded codes from others: the rounded ones if there are any, else all."""
-    return [v for v in values if v["cell"]["rounded"]] or list(values)
+    """The cells of figures that do not tell rounded codes from others: the rounded ones if there are any, and those of codes that
+    are finite without rounding; else all."""
+    if not any(v["cell"]["rounded"] for v in values):
+        return list(values)
+    return [v for v in values if v["cell"]["rounded"] or not MECHANISMS[v["cell"]["mechanism"]].rounds]
 
 
 def grids_line(grids: Grids) -> str:
@@ -284,9 +287,12 @@ def write_results(values: Sequence[Values], folder: Path, run: SearchRun, grids:
         raise RuntimeError("no cell has finished")
     failed = [Cell(**v["cell"]).name for v in values if "failed" in v]
     shares: dict[str, dict[str, Any]] = {}  # rounded codes are compared with rounded ones, others with others
+    kinds = {v["cell"]["rounded"] for v in done if MECHANISMS[v["cell"]["mechanism"]].rounds} or {False}
     for title, rounded in (("rounded", True), ("unrounded", False)):
-        chosen = [i for i, v in enumerate(done) if v["cell"]["rounded"] is rounded]
-        if chosen:
+        if rounded in kinds:
+            chosen = [
+                i for i, v in enumerate(done) if v["cell"]["rounded"] is rounded or not MECHANISMS[v["cell"]["mechanism"]].rounds
+            ]
             of_share = [trials[i] for i in chosen]
             plan = Plan(planned_seeds=planned_seeds(folder), num_seeds=len({t.seed for t in of_share}))
             shares[title] = findings([done[i] for i in chosen], of_share, plan=plan, objective=job.objective)

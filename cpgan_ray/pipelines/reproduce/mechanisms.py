@@ -39,6 +39,11 @@ def compared(job: ReproduceJob) -> list[str]:
     return [MECHANISMS.add(name) for name in job.mechanisms] or MECHANISMS.built_in
 
 
+def roundings_of(name: str, roundings: Sequence[bool]) -> Sequence[bool]:
+    """Those of a comparison's two kinds of cells that a mechanism has: codes that are finite without rounding have one."""
+    return roundings if MECHANISMS[name].rounds else (False,)
+
+
 def release(name: str, config: Config, setting: float, dataset: Dataset) -> Released:
     """What a mechanism releases at a setting.
 

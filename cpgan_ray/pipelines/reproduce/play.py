@@ -14,23 +14,28 @@ from cpgan_ray.common.atomic_io import atomic_path, make_folder
 from cpgan_ray.common.json_files import write_json
 from cpgan_ray.common.process import set_up_process
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, load
+from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.datasets.gaussian import mixture
+from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
 from cpgan_ray.evaluation.fitting import (
     FLOOR,
+    REFERENCES,
     AttackSpec,
     EvaluationContext,
     FittedAttack,
+    answers_attacks,
     attack_specs,
     fit_in_process,
     fit_stacks,
+    hard_answers,
     trained_against,
 )
-from cpgan_ray.evaluation.report.paired import Rows, write_rows
+from cpgan_ray.evaluation.report.paired import write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
+from cpgan_ray.evaluation.report.report import rows_of
 from cpgan_ray.evaluation.scoring import RowErrors, interval
-from cpgan_ray.evaluation.tournament import as_json, score_attacks
+from cpgan_ray.evaluation.tournament import as_json, failed_tournament, score_attacks
 from cpgan_ray.evaluation.utility import head_answers, utility_metrics
 from cpgan_ray.mechanisms import Released
 from cpgan_ray.mechanisms.base import samples
@@ -68,17 +73,30 @@ def play(
     except FloatingPointError as e:
         write_json(folder / CELL, {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config), "failed": str(e)})
         return
-    context = EvaluationContext(dataset, released.codes, config.attacks, cell.seed, trained_against(config), config.data.labels)
-    warnings = code_warnings(released.codes, dataset, context.task, logits=released.logits, seed=cell.seed)
-    specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings))
-    attacks = [*fit_in_process([spec for spec in specs if spec.variant != FLOOR], context, done=lambda attack: None)]
+    task = task_of(dataset, config.data.labels)
+    context = EvaluationContext(
+        dataset,
+        released.codes,
+        config.attacks,
+        cell.seed,
+        trained_against(config),
+        config.data.labels,
+        hard_answers(released.logits, task),
+    )
+    warnings = code_warnings(released.codes, dataset, task, logits=released.logits, seed=cell.seed)
+    specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings), answers=context.has_answers)
+    attacks = [*fit_in_process([spec for spec in specs if spec.variant not in REFERENCES], context, done=lambda attack: None)]
+    attacks += answers_attacks(specs, attacks, context)
     attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
     attacks += fit_stacks(attacks, context, done=lambda attack: None)
     result = score_attacks(attacks, context)
-    utility = utility_metrics(released.logits, dataset, context.task, seed=cell.seed)
+    warnings = [*warnings, *([failure] if (failure := failed_tournament(result)) is not None else [])]
+    utility = utility_metrics(released.logits, dataset, task, seed=cell.seed)
     values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}
     values |= {"split": "final" if final else "test", "k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
-    values |= {"warnings": [asdict(warning) for warning in warnings]}
+    network = released.encoder if released.client is None else released.client
+    client = client_cost(network, released.codes["train"], image_shape=dataset.image_shape, bits=released.bits)
+    values |= {"warnings": [asdict(warning) for warning in warnings], "client": asdict(client)}
     rows = result.strongest.errors
     itself, direct = direct_errors(released, dataset, rows), None
     if itself is not None:
@@ -91,7 +109,7 @@ def play(
     for name, picture in attack_panels(result, context, undefended=None).items():
         with atomic_path(folder / f"{name}.png") as temporary:
             picture.save(temporary, "PNG")
-    write_rows(folder, Rows(rows, result.floor.errors, head_answers(released.logits, dataset, context.task)))
+    write_rows(folder, dataclasses.replace(rows_of(result, head_answers(released.logits, dataset, task)), strongest=rows))
     write_json(folder / CELL, values)
 
 

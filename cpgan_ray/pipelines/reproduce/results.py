@@ -66,7 +66,11 @@ def cell_metrics(values: Values) -> dict[str, float]:
     metrics |= {"privacy/strongest_r2": best["r2"]}
     metrics |= {"privacy/strongest_r2_low": best["low"], "privacy/strongest_r2_high": best["high"]}
     metrics |= {f"privacy/{name}": values["privacy"][name] for name in ("val_r2", "label_floor_r2")}
-    metrics |= {"privacy/excess_r2": values["privacy"]["excess"]["r2"]}
+    metrics |= {"privacy/label_excess_r2": values["privacy"]["label_excess"]["r2"]}
+    if values["privacy"]["excess"] is not None:
+        metrics |= {"privacy/answers_floor_r2": values["privacy"]["answers_floor_r2"]}
+        metrics |= {"privacy/excess_r2": values["privacy"]["excess"]["r2"]}
+    metrics |= {f"client/{name}": value for name, value in values["client"].items() if value is not None}
     return metrics | {f"attack/{name}/r2": a["r2"] for name, a in by_name(values).items()} | {"time/total_s": values["seconds"]}
 
 
@@ -106,7 +110,8 @@ def row(values: Values) -> dict[str, Any]:
     columns |= {"rounded": cell.rounded, "seed": cell.seed, "k": values["k"]}
     columns |= {name: utility[name] for name in UTILITY}
     columns |= {"attack": best["attack"], "r2": best["r2"], "r2_low": best["low"], "r2_high": best["high"]}
-    columns |= {"label_floor_r2": values["privacy"]["label_floor_r2"], "val_r2": values["privacy"]["val_r2"]}
+    columns |= {name: values["privacy"][name] for name in ("answers_floor_r2", "label_floor_r2", "val_r2")}
+    columns |= {f"client_{name}": value for name, value in values["client"].items()}
     for name, a in sorted(by_name(values).items()):
         columns |= {f"{name}_r2": a["r2"], f"{name}_mse": a.get("mse_255", a.get("mse_raw"))}
     return columns | {"seconds": values["seconds"]}
@@ -120,7 +125,8 @@ def finished(values: Sequence[Values]) -> list[Values]:
 def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective: Objective = "accuracy") -> str:
     """A row for each setting, by mechanism: means over seeds with 95 % intervals over seeds and people; for a single seed, over
     people."""
-    titles = ["mechanism", "setting", "rounded", "k", "seeds", NAMES[objective], "strongest R2", "MSE", "dead labels", "attack"]
+    titles = ["mechanism", "setting", "rounded", "k", "seeds", NAMES[objective], "strongest R2", "MSE", "dead labels"]
+    titles += ["multiply-adds", "bytes", "attack"]
     output = PrettyTable(titles)
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
@@ -147,14 +153,21 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective:
                 *numbers,
                 f"{sum(errors) / len(errors):.4g}",
                 dead,
+                *(amount(value) for value in (point.multiply_adds, point.client_bytes)),
                 ", ".join(attacks),
             ]
         )
     return output.get_string() + UNSATURATED * ("*" in output.get_string())
 
 
+def amount(value: float | None) -> str:
+    """A cost of the client; empty if it is not known."""
+    return "" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+
+
 def saturated(values: Values) -> bool:
-    """Whether the cell's strongest attack is saturated. True if the strongest "attack" is the code itself."""
+    """Whether the cell's strongest attack is saturated, and not weaker than one on the answers. True if the strongest "attack" is
+    the code itself."""
     attack = by_name(values).get(strongest(values)["attack"])
     return attack is None or attack["saturated"]
 

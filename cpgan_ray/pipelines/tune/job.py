@@ -227,6 +227,7 @@ def write_results(job: SearchJob, folder: Path, trials: Sequence[Trial], parent:
         objective=job.objective,
         max_r2=job.max_r2,
         min_accuracy=job.min_accuracy,
+        max_multiply_adds=job.max_multiply_adds,
         command=partial(training_command, job),
     )
     parent.log_files(folder / name for name in ("frontier.json", "frontier.csv", "frontier.png", SEARCH))

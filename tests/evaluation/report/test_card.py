@@ -42,7 +42,10 @@ REPORT: dict[str, Any] = {
     "privacy": {
         "strongest": {"attack": "kernel", "variant": "leaked", "r2": 0.2347, "low": 0.2211, "high": 0.2488},
         "label_floor_r2": 0.1113,
-        "excess": {"r2": 0.1234, "low": 0.1111, "high": 0.1357, "margin": 0.01, "verdict": "more"},
+        "label_excess": {"r2": 0.1234, "low": 0.1111, "high": 0.1357, "margin": 0.01, "verdict": "more"},
+        "answers_floor_r2": 0.0741,
+        "excess": {"r2": 0.1606, "low": 0.1502, "high": 0.1717, "margin": 0.01, "verdict": "more"},
+        "weaker_than_answers": False,
         "strongest_face": {"attack": "mlp", "variant": "leaked", "r2": 0.3456, "low": 0.3333, "high": 0.3579},
         "linear_code_r2": 0.8,
     },
@@ -96,6 +99,8 @@ REPORT: dict[str, Any] = {
     ],
     "limits": ["A limit."],
 }
+ALICE = {"accuracy": 0.8761, "r2": 0.0912, "low": 0.0811, "high": 0.1013, "multiply_adds": 15_728_640}
+CLIENT = {"multiply_adds": 210_944, "parameters": 14_296, "ms": 0.0926, "bytes": 8.0}
 BARE = (
     REPORT
     | {"attacks": [a | {"curve": []} for a in REPORT["attacks"]]}
@@ -323,7 +328,7 @@ def test_card_escapes_hostile_names():
     ],
 )
 def test_summary_compares_code_with_label_floor(low, high, excess, expected):
-    privacy = REPORT["privacy"] | {"excess": excess_as_json(Difference(excess, low, high, 0.5))}
+    privacy = REPORT["privacy"] | {"label_excess": excess_as_json(Difference(excess, low, high, 0.5))}
     assert expected in summary(REPORT | {"privacy": privacy})["label_floor"]
 
 
@@ -367,3 +372,27 @@ def test_figure_depends_on_numbers():
     assert figures.attack_curves(REPORT | {"attacks": longer}) != FIGURES["attacks"]()
     elsewhere = [*REPORT["attacks"], attack("kernel", "fresh", 0.3)]
     assert figures.attack_sizes(REPORT | {"attacks": elsewhere}) == FIGURES["sizes"](), "the sweep has only one variant"
+
+
+def test_card_says_what_alice_gets_by_answering_herself():
+    page = card(REPORT | {"alice": ALICE, "client": CLIENT}, panels=PANELS, curves={})
+    assert "with accuracy 0.876, R2 0.091 (0.081 to 0.101), for 15,728,640 multiply-adds" in page
+    assert "sends 8 bytes, before entropy coding, and computes 210,944 multiply-adds, which take 0.0926 ms" in page
+    assert "Alice answers herself" not in card(REPORT | {"alice": None}, panels=PANELS, curves={})
+
+
+def test_card_without_a_known_client_has_only_bytes():
+    unknown = CLIENT | dict.fromkeys(("multiply_adds", "parameters", "ms"))
+    assert "sends 8 bytes, before entropy coding.</p>" in card(REPORT | {"client": unknown}, panels=PANELS, curves={})
+
+
+def test_summary_compares_code_with_its_own_answers():
+    assert (
+        "Its own answers give away 7.4 %: the code shows 16.1 points more than its own answers do"
+        in summary(REPORT)["answers_floor"]
+    )
+    without = REPORT["privacy"] | {"excess": None, "answers_floor_r2": None}
+    assert summary(REPORT | {"privacy": without})["answers_floor"] == ""
+    failed = REPORT["privacy"] | {"weaker_than_answers": True}
+    assert "they have failed: only a lower bound" in summary(REPORT | {"privacy": failed})["saturation"]
+    assert "beyond its own answers" not in card(REPORT | {"privacy": without}, panels=PANELS, curves={})
