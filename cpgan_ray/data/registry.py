@@ -18,6 +18,7 @@ from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import small, store
 from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, pictures, svhn
+from cpgan_ray.data.datasets.face_region import landmarks
 from cpgan_ray.data.own import own_dataset
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import SmallDataset
@@ -35,13 +36,15 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
     Raises:
         InputError: see `prepare`, `store.open_store`, `store.withhold` and `task.task_of`.
     """
-    dataset = open_store(prepare(config, progress=progress))
+    recipe = recipe_of(config)
+    dataset = open_store(node.prepare(recipe, config, progress=progress))
     if config.data.digest and dataset.digest != config.data.digest:
         raise store.damaged_store(dataset.folder, f"it holds store {dataset.digest}")
     task_of(dataset, config.data.labels)
     reload = partial(load_on_other_node, pin_store(config, dataset), export_env())
     own_only = dataset.folder.parent == node.data_folder_cache(config) and not config.trust
-    dataset = dataclasses.replace(dataset, reload=reload, shared=config.shared_cache, own_only=own_only)
+    positions = recipe.landmarks(config)
+    dataset = dataclasses.replace(dataset, reload=reload, shared=config.shared_cache, own_only=own_only, landmarks=positions)
     return store.withhold(dataset, share=config.data.attacker_share) if config.data.attacker_share else dataset
 
 
@@ -127,7 +130,7 @@ _CELEBA = Recipe(
 )
 _built_in: dict[str, Recipe] = {
     "faces": dataclasses.replace(_CELEBA, source=_draw_faces, needs_folder=False),
-    "celeba": _CELEBA,
+    "celeba": dataclasses.replace(_CELEBA, landmarks=lambda config: landmarks(config.data.crop, config.data.size)),
     "mnist": _small_recipe(SmallDataset(lambda source, data: mnist.files(source), lambda source, data: mnist.read(source))),
     "har": _small_recipe(
         SmallDataset(

@@ -24,6 +24,7 @@ from cpgan_ray.evaluation.attacks import ATTACKS
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.attacks.own import fit_own
 from cpgan_ray.evaluation.attacks.stack import stack_attack
+from cpgan_ray.evaluation.identity.embedding_target import embedding_data
 from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
 from cpgan_ray.training.accuracy import predictions
 
@@ -42,7 +43,12 @@ FLOOR = "labels"
 ANSWERS = "answers"
 """Variant of the answers floor: its codes are the hard answers of the run's own utility head. Its pictures are those of the first
 variant of the attacks on z."""
+EMBEDDING = "embedding"
+"""Variant of the attacks whose target is the judge's embedding of the picture. Its pictures are those of the first variant of the
+attacks on z."""
 REFERENCES = (FLOOR, ANSWERS)
+UNRANKED = (*REFERENCES, EMBEDDING)
+"""Variants whose R2 is never that of the strongest attack."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,9 @@ class AttackSpec:
 
     @property
     def counts(self) -> bool:
-        """Whether it may be the strongest attack: both floors are references, and smaller shares belong to the sweep."""
-        return self.variant not in REFERENCES and self.share == 1.0
+        """Whether it may be the strongest attack: both floors are references, embeddings are no pictures, and smaller shares belong
+        to the sweep."""
+        return self.variant not in UNRANKED and self.share == 1.0
 
     @property
     def is_floor(self) -> bool:
@@ -76,6 +83,10 @@ class EvaluationContext:
     labels: tuple[str, ...] = ()  # names of the task's labels; if empty, all labels
     answers: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The hard answers of the run's own utility head, (N, L) of every set of `codes`; empty if they are not known."""
+
+    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The judge's embeddings of the attacker's pictures, by split (identity/embedding_target.py); empty: nothing is attacked to
+    predict them."""
 
     @property
     def has_answers(self) -> bool:
@@ -123,6 +134,10 @@ class EvaluationContext:
             device=device,
         )
 
+    def embedding_data(self, *, device: torch.device | None = None) -> tuple[AttackData, torch.Tensor]:
+        """The sets of the attacks that predict embeddings, and the mean embedding that their targets are relative to."""
+        return embedding_data(self.data(self.first_variant, device=device), self.embeddings)
+
     def true_answers(self, split: str) -> np.ndarray:
         """The true answers to the task as numbers, see `task_targets`: the codes of the label floor."""
         return task_targets(self.dataset, self.task, split=split)
@@ -163,12 +178,14 @@ def trained_against(config: Config) -> tuple[str, ...]:
     return tuple(a.architecture for a in config.adversaries.values() if isinstance(a, NeuralConfig))
 
 
-def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False, answers: bool = False) -> list[AttackSpec]:
+def attack_specs(
+    config: AttackConfig, dataset: Dataset, *, brief: bool = False, answers: bool = False, embeddings: bool = False
+) -> list[AttackSpec]:
     """All attacks of a tournament but the stacks, the slowest first. The variant `fresh` is left out if there are too few people
     for it.
 
     brief: only attacks that take seconds, for a code that contains nothing to find; answers: with those of the answers floor
-    (`EvaluationContext.has_answers`).
+    (`EvaluationContext.has_answers`); embeddings: with those that predict embeddings.
 
     Raises: InputError if no variant has enough pictures, or if none of the attacks can be fitted on pictures of this size.
     """
@@ -201,6 +218,8 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False,
     specs += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
     if answers:  # only attacks that z gets, too, so that the two can be compared
         specs += [AttackSpec(name, ANSWERS) for name in LABEL_ATTACKS if name in names] or [AttackSpec("ridge", ANSWERS)]
+    if embeddings:
+        specs += [AttackSpec(name, EMBEDDING) for name in LABEL_ATTACKS if name in names] or [AttackSpec("ridge", EMBEDDING)]
     specs += [
         AttackSpec(name, variant, share)
         for variant, attacks in ((variants[0], names), (FLOOR, LABEL_ATTACKS))
@@ -216,8 +235,11 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     """Fit one attack."""
     trim_memory()
     started = time.perf_counter()
-    data = context.data(spec.variant, share=spec.share, device=device)
     config = context.config
+    if spec.variant == EMBEDDING:
+        data, _ = context.embedding_data(device=device)
+    else:
+        data = context.data(spec.variant, share=spec.share, device=device)
     if spec.share < 1:  # a sweep only needs the trend
         config = dataclasses.replace(config, restarts=1, decoder_restarts=1, kernel_features=min(config.kernel_features, 1024))
     name = next((name for name in config.names if label(name) == spec.name), spec.name)
@@ -240,7 +262,7 @@ def answers_attacks(specs: Sequence[AttackSpec], attacks: Sequence[FittedAttack]
 
 def stack_specs(specs: Sequence[AttackSpec], config: AttackConfig) -> list[AttackSpec]:
     """The stacks of a tournament: one for each variant, and for the label floor, that has several attacks."""
-    whole = [spec.variant for spec in specs if spec.share == 1]
+    whole = [spec.variant for spec in specs if spec.share == 1 and spec.variant != EMBEDDING]
     return [AttackSpec(STACK, variant) for variant in dict.fromkeys(whole) if STACK in config.names and whole.count(variant) > 1]
 
 
