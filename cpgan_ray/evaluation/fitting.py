@@ -25,7 +25,18 @@ from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.attacks.own import fit_own
 from cpgan_ray.evaluation.attacks.stack import stack_attack
 from cpgan_ray.evaluation.identity.embedding_target import embedding_data
-from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
+from cpgan_ray.evaluation.protocol import (
+    MIN_ROWS,
+    OTHER_DATA,
+    QUERIES,
+    VARIANTS,
+    Codes,
+    OtherData,
+    attack_data,
+    attackers_rows,
+    fit_size,
+    query_sizes,
+)
 from cpgan_ray.training.accuracy import predictions
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
@@ -88,6 +99,9 @@ class EvaluationContext:
     """The judge's embeddings of the attacker's pictures, by split (identity/embedding_target.py); empty: nothing is attacked to
     predict them."""
 
+    other: OtherData | None = None
+    """The pictures of variant `other_data`; None: there is no such attacker."""
+
     @property
     def has_answers(self) -> bool:
         """Whether the answers floor is measured."""
@@ -132,6 +146,7 @@ class EvaluationContext:
             seed=self.seed,
             trained_against=self.trained_against,
             device=device,
+            other=self.other if variant == OTHER_DATA else None,
         )
 
     def embedding_data(self, *, device: torch.device | None = None) -> tuple[AttackData, torch.Tensor]:
@@ -179,13 +194,20 @@ def trained_against(config: Config) -> tuple[str, ...]:
 
 
 def attack_specs(
-    config: AttackConfig, dataset: Dataset, *, brief: bool = False, answers: bool = False, embeddings: bool = False
+    config: AttackConfig,
+    dataset: Dataset,
+    *,
+    brief: bool = False,
+    answers: bool = False,
+    embeddings: bool = False,
+    other: Dataset | None = None,
 ) -> list[AttackSpec]:
     """All attacks of a tournament but the stacks, the slowest first. The variant `fresh` is left out if there are too few people
     for it.
 
     brief: only attacks that take seconds, for a code that contains nothing to find; answers: with those of the answers floor
-    (`EvaluationContext.has_answers`); embeddings: with those that predict embeddings.
+    (`EvaluationContext.has_answers`); embeddings: with those that predict embeddings;
+    other: the data set of variant `other_data`.
 
     Raises: InputError if no variant has enough pictures, or if none of the attacks can be fitted on pictures of this size.
     """
@@ -197,6 +219,15 @@ def attack_specs(
         raise InputError(
             f"the attacks need {MIN_ROWS} pictures to fit on and {MIN_ROWS} to tune on: train has {len(dataset.train)}, val has "
             f"{len(dataset.val)}; variant 'fresh' has {sizes['fresh']} and {len(fresh_tune)}; add pictures"
+        )
+    if repeated := [number for number in config.queries if config.queries.count(number) > 1]:
+        raise InputError(f"attacks.queries has {repeated[0]} twice: give each number once")
+    for number in config.queries:
+        query_sizes(dataset, number)
+    if other is not None and min(len(other.train), len(other.val)) < MIN_ROWS:
+        raise InputError(
+            f"attacks.attacker_data has {len(other.train)} pictures to fit on and {len(other.val)} to tune on, but the attacks need "
+            f"{MIN_ROWS} each: add pictures"
         )
     height, width, channels = dataset.image_shape
     is_series = width == 1 and channels > 1
@@ -214,7 +245,8 @@ def attack_specs(
             f"attacks.names has only {', '.join(config.names)}, which need pictures of at least {MIN_SIDE} pixels or series of at "
             f"least {MIN_SIDE} steps; these are {height}x{width}x{channels}: add mlp"
         )
-    specs = [AttackSpec(name, variant) for variant in variants for name in names]
+    further = [f"{QUERIES}{number}" for number in config.queries] + ([OTHER_DATA] if other is not None else [])
+    specs = [AttackSpec(name, variant) for variant in (*variants, *further) for name in names]
     specs += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
     if answers:  # only attacks that z gets, too, so that the two can be compared
         specs += [AttackSpec(name, ANSWERS) for name in LABEL_ATTACKS if name in names] or [AttackSpec("ridge", ANSWERS)]

@@ -25,6 +25,7 @@ from cpgan_ray.evaluation.fitting import (
 from cpgan_ray.evaluation.identity.judges import Judge, judge_of
 from cpgan_ray.evaluation.identity.result import IdentityResult, measure_identity
 from cpgan_ray.evaluation.learning_curve import LearningCurve, extended_difference, learning_curves
+from cpgan_ray.evaluation.protocol import VARIANTS
 from cpgan_ray.evaluation.scoring import Difference, RowErrors, Score, paired_difference, score
 from cpgan_ray.evaluation.several_codes import SeveralCodes, several_codes
 
@@ -98,8 +99,9 @@ class TournamentResult:
 
         If variant `leaked` was run, only its attacks count: they are tuned on all of `val`.
         """
-        leaked = [a for a in self.attacks if a.spec.variant == "leaked"]
-        return max(a.attack.fitted.tune_r2 for a in leaked or self.attacks)
+        usual = [a for a in self.attacks if a.spec.variant in VARIANTS]
+        leaked = [a for a in usual if a.spec.variant == "leaked"]
+        return max(a.attack.fitted.tune_r2 for a in leaked or usual)
 
 
 def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext) -> TournamentResult:

@@ -33,6 +33,7 @@ from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import ensure_enough
+from cpgan_ray.pipelines.gates import ensure_measurable, gate_failures
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
 from cpgan_ray.pipelines.train import check_undefended, client_metrics, describe_run, headline
@@ -74,6 +75,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             dataset = dataset.open_final()
         if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):
             raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
+        ensure_measurable(job, dataset)
         attack_specs(config.attacks, dataset)
         projection(dataset, components=DEFAULT_COMPONENTS)
         limit = None if target.config else job.encoder.max_numbers or None
@@ -117,22 +119,11 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             if reasons := degeneracy_reasons(evaluated.report):
                 tracker.tag("code.degenerate", reasons[0])
             stop.complete()
-    failures = gate_failures(evaluated.report, job.fail_above)
+    failures = gate_failures(evaluated.report, job)
     summary = {"run_id": tracker.run_id, "output": str(output), **headline(evaluated.report)}
     summary |= {"split": "final" if job.final else "test"}
     summary |= {"passed": not failures, "seconds": round(time.perf_counter() - started, 1)}
     return GateResult(summary, failures)
-
-
-def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str, ...]:
-    """The reasons why a report fails the gate at this R2; none if there is no gate. The upper end of the 95 % interval counts,
-    because few people may show a small R2 by chance."""
-    if fail_above is None:
-        return ()
-    strongest = report["privacy"]["strongest"]
-    reason = f"strongest R2 {strongest['r2']:.4f}, whose 95 % interval ends at {strongest['high']:.4f}, above {fail_above}"
-    failed = [warning["message"] for warning in report["warnings"] if warning["kind"] == "failed_attacks"]
-    return (*degeneracy_reasons(report), *failed, *([reason] if strongest["high"] > fail_above else []))
 
 
 def open_target(target: Target, job: AttackJob) -> Encoder:

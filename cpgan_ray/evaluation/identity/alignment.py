@@ -1,4 +1,4 @@
-"""Bring aligned faces into the position in which a face recogniser was trained, by one similarity transform for a whole data set."""
+"""Bring aligned faces into the position that a face recogniser needs, by one similarity transform for a whole data set."""
 
 import numpy as np
 import torch

