@@ -48,6 +48,20 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
     return store.withhold(dataset, share=config.data.attacker_share) if config.data.attacker_share else dataset
 
 
+def load_unlabelled(config: Config, environment: Mapping[str, str] | None = None) -> Dataset:
+    """Open the data set of pictures in any folders of `data_dir`, without labels and identities; prepare it first if necessary.
+
+    environment: environment variables that a process on another node may need to reach the data.
+
+    Raises:
+        InputError: see `load`.
+    """
+    import_env(environment or {})
+    dataset = open_store(node.prepare(_UNLABELLED, config, progress=environment is None))
+    reload = partial(load_unlabelled, pin_store(config, dataset), export_env())
+    return dataclasses.replace(dataset, reload=reload, shared=config.shared_cache)
+
+
 def load_on_other_node(config: Config, environment: Mapping[str, str]) -> Dataset:
     """`load` in a process on another node, which may need these environment variables to reach the data."""
     import_env(environment)
@@ -128,6 +142,15 @@ _CELEBA = Recipe(
     source=_celeba_source,
     required_files=celeba.required_files,
 )
+_PICTURES = Recipe(
+    settings=pictures.settings,
+    draft=lambda source, config, progress: pictures.draft(source, config, progress=progress),
+    source=_pictures_source,
+    required_files=pictures.required_files,
+)
+_UNLABELLED = dataclasses.replace(
+    _PICTURES, draft=lambda source, config, progress: pictures.draft(source, config, progress=progress, labelled=False)
+)
 _built_in: dict[str, Recipe] = {
     "faces": dataclasses.replace(_CELEBA, source=_draw_faces, needs_folder=False),
     "celeba": dataclasses.replace(_CELEBA, landmarks=lambda config: landmarks(config.data.crop, config.data.size)),
@@ -168,12 +191,7 @@ _built_in: dict[str, Recipe] = {
     "digits": _small_recipe(
         SmallDataset(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)
     ),
-    "pictures": Recipe(
-        settings=pictures.settings,
-        draft=lambda source, config, progress: pictures.draft(source, config, progress=progress),
-        source=_pictures_source,
-        required_files=pictures.required_files,
-    ),
+    "pictures": _PICTURES,
 }
 DATASETS: Parts[Recipe] = Parts(_built_in, kind="data set", group="cpgan_ray.datasets", field="data.dataset")
 remember(__name__, "DATASETS")

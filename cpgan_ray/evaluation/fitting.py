@@ -226,8 +226,8 @@ def attack_specs(
         query_sizes(dataset, number)
     if other is not None and min(len(other.train), len(other.val)) < MIN_ROWS:
         raise InputError(
-            f"attacks.attacker_data has {len(other.train)} pictures to fit on and {len(other.val)} to tune on, but the attacks need "
-            f"{MIN_ROWS} each: add pictures"
+            f"attacks.attacker_data has {len(other.train)} pictures to fit on and {len(other.val)} to tune on, but the attacks "
+            f"need {MIN_ROWS} each: add pictures"
         )
     height, width, channels = dataset.image_shape
     is_series = width == 1 and channels > 1

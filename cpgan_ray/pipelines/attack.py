@@ -27,6 +27,7 @@ from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_blac
 from cpgan_ray.evaluation.encoders.opening import open_program
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
+from cpgan_ray.evaluation.identity.judges import check_judge
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
@@ -34,6 +35,7 @@ from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import ensure_enough
 from cpgan_ray.pipelines.gates import ensure_measurable, gate_failures
+from cpgan_ray.pipelines.other_data import encode_other, load_other
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
 from cpgan_ray.pipelines.train import check_undefended, client_metrics, describe_run, headline
@@ -76,9 +78,12 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):
             raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
         ensure_measurable(job, dataset)
-        attack_specs(config.attacks, dataset)
+        other = load_other(config, dataset)
+        attack_specs(config.attacks, dataset, other=other)
+        check_judge(config.attacks, dataset)
         projection(dataset, components=DEFAULT_COMPONENTS)
         limit = None if target.config else job.encoder.max_numbers or None
+        encoded = None if other is None else encode_other(encoder, other, config, max_numbers=limit)
         codes = encode_all(encoder, dataset, config.attacks, max_numbers=limit)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
     logits = head_logits(target, codes, dataset, config, job.encoder)
@@ -89,7 +94,9 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         connect(config.runtime)
     tags = {"attacked": target.run_id or str(target.program or target.name)}
     new_tracker = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
-    context = EvaluationContext(dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels)
+    context = EvaluationContext(
+        dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels, other=encoded
+    )
     description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
         "attacked": encoder.description(),
         "client": client_of_run(config, codes, dataset)

@@ -52,7 +52,12 @@ def attacks_on_ray(runtime: RuntimeConfig) -> bool:
 def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bool = False) -> list[FittedAttack]:
     """Fit all attacks of the tournament, as Ray tasks in parallel or one after the other in this process. Logs a line for each."""
     specs = attack_specs(
-        context.config, context.dataset, brief=brief, answers=context.has_answers, embeddings=bool(context.embeddings)
+        context.config,
+        context.dataset,
+        brief=brief,
+        answers=context.has_answers,
+        embeddings=bool(context.embeddings),
+        other=None if context.other is None else context.other.dataset,
     )
     context.pca_basis()  # computed once here, before many processes need it
     num_done, num_attacks = 0, len(specs) + len(stack_specs(specs, context.config))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpgan_ray.config import AttackConfig
 from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, Pairs, predict
 from cpgan_ray.evaluation.identity.recogniser import Recogniser, model_file
@@ -90,6 +91,15 @@ def judge_of(dataset: Dataset, data: AttackData, *, mean: np.ndarray) -> Judge |
         return Discriminant(data)
     except ValueError:
         return None
+
+
+def check_judge(config: AttackConfig, dataset: Dataset) -> None:
+    """Check before a training or an attack that the judge can be used.
+
+    Raises: InputError if the file of the recogniser is another one.
+    """
+    if config.identity and dataset.landmarks is not None:
+        model_file()
 
 
 def has_pairs(identity: np.ndarray) -> bool:
