@@ -17,9 +17,9 @@ tuned.
 
 In the variants `fresh`, `leaked` and `other_data` the attacker knows the privatizer. It therefore also has the codes of the mirror
 images of its pictures, if the data set may be mirrored (`DatasetInfo.mirrored`), several codes of each picture if the release draws
-noise, and the codes of shifted copies. The tuning rows are not copied until all settings are chosen: then an attack is fitted once more, on fitting and
-tuning rows together. In all variants the mean picture and the principal components are those of `train`: this does not make the
-attacker weaker.
+noise, and the codes of shifted copies. The tuning rows are not copied until all settings are chosen: then an attack is fitted once
+more, on fitting and tuning rows together. In all variants the mean picture and the principal components are those of `train`: this
+does not make the attacker weaker.
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from cpgan_ray.common.text import printable_values
 from cpgan_ray.errors import printable
+from cpgan_ray.evaluation.identity.judges import RECOGNISER
 from cpgan_ray.evaluation.report import figures
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
@@ -57,6 +58,7 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         input=input_sentences(report["attacked"]["input"]) if "attacked" in report else "",
         r2_examples=uri(R2_EXAMPLES.read_bytes(), kind="jpeg") if sample_noun(report) == "picture" else "",
         sample=sample_noun(report),
+        judge=judge_words(report.get("identification", {}).get("judge")),
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
     )
@@ -65,6 +67,13 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
 def sample_noun(report: Mapping[str, Any]) -> str:
     """What the page calls a sample of the data set."""
     return "picture" if "mse_255" in report["attacks"][0] else "sample"
+
+
+def judge_words(name: str | None) -> str:
+    """What the page says about the judge of identity."""
+    if name == RECOGNISER:
+        return f"the {name}, which no attack was fitted with"
+    return "Fisher's discriminant on identities, fitted on the people of the training set"
 
 
 def has_people(report: Mapping[str, Any]) -> bool:

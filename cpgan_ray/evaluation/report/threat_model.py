@@ -22,8 +22,8 @@ NOT_COVERED = {
     "none of the {samples}.",
 }
 QUERY_ONLY = (
-    "Variant '{variant}': she can only query. She has the codes of {total:,} {samples} ({fit:,} to fit on, {tune:,} to tune on), and "
-    "none of mirrored, shifted or chosen ones beyond them."
+    "Variant '{variant}': she can only query. She has the codes of {total:,} {samples} ({fit:,} to fit on, {tune:,} to tune on), "
+    "and none of mirrored, shifted or chosen ones beyond them."
 )
 OTHER = (
     "Variant 'other_data': she has none of these {samples}, but {total:,} of another data set and their codes ({fit:,} to fit on, "
