@@ -4,10 +4,34 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TESTS_AT_ONCE ?= 3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint secrets pin lock gpu-check
+.PHONY: train demo test test-all lint secrets pin lock gpu-check
 
 train: .venv/ready
 	$(BIN)/python jobs/train_celeba.py
+
+# A small privatizer, its undefended twin, and the page in the browser on which both are compared: docs/demo.md.
+DEMO := build/demo
+DEMO_FLAGS := --data.image-size 32 --batch-size 120 --epochs 6 --game.warmup-epochs 1 --runtime.backend local --runtime.threads 1 --attacks.names ridge kernel \
+	--attacks.mlp-widths 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.max-rows 2000 \
+	--attacks.num-shifted 0 --attacks.variants leaked --attacks.no-identity --attacks.no-attributes --attacks.no-similarity \
+	--attacks.no-legacy --attacks.fit-fractions --tracking.no-system-metrics
+
+demo: $(DEMO)/bundle/manifest.json
+	$(BIN)/python jobs/serve.py $(DEMO)/bundle --replicas 1
+
+$(DEMO)/bundle/manifest.json: | .venv/ready
+	$(MAKE) --no-print-directory --jobs=2 $(DEMO)/defended/report/report.json $(DEMO)/undefended/report/report.json
+	rm -rf $(DEMO)/bundle
+	$(BIN)/python -m cpgan_ray.deploy.page > /dev/null
+	$(BIN)/python jobs/export.py $(DEMO)/defended --output $(DEMO)/bundle --eve --twin $(DEMO)/undefended
+
+$(DEMO)/defended/report/report.json: | .venv/ready
+	rm -rf $(DEMO)/defended
+	$(BIN)/python jobs/train_celeba.py faces $(DEMO_FLAGS) --privacy-weight 0.5 --output $(DEMO)/defended
+
+$(DEMO)/undefended/report/report.json: | .venv/ready
+	rm -rf $(DEMO)/undefended
+	$(BIN)/python jobs/train_celeba.py faces $(DEMO_FLAGS) --privacy-weight 0 --output $(DEMO)/undefended
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder

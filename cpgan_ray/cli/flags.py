@@ -182,7 +182,7 @@ def with_dataset(config: Config) -> Config:
 def absolute(config: C) -> C:
     """The same with absolute paths, because a Ray actor has another working directory. A cache folder with `~` or `$` stays as it
     is, because each node expands it."""
-    paths = {n: getattr(config, n, None) for n in ("data_dir", "cache_dir", "shared_cache", "output", "against")}
+    paths = {n: getattr(config, n, None) for n in ("data_dir", "cache_dir", "shared_cache", "output", "against", "twin")}
     if config.cache_dir is not None and (str(config.cache_dir).startswith("~") or "$" in str(config.cache_dir)):
         del paths["cache_dir"]
     resolved: dict[str, Any] = {n: path.expanduser().resolve() for n, path in paths.items() if isinstance(path, Path)}

@@ -40,20 +40,11 @@ ATTACK = (
     "encoder.stochastic",
     *WHERE,
 )
-EXPORT = ("output", "zip", "weights", "full", "register", "alias", "data_dir", *WHERE)
+EXPORT = ("output", "zip", "weights", "full", "eve", "twin", "register", "alias", "data_dir", *WHERE)
 SERVE = ("host", "port", "replicas", "keys_file", "tls_cert", "tls_key", "behind_proxy", "retire_s", "demo")
 SERVE += ("limits.rate", "limits.max_codes", "runtime.address")
-SEARCH = (
-    "search_space",
-    "searcher",
-    "num_samples",
-    "num_seeds",
-    "objective",
-    "max_r2",
-    "min_accuracy",
-    "max_multiply_adds",
-    "max_concurrent",
-)
+SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objective", "max_r2", "min_accuracy")
+SEARCH += ("max_multiply_adds", "max_concurrent")
 REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "final", "full")
 REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))

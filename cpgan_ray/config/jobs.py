@@ -106,6 +106,10 @@ class ExportJob:
     """How the privatizer's weights are stored. It computes in float32 in any case."""
     full: bool = False
     """Attack the codes of the bundle with the whole tournament of the run instead of only its closed-form attacks."""
+    eve: bool = False
+    """Add the strongest attack on the codes, which the page of the demonstration shows. Leave it out of a bundle for production."""
+    twin: Annotated[Path | None, LOCAL] = None
+    """With `--eve`: output folder of the run's undefended twin (privacy weight 0), which the page shows next to it."""
     register: Annotated[str | None, LOCAL, NAME_IN_REGISTRY] = None
     """Also put both parts into MLflow's registry, as new versions of `NAME-privatizer` and `NAME-utility_head`."""
     alias: Annotated[str | None, LOCAL, NAME_IN_REGISTRY] = None
@@ -124,6 +128,8 @@ class ExportJob:
     def __post_init__(self) -> None:
         for name in ("data_dir", "shared_cache"):
             object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
+        if self.twin is not None and not self.eve:
+            raise InputError(f"twin is {self.twin}, but the bundle gets no Eve: add --eve")
         if self.alias is not None and self.register is None:
             raise InputError(f"alias is {self.alias!r}, but nothing is registered: add --register NAME")
         if self.alias is not None and (self.alias == "latest" or re.fullmatch(r"[vV]\d+", self.alias)):

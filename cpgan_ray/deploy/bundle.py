@@ -19,6 +19,7 @@ from cpgan_ray.errors import InputError
 
 MANIFEST, CODEC = "manifest.json", "codec.json"
 PRIVATIZER, HEAD, EVE = "privatizer.onnx", "utility_head.onnx", "eve.onnx"
+TWIN_PRIVATIZER, TWIN_EVE = "twin_privatizer.onnx", "twin_eve.onnx"
 RUN_REPORT, BUNDLE_REPORT = "report/run.json", "report/bundle.json"
 REQUIRED = (CODEC, PRIVATIZER, HEAD)
 MAX_BYTES = {
@@ -27,6 +28,8 @@ MAX_BYTES = {
     PRIVATIZER: 512 << 20,
     HEAD: 512 << 20,
     EVE: 512 << 20,
+    TWIN_PRIVATIZER: 512 << 20,
+    TWIN_EVE: 512 << 20,
     RUN_REPORT: 64 << 20,
     BUNDLE_REPORT: 64 << 20,
 }

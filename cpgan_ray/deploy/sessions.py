@@ -4,7 +4,7 @@ import os
 
 import onnxruntime
 
-from cpgan_ray.deploy.bundle import PRIVATIZER, Bundle
+from cpgan_ray.deploy.bundle import EVE, PRIVATIZER, TWIN_EVE, TWIN_PRIVATIZER, Bundle
 from cpgan_ray.errors import InputError
 
 
@@ -23,8 +23,9 @@ def open_session(bundle: Bundle, name: str, *, threads: int = 1) -> onnxruntime.
     except Exception as e:  # onnxruntime raises many types for a damaged model
         raise InputError(f"bundle {bundle.path}: {name} cannot be loaded ({type(e).__name__}): get it from its author again") from e
     manifest = bundle.manifest
-    kind = "tensor(uint8)" if manifest.preprocessing.dtype == "uint8" else "tensor(float)"
-    ends = {PRIVATIZER: (kind, manifest.preprocessing.shape, (manifest.k,))}
+    kind, shape = "tensor(uint8)" if manifest.preprocessing.dtype == "uint8" else "tensor(float)", manifest.preprocessing.shape
+    encoder, attack = (kind, shape, (manifest.k,)), ("tensor(float)", (manifest.k,), shape)
+    ends = {PRIVATIZER: encoder, TWIN_PRIVATIZER: encoder, EVE: attack, TWIN_EVE: attack}
     kind, takes, returns = ends.get(name, ("tensor(float)", (manifest.k,), (manifest.num_logits,)))
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if (

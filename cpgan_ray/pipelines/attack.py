@@ -100,7 +100,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
         "attacked": encoder.description(),
         "client": client_of_run(config, codes, dataset)
-        if target.config
+        if target.config and target.own  # another user's configuration may name code
         else asdict(client_cost(None, codes["train"], image_shape=dataset.image_shape)),
     }
     with output_folder(job.output, "attack", parent=run_folder) as output:

@@ -55,12 +55,13 @@ def test_make_secrets_keeps_old_secrets_and_adds_random_ones(tmp_path):
     settings, kubernetes, vms = files.values()
     assert (settings["RAY_AUTH_TOKEN"], settings["WORKERS"]) == ("old-token", "3"), "an existing file is extended"
     new = [settings[name] for name in checks.SECRETS if name != "RAY_AUTH_TOKEN"]
-    assert len(set(new)) == len(new) == 4
+    assert len(set(new)) == len(new) == 5
     assert [secret for secret in new if not re.fullmatch(r"[0-9a-f]{64}", secret)] == []
     assert kubernetes == {
         "auth_token": "old-token",
         "postgres_password": settings["POSTGRES_PASSWORD"],
         "owner_key": settings["CPGAN_OWNER_KEY"],
+        "api_key": settings["CPGAN_API_KEY"],
         "mlflow_username": "cpgan",
         "mlflow_password": settings["MLFLOW_TRACKING_PASSWORD"],
         "mlflow_session_key": settings["MLFLOW_FLASK_SERVER_SECRET_KEY"],

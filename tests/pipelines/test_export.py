@@ -27,11 +27,21 @@ from cpgan_ray.config import (
 )
 from cpgan_ray.config.folders.targets import export_job_of
 from cpgan_ray.data import load
-from cpgan_ray.deploy.bundle import BUNDLE_REPORT, RUN_REPORT, Bundle, read_bundle
+from cpgan_ray.deploy.bundle import (
+    BUNDLE_REPORT,
+    EVE,
+    PRIVATIZER,
+    RUN_REPORT,
+    TWIN_EVE,
+    TWIN_PRIVATIZER,
+    Bundle,
+    read_bundle,
+)
 from cpgan_ray.deploy.client import Client
 from cpgan_ray.deploy.codec import LevelCodec
 from cpgan_ray.deploy.manifest import Preprocessing
 from cpgan_ray.deploy.message import read_message
+from cpgan_ray.deploy.sessions import open_session
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import open_encoder
 from cpgan_ray.pipelines.export import export
@@ -50,13 +60,23 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow
     """The folder of a finished run with rounded codes, whose models MLflow has."""
     folder = tmp_path_factory.mktemp("exported")
     shutil.copy(mlflow_template, folder / "mlflow.db")
+    return trained(folder / "run", cache_dir, privacy_weight=0.01)
+
+
+@pytest.fixture(scope="module")
+def twin_folder(run_folder: Path, cache_dir: Path) -> Path:
+    """The folder of its undefended twin."""
+    return trained(run_folder.parent / "twin", cache_dir, privacy_weight=0.0)
+
+
+def trained(output: Path, cache_dir: Path, *, privacy_weight: float) -> Path:
     config = Config(
         preset="tiny",
         k=6,
         epochs=3,
         batch_size=80,
-        privacy_weight=0.01,
-        output=folder / "run",
+        privacy_weight=privacy_weight,
+        output=output,
         cache_dir=cache_dir,
         data=DataConfig(
             image_size=SIDE, num_identities=200, pictures_per_identity=2, final_fraction=0.0, labels=("Male", "Smiling")
@@ -71,7 +91,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mlflow
     with left_as_it_was(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, which would keep MLflow from logging the models
         train(config)
-    return folder / "run"
+    return output
 
 
 def export_run(run: Path, output: Path | None, **settings: Any) -> Any:
@@ -312,3 +332,46 @@ def test_settings_default_to_those_of_the_run(run_folder):
     target, job = parse_export([str(run_folder), "--weights", "int8"], description="", fetch=Path, resolve=str)
     assert isinstance(job, ExportJob)
     assert (job.weights, job.zip, job.cache_dir) == ("int8", False, target.config.cache_dir)
+
+
+def recovered(bundle: Bundle, privatizer: str, eve: str, images: np.ndarray) -> float:
+    """R2 of Eve's model on pictures (B, C, H, W) in their own mean, from the codes of a privatizer's model."""
+    (z,) = open_session(bundle, privatizer).run(None, {"pictures": images})
+    (seen,) = open_session(bundle, eve).run(None, {"z": np.asarray(z)})
+    x = images.astype(np.float64)
+    return float(1 - np.square(seen - x).sum() / np.square(x - x.mean(axis=0)).sum())
+
+
+def test_eve_recovers_what_the_manifest_states(run_folder, twin_folder, tmp_path):
+    outcome = export_run(run_folder, tmp_path / "bundle", eve=True, twin=twin_folder, weights="float32")
+    assert outcome.failures == ()
+    bundle = read_bundle(tmp_path / "bundle")
+    images = load(find_target(str(run_folder), fetch=Path).config).test.take(np.arange(40)).transpose(0, 3, 1, 2)
+    values = bundle.manifest.values
+    assert values["eve"]["attack"] == values["bundle"]["strongest"]["attack"] == "ridge"
+    assert values["eve"]["r2"] == values["bundle"]["strongest"]["r2"]
+    assert values["twin"]["accuracy"] == json.loads((twin_folder / "report" / "report.json").read_text())["utility"]["accuracy"]
+    assert recovered(bundle, PRIVATIZER, EVE, images) == pytest.approx(values["eve"]["r2"], abs=0.05)
+    assert recovered(bundle, TWIN_PRIVATIZER, TWIN_EVE, images) == pytest.approx(values["twin"]["r2"], abs=0.05)
+
+
+def test_bundle_has_no_eve_unless_she_is_asked_for(exported):
+    bundle, _ = exported
+    assert not {EVE, TWIN_PRIVATIZER, TWIN_EVE} & set(bundle.files)
+    assert not {"eve", "twin"} & bundle.manifest.values.keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--twin", "{run}"], "add --eve"),
+        (["--eve", "--twin", "{run}"], "privacy weight 0.01, so it is not undefended"),
+        (["--eve", "--twin", "{run}/nowhere"], "nowhere"),
+    ],
+)
+def test_twin_that_cannot_be_used_ends_with_one_line(job, run_folder, tmp_path, flags, reason):
+    given = [flag.format(run=run_folder) for flag in flags]
+    status, out, err = job(str(run_folder), "--output", str(tmp_path / "bundle"), *given)
+    assert (status, out) == (2, "")
+    assert reason in err.strip().splitlines()[-1]
+    assert not (tmp_path / "bundle").exists()

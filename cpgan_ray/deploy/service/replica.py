@@ -82,7 +82,9 @@ def only_loopback() -> None:
 
 def find_page() -> Page | None:
     """What makes the page of the demonstration."""
-    return None
+    from cpgan_ray.deploy.page import HEADERS, page_files
+
+    return lambda bundles: (page_files(bundles), HEADERS)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

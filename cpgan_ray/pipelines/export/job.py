@@ -27,6 +27,7 @@ from cpgan_ray.pipelines.attack import head_logits
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, evaluate_codes
 from cpgan_ray.pipelines.export.codes import byte_sizes, changed_decisions, code_changes, encode, encode_split, received
 from cpgan_ray.pipelines.export.description import labels_of, preprocessing_of, versions
+from cpgan_ray.pipelines.export.eve import Demonstration, demonstration, twin_target
 from cpgan_ray.pipelines.export.measured import failures_of, numbers_of, quick_attacks, read_report
 from cpgan_ray.pipelines.export.models import ensure_own, write_models
 from cpgan_ray.pipelines.output_folder import output_folder
@@ -56,12 +57,13 @@ def export(target: Target, job: ExportJob) -> ExportOutcome:
     ensure_free(job)
     ensure_own(target, trust=job.trust)
     run_report = read_report(target.folder)
+    twin = twin_target(job, target)
     config = exported_config(target.config, job)
     entry = None
     if job.register is not None:
         uri = f"sqlite:///{run_folder.parent / STORE}" if run_folder else None
         entry = registration(target.run_id, tracking=job.tracking, default_uri=uri, name=job.register, alias=job.alias)
-    measured = measure(target, config, job)
+    measured = measure(target, config, job, twin=twin)
     files = with_manifest(manifest_values(measured, target, config, job, run_report), contents_of(measured, run_report))
     failures = failures_of(run_report, measured.report)
     numbers = numbers_of(measured.report)
@@ -101,12 +103,13 @@ class Measured:
     report: dict[str, Any]
     sizes: dict[str, Any]
     changes: dict[str, float]
+    demonstration: Demonstration
 
 
-def measure(target: Target, config: Config, job: ExportJob) -> Measured:
+def measure(target: Target, config: Config, job: ExportJob, *, twin: Target | None) -> Measured:
     """Convert the programs of a run, and measure everything on the codes that arrive at Bob.
 
-    config: of the run, with the attacks of the bundle.
+    config: of the run, with the attacks of the bundle; twin: the undefended twin, with `--eve`.
 
     Raises: InputError if a program cannot be converted, or the data are not those of the run.
     """
@@ -138,13 +141,21 @@ def measure(target: Target, config: Config, job: ExportJob) -> Measured:
     labels = labels_of(task_of(dataset, config.data.labels))
     changes = code_changes(codes["test"], original, codec)
     changes |= {"changed_decisions": changed_decisions(logits["test"], of_original["test"], labels)}
-    return Measured(contents, codec, dataset, labels, evaluated.report, byte_sizes(codes["test"], codec), changes)
+    eve = Demonstration({}, {})
+    if job.eve:
+        eve = demonstration(evaluated.result, context, config, twin=twin, weights=job.weights)
+    return Measured(contents, codec, dataset, labels, evaluated.report, byte_sizes(codes["test"], codec), changes, eve)
 
 
 def contents_of(measured: Measured, run_report: Mapping[str, Any]) -> dict[str, bytes]:
     """All files of a bundle but the manifest."""
     codec = {CODEC: as_bytes(measured.codec.as_json())}
-    return measured.models | codec | {RUN_REPORT: as_bytes(run_report), BUNDLE_REPORT: as_bytes(measured.report)}
+    return (
+        measured.models
+        | measured.demonstration.files
+        | codec
+        | {RUN_REPORT: as_bytes(run_report), BUNDLE_REPORT: as_bytes(measured.report)}
+    )
 
 
 def manifest_values(
@@ -162,6 +173,7 @@ def manifest_values(
         "bytes": measured.sizes | {"clipped": changes.pop("clipped")},
         "run": {"id": target.run_id, "privacy_weight": config.privacy_weight} | numbers_of(run_report),
         "bundle": numbers_of(measured.report) | changes,
+        **measured.demonstration.manifest,
         "data": to_json(config.data),
         "versions": versions(),
     }
