@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpgan_ray.config import AttackConfig, Config
+from cpgan_ray.config import AttackConfig, Config, ReproduceJob
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.data.code_sets import code_sets
 from cpgan_ray.errors import InputError
@@ -121,3 +121,8 @@ def test_other_data_that_do_not_fit_the_encoder_are_refused(tiny_config, dataset
         load_other(replace(config, attacks=replace(SMALL, attacker_data=tmp_path)), dataset)
     with pytest.raises(InputError, match="attacks.attacker_data: .* does not exist"):
         load_other(replace(config, attacks=replace(SMALL, attacker_data=tmp_path / "absent")), dataset)
+
+
+def test_comparison_with_other_data_is_refused(tiny_config, folder):
+    with pytest.raises(InputError, match="a comparison attacks with its own pictures only"):
+        ReproduceJob(config=replace(tiny_config, attacks=replace(SMALL, attacker_data=folder)))
