@@ -220,8 +220,8 @@ class ReproduceJob:
         _check_one_process(self.config, "a comparison")
         if self.config.attacks.attacker_data is not None:
             raise InputError(
-                f"attacks.attacker_data is {self.config.attacks.attacker_data}, but a comparison attacks with its own pictures only: "
-                "leave it out, and attack single runs with jobs/attack.py"
+                f"attacks.attacker_data is {self.config.attacks.attacker_data}, but a comparison attacks with its own pictures "
+                "only: leave it out, and attack single runs with jobs/attack.py"
             )
         if len(set(self.rounding)) < len(self.rounding):
             raise InputError(f"rounding is {self.rounding!r}; it must name each of on and off at most once")

@@ -58,6 +58,7 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         input=input_sentences(report["attacked"]["input"]) if "attacked" in report else "",
         r2_examples=uri(R2_EXAMPLES.read_bytes(), kind="jpeg") if sample_noun(report) == "picture" else "",
         sample=sample_noun(report),
+        by_attacker=strongest_by_attacker(report),
         judge=judge_words(report.get("identification", {}).get("judge")),
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
@@ -67,6 +68,14 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
 def sample_noun(report: Mapping[str, Any]) -> str:
     """What the page calls a sample of the data set."""
     return "picture" if "mse_255" in report["attacks"][0] else "sample"
+
+
+def strongest_by_attacker(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The strongest attack of each variant, the strongest first."""
+    strongest: dict[str, Mapping[str, Any]] = {}
+    for attack in report["attacks"]:  # by falling R2
+        strongest.setdefault(attack["variant"], attack)
+    return list(strongest.values())
 
 
 def judge_words(name: str | None) -> str:
