@@ -204,6 +204,8 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
 def describe_run(config: Config) -> dict[str, Any]:
     """The report's description of a run."""
     settings = to_json(config)
+    if (folder := config.attacks.attacker_data) is not None:
+        settings["attacks"]["attacker_data"] = folder.name  # a report may be published, a path of this machine should not
     names = ("data", "privatizer", "utility", "game", "adversaries", "epochs", "batch_size", "attacks")
     return {
         "name": config.preset,
