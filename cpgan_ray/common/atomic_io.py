@@ -18,14 +18,15 @@ from cpgan_ray.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[Path]:
     """Yields a new, empty file next to `path` to write to. It is synced and renamed to `path` when the block ends normally, and
     removed when the block raises.
 
-    durable: sync the file before the rename. False is for files that can be produced again.
+    durable: sync the file before the rename. False is for files that can be produced again. mode: permissions of a new file, less
+    those of the umask.
     """
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
     try:
         yield temporary
         if durable:

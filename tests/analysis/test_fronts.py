@@ -236,8 +236,8 @@ def test_objective_balanced_accuracy_is_used_everywhere(tmp_path):
         "smallest validation R2 among settings with validation balanced accuracy >= 0.65",
     )
     lines = table(settings, Reference(0.5)).splitlines()
-    assert [lines[0].split("|")[i].strip() for i in (4, 6)] == ["balanced accuracy", "dead labels"]
-    assert "0.700 [0.600, 0.800] |        0.300 |           3" in lines[3]
+    assert [lines[0].split("|")[i].strip() for i in (4, 7)] == ["balanced accuracy", "dead labels"]
+    assert "0.700 [0.600, 0.800] |        0.300 |               |           3" in lines[3]
     assert "R2 at balanced accuracy 0.800" in measures_table(values)
     assert "not reached" in measures_table(values)
 
@@ -592,11 +592,11 @@ def test_table_is_aligned_markdown_sorted_by_r2():
     text = table(points([trial(128, accuracy=0.9, r2=0.3), trial(16, 0.25, r2=0.05, strongest_r2_low=0.04, strongest_r2_high=0.06),
                          trial(64, accuracy=0.7, r2=0.2)]), REFERENCE)  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "dead labels", "front"]
+    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "multiply-adds", "dead labels", "front"]
     assert rows[2:] == [
-        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "*"],
-        ["64", "1", "1", "0.700", "0.200", "", ""],
-        ["128", "1", "1", "0.900", "0.300", "", "*"],
+        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "", "*"],
+        ["64", "1", "1", "0.700", "0.200", "", "", ""],
+        ["128", "1", "1", "0.900", "0.300", "", "", "*"],
     ]
     assert len({len(line) for line in text.splitlines()}) == 1
     assert "method" in table(points([trial(), trial(method="noise")]), REFERENCE)

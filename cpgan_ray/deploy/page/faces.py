@@ -23,6 +23,5 @@ def offered_faces() -> tuple[bytes, ...]:
 def _face(person: int) -> bytes:
     identity = draw_identity(np.random.default_rng(np.random.SeedSequence(SEED, spawn_key=(person,))))
     rng = np.random.default_rng(np.random.SeedSequence(SEED, spawn_key=(person, 0)))
-    file = io.BytesIO()
-    draw_face(identity, draw_shot(identity, rng=rng), size=SIZE, rng=rng).save(file, "PNG")
+    draw_face(identity, draw_shot(identity, rng=rng), size=SIZE, rng=rng).save(file := io.BytesIO(), "PNG")
     return file.getvalue()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.config import ServeJob
 from cpgan_ray.deploy.bundle import MANIFEST, Bundle, read_bundle
 from cpgan_ray.deploy.service.keys import Keys, keys_of
@@ -86,9 +87,6 @@ def write_keys(job: ServeJob, folder: Path) -> str | None:
         made = secrets.token_urlsafe(KEY_BYTES)
         keys = [made]
     Keys(keys)
-    path = folder / "keys"
-    handle = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write("\n".join(keys) + "\n")
-    path.with_suffix(".new").replace(path)
+    with atomic_path(folder / "keys", mode=0o600) as path:
+        path.write_text("\n".join(keys) + "\n")
     return made
