@@ -119,8 +119,9 @@ def attack(target: str | Path | None = None, *, trust: bool = False, log_level: 
 
     Returns:
         The summary that `jobs/attack.py` prints: run_id, output, strongest (attack, variant, r2, low, high), answers_floor_r2,
-        label_floor_r2, warnings, passed, seconds. `passed`: whether the upper end of the R2's interval is at most `fail_above`,
-        the code is not degenerate and the attacks have not failed; always true without `fail_above`.
+        label_floor_r2, warnings, passed, seconds. `passed`: whether the upper ends of the intervals are at most `fail_above`,
+        `fail_above_linkage` and those in `fail_above_attribute`, the code is not degenerate and the attacks have not failed; always
+        true without these.
 
     Raises:
         cpgan_ray.errors.InputError: for anything that the user can correct, before anything is written.

@@ -24,6 +24,8 @@ ATTACK = (
     "output",
     "variant",
     "fail_above",
+    "fail_above_linkage",
+    "fail_above_attribute",
     "final",
     "against",
     "attacks.names",

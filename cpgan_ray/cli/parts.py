@@ -58,7 +58,12 @@ def with_kinds(adversaries: Mapping[str, AdversaryConfig], kinds: Mapping[str, s
 def absolute_parts(config: C) -> C:
     """The configuration with absolute paths in the names of its parts, because other processes have other working directories."""
     data = dataclasses.replace(config.data, dataset=absolute_name(config.data.dataset))
-    attacks = dataclasses.replace(config.attacks, names=tuple(map(absolute_name, config.attacks.names)))
+    folder = config.attacks.attacker_data
+    attacks = dataclasses.replace(
+        config.attacks,
+        names=tuple(map(absolute_name, config.attacks.names)),
+        attacker_data=None if folder is None else folder.expanduser().resolve(),
+    )
     config = dataclasses.replace(config, data=data, attacks=attacks)
     if isinstance(config, AttackJob):
         return dataclasses.replace(config, dataset=None if config.dataset is None else absolute_name(config.dataset))

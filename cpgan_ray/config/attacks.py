@@ -1,13 +1,16 @@
 """The tournament of fresh attacks."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.config.constraints import NonNegative, OpenFraction, Positive, PositiveInt, config_class
-from cpgan_ray.config.marks import PORTABLE
+from cpgan_ray.config.marks import LOCAL, PORTABLE
 from cpgan_ray.config.parts import PartName
 
+MIN_QUERIES = 16
+"""A quarter of the pairs is to tune on, and four are the least."""
 ALL_ATTACKS = ("ridge", "kernel", "mlp", "decoder", "resnet_decoder", "nearest", "stack")
 
 
@@ -23,6 +26,12 @@ class AttackConfig:
     fit_fractions: tuple[OpenFraction, ...] = (0.125, 0.25, 0.5)
     """Fractions of the first variant's pictures on which the quick attacks are fitted again, to show the effect of the attacker's
     sample size."""
+    queries: tuple[Annotated[int, Field(ge=MIN_QUERIES)], ...] = ()
+    """Also attack with only so many pairs of a picture and its code, those to tune on included, and without codes of mirrored or
+    shifted pictures: variant `queries_<number>`. Several numbers show the effect of a limit on queries."""
+    attacker_data: Annotated[Path | None, LOCAL] = None
+    """Also attack with pictures of another data set: variant `other_data`, fitted and tuned on codes of the pictures in this folder
+    (any depth; or Parquet files with pictures inside), and scored on the test pictures like all others. Labels are not needed."""
     restarts: PositiveInt = 2
     """Number of seeds with which an attack is fitted, except the decoders; the average of the reconstructions is used if it is
     better on the tuning rows."""

@@ -1,6 +1,7 @@
 """What each job takes in addition to the configuration of a run."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +29,9 @@ MIN_SEEDS = 5
 """A comparison makes statements about mechanisms only from so many seeds on, fixed before its first training."""
 
 
+LIMIT = Annotated[str, text_like(r"^.+=[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?$", "an attribute, = and a number, such as Male=0.6")]
+
+
 @config_class()
 class AttackJob:
     """The settings of `jobs/attack.py`, in addition to its target. If that is a run, the defaults are the settings of the run."""
@@ -36,6 +40,12 @@ class AttackJob:
     """Which variants are fitted: the attacker has the defender's training pictures, its own, or both in turn."""
     fail_above: ClosedFraction | None = None
     """Release gate: exit with status 1 if the upper end of the 95 % interval of the strongest attack's R2 is above this."""
+    fail_above_linkage: ClosedFraction | None = None
+    """Release gate: exit with status 1 if the upper end of the 95 % interval of the AUC with which codes, reconstructions or
+    predicted embeddings link people is above this; 0.5 is chance."""
+    fail_above_attribute: Annotated[tuple[LIMIT, ...], PORTABLE, tyro.conf.UseAppendAction] = ()
+    """Release gate NAME=BALANCED_ACCURACY, such as `Male=0.6`: exit with status 1 if the upper end of the 95 % interval of the
+    balanced accuracy with which this attribute is inferred from z is above that. May be repeated."""
     final: bool = False
     """Score on the final split, which is held out from everything (`--data.final-fraction`). Only for a result that is published:
     every opening is counted in MLflow and stated in the report."""
@@ -66,6 +76,23 @@ class AttackJob:
     def __post_init__(self) -> None:
         for name in ("data_dir", "shared_cache"):
             object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
+        attribute_limits(self.fail_above_attribute)
+
+
+def attribute_limits(limits: Sequence[str]) -> dict[str, float]:
+    """The largest allowed balanced accuracy of each attribute, of entries NAME=BALANCED_ACCURACY.
+
+    Raises: InputError if a number is not in [0, 1], or an attribute is given twice.
+    """
+    values: dict[str, float] = {}
+    for entry in limits:
+        name, _, number = entry.rpartition("=")
+        if not 0 <= float(number) <= 1:
+            raise InputError(f"fail_above_attribute is {entry!r}; the balanced accuracy must be in [0, 1], such as {name}=0.6")
+        if name in values:
+            raise InputError(f"fail_above_attribute: {name!r} is given twice: give it once")
+        values[name] = float(number)
+    return values
 
 
 NAME_IN_REGISTRY = text_like(r"^[\w.-]{1,100}$", "letters, digits, '_', '.' and '-', at most 100")
@@ -222,6 +249,11 @@ class ReproduceJob:
 
     def __post_init__(self) -> None:
         _check_one_process(self.config, "a comparison")
+        if self.config.attacks.attacker_data is not None:
+            raise InputError(
+                f"attacks.attacker_data is {self.config.attacks.attacker_data}, but a comparison attacks with its own pictures "
+                "only: leave it out, and attack single runs with jobs/attack.py"
+            )
         if len(set(self.rounding)) < len(self.rounding):
             raise InputError(f"rounding is {self.rounding!r}; it must name each of on and off at most once")
         if "on" in self.rounding and not self.config.privatizer.quantization_step:

@@ -6,7 +6,7 @@ samples that an evaluation needs codes of, `task` knows which logits belong to w
 of the pictures.
 """
 
-from cpgan_ray.data.registry import DATASETS, load, pin_store, prepare
+from cpgan_ray.data.registry import DATASETS, load, load_unlabelled, pin_store, prepare
 from cpgan_ray.data.store import Dataset, Split, open_store
 from cpgan_ray.data.task import Task, ensure_learnable, label_frequencies, majority_logits, task_of, task_targets
 
@@ -19,6 +19,7 @@ __all__ = [
     "task_targets",
     "ensure_learnable",
     "load",
+    "load_unlabelled",
     "majority_logits",
     "pin_store",
     "open_store",

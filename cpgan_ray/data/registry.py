@@ -18,6 +18,7 @@ from cpgan_ray.common.registry import remember
 from cpgan_ray.config import Config, DataConfig
 from cpgan_ray.data import small, store
 from cpgan_ray.data.datasets import celeba, cifar10, digits, faces, gaussian, genki4k, har, mnist, pictures, svhn
+from cpgan_ray.data.datasets.face_region import landmarks
 from cpgan_ray.data.own import own_dataset
 from cpgan_ray.data.samples import Samples
 from cpgan_ray.data.small import SmallDataset
@@ -35,14 +36,30 @@ def load(config: Config, *, progress: bool = True) -> Dataset:
     Raises:
         InputError: see `prepare`, `store.open_store`, `store.withhold` and `task.task_of`.
     """
-    dataset = open_store(prepare(config, progress=progress))
+    recipe = recipe_of(config)
+    dataset = open_store(node.prepare(recipe, config, progress=progress))
     if config.data.digest and dataset.digest != config.data.digest:
         raise store.damaged_store(dataset.folder, f"it holds store {dataset.digest}")
     task_of(dataset, config.data.labels)
     reload = partial(load_on_other_node, pin_store(config, dataset), export_env())
     own_only = dataset.folder.parent == node.data_folder_cache(config) and not config.trust
-    dataset = dataclasses.replace(dataset, reload=reload, shared=config.shared_cache, own_only=own_only)
+    positions = recipe.landmarks(config)
+    dataset = dataclasses.replace(dataset, reload=reload, shared=config.shared_cache, own_only=own_only, landmarks=positions)
     return store.withhold(dataset, share=config.data.attacker_share) if config.data.attacker_share else dataset
+
+
+def load_unlabelled(config: Config, environment: Mapping[str, str] | None = None) -> Dataset:
+    """Open the data set of pictures in any folders of `data_dir`, without labels and identities; prepare it first if necessary.
+
+    environment: environment variables that a process on another node may need to reach the data.
+
+    Raises:
+        InputError: see `load`.
+    """
+    import_env(environment or {})
+    dataset = open_store(node.prepare(_UNLABELLED, config, progress=environment is None))
+    reload = partial(load_unlabelled, pin_store(config, dataset), export_env())
+    return dataclasses.replace(dataset, reload=reload, shared=config.shared_cache)
 
 
 def load_on_other_node(config: Config, environment: Mapping[str, str]) -> Dataset:
@@ -125,9 +142,18 @@ _CELEBA = Recipe(
     source=_celeba_source,
     required_files=celeba.required_files,
 )
+_PICTURES = Recipe(
+    settings=pictures.settings,
+    draft=lambda source, config, progress: pictures.draft(source, config, progress=progress),
+    source=_pictures_source,
+    required_files=pictures.required_files,
+)
+_UNLABELLED = dataclasses.replace(
+    _PICTURES, draft=lambda source, config, progress: pictures.draft(source, config, progress=progress, labelled=False)
+)
 _built_in: dict[str, Recipe] = {
     "faces": dataclasses.replace(_CELEBA, source=_draw_faces, needs_folder=False),
-    "celeba": _CELEBA,
+    "celeba": dataclasses.replace(_CELEBA, landmarks=lambda config: landmarks(config.data.crop, config.data.size)),
     "mnist": _small_recipe(SmallDataset(lambda source, data: mnist.files(source), lambda source, data: mnist.read(source))),
     "har": _small_recipe(
         SmallDataset(
@@ -165,12 +191,7 @@ _built_in: dict[str, Recipe] = {
     "digits": _small_recipe(
         SmallDataset(lambda source, data: digits.files(), lambda source, data: digits.read(), needs_folder=False)
     ),
-    "pictures": Recipe(
-        settings=pictures.settings,
-        draft=lambda source, config, progress: pictures.draft(source, config, progress=progress),
-        source=_pictures_source,
-        required_files=pictures.required_files,
-    ),
+    "pictures": _PICTURES,
 }
 DATASETS: Parts[Recipe] = Parts(_built_in, kind="data set", group="cpgan_ray.datasets", field="data.dataset")
 remember(__name__, "DATASETS")

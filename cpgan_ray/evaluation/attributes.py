@@ -12,8 +12,9 @@ from cpgan_ray.common.rng import stream
 from cpgan_ray.config import NeuralConfig
 from cpgan_ray.data.task import Task, frequencies, value_counts
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, predict
+from cpgan_ray.evaluation.scoring import accuracy_intervals
 from cpgan_ray.models.decoders import mlp
-from cpgan_ray.training.accuracy import balanced_accuracy, mean_of_finite
+from cpgan_ray.training.accuracy import balanced_accuracy, correct_predictions, mean_of_finite
 from cpgan_ray.training.losses import utility_loss
 
 EPOCHS, PATIENCE, BATCH, WIDTH = 30, 4, 256, 256
@@ -27,6 +28,8 @@ class InferredAttribute:
     task: bool  # whether it belongs to the task
     balanced_accuracy: float
     chance: float  # balanced accuracy of the majority guess: 1 / number of values
+    low: float | None  # 95 % bootstrap interval over people; None if too few samples have an answer
+    high: float | None
     positive_share: float | None  # of a binary attribute: the share of its second value on the score set
 
     @property
@@ -64,12 +67,18 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, of: Task, 
             all_logits.append(train_classifiers(network.to(z["fit"].device), z, labels, of, share=share, seed=data.seed))
     tuned = np.stack([balanced_accuracy(logits["tune"], labels["tune"], of) for logits in all_logits])
     scored = np.stack([balanced_accuracy(logits["score"], labels["score"], of) for logits in all_logits])
+    best = np.argmax(tuned, axis=0)
+    right = np.stack([correct_predictions(logits["score"], labels["score"], of) for logits in all_logits])
+    right = right[best, :, np.arange(len(best))].T
+    _, ends = accuracy_intervals(right, labels["score"], data.score.identity, num_values=of.num_values, seed=data.seed)
     positive = frequencies(labels["score"], of)
     return [
         InferredAttribute(
             name=label.name,
             task=label.name in task,
-            balanced_accuracy=float(scored[np.argmax(tuned[:, i]), i]),
+            balanced_accuracy=float(scored[best[i], i]),
+            low=float(ends[i, 0]) if np.isfinite(ends[i, 0]) else None,
+            high=float(ends[i, 1]) if np.isfinite(ends[i, 1]) else None,
             chance=1 / len(label.values),
             positive_share=float(positive[label.first_logit]) if label.binary else None,
         )

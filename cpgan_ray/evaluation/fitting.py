@@ -25,7 +25,19 @@ from cpgan_ray.evaluation.attacks.base import AttackData, Fitted
 from cpgan_ray.evaluation.attacks.own import fit_own
 from cpgan_ray.evaluation.attacks.stack import stack_attack
 from cpgan_ray.evaluation.bounds.channel import Channel
-from cpgan_ray.evaluation.protocol import MIN_ROWS, VARIANTS, Codes, attack_data, attackers_rows, fit_size
+from cpgan_ray.evaluation.identity.embedding_target import embedding_data
+from cpgan_ray.evaluation.protocol import (
+    MIN_ROWS,
+    OTHER_DATA,
+    QUERIES,
+    VARIANTS,
+    Codes,
+    OtherData,
+    attack_data,
+    attackers_rows,
+    fit_size,
+    query_sizes,
+)
 from cpgan_ray.training.accuracy import predictions
 
 PIXEL_ATTACKS = ("resnet_decoder", "decoder")
@@ -43,7 +55,12 @@ FLOOR = "labels"
 ANSWERS = "answers"
 """Variant of the answers floor: its codes are the hard answers of the run's own utility head. Its pictures are those of the first
 variant of the attacks on z."""
+EMBEDDING = "embedding"
+"""Variant of the attacks whose target is the judge's embedding of the picture. Its pictures are those of the first variant of the
+attacks on z."""
 REFERENCES = (FLOOR, ANSWERS)
+UNRANKED = (*REFERENCES, EMBEDDING)
+"""Variants whose R2 is never that of the strongest attack."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +73,9 @@ class AttackSpec:
 
     @property
     def counts(self) -> bool:
-        """Whether it may be the strongest attack: both floors are references, and smaller shares belong to the sweep."""
-        return self.variant not in REFERENCES and self.share == 1.0
+        """Whether it may be the strongest attack: both floors are references, embeddings are no pictures, and smaller shares belong
+        to the sweep."""
+        return self.variant not in UNRANKED and self.share == 1.0
 
     @property
     def is_floor(self) -> bool:
@@ -79,6 +97,13 @@ class EvaluationContext:
     """The hard answers of the run's own utility head, (N, L) of every set of `codes`; empty if they are not known."""
     channel: Channel = field(default_factory=Channel)
     """How the codes are released, for the bounds on every attacker."""
+
+    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The judge's embeddings of the attacker's pictures, by split (identity/embedding_target.py); empty: nothing is attacked to
+    predict them."""
+
+    other: OtherData | None = None
+    """The pictures of variant `other_data`; None: there is no such attacker."""
 
     @property
     def has_answers(self) -> bool:
@@ -124,7 +149,12 @@ class EvaluationContext:
             seed=self.seed,
             trained_against=self.trained_against,
             device=device,
+            other=self.other if variant == OTHER_DATA else None,
         )
+
+    def embedding_data(self, *, device: torch.device | None = None) -> tuple[AttackData, torch.Tensor]:
+        """The sets of the attacks that predict embeddings, and the mean embedding that their targets are relative to."""
+        return embedding_data(self.data(self.first_variant, device=device), self.embeddings)
 
     def true_answers(self, split: str) -> np.ndarray:
         """The true answers to the task as numbers, see `task_targets`: the codes of the label floor."""
@@ -166,12 +196,21 @@ def trained_against(config: Config) -> tuple[str, ...]:
     return tuple(a.architecture for a in config.adversaries.values() if isinstance(a, NeuralConfig))
 
 
-def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False, answers: bool = False) -> list[AttackSpec]:
+def attack_specs(
+    config: AttackConfig,
+    dataset: Dataset,
+    *,
+    brief: bool = False,
+    answers: bool = False,
+    embeddings: bool = False,
+    other: Dataset | None = None,
+) -> list[AttackSpec]:
     """All attacks of a tournament but the stacks, the slowest first. The variant `fresh` is left out if there are too few people
     for it.
 
     brief: only attacks that take seconds, for a code that contains nothing to find; answers: with those of the answers floor
-    (`EvaluationContext.has_answers`).
+    (`EvaluationContext.has_answers`); embeddings: with those that predict embeddings;
+    other: the data set of variant `other_data`.
 
     Raises: InputError if no variant has enough pictures, or if none of the attacks can be fitted on pictures of this size.
     """
@@ -183,6 +222,15 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False,
         raise InputError(
             f"the attacks need {MIN_ROWS} pictures to fit on and {MIN_ROWS} to tune on: train has {len(dataset.train)}, val has "
             f"{len(dataset.val)}; variant 'fresh' has {sizes['fresh']} and {len(fresh_tune)}; add pictures"
+        )
+    if repeated := [number for number in config.queries if config.queries.count(number) > 1]:
+        raise InputError(f"attacks.queries has {repeated[0]} twice: give each number once")
+    for number in config.queries:
+        query_sizes(dataset, number)
+    if other is not None and min(len(other.train), len(other.val)) < MIN_ROWS:
+        raise InputError(
+            f"attacks.attacker_data has {len(other.train)} pictures to fit on and {len(other.val)} to tune on, but the attacks "
+            f"need {MIN_ROWS} each: add pictures"
         )
     height, width, channels = dataset.image_shape
     is_series = width == 1 and channels > 1
@@ -200,10 +248,13 @@ def attack_specs(config: AttackConfig, dataset: Dataset, *, brief: bool = False,
             f"attacks.names has only {', '.join(config.names)}, which need pictures of at least {MIN_SIDE} pixels or series of at "
             f"least {MIN_SIDE} steps; these are {height}x{width}x{channels}: add mlp"
         )
-    specs = [AttackSpec(name, variant) for variant in variants for name in names]
+    further = [f"{QUERIES}{number}" for number in config.queries] + ([OTHER_DATA] if other is not None else [])
+    specs = [AttackSpec(name, variant) for variant in (*variants, *further) for name in names]
     specs += [AttackSpec(name, FLOOR) for name in LABEL_ATTACKS]
     if answers:  # only attacks that z gets, too, so that the two can be compared
         specs += [AttackSpec(name, ANSWERS) for name in LABEL_ATTACKS if name in names] or [AttackSpec("ridge", ANSWERS)]
+    if embeddings:
+        specs += [AttackSpec(name, EMBEDDING) for name in LABEL_ATTACKS if name in names] or [AttackSpec("ridge", EMBEDDING)]
     specs += [
         AttackSpec(name, variant, share)
         for variant, attacks in ((variants[0], names), (FLOOR, LABEL_ATTACKS))
@@ -219,8 +270,11 @@ def fit_attack(spec: AttackSpec, context: EvaluationContext, *, device: torch.de
     """Fit one attack."""
     trim_memory()
     started = time.perf_counter()
-    data = context.data(spec.variant, share=spec.share, device=device)
     config = context.config
+    if spec.variant == EMBEDDING:
+        data, _ = context.embedding_data(device=device)
+    else:
+        data = context.data(spec.variant, share=spec.share, device=device)
     if spec.share < 1:  # a sweep only needs the trend
         config = dataclasses.replace(config, restarts=1, decoder_restarts=1, kernel_features=min(config.kernel_features, 1024))
     name = next((name for name in config.names if label(name) == spec.name), spec.name)
@@ -243,7 +297,7 @@ def answers_attacks(specs: Sequence[AttackSpec], attacks: Sequence[FittedAttack]
 
 def stack_specs(specs: Sequence[AttackSpec], config: AttackConfig) -> list[AttackSpec]:
     """The stacks of a tournament: one for each variant, and for the label floor, that has several attacks."""
-    whole = [spec.variant for spec in specs if spec.share == 1]
+    whole = [spec.variant for spec in specs if spec.share == 1 and spec.variant != EMBEDDING]
     return [AttackSpec(STACK, variant) for variant in dict.fromkeys(whole) if STACK in config.names and whole.count(variant) > 1]
 
 

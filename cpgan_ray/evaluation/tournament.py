@@ -9,22 +9,25 @@ import numpy as np
 
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.data import Dataset, task_of
-from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
+from cpgan_ray.evaluation.attacks.base import AttackData
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
 from cpgan_ray.evaluation.bounds.measure import Bounds, ensure_below, measure_bounds
 from cpgan_ray.evaluation.bounds.words import all_words
 from cpgan_ray.evaluation.degenerate import ReportWarning, failed_attacks
 from cpgan_ray.evaluation.fitting import (
     ANSWERS,
+    EMBEDDING,
     FLOOR,
-    REFERENCES,
     SWEPT_ATTACKS,
+    UNRANKED,
     AttackSpec,
     EvaluationContext,
     FittedAttack,
 )
+from cpgan_ray.evaluation.identity.judges import Judge, judge_of
+from cpgan_ray.evaluation.identity.result import IdentityResult, measure_identity
 from cpgan_ray.evaluation.learning_curve import LearningCurve, extended_difference, learning_curves
-from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
+from cpgan_ray.evaluation.protocol import VARIANTS
 from cpgan_ray.evaluation.rate import CodeRate, code_rate
 from cpgan_ray.evaluation.scoring import Difference, RowErrors, Score, paired_difference, score
 from cpgan_ray.evaluation.several_codes import SeveralCodes, several_codes
@@ -53,7 +56,7 @@ class TournamentResult:
     sweep: list[ScoredAttack]  # attacks fitted on smaller shares of the pictures
     linear_code_r2: float  # of the best linear code of k numbers: an undefended z of that length gives away at least this
     linear_code_face_r2: float | None  # of the same code, on the face region
-    linkage: dict[str, Linkage]
+    identity: IdentityResult
     attributes: list[InferredAttribute]
     several_codes: list[SeveralCodes]
     learning_curves: dict[str, LearningCurve]  # `code` and `labels`; empty if the attacks were fitted on too few sizes
@@ -101,8 +104,9 @@ class TournamentResult:
 
         If variant `leaked` was run, only its attacks count: they are tuned on all of `val`.
         """
-        leaked = [a for a in self.attacks if a.spec.variant == "leaked"]
-        return max(a.attack.fitted.tune_r2 for a in leaked or self.attacks)
+        usual = [a for a in self.attacks if a.spec.variant in VARIANTS]
+        leaked = [a for a in usual if a.spec.variant == "leaked"]
+        return max(a.attack.fitted.tune_r2 for a in leaked or usual)
 
 
 def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext, *, raw_bits: float | None = None) -> TournamentResult:
@@ -120,7 +124,7 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext, *,
     scored = [
         ScoredAttack(attack, *score(data, attack.fitted, **(measures if attack.spec.counts else no_measures)))
         for attack in fitted
-        if attack.spec.variant not in REFERENCES
+        if attack.spec.variant not in UNRANKED
     ]
     floor_data = context.floor(data)
     of_labels = [
@@ -147,7 +151,7 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext, *,
         sweep=sorted((a for a in scored if a.spec.share < 1), key=lambda a: (a.spec.share, a.spec.name)),
         linear_code_r2=linear_code_r2(data, k),
         linear_code_face_r2=None if data.face is None else linear_code_face_r2(data, k),
-        linkage=link_identities(data, strongest.attack.fitted) if config.identity else {},
+        identity=identity_of(fitted, context, data, strongest) if config.identity else IdentityResult(),
         attributes=infer_attributes(data, context.dataset, task=set(context.task.names)) if config.attributes else [],
         several_codes=several_codes(data, strongest.attack.fitted) if config.identity else [],
         learning_curves=learning_curves(curves, seed=context.seed),
@@ -189,29 +193,22 @@ def linear_code_face_r2(data: AttackData, k: int) -> float:
     return 1 - errors / mean_errors
 
 
-def link_identities(data: AttackData, strongest: Fitted) -> dict[str, Linkage]:
-    """Identity linkage on the score set: between two pictures (the best that this encoder can do), a reconstruction and a picture,
-    two reconstructions, and two codes. Empty if too few people have two pictures."""
-    plain = slice(0, len(data.fit) // data.views)  # followed by the other views of the same pictures
-    people, basis = data.fit.identity[plain], data.components
-    reconstructions = predict(lambda z: to_pixels(data, strongest, z) @ basis.T, data.score.z, rows=data.score.pixel_rows)
-    try:
-        by_picture = Verifier(data.fit.target.values[plain].cpu().numpy(), people)
-        standardise = CodeMap(data.fit.z, how="standardised")  # because the discriminant's shrinkage depends on the scales
-        by_code = Verifier(predict(standardise, data.fit.z[plain]).cpu().numpy(), people)
-    except ValueError:
-        return {}
-    picture = by_picture.embed(data.score.target.values.cpu().numpy())
-    reconstruction = by_picture.embed(reconstructions.cpu().numpy())
-    code = by_code.embed(standardise(data.score.z).cpu().numpy())
-    compared = {
-        "picture and picture": (picture, picture),
-        "reconstruction and picture": (reconstruction, picture),
-        "reconstruction and reconstruction": (reconstruction, reconstruction),
-        "code and code": (code, code),
-    }
-    results = {name: linkage(*pair, data.score.identity, seed=data.seed) for name, pair in compared.items()}
-    return {name: result for name, result in results.items() if result is not None}
+def identity_judge(context: EvaluationContext, data: AttackData) -> Judge | None:
+    """The judge of who is on the pictures; None if identity is not measured. data: of variant `leaked`."""
+    return judge_of(context.dataset, data, mean=context.pca_basis().mean) if context.config.identity else None
+
+
+def identity_of(
+    fitted: Sequence[FittedAttack], context: EvaluationContext, data: AttackData, strongest: ScoredAttack
+) -> IdentityResult:
+    """What the strongest attack, and the attacks that predict embeddings, show about who is on the pictures."""
+    targets = [attack for attack in fitted if attack.spec.variant == EMBEDDING]
+    attacks = {}
+    if targets:
+        _, mean = context.embedding_data()
+        attacks = {attack.spec.name: (attack.fitted, mean) for attack in targets}
+    judge = identity_judge(context, data)
+    return measure_identity(data, strongest.attack.fitted, judge=judge, embedding_attacks=attacks)
 
 
 def infer_attributes(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[InferredAttribute]:
@@ -260,8 +257,7 @@ def metrics(result: TournamentResult) -> Metrics:
             if (value := getattr(a.score, key)) is not None
         }
         values |= {f"attack/{a.spec.name}/seconds": a.attack.seconds}
-    if result.linkage:
-        values["privacy/linkage_auc"] = max(v.auc for name, v in result.linkage.items() if name != "picture and picture")
+    values |= result.identity.metrics()
     others = [a.scaled_accuracy for a in result.attributes if not a.task]
     if others:
         values["privacy/other_attributes"] = float(np.mean(others))
@@ -339,7 +335,8 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
         "label_floor": row(result.floor),
         "answers_floor": None if result.answers_floor is None else row(result.answers_floor),
         "sweep": [row(a) for a in result.sweep],
-        "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.linkage.items()},
+        "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.identity.linkage.items()},
+        "identification": result.identity.as_json(),
         "attributes": [dataclasses.asdict(a) for a in result.attributes],
         "several_codes": [dataclasses.asdict(s) for s in result.several_codes],
         "learning_curves": {name: dataclasses.asdict(curve) for name, curve in result.learning_curves.items()}

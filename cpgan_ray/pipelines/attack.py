@@ -14,7 +14,7 @@ import numpy as np
 from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.common.signals import defer_signals
-from cpgan_ray.config import AttackJob, Config, EncoderConfig
+from cpgan_ray.config import AttackJob, Config, EncoderConfig, PrivatizerConfig
 from cpgan_ray.config.data import MAX_SIDE, MIN_SIDE
 from cpgan_ray.config.folders.targets import Target
 from cpgan_ray.data import Dataset, load, task_of
@@ -28,6 +28,7 @@ from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_blac
 from cpgan_ray.evaluation.encoders.opening import open_program
 from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
+from cpgan_ray.evaluation.identity.judges import check_judge
 from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
@@ -35,6 +36,8 @@ from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import ensure_enough
+from cpgan_ray.pipelines.gates import ensure_measurable, gate_failures
+from cpgan_ray.pipelines.other_data import encode_other, load_other
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
 from cpgan_ray.pipelines.train import check_undefended, client_metrics, describe_run, headline
@@ -76,9 +79,14 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             dataset = dataset.open_final()
         if other_errors is not None and not np.array_equal(other_errors.identity, dataset.test.identity):
             raise InputError(f"{job.against} was scored on pictures of other people: give a report on the same prepared store")
-        attack_specs(config.attacks, dataset)
+        ensure_measurable(job, dataset)
+        release = release_of(target)
+        other = load_other(config, dataset, noise=release.noise if release else 0.0)
+        attack_specs(config.attacks, dataset, other=other)
+        check_judge(config.attacks, dataset)
         projection(dataset, components=DEFAULT_COMPONENTS)
         limit = None if target.config else job.encoder.max_numbers or None
+        encoded = None if other is None else encode_other(encoder, other, config, max_numbers=limit)
         codes = encode_all(encoder, dataset, config.attacks, max_numbers=limit)
     codes, channel = released_codes(target, codes, dataset, seed=config.seed, stochastic=job.encoder.stochastic)
     config = dataclasses.replace(config, k=codes["test"].shape[1])
@@ -91,7 +99,14 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     tags = {"attacked": target.run_id or str(target.program or target.name)}
     new_tracker = partial(Tracker, dataset=dataset, tags=tags, parent=target.run_id)
     context = EvaluationContext(
-        dataset, codes, config.attacks, config.seed, trained_against(config), config.data.labels, channel=channel
+        dataset,
+        codes,
+        config.attacks,
+        config.seed,
+        trained_against(config),
+        config.data.labels,
+        channel=channel,
+        other=encoded,
     )
     description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
         "attacked": encoder.description(),
@@ -122,11 +137,16 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             if reasons := degeneracy_reasons(evaluated.report):
                 tracker.tag("code.degenerate", reasons[0])
             stop.complete()
-    failures = gate_failures(evaluated.report, job.fail_above)
+    failures = gate_failures(evaluated.report, job)
     summary = {"run_id": tracker.run_id, "output": str(output), **headline(evaluated.report)}
     summary |= {"split": "final" if job.final else "test"}
     summary |= {"passed": not failures, "seconds": round(time.perf_counter() - started, 1)}
     return GateResult(summary, failures)
+
+
+def release_of(target: Target) -> PrivatizerConfig | None:
+    """How a run or a bundle releases its codes; None if that is not known."""
+    return target.config.privatizer if target.config else target.release
 
 
 def released_codes(target: Target, codes: Codes, dataset: Dataset, *, seed: int, stochastic: bool = False) -> tuple[Codes, Channel]:
@@ -135,24 +155,13 @@ def released_codes(target: Target, codes: Codes, dataset: Dataset, *, seed: int,
 
     stochastic: whether an encoder that is no run is declared to draw random numbers.
     """
-    release = target.config.privatizer if target.config else target.release
+    release = release_of(target)
     if release is None:
         return codes, Channel(random=stochastic)
     if not release.noise:
         return codes, Channel.of_privatizer(release, clean=None)
     noisy = noisy_codes(codes, dataset, noise=release.noise, step=release.quantization_step, seed=seed)
     return noisy, Channel.of_privatizer(release, clean=codes["test"])
-
-
-def gate_failures(report: dict[str, Any], fail_above: float | None) -> tuple[str, ...]:
-    """The reasons why a report fails the gate at this R2; none if there is no gate. The upper end of the 95 % interval counts,
-    because few people may show a small R2 by chance."""
-    if fail_above is None:
-        return ()
-    strongest = report["privacy"]["strongest"]
-    reason = f"strongest R2 {strongest['r2']:.4f}, whose 95 % interval ends at {strongest['high']:.4f}, above {fail_above}"
-    failed = [warning["message"] for warning in report["warnings"] if warning["kind"] == "failed_attacks"]
-    return (*degeneracy_reasons(report), *failed, *([reason] if strongest["high"] > fail_above else []))
 
 
 def open_target(target: Target, job: AttackJob) -> Encoder:

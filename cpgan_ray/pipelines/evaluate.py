@@ -29,13 +29,14 @@ from cpgan_ray.evaluation.fitting import (
     hard_answers,
     stack_specs,
 )
+from cpgan_ray.evaluation.identity.embedding_target import embeddings_of
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.card import Curves, card
 from cpgan_ray.evaluation.report.paired import comparison
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import LIBRARIES, EvaluationReport, alice_answers, console_lines, reference_rows, twin_codes
 from cpgan_ray.evaluation.report.threat_model import limits, threat_model
-from cpgan_ray.evaluation.tournament import as_json, failed_tournament, score_attacks
+from cpgan_ray.evaluation.tournament import as_json, failed_tournament, identity_judge, score_attacks
 from cpgan_ray.evaluation.utility import head_answers, label_metrics, utility_metrics
 from cpgan_ray.models import build_privatizer
 
@@ -50,7 +51,14 @@ def attacks_on_ray(runtime: RuntimeConfig) -> bool:
 
 def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bool = False) -> list[FittedAttack]:
     """Fit all attacks of the tournament, as Ray tasks in parallel or one after the other in this process. Logs a line for each."""
-    specs = attack_specs(context.config, context.dataset, brief=brief, answers=context.has_answers)
+    specs = attack_specs(
+        context.config,
+        context.dataset,
+        brief=brief,
+        answers=context.has_answers,
+        embeddings=bool(context.embeddings),
+        other=None if context.other is None else context.other.dataset,
+    )
     context.pca_basis()  # computed once here, before many processes need it
     num_done, num_attacks = 0, len(specs) + len(stack_specs(specs, context.config))
 
@@ -72,6 +80,16 @@ def fit_attacks(context: EvaluationContext, *, runtime: RuntimeConfig, brief: bo
         torch.set_num_threads(runtime.threads or available_cpus())
         attacks = fit_in_process(specs, context, done=log_attack)
     return attacks + fit_stacks(attacks, context, done=log_attack)
+
+
+def with_embeddings(context: EvaluationContext) -> EvaluationContext:
+    """The context with the judge's embeddings of the attacker's pictures, for the attacks that predict them. Unchanged if identity
+    cannot be judged."""
+    if (judge := identity_judge(context, context.data("leaked"))) is None:
+        return context
+    logger.info(f"{judge.name} judges who is on the pictures")
+    data = context.data(context.first_variant)
+    return dataclasses.replace(context, embeddings=embeddings_of(judge, data, seed=context.seed))
 
 
 def client_of_run(config: Config, codes: Codes, dataset: Dataset) -> dict[str, Any]:
@@ -109,7 +127,9 @@ def evaluate_codes(
     for line in console_lines(utility["utility"], warnings):
         logger.info(line)
     context = dataclasses.replace(context, answers=hard_answers(logits, task))
-    attacks = fit_attacks(context, runtime=runtime, brief=is_uninformative(warnings))
+    brief = is_uninformative(warnings)
+    context = context if brief else with_embeddings(context)
+    attacks = fit_attacks(context, runtime=runtime, brief=brief)
     result = score_attacks(attacks, context)
     if (failure := failed_tournament(result)) is not None:
         logger.warning(failure.message)

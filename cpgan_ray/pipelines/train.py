@@ -28,6 +28,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
+from cpgan_ray.evaluation.identity.judges import check_judge
 from cpgan_ray.evaluation.report.report import alice_answers, degeneracy_reasons, read_strongest_attack
 from cpgan_ray.evaluation.tournament import metrics
 from cpgan_ray.models import build_head, build_privatizer
@@ -35,6 +36,7 @@ from cpgan_ray.models.cost import costs
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
+from cpgan_ray.pipelines.other_data import encode_other, load_other
 from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.parts import pinned
 from cpgan_ray.pipelines.rounds import CheckpointWriter, PeriodicCallback, panel_drawer, play, quick_attacker
@@ -144,7 +146,8 @@ def prepare_run(config: Config) -> Dataset:
     rounds_per_epoch(len(dataset.train), config.batch_size)
     ensure_learnable(dataset, task_of(dataset, config.data.labels))
     check_undefended(config)
-    attack_specs(config.attacks, dataset)
+    attack_specs(config.attacks, dataset, other=load_other(config, dataset, noise=config.privatizer.noise))
+    check_judge(config.attacks, dataset)
     check_own_networks(config, dataset)
     requested = {getattr(config.adversaries[name], "components", 0) for name in active_adversaries(config)}
     for components in {number or DEFAULT_COMPONENTS for number in requested} | {DEFAULT_COMPONENTS}:
@@ -172,16 +175,19 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     """Export the programs, run the tournament of fresh attacks, and write the report with the utility. Returns the summary."""
     pictures = dataset.test.take(np.arange(2)).transpose(0, 3, 1, 2).copy()
     tracker.log_programs(outcome.programs, {"privatizer": pictures, "utility_head": outcome.codes["test"][:2].copy()})
+    context = EvaluationContext(
+        dataset,
+        outcome.codes,
+        config.attacks,
+        config.seed,
+        trained_against(config),
+        config.data.labels,
+        channel=Channel.of_privatizer(config.privatizer, clean=outcome.clean),
+    )
+    if (other := load_other(config, dataset, noise=config.privatizer.noise)) is not None:
+        context = replace(context, other=encode_other(open_own(tracker.output / "privatizer.pt2"), other, config))
     evaluated = evaluate_codes(
-        EvaluationContext(
-            dataset,
-            outcome.codes,
-            config.attacks,
-            config.seed,
-            trained_against(config),
-            config.data.labels,
-            channel=Channel.of_privatizer(config.privatizer, clean=outcome.clean),
-        ),
+        context,
         runtime=config.runtime,
         logits=outcome.logits,
         description=describe_run(config)
@@ -207,6 +213,8 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
 def describe_run(config: Config) -> dict[str, Any]:
     """The report's description of a run."""
     settings = to_json(config)
+    if (folder := config.attacks.attacker_data) is not None:
+        settings["attacks"]["attacker_data"] = folder.name  # a report may be published, a path of this machine should not
     names = ("data", "privatizer", "utility", "game", "adversaries", "epochs", "batch_size", "attacks")
     return {
         "name": config.preset,

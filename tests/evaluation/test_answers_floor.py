@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cpgan_ray.config import AttackConfig, Config
+from cpgan_ray.config import AttackConfig, AttackJob, Config
 from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.answers import answer_numbers
 from cpgan_ray.data.code_sets import code_sets
@@ -22,7 +22,7 @@ from cpgan_ray.evaluation.fitting import (
 from cpgan_ray.evaluation.report.paired import read_rows, write_rows
 from cpgan_ray.evaluation.report.report import reference_rows, rows_of
 from cpgan_ray.evaluation.tournament import TournamentResult, as_json, failed_tournament, metrics, score_attacks
-from cpgan_ray.pipelines.attack import gate_failures
+from cpgan_ray.pipelines.gates import gate_failures
 
 SMALL = AttackConfig(
     names=("ridge", "kernel", "stack"), fit_fractions=(), kernel_features=32, identity=False, attributes=False, similarity=False
@@ -105,7 +105,7 @@ def test_tournament_below_its_answers_is_not_saturated(failed):
     warning = failed_tournament(failed)
     assert warning is not None and "the attacks on z have failed" in warning.message and not warning.fails_gates
     gated = report | {"warnings": [vars(warning)]}
-    assert gate_failures(gated, 1.0) == (warning.message,), "a lower bound passes no gate"
+    assert gate_failures(gated, AttackJob(fail_above=1.0)) == (warning.message,), "a lower bound passes no gate"
 
 
 def test_answers_floor_is_left_out_on_request_or_without_answers(dataset):

@@ -197,8 +197,8 @@ def test_as_json_has_documented_keys_and_is_plain_json(result):
 
 
 def test_linkage_of_picture_code_is_above_chance(result):
-    assert result.linkage.keys() >= {"picture and picture", "code and code", "reconstruction and picture"}
-    assert result.linkage["picture and picture"].low > 0.5
+    assert result.identity.linkage.keys() >= {"picture and picture", "code and code", "reconstruction and picture"}
+    assert result.identity.linkage["picture and picture"].low > 0.5
 
 
 def test_label_floor_codes_are_task_labels(context):

@@ -1,11 +1,13 @@
 """Where the face is on an aligned CelebA picture: most of such a picture is background, which says little about the person."""
 
 from cpgan_ray.data.decoding import cut_size
+from cpgan_ray.data.store import Landmarks
 
 WIDTH, HEIGHT = 178, 218
 """Size of an aligned picture. Smaller copies have the same proportions."""
-LEFT_EYE, RIGHT_EYE, MOUTH_Y = (69, 111), (108, 111), 152
-"""Positions (x, y) of the eyes, and height of the mouth, to which the pictures are aligned."""
+LEFT_EYE, RIGHT_EYE, NOSE, LEFT_MOUTH, RIGHT_MOUTH = (69, 111), (108, 111), (88, 134), (72, 152), (106, 152)
+"""Pixels (x, y) to which the pictures are aligned: eyes, tip of the nose, and corners of the mouth, as the viewer sees them."""
+MOUTH_Y = LEFT_MOUTH[1]
 
 
 def face_region(crop: float, size: tuple[int, int] = (1, 1)) -> tuple[float, float, float, float]:
@@ -28,3 +30,15 @@ def face_region(crop: float, size: tuple[int, int] = (1, 1)) -> tuple[float, flo
     )
     top, left, bottom, right = (min(max(edge, 0.0), 1.0) for edge in edges)
     return top, left, bottom, right
+
+
+def landmarks(crop: float, size: tuple[int, int] = (1, 1)) -> Landmarks:
+    """Positions (x, y) of eyes, nose and corners of the mouth, as fractions of the sides of the centred rectangle that is cut from
+    a picture. They may be outside it.
+
+    Arguments: see `face_region`.
+    """
+    width, height = cut_size((WIDTH, HEIGHT), size, crop)
+    left, top = (WIDTH - width) / 2, (HEIGHT - height) / 2
+    pixels = (LEFT_EYE, RIGHT_EYE, NOSE, LEFT_MOUTH, RIGHT_MOUTH)
+    return tuple(((x + 0.5 - left) / width, (y + 0.5 - top) / height) for x, y in pixels)

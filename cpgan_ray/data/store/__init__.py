@@ -9,7 +9,7 @@ continues where it stopped, and the folder gets its final name only when it is c
 
 from cpgan_ray.data.store.dataset import ATTACKER, SPLITS, Dataset, Split, withhold
 from cpgan_ray.data.store.files import checksum, folder_lock, progress_bar
-from cpgan_ray.data.store.info import MISSING, DatasetInfo
+from cpgan_ray.data.store.info import MISSING, DatasetInfo, Landmarks
 from cpgan_ray.data.store.manifest import (
     FORMAT,
     MANIFEST,
@@ -34,6 +34,7 @@ __all__ = [
     "Dataset",
     "Manifest",
     "DatasetInfo",
+    "Landmarks",
     "Plan",
     "Split",
     "build",

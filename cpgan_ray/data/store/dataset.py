@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cpgan_ray.common.rng import stream
-from cpgan_ray.data.store.info import MISSING, DatasetInfo
+from cpgan_ray.data.store.info import MISSING, DatasetInfo, Landmarks
 from cpgan_ray.data.store.manifest import MANIFEST, Manifest, SplitFile, damaged_store, read_manifest
 from cpgan_ray.errors import InputError
 
@@ -106,6 +106,9 @@ class Dataset:
     """Where nodes share files derived from the store (`Config.shared_cache`)."""
     own_only: bool = False
     """Whether cached files in the folder are used only if this user made them, because the folder may have come with the data."""
+    landmarks: Landmarks | None = None
+    """Where each picture shows eyes, nose and mouth, so that a face recogniser can judge it; None if they are at no fixed
+    position."""
     attacker: Split | None = None
     """Pictures of people whom the defender never sees: the attacker's own. None if nothing is withheld from the defender."""
     attacker_share: float = 0.0

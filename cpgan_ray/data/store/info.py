@@ -9,6 +9,9 @@ MISSING = -1
 """The value of a label whose true answer is not known."""
 MAX_CLASSES = 128
 """The largest number of values of a label: they are stored as int8."""
+Landmarks = tuple[tuple[float, float], ...]
+"""Positions (x, y) of both eyes, the tip of the nose and both corners of the mouth on every picture, from the left to the right, as
+fractions of the picture's sides."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,9 @@ class Recipe:
     required_files: Callable[[Sequence[str], Config], Sequence[str]] = lambda names, config: names
     """The names of all files behind a URI, configuration -> the names of the files that are read."""
     needs_folder: bool = True
+    landmarks: Callable[[Config], store.Landmarks | None] = lambda config: None
+    """Configuration -> where each picture of the store shows eyes, nose and mouth; None if they are at no fixed position, or if the
+    pictures are not photographs of people."""
 
 
 def cache_folder(config: Config) -> Path:

@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from cpgan_ray.common.text import printable_values
 from cpgan_ray.errors import printable
+from cpgan_ray.evaluation.identity.judges import RECOGNISER
 from cpgan_ray.evaluation.report import figures
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
@@ -58,6 +59,8 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         r2_examples=uri(R2_EXAMPLES.read_bytes(), kind="jpeg") if sample_noun(report) == "picture" else "",
         sample=sample_noun(report),
         words={name: text.replace("picture", sample_noun(report)) for name, text in report["bounds"]["words"].items()},
+        by_attacker=strongest_by_attacker(report),
+        judge=judge_words(report.get("identification", {}).get("judge")),
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
     )
@@ -66,6 +69,21 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
 def sample_noun(report: Mapping[str, Any]) -> str:
     """What the page calls a sample of the data set."""
     return "picture" if "mse_255" in report["attacks"][0] else "sample"
+
+
+def strongest_by_attacker(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The strongest attack of each variant, the strongest first."""
+    strongest: dict[str, Mapping[str, Any]] = {}
+    for attack in report["attacks"]:  # by falling R2
+        strongest.setdefault(attack["variant"], attack)
+    return list(strongest.values())
+
+
+def judge_words(name: str | None) -> str:
+    """What the page says about the judge of identity."""
+    if name == RECOGNISER:
+        return f"the {name}, which no attack was fitted with"
+    return "Fisher's discriminant on identities, fitted on the people of the training set"
 
 
 def has_people(report: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from cpgan_ray.data import Dataset
 from cpgan_ray.data.code_sets import DRAWS
 from cpgan_ray.evaluation.fitting import EvaluationContext
-from cpgan_ray.evaluation.protocol import split_by_identity
+from cpgan_ray.evaluation.protocol import QUERIES, query_sizes, split_by_identity
 
 ATTACKER = (
     "Eve reads codes z on the wire and wants to recover the {samples}. {access}: she "
@@ -22,6 +22,14 @@ NOT_COVERED = {
     False: "She does not change the code, query the classifier, poison training labels or replace the classifier. The sets share "
     "none of the {samples}.",
 }
+QUERY_ONLY = (
+    "Variant '{variant}': she can only query. She has the codes of {total:,} {samples} ({fit:,} to fit on, {tune:,} to tune on), "
+    "and none of mirrored, shifted or chosen ones beyond them."
+)
+OTHER = (
+    "Variant 'other_data': she has none of these {samples}, but {total:,} of another data set and their codes ({fit:,} to fit on, "
+    "{tune:,} to tune on); the attacks are scored on the same {samples} as all others."
+)
 LIMITS = (
     "The result holds for the attacks made here; a better attack may recover more. An attack marked as not saturated would recover "
     "more with a larger budget.",
@@ -100,6 +108,18 @@ def used_sets(dataset: Dataset, *, seed: int) -> list[tuple[str, np.ndarray, str
     return [train, first, ("val, second part", tune_rows, "tuning the attacks of both variants, then their refit"), test]
 
 
+def other_attackers(context: EvaluationContext) -> list[str]:
+    """Sentences on the attackers with other means: few queries, or pictures of another data set."""
+    samples, sentences = nouns(context.dataset)["samples"], []
+    for number in context.config.queries:
+        fit, tune = query_sizes(context.dataset, number)
+        sentences.append(QUERY_ONLY.format(variant=f"{QUERIES}{number}", total=number, fit=fit, tune=tune, samples=samples))
+    if context.other is not None:
+        fit, tune = len(context.other.dataset.train), len(context.other.dataset.val)
+        sentences.append(OTHER.format(total=fit + tune, fit=fit, tune=tune, samples=samples))
+    return sentences
+
+
 def threat_model(context: EvaluationContext, *, queries: int | None = None) -> dict[str, Any]:
     """A description of the attacker, and the sets with their sizes. queries: to a black box."""
     dataset = context.dataset
@@ -110,7 +130,7 @@ def threat_model(context: EvaluationContext, *, queries: int | None = None) -> d
         split = dataset.test if name == "final" else dataset.splits[name.split(",")[0]]
         sets.append({"name": name, "pictures": len(rows), "people": len(np.unique(split.identity[rows])), "use": use})
     return {
-        "attacker": ATTACKER.format(access=access, **words),
+        "attacker": " ".join([ATTACKER.format(access=access, **words), *other_attackers(context)]),
         "not_covered": " ".join(
             [NOT_COVERED[about_people(dataset)].format(**words), *([ANONYMOUS] if dataset.info.anonymous else [])]
         ),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cpgan_ray.deploy.codec import CODINGS, LevelCodec
 
 import cpgan_ray
 from cpgan_ray.cli import find_target
@@ -23,7 +24,6 @@ from cpgan_ray.data import load
 from cpgan_ray.deploy.answers import Answer
 from cpgan_ray.deploy.bundle import BUNDLE_REPORT, CODEC, Bundle, read_bundle
 from cpgan_ray.deploy.client import ANSWERS, Client
-from cpgan_ray.deploy.codec import CODINGS, LevelCodec
 from cpgan_ray.deploy.message import CONTENT_TYPE, write_message
 from cpgan_ray.deploy.service.server import Server
 from cpgan_ray.pipelines.export import export

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import httptools
 import numpy as np
-
 from tests.deploy.test_codec import Spelled
 
 

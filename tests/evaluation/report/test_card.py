@@ -14,6 +14,7 @@ from PIL import Image
 from cpgan_ray.evaluation.bounds.gallery import GalleryBound
 from cpgan_ray.evaluation.bounds.measure import DISTINCT, Bounds
 from cpgan_ray.evaluation.bounds.words import all_words
+from cpgan_ray.evaluation.identity.judges import RECOGNISER
 from cpgan_ray.evaluation.rate import CONTINUOUS, CodeRate
 from cpgan_ray.evaluation.report import figures
 from cpgan_ray.evaluation.report.card import card, summary
@@ -205,6 +206,23 @@ def test_card_has_row_per_attack_and_reference():
     assert rows["mean picture", "reference"][2:5] == ["0.0000", "", "1000"]
     assert rows["undefended", "reference"][2:5] == ["0.9000", "0.8000 to 0.9500", ""]
     assert {len(row) for row in rows.values() if row[1] in ("variant", "leaked", "fresh", "reference")} == {10}
+
+
+def test_card_names_the_judge_and_shows_ranks():
+    rank = {"candidates": 90, "mean_rank": 12.34, "median_rank": 7.5, "top_1": 0.0432, "top_1_low": 0.0211, "top_1_high": 0.0654}
+    ranks = {"judge": RECOGNISER, "ranks": {"reconstruction and picture": rank}}
+    shown = page(REPORT | {"identification": ranks})
+    assert f"The judge is the {RECOGNISER}, which no attack was fitted with." in " ".join(shown.text.split())
+    assert ["reconstruction", "12.3", "7.5", "90", "4.32 %", "2.11 to 6.54 %"] in shown.rows
+    assert "The judge is Fisher's discriminant on identities" in " ".join(page().text.split())
+
+
+def test_card_lists_the_strongest_attack_of_each_of_many_attackers():
+    further = [attack("kernel", "queries_100", 0.07), attack("ridge", "queries_100", 0.05), attack("ridge", "other_data", 0.03)]
+    rows = page(REPORT | {"attacks": [*REPORT["attacks"], *further]}).rows
+    assert ["queries_100", "kernel", "0.0700", "0.0600 to 0.0800"] in rows
+    assert ["other_data", "ridge", "0.0300", "0.0200 to 0.0400"] in rows
+    assert not [row for row in page().rows if row[:1] == ["attacker"]], "the table of all attacks is enough"
 
 
 def test_card_has_columns_for_measured_similarities():

@@ -13,7 +13,7 @@ from cpgan_ray.config.data import bin_bounds
 from cpgan_ray.data import balance, store
 from cpgan_ray.data.datasets.celeba_rows import display_name
 from cpgan_ray.data.datasets.celeba_tables import columns_of
-from cpgan_ray.data.datasets.pictures.folders import read_folders
+from cpgan_ray.data.datasets.pictures.folders import list_files, read_folders
 from cpgan_ray.data.datasets.pictures.identities import hashed_numbers, identity_numbers
 from cpgan_ray.data.datasets.pictures.labels import Label, missing_of, read_label
 from cpgan_ray.data.datasets.pictures.layout import Layout, digest_of, files_read, find_layout
@@ -53,19 +53,21 @@ def required_files(names: Sequence[str], config: Config) -> list[str]:
     return [*shards, *pictures, *([config.data.table] if config.data.table in names else [])]
 
 
-def draft(source: Path, config: Config, *, processes: int | None = None, progress: bool = True) -> Draft:
+def draft(source: Path, config: Config, *, processes: int | None = None, progress: bool = True, labelled: bool = True) -> Draft:
     """A draft of the store of the pictures in `source`.
 
-    processes: number of decoding processes; by default one per core if there are many pictures.
+    processes: number of decoding processes; by default one per core if there are many pictures; labelled: False: read the pictures
+    in any folders, without labels and identities.
 
     Raises:
         InputError: see `find_layout`, `read_listing` and `read_rows`. Building the store raises it if a picture cannot be decoded
             (unless `config.skip_corrupt`).
     """
     layout = find_layout(source, config.data)
-    digest = digest_of(layout, settings=sorted(settings(config).items()))
-    listing = read_listing(layout, config.data)
-    samples = read_rows(listing, config)  # even if the store exists: other columns may be the task now
+    further = [] if labelled else [("labelled", False)]
+    digest = digest_of(layout, settings=[*sorted(settings(config).items()), *further])
+    listing = read_listing(layout, config.data) if labelled or layout.shards else list_files(layout)
+    samples = read_rows(listing, config, labelled=labelled)  # even if the store exists: other columns may be the task now
 
     def build(folder: Path) -> None:
         remarks: Counter[str] = Counter({"other_name": listing.renamed} if listing.renamed else {})
@@ -131,8 +133,8 @@ def read_listing(layout: Layout, data: DataConfig) -> Listing:
     return read_parquet(layout, data) if layout.shards else read_folders(layout)
 
 
-def read_rows(listing: Listing, config: Config) -> Rows:
-    """Read all columns of a listing.
+def read_rows(listing: Listing, config: Config, *, labelled: bool = True) -> Rows:
+    """Read all columns of a listing. labelled: False: only one label, whose answer is missing for all pictures.
 
     Raises:
         InputError: a column of the configuration does not exist, a column of the task cannot be a label, files are missing (unless
@@ -147,7 +149,8 @@ def read_rows(listing: Listing, config: Config) -> Rows:
             )
     if data.identity_column and data.identity_column == data.split_column:
         raise InputError(f"data.identity_column and data.split_column are both {data.split_column!r}: give two columns")
-    labels, left_out = read_labels(listing, data)
+    unlabelled = Label("unlabelled", (), np.full(len(listing.names), store.MISSING, np.int8))
+    labels, left_out = read_labels(listing, data) if labelled else ([unlabelled], {})
     anonymous = not data.identity_column
     identity = np.arange(len(listing.names), dtype=np.int64) if anonymous else identity_numbers(data.identity_column, listing)
     keys = hashed_numbers(listing.names) if anonymous else identity
@@ -230,6 +233,8 @@ def report(listing: Listing, samples: Rows) -> None:
             f"{listing.origin}: the identities are unknown: one person may be in several splits, and each picture is one identity"
         )
     for label in samples.labels:
+        if (label.numbers == store.MISSING).all():
+            continue
         if absent := int((label.numbers == store.MISSING).sum()):
             logger.info(f"label {display_name(label.name)} is missing for {absent} of {len(label.numbers)} pictures")
     for reason in samples.left_out.values():

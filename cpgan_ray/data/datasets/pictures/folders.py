@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -42,6 +43,14 @@ def read_folders(layout: Layout) -> Listing:
     number_of = {name: number for number, name in enumerate(classes)}
     codes = np.array([number_of[parts[level]] for parts in paths], np.int32)
 
+    parts = np.array([SPELLINGS[parts[0].lower()] for parts in paths], np.int64) if by_split else None
+    return replace(list_files(layout), columns={CLASS: Column(classes, codes)}, parts=parts)
+
+
+def list_files(layout: Layout) -> Listing:
+    """The pictures sorted by path, without labels and splits."""
+    names = sorted(layout.pictures)
+
     @contextlib.contextmanager
     def open_files() -> Iterator[Files]:
         yield lambda rows: (layout.source / names[int(row)] for row in rows)
@@ -49,8 +58,7 @@ def read_folders(layout: Layout) -> Listing:
     return Listing(
         origin=str(layout.source),
         names=names,
-        columns={CLASS: Column(classes, codes)},
-        parts=np.array([SPELLINGS[parts[0].lower()] for parts in paths], np.int64) if by_split else None,
+        columns={},
         exists=np.ones(len(names), bool),
         open=open_files,
         row_name=lambda row: display_name(names[row]),
