@@ -117,6 +117,8 @@ def test_other_data_that_do_not_fit_the_encoder_are_refused(tiny_config, dataset
     config = replace(tiny_config, attacks=replace(SMALL, attacker_data=folder))
     with pytest.raises(InputError, match="the encoder takes pictures of 28 x 28 x 1, and own pictures have 3 channels"):
         load_other(config, replace(dataset, image_shape=(28, 28, 1)), noise=0)
+    with pytest.raises(InputError, match=r"the release has noise \(0\.5\), with which it is not measured: leave it out"):
+        load_other(config, dataset, noise=0.5)
     with pytest.raises(InputError, match="attacks.attacker_data: .* has no pictures"):
         load_other(replace(config, attacks=replace(SMALL, attacker_data=tmp_path)), dataset, noise=0)
     with pytest.raises(InputError, match="attacks.attacker_data: .* does not exist"):
