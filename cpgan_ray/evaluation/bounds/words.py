@@ -4,7 +4,7 @@ from cpgan_ray.evaluation.bounds.measure import NO_BUDGET, Bounds
 from cpgan_ray.evaluation.rate import CodeRate
 
 ASSUMED = (
-    "These bounds hold for people like those of the test split, for one code of each picture, and as long as the client computes "
+    "These bounds hold for pictures like those of the test split, for one code of each picture, and as long as the client computes "
     "the code as it does here. Their intervals are 95 % intervals."
 )
 
