@@ -115,6 +115,8 @@ class Connection:
             content = reply.read(MAX_REPLY_BYTES + 1)
             if len(content) > MAX_REPLY_BYTES:
                 raise http.client.HTTPException(f"reply of more than {MAX_REPLY_BYTES} bytes")
+            if reply.length:  # `read` with a limit returns what has come before the connection was lost
+                raise http.client.IncompleteRead(content, reply.length)
             if reply.will_close:
                 self._close()
             after = reply.headers.get("Retry-After", "")

@@ -120,6 +120,8 @@ WRITERS = {"savefig", "savez", "savez_compressed", "open_memmap", "touch"}
 EXEMPT = {
     "cpgan_ray/common/atomic_io.py": "the helper itself",
     "cpgan_ray/devtools/bench/material.py": "in a private temporary folder",
+    "cpgan_ray/devtools/bench/servers.py": "a log in a private temporary folder",
+    "cpgan_ray/devtools/serving/process.py": "in a private temporary folder",
     "cpgan_ray/distributed/ddp/worker.py": "in a private temporary folder",
     "cpgan_ray/data/datasets/faces/files.py": "in a new folder with a random name",
     "cpgan_ray/cli/attack.py": "in a private temporary folder",

@@ -28,7 +28,8 @@ class Bob:
     bundle: Bundle
     url: str = ""
     failures: list[int | str] = field(default_factory=list)
-    """Replies before the next good one: a status, `drop` (close the connection) or `hang` (send nothing for a while)."""
+    """Replies before the next good one: a status, `drop` (close the connection), `cut` (close it in the middle of the reply) or
+    `hang` (send nothing for a while)."""
     bodies: list[bytes] = field(default_factory=list)
     connections: set[int] = field(default_factory=set)
     content_types: set[str | None] = field(default_factory=set)
@@ -75,7 +76,8 @@ def serve(bundle: Bundle, *, certificate: tuple[Path, Path] | None = None) -> It
             self.send_response(200 if failure == "html" else status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if failure == "cut" else content)
+            self.close_connection |= failure == "cut"
 
         def do_GET(self) -> None:
             content = json.dumps({"digest": bundle.digest, "manifest": dict(bundle.manifest.values)}).encode()

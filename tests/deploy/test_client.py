@@ -141,7 +141,7 @@ def test_probabilities_of_huge_logits_are_finite():
 # ------------------------------------------------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("failures", [[503], [500, 502, 504], [429], ["drop"], ["drop", 503, "drop"]])
+@pytest.mark.parametrize("failures", [[503], [500, 502, 504], [429], ["drop"], ["cut"], ["drop", 503, "cut"]])
 def test_request_is_repeated_until_the_service_answers(bob, client, failures):
     bob.failures = list(failures)
     assert len(client.answers(PICTURES)) == 5

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from cpgan_ray.config.presets import PRESETS
-from cpgan_ray.deploy.onnx_export import onnx_model
+from cpgan_ray.deploy.onnx_export import Weights, onnx_model
 from cpgan_ray.evaluation.encoders.onnx_models import checked_model
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.models.privatizers import build_privatizer
+from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.models.utility_heads import build_head
 from tests.deploy.bundles import smooth_pictures
 
@@ -24,6 +28,9 @@ SHAPES = {"mnist": (28, 28, 1), "digits": (8, 8, 1), "har": (128, 1, 9), "gaussi
 SHAPES |= {"svhn": SHAPES["cifar10"]}
 """(H, W, C) of the data sets whose samples are not resized."""
 BATCHES = (1, 7, 64)
+FIDELITY_ROWS = 256
+LARGEST_CHANGES: dict[Weights, tuple[float, float]] = {"float32": (0.0, 0.0), "float16": (0.01, 0.02), "int8": (0.08, 0.04)}
+"""Largest share of the numbers of codes that the weights of a model may change, and largest change of R2 and accuracy."""
 QUICK = ("smoke", "har")
 NETWORKS = [
     pytest.param(name, symmetric, marks=() if name in QUICK else pytest.mark.slow)
@@ -53,9 +60,7 @@ def programs(preset: str, symmetric: bool) -> tuple[dict[str, Any], tuple[int, i
         }
     )
     x = torch.from_numpy(samples(shape, 64, signals=signals, seed=99))
-    with torch.no_grad():
-        for _ in range(20):
-            net["privatizer"](x if signals else x.float() / 127.5 - 1)
+    refresh_statistics(net["privatizer"], [x if signals else x.float() / 127.5 - 1])
     exported = export_programs(net, k=config.k, image_shape=shape, dtype=x.numpy().dtype)
     loaded = {name: torch.export.load(io.BytesIO(content)) for name, content in exported.items()}
     return loaded, shape, signals, config.privatizer.quantization_step
@@ -88,6 +93,52 @@ def test_model_gives_the_codes_of_the_program_for_any_batch(preset, symmetric):
     assert np.ptp(z) > 0
     head = onnx_model(loaded["utility_head"], input_name="z", output_name="logits", weights="float32")
     np.testing.assert_allclose(run(head, z), by_torch(loaded["utility_head"], z), atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- weights of every preset
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How the codes of a model compare with those of the program."""
+
+    changed_numbers: float
+    """Share of numbers with another level; without rounding, of numbers that differ by more than 5 % of the standard deviation."""
+    r2: float
+    """Of the samples as ridge regression recovers them from held-out codes."""
+    accuracy: float
+    """Of a classifier that was fitted on the program's codes, for whether a sample is brighter than the median."""
+
+
+def fidelity(preset: str, symmetric: bool, weights: Weights | None) -> Fidelity:
+    """Of the model with these weights; None: of the program itself."""
+    loaded, shape, signals, step = programs(preset, symmetric)
+    x = samples(shape, FIDELITY_ROWS, signals=signals, seed=17)
+    expected = np.concatenate([by_torch(loaded["privatizer"], part) for part in np.split(x, 8)])
+    z = expected
+    if weights is not None:
+        content = onnx_model(loaded["privatizer"], input_name="pictures", output_name="z", weights=weights)
+        z = np.concatenate([run(content, part) for part in np.split(x, 8)])
+    unit = step or 0.1 * expected.std()
+    changed = np.mean(np.abs(z - expected) > unit / 2)
+    half = FIDELITY_ROWS // 2
+    flat = x.reshape(len(x), -1).astype(np.float64)
+    recovered = Ridge(1.0).fit(z[:half], flat[:half]).predict(z[half:])
+    errors, spread = (recovered - flat[half:]) ** 2, (flat[half:] - flat[:half].mean(axis=0)) ** 2
+    bright = flat.mean(axis=1) > np.median(flat.mean(axis=1))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression()).fit(expected[:half], bright[:half])
+    return Fidelity(float(changed), float(1 - errors.sum() / spread.sum()), float(classifier.score(z[half:], bright[half:])))
+
+
+@pytest.mark.parametrize(("preset", "symmetric"), NETWORKS)
+def test_weights_of_a_preset_keep_its_r2_and_accuracy(preset, symmetric):
+    program = fidelity(preset, symmetric, None)
+    assert program.accuracy > 0.6, "codes that say nothing would be no test"
+    for weights, (numbers, scores) in LARGEST_CHANGES.items():
+        model = fidelity(preset, symmetric, weights)
+        assert model.changed_numbers <= numbers, weights
+        assert abs(model.r2 - program.r2) <= scores + 1e-4, weights
+        assert abs(model.accuracy - program.accuracy) <= scores, weights
 
 
 @pytest.mark.parametrize(("weights", "largest_share", "size"), [("float16", 0.01, 0.6), ("int8", 0.05, 0.4)])

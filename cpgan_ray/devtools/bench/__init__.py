@@ -6,6 +6,7 @@
     python -m cpgan_ray.devtools.bench --nodes 8         # rounds of 1 to 64 sleeping adversaries on 8 local nodes
     python -m cpgan_ray.devtools.bench --process-starts 5 # CPU time of a process until it can compute
     python -m cpgan_ray.devtools.bench --ray-starts 5    # start and end of a local Ray, with and without unneeded processes
+    python -m cpgan_ray.devtools.bench --serve           # the service next to other servers, bytes and client, four minutes
     python -m cpgan_ray.devtools.bench --layers          # this package's layers compared with torch's layers, a few seconds
     python -m cpgan_ray.devtools.bench --memory 200000   # peak memory with 200000 pictures (10 GB of disk, half an hour)
 

@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def select_measurement(s: Settings) -> Callable[[Settings, Path], dict[str, Any]]:
     """The function of the selected measurement; only its module is imported."""
-    if s.nodes:
+    if s.serve:
+        from cpgan_ray.devtools.bench.serving import measure_serving as measure
+    elif s.nodes:
         from cpgan_ray.devtools.bench.sleepers import measure_orchestration as measure
     elif s.ray_starts:
         from cpgan_ray.devtools.bench.ray_start import measure_ray_start as measure

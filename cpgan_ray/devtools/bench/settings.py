@@ -1,6 +1,7 @@
 """Settings of the benchmark."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cpgan_ray.errors import InputError
 
@@ -23,6 +24,18 @@ class Settings:
     """Measure the start and the end of a local Ray instead, in this number of turns of each variant."""
     process_starts: int = 0
     """Measure the CPU time of a process until it can compute instead, in this number of turns of each variant."""
+    serve: bool = False
+    """Measure the service instead, next to plain uvicorn and `mlflow models serve`."""
+    serve_bundle: Path | None = None
+    """Bundle that is served and whose bytes are measured; default: one of preset `faces`' networks without training."""
+    serve_clients: tuple[int, ...] = (1, 16, 64)
+    """Clients of the service, one number after the other."""
+    serve_codes: tuple[int, ...] = (1, 32, 256)
+    """Codes in a request, one number after the other."""
+    serve_seconds: float = 3.0
+    """Seconds of each cell."""
+    serve_replicas: int = 2
+    """Processes of each server."""
     crowds: tuple[int, ...] = (1, 8, 16, 32, 64)
     """Numbers of adversaries that are spread over the nodes, one after the other."""
     repeats: int = 6
@@ -49,6 +62,16 @@ class Settings:
         for name in ("repeats", "rounds", "warmup", "batch_size", "k", "width", "sleepers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, largest in (("serve_clients", 256), ("serve_codes", 256)):
+            values = getattr(self, name)
+            if not values or not 1 <= min(values) <= max(values) <= largest:
+                raise InputError(f"{name} is {values}; it must be one or more numbers from 1 to {largest}")
+        if not 1 <= self.serve_replicas <= 64:
+            raise InputError(f"serve_replicas is {self.serve_replicas}; it must be 1 to 64")
+        if not 0 < self.serve_seconds <= 3600:
+            raise InputError(f"serve_seconds is {self.serve_seconds}; it must be above 0 and at most 3600")
+        if self.serve_bundle is not None and not self.serve:
+            raise InputError("serve_bundle is only for the measurement of the service: add --serve")
         for name in ("nodes", "ray_starts", "process_starts"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")

@@ -19,14 +19,27 @@ from cpgan_ray.errors import InputError
 def main(arguments: Sequence[str] | None = None) -> None:
     s = cli.read_flags(Settings, Settings(), sys.argv[1:] if arguments is None else arguments, usage=chaos.__doc__ or "")
     with tempfile.TemporaryDirectory(prefix="cpgan-chaos-") as folder:
-        result = run_fault_test(s, Path(folder))
+        result = run_serving_test(s, Path(folder)) if s.serve else run_fault_test(s, Path(folder))
     if s.json:
         print(json.dumps(result))
     else:
         print("\n".join(f"{name:20} {value}" for name, value in result.items()))
     sys.stdout.flush()
-    if not result["identical"] or result["lost_checkpoints"] or result["running_left"]:
+    if failed(result):
         sys.exit(cli.FAILED)
+
+
+def failed(result: dict[str, Any]) -> bool:
+    """Whether a disturbance has changed a result, or has lost anything."""
+    names = ("wrong", "failed", "lost_checkpoints", "running_left")
+    return not result.get("identical", True) or any(result.get(name) for name in names)
+
+
+def run_serving_test(s: Settings, folder: Path) -> dict[str, Any]:
+    """Disturbs the service while clients ask it, and returns the results."""
+    from cpgan_ray.devtools.chaos.serving import run_serving_test
+
+    return run_serving_test(s, folder)
 
 
 def run_fault_test(s: Settings, folder: Path) -> dict[str, Any]:
