@@ -87,7 +87,7 @@ def with_embeddings(context: EvaluationContext) -> EvaluationContext:
     cannot be judged."""
     if (judge := identity_judge(context, context.data("leaked"))) is None:
         return context
-    logger.info(f"{judge.name} judges who is on the pictures")
+    logger.debug(f"{judge.name} judges who is on the pictures")
     data = context.data(context.first_variant)
     return dataclasses.replace(context, embeddings=embeddings_of(judge, data, seed=context.seed))
 

@@ -160,7 +160,7 @@ def test_attack_on_run_folder_exits_0_with_json_summary(by_folder):
     assert summary["strongest"].keys() == {"attack", "variant", "r2", "low", "high"}
     assert summary["passed"] is True
     accuracies = r"accuracy 0\.\d+, majority accuracy 0\.\d+, balanced accuracy 0\.\d+"
-    expected = rf"attack \d+/12: \w+ \(\w+|{accuracies}|warning: \w+ = [01] has only \d+ samples? in the test split"
+    expected = rf"attack \d+/13: \w+ \(\w+|{accuracies}|warning: \w+ = [01] has only \d+ samples? in the test split"
     assert [line for line in by_folder.process.stderr.splitlines() if not re.match(expected, line)] == []
 
 
