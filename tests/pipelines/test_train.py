@@ -100,7 +100,7 @@ def test_train_exits_0_with_json_summary(finished):
 
 
 def test_train_logs_only_progress_to_stderr(finished):
-    attacked = r"attack \d+/\d+: \w+ \((leaked|fresh|labels|answers)( \d+ %)?\), tuning R2 -?\d\.\d+, \d+ s$"
+    attacked = r"attack \d+/\d+: \w+ \((leaked|fresh|labels|answers|embedding)( \d+ %)?\), tuning R2 -?\d\.\d+, \d+ s$"
     accuracies = r"accuracy \d\.\d+, majority accuracy \d\.\d+, balanced accuracy \d\.\d+$"
     expected = re.compile(rf"round \d+/4, |{attacked}|{accuracies}|warning: ")
     assert [line for line in finished.process.stderr.splitlines() if not expected.match(line)] == []
