@@ -86,6 +86,8 @@ TINY = Config(
 EXEMPT = (
     # MLflow's SQL store uses a loader strategy that SQLAlchemy 2.1 deprecates.
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
+    # Ray Serve's schema, when it is imported.
+    "ignore:Using extra keyword arguments on `Field` is deprecated:DeprecationWarning",
 )
 """Warnings of other packages that we cannot avoid; all other warnings are errors."""
 

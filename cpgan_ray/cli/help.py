@@ -31,12 +31,7 @@ ATTACK = (
     "attacks.names",
     "encoder.command",
     "encoder.layout",
-    "encoder.channel_order",
-    "encoder.scale",
-    "encoder.mean",
-    "encoder.std",
     "encoder.size",
-    "encoder.outputs",
     "encoder.stochastic",
     *WHERE,
 )

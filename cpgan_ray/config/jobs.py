@@ -164,7 +164,7 @@ class SearchJob:
     objectives: tuple[SearchObjective, ...] = ("accuracy", "r2")
     """What the search and its front trade off: a utility (`accuracy` or `balanced_accuracy`), `r2`, and if requested `bits`, the
     mean bits of a code on the wire. The utility is also that of the recommendation."""
-    time_budget: Annotated[str | None, DURATION] = None
+    time_budget: Annotated[str | None, DURATION, PORTABLE] = None
     """Start no new trial after this time (2h, 90m, 3600s), counted from the first one. Running trials end, and the front is
     written. A resumed search counts again."""
     max_r2: ClosedFraction | None = None

@@ -89,7 +89,8 @@ def test_changed_folder_is_refused_with_the_file_and_the_reason(folder: Path, ch
 
 
 MANIFESTS: list[tuple[dict[str, Any], str]] = [
-    ({"format": 2}, "format is '2', this version reads 1"),
+    ({"format": 3}, "format is '3', this version reads 1 and 2"),
+    ({"format": 2}, "format 2, and only that, has noise"),
     ({"k": 9}, "k is 8, that of manifest.json is 9"),
     ({"k": -1}, "k is not a whole number"),
     ({"k": True}, "k is not a whole number"),

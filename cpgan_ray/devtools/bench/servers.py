@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import urllib3
 
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.deploy.bundle import HEAD, Bundle
 from cpgan_ray.deploy.client import ANSWERS
-from cpgan_ray.deploy.codec import LevelCodec
 from cpgan_ray.deploy.message import CONTENT_TYPE, write_message
 from cpgan_ray.devtools.bench import plain_server
 from cpgan_ray.devtools.serving.process import clean_environment, end, last_line, serving

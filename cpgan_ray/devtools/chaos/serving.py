@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import psutil
 
+from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.deploy.answers import Answer, probabilities
 from cpgan_ray.deploy.bundle import Bundle
 from cpgan_ray.deploy.client import Client
-from cpgan_ray.deploy.codec import LevelCodec
 from cpgan_ray.deploy.service.served import served
 from cpgan_ray.devtools.chaos.settings import Settings
 from cpgan_ray.devtools.serving.made_bundle import draw_pictures, make_bundle, read_pictures

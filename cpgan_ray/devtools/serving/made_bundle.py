@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cpgan_ray.common.codec import codec_of
 from cpgan_ray.config import Config
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data.datasets.faces.files import write_faces
 from cpgan_ray.deploy.bundle import BUNDLE_REPORT, CODEC, HEAD, PRIVATIZER, RUN_REPORT, Bundle, read_bundle
-from cpgan_ray.deploy.codec import codec_of
 from cpgan_ray.deploy.manifest import FORMAT, Label, Preprocessing
 from cpgan_ray.deploy.onnx_export import onnx_model
 from cpgan_ray.deploy.preprocessing import prepare

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpgan_ray.deploy.codec import CODINGS, LevelCodec
 
 import cpgan_ray
 from cpgan_ray.cli import find_target
+from cpgan_ray.common.codec import CODINGS, LevelCodec
 from cpgan_ray.config import Config, DataConfig, PrivatizerConfig, RidgeConfig, RuntimeConfig, TrackingConfig, UtilityConfig
 from cpgan_ray.config.folders.targets import export_job_of
 from cpgan_ray.data import load
