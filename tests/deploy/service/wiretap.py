@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import httptools
 import numpy as np
-from tests.deploy.test_codec import Spelled
+
+from tests.common.test_codec import Spelled
 
 
 @dataclass
