@@ -26,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CLOUDS = {"aws": "boto3>=1.40", "gcp": "google-api-python-client>=2"}
+CUDA = ("cuda-", "nvidia-", "triton")
+"""How the names of torch's libraries for CUDA begin."""
 BUILD = ("hatchling", "editables")
 """Tools that build the package. pip also takes them from the lock, not from an environment of its own (`--no-build-isolation`)."""
 FILES = {
@@ -77,8 +79,8 @@ def render(name: str, packages: Packages) -> str:
 
 
 def split(everything: Packages, run: Packages, clouds: dict[str, Packages]) -> dict[str, Packages]:
-    """The packages of each lock file. Only torch's libraries for CUDA are for Linux only: their marker identifies them."""
-    cuda = {name for name, package in everything.items() if "sys_platform == 'linux'" in package.marker}
+    """The packages of each lock file. Torch's libraries for CUDA are known by their names, and are for Linux only."""
+    cuda = {name for name, p in everything.items() if name.startswith(CUDA) and "sys_platform == 'linux'" in p.marker}
     without_torch = {name: package for name, package in run.items() if name != "torch" and name not in cuda}
     files = {
         "requirements.lock": without_torch,

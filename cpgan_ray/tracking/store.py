@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import mlflow
@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from cpgan_ray.common.credentials import move_to_env, redacted, remember
+from cpgan_ray.common.locks import file_lock
 from cpgan_ray.config import TrackingConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.tracking.uri import bypass_proxy, database_file, ensure_same_host, ensure_store, option_name, short_message
@@ -49,10 +50,11 @@ def open_store(tracking: TrackingConfig, output: Path) -> Iterator[mlflow.Mlflow
         if uri.startswith("sqlite:"):
             database_file(uri).parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
-        if mlflow.get_experiment_by_name(tracking.experiment) is None:
-            artifacts = artifacts_of(uri) if uri.startswith("sqlite:") else None
-            create_experiment(tracking.experiment, artifacts)
-        experiment = mlflow.set_experiment(tracking.experiment)
+        with first_use(uri):
+            if mlflow.get_experiment_by_name(tracking.experiment) is None:
+                artifacts = artifacts_of(uri) if uri.startswith("sqlite:") else None
+                create_experiment(tracking.experiment, artifacts)
+            experiment = mlflow.set_experiment(tracking.experiment)
         ensure_same_host(experiment.artifact_location, uri, of=f"MLflow experiment {tracking.experiment!r}")
         yield mlflow.MlflowClient()
     except InputError:
@@ -70,6 +72,15 @@ def ensure_trackable(tracking: TrackingConfig, output: Path) -> None:
     Raises: InputError with the store, the problem and the remedy if the store is wrong or unreachable.
     """
     ensure_store(tracking_uri(tracking, output), option=option_name(tracking))
+
+
+def first_use(uri: str) -> AbstractContextManager[object]:
+    """A block that only one process at a time enters with an SQLite store: the first one makes its tables, which MLflow cannot do
+    in two processes at once."""
+    if not uri.startswith("sqlite:"):
+        return nullcontext()
+    file = database_file(uri)
+    return file_lock(file.with_name(f".{file.name}.lock"))
 
 
 def artifacts_of(uri: str) -> str:

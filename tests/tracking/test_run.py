@@ -3,6 +3,8 @@
 import http.server
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,9 @@ from cpgan_ray.tracking.outbox import BATCH_LIMIT
 from cpgan_ray.tracking.run import log_dataset
 from cpgan_ray.tracking.store import open_store
 from cpgan_ray.training.game import play_in_process
+from tests.process import HANG_S
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -172,6 +177,26 @@ def test_open_store_by_concurrent_first_runs_creates_one_experiment(mlflow_serve
         with ThreadPoolExecutor(num_runs) as pool:
             futures = [pool.submit(begin, f"new {repeat}", barrier) for _ in range(num_runs)]
             assert len({future.result() for future in futures}) == 1
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from cpgan_ray.config import TrackingConfig
+from cpgan_ray.tracking.store import open_store
+with open_store(TrackingConfig(uri=sys.argv[1]), Path(sys.argv[2])) as client:
+    print(client.get_experiment_by_name("cpgan").experiment_id)
+"""
+
+
+def test_new_sqlite_store_is_made_by_concurrent_processes(tmp_path):
+    """As by two jobs that are started at once and keep their runs in one new folder."""
+    command = [sys.executable, "-W", "ignore", "-c", OPEN, f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path / "run")]
+    pipe = subprocess.PIPE
+    jobs = [subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    ended = [job.communicate(timeout=HANG_S) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], ended
+    assert {out for out, _ in ended} == {"1\n"}
 
 
 def test_tracker_writes_the_configuration_with_the_store(start, dataset):
