@@ -48,7 +48,7 @@ DICTIONARY = {
     "privacy/bound_r2": "largest R2 that any attacker can reach on average, by the gallery bound; only where there is one",
     "privacy/bound_r2_low": "lower end of its 95 % interval over galleries",
     "privacy/bound_r2_high": "upper end of the same interval",
-    "privacy/bound_bits": "largest number of bits that the code tells about the picture; only where there is a bound",
+    "privacy/bound_bits": "largest number of bits about the picture that the code carries; only where there is a bound",
     "code/bits": "mean coded length of a test code in bits, under a table made from training codes; only for finite codes",
     "code/bits_low": "lower end of its 95 % bootstrap interval over people",
     "code/bits_high": "upper end of the same interval",

@@ -5,7 +5,8 @@ packed; `code_bits` is the mean length over the test pictures.
 
 By the source coding theorem no table codes Z in fewer bits than its entropy H(Z) on average. The mean information of the codes
 under the table, -log2 q(z), is the length without the coder's padding to whole words. It is an upper bound on H(Z), and so on what
-Z tells about the picture, I(X; Z) <= H(Z).
+Z gives away about the picture, I(X; Z) <= H(Z). This holds only if the table has every level that occurs: the client limits other
+levels to the table's, but what is attacked are the codes before that.
 """
 
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ class CodeRate:
     levels: int | None = None
     """Number of levels in the table."""
     information: float | None = None
-    """Mean information -log2 q(z) under the table, an upper bound on H(Z)."""
+    """Mean information -log2 q(z) under the table, an upper bound on H(Z); None if a held-out code has a level that the table does
+    not have."""
     log2_codes: float | None = None
-    """Base-2 logarithm of the number of different codes that can be sent."""
+    """Base-2 logarithm of the number of different codes that can be sent; None in the same case."""
     not_coded: str | None = None
     """Why the codes have no coded length; None if they have one."""
 
@@ -60,7 +62,7 @@ def code_rate(codes: Codes, identity: np.ndarray, *, step: float, seed: int, raw
     symbols = None
     if step:
         symbols = (train, val, test) if all(is_multiple(z, step) for z in (train, val, test)) else None
-    elif (values := few_values(train)) is not None:
+    elif (values := few_values(train)) is not None and all(np.isin(z, values).all() for z in (val, test)):
         step, symbols = 1.0, tuple(nearest(z, values) for z in (train, val, test))
     if symbols is None:
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=NO_LEVELS if step else CONTINUOUS)
@@ -70,6 +72,7 @@ def code_rate(codes: Codes, identity: np.ndarray, *, step: float, seed: int, raw
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=str(e))
     if isinstance(codec, FloatCodec):
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=NO_LEVELS)
+    complete = all(codec.lowest <= np.rint(z.min() / step) and np.rint(z.max() / step) <= codec.highest for z in symbols[1:])
     lengths = coded_bits(symbols[2], codec)
     low, high = mean_interval(lengths, identity, seed=seed)
     return CodeRate(
@@ -79,8 +82,8 @@ def code_rate(codes: Codes, identity: np.ndarray, *, step: float, seed: int, raw
         val_bits=float(coded_bits(symbols[1], codec).mean()),
         raw=float(k * codec.bits) if raw is None else raw,
         levels=len(codec.frequencies),
-        information=float(codec.information(symbols[2]).mean()),
-        log2_codes=float(k * np.log2(len(codec.frequencies))),
+        information=float(codec.information(symbols[2]).mean()) if complete else None,
+        log2_codes=float(k * np.log2(len(codec.frequencies))) if complete else None,
     )
 
 

@@ -49,3 +49,21 @@ def test_code_rate_of_continuous_codes_has_no_coded_length(step):
     rate = code_rate(codes, np.arange(50), step=step, seed=0)
     assert (rate.bits, rate.raw) == (None, 128)
     assert (rate.not_coded == CONTINUOUS) == (step == 0)
+
+
+def test_level_absent_from_training_leaves_no_bound_on_information():
+    codes = codes_of(16, values=4)
+    whole = code_rate(codes, np.arange(400), step=1.0, seed=0)
+    assert (whole.log2_codes, whole.information is None) == (32.0, False)
+    codes["test"][7, 3] = 9.0
+    limited = code_rate(codes, np.arange(400), step=1.0, seed=0)
+    assert (limited.log2_codes, limited.information) == (None, None)
+    assert limited.bits is not None, "the client limits the level, so what it sends has a length"
+
+
+def test_codes_that_are_finite_only_in_training_have_no_coded_length():
+    """An encoder may return few values on the pictures that it was made with, and any number on others."""
+    codes = codes_of(4, values=3)
+    codes["test"] = np.random.default_rng(1).standard_normal((400, 4)).astype(np.float32)
+    rate = code_rate(codes, np.arange(400), step=0.0, seed=0)
+    assert (rate.bits, rate.information, rate.log2_codes, rate.not_coded) == (None, None, None, CONTINUOUS)

@@ -1,6 +1,6 @@
 """The gallery bound: an attacker who is helped by a genie is still wrong by the posterior variance.
 
-Draw n held-out pictures x_1, ..., x_n of n people; one of them, i, is released. A genie tells the attacker which n pictures these
+Draw n held-out pictures x_1, ..., x_n of n people; one of them, i, is released. A genie shows the attacker which n pictures these
 are, and their codes without noise y_1, ..., y_n. The posterior of i is then known exactly: with Gaussian noise of standard
 deviation s it is p_j ~ exp(-|z - y_j|^2 / (2 s^2)), without noise it is uniform over the candidates whose code is z. The smallest
 mean squared error is that of the posterior mean, which is the posterior variance

@@ -17,12 +17,15 @@ DISTINCT = "No bound: every picture has a code of its own, and the code has no n
 UNKNOWN_NOISE = "No bound: the code is drawn at random in a way that is not known here."
 FEW_PEOPLE = "No bound: the test split has too few people to draw galleries of them."
 NO_BUDGET = "No bound: the code is neither rounded nor noisy, so that it may carry any number of bits."
+ROWS_PER_NUMBER = 20
+"""A covariance of k numbers is used only if so many times more codes were measured: from few codes its determinant is too small,
+and with it the bound."""
 USELESS = 0.999
 """A probability from here on is no bound worth stating."""
 
 
 class BoundExceededError(RuntimeError):
-    """An attack is better than any attack can be: the evaluation, or what it was told about the release, is wrong."""
+    """An attack is better than any attack can be: the evaluation, or what it knows about the release, is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Bounds:
     no_gallery: str | None = None
     """Why there is none, in words."""
     information: float | None = None
-    """Largest number of bits that the code tells about the picture."""
+    """Largest number of bits about the picture that the code carries."""
     information_from: str | None = None
     """What that number follows from."""
     candidates: int
@@ -97,7 +100,7 @@ def information_of(channel: Channel, rate: CodeRate, *, k: int) -> tuple[float |
     found: dict[str, float] = {}
     if channel.noise:
         found["the noise and the clipping of the code"] = clipped_information(k, clip=channel.clip, noise=channel.noise)
-        if channel.clean is not None and len(channel.clean) > 1:
+        if channel.clean is not None and len(channel.clean) >= ROWS_PER_NUMBER * k:
             found["the noise and the covariance of the codes of these pictures"] = gaussian_information(
                 channel.clean, noise=channel.noise
             )

@@ -27,7 +27,7 @@ def budget_words(bounds: Bounds) -> str:
     if bounds.information is None:
         return NO_BUDGET
     learned = (
-        f"On average the code tells at most {bounds.information:.1f} bits about the picture; this follows from "
+        f"On average the code carries at most {bounds.information:.1f} bits about the picture; this follows from "
         f"{bounds.information_from}."
     )
     found = [p for p in (bounds.success, bounds.leakage_success) if p is not None]
