@@ -38,6 +38,7 @@ from cpgan_ray.config import (
 from cpgan_ray.config.presets import preset
 from cpgan_ray.data import load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
+from cpgan_ray.deploy.bundle import Bundle, read_bundle
 from cpgan_ray.mechanisms import MECHANISMS
 from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
 
@@ -312,6 +313,22 @@ def in_process(
         return status, output.out, output.err
 
     return start
+
+
+@pytest.fixture(scope="session")
+def bundle_files() -> dict[str, bytes]:
+    """The files of a bundle of small networks."""
+    from tests.deploy import bundles
+
+    return bundles.contents()
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """That bundle, read from a folder."""
+    from tests.deploy import bundles
+
+    return read_bundle(bundles.write(tmp_path_factory.mktemp("bundle"), bundle_files))
 
 
 @pytest.fixture(scope="session")

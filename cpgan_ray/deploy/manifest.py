@@ -67,7 +67,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise of each number of a code, which the client draws anew for each picture."""
+    """Gaussian noise of each number of a code, which the client draws again for each picture."""
 
     std: float
     clip: float

@@ -33,7 +33,7 @@ from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
-from cpgan_ray.evaluation.tournament import metrics
+from cpgan_ray.evaluation.tournament_numbers import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import ensure_enough
 from cpgan_ray.pipelines.gates import ensure_measurable, gate_failures

@@ -36,7 +36,8 @@ from cpgan_ray.evaluation.report.paired import comparison
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import LIBRARIES, EvaluationReport, alice_answers, console_lines, reference_rows, twin_codes
 from cpgan_ray.evaluation.report.threat_model import limits, threat_model
-from cpgan_ray.evaluation.tournament import as_json, failed_tournament, identity_judge, score_attacks
+from cpgan_ray.evaluation.tournament import identity_judge, score_attacks
+from cpgan_ray.evaluation.tournament_numbers import as_json, failed_tournament
 from cpgan_ray.evaluation.utility import head_answers, label_metrics, utility_metrics
 from cpgan_ray.models import build_privatizer
 

@@ -30,7 +30,7 @@ from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.identity.judges import check_judge
 from cpgan_ray.evaluation.report.report import alice_answers, degeneracy_reasons, read_strongest_attack
-from cpgan_ray.evaluation.tournament import metrics
+from cpgan_ray.evaluation.tournament_numbers import metrics
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.cost import costs
 from cpgan_ray.models.export import export_programs

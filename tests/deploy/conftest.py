@@ -1,22 +1,11 @@
-"""Shared fixtures: a bundle of small networks, in a folder."""
+"""Shared fixtures: a bundle that a test may change, and a certificate."""
 
 from pathlib import Path
 
 import pytest
 
-from cpgan_ray.deploy.bundle import Bundle, read_bundle
 from tests.deploy import bundles
 from tests.deploy.certificates import Certificate, self_signed
-
-
-@pytest.fixture(scope="session")
-def bundle_files() -> dict[str, bytes]:
-    return bundles.contents()
-
-
-@pytest.fixture(scope="session")
-def bundle(bundle_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return read_bundle(bundles.write(tmp_path_factory.mktemp("bundle"), bundle_files))
 
 
 @pytest.fixture

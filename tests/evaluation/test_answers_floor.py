@@ -21,7 +21,8 @@ from cpgan_ray.evaluation.fitting import (
 )
 from cpgan_ray.evaluation.report.paired import read_rows, write_rows
 from cpgan_ray.evaluation.report.report import reference_rows, rows_of
-from cpgan_ray.evaluation.tournament import TournamentResult, as_json, failed_tournament, metrics, score_attacks
+from cpgan_ray.evaluation.tournament import TournamentResult, score_attacks
+from cpgan_ray.evaluation.tournament_numbers import as_json, failed_tournament, metrics
 from cpgan_ray.pipelines.gates import gate_failures
 
 SMALL = AttackConfig(

@@ -31,7 +31,8 @@ from cpgan_ray.evaluation.fitting import (
 )
 from cpgan_ray.evaluation.report.report import reference_rows
 from cpgan_ray.evaluation.report.threat_model import limits, threat_model
-from cpgan_ray.evaluation.tournament import TournamentResult, as_json, linear_code_r2, metrics, score_attacks
+from cpgan_ray.evaluation.tournament import TournamentResult, linear_code_r2, score_attacks
+from cpgan_ray.evaluation.tournament_numbers import as_json, metrics
 from tests.data.datasets.test_har import lay_out
 
 torch.set_num_threads(1)

@@ -44,7 +44,7 @@ class Keys:
     def find(self, authorization: bytes | None) -> int | None:
         """The number of the key in a header `Authorization: Bearer KEY`; None if it is no valid key.
 
-        Every key is compared, and digests instead of keys: the time tells nothing about any of them.
+        Every key is compared, and digests instead of keys: the time depends on none of them.
         """
         if authorization is None or authorization[: len(BEARER)].lower() != BEARER:
             return None

@@ -36,7 +36,8 @@ from cpgan_ray.evaluation.report.paired import write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import rows_of
 from cpgan_ray.evaluation.scoring import RowErrors, interval
-from cpgan_ray.evaluation.tournament import as_json, failed_tournament, score_attacks
+from cpgan_ray.evaluation.tournament import score_attacks
+from cpgan_ray.evaluation.tournament_numbers import as_json, failed_tournament
 from cpgan_ray.evaluation.utility import head_answers, utility_metrics
 from cpgan_ray.mechanisms import Released
 from cpgan_ray.mechanisms.base import samples

@@ -1,8 +1,6 @@
 """A server for tests of the page: it serves the page's files and answers from codes. It records what it is sent."""
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ from dataclasses import dataclass, field
 from cpgan_ray.deploy.bundle import Bundle
 from cpgan_ray.deploy.page import HEADERS, PageFile
 from tests.deploy.bob import Bob
+from tests.http_server import Handler, running
 
 
 @dataclass
@@ -26,42 +25,21 @@ def serve_page(bundles: Sequence[Bundle], files: Mapping[str, PageFile]) -> Iter
     site = Site()
     bobs = {bundle.digest[:8]: Bob(bundle) for bundle in bundles}
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Answering(Handler):
         def do_GET(self) -> None:
             site.paths.append(self.path)
             file = files.get(self.path)
             if file is None:
-                self.reply(404, b"{}", "application/json")
+                self.reply(404, b"{}", "application/json", **HEADERS)
             else:
-                self.reply(200, file.content, file.media_type)
+                self.reply(200, file.content, file.media_type, **HEADERS)
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.body()
             site.bodies.append(body)
             bob = bobs.get(body[4:8].hex(), next(iter(bobs.values())))
             status, values = bob.reply(body, self.headers["Authorization"])
-            self.reply(status, json.dumps(values).encode(), "application/json")
+            self.reply(status, json.dumps(values).encode(), "application/json", **HEADERS)
 
-        def reply(self, status: int, content: bytes, media_type: str) -> None:
-            self.send_response(status)
-            for name, value in {**HEADERS, "Content-Type": media_type, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    site.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(Answering) as site.url:
         yield site
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -3,11 +3,9 @@ project's own attack. Her R2 is the one that the report of the bundle states."""
 
 import base64
 import dataclasses
-import http.server
 import json
 import shutil
 import ssl
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +32,7 @@ from tests.deploy.certificates import Certificate
 from tests.deploy.service.requests import KEY, application_of
 from tests.deploy.service.test_server import PATIENT
 from tests.deploy.service.wiretap import Record, Request, read_levels, read_requests, wiretap
+from tests.http_server import Handler, running
 from tests.process import left_as_it_was
 
 PICTURES_A_CALL = 7
@@ -182,31 +181,14 @@ def eves_encoder(bundle: Bundle, recorded: dict[bytes, np.ndarray]) -> Iterator[
             return recorded[content].tolist()
         return codec.codes(codec.levels(client.codes([picture])))[0].tolist()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Encoding(Handler):
         def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request = json.loads(self.body())
             pictures = np.frombuffer(base64.b64decode(request["pictures"]), np.uint8).reshape(request["shape"])
-            content = json.dumps({"codes": [code(picture) for picture in pictures]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.reply(200, json.dumps({"codes": [code(picture) for picture in pictures]}).encode(), "application/json")
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/encode", used
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(Encoding) as url:
+        yield f"{url}/encode", used
 
 
 @pytest.mark.parametrize("coding", CODINGS)

@@ -12,7 +12,8 @@ from cpgan_ray.evaluation.fitting import EMBEDDING, AttackSpec, EvaluationContex
 from cpgan_ray.evaluation.identity.embedding_target import embeddings_of
 from cpgan_ray.evaluation.identity.judges import DISCRIMINANT
 from cpgan_ray.evaluation.identity.result import MEAN, PICTURES
-from cpgan_ray.evaluation.tournament import TournamentResult, as_json, identity_judge, metrics, score_attacks
+from cpgan_ray.evaluation.tournament import TournamentResult, identity_judge, score_attacks
+from cpgan_ray.evaluation.tournament_numbers import as_json, metrics
 
 SMALL = AttackConfig(names=("ridge",), fit_fractions=(), attributes=False, similarity=False, variants=("leaked",), num_shifted=0)
 

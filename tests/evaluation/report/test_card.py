@@ -19,7 +19,7 @@ from cpgan_ray.evaluation.rate import CONTINUOUS, CodeRate
 from cpgan_ray.evaluation.report import figures
 from cpgan_ray.evaluation.report.card import card, summary
 from cpgan_ray.evaluation.scoring import Difference
-from cpgan_ray.evaluation.tournament import excess_as_json
+from cpgan_ray.evaluation.tournament_numbers import excess_as_json
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 PANELS = {"pictures": Image.new("RGB", (4, 3), "red"), "worst": Image.new("RGB", (5, 2), "blue")}
