@@ -29,7 +29,10 @@ from pathlib import Path
 from cpgan_ray.cli.exit_status import run
 
 def receives_sigterm(thread):
-    blocked = re.search(r"SigBlk:\\s*(\\w+)", (thread / "status").read_text())[1]
+    try:
+        blocked = re.search(r"SigBlk:\\s*(\\w+)", (thread / "status").read_text())[1]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended by now
     return not int(blocked, 16) >> signal.SIGTERM - 1 & 1
 
 def job():

@@ -140,7 +140,8 @@ async def status_of(host: str, port: int, request: bytes) -> int:
         return -1
     try:
         writer.write(request)
-        writer.write_eof()
+        with contextlib.suppress(OSError):  # the service has refused it by now, and closed the connection
+            writer.write_eof()
         async with asyncio.timeout(REPLY_S):
             line = await reader.readline()
         return int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
