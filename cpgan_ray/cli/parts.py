@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cpgan_ray.common.plugins.names import absolute_name, absolute_path
-from cpgan_ray.config import AdversaryConfig, AttackJob, Config, OwnConfig, ReproduceJob, SearchJob
+from cpgan_ray.config import AdversaryConfig, AttackJob, Config, OwnConfig, ReproduceJob, SearchJob, UtilityConfig
 from cpgan_ray.config.players import BUILT_IN_ADVERSARIES
 from cpgan_ray.config.schema import NAME
 from cpgan_ray.errors import InputError
@@ -70,8 +70,8 @@ def absolute_parts(config: C) -> C:
     p = config.privatizer
     return dataclasses.replace(
         config,
-        privatizer=dataclasses.replace(p, family=absolute_name(p.family), weights=absolute_weights(p.weights)),
-        utility=dataclasses.replace(config.utility, family=absolute_name(config.utility.family)),
+        privatizer=dataclasses.replace(p, family=absolute_name(p.family), weights=absolute_file(p.weights)),
+        utility=absolute_teachers(dataclasses.replace(config.utility, family=absolute_name(config.utility.family))),
         adversaries={
             name: dataclasses.replace(a, kind=absolute_name(a.kind)) if isinstance(a, OwnConfig) else a
             for name, a in config.adversaries.items()
@@ -79,8 +79,14 @@ def absolute_parts(config: C) -> C:
     )
 
 
-def absolute_weights(file: str | None) -> str | None:
-    """A file of weights, with its digest if it has one, as an absolute path."""
+def absolute_teachers(utility: UtilityConfig) -> UtilityConfig:
+    """The settings with absolute paths of the teachers; URIs stay as they are."""
+    teachers = tuple(name if "://" in name else absolute_path(name) for name in utility.teachers)
+    return dataclasses.replace(utility, teachers=teachers, teacher_answers=absolute_file(utility.teacher_answers))
+
+
+def absolute_file(file: str | None) -> str | None:
+    """A file, with its digest if it has one, as an absolute path."""
     if file is None:
         return None
     path, at, digest = file.partition("@")

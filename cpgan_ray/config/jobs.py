@@ -254,6 +254,12 @@ class ReproduceJob:
                 f"attacks.attacker_data is {self.config.attacks.attacker_data}, but a comparison attacks with its own pictures "
                 "only: leave it out, and attack single runs with jobs/attack.py"
             )
+        if self.config.utility.teachers or self.config.utility.train_teachers:
+            name = "teachers" if self.config.utility.teachers else "train_teachers"
+            raise InputError(
+                f"utility.{name} is {getattr(self.config.utility, name)!r}, but a comparison trains every mechanism on the labels "
+                "only: leave it out"
+            )
         if len(set(self.rounding)) < len(self.rounding):
             raise InputError(f"rounding is {self.rounding!r}; it must name each of on and off at most once")
         if "on" in self.rounding and not self.config.privatizer.quantization_step:

@@ -4,10 +4,20 @@ from dataclasses import field
 from typing import Annotated, Any, Literal
 
 import pydantic
+import tyro
 from pydantic import Field, NonNegativeInt
 
 from cpgan_ray.common.registry import remember
-from cpgan_ray.config.constraints import Fraction, NonNegative, OpenFraction, Positive, PositiveFraction, PositiveInt, config_class
+from cpgan_ray.config.constraints import (
+    ClosedFraction,
+    Fraction,
+    NonNegative,
+    OpenFraction,
+    Positive,
+    PositiveFraction,
+    PositiveInt,
+    config_class,
+)
 from cpgan_ray.config.marks import LOCAL, PORTABLE, Choices, Range
 from cpgan_ray.config.parts import Options, PartName
 from cpgan_ray.errors import InputError
@@ -98,6 +108,23 @@ class UtilityConfig:
     """Give all values of a label the same weight in its cross-entropy (for rare values)."""
     learning_rate: Annotated[Positive, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Peak learning rate of Adam."""
+    teachers: Annotated[tuple[str, ...], LOCAL] = ()
+    """Output folders of finished undefended runs on the same data (privacy weight 0), or their URIs (s3://, gs://): the utility
+    loss then mixes the labels with the mean of their answers (distillation)."""
+    train_teachers: NonNegativeInt = 0
+    """Number of teachers to train first, each with a seed of its own: this run's networks and schedule without adversaries,
+    rounding and noise. Their answers are kept next to the prepared store, for later runs. 0: none."""
+    teacher_weight: Annotated[ClosedFraction, Range(0.25, 1.0, (0.25, 0.5, 1.0), log=False)] = 0.5
+    """Share of the teachers' answers in the utility loss, if there are teachers; the rest are the labels."""
+    teacher_answers: Annotated[str | None, LOCAL, tyro.conf.Suppress] = None
+    """File of the teachers' answers with its digest, which the job sets."""
+
+    def __post_init__(self) -> None:
+        if self.teachers and self.train_teachers:
+            raise InputError(
+                f"utility.train_teachers is {self.train_teachers}, but utility.teachers names {len(self.teachers)} finished ones: "
+                "leave out one of the two"
+            )
 
 
 @config_class("game")

@@ -167,6 +167,19 @@ def connect(runtime: RuntimeConfig) -> None:
     redirect_ray_reports()
 
 
+@contextmanager
+def connected(runtime: RuntimeConfig) -> Iterator[None]:
+    """A connection for the block. It is closed at the end if there was none before, so that the next one can bring further files to
+    the nodes."""
+    before = ray.is_initialized()
+    connect(runtime)
+    try:
+        yield
+    finally:
+        if not before:
+            ray.shutdown()
+
+
 def join(address: str) -> None:
     """Raises: InputError if no cluster responds at the address."""
     try:

@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -17,6 +17,8 @@ from cpgan_ray.distributed.cluster import connect, is_local
 from cpgan_ray.distributed.resources import Bundle, CapacityWaiter, ensure_capacity
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.fitting import AttackSpec, EvaluationContext, FittedAttack, fit_attack
+
+T = TypeVar("T")
 
 
 def attack_task(spec: AttackSpec, context: EvaluationContext, *, runtime: RuntimeConfig) -> FittedAttack:
@@ -79,27 +81,28 @@ def gather_in_order(references: Sequence[Any], *, done: Callable[[int, Any], Non
     return [results[i] for i in range(len(references))]
 
 
-def with_environment(environment: Mapping[str, str], work: Callable[..., None], arguments: Sequence[Any]) -> None:
+def with_environment(environment: Mapping[str, str], work: Callable[..., T], arguments: Sequence[Any]) -> T:
     """Calls `work(*arguments)` after setting the environment variables that may be needed to reach the data."""
     import_env(environment)
-    work(*arguments)
+    return work(*arguments)
 
 
 def run_in_tasks(
-    work: Callable[..., None],
+    work: Callable[..., T],
     todo: Sequence[Sequence[Any]],
     *,
     runtime: RuntimeConfig,
     cpus: float,
     gpus: float,
-    done: Callable[[int], None],
-) -> None:
-    """Calls `work(*arguments)` for each item of `todo` as Ray tasks, in parallel as far as the cluster's resources allow. `done` is
-    called with the index of each finished item. A task whose process dies is repeated.
+    done: Callable[[int, T], None],
+) -> list[T]:
+    """Calls `work(*arguments)` for each item of `todo` as Ray tasks, in parallel as far as the cluster's resources allow. Returns
+    the results in the order of `todo`; `done` is called with index and result of each item as it ends. A task whose process dies is
+    repeated.
 
     Raises: InputError with the numbers if the cluster is too small for one task; a task's own error without Ray's wrapping.
     """
     ensure_capacity([{"CPU": cpus, "GPU": gpus}], ray.cluster_resources(), runtime)
     task: Any = ray.remote(with_environment).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)  # pyright: ignore
     references = [task.remote(export_env(), work, arguments) for arguments in todo]
-    gather_in_order(references, done=lambda index, _: done(index))
+    return gather_in_order(references, done=done)

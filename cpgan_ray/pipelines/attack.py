@@ -24,9 +24,8 @@ from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.client import client_cost
+from cpgan_ray.evaluation.encoders import heads
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_black_box, open_encoder
-from cpgan_ray.evaluation.encoders.opening import open_program
-from cpgan_ray.evaluation.encoders.sandbox import ProgramError, SandboxError
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.identity.judges import check_judge
 from cpgan_ray.evaluation.noisy import noisy_codes
@@ -227,24 +226,7 @@ def head_logits(
     """
     if (path := target.head) is None:
         return {}
-    head = open_program(path, what="utility head", settings=settings or EncoderConfig())
-
-    def head_outputs(z: np.ndarray) -> np.ndarray:
-        (logits,) = head.run(z).values()
-        if logits.ndim != 2 or len(logits) != len(z) or logits.dtype != np.float32:
-            raise ProgramError(f"logits of shape {logits.shape}")
-        return logits
-
-    try:
-        logits = {
-            name: np.concatenate([head_outputs(z[start : start + 1000]) for start in range(0, len(z), 1000)])
-            for name, z in codes.items()
-        }
-    except (ValueError, RuntimeError) as e:  # raised by its operations, limits or shapes
-        reason = str(e) if isinstance(e, ProgramError | SandboxError) else type(e).__name__
-        raise InputError(f"utility head {path} fails on the codes ({reason}): attack only the file of the privatizer") from e
-    finally:
-        head.close()
+    logits = heads.head_logits(path, codes, settings or EncoderConfig(), remedy="attack only the file of the privatizer")
     task = task_of(dataset, config.data.labels)
     answered = all((task.answers(dataset.splits[split]) != MISSING).any() for split in ("test", "val"))
     return logits if answered and logits["test"].shape[1] == task.num_logits else {}

@@ -41,6 +41,7 @@ from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.parts import pinned
 from cpgan_ray.pipelines.rounds import CheckpointWriter, PeriodicCallback, panel_drawer, play, quick_attacker
 from cpgan_ray.pipelines.session import GameSession, on_ray, open_session
+from cpgan_ray.pipelines.teachers import with_teachers
 from cpgan_ray.tracking import Tracker, ensure_trackable, read_curves
 from cpgan_ray.training.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.training.game import active_adversaries
@@ -73,7 +74,7 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
     context, config = context or RunContext(), pinned(config)
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
-        config = fit_to_data(config)
+        config = with_teachers(fit_to_data(config), parallel=context.host is open_session and on_ray(config))
         checkpoints = Checkpoints(
             config.recovery.checkpoints or str(refuse_link(output / "checkpoints")),
             keep=config.recovery.num_checkpoints,
@@ -215,6 +216,10 @@ def describe_run(config: Config) -> dict[str, Any]:
     settings = to_json(config)
     if (folder := config.attacks.attacker_data) is not None:
         settings["attacks"]["attacker_data"] = folder.name  # a report may be published, a path of this machine should not
+    settings["utility"] |= {
+        "teachers": [Path(name).name for name in config.utility.teachers],
+        "teacher_answers": (config.utility.teacher_answers or "").rpartition("@")[2] or None,
+    }
     names = ("data", "privatizer", "utility", "game", "adversaries", "epochs", "batch_size", "attacks")
     return {
         "name": config.preset,

@@ -21,7 +21,7 @@ from cpgan_ray.data.task import Task
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
-from cpgan_ray.training.losses import utility_loss, utility_normalizer
+from cpgan_ray.training.losses import distillation_loss, utility_loss, utility_normalizer
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -148,9 +148,9 @@ class Defender:
         self.pending.append(pending)
         return pending.code.detach()
 
-    def utility(self, y: Tensor, *, round: int) -> tuple[float, Tensor]:
+    def utility(self, y: Tensor, *, round: int, soft: Tensor | None = None) -> tuple[float, Tensor]:
         """Loss and logits on the oldest pending codes; sets the gradients of the head and of the codes. y: (B, L), see
-        `utility_loss`.
+        `utility_loss`. soft: the teachers' answers (B, num_logits), if there are teachers, see `distillation_loss`.
 
         Raises: FloatingPointError if the loss is not finite.
         """
@@ -161,6 +161,10 @@ class Defender:
             logits = self.wrapped["head"](z).float()
         normalizer = self.peers.total(utility_normalizer(y, self.task, positive_share=self.positive_share))
         loss = utility_loss(logits, y, self.task, positive_share=self.positive_share, normalizer=normalizer)
+        if soft is not None:
+            num_rows = self.peers.total(torch.tensor(float(len(y)), device=self.device))
+            share = self.config.utility.teacher_weight
+            loss = (1 - share) * loss + share * distillation_loss(logits, soft, self.task, num_rows=num_rows)
         value = float(self.peers.total(loss.detach()))
         if not np.isfinite(value):
             raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")

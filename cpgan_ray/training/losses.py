@@ -63,6 +63,26 @@ def utility_normalizer(y: Tensor, task: Task, *, positive_share: Tensor | None =
     return n
 
 
+def distillation_loss(logits: Tensor, soft: Tensor, task: Task, *, num_rows: Tensor | float) -> Tensor:
+    """The mean over the labels and rows of the cross-entropy between the teachers' answers and the logits, a scalar
+    (G. Hinton, O. Vinyals, J. Dean, 2015, at temperature 1):
+
+    1 / (L B) sum_l sum_i sum_c -p_ilc log q_ilc, which is least where q = p. A row counts whether or not its true answer is known.
+
+    logits: (B, num_logits); soft: the mean probabilities p of the teachers, in the same columns; num_rows: B, of the whole batch if
+    these are the rows of a part of it. The losses of the parts add up to the loss of the batch.
+    """
+    total = torch.zeros((), dtype=logits.dtype, device=logits.device)
+    if task.binary:
+        columns = torch.tensor([task.labels[i].first_logit for i in task.binary], device=logits.device)
+        own, target = logits.index_select(1, columns), soft.index_select(1, columns)
+        total = total + F.binary_cross_entropy_with_logits(own, target, reduction="sum")
+    for label in task.labels:
+        if not label.binary:
+            total = total + F.cross_entropy(logits[:, label.logits], soft[:, label.logits], reduction="sum")
+    return total / num_rows / len(task.labels)
+
+
 def class_weights(share: Tensor) -> Tensor:
     """Weights (C,) with which all classes of these frequencies (C,) have the same total weight."""
     return 1 / (len(share) * share)

@@ -30,6 +30,7 @@ from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
 from cpgan_ray.training.defender import Defender
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import aggregate_weights, privacy_term, r2_from_errors, utility_loss
+from cpgan_ray.training.teachers import TeacherAnswers, read_answers
 
 
 class PrivatizerWorker:
@@ -45,6 +46,7 @@ class PrivatizerWorker:
         self.dataset: Dataset = load(config)
         self.task = task_of(self.dataset, config.data.labels)
         self.labels = {name: self.task.answers(self.split(name)) for name in ("train", "val", "test")}
+        self.teachers = self.teacher_answers()
         self.rounds_per_epoch = rounds_per_epoch(len(self.dataset.train), config.batch_size)
         self.defender = Defender(
             config,
@@ -57,6 +59,15 @@ class PrivatizerWorker:
             pictures=self.representative_pictures,
         )
         fit_whitening(self.defender.net["privatizer"], self.dataset)
+
+    def teacher_answers(self) -> TeacherAnswers | None:
+        """The teachers' answers to the training pictures; None without teachers."""
+        utility = self.config.utility
+        if utility.teacher_answers is None:
+            if utility.teachers or utility.train_teachers:
+                raise ValueError("utility.teacher_answers is not set: pipelines.teachers.with_teachers sets it")
+            return None
+        return read_answers(utility.teacher_answers, self.dataset, self.task)
 
     def representative_pictures(self) -> Iterator[Tensor]:
         """Batches of training pictures (B, C, H, W) without augmentation; complete batches, also with peers."""
@@ -91,7 +102,8 @@ class PrivatizerWorker:
         """Computes the utility loss on a release and its gradients."""
         y = self.labels["train"][release.batch.rows]
         local_y = torch.from_numpy(y[self.peers.local_slice(len(y))]).to(self.device)
-        loss, logits = self.defender.utility(local_y, round=release.round)
+        soft = None if self.teachers is None else torch.from_numpy(self.teachers.of(self.local_part(release.batch))).to(self.device)
+        loss, logits = self.defender.utility(local_y, round=release.round, soft=soft)
         logits = self.peers.gather(logits, len(y)).cpu().numpy()
         return {"utility/loss": loss, "utility/batch_accuracy": mean_accuracy(logits, y, self.task)}
 

@@ -30,6 +30,7 @@ from cpgan_ray.training.game import Game, active_adversaries, play_in_process
 from tests.games import untimed
 from tests.mixed import mixed_config
 from tests.process import HANG_S, called
+from tests.teaching import with_random_teacher
 
 OVERHEAD = 4096
 """Number of bytes that a message may have in addition to its large arrays."""
@@ -92,14 +93,15 @@ def test_ray_game_with_other_schedules_is_bit_identical(tiny, differing, schedul
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_ray_game_on_mixed_labels_with_missing_answers_is_bit_identical(tiny, differing, tmp_path):
+def test_ray_game_on_mixed_labels_with_teachers_is_bit_identical(tiny, differing, tmp_path):
     weighted = {"utility.class_weighted_loss": True, "epochs": 1}
-    config = mixed_config(tiny("ridge", "mlp", changes=weighted), tmp_path)
+    config = with_random_teacher(mixed_config(tiny("ridge", "mlp", changes=weighted), tmp_path), tmp_path)
+    with RayGame(on_ray(config)) as game:
+        played, weights = play_all(game), game.weights()
     local = play_in_process(config, threads=1)
     expected = play_all(local)
-    with RayGame(on_ray(config)) as game:
-        assert untimed(play_all(game)) == untimed(expected)
-        assert differing(local.weights(), game.weights()) == []
+    assert untimed(played) == untimed(expected)
+    assert differing(local.weights(), weights) == []
     assert all(np.isfinite(value) for metrics in expected for value in metrics.values())
     assert local.privatizer.codes("test")[1].shape[1] == 1 + 5 + 4
 

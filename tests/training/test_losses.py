@@ -11,6 +11,7 @@ from cpgan_ray.data import Task
 from cpgan_ray.data.store import MISSING
 from cpgan_ray.training.losses import (
     aggregate_weights,
+    distillation_loss,
     privacy_term,
     r2_from_errors,
     row_errors,
@@ -268,3 +269,46 @@ def test_utility_loss_of_one_complete_label_of_classes_is_torchs_to_the_bit():
         loss = loss_of(x)
         results.append((loss, *torch.autograd.grad(loss, x)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- distillation
+
+
+def soft_answers(rows: int, *, seed: int = 1) -> Tensor:
+    """Probabilities of the values of MIXED (rows, 11) float64."""
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(rows, MIXED.num_logits)))
+    return torch.cat([logits[:, :5].softmax(1), logits[:, 5:6].sigmoid(), logits[:, 6:10].softmax(1), logits[:, 10:].sigmoid()], 1)
+
+
+def test_distillation_loss_is_the_mean_cross_entropy_with_the_teachers():
+    logits, soft = mixed_answers()[0], soft_answers(60)
+    by_label = []
+    for label in MIXED.labels:
+        own, p = logits[:, label.logits].numpy(), soft[:, label.logits].numpy()
+        own = np.concatenate([np.zeros_like(own), own], axis=1) if label.binary else own
+        p = np.concatenate([1 - p, p], axis=1) if label.binary else p
+        by_label.append(-(p * (own - np.logaddexp.reduce(own, axis=1, keepdims=True))).sum(axis=1).mean())
+    assert float(distillation_loss(logits, soft, MIXED, num_rows=60)) == pytest.approx(np.mean(by_label), rel=1e-9)
+
+
+def test_distillation_loss_gradient_is_the_difference_of_probabilities():
+    """d/d logit of the cross-entropy is q - p, for a sigmoid and for a softmax."""
+    logits, soft = mixed_answers()[0].requires_grad_(), soft_answers(60)
+    distillation_loss(logits, soft, MIXED, num_rows=60).backward()
+    x = logits.detach()
+    q = torch.cat([x[:, :5].softmax(1), x[:, 5:6].sigmoid(), x[:, 6:10].softmax(1), x[:, 10:].sigmoid()], 1)
+    torch.testing.assert_close(logits.grad, (q - soft) / 60 / 4, atol=1e-12, rtol=1e-9)
+
+
+def test_distillation_losses_of_parts_add_up_to_the_whole_batch():
+    logits, soft = mixed_answers()[0], soft_answers(60)
+    whole = distillation_loss(logits, soft, MIXED, num_rows=60)
+    parts = [distillation_loss(logits[rows], soft[rows], MIXED, num_rows=torch.tensor(60.0)) for rows in (slice(7), slice(7, 60))]
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_distillation_loss_of_hard_answers_is_the_utility_loss():
+    logits, y = mixed_answers(missing=0.0)
+    hard = torch.cat([F.one_hot(y[:, i].long(), n)[:, 1 if n == 2 else 0 :] for i, n in enumerate(MIXED.num_values)], 1)
+    loss = distillation_loss(logits, hard.double(), MIXED, num_rows=60)
+    assert float(loss) == pytest.approx(float(utility_loss(logits, y, MIXED)), rel=1e-6)

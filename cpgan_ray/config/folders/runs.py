@@ -51,8 +51,8 @@ def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, R
 
 
 def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, Record]:
-    """The configuration in the `config.json` of another run, for a new run: without its output folder, the name of its MLflow run
-    and its checkpoints.
+    """The configuration in the `config.json` of another run, for a new run: without its output folder, the name of its MLflow run,
+    its checkpoints and what it has from its teachers.
 
     Raises: InputError if it is not such a file, or if another user has written it and it names code.
     """
@@ -62,7 +62,8 @@ def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, R
     ensure_own_code(config, record, trust=trust)
     tracking = dataclasses.replace(config.tracking, run_name=None)
     recovery = dataclasses.replace(config.recovery, checkpoints=None)
-    return dataclasses.replace(config, output=None, tracking=tracking, recovery=recovery), record
+    utility = dataclasses.replace(config.utility, teacher_answers=None)
+    return dataclasses.replace(config, output=None, tracking=tracking, recovery=recovery, utility=utility), record
 
 
 def read_config(path: Path, *, trust: bool) -> tuple[Config, str | None, Record]:

@@ -109,7 +109,7 @@ def calibrate(job: ReproduceJob, config: Config, dataset: Dataset, folder: Path,
         gpus = config.runtime.privatizer_gpus
         threads = config.runtime.threads or 1
         tasks = [(job.mechanisms, threads, *arguments) for arguments in work]
-        run_in_tasks(run_mechanism, tasks, runtime=config.runtime, cpus=1.0, gpus=gpus, done=lambda i: None)
+        run_in_tasks(run_mechanism, tasks, runtime=config.runtime, cpus=1.0, gpus=gpus, done=lambda i, _: None)
     pilots: dict[str, dict[Rounding, tuple[Pilot, ...]]] = {}
     grids: dict[str, dict[Rounding, tuple[Choice, ...]]] = {}
     for name in compared(job):

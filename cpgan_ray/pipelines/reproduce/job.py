@@ -275,7 +275,7 @@ def run_cells(
         runtime=config.runtime,
         cpus=1.0,
         gpus=config.runtime.privatizer_gpus,
-        done=lambda i: log_cell(missing[i]),
+        done=lambda i, _: log_cell(missing[i]),
     )
 
 

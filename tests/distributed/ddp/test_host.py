@@ -28,6 +28,7 @@ from tests.games import untimed
 from tests.killing import kill
 from tests.mixed import mixed_config
 from tests.process import HANG_S, RIDGE_ONLY, environment
+from tests.teaching import with_random_teacher
 
 ROOT = Path(__file__).parents[3]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
@@ -57,7 +58,7 @@ def in_parallel(config: Config, folder: Path, **changes: Any) -> Config:
 
 # ------------------------------------------------------------------------------------------------- same results
 
-MIXED = "mixed labels with missing answers"
+MIXED = "mixed labels with missing answers, and teachers"
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "stale1": (("ridge", "mlp"), {"game.schedule": "stale1", "privatizer.ema_decay": 0.5, "game.aggregate": "softmax"}),
     "epochwise": (("mlp", "ridge_epoch"), {"game.schedule": "epochwise"}),
@@ -103,7 +104,8 @@ def test_two_workers_give_the_same_results_as_one(unbroken):
 def test_two_workers_with_other_settings_give_the_same_results_as_one(case, tiny, tmp_path):
     names, changes = CASES[case]
     config = tiny(*names, batch_size=BATCH, privacy_weight=3, changes=changes)
-    config = mixed_config(config, tmp_path / "cache") if case == MIXED else config
+    if case == MIXED:
+        config = with_random_teacher(mixed_config(config, tmp_path / "cache"), tmp_path)
     ensure_same_as_one_worker(play_in_parallel(in_parallel(config, tmp_path)))
 
 
