@@ -1,5 +1,6 @@
 """What the page states about each bundle: `/page/bundles.json`."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,14 @@ URL_NAMES = {PRIVATIZER: "privatizer", EVE: "eve", TWIN_PRIVATIZER: "twinPrivati
 
 
 def by_privacy(bundles: Sequence[Bundle]) -> list[Bundle]:
-    """The bundles that take pictures, by rising privacy weight; without those of a noisy release: the page adds no noise."""
-    taken = [b for b in bundles if b.manifest.preprocessing.kind == "picture" and b.manifest.noise is None]
-    return sorted(taken, key=lambda bundle: (number(bundle, "run", "privacy_weight") or 0.0, bundle.digest))
+    """The bundles that take pictures: those of one name together, by rising privacy weight, and by rising noise."""
+    taken = [bundle for bundle in bundles if bundle.manifest.preprocessing.kind == "picture"]
+    return sorted(taken, key=order)
+
+
+def order(bundle: Bundle) -> tuple[Any, ...]:
+    noise = bundle.manifest.noise
+    return bundle.manifest.name, number(bundle, "run", "privacy_weight") or 0.0, noise.std if noise else 0.0, bundle.digest
 
 
 def described(bundle: Bundle, *, urls: Mapping[str, str]) -> dict[str, Any]:
@@ -26,6 +32,7 @@ def described(bundle: Bundle, *, urls: Mapping[str, str]) -> dict[str, Any]:
         "k": manifest.k,
         "codec": json.loads(bundle.files[CODEC]),
         "preprocessing": manifest.preprocessing.as_json(),
+        "noise": manifest.noise and dataclasses.asdict(manifest.noise),
         "labels": [label.as_json() for label in manifest.labels],
         "privacyWeight": number(bundle, "run", "privacy_weight"),
         "accuracy": number(bundle, "bundle", "accuracy"),

@@ -57,11 +57,11 @@ def twin_target(job: ExportJob, target: Target) -> Target | None:
     twin = run_target(job.twin, name=str(job.twin), trust=job.trust)
     ensure_own(twin, trust=job.trust)
     assert twin.config is not None
-    remedy = "give the output folder of the same run with --privacy-weight 0"
+    remedy = "give the output folder of the same run with --privacy-weight 0 and without noise"
     if twin.config.privacy_weight:
         raise InputError(f"twin {job.twin} has privacy weight {twin.config.privacy_weight:g}, so it is not undefended: {remedy}")
     if twin.config.privatizer.noise:
-        raise InputError(f"twin {job.twin} has noise {twin.config.privatizer.noise:g}, which the page cannot add: {remedy}")
+        raise InputError(f"twin {job.twin} has noise {twin.config.privatizer.noise:g}, so it is not undefended: {remedy}")
     if twin.config.k != target.config.k:
         raise InputError(f"twin {job.twin} has codes of {twin.config.k} numbers, the run has {target.config.k}: {remedy}")
     if store_of(job.twin) != store_of(target.folder) or twin.config.data != target.config.data:

@@ -14,6 +14,8 @@ from tests.deploy.page.server import Site, serve_page
 
 CHROMIUM = "CPGAN_CHROMIUM"
 """Environment variable: the program of another Chromium."""
+FAKE_CAMERA = "--use-fake-device-for-media-stream"
+"""Chromium's own moving test picture, in place of a camera."""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", FAKE_CAMERA])
         yield launched
         launched.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import kstest
 
 from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.deploy.manifest import Preprocessing
@@ -156,3 +157,24 @@ def test_levels_are_rounded_as_in_python(page, step):
     }"""
     given = page.evaluate(script, [z.tolist(), codec.as_json()])
     assert np.array_equal(np.array(given), codec.levels(z[None])[0])
+
+
+def test_noise_is_gaussian_and_drawn_again_each_time(page):
+    script = """async ([count, noise]) => {
+        const { withNoise } = await import("/page/noise.js");
+        const z = new Float32Array(count).fill(-3);
+        return [1, 2].map(() => Array.from(withNoise(z, noise)));
+    }"""
+    first, second = map(np.array, page.evaluate(script, [20_001, {"std": 0.5, "clip": 1.25}]))
+    assert kstest((first + 1.25) / 0.5, "norm").pvalue > 1e-6
+    for numbers in (second, np.roll(first, 1), np.roll(first, 10_001)):
+        assert abs(np.corrcoef(first, numbers)[0, 1]) < 0.05
+    assert np.mean(first == second) < 0.01
+
+
+def test_code_without_noise_stays_as_it_is(page):
+    script = """async (z) => {
+        const { withNoise } = await import("/page/noise.js");
+        return Array.from(withNoise(Float32Array.from(z), null));
+    }"""
+    assert page.evaluate(script, [-7.5, 0.25, 9.0]) == [-7.5, 0.25, 9.0]

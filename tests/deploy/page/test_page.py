@@ -16,6 +16,7 @@ from cpgan_ray.common.codec import PLAIN
 from cpgan_ray.deploy.answers import probabilities
 from cpgan_ray.deploy.bundle import EVE, PRIVATIZER, TWIN_EVE, TWIN_PRIVATIZER, Bundle, read_bundle
 from cpgan_ray.deploy.client import Client
+from cpgan_ray.deploy.manifest import NOISY_FORMAT
 from cpgan_ray.deploy.message import write_message
 from cpgan_ray.deploy.onnx_export import onnx_model
 from cpgan_ray.deploy.page import page_files
@@ -191,6 +192,51 @@ def test_page_fits_a_phone_and_is_used_by_keyboard(shown, visit, scheme):
         !(e.getAttribute("aria-label") || e.alt || e.textContent.trim() || e.labels?.length || e.hasAttribute("aria-labelledby") ||
           e.querySelector("img[alt]"))).map((e) => e.outerHTML)""")
     assert unnamed == []
+
+
+@pytest.mark.parametrize("std", [0.001, 0.7])
+def test_code_of_a_noisy_release_has_the_noise_of_its_manifest(bundle_files, visit, tmp_path, site, std):
+    noise = {"kind": "gaussian", "std": std, "clip": 1.1}
+    files = bundles.remake(bundle_files, format=NOISY_FORMAT, noise=noise, run={"privacy_weight": 0.1})
+    bundle = read_bundle(bundles.write(tmp_path / "noisy", files))
+    silent = read_bundle(bundles.write(tmp_path / "silent", bundles.remake(bundle_files, run={"privacy_weight": 0.1})))
+    with serve_page([bundle, silent], page_files([bundle, silent])) as served:
+        tab = visit(served.url)
+        tab.page.locator("#slider").focus()
+        tab.page.keyboard.press("ArrowRight")
+        assert f"noise {std:g}" in tab.text("#weight-text")
+        codes = [tab.choose_face(index % len(offered_faces())) for index in range(12)]
+        assert "drawn again" in tab.text("#code-text")
+        assert tab.complaints == []
+    clipped = Client(silent).codes(list(offered_faces())).clip(-1.1, 1.1)
+    expected_codes = np.tile(bundle.codec.levels(clipped), (2, 1))  # pyright: ignore[reportAttributeAccessIssue]
+    if std < 0.1:
+        assert np.array_equal(codes, expected_codes)
+    else:
+        assert 0.1 < np.mean(codes != expected_codes) < 0.95
+        assert not np.array_equal(codes[:6], codes[6:])
+
+
+def test_picture_of_the_camera_is_encoded_and_the_camera_closed(shown, pair, visit):
+    tab = visit(shown.url, permissions=["camera"])
+    tab.page.locator("#camera").focus()
+    tab.page.keyboard.press("Enter")
+    tab.page.locator("#shoot:focus").wait_for()
+    levels = tab.levels_after(lambda: tab.page.keyboard.press("Enter"))
+    assert len(levels) == bundles.K
+    assert tab.page.evaluate("document.getElementById('video').srcObject.getTracks().map((track) => track.readyState)") == ["ended"]
+    assert not tab.page.locator("#viewfinder").is_visible()
+    assert tab.page.locator("#picture").get_attribute("aria-label") == "The chosen picture: from the camera"
+    assert len(shown.bodies[-1]) == 8 + pair[1].codec.plain_bytes
+    assert tab.complaints == []
+
+
+def test_camera_that_is_not_allowed_is_reported(shown, visit):
+    tab = visit(shown.url, permissions=[])
+    tab.page.locator("#camera").click()
+    tab.page.locator("#status.error").wait_for()
+    assert "no access to a camera" in tab.text("#status")
+    assert len(tab.choose_face(0)) == bundles.K
 
 
 def test_file_that_is_no_picture_keeps_the_page_usable(shown, visit, tmp_path):

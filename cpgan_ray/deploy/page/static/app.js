@@ -4,6 +4,7 @@ import { KeyError, ask, forgetKey, keepKey, takeKey } from "./answers.js";
 import { setUpCamera } from "./camera.js";
 import { levelsOf, messageOf, packed, received } from "./codec.js";
 import { load, run } from "./model.js";
+import { withNoise } from "./noise.js";
 import { cropBox, decode, toInput } from "./picture.js";
 import * as view from "./view.js";
 
@@ -31,17 +32,17 @@ async function update() {
   if (!bundle || !picture) return;
   const turn = ++state.turn;
   const isOld = () => turn !== state.turn;
-  const { preprocessing: how, codec, k } = bundle;
+  const { preprocessing: how, codec, noise } = bundle;
   try {
     view.showStatus("The privatizer makes the code …");
     const input = toInput(picture, how);
     view.showPicture(picture, cropBox(picture.width, picture.height, how), name);
     const dims = [1, how.channels, how.height, how.width];
-    const levels = levelsOf(await run(bundle.files.privatizer, input, dims), codec);
+    const levels = levelsOf(withNoise(await run(bundle.files.privatizer, input, dims), noise), codec);
     const jpeg = await view.jpegBytes(input, how);
     if (isOld()) return;
     view.showCode(levels, codec);
-    view.showCodeText(k, packed(levels, codec).length, jpeg);
+    view.showCodeText(bundle, packed(levels, codec).length, jpeg);
     const answered = await showAnswers(levels, isOld);
     if (isOld()) return;
     await showEve(input, dims, levels, isOld);
@@ -97,7 +98,7 @@ async function showEve(input, dims, levels, isOld) {
 function pick(index) {
   state.bundle = state.bundles[index];
   view.showNumbers(state.bundle);
-  view.showWeight(state.bundle);
+  view.showWeight(state.bundle, state.bundles);
 }
 
 function offerFaces(count) {

@@ -66,8 +66,11 @@ export function showCode(levels, codec) {
   code.setAttribute("aria-label", `The code: ${levels.length} numbers, ${zeros} of them 0`);
 }
 
-export function showCodeText(k, bytes, jpeg) {
-  byId("code-text").textContent = `${k} numbers in ${number(bytes)} bytes. The same picture as a small JPEG has ${number(jpeg)} bytes.`;
+// bundle: an entry of bundles.json.
+export function showCodeText({ k, noise }, bytes, jpeg) {
+  const drawn = noise ? " Random noise is added, drawn again each time." : "";
+  byId("code-text").textContent =
+    `${k} numbers in ${number(bytes)} bytes.${drawn} The same picture as a small JPEG has ${number(jpeg)} bytes.`;
   byId("sent-text").textContent =
     `Sent to Bob: a header of 8 bytes, and ${k} numbers in ${number(bytes)} bytes. With the request the browser sends your key and its ` +
     "usual headers.";
@@ -125,8 +128,13 @@ export function showNumbers(bundle) {
   byId("measured").textContent = bob ? `${bob}${undefended}. Bundle ${bundle.digest.slice(0, 8)}, ${bundle.name}.` : "";
 }
 
-export function showWeight({ privacyWeight, accuracy, r2 }) {
+// bundles: all that the slider chooses from. What they have in common is not repeated.
+export function showWeight({ name, k, noise, privacyWeight, accuracy, r2 }, bundles) {
+  const differ = (value) => new Set(bundles.map(value)).size > 1;
   const parts = [`Privacy weight ${privacyWeight ?? "unknown"}`];
+  if (differ((bundle) => bundle.name)) parts.unshift(words(name));
+  if (differ((bundle) => bundle.k)) parts.push(`${k} numbers`);
+  if (differ((bundle) => bundle.noise?.std ?? 0)) parts.push(noise ? `noise ${Number(noise.std.toPrecision(3))}` : "no noise");
   if (accuracy !== null) parts.push(`Bob’s accuracy ${percent(accuracy)}`);
   if (r2 !== null) parts.push(`Eve’s R² ${fixed(r2)}`);
   byId("weight-text").textContent = parts.join(" · ");
