@@ -190,23 +190,30 @@ class FloatCodec:
 Codec = LevelCodec | FloatCodec
 
 
-def codec_of(z: np.ndarray, *, step: float) -> Codec:
+def level_range(levels: int) -> tuple[int, int]:
+    """The lowest and the highest level of finite codes with so many levels: -1 to 1 for 3, -2 to 1 for 4."""
+    return -(levels // 2), levels - 1 - levels // 2
+
+
+def codec_of(z: np.ndarray, *, step: float, levels: int = 0) -> Codec:
     """The codec of a privatizer, from its codes z (N, k) of pictures that no result is measured on.
 
     The levels are those of these codes, at least two; other codes are limited to them. Every level counts once more than it occurs.
 
-    step: of the privatizer's rounding; 0 if its codes are not rounded.
+    step: of the privatizer's rounding; 0 if its codes are not rounded. levels: their number, for finite codes: the table then has
+    all of them, whether or not they occur.
 
     Raises: BytesError if there are no codes, or they are not finite.
     """
     if not len(z):
         raise BytesError("there are no codes")
     ensure_codes(z, z.shape[1])
-    k, levels = z.shape[1], np.rint(z / np.float32(step or 1))
-    if not step or levels.max() - levels.min() + 1 > MAX_LEVELS:
+    k, numbers = z.shape[1], np.rint(z / np.float32(step or 1))
+    if not step or numbers.max() - numbers.min() + 1 > MAX_LEVELS:
         return FloatCodec(k=k)
-    lowest, highest, levels = int(levels.min()), max(int(levels.max()), int(levels.min()) + 1), levels.astype(np.int64)
-    counts = np.bincount((levels - lowest).ravel(), minlength=highest - lowest + 1) + 1
+    lowest, highest = level_range(levels) if levels else (int(numbers.min()), max(int(numbers.max()), int(numbers.min()) + 1))
+    symbols = np.clip(numbers, lowest, highest).astype(np.int64) - lowest
+    counts = np.bincount(symbols.ravel(), minlength=highest - lowest + 1) + 1
     return LevelCodec(k=k, step=float(step), lowest=lowest, frequencies=frequencies_of(counts))
 
 

@@ -260,6 +260,11 @@ class ReproduceJob:
                 f"utility.{name} is {getattr(self.config.utility, name)!r}, but a comparison trains every mechanism on the labels "
                 "only: leave it out"
             )
+        if self.config.privatizer.levels:
+            raise InputError(
+                f"privatizer.levels is {self.config.privatizer.levels}, but a comparison rounds the codes of every mechanism to "
+                "any multiples of the step: leave it out, or search it with jobs/tune_celeba.py"
+            )
         if len(set(self.rounding)) < len(self.rounding):
             raise InputError(f"rounding is {self.rounding!r}; it must name each of on and off at most once")
         if "on" in self.rounding and not self.config.privatizer.quantization_step:

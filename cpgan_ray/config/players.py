@@ -61,6 +61,10 @@ class PrivatizerConfig:
     """Round z to multiples of this many standard deviations, in training and in use; 0: no rounding. Codes of any activation are
     normalised first. Information in the low digits of z survives every adversary that does not look there; rounding removes these
     digits."""
+    levels: Annotated[int, Field(ge=0, le=4096), Range(2, 5, (2, 3, 5), log=False)] = 0
+    """Number of values that each rounded number of z can have, so that a code has at most k ceil(log2 levels) bits; 0: any number.
+    Numbers beyond the last level are clipped to it. An even number of levels has a border at the mean, an odd one a level. The
+    privatizer learns a factor for each number, so that it can give up numbers that are not worth their bits."""
     noise: Annotated[NonNegative, Range(0.25, 4.0, (0.5, 1.0, 2.0))] = 0.0
     """Standard deviation of the Gaussian noise that is added to z before it is rounded, in standard deviations of z: in training,
     in evaluation and on the client, which draws it again for each picture; 0: z is deterministic. Codes of any activation are
@@ -84,6 +88,16 @@ class PrivatizerConfig:
             raise InputError(
                 f"privatizer.norm_momentum is {self.norm_momentum}, but only family 'picture' has it and the family is "
                 f"{self.family!r}: leave out one of the two"
+            )
+        if self.levels == 1 or (self.levels and not self.quantization_step):
+            raise InputError(
+                f"privatizer.levels is {self.levels} and privatizer.quantization_step {self.quantization_step:g}; finite codes "
+                "need at least 2 levels and a step, such as --privatizer.levels 3 --privatizer.quantization-step 1"
+            )
+        if self.levels and self.noise:
+            raise InputError(
+                f"privatizer.levels is {self.levels}, but privatizer.noise is {self.noise:g}, which would leave the levels: leave "
+                "out one of the two"
             )
 
 
@@ -143,6 +157,9 @@ class GameConfig:
     """Number of first epochs over which the privacy weight rises linearly from 0."""
     holdout_fraction: Annotated[OpenFraction, Range(0.1, 0.5, (0.1, 0.25, 0.5), log=False)] = 0.25
     """Fraction of a batch on which hold-out adversaries are scored; they are fitted on the rest."""
+    rate_weight: Annotated[NonNegative, Range(1e-5, 1e-3, (1e-5, 1e-4, 1e-3))] = 0.0
+    """Weight of the mean length of a code, in bits, in the privatizer's loss; it rises during the warm-up, too. Only for finite
+    codes (`privatizer.levels`)."""
     gradient_norms: bool = False
     """Log in every round the norm of each side's gradient at the weights of the privatizer (`utility/grad_norm`,
     `privacy/grad_norm`); takes a second backward pass."""

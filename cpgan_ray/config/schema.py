@@ -81,6 +81,11 @@ class Config:
         _check_data(self.data)
         if self.privatizer.num_workers > 1:
             _check_workers(self)
+        if self.game.rate_weight and not self.privatizer.levels:
+            raise InputError(
+                f"game.rate_weight is {self.game.rate_weight:g}, but codes without privatizer.levels have no fixed length in bits: "
+                "add --privatizer.levels 3, or leave it out"
+            )
         if self.game.gradient_norms and self.runtime.compile:
             raise InputError(
                 "game.gradient_norms needs two backward passes, runtime.compile has only one: leave out one of the two"

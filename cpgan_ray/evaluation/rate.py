@@ -49,11 +49,11 @@ class CodeRate:
     """Why the codes have no coded length; None if they have one."""
 
 
-def code_rate(codes: Codes, identity: np.ndarray, *, step: float, seed: int, raw: float | None = None) -> CodeRate:
+def code_rate(codes: Codes, identity: np.ndarray, *, step: float, levels: int = 0, seed: int, raw: float | None = None) -> CodeRate:
     """The rate of codes with a table of those of `train`, measured on `test`.
 
-    step: that the codes are multiples of; 0: they are coded only if they have few values; identity: of the test pictures; raw: the
-    length without entropy coding, if it is known otherwise.
+    step: that the codes are multiples of; 0: they are coded only if they have few values; levels: of finite codes, otherwise 0;
+    identity: of the test pictures; raw: the length without entropy coding, if it is known otherwise.
 
     Raises: InputError if the package of the range coder is missing.
     """
@@ -67,7 +67,7 @@ def code_rate(codes: Codes, identity: np.ndarray, *, step: float, seed: int, raw
     if symbols is None:
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=NO_LEVELS if step else CONTINUOUS)
     try:
-        codec = codec_of(symbols[0], step=step)
+        codec = codec_of(symbols[0], step=step, levels=levels)
     except BytesError as e:
         return CodeRate(raw=FLOAT_BITS * k if raw is None else raw, not_coded=str(e))
     if isinstance(codec, FloatCodec):

@@ -129,7 +129,8 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext, *,
     answers_floor = max(answers, key=lambda a: a.fitted.tune_r2, default=None)
     curves = {"code": by_pictures(scored), "labels": by_pictures(of_labels)}
     identity = context.dataset.test.identity
-    rate = code_rate(context.codes, identity, step=context.channel.step, seed=context.seed, raw=raw_bits)
+    rounding = {"step": context.channel.step, "levels": context.channel.levels}
+    rate = code_rate(context.codes, identity, **rounding, seed=context.seed, raw=raw_bits)
     bounds, galleries = measure_bounds(data, context.channel, rate)
     ensure_below({f"{a.spec.name} ({a.spec.variant})": a.errors for a in scored}, galleries)
     by_strength = sorted(scored, key=lambda a: -a.score.r2)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.codec import level_range
 from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import PrivatizerConfig
@@ -141,6 +142,25 @@ def build_stages(config: PrivatizerConfig, image_shape: tuple[int, int, int]) ->
     return stages
 
 
+class Gain(nn.Module):
+    """A learned positive factor for each number of a code (B, k), 1 at first.
+
+    Finite codes have it behind the normalisation: a number that is not worth its bits shrinks until it is always the middle level,
+    which the normalisation alone forbids, and others spread over more levels. Nothing hides in a small factor, because the code is
+    rounded afterwards. The parameter is a logarithm, and counts `SPEED` times: Adam moves it by up to the learning rate in a round,
+    so that in 100 rounds at 0.001 a factor can become exp(SPEED / 10) times as large or small.
+    """
+
+    SPEED = 20.0
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.logarithm = nn.Parameter(torch.zeros(k))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * torch.exp(self.SPEED * self.logarithm)
+
+
 class Privatizer(nn.Module):
     """Stages, a linear map to k numbers, and their activation, normalisation, noise and rounding.
 
@@ -151,7 +171,7 @@ class Privatizer(nn.Module):
     def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         height, width, channels = image_shape
-        self.symmetric, self.step = config.symmetric, config.quantization_step
+        self.symmetric, self.step, self.levels = config.symmetric, config.quantization_step, config.levels
         self.clip = config.noise_clip if config.noise else None
         self.stages = build_stages(config, image_shape)
         try:
@@ -169,6 +189,8 @@ class Privatizer(nn.Module):
         noisy_or_rounded = self.step or config.noise  # both are in standard deviations of the code
         if noisy_or_rounded and config.code_activation != "normalised":
             self.normalise = nn.Sequential(self.normalise, CODE_ACTIVATIONS["normalised"](k))
+        if self.levels:
+            self.normalise = nn.Sequential(self.normalise, Gain(k))
 
     def encode(self, x: Tensor) -> Tensor:
         return self.code(self.stages(x).flatten(1)).float()  # codes are float32 also in mixed precision
@@ -188,12 +210,23 @@ class Privatizer(nn.Module):
             if noise is None:
                 return z
             z = z + noise
-        return round_to(z, self.step) if self.step else z
+        return round_to(z, self.step, self.levels) if self.step else z
 
 
-def round_to(z: Tensor, step: float) -> Tensor:
-    """z rounded to multiples of `step`; the gradient ignores the rounding (straight-through)."""
-    return z + (torch.round(z / step) * step - z).detach()
+def round_to(z: Tensor, step: float, levels: int = 0) -> Tensor:
+    """z rounded to multiples of `step`; the gradient ignores the rounding (straight-through).
+
+    With a number of levels L, the level n = round(z / step), or round(z / step - 1 / 2) if L is even, is clipped to
+    `level_range(L)`, and the code is n step: finite scalar quantisation (F. Mentzer et al., ICLR 2024) with a clipped identity
+    instead of tanh before the rounding. The gradient is 1 within the cells of the levels and 0 outside.
+    """
+    if not levels:
+        return z + (torch.round(z / step) * step - z).detach()
+    lowest, highest = level_range(levels)
+    numbers = z / step - (0.0 if levels % 2 else 0.5)
+    bounded = numbers.clamp(lowest - 0.5, highest + 0.5)
+    whole = torch.round(numbers).clamp(lowest, highest)
+    return (whole + (bounded - bounded.detach())) * step
 
 
 def build_privatizer(config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -186,7 +186,7 @@ class Game:
         started = self.start_responses(release)
         metrics = self.privatizer.utility(release)
         feedback, wait_s = self.wait_for_feedback(started)
-        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": wait_s}
+        return metrics | self.privatizer.update(release, feedback) | {"time/adversary_wait_s": wait_s}
 
     def play_stale1(self) -> Metrics:
         """One round with a gradient that is one step old: it is taken at the weights with which its codes were released.
@@ -203,7 +203,7 @@ class Game:
             self.inflight = (next_release, self.start_responses(next_release))
         metrics = self.privatizer.utility(release)
         feedback, wait_s = self.wait_for_feedback(started)
-        return metrics | self.privatizer.update(feedback) | {"time/adversary_wait_s": wait_s}
+        return metrics | self.privatizer.update(release, feedback) | {"time/adversary_wait_s": wait_s}
 
     def play_epochwise(self) -> Metrics:
         """One step of only the privatizer, against the adversary chosen for this epoch."""
@@ -211,7 +211,7 @@ class Game:
         started = [self.handles[self.chosen].respond_without_learning(self.share(release))] if self.handles else []
         metrics = self.privatizer.utility(release)
         feedback, wait_s = self.wait_for_feedback(started)
-        return metrics | self.privatizer.update(feedback, move_head=False) | {"time/adversary_wait_s": wait_s}
+        return metrics | self.privatizer.update(release, feedback, move_head=False) | {"time/adversary_wait_s": wait_s}
 
     def choose_adversary(self) -> None:
         """The paper's training epoch of the adversaries. Neural adversaries and the utility head learn on every batch, closed-form

@@ -30,6 +30,7 @@ from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
 from cpgan_ray.training.defender import Defender
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
 from cpgan_ray.training.losses import aggregate_weights, privacy_term, r2_from_errors, utility_loss
+from cpgan_ray.training.rate import rate_term
 from cpgan_ray.training.teachers import TeacherAnswers, read_answers
 
 
@@ -107,25 +108,36 @@ class PrivatizerWorker:
         logits = self.peers.gather(logits, len(y)).cpu().numpy()
         return {"utility/loss": loss, "utility/batch_accuracy": mean_accuracy(logits, y, self.task)}
 
-    def privacy_weight(self, round: int) -> float:
-        """The weight of the privacy term in a round; it rises linearly during the warm-up."""
+    def warmed_up(self, round: int) -> float:
+        """The share of the weights of privacy and rate that counts in a round; it rises linearly to 1 during the warm-up."""
         warmup = self.config.game.warmup_epochs * self.rounds_per_epoch
-        return self.config.privacy_weight * (min(1.0, round / warmup) if warmup else 1.0)
+        return min(1.0, round / warmup) if warmup else 1.0
 
-    def update(self, feedback: list[Feedback], *, move_head: bool = True) -> Metrics:
-        """One step against the aggregate of the adversaries. No weights have changed in this round before."""
-        if not feedback:
-            return self.defender.step(None, move_head=move_head)
+    def update(self, release: Release, feedback: list[Feedback], *, move_head: bool = True) -> Metrics:
+        """One step against the aggregate of the adversaries of a release, and its rate. No weights have changed in this round
+        before."""
+        grads, metrics = [], Metrics()
+        if feedback:
+            grad, of_adversaries = self.privacy_gradient(feedback)
+            grads.append(self.config.privacy_weight * self.warmed_up(release.round) * grad)
+            metrics |= of_adversaries
+        if levels := self.config.privatizer.levels:
+            bits, slope = rate_term(release.z, step=self.config.privatizer.quantization_step, levels=levels)
+            grads.append(self.config.game.rate_weight * self.warmed_up(release.round) * slope)
+            metrics["code/training_bits"] = bits
+        total = torch.from_numpy(np.asarray(sum(grads), np.float32)).to(self.device) if grads else None
+        return self.defender.step(total, move_head=move_head) | metrics
+
+    def privacy_gradient(self, feedback: list[Feedback]) -> tuple[np.ndarray, Metrics]:
+        """The gradient (B, k) of the privacy term, and the metrics of the adversaries."""
         game = self.config.game
         weights = aggregate_weights([f.r2 for f in feedback], kind=game.aggregate, temperature=game.temperature)
-        grad = sum(w * f.grad_z for w, f in zip(weights, feedback, strict=True) if w)
-        scaled = torch.from_numpy(np.asarray(self.privacy_weight(feedback[0].round) * grad, dtype=np.float32))
-        metrics = self.defender.step(scaled.to(self.device), move_head=move_head)
-        metrics["privacy/training_r2"] = max(f.r2 for f in feedback)
+        grad = np.sum([w * f.grad_z for w, f in zip(weights, feedback, strict=True) if w], axis=0)
+        metrics: Metrics = {"privacy/training_r2": max(f.r2 for f in feedback)}
         for w, f in zip(weights, feedback, strict=True):
             metrics |= {f"adversary/{f.name}/{key}": value for key, value in f.metrics.items()}
             metrics |= {f"adversary/{f.name}/r2": f.r2, f"adversary/{f.name}/weight": float(w)}
-        return metrics
+        return grad, metrics
 
     def step_head(self) -> None:
         self.defender.step_head()

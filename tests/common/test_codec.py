@@ -151,6 +151,15 @@ def test_codec_of_constant_codes_has_two_levels():
     assert np.array_equal(made.levels(np.full((1, 2), 9, np.float32)), [[1, 1]])
 
 
+@pytest.mark.parametrize(("levels", "lowest", "highest", "bits"), [(2, -1, 0, 1), (3, -1, 1, 2), (4, -2, 1, 2), (5, -2, 2, 3)])
+def test_codec_of_finite_codes_has_all_levels(levels, lowest, highest, bits):
+    made = codec_of(np.zeros((3, 2), np.float32), step=0.5, levels=levels)
+    assert isinstance(made, LevelCodec)
+    assert (made.lowest, made.highest, made.bits) == (lowest, highest, bits)
+    assert made.frequencies[-lowest] == max(made.frequencies)
+    assert codec_from_json(json.loads(json.dumps(made.as_json()))) == made
+
+
 @pytest.mark.parametrize(("scale", "step"), [(1.0, 0.0), (1e7, 1.0)])
 def test_codec_of_unrounded_or_far_spread_codes_holds_floats(scale, step):
     z = scale * np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)

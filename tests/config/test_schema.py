@@ -20,6 +20,7 @@ from cpgan_ray.config import (
     KernelConfig,
     NeuralConfig,
     PrivatizerConfig,
+    ReproduceJob,
     RidgeConfig,
     RuntimeConfig,
     TrackingConfig,
@@ -41,6 +42,16 @@ SECTIONS = [
     if dataclasses.is_dataclass(c) and isinstance(c, type) and c not in (Range, Choices)
 ]
 ADVERSARIES = [RidgeConfig, KernelConfig, NeuralConfig]
+
+TOGETHER: list[tuple[dict[str, Any], str]] = [
+    ({"privatizer.levels": 3}, r"privatizer\.levels is 3 and privatizer\.quantization_step 0; finite codes need"),
+    ({"privatizer.levels": 1, "privatizer.quantization_step": 1}, r"privatizer\.levels is 1 .* need at least 2 levels"),
+    (
+        {"privatizer.levels": 3, "privatizer.quantization_step": 1, "privatizer.noise": 1},
+        r"levels is 3, but privatizer\.noise is 1",
+    ),
+    ({"game.rate_weight": 0.1}, r"game\.rate_weight is 0\.1, but codes without privatizer\.levels have no fixed length"),
+]
 
 BAD: list[tuple[type, str, Any]] = [
     (module.SearchJob, "search_space", ()),
@@ -269,3 +280,14 @@ def test_import_of_config_imports_neither_torch_nor_ray():
     code = "import sys; sys.path[:0] = eval(sys.argv[1]); import cpgan_ray.config; print({'torch', 'ray'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code, repr(sys.path)], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("changes", "message"), TOGETHER)
+def test_settings_that_do_not_fit_together_raise(changes, message):
+    with pytest.raises(InputError, match=message):
+        override(Config(), changes)
+
+
+def test_comparison_of_finite_codes_raises():
+    with pytest.raises(InputError, match=r"privatizer\.levels is 3, but a comparison rounds the codes of every mechanism"):
+        ReproduceJob(config=override(Config(), {"privatizer.levels": 3, "privatizer.quantization_step": 1}))

@@ -15,6 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from cpgan_ray.common.codec import level_range
+from cpgan_ray.config import PrivatizerConfig
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.deploy.onnx_export import Weights, onnx_model
 from cpgan_ray.evaluation.encoders.onnx_models import checked_model
@@ -93,6 +95,23 @@ def test_model_gives_the_codes_of_the_program_for_any_batch(preset, symmetric):
     assert np.ptp(z) > 0
     head = onnx_model(loaded["utility_head"], input_name="z", output_name="logits", weights="float32")
     np.testing.assert_allclose(run(head, z), by_torch(loaded["utility_head"], z), atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_model_of_finite_codes_gives_exactly_the_codes_of_the_program(levels):
+    privatizer = PrivatizerConfig(width=4, depth=2, levels=levels, quantization_step=0.75)
+    torch.manual_seed(levels)
+    net = nn.ModuleDict({"privatizer": build_privatizer(privatizer, k=6, image_shape=(16, 16, 3)), "head": nn.Linear(6, 2)})
+    x = samples((16, 16, 3), 64, signals=False, seed=3)
+    refresh_statistics(net["privatizer"], [torch.from_numpy(x).float() / 127.5 - 1])
+    program = torch.export.load(io.BytesIO(export_programs(net, k=6, image_shape=(16, 16, 3))["privatizer"]))
+    content = onnx_model(program, input_name="pictures", output_name="z", weights="float32")
+    checked_model(content, stochastic=False)
+    z = run(content, x)
+    assert np.array_equal(z, by_torch(program, x))
+    assert np.array_equal(z, net.eval()["privatizer"](torch.from_numpy(x).float() / 127.5 - 1).detach().numpy())
+    lowest, highest = level_range(levels)
+    assert {*np.unique(z)} == {n * 0.75 for n in range(lowest, highest + 1)}
 
 
 # --------------------------------------------------------------------------------------------------- weights of every preset

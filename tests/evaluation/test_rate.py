@@ -61,6 +61,16 @@ def test_level_absent_from_training_leaves_no_bound_on_information():
     assert limited.bits is not None, "the client limits the level, so what it sends has a length"
 
 
+@pytest.mark.parametrize(("levels", "bits"), [(2, 1), (3, 2), (5, 3)])
+def test_finite_codes_always_have_a_bound_on_information(levels, bits):
+    codes = {name: np.full((400, 16), -1.0, np.float32) for name in ("train", "val", "test")}
+    codes["test"][7, 3] = 0.0  # a level that does not occur in training
+    rate = code_rate(codes, np.arange(400), step=1.0, levels=levels, seed=0)
+    assert (rate.raw, rate.levels) == (16 * bits, levels)
+    assert rate.log2_codes == pytest.approx(16 * np.log2(levels))
+    assert rate.information is not None
+
+
 def test_codes_that_are_finite_only_in_training_have_no_coded_length():
     """An encoder may return few values on the pictures that it was made with, and any number on others."""
     codes = codes_of(4, values=3)

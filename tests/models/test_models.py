@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.codec import level_range
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, UtilityConfig
 from cpgan_ray.data import Task
 from cpgan_ray.data.pca import scale
@@ -119,6 +120,26 @@ def test_rounded_code_is_the_nearest_multiple_and_keeps_the_gradient(step, train
     (exact * pull).sum().backward()
     for (name, parameter), plain_parameter in zip(rounded.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(parameter.grad, plain_parameter.grad, atol=1e-5), name
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0])
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+def test_finite_code_is_the_nearest_level_and_clips_the_rest(levels, step):
+    """Each level is the nearest one of `levels` equally spaced points around 0; beyond their cells there is no gradient."""
+    y = torch.linspace(-4, 4, 1601).requires_grad_()
+    z = round_to(y, step, levels)
+    points = (np.arange(levels) - (levels - 1) / 2) * step
+    nearest = np.abs(y.detach().numpy()[:, None] - points).argmin(axis=1)
+    border = np.abs((y.detach().numpy() - points[0]) / step % 1 - 0.5) < 1e-3  # between two levels
+    n = np.rint(z.detach().numpy() / step).astype(int)
+    lowest, highest = level_range(levels)
+    assert (n.min(), n.max(), len(np.unique(n))) == (lowest, highest, levels)
+    assert ((n - lowest == nearest) | border).all()
+    assert torch.equal(z.detach(), torch.from_numpy(n * step).float()), "codes are exact multiples of the step"
+    (gradient,) = torch.autograd.grad(z.sum(), y)
+    inside = np.abs(y.detach().numpy()) < levels * step / 2
+    edge = np.abs(np.abs(y.detach().numpy()) - levels * step / 2) < 1e-3
+    assert ((gradient.numpy() == inside) | edge).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -225,7 +225,7 @@ def reference_game(config: Config, *, delay: int) -> tuple[dict[str, torch.Tenso
         with torch_stream(config.seed, "head", round):
             loss = torch.nn.functional.binary_cross_entropy_with_logits(head(z), y)
         loss.backward()
-        code.backward(z.grad + worker.privacy_weight(round) * torch.from_numpy(feedback.grad_z))
+        code.backward(z.grad + config.privacy_weight * worker.warmed_up(round) * torch.from_numpy(feedback.grad_z))
         for parameter, delayed in zip(encoder.parameters(), second.parameters(), strict=True):
             parameter.grad = delayed.grad
         for stepped in (*defender.optimisers.values(), *defender.schedules.values()):
@@ -308,7 +308,7 @@ def test_privatizer_changes_only_in_its_update(tiny, differing):
     feedback = [handle.respond(release) for handle in game.handles.values()]
     game.privatizer.utility(release)
     assert differing(initial, dict(net.named_parameters())) == []
-    game.privatizer.update(feedback)
+    game.privatizer.update(release, feedback)
     moved = differing(initial, dict(net.named_parameters()))
     assert {path.split(".")[0] for path in moved} == {"/privatizer", "/head"}
 
@@ -327,8 +327,9 @@ def feedback(name: str, *, r2: float, shape: tuple[int, int]) -> Feedback:
 
 def after_update(config: Config, feedbacks: list[Feedback]) -> tuple[PrivatizerWorker, Metrics]:
     privatizer = PrivatizerWorker(config, threads=1)
-    privatizer.utility(privatizer.release(0))
-    return privatizer, privatizer.update(feedbacks)
+    release = privatizer.release(0)
+    privatizer.utility(release)
+    return privatizer, privatizer.update(release, feedbacks)
 
 
 def test_update_with_strongest_uses_only_that_gradient(tiny, differing):
@@ -361,15 +362,15 @@ def test_update_gradient_is_utility_plus_weighted_privacy(tiny):
     code, utility_grad = pending.code, pending.grad
     assert utility_grad is not None
     code.retain_grad()
-    privatizer.update([reply])
+    privatizer.update(release, [reply])
     assert code.grad is not None
     torch.testing.assert_close(code.grad, utility_grad + 2.5 * torch.from_numpy(reply.grad_z))
 
 
-def test_privacy_weight_rises_linearly_during_the_warmup(tiny):
+def test_share_of_the_weights_rises_linearly_during_the_warmup(tiny):
     privatizer = PrivatizerWorker(tiny(privacy_weight=3, changes={"game.warmup_epochs": 1.0}), threads=1)
-    assert [privatizer.privacy_weight(round) for round in (0, 1, 2, 4, 7)] == [0, 0.75, 1.5, 3, 3]
-    assert PrivatizerWorker(tiny(privacy_weight=3), threads=1).privacy_weight(0) == 3
+    assert [privatizer.warmed_up(round) for round in (0, 1, 2, 4, 7)] == [0, 0.25, 0.5, 1, 1]
+    assert PrivatizerWorker(tiny(privacy_weight=3), threads=1).warmed_up(0) == 1
 
 
 def test_adversary_targets_are_mirrored_and_shifted_like_the_inputs(tiny):

@@ -158,7 +158,7 @@ def play_timed(num_adversaries: int, rounds: int) -> tuple[float, float, int, in
         release, release_s = timed(game.privatizer.release, round)
         replies = [timed(handle.respond, release) for handle in handles]
         _, utility_s = timed(game.privatizer.utility, release)
-        _, update_s = timed(game.privatizer.update, [feedback for feedback, _ in replies])
+        _, update_s = timed(game.privatizer.update, release, [feedback for feedback, _ in replies])
         work = [(respond_s, timed(handle.finish_learning)[1]) for handle, (_, respond_s) in zip(handles, replies, strict=True)]
         sequential.append(release_s + utility_s + update_s + sum(r + learn for r, learn in work))
         path = release_s + max(utility_s, *(r for r, _ in work)) + update_s

@@ -14,6 +14,8 @@ class Channel:
 
     step: float = 0.0
     """Released numbers are multiples of this; 0: they are not rounded."""
+    levels: int = 0
+    """Number of values that each released number can have; 0: not limited."""
     noise: float = 0.0
     """Standard deviation of the Gaussian noise of each number."""
     clip: float = 0.0
@@ -27,7 +29,7 @@ class Channel:
     def of_privatizer(config: PrivatizerConfig, *, clean: np.ndarray | None) -> "Channel":
         """The channel of a run's privatizer; clean: see the field."""
         clip = config.noise_clip if config.noise else 0.0
-        return Channel(step=config.quantization_step, noise=config.noise, clip=clip, clean=clean)
+        return Channel(step=config.quantization_step, levels=config.levels, noise=config.noise, clip=clip, clean=clean)
 
     @staticmethod
     def of_mechanism(names: Sequence[str], *, step: float) -> "Channel":

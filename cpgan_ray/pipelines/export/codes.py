@@ -38,7 +38,7 @@ def encode(
     if release.noise:
         codes = noisy_codes(codes, dataset, noise=release.noise, step=release.quantization_step, seed=seed)
     try:
-        codec = codec_of(codes["train"], step=release.quantization_step)
+        codec = codec_of(codes["train"], step=release.quantization_step, levels=release.levels)
     except BytesError as e:
         raise InputError(f"the codes of the run cannot be sent: {e}: train it again") from e
     return codec, {name: received(z, codec) for name, z in codes.items()}, clean
