@@ -6,6 +6,7 @@
     python jobs/reproduce.py har --data-dir DIR --mechanisms cpgan ran pca --num-settings 2 --num-seeds 1
     python jobs/reproduce.py digits --num-seeds 2                       # real and embedded: needs no folder
     python jobs/reproduce.py genki4k --data-dir DIR --full              # the whole tournament instead of the quick comparison
+    python jobs/reproduce.py digits --adversaries ridge rbf mlp=2       # which adversaries the game plays against
     python jobs/reproduce.py --resume FOLDER                            # continue an interrupted comparison
     python jobs/reproduce.py --resume FOLDER --mechanisms cpgan pca        # continue, with these mechanisms in all
     python jobs/reproduce.py gaussian --theory                          # the mixture's best codes, for the published weights

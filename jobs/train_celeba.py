@@ -3,6 +3,7 @@
     python jobs/train_celeba.py                                       # embedded procedural faces, a few minutes on two cores
     python jobs/train_celeba.py celeba --data-dir DIR                 # CelebA in its official layout
     python jobs/train_celeba.py celeba --data-dir DIR --privacy-weight 0    # the undefended control
+    python jobs/train_celeba.py --adversaries ridge rbf decoder=4     # which adversaries play, and how many of each
     python jobs/train_celeba.py pictures --data-dir DIR --check       # own pictures: only show what they hold
     python jobs/train_celeba.py pictures --data-dir DIR --data.table labels.csv    # own pictures with a table of labels
     python jobs/train_celeba.py --resume FOLDER                       # continue an interrupted run from its last checkpoint

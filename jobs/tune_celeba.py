@@ -5,6 +5,7 @@
     python jobs/tune_celeba.py --searcher grid --search-space k=32,64 privacy_weight=0.1,0.2,0.4
     python jobs/tune_celeba.py --search-space k privacy_weight=0.05..2 adversaries.rbf.memory_batches privatizer.family \\
         --num-seeds 3
+    python jobs/tune_celeba.py --adversaries ridge rbf mlp=2          # which adversaries play, and how many of each
     python jobs/tune_celeba.py --resume FOLDER                        # continue an interrupted search
     ray job submit --working-dir . -- python jobs/tune_celeba.py celeba --data-dir DIR --output DIR
 

@@ -1,28 +1,61 @@
-"""Flags that select parts: names become absolute, and `--adversaries.NAME.kind` adds an adversary."""
+"""Flags that select parts: names become absolute, `--adversaries` chooses who plays, `--adversaries.NAME.kind` adds one."""
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cpgan_ray.common.plugins.names import absolute_name, absolute_path
-from cpgan_ray.config import AdversaryConfig, AttackJob, Config, OwnConfig, ReproduceJob, SearchJob, UtilityConfig
+from cpgan_ray.config import AttackJob, Config, OwnConfig, ReproduceJob, SearchJob, UtilityConfig
+from cpgan_ray.config.adversaries import choose_adversaries
 from cpgan_ray.config.players import BUILT_IN_ADVERSARIES
 from cpgan_ray.config.schema import NAME
 from cpgan_ray.errors import InputError
 
 T = TypeVar("T")
 C = TypeVar("C", Config, AttackJob)
+WORDS = re.compile(r"^--adversaries(=|$)")
 KIND = re.compile(r"^--adversaries\.([^.=]+)\.kind(?:=(.*))?$")
 
 
 def take_adversaries(base: T, rest: list[str]) -> T:
-    """Remove `--adversaries.NAME.kind KIND` from the arguments. Returns the configuration with a new adversary of that kind, whose
-    other fields are then flags; one that already has this kind stays as it is.
+    """Remove `--adversaries NAME[=COUNT] ...` and `--adversaries.NAME.kind KIND` from the arguments. Returns the configuration with
+    these adversaries, whose other fields are then flags.
+
+    Raises: InputError if no name or kind follows, or one is not valid.
+    """
+    words, kinds = take_words(rest), take_kinds(rest)
+    if not words and not kinds:
+        return base
+    owner: Any = base if hasattr(base, "adversaries") else getattr(base, "config", None)
+    if not hasattr(owner, "adversaries"):
+        flag = "--adversaries" if words else f"--adversaries.{next(iter(kinds))}.kind"
+        raise InputError(f"{flag} is a flag of trainings only: leave it out")
+    changed: Any = choose_adversaries(owner, words=words, kinds=kinds)
+    return changed if owner is base else dataclasses.replace(base, config=changed)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def take_words(rest: list[str]) -> list[str]:
+    """Remove `--adversaries NAME[=COUNT] ...` from the arguments and return the words; the last one counts.
+
+    Raises: InputError if no name follows.
+    """
+    words: list[str] = []
+    while (at := next((i for i, argument in enumerate(rest) if WORDS.match(argument)), None)) is not None:
+        _, equals, first = rest.pop(at).partition("=")
+        words = [first] if equals else []
+        while at < len(rest) and not rest[at].startswith("-"):
+            words.append(rest.pop(at))
+        if not any(words):
+            raise InputError("--adversaries needs names, each with how many if not one, such as --adversaries ridge rbf decoder=4")
+    return words
+
+
+def take_kinds(rest: list[str]) -> dict[str, str]:
+    """Remove `--adversaries.NAME.kind KIND` from the arguments and return the kinds by name.
 
     Raises: InputError if no kind follows, or the name is impossible.
     """
-    chosen: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     i = 0
     while i < len(rest):
         if (match := KIND.match(rest[i])) is None:
@@ -35,24 +68,9 @@ def take_adversaries(base: T, rest: list[str]) -> T:
             kind = rest.pop(i + 1)
         if not re.fullmatch(NAME, name):
             raise InputError(f"{rest[i]}: {name!r} cannot be the name of an adversary: use 1 to 60 letters, digits or any of _+-")
-        chosen[name] = kind
+        kinds[name] = kind
         del rest[i]
-    if not chosen:
-        return base
-    owner: Any = base if hasattr(base, "adversaries") else getattr(base, "config", None)
-    if not hasattr(owner, "adversaries"):
-        raise InputError(f"--adversaries.{next(iter(chosen))}.kind is a flag of trainings only: leave it out")
-    changed = dataclasses.replace(owner, adversaries=with_kinds(owner.adversaries, chosen))
-    return changed if owner is base else dataclasses.replace(base, config=changed)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def with_kinds(adversaries: Mapping[str, AdversaryConfig], kinds: Mapping[str, str]) -> dict[str, AdversaryConfig]:
-    """The adversaries, with new ones of the given kinds."""
-    result = dict(adversaries)
-    for name, kind in kinds.items():
-        if name not in result or result[name].kind != kind:
-            result[name] = BUILT_IN_ADVERSARIES[kind]() if kind in BUILT_IN_ADVERSARIES else OwnConfig(kind=absolute_name(kind))
-    return result
+    return kinds
 
 
 def absolute_parts(config: C) -> C:

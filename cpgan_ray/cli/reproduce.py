@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.cli.help import HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
+from cpgan_ray.cli.help import ADVERSARIES, HELP, HELP_ALL, OF_RUN, REPRODUCE, RESUME
 from cpgan_ray.cli.parts import absolute_mechanisms
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, ReproduceJob, local_names
@@ -17,7 +17,7 @@ from cpgan_ray.config.presets import PRESETS, for_comparison, preset, with_attac
 from cpgan_ray.errors import InputError
 
 CALL = "reproduce.py DATASET [--flag VALUE ...]"
-HELP_OPTIONS: dict[str, Any] = {"call": CALL, "main": (*REPRODUCE, *OF_RUN), "more": RESUME}
+HELP_OPTIONS: dict[str, Any] = {"call": CALL, "main": (*REPRODUCE, *OF_RUN), "more": ADVERSARIES | RESUME}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.cli.help import OF_RUN, RESUME
+from cpgan_ray.cli.help import ADVERSARIES, OF_RUN, RESUME
 from cpgan_ray.cli.help import SEARCH as SEARCH_FLAGS
 from cpgan_ray.cli.parts import absolute_search_space
 from cpgan_ray.common.environment import ensure_current_folder
@@ -52,7 +52,13 @@ def read_job(base: SearchJob, rest: Sequence[str], usage: str) -> SearchJob:
     return SearchJob(
         **vars(
             read_flags(
-                SearchFlags, SearchFlags(**vars(base)), rest, usage=usage, call=CALL, main=(*SEARCH_FLAGS, *OF_RUN), more=RESUME
+                SearchFlags,
+                SearchFlags(**vars(base)),
+                rest,
+                usage=usage,
+                call=CALL,
+                main=(*SEARCH_FLAGS, *OF_RUN),
+                more=ADVERSARIES | RESUME,
             )
         )
     )

@@ -1,4 +1,4 @@
-"""Whole configurations by name. A preset decides which adversaries play; flags tune the rest.
+"""Whole configurations by name. A preset decides which adversaries play, unless `--adversaries` does; flags tune the rest.
 
 To add one: a function that returns a Config, and a line in PRESETS.
 """

@@ -3,7 +3,7 @@ once.
 
 Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.memory-batches 5`) and can be searched
 (search_space.py); where a search looks by default is declared next to the field (`Range`, `Choices`). A preset (presets.py) decides
-which adversaries play; flags tune them.
+which adversaries play, unless `--adversaries` does (adversaries.py); flags tune them.
 """
 
 from dataclasses import field

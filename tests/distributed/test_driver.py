@@ -19,6 +19,7 @@ from cpgan_ray.common import logs
 from cpgan_ray.common.process import available_cpus
 from cpgan_ray.common.types import Batch, Feedback, Release
 from cpgan_ray.config import Config, NeuralConfig, RidgeConfig, RuntimeConfig, override
+from cpgan_ray.config.adversaries import choose_adversaries
 from cpgan_ray.config.presets import preset
 from cpgan_ray.distributed import resources
 from cpgan_ray.distributed.cluster import connect
@@ -77,6 +78,22 @@ def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing):
     assert differing(local.weights(), weights) == []
     assert untimed(played) == untimed(expected)
     assert all_cpus_become_free()
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("ray_session")
+def test_ray_game_with_copies_of_one_adversary_is_bit_identical(tiny, differing, count):
+    config = choose_adversaries(tiny("mlp", changes={"epochs": 1}), words=[f"mlp={count}"])
+    names = [f"mlp-{i}" for i in range(1, count + 1)]
+    local = play_in_process(config, threads=1)
+    expected = play_all(local)
+    with RayGame(on_ray(config)) as game:
+        played = play_all(game)
+        weights = game.weights()
+    assert weights.keys() == {"privatizer", *names}
+    assert differing(local.weights(), weights) == []
+    assert untimed(played) == untimed(expected)
+    assert len({played[-1][f"adversary/{name}/mse"] for name in names}) == count, "each copy has its own random stream"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpgan_ray.common.credentials import redacted
+from cpgan_ray.config.adversaries import choose_adversaries, words_for
 from cpgan_ray.config.folders.records import Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
 from cpgan_ray.config.io import flatten, from_json
 from cpgan_ray.config.presets import PRESETS
@@ -94,9 +95,12 @@ def command_for(config: Config) -> str:
     """The arguments of `jobs/train_celeba.py` that repeat this run: its preset, and the fields that differ from it. Attacks, output
     and tracking are left out.
     """
-    base = flatten(PRESETS[config.preset]()) if config.preset in PRESETS else {}
+    start = PRESETS[config.preset]() if config.preset in PRESETS else Config()
+    names, kinds = words_for(config, start)
+    base = flatten(choose_adversaries(start, words=names, kinds=kinds)) if config.preset in PRESETS else {}
     omitted = ("preset", "output", "attacks.", "tracking.", "runtime.", "recovery.")
-    words = [config.preset]
+    words = [config.preset, *(["--adversaries", *names] if names else [])]
+    words += [word for name, kind in kinds.items() for word in (f"--adversaries.{name}.kind", kind)]
     options: dict[str, dict[str, Any]] = {}
     for name, value in flatten(config).items():
         section, dot, option = name.partition(".options.")
