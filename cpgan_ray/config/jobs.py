@@ -260,6 +260,11 @@ class ReproduceJob:
                 f"utility.{name} is {getattr(self.config.utility, name)!r}, but a comparison trains every mechanism on the labels "
                 "only: leave it out"
             )
+        if self.config.utility.label_weights:
+            raise InputError(
+                f"utility.label_weights is {' '.join(self.config.utility.label_weights)}, but a comparison trains every mechanism "
+                "with equal weights: leave it out"
+            )
         if self.config.privatizer.levels:
             raise InputError(
                 f"privatizer.levels is {self.config.privatizer.levels}, but a comparison rounds the codes of every mechanism to "

@@ -20,7 +20,13 @@ BLOCK = 500
 
 
 def private_order(logits: Mapping[str, np.ndarray], dataset: Dataset, task: Task) -> list[int]:
-    """The positions of all labels, the one that is left out last first.
+    """The positions of all labels, the one that is left out last first; see `private_prices`."""
+    return list(private_prices(logits, dataset, task))[::-1]
+
+
+def private_prices(logits: Mapping[str, np.ndarray], dataset: Dataset, task: Task) -> dict[int, float]:
+    """The position of each label, the one that is left out first first, and its price: the accuracy that is then lost per R2 that
+    the attacker loses.
 
     Greedy: of the labels that are left, the next one to be left out loses the least accuracy per R2 that the attacker loses. The
     accuracy lost is that of the majority guess, on `val`. R2 is that of a ridge attack on the hard answers that are left, fitted on
@@ -34,8 +40,8 @@ def private_order(logits: Mapping[str, np.ndarray], dataset: Dataset, task: Task
     worth = np.nan_to_num(accuracy(logits["val"], y, task) - accuracy(guess, y, task)) / len(task.labels)
     attack = AnswersAttack({split: answer_numbers(hard[split], task) for split in hard}, dataset)
     columns = columns_of(task)
-    left, dropped = list(range(len(task.labels))), list[int]()
-    while len(left) > 1:
+    left, prices = list(range(len(task.labels))), dict[int, float]()
+    while left:
         now = attack.r2([c for i in left for c in columns[i]])
 
         def price(label: int, now: float = now) -> tuple[float, float]:
@@ -44,9 +50,10 @@ def private_order(logits: Mapping[str, np.ndarray], dataset: Dataset, task: Task
             less = now - attack.r2([c for i in left if i != label for c in columns[i]])
             return max(worth[label], 0.0) / max(less, MIN_GAIN), -less
 
-        dropped.append(min(left, key=price))
-        left.remove(dropped[-1])
-    return left + dropped[::-1]
+        first = min(left, key=price)
+        prices[first] = price(first)[0]
+        left.remove(first)
+    return prices
 
 
 def columns_of(task: Task) -> list[list[int]]:
@@ -76,7 +83,10 @@ class AnswersAttack:
         self.total = float(np.square(y_val).sum() + residual.sum())
 
     def r2(self, columns: Sequence[int]) -> float:
-        """R2 of the attack on these columns; to first order its mean reconstruction is the mean training picture."""
+        """R2 of the attack on these columns; to first order its mean reconstruction is the mean training picture, as without any
+        columns."""
+        if not columns:
+            return 0.0
         weights = scipy.linalg.solve(self.gram[np.ix_(columns, columns)], self.cross[columns], assume_a="pos")
         explained = (
             2 * (weights * self.val_cross[columns]).sum() - ((self.val_gram[np.ix_(columns, columns)] @ weights) * weights).sum()

@@ -234,8 +234,15 @@ def answers_of_trained(config: Config, dataset: Dataset, task: Task, *, parallel
 def teacher_config(config: Config, number: int) -> Config:
     """A teacher of a run: its networks, schedule and augmentation without adversaries, rounding and noise, with another seed."""
     privatizer = replace(config.privatizer, quantization_step=0.0, levels=0, noise=0.0, num_workers=1)
-    default = UtilityConfig()
-    utility = replace(config.utility, train_teachers=0, teacher_weight=default.teacher_weight, teacher_answers=None)
+    taught = (
+        "label_weights",
+        "learn_label_weights",
+        "learned_label_weights",
+        "train_teachers",
+        "teacher_weight",
+        "teacher_answers",
+    )
+    utility = replace(config.utility, **{name: getattr(UtilityConfig(), name) for name in taught})
     return replace(
         config,
         seed=int(stream(config.seed, "teacher", number).integers(1 << 31)),

@@ -36,6 +36,7 @@ from cpgan_ray.models.cost import costs
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
+from cpgan_ray.pipelines.label_weights import with_label_weights
 from cpgan_ray.pipelines.other_data import encode_other, load_other
 from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.parts import pinned
@@ -45,6 +46,7 @@ from cpgan_ray.pipelines.teachers import with_teachers
 from cpgan_ray.tracking import Tracker, ensure_trackable, read_curves
 from cpgan_ray.training.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.training.game import active_adversaries
+from cpgan_ray.training.label_weights import label_weights
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
         config = with_teachers(fit_to_data(config), parallel=context.host is open_session and on_ray(config))
+        config = with_label_weights(config)
         checkpoints = Checkpoints(
             config.recovery.checkpoints or str(refuse_link(output / "checkpoints")),
             keep=config.recovery.num_checkpoints,
@@ -146,6 +149,7 @@ def prepare_run(config: Config) -> Dataset:
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
     ensure_learnable(dataset, task_of(dataset, config.data.labels))
+    label_weights(config.utility, task_of(dataset, config.data.labels))
     check_undefended(config)
     attack_specs(config.attacks, dataset, other=load_other(config, dataset, noise=config.privatizer.noise))
     check_judge(config.attacks, dataset)

@@ -21,6 +21,7 @@ from cpgan_ray.data.task import Task
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
+from cpgan_ray.training.label_weights import label_weights
 from cpgan_ray.training.losses import distillation_loss, utility_loss, utility_normalizer
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -116,6 +117,8 @@ class Defender:
         self.net = nn.ModuleDict({"privatizer": privatizer, "head": head}).to(device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.positive_share = torch.from_numpy(positive_share).float().to(device) if config.utility.class_weighted_loss else None
+        weights = label_weights(config.utility, task)
+        self.label_weights = None if weights is None else torch.from_numpy(weights).to(device)
         p, u = config.privatizer, config.utility
         pairs = {
             "privatizer": scheduled_optimiser(privatizer.parameters(), p, learning_rate=p.learning_rate, total_rounds=total_rounds),
@@ -160,11 +163,12 @@ class Defender:
         with torch_stream(self.config.seed, "head", round), autocast(self.device, self.config.precision):
             logits = self.wrapped["head"](z).float()
         normalizer = self.peers.total(utility_normalizer(y, self.task, positive_share=self.positive_share))
-        loss = utility_loss(logits, y, self.task, positive_share=self.positive_share, normalizer=normalizer)
+        weights = {"label_weights": self.label_weights}
+        loss = utility_loss(logits, y, self.task, positive_share=self.positive_share, normalizer=normalizer, **weights)
         if soft is not None:
             num_rows = self.peers.total(torch.tensor(float(len(y)), device=self.device))
             share = self.config.utility.teacher_weight
-            loss = (1 - share) * loss + share * distillation_loss(logits, soft, self.task, num_rows=num_rows)
+            loss = (1 - share) * loss + share * distillation_loss(logits, soft, self.task, num_rows=num_rows, **weights)
         value = float(self.peers.total(loss.detach()))
         if not np.isfinite(value):
             raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")

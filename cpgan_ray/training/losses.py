@@ -16,15 +16,22 @@ from cpgan_ray.data.task import Task
 
 
 def utility_loss(
-    logits: Tensor, y: Tensor, task: Task, *, positive_share: Tensor | None = None, normalizer: Tensor | None = None
+    logits: Tensor,
+    y: Tensor,
+    task: Task,
+    *,
+    positive_share: Tensor | None = None,
+    label_weights: Tensor | None = None,
+    normalizer: Tensor | None = None,
 ) -> Tensor:
     """L_U, a scalar: the mean over the labels of each label's cross-entropy (sigmoid or softmax) over the rows with an answer.
 
-    L_U = 1 / L sum_l 1 / n_l sum_i w_il CE_il, with w_il = 0 where the answer is missing. A label without any answer adds 0.
+    L_U = 1 / L sum_l a_l / n_l sum_i w_il CE_il, with w_il = 0 where the answer is missing. A label without any answer adds 0.
 
     logits: (B, num_logits); y: (B, L), the true answers, `MISSING` where one is not known.
     positive_share: frequencies of the values in the training set (num_logits,), see `data.task.label_frequencies`. If given, all
         values of a label have the same total weight: w = 1 / (C frequency).
+    label_weights: a (L,); None: 1 each. They are not normalised: the weight of one label does not change what the others count.
     normalizer: n (L,). None: `utility_normalizer` of these rows. The losses of the parts of a batch, each with the normalizer of
         the whole batch, add up to the loss of the batch.
     """
@@ -37,6 +44,8 @@ def utility_loss(
         chosen = torch.tensor([task.labels[i].first_logit for i in task.binary], device=y.device)
         answers = y.index_select(1, columns)
         truth, weight = answers.clamp(min=0).to(logits.dtype), (answers != MISSING) * (len(y) / n[columns])
+        if label_weights is not None:
+            weight = weight * label_weights[columns]
         if share is not None:
             weight = 0.5 * (truth / share[chosen] + (1 - truth) / (1 - share[chosen])) * weight
         binary = F.binary_cross_entropy_with_logits(logits.index_select(1, chosen), truth, weight=weight)
@@ -46,6 +55,7 @@ def utility_loss(
             weight = None if share is None else class_weights(share[label.logits])
             of_classes = logits[:, label.logits], y[:, i].long()
             total = F.cross_entropy(*of_classes, weight=weight, ignore_index=MISSING, reduction="sum")
+            total = total if label_weights is None else label_weights[i] * total
             parts.append(total / n[i] / len(task.labels))
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
@@ -63,23 +73,29 @@ def utility_normalizer(y: Tensor, task: Task, *, positive_share: Tensor | None =
     return n
 
 
-def distillation_loss(logits: Tensor, soft: Tensor, task: Task, *, num_rows: Tensor | float) -> Tensor:
+def distillation_loss(
+    logits: Tensor, soft: Tensor, task: Task, *, num_rows: Tensor | float, label_weights: Tensor | None = None
+) -> Tensor:
     """The mean over the labels and rows of the cross-entropy between the teachers' answers and the logits, a scalar
     (G. Hinton, O. Vinyals, J. Dean, 2015, at temperature 1):
 
-    1 / (L B) sum_l sum_i sum_c -p_ilc log q_ilc, which is least where q = p. A row counts whether or not its true answer is known.
+    1 / (L B) sum_l a_l sum_i sum_c -p_ilc log q_ilc, which is least where q = p. A row counts whether or not its true answer is
+    known.
 
     logits: (B, num_logits); soft: the mean probabilities p of the teachers, in the same columns; num_rows: B, of the whole batch if
-    these are the rows of a part of it. The losses of the parts add up to the loss of the batch.
+    these are the rows of a part of it. The losses of the parts add up to the loss of the batch. label_weights: a, see
+    `utility_loss`.
     """
     total = torch.zeros((), dtype=logits.dtype, device=logits.device)
     if task.binary:
         columns = torch.tensor([task.labels[i].first_logit for i in task.binary], device=logits.device)
         own, target = logits.index_select(1, columns), soft.index_select(1, columns)
-        total = total + F.binary_cross_entropy_with_logits(own, target, reduction="sum")
-    for label in task.labels:
+        weight = None if label_weights is None else label_weights[torch.tensor(task.binary, device=logits.device)]
+        total = total + F.binary_cross_entropy_with_logits(own, target, weight=weight, reduction="sum")
+    for i, label in enumerate(task.labels):
         if not label.binary:
-            total = total + F.cross_entropy(logits[:, label.logits], soft[:, label.logits], reduction="sum")
+            of_label = F.cross_entropy(logits[:, label.logits], soft[:, label.logits], reduction="sum")
+            total = total + (of_label if label_weights is None else label_weights[i] * of_label)
     return total / num_rows / len(task.labels)
 
 

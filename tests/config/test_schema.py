@@ -288,6 +288,8 @@ def test_settings_that_do_not_fit_together_raise(changes, message):
         override(Config(), changes)
 
 
-def test_comparison_of_finite_codes_raises():
+def test_comparison_of_finite_codes_or_weighted_labels_raises():
+    with pytest.raises(InputError, match=r"label_weights is Male=0\.2, but a comparison trains every mechanism with equal weights"):
+        ReproduceJob(config=override(Config(), {"utility.label_weights": ["Male=0.2"]}))
     with pytest.raises(InputError, match=r"privatizer\.levels is 3, but a comparison rounds the codes of every mechanism"):
         ReproduceJob(config=override(Config(), {"privatizer.levels": 3, "privatizer.quantization_step": 1}))

@@ -113,6 +113,7 @@ def test_ray_game_with_other_schedules_is_bit_identical(tiny, differing, schedul
 def test_ray_game_on_mixed_labels_with_teachers_is_bit_identical(tiny, differing, tmp_path):
     weighted = {"utility.class_weighted_loss": True, "epochs": 1}
     weighted |= {"privatizer.levels": 3, "privatizer.quantization_step": 1.0, "game.rate_weight": 0.01}
+    weighted |= {"utility.label_weights": ["odd=0.3", "ink=2"]}
     config = with_random_teacher(mixed_config(tiny("ridge", "mlp", changes=weighted), tmp_path), tmp_path)
     with RayGame(on_ray(config)) as game:
         played, weights = play_all(game), game.weights()

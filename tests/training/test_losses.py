@@ -271,6 +271,20 @@ def test_utility_loss_of_one_complete_label_of_classes_is_torchs_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_weights_multiply_the_losses_of_their_labels(weighted):
+    logits, y = mixed_answers()
+    share = shares(y) if weighted else None
+    weights, expected = torch.tensor([0.2, 1.0, 3.0, 0.5]), 0.0
+    for i in range(4):
+        only = torch.full_like(y, MISSING)
+        only[:, i] = y[:, i]
+        expected += float(weights[i] * utility_loss(logits, only, MIXED, positive_share=share))
+    assert float(utility_loss(logits, y, MIXED, positive_share=share, label_weights=weights)) == pytest.approx(expected, rel=1e-5)
+    ones = utility_loss(logits, y, MIXED, positive_share=share, label_weights=torch.ones(4))
+    assert torch.equal(ones, utility_loss(logits, y, MIXED, positive_share=share))
+
+
 # ------------------------------------------------------------------------------------------------------------- distillation
 
 
@@ -312,3 +326,11 @@ def test_distillation_loss_of_hard_answers_is_the_utility_loss():
     hard = torch.cat([F.one_hot(y[:, i].long(), n)[:, 1 if n == 2 else 0 :] for i, n in enumerate(MIXED.num_values)], 1)
     loss = distillation_loss(logits, hard.double(), MIXED, num_rows=60)
     assert float(loss) == pytest.approx(float(utility_loss(logits, y, MIXED)), rel=1e-6)
+
+
+def test_label_weights_multiply_the_distillation_losses_of_their_labels():
+    logits, soft, weights = mixed_answers()[0], soft_answers(60), torch.tensor([0.2, 1.0, 3.0, 0.5])
+    alone = [distillation_loss(logits, soft, MIXED, num_rows=60, label_weights=torch.eye(4)[i]) for i in range(4)]
+    assert float(sum(alone)) == pytest.approx(float(distillation_loss(logits, soft, MIXED, num_rows=60)), rel=1e-6)
+    weighted = distillation_loss(logits, soft, MIXED, num_rows=60, label_weights=weights)
+    assert float(weighted) == pytest.approx(float(sum(w * loss for w, loss in zip(weights, alone, strict=True))), rel=1e-6)

@@ -63,7 +63,7 @@ def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, R
     ensure_own_code(config, record, trust=trust)
     tracking = dataclasses.replace(config.tracking, run_name=None)
     recovery = dataclasses.replace(config.recovery, checkpoints=None)
-    utility = dataclasses.replace(config.utility, teacher_answers=None)
+    utility = dataclasses.replace(config.utility, teacher_answers=None, learned_label_weights=())
     return dataclasses.replace(config, output=None, tracking=tracking, recovery=recovery, utility=utility), record
 
 

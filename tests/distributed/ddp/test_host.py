@@ -72,7 +72,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "privatizer.code_activation": "raw",
         },
     ),
-    MIXED: (("mlp",), {"utility.class_weighted_loss": True, "epochs": 1}),
+    MIXED: (("mlp",), {"utility.class_weighted_loss": True, "utility.label_weights": ["odd=0.3", "ink=2"], "epochs": 1}),
 }
 
 
