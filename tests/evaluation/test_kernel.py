@@ -13,16 +13,13 @@ from cpgan_ray.config import AttackConfig
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Copies, Pairs, r2_score
 from cpgan_ray.evaluation.attacks.kernel import (
     BANDWIDTHS,
-    KERNELS,
-    KernelSystem,
     Settings,
     Stage,
     kernel_attack,
-    kernel_of,
-    merge_rows,
     new_stage,
     search_settings,
 )
+from cpgan_ray.evaluation.attacks.kernel_system import KERNELS, KernelSystem, kernel_of, merge_rows
 from cpgan_ray.training.adversaries.kernel import FourierFeatures
 
 torch.set_num_threads(1)

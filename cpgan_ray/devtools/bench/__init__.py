@@ -8,6 +8,7 @@
     python -m cpgan_ray.devtools.bench --ray-starts 5    # start and end of a local Ray, with and without unneeded processes
     python -m cpgan_ray.devtools.bench --serve           # the service next to other servers, bytes and client, four minutes
     python -m cpgan_ray.devtools.bench --layers          # this package's layers compared with torch's layers, a few seconds
+    python -m cpgan_ray.devtools.bench --tournament RUN  # CPU seconds and R2 of each attack on a finished run, ten minutes
     python -m cpgan_ray.devtools.bench --memory 200000   # peak memory with 200000 pictures (10 GB of disk, half an hour)
 
 The speedup compares a game with K convolutional decoders on Ray with the same game in one process, with one torch thread or with

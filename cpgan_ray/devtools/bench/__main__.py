@@ -37,6 +37,8 @@ def select_measurement(s: Settings) -> Callable[[Settings, Path], dict[str, Any]
         from cpgan_ray.devtools.bench.layers import measure_layers as measure
     elif s.memory:
         from cpgan_ray.devtools.bench.memory import measure_memory as measure
+    elif s.tournament:
+        from cpgan_ray.devtools.bench.tournament import measure_tournament as measure
     elif s.checkpoints:
         from cpgan_ray.devtools.bench.checkpoints import measure_checkpoints as measure
     else:

@@ -36,6 +36,13 @@ class Settings:
     """Seconds of each cell."""
     serve_replicas: int = 2
     """Processes of each server."""
+    tournament: Path | None = None
+    """Measure the attacks of a tournament instead, one after the other: the output folder of a finished run, whose codes are
+    attacked with the settings of the run. Nothing is written."""
+    tournament_attacks: tuple[str, ...] = ()
+    """Names of the attacks that are measured; default: all of the run."""
+    tournament_variant: str = "leaked"
+    """Variant of the attacks that are measured."""
     crowds: tuple[int, ...] = (1, 8, 16, 32, 64)
     """Numbers of adversaries that are spread over the nodes, one after the other."""
     repeats: int = 6
@@ -72,6 +79,8 @@ class Settings:
             raise InputError(f"serve_seconds is {self.serve_seconds}; it must be above 0 and at most 3600")
         if self.serve_bundle is not None and not self.serve:
             raise InputError("serve_bundle is only for the measurement of the service: add --serve")
+        if self.tournament is None and self.tournament_attacks:
+            raise InputError("tournament_attacks is only for the measurement of a tournament: add --tournament RUN")
         for name in ("nodes", "ray_starts", "process_starts"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")

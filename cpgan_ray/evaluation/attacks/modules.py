@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, Mean, Reconstructor
 from cpgan_ray.evaluation.attacks.closed_form import Affine
-from cpgan_ray.evaluation.attacks.kernel import KernelMap
+from cpgan_ray.evaluation.attacks.kernel_system import KernelMap
 from cpgan_ray.evaluation.attacks.neural import ResidualOnRidge
 from cpgan_ray.evaluation.attacks.stack import Stack
 
