@@ -9,29 +9,28 @@ BIN := .venv/bin
 train: .venv/ready
 	$(BIN)/python jobs/train_celeba.py
 
-# A small privatizer, its undefended twin, and the page in the browser on which both are compared: docs/demo.md.
+# Small privatizers of two privacy weights, their undefended twin, and the page in the browser on which they are compared: docs/demo.md.
 DEMO := build/demo
+DEMO_WEIGHTS := 0.1 0.5
 DEMO_FLAGS := --data.image-size 32 --batch-size 120 --epochs 6 --game.warmup-epochs 1 --runtime.backend local --runtime.threads 1 --attacks.names ridge kernel \
-	--attacks.mlp-widths 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.max-rows 2000 \
+	--attacks.mlp-widths 16 --attacks.epochs 1 --attacks.max-budget-doublings 0 --attacks.restarts 1 --attacks.max-rows 1000 \
 	--attacks.num-shifted 0 --attacks.variants leaked --attacks.no-identity --attacks.no-attributes --attacks.no-similarity \
 	--attacks.no-legacy --attacks.fit-fractions --tracking.no-system-metrics
+DEMO_RUNS := $(foreach weight,0 $(DEMO_WEIGHTS),$(DEMO)/run-$(weight)/report/report.json)
+DEMO_BUNDLES := $(foreach weight,$(DEMO_WEIGHTS),$(DEMO)/bundle-$(weight)/manifest.json)
 
-demo: $(DEMO)/bundle/manifest.json
-	$(BIN)/python jobs/serve.py $(DEMO)/bundle --replicas 1
-
-$(DEMO)/bundle/manifest.json: | .venv/ready
-	$(MAKE) --no-print-directory --jobs=2 $(DEMO)/defended/report/report.json $(DEMO)/undefended/report/report.json
-	rm -rf $(DEMO)/bundle
+demo: .venv/ready
 	$(BIN)/python -m cpgan_ray.deploy.page > /dev/null
-	$(BIN)/python jobs/export.py $(DEMO)/defended --output $(DEMO)/bundle --eve --twin $(DEMO)/undefended
+	$(MAKE) --no-print-directory --jobs=2 $(DEMO_RUNS) $(DEMO_BUNDLES)
+	$(BIN)/python jobs/serve.py $(dir $(DEMO_BUNDLES)) --replicas 1
 
-$(DEMO)/defended/report/report.json: | .venv/ready
-	rm -rf $(DEMO)/defended
-	$(BIN)/python jobs/train_celeba.py faces $(DEMO_FLAGS) --privacy-weight 0.5 --output $(DEMO)/defended
+$(DEMO)/bundle-%/manifest.json: | $(DEMO)/run-%/report/report.json $(DEMO)/run-0/report/report.json
+	rm -rf $(DEMO)/bundle-$*
+	$(BIN)/python jobs/export.py $(DEMO)/run-$* --output $(DEMO)/bundle-$* --eve --twin $(DEMO)/run-0
 
-$(DEMO)/undefended/report/report.json: | .venv/ready
-	rm -rf $(DEMO)/undefended
-	$(BIN)/python jobs/train_celeba.py faces $(DEMO_FLAGS) --privacy-weight 0 --output $(DEMO)/undefended
+$(DEMO)/run-%/report/report.json: | .venv/ready
+	rm -rf $(DEMO)/run-$*
+	$(BIN)/python jobs/train_celeba.py faces $(DEMO_FLAGS) --privacy-weight $* --output $(DEMO)/run-$*
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder

@@ -7,6 +7,7 @@ files are read into memory once: what is checked is what is used. No ONNX model 
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,7 +75,7 @@ def read_bundle(path: str | Path) -> Bundle:
         return _checked(path, contents)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as e:
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else " ".join(str(e).split())[:200]
         raise InputError(f"bundle {path}: {reason or type(e).__name__}: export it again, or get it from its author again") from e
 

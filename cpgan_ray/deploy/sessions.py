@@ -18,8 +18,9 @@ def open_session(bundle: Bundle, name: str, *, threads: int = 1) -> onnxruntime.
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     # A model is one file: weights in other files would be read from this machine.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    # Without a fallback: onnxruntime would try a damaged model twice, and print the reason on standard output.
     try:
-        session = onnxruntime.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as e:  # onnxruntime raises many types for a damaged model
         raise InputError(f"bundle {bundle.path}: {name} cannot be loaded ({type(e).__name__}): get it from its author again") from e
     manifest = bundle.manifest

@@ -3,17 +3,19 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from cpgan_ray.cli import find_target
-from cpgan_ray.deploy.bundle import MANIFEST, PRIVATIZER, Bundle, is_bundle, read_bundle
+from cpgan_ray.deploy.bundle import CODEC, MANIFEST, PRIVATIZER, Bundle, is_bundle, read_bundle
 from cpgan_ray.deploy.client import Client
+from cpgan_ray.deploy.page.description import described
 from cpgan_ray.deploy.writing import write_folder, write_zip
 from cpgan_ray.errors import InputError
 from tests.deploy import bundles
@@ -168,6 +170,59 @@ def test_zip_that_is_cut_off_is_refused(bundle_files, tmp_path, cut):
         find_target(str(tmp_path / "b.zip"), fetch=Path)
 
 
+def test_zip_with_changed_bytes_is_refused_or_the_same_bundle(bundle_files, bundle, tmp_path):
+    content, rng = archive(tmp_path / "b.zip", bundle_files).read_bytes(), np.random.default_rng(0)
+    same = 0
+    for end in np.repeat([100, 1000, len(content)], 100):  # the directory is at the end
+        changed = bytearray(content)
+        for position in rng.integers(end, size=rng.integers(1, 6)):
+            changed[-1 - position] = rng.integers(256)
+        (tmp_path / "b.zip").write_bytes(changed)
+        try:
+            made = read_bundle(tmp_path / "b.zip")
+        except InputError as e:
+            assert str(e).startswith(f"bundle {tmp_path / 'b.zip'}: ")
+        else:
+            assert (made.digest, made.files) == (bundle.digest, bundle.files)
+            same += 1
+    assert 0 < same < 100
+
+
+ODD = (None, True, -1, 0.5, 1e308, float("nan"), float("inf"), "", "x" * 300, "../a", "\u202e", [], {}, [[]], 1 << 70, [0] * 5000)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, CODEC])
+def test_bundle_with_any_odd_value_is_refused_or_usable(bundle_files, tmp_path, name):
+    values = json.loads(bundle_files[name])
+    for path in sorted(paths(values), key=str):
+        for odd in ODD:
+            content = json.dumps(changed_value(values, path, odd)).encode()
+            files = bundle_files | {name: content} if name == MANIFEST else bundles.remake(bundle_files | {name: content})
+            folder = bundles.write(tmp_path, files)
+            try:
+                made = read_bundle(folder)
+                json.dumps(described(made, urls={}), allow_nan=False)
+            except InputError as e:
+                assert str(e).startswith(f"bundle {folder}: ")
+                assert len(str(e).splitlines()) == 1
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to every value of JSON; of long lists only to the first values."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(min(len(value), 2)):
+            yield from paths(value[key], (*path, key))
+
+
+def changed_value(value: Any, path: tuple[Any, ...], odd: Any) -> Any:
+    if not path:
+        return odd
+    copy = value.copy()
+    copy[path[0]] = changed_value(value[path[0]], path[1:], odd)
+    return copy
+
+
 def test_absent_bundle_is_refused(tmp_path):
     refused(tmp_path / "nothing", "does not exist")
 
@@ -194,6 +249,9 @@ def with_external_data(location: str) -> bytes:
     return model.SerializeToString()
 
 
+NOT_UTF8 = with_external_data("w.bin").replace(b"Flatten", b"Flat\xc1en")
+
+
 @pytest.mark.parametrize("absolute", [True, False])
 def test_client_refuses_a_model_with_weights_in_another_file(bundle_files, tmp_path, monkeypatch, absolute):
     monkeypatch.chdir(tmp_path)
@@ -204,11 +262,12 @@ def test_client_refuses_a_model_with_weights_in_another_file(bundle_files, tmp_p
         Client(path)
 
 
-@pytest.mark.parametrize("model", [b"", b"not a model", bundles.SIDE.to_bytes(1000)])
-def test_client_refuses_a_damaged_model(bundle_files, tmp_path, model):
+@pytest.mark.parametrize("model", [b"", b"not a model", bundles.SIDE.to_bytes(1000), NOT_UTF8])
+def test_client_refuses_a_damaged_model(bundle_files, tmp_path, capfd, model):
     path = bundles.write(tmp_path, bundles.remake(bundle_files | {PRIVATIZER: model}))
     with pytest.raises(InputError, match=r"privatizer\.onnx cannot be loaded"):
         Client(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_client_refuses_a_model_with_other_ends_than_the_manifest(bundle_files, tmp_path):

@@ -33,12 +33,22 @@ BATCHES = (1, 7, 64)
 FIDELITY_ROWS = 256
 LARGEST_CHANGES: dict[Weights, tuple[float, float]] = {"float32": (0.0, 0.0), "float16": (0.01, 0.02), "int8": (0.08, 0.04)}
 """Largest share of the numbers of codes that the weights of a model may change, and largest change of R2 and accuracy."""
-QUICK = ("smoke", "har")
-NETWORKS = [
-    pytest.param(name, symmetric, marks=() if name in QUICK else pytest.mark.slow)
-    for name in PRESETS
-    for symmetric in ((False,) if name in ("har", "gaussian", "gaussian_kernel") else (False, True))
-]
+SERIES = ("har", "gaussian", "gaussian_kernel")
+"""Presets whose networks cannot be symmetric."""
+
+
+FAMILIES = ("smoke", "mnist", "har", "svhn", "gaussian")
+"""A preset of each family of networks."""
+
+
+def networks(*quick: str) -> list[Any]:
+    """The networks of all presets, with and without symmetry. Those of other presets than the quick ones, and symmetric ones of other
+    families than the default, are for slow tests."""
+    return [
+        pytest.param(name, symmetric, marks=() if name in quick and (not symmetric or name == "smoke") else pytest.mark.slow)
+        for name in PRESETS
+        for symmetric in ((False,) if name in SERIES else (False, True))
+    ]
 
 
 def samples(shape: tuple[int, int, int], count: int, *, signals: bool, seed: int) -> np.ndarray:
@@ -79,7 +89,7 @@ def by_torch(program: Any, x: np.ndarray) -> np.ndarray:
         return program.module()(torch.from_numpy(x)).numpy()
 
 
-@pytest.mark.parametrize(("preset", "symmetric"), NETWORKS)
+@pytest.mark.parametrize(("preset", "symmetric"), networks(*FAMILIES))
 def test_model_gives_the_codes_of_the_program_for_any_batch(preset, symmetric):
     loaded, shape, signals, step = programs(preset, symmetric)
     content = onnx_model(loaded["privatizer"], input_name="pictures", output_name="z", weights="float32")
@@ -149,7 +159,7 @@ def fidelity(preset: str, symmetric: bool, weights: Weights | None) -> Fidelity:
     return Fidelity(float(changed), float(1 - errors.sum() / spread.sum()), float(classifier.score(z[half:], bright[half:])))
 
 
-@pytest.mark.parametrize(("preset", "symmetric"), NETWORKS)
+@pytest.mark.parametrize(("preset", "symmetric"), networks("smoke", "har"))
 def test_weights_of_a_preset_keep_its_r2_and_accuracy(preset, symmetric):
     program = fidelity(preset, symmetric, None)
     assert program.accuracy > 0.6, "codes that say nothing would be no test"

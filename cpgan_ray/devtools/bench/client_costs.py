@@ -1,4 +1,4 @@
-"""Bytes of a picture on the wire, and the client's time for a picture, next to the usual alternatives."""
+"""Bytes of a picture on the wire, and the client's CPU time for a picture, next to the usual alternatives."""
 
 import io
 import statistics
@@ -18,7 +18,7 @@ from cpgan_ray.devtools.serving.made_bundle import MadeBundle, as_jpeg, read_pic
 
 JPEG_QUALITY = 75
 TURNS, TURN_S, BATCH = 9, 0.1, 32
-"""Turns and seconds of each measurement of the client, and the larger one of its batches."""
+"""Turns and CPU seconds of each measurement of the client, and the larger one of its batches."""
 
 
 def measure_bytes(bundle: Bundle, files: Sequence[Path]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def measure_bytes(bundle: Bundle, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def measure_client(made: MadeBundle, files: Sequence[Path]) -> dict[str, float]:
-    """Milliseconds a picture with one thread, medians over turns: the client with onnxruntime and the same program in torch, for
+    """CPU milliseconds a picture with one thread, medians over turns: the client with onnxruntime and the same program in torch, for
     pixels of one picture (`b1`) and of 32 at a time (`b32`); and the client from a JPEG file to a message."""
     torch.set_num_threads(1)
     pictures = read_pictures(files, side=made.bundle.manifest.preprocessing.height)
@@ -55,16 +55,17 @@ def measure_client(made: MadeBundle, files: Sequence[Path]) -> dict[str, float]:
             lists, tensors = [list(block) for block in blocks], [torch.from_numpy(block) for block in blocks]
             work[f"client_ms_b{size}"] = (lambda i, lists=lists: client.codes(lists[i % len(lists)]), size)
             work[f"torch_ms_b{size}"] = (lambda i, tensors=tensors: module(tensors[i % len(tensors)]), size)
-        return {name: 1e3 * seconds for name, seconds in median_seconds(work).items()}
+        return {name: 1e3 * seconds for name, seconds in median_cpu_seconds(work).items()}
 
 
-def median_seconds(work: Mapping[str, tuple[Callable[[int], Any], int]]) -> dict[str, float]:
-    """Seconds of each call, divided by its number of pictures: the median of turns, which all calls take one after the other."""
+def median_cpu_seconds(work: Mapping[str, tuple[Callable[[int], Any], int]]) -> dict[str, float]:
+    """CPU seconds of each call, divided by its number of pictures: the median of turns, which all calls take one after the other. Other
+    processes hardly change them, and with one thread on an idle machine they are the seconds that pass."""
     turns: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(TURNS):
         for name, (call, size) in work.items():
-            begun, count = time.perf_counter(), 0
-            while (passed := time.perf_counter() - begun) < TURN_S or count == 0:
+            begun, count = time.process_time(), 0
+            while (passed := time.process_time() - begun) < TURN_S or count == 0:
                 call(count)
                 count += 1
             turns[name].append(passed / (count * size))
