@@ -48,7 +48,7 @@ def private_prices(logits: Mapping[str, np.ndarray], dataset: Dataset, task: Tas
             """Accuracy that is lost per R2 that the attacker loses; among answers that are worth nothing, the one that shows most
             goes first."""
             less = now - attack.r2([c for i in left if i != label for c in columns[i]])
-            return max(worth[label], 0.0) / max(less, MIN_GAIN), -less
+            return float(max(worth[label], 0.0) / max(less, MIN_GAIN)), -less
 
         first = min(left, key=price)
         prices[first] = price(first)[0]

@@ -36,6 +36,7 @@ from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.encoders.heads import head_logits
 from cpgan_ray.training.accuracy import mean_accuracy
 from cpgan_ray.training.game import play_in_process
+from cpgan_ray.training.label_weights import label_weights
 from cpgan_ray.training.teachers import SUFFIX, TeacherAnswers, as_logits, mean_answers, pinned_file, probabilities, read_answers
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def with_teachers(config: Config, *, parallel: bool) -> Config:
     task = task_of(dataset, config.data.labels)
     rounds_per_epoch(len(dataset.train), config.batch_size)
     ensure_learnable(dataset, task)
+    label_weights(utility, task)
     if utility.teachers:
         files = [answers_of_run(location, config, dataset, task) for location in utility.teachers]
     else:

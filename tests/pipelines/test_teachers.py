@@ -155,6 +155,14 @@ def test_teachers_are_trained_once_and_their_answers_averaged(tiny, monkeypatch)
     assert len(set(trained)) == 4
 
 
+def test_bad_label_weight_is_refused_before_teachers_are_trained(tiny):
+    config = tiny("ridge", changes=CHANGES | {"utility.train_teachers": 1, "utility.label_weights": ["Mal=0.5"], "seed": 11})
+    before = set(load(config).folder.glob("teacher-*"))
+    with pytest.raises(InputError, match="names 'Mal', which is no label of the task; nearest: Male"):
+        with_teachers(config, parallel=False)
+    assert set(load(config).folder.glob("teacher-*")) == before
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_teachers_on_ray_give_the_same_answers(tiny):
     configs = [teacher_config(tiny(changes=CHANGES), number) for number in range(2)]

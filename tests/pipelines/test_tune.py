@@ -669,6 +669,7 @@ BAD = {
         "smoke --search-space privatizer.family=conv,celeba_multi k=16,17",
         r"over privatizer.family=celeba_multi k=17: k is 17",
     ),
+    "no teacher": ("smoke --utility.teachers /nowhere", r"utility\.teachers: /nowhere has no config\.json"),
     "batch too large": ("smoke --batch-size 4000", r"batch_size is 4000"),
 }
 

@@ -29,6 +29,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.parts import pinned, pinned_dimension
+from cpgan_ray.pipelines.teachers import with_teachers
 from cpgan_ray.pipelines.train import prepare_run
 from cpgan_ray.pipelines.tune.networks import ensure_buildable
 from cpgan_ray.pipelines.tune.progress import Progress, read_trials
@@ -106,6 +107,8 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
     space = [pinned_dimension(d) for d in dimensions(job.search_space, job.config, grid=job.searcher == "grid")]
     set_up_process(threads=job.config.runtime.threads or available_cpus())
     dataset = prepare_run(job.config)
+    if job.config.utility.teachers:
+        with_teachers(job.config, parallel=False)  # a teacher that does not fit fails now, not in each trial
     ensure_buildable(job, space, dataset)
     connect(job.config.runtime)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of failures, which are also in tune/*/error.txt
