@@ -18,6 +18,7 @@ ATTACKS = AttackConfig(
     max_budget_doublings=0,
     restarts=1,
     fit_fractions=(),
+    generative=False,
 )
 
 
@@ -25,7 +26,7 @@ def attack_flags(uri: str) -> list[str]:
     """Flags for an attack by ridge regression in this process, tracked at `uri`."""
     return f"""--runtime.backend local --runtime.threads 1 --tracking.uri {uri} --tracking.no-system-metrics --attacks.names ridge
         --attacks.mlp-widths 16 --attacks.kernel-features 16 --attacks.epochs 1 --attacks.max-budget-doublings 0
-        --attacks.restarts 1 --attacks.fit-fractions""".split()
+        --attacks.restarts 1 --attacks.no-generative --attacks.fit-fractions""".split()
 
 
 class Pooled(nn.Module):

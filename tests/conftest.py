@@ -79,6 +79,7 @@ TINY = Config(
         identity=False,
         attributes=False,
         similarity=False,
+        generative=False,
     ),
     tracking=TrackingConfig(log_models=False, system_metrics=False),
 )

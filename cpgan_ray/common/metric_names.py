@@ -1,4 +1,5 @@
-"""Names and descriptions of all logged metrics. `<name>` stands for the name of an adversary or an attack."""
+"""Names and descriptions of all logged metrics. `<name>` stands for the name of an adversary or an attack, or of a
+control of the generative attack: `shuffled`, `labels`, `unconditional`, `nearest`."""
 
 DICTIONARY = {
     "utility/loss": "utility loss L_U on the round's batch",
@@ -63,6 +64,23 @@ DICTIONARY = {
     "attack/<name>/mse_255": "mean squared error of that attack on the 0-255 scale (pictures)",
     "attack/<name>/mse_raw": "mean squared error of that attack per value in the data set's own unit (signals)",
     "attack/<name>/seconds": "time that the attack took",
+    "generative/likeness": "mean likeness of the generative attack's selected draw to the true picture, by the judge of identity",
+    "generative/likeness_low": "lower end of its 95 % bootstrap interval over people",
+    "generative/likeness_high": "upper end of the same interval",
+    "generative/ssim": "mean SSIM of the selected draw and the true picture",
+    "generative/ssim_low": "lower end of its 95 % bootstrap interval over people",
+    "generative/ssim_high": "upper end of the same interval",
+    "generative/auc": "AUC of linking people by the selected draws; 0.5 is chance",
+    "generative/auc_low": "lower end of its 95 % bootstrap interval over people",
+    "generative/auc_high": "upper end of the same interval",
+    "generative/identification_rank": "mean rank of the true picture among N by likeness to the draw, divided by N; 0.5 is chance",
+    "generative/<name>/likeness_gain": "generative/likeness less that of a control, paired picture by picture",
+    "generative/<name>/likeness_gain_low": "lower end of its 95 % bootstrap interval over people",
+    "generative/<name>/likeness_gain_high": "upper end of the same interval",
+    "generative/<name>/ssim_gain": "generative/ssim less that of a control, paired picture by picture",
+    "generative/<name>/ssim_gain_low": "lower end of its 95 % bootstrap interval over people",
+    "generative/<name>/ssim_gain_high": "upper end of the same interval",
+    "generative/seconds": "time that the generative attack took, with its controls and its judgement",
     "time/round_s": "wall time of a round",
     "time/adversary_wait_s": "time of a round spent waiting for the adversaries",
     "time/epoch_s": "wall time of an epoch",

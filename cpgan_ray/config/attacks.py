@@ -71,6 +71,8 @@ class AttackConfig:
     """Also measure how well every attribute can be inferred from z."""
     similarity: bool = True
     """Also report PSNR, SSIM and MS-SSIM of the reconstructed pictures."""
+    generative: bool = True
+    """Also draw pictures that could belong to a code, and judge them by likeness, not by R2. Only for pictures; takes minutes."""
     legacy: bool = False
     """Also report the reference implementation's error with its uint8 overflow, to compare with published numbers."""
     cpus: Positive = 1.0

@@ -43,6 +43,7 @@ def smoke() -> Config:
             max_budget_doublings=1,
             fit_fractions=(0.1,),
             num_shifted=1,
+            generative=False,
         ),
     )
 
@@ -59,7 +60,13 @@ def faces() -> Config:
         game=GameConfig(warmup_epochs=4),
         adversaries={"ridge": RidgeConfig(), "rbf": KernelConfig(bandwidths=(1.0,), penalties=(1e-3,))},
         attacks=AttackConfig(
-            mlp_widths=(512,), decoder_width=8, kernel_features=1024, epochs=2, max_budget_doublings=2, fit_fractions=(0.1,)
+            mlp_widths=(512,),
+            decoder_width=8,
+            kernel_features=1024,
+            epochs=2,
+            max_budget_doublings=2,
+            fit_fractions=(0.1,),
+            generative=False,
         ),
     )
 
@@ -227,6 +234,7 @@ def for_comparison(config: Config) -> Config:
         identity=False,
         attributes=False,
         similarity=False,
+        generative=False,
         legacy=True,
     )
     data = replace(config.data, max_train_samples=40_000) if config.data.dataset in ("mnist", "cifar10", "svhn") else config.data
@@ -245,6 +253,7 @@ def for_search(config: Config) -> Config:
         identity=False,
         attributes=False,
         similarity=False,
+        generative=False,
     )
     return replace(config, attacks=attacks, tracking=replace(config.tracking, log_models=False, system_metrics=False))
 

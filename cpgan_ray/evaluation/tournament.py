@@ -17,6 +17,7 @@ from cpgan_ray.evaluation.fitting import (
     EvaluationContext,
     FittedAttack,
 )
+from cpgan_ray.evaluation.generative.attack import GenerativeAttack
 from cpgan_ray.evaluation.identity.judges import Judge, judge_of
 from cpgan_ray.evaluation.identity.result import IdentityResult, measure_identity
 from cpgan_ray.evaluation.learning_curve import LearningCurve, extended_difference, learning_curves
@@ -57,6 +58,7 @@ class TournamentResult:
     rate: CodeRate
     bounds: Bounds
     seed: int
+    generative: GenerativeAttack | None = None  # never ranked by R2; None if it was not made
 
     @property
     def strongest(self) -> ScoredAttack:

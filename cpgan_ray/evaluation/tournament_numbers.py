@@ -52,6 +52,7 @@ def metrics(result: TournamentResult) -> Metrics:
         }
         values |= {f"attack/{a.spec.name}/seconds": a.attack.seconds}
     values |= result.identity.metrics()
+    values |= {} if result.generative is None else result.generative.metrics()
     others = [a.scaled_accuracy for a in result.attributes if not a.task]
     if others:
         values["privacy/other_attributes"] = float(np.mean(others))
@@ -131,6 +132,7 @@ def as_json(result: TournamentResult) -> dict[str, Any]:
         "sweep": [row(a) for a in result.sweep],
         "identity_linkage": {name: dataclasses.asdict(value) for name, value in result.identity.linkage.items()},
         "identification": result.identity.as_json(),
+        "generative": None if result.generative is None else result.generative.as_json(),
         "attributes": [dataclasses.asdict(a) for a in result.attributes],
         "several_codes": [dataclasses.asdict(s) for s in result.several_codes],
         "learning_curves": {name: dataclasses.asdict(curve) for name, curve in result.learning_curves.items()}

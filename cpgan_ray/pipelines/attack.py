@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.encoders import heads
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_black_box, open_encoder
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
+from cpgan_ray.evaluation.generative.selection import Encode
 from cpgan_ray.evaluation.identity.judges import check_judge
 from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.evaluation.protocol import Codes
@@ -115,7 +117,8 @@ def attack(target: Target, job: AttackJob) -> GateResult:
     }
     with output_folder(job.output, "attack", parent=run_folder) as output:
         config = dataclasses.replace(config, output=output)
-        with defer_signals() as stop, new_tracker(config, output) as tracker, stop.allowed():
+        again = reopened(target, job, needed=config.attacks.generative and not encoder.reduced_to)
+        with defer_signals() as stop, new_tracker(config, output) as tracker, stop.allowed(), again as encode:
             if job.final:
                 description["final"] = {"opening": tracker.count_opening(dataset.digest)}
             evaluated = evaluate_codes(
@@ -126,6 +129,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
                 curves=curves,
                 undefended=config.tracking.undefended,
                 against=job.against,
+                encode=encode,
             )
             utility = {f"utility/{name}": value for name, value in evaluated.report["utility"].items()}
             seconds = {"time/total_s": time.perf_counter() - started}
@@ -171,6 +175,18 @@ def open_target(target: Target, job: AttackJob) -> Encoder:
     if target.program is None:
         return open_black_box(target.black_box or "", job.encoder)
     return open_encoder(target.program, job.encoder if target.config is None else dataclasses.replace(job.encoder, layout="nchw"))
+
+
+@contextlib.contextmanager
+def reopened(target: Target, job: AttackJob, *, needed: bool) -> Iterator[Encode | None]:
+    """The encoder again, so that the generative attack can encode its draws; None if it is not needed, or is a black box, of which
+    the report says how many pictures it has encoded."""
+    if not needed or target.program is None:
+        yield None
+        return
+    with contextlib.closing(open_target(target, job)) as encoder:
+        encoder.check(job.data.size)
+        yield encoder.encode
 
 
 def attacked_config(target: Target, job: AttackJob, encoder: Encoder, output: Path) -> Config:

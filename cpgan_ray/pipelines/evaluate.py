@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -29,6 +29,8 @@ from cpgan_ray.evaluation.fitting import (
     hard_answers,
     stack_specs,
 )
+from cpgan_ray.evaluation.generative.attack import attack_by_draws
+from cpgan_ray.evaluation.generative.selection import Encode
 from cpgan_ray.evaluation.identity.embedding_target import embeddings_of
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.card import Curves, card
@@ -36,7 +38,7 @@ from cpgan_ray.evaluation.report.paired import comparison
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import LIBRARIES, EvaluationReport, alice_answers, console_lines, reference_rows, twin_codes
 from cpgan_ray.evaluation.report.threat_model import limits, threat_model
-from cpgan_ray.evaluation.tournament import identity_judge, score_attacks
+from cpgan_ray.evaluation.tournament import TournamentResult, identity_judge, score_attacks
 from cpgan_ray.evaluation.tournament_numbers import as_json, failed_tournament
 from cpgan_ray.evaluation.utility import head_answers, label_metrics, utility_metrics
 from cpgan_ray.models import build_privatizer
@@ -93,6 +95,21 @@ def with_embeddings(context: EvaluationContext) -> EvaluationContext:
     return dataclasses.replace(context, embeddings=embeddings_of(judge, data, seed=context.seed))
 
 
+def with_draws(
+    result: TournamentResult, attacks: Sequence[FittedAttack], context: EvaluationContext, *, encode: Encode | None
+) -> TournamentResult:
+    """The result with the generative attack. encode: see `evaluate_codes`."""
+    generative = attack_by_draws(
+        context,
+        attacks,
+        strongest=result.strongest.attack,
+        floor=result.floor.attack,
+        judge=identity_judge(context, context.data("leaked")),
+        encode=encode,
+    )
+    return dataclasses.replace(result, generative=generative)
+
+
 def client_of_run(config: Config, codes: Codes, dataset: Dataset) -> dict[str, Any]:
     """The report's entry on the client's cost of a run with these codes."""
     with torch.random.fork_rng(devices=()):
@@ -109,6 +126,7 @@ def evaluate_codes(
     curves: Curves,
     undefended: Path | None = None,
     against: Path | None = None,
+    encode: Encode | None = None,
 ) -> EvaluationReport:
     """Run the tournament on codes, and build its report.
 
@@ -116,7 +134,8 @@ def evaluate_codes(
     answers floor is measured, too;
     description: `name`, `k`, `privacy_weight`, `seed`, `settings` of the report;
     undefended: the output folder of a finished undefended twin;
-    against: a report folder for a paired comparison.
+    against: a report folder for a paired comparison;
+    encode: the privatizer, with which the generative attack selects among its draws; None: it does not select.
     """
     task, utility = context.task, dict[str, Any](utility={}, labels=[])
     if logits:
@@ -132,6 +151,8 @@ def evaluate_codes(
     context = context if brief else with_embeddings(context)
     attacks = fit_attacks(context, runtime=runtime, brief=brief)
     result = score_attacks(attacks, context)
+    if context.config.generative and not brief:
+        result = with_draws(result, attacks, context, encode=encode)
     if (failure := failed_tournament(result)) is not None:
         logger.warning(failure.message)
         warnings = [*warnings, failure]
@@ -150,6 +171,7 @@ def evaluate_codes(
             stochastic=attacked.get("stochastic", False),
             reduced=bool(attacked.get("reduced_to")),
             noisy=bool(context.channel.noise),
+            drawn=result.generative is not None,
         ),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }

@@ -200,6 +200,7 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
         | {"client": client_of_run(config, outcome.codes, dataset)},
         curves=read_curves(tracker.output / "metrics.jsonl"),
         undefended=config.tracking.undefended,
+        encode=open_own(tracker.output / "privatizer.pt2").encode if config.attacks.generative else None,
     )
     utility = evaluated.report["utility"]
     test_utility = {

@@ -51,6 +51,7 @@ def measure_memory(s: Settings, folder: Path) -> dict[str, Any]:
             kernel_features=1024,
             decoder_width=4,
             fit_fractions=(),
+            generative=False,
         ),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )

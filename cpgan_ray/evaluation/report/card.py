@@ -61,6 +61,8 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         words={name: text.replace("picture", sample_noun(report)) for name, text in report["bounds"]["words"].items()},
         by_attacker=strongest_by_attacker(report),
         judge=judge_words(report.get("identification", {}).get("judge")),
+        drawn=drawn_words(report),
+        drawing_judge=judge_words((report.get("generative") or {}).get("judge")),
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
     )
@@ -84,6 +86,25 @@ def judge_words(name: str | None) -> str:
     if name == RECOGNISER:
         return f"the {name}, which no attack was fitted with"
     return "Fisher's discriminant on identities, fitted on the people of the training set"
+
+
+def drawn_words(report: Mapping[str, Any]) -> dict[str, str]:
+    """What the page calls the kinds of pictures that the generative attack is compared with."""
+    if (generative := report.get("generative")) is None:
+        return {}
+    attack = "generative attack: one draw"
+    if generative["selected"]:
+        attack = f"generative attack: of {generative['draws']} draws the one with the closest code"
+    return {
+        "sample": attack,
+        "single": "one draw",
+        "oracle": f"oracle: of {generative['draws']} draws the closest to the truth",
+        "start": "where draws start: the strongest attack",
+        "shuffled": "control: draws for another person's code",
+        "labels": "control: draws from the true answers only",
+        "unconditional": "control: draws from nothing",
+        "nearest": "control: the attacker's picture with the nearest code",
+    }
 
 
 def has_people(report: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from cpgan_ray.data import Dataset
 from cpgan_ray.evaluation.attacks.base import AttackData, Fitted, to_pixels
 from cpgan_ray.evaluation.attacks.closed_form import ridge_attack
 from cpgan_ray.evaluation.fitting import EvaluationContext
+from cpgan_ray.evaluation.generative.attack import GenerativeAttack
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.tournament import TournamentResult
 
@@ -84,8 +85,9 @@ def attack_panels(result: TournamentResult, context: EvaluationContext, *, undef
 
     `map`: R2 at each pixel, only for pictures.
 
-    Rows: original, mean picture, label floor, undefended, strongest attack. Without the codes of an undefended twin, the row
-    "undefended" shows the best linear code with the same number of values: the picture's own leading principal components.
+    Rows: original, mean picture, label floor, undefended, strongest attack, and draws of the generative attack. Without the codes
+    of an undefended twin, the row "undefended" shows the best linear code with the same number of values: the picture's own
+    leading principal components.
     """
     dataset, basis, strongest = context.dataset, context.pca_basis(), result.strongest
     mean = np.asarray(basis.mean)
@@ -108,10 +110,22 @@ def attack_panels(result: TournamentResult, context: EvaluationContext, *, undef
         else:
             images[f"undefended:\nbest {k} numbers"] = basis.reconstruct(linear_code(data, rows, k))
         images[f"this privatizer,\n{strongest.spec.name} attack"] = reconstruct_rows(data, strongest.attack.fitted, rows, mean)
+        images |= drawn_rows(result.generative, data, rows, mean)
         panels[name] = panel(images, dataset)
     if data.pictures:
         panels["map"] = r2_map(pixel_r2(data, strongest.attack.fitted), data)
     return panels
+
+
+def drawn_rows(generative: GenerativeAttack | None, data: AttackData, rows: np.ndarray, mean: np.ndarray) -> dict[str, np.ndarray]:
+    """Draws of some score pictures, (n, D) in [-1, 1] each; none if the generative attack was not made."""
+    if generative is None:
+        return {}
+    draws = generative.draws(data.score.z[torch.from_numpy(rows)])
+    return {
+        f"generative attack,\ndraw {number}": (draw @ data.components).cpu().numpy() + mean
+        for number, draw in enumerate(draws, start=1)
+    }
 
 
 def pixel_r2(data: AttackData, fitted: Fitted) -> np.ndarray:

@@ -37,6 +37,12 @@ LIMITS = (
     "The code is deterministic: it gives no differential-privacy guarantee.",
     "Attackers with a generative prior (GAN, diffusion) or with side information about {whom} are not among the attacks.",
 )
+DRAWN = (
+    "The generative attack was fitted on the attacker's own {samples} and draws only their leading principal components: an "
+    "attacker with a prior from many more {samples} (GAN, diffusion), or with side information about {whom}, is not among the "
+    "attacks."
+)
+"""Instead of the last of them, if the generative attack was made."""
 STOCHASTIC = (
     "The release is declared as stochastic: the attacks saw one code of each sample; an attacker who averages several codes of a "
     "sample recovers more. No differential-privacy guarantee is claimed."
@@ -77,10 +83,14 @@ def about_people(dataset: Dataset) -> bool:
     return any(len(np.unique(part.identity)) < len(part) for part in (dataset.train, dataset.val, dataset.test))
 
 
-def limits(dataset: Dataset, *, stochastic: bool = False, reduced: bool = False, noisy: bool = False) -> list[str]:
+def limits(
+    dataset: Dataset, *, stochastic: bool = False, reduced: bool = False, noisy: bool = False, drawn: bool = False
+) -> list[str]:
     """What the R2 of a report does not show. stochastic: whether the release is declared to draw random numbers; reduced: whether
-    the attacks saw a projection of the codes; noisy: whether the release has noise of a known kind."""
-    lines = [line.format(**nouns(dataset)) for line in (*LIMITS, HIDDEN[about_people(dataset)])]
+    the attacks saw a projection of the codes; noisy: whether the release has noise of a known kind; drawn: whether the generative
+    attack was made."""
+    general = (*LIMITS[:-1], DRAWN) if drawn else LIMITS
+    lines = [line.format(**nouns(dataset)) for line in (*general, HIDDEN[about_people(dataset)])]
     if noisy:
         words = nouns(dataset) | {"draws": str(DRAWS), "sample": nouns(dataset)["samples"].removesuffix("s")}
         lines = [NOISY.format(**words) if line.startswith("The code is deterministic") else line for line in lines]

@@ -26,6 +26,7 @@ def quick_attacks(attacks: AttackConfig) -> AttackConfig:
         identity=False,
         attributes=False,
         similarity=False,
+        generative=False,
         legacy=False,
         answers_floor=False,
     )

@@ -114,6 +114,18 @@ REPORT: dict[str, Any] = {
 }
 ALICE = {"accuracy": 0.8761, "r2": 0.0912, "low": 0.0811, "high": 0.1013, "multiply_adds": 15_728_640}
 CLIENT = {"multiply_adds": 210_944, "parameters": 14_296, "ms": 0.0926, "bytes": 8.0}
+MEASURE = {"mean": 0.1512, "low": 0.1391, "high": 0.1634}
+KINDS = ("sample", "single", "oracle", "start", "shuffled", "labels", "unconditional", "nearest")
+GENERATIVE = {
+    "judge": RECOGNISER,
+    "kinds": [{"name": name, "likeness": MEASURE, "auc": MEASURE, "mean_rank": 321.4, "ssim": MEASURE} for name in KINDS],
+    "gains": [
+        {"control": name, "likeness": {"mean": -0.0171, "low": -0.0242, "high": -0.0093}, "ssim": MEASURE} for name in KINDS[4:]
+    ],
+    "pictures": 933,
+    "draws": 8,
+    "selected": True,
+}
 BARE = (
     REPORT
     | {"attacks": [a | {"curve": []} for a in REPORT["attacks"]]}
@@ -230,6 +242,26 @@ def test_card_has_columns_for_measured_similarities():
     rows = page(REPORT | {"attacks": attacks}).rows
     assert {"MS-SSIM", "wrapped MSE"} <= set(next(row for row in rows if row[0] == "attack"))
     assert {"0.321", "77.7"} <= set(next(row for row in rows if row[:2] == ["mlp", "fresh"]))
+
+
+def test_card_compares_draws_with_all_controls():
+    page = Page(card(REPORT | {"generative": GENERATIVE}, panels=PANELS, curves={}))
+    rows = {row[0]: row[1:] for row in page.rows}
+    assert rows["generative attack: of 8 draws the one with the closest code"][:4] == ["0.151", "0.139 to 0.163", "0.151", "321.4"]
+    assert rows["control: the attacker's picture with the nearest code"][:2] == ["-0.017", "-0.024 to -0.009"]
+    assert "which no attack was fitted with" in page.text and "933 pictures" in page.text
+
+
+def test_card_without_judge_shows_only_ssim_of_draws():
+    unjudged = GENERATIVE | {
+        "judge": None,
+        "selected": False,
+        "kinds": [kind | dict.fromkeys(("likeness", "auc", "mean_rank")) for kind in GENERATIVE["kinds"]],
+        "gains": [gain | {"likeness": None} for gain in GENERATIVE["gains"]],
+    }
+    page = Page(card(REPORT | {"generative": unjudged}, panels=PANELS, curves={}))
+    assert ["generative attack: one draw", "0.151", "0.139 to 0.163"] in page.rows
+    assert "Pictures drawn from the code" not in Page(card(REPORT | {"generative": None}, panels=PANELS, curves={})).text
 
 
 def test_card_shows_linkage_and_comparison_if_present():
