@@ -19,7 +19,7 @@ import torch
 
 from cpgan_ray.common import signals
 
-RIDGE_ONLY = "--attacks.names ridge --attacks.no-identity --attacks.no-attributes --attacks.no-similarity"
+RIDGE_ONLY = "--attacks.names ridge --attacks.no-identity --attacks.no-attributes --attacks.no-similarity --attacks.no-generative"
 """Flags for the quickest tournament, for tests that do not look at its report: it also saves imports of several seconds."""
 HANG_S = 1200
 """Time after which a process counts as hanging: many times what it needs on a busy machine."""

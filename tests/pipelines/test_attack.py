@@ -164,6 +164,17 @@ def test_attack_on_run_folder_exits_0_with_json_summary(by_folder):
     assert [line for line in by_folder.process.stderr.splitlines() if not re.match(expected, line)] == []
 
 
+def test_generative_attack_on_run_selects_draws_by_their_codes(trained, job, tmp_path):
+    options = ("--variant", "leaked", "--attacks.generative", "--tracking.no-system-metrics", "--runtime.backend", "local")
+    status, _, err = job(trained.output, *options, "--output", tmp_path / "drawn")
+    assert status == 0, err
+    assert re.search(r"generative attack: likeness 0\.\d+, SSIM 0\.\d+, \d+ s", err)
+    report = report_in(tmp_path / "drawn")
+    assert report["generative"]["selected"] and report["generative"]["judge"] == report["identification"]["judge"]
+    assert report["privacy"]["strongest"]["attack"] in {"ridge", "nearest"}
+    assert any(line.startswith("The generative attack was fitted on") for line in report["limits"])
+
+
 def test_attack_writes_report_to_run_folder(by_folder, trained):
     assert by_folder.output.parent == trained.output
     assert re.fullmatch(r"attack-\d{8}-\d{6}", by_folder.output.name)
