@@ -29,7 +29,7 @@ STEPS = 16
 """Number of steps of the midpoint method in which a draw is computed."""
 FREQUENCIES = 8
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-MIN_STEPS = 8
+MIN_STEPS = 4
 """Smallest number of gradient steps of an epoch, for few pictures."""
 MIN_RELATIVE_SCALE = 1e-4
 """Smallest standard deviation of the error in any direction, relative to the largest."""
