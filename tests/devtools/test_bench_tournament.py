@@ -46,5 +46,4 @@ def test_bench_tournament_refuses_unknown_names_in_one_line(context, tmp_path):
     with pytest.raises(InputError, match="tournament_attacks is only for"):
         Settings(tournament_attacks=("ridge",))
     with pytest.raises(InputError, match="has no config.json: give the output folder of a run"):
-        (tmp_path / "run").mkdir()
-        context_of_run(tmp_path / "run")
+        context_of_run(tmp_path)

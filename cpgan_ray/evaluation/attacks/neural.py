@@ -8,7 +8,6 @@ cycles gain nothing (saturation.py). A last cycle, as long as the first, is on f
 """
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,48 +29,28 @@ from cpgan_ray.evaluation.attacks.base import (
     r2_score,
 )
 from cpgan_ray.evaluation.attacks.closed_form import Affine, best_affine, ridge_sums
-from cpgan_ray.models.decoders import Decoder, mlp
+from cpgan_ray.evaluation.attacks.half_side import CoarseToFineDecoder, predicted_shape
+from cpgan_ray.models.decoders import mlp
 
 MIN_STEPS = 16
 """Minimal number of steps in an epoch, for attacks on few pictures."""
 PIXEL_BATCH, CODE_BATCH = 64, 256
-TRUNK = 512
-"""Width of the perceptron in front of a decoder."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network, and the map of the codes in front of it ("standardised" or "whitened")."""
+    """A network, the map of the codes in front of it ("standardised" or "whitened"), and for a decoder whether it predicts pictures
+    that are not small at half the side."""
 
     network: NeuralConfig
     codes: str
+    half_side: bool = False
 
     @property
     def settings(self) -> dict[str, object]:
         n = self.network
         network: dict[str, object] = {"architecture": n.architecture, "width": n.width, "depth": n.depth, "dropout": n.dropout}
         return network | {"codes": self.codes}
-
-
-class CoarseToFineDecoder(nn.Module):
-    """A perceptron predicts a picture at a quarter of the side, which is enlarged; a convolutional decoder predicts the rest.
-
-    Without the perceptron, a decoder takes ten times as many steps to improve on the ridge reconstruction that it starts from.
-    """
-
-    def __init__(self, config: NeuralConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.height, self.width, self.channels = image_shape
-        self.small = (self.channels, -(-self.height // 4), -(-self.width // 4))
-        self.trunk = mlp(NeuralConfig(architecture="mlp", width=TRUNK, depth=1), k=k, target=TRUNK)
-        self.coarse = nn.Linear(TRUNK, math.prod(self.small))
-        self.fine = Decoder(config, k=TRUNK, image_shape=image_shape)
-
-    def forward(self, z: Tensor) -> Tensor:
-        hidden = torch.relu(nn.functional.layer_norm(self.trunk(z), (TRUNK,)))
-        coarse = self.coarse(hidden).unflatten(1, self.small)
-        enlarged = nn.functional.interpolate(coarse, size=(self.height, self.width), mode="bilinear")
-        return self.fine(hidden) + enlarged.permute(0, 2, 3, 1).flatten(1)
 
 
 class ResidualOnRidge(nn.Module):
@@ -125,7 +104,9 @@ class Trainer:
             last_layers = [network[-1]]  # pyright: ignore[reportIndexIssue]
         else:
             assert self.task.data.image_shape is not None
-            network = CoarseToFineDecoder(self.candidate.network, k=k, image_shape=self.task.data.image_shape)
+            shape = self.task.data.image_shape
+            fine = predicted_shape(shape) if self.candidate.half_side else shape
+            network = CoarseToFineDecoder(self.candidate.network, k=k, image_shape=shape, fine=fine)
             last_layers = [network.coarse, network.fine.last]
         for parameter in (p for layer in last_layers for p in layer.parameters()):
             nn.init.zeros_(parameter)
@@ -148,7 +129,8 @@ class Trainer:
         """Train on `rows`, with a learning rate that falls to 0. An epoch has `per_epoch` of them, drawn again. Yields R2 on the
         tuning rows after each epoch."""
         steps = max(MIN_STEPS, per_epoch // self.batch)
-        optimiser = torch.optim.AdamW(self.model.network.parameters(), lr=self.candidate.network.learning_rate, weight_decay=1e-4)
+        learning_rate = self.candidate.network.learning_rate
+        optimiser = torch.optim.AdamW(self.model.network.parameters(), lr=learning_rate, weight_decay=1e-4, fused=True)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
         for epoch in range(epochs):
             with torch_stream(self.task.data.seed, *self.path, len(rows), self.epochs + epoch):
@@ -231,10 +213,12 @@ def mlp_attack(data: AttackData, config: AttackConfig) -> Fitted:
 
 
 def decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
-    """A convolutional decoder behind a perceptron, with an architecture that no training adversary has, if there is one."""
+    """A convolutional decoder behind a perceptron, with an architecture that no training adversary has, if there is one.
+    Pictures that are not small are predicted at half the side (half_side.py)."""
     unused = [a for a in ("upsample", "conv") if a not in data.trained_against]
     network = NeuralConfig(architecture="upsample" if not unused else unused[0], width=config.decoder_width)  # pyright: ignore[reportArgumentType]
-    return train_candidates(data, config, [Candidate(network, codes) for codes in ("standardised", "whitened")], space="pixels")
+    candidates = [Candidate(network, codes, half_side=True) for codes in ("standardised", "whitened")]
+    return train_candidates(data, config, candidates, space="pixels")
 
 
 def resnet_decoder_attack(data: AttackData, config: AttackConfig) -> Fitted:
