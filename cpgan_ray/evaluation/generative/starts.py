@@ -13,14 +13,8 @@ import torch
 
 from cpgan_ray.common.rng import stream
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, Reconstructor
-from cpgan_ray.evaluation.attacks.kernel import (
-    BANDWIDTHS,
-    UNIT_ROWS,
-    Kernel,
-    KernelSystem,
-    merge_rows,
-    search_settings,
-)
+from cpgan_ray.evaluation.attacks.kernel import BANDWIDTHS, UNIT_ROWS, search_settings
+from cpgan_ray.evaluation.attacks.kernel_system import Kernel, KernelSystem, merge_rows
 from cpgan_ray.evaluation.generative.flow import FlowRows
 from cpgan_ray.training.adversaries.kernel import median_distance
 
