@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cpgan_ray.analysis.fronts import CLIENT, UTILITY
+from cpgan_ray.analysis.fronts import CLIENT, CLOUD, UTILITY
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 
 
 def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `Trial` (analysis/fronts/trials.py).
 
-    report: has `utility`, `privacy`, `client` and `warnings`, as in `report.json`; strongest: name, R2 and interval of the attack
-    that counts.
+    report: has `utility`, `privacy`, `client`, `cost` and `warnings`, as in `report.json`; strongest: name, R2 and interval of the
+    attack that counts.
     """
     utility, privacy = report["utility"], report["privacy"]
     return {
@@ -24,6 +24,7 @@ def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) ->
         "label_floor_r2": privacy["label_floor_r2"],
         "answers_floor_r2": privacy["answers_floor_r2"],
         **{field: report["client"][name] for field, name in CLIENT.items()},
+        **{field: report["cost"].get("utility_head", {}).get(name) for field, name in CLOUD.items()},
         **wire_bits(report["code"]),
         "degenerate": next(iter(degeneracy_reasons(report)), None),
     }

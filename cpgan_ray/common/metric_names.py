@@ -60,6 +60,8 @@ DICTIONARY = {
     "client/parameters": "parameters of the client's network",
     "client/ms": "median time of the client's network for one sample on one thread, in milliseconds",
     "client/bytes": "bytes that the client sends for a sample, before entropy coding",
+    "cloud/multiply_adds": "multiply-adds that the utility head spends on a code",
+    "cloud/parameters": "parameters of the utility head",
     "attack/<name>/r2": "share of variance that a fresh attack recovers on the test split, in its stronger variant",
     "attack/<name>/mse_255": "mean squared error of that attack on the 0-255 scale (pictures)",
     "attack/<name>/mse_raw": "mean squared error of that attack per value in the data set's own unit (signals)",

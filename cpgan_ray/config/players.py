@@ -31,11 +31,12 @@ Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
 class PrivatizerConfig:
     family: Annotated[PartName, PORTABLE, Choices(("conv", "residual"))] = "conv"
     """`conv`: strided 3x3 convolutions with batch norm, similar to the reference implementation's network for one attribute of
-    CelebA. `residual`: pre-activation residual blocks. Networks of the reference implementation: `lenet` (MNIST, GENKI, HAR),
-    `generator` (CIFAR-10), `picture` (CIFAR-10, SVHN) and `picture_conv` (SVHN), whose code has the shape of the picture,
-    `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-networks with half of the code each), `linear` (Gaussian).
-    `whitened`: linear, on principal components of unit variance. Width and depth apply to `conv` and `residual`. `timm:NAME`: a
-    network of timm. Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    CelebA. `residual`: pre-activation residual blocks. For clients that can spend little: `separable`, patches of 4 x 4 pixels and
+    depthwise-separable convolutions, and `patch`, patches of an eighth of the picture's side and pointwise layers. Networks of the
+    reference implementation: `lenet` (MNIST, GENKI, HAR), `generator` (CIFAR-10), `picture` (CIFAR-10, SVHN) and `picture_conv`
+    (SVHN), whose code has the shape of the picture, `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-networks with
+    half of the code each), `linear` (Gaussian). `whitened`: linear, on principal components of unit variance. Width and depth apply
+    to the first four. `timm:NAME`: a network of timm. Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
     options: Annotated[Options, PORTABLE] = field(default_factory=dict)
     """Keyword arguments of your own family, or of a network of timm, as a JSON object."""
     weights: Annotated[str | None, LOCAL] = None
@@ -52,9 +53,11 @@ class PrivatizerConfig:
     """The last step to z: `normalised` by batch statistics (rescaling gains nothing), `relu` (the reference implementation's), or
     `raw` (none)."""
     width: Annotated[PositiveInt, Range(8, 64, (16, 32, 64))] = 32
-    """Number of channels of the first stage; each further stage doubles it."""
+    """Number of channels of the first stage; each further stage doubles it, except in `patch`."""
     depth: Annotated[int, Field(ge=1, le=8), Range(3, 5, (3, 4, 5), log=False)] = 4
-    """Number of stages; each halves the side of the picture."""
+    """Number of stages; each halves the side of the picture. Of `patch`: number of pointwise layers."""
+    max_multiply_adds: PositiveInt | None = None
+    """Budget of the client: multiply-adds for one picture, checked before anything is trained. Default: no limit."""
     symmetric: bool = False
     """Encode the picture and its mirror image and average both before normalising, so z cannot distinguish left from right. Doubles
     the compute."""
@@ -105,18 +108,21 @@ class PrivatizerConfig:
 @config_class("utility")
 class UtilityConfig:
     family: Annotated[PartName, PORTABLE, Choices(("mlp", "lenet"))] = "mlp"
-    """`mlp`: hidden layers with batch norm and dropout. Networks of the reference implementation: `lenet` (fully connected, 120 and
-    84); for codes that are pictures `shake` (Shake-Shake 26) and `wide` (WRN-16-8), of any depth and width; `celeba_single`;
-    `celeba_multi` (the first 8 attributes from the first half of the code, the other 14 and 18 from the second half). Code of your
-    own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    """`mlp`: hidden layers with batch norm and dropout. For a cloud that can spend much: `residual`, a residual perceptron;
+    `transformer`, over the coordinates of the code; `ensemble`, several perceptrons. Networks of the reference implementation:
+    `lenet` (fully connected, 120 and 84); for codes that are pictures `shake` (Shake-Shake 26) and `wide` (WRN-16-8), of any depth
+    and width; `celeba_single`; `celeba_multi` (the first 8 attributes from the first half of the code, the other 14 and 18 from the
+    second half). Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
     options: Annotated[Options, PORTABLE] = field(default_factory=dict)
     """Keyword arguments of your own family, as a JSON object."""
     depth: NonNegativeInt = 0
-    """Number of layers of `shake` and `wide`; 0: 26 and 16."""
+    """Number of layers of `shake`, `wide` and `transformer`, of blocks of `residual`; 0: 26, 16, 2 and 3."""
     width: NonNegativeInt = 0
-    """Number of channels of the first stage of `shake`, widening factor of `wide`; 0: 32 and 8."""
+    """Number of channels of the first stage of `shake`, widening factor of `wide`, width of `transformer`; 0: 32, 8 and 64."""
+    members: PositiveInt = 4
+    """Number of perceptrons of `ensemble`, whose logits are averaged."""
     hidden: Annotated[NonNegativeInt, Range(64, 1024, (128, 256, 512))] = 256
-    """Width of the two hidden layers of the classifier on z; 0: a linear classifier."""
+    """Width of the hidden layers of `mlp`, `residual` and each member of `ensemble`; 0: a linear classifier."""
     dropout: Annotated[Fraction, Range(0.0, 0.6, (0.0, 0.3, 0.6), log=False)] = 0.3
     """Fraction of hidden units dropped in training."""
     class_weighted_loss: bool = False

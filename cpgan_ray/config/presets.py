@@ -96,6 +96,18 @@ def celeba_single() -> Config:
     )
 
 
+def celeba_light() -> Config:
+    """Preset `celeba` for a client that spends at most a million multiply-adds on a picture."""
+    privatizer = PrivatizerConfig(family="patch", width=32, depth=4, max_multiply_adds=1_000_000, quantization_step=2.0)
+    return replace(celeba(), preset="celeba_light", privatizer=privatizer)
+
+
+def celeba_tiny() -> Config:
+    """Preset `celeba` for a client that spends at most 300,000 multiply-adds on a picture, with codes of 64 numbers."""
+    privatizer = PrivatizerConfig(family="patch", width=16, depth=1, max_multiply_adds=300_000, quantization_step=2.0)
+    return replace(celeba(), preset="celeba_tiny", k=64, privatizer=privatizer)
+
+
 def celeba_paper() -> Config:
     """The paper's game: raw `-L_R` on ReLU codes, in each epoch against the adversary of the smallest MSE, its three adversaries
     and weights: lambda is 1 against the decoder and 10 against the closed-form ones, of a utility loss that is the sum over the 40
@@ -279,7 +291,7 @@ def pictures() -> Config:
 
 SMALL = (mnist, digits, har, genki4k, cifar10, svhn, gaussian, gaussian_kernel)
 PRESETS: dict[str, Callable[[], Config]] = {
-    f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_paper, *SMALL, pictures)
+    f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_light, celeba_tiny, celeba_paper, *SMALL, pictures)
 }
 
 

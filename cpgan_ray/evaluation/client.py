@@ -1,11 +1,14 @@
 """What a code costs the client: multiply-adds, parameters and time for one sample, and the bytes that it sends."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from cpgan_ray.common.types import Metrics
 from cpgan_ray.models.cost import count, milliseconds
 
 MAX_LEVELS = 256
@@ -42,6 +45,12 @@ def client_cost(
     cost = count(network, (channels, height, width))
     ms = milliseconds(network, (channels, height, width))
     return ClientCost(multiply_adds=cost.multiply_adds, parameters=cost.parameters, ms=ms, bytes=sent)
+
+
+def cost_metrics(report: Mapping[str, Any]) -> Metrics:
+    """The metrics of the client's and of the cloud's cost in a report; those that are not known are left out."""
+    client = {f"client/{name}": value for name, value in report.get("client", {}).items() if value is not None}
+    return client | {f"cloud/{name}": value for name, value in report.get("cost", {}).get("utility_head", {}).items()}
 
 
 def code_bits(codes: np.ndarray) -> int:

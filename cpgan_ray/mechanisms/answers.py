@@ -21,8 +21,11 @@ from cpgan_ray.mechanisms.answer_order import private_order
 from cpgan_ray.mechanisms.base import Released, noise_stream
 from cpgan_ray.mechanisms.games import undefended_twin
 from cpgan_ray.models import build_head
+from cpgan_ray.models.cost import Cost
 from cpgan_ray.training.accuracy import predictions
 
+NOTHING = Cost(parameters=0, multiply_adds=0)
+"""What the cloud computes for answers."""
 MAX_BITS = 16
 LARGEST = 3.0
 """Logits are clipped to so many standard deviations before they are sent with several bits."""
@@ -41,7 +44,7 @@ def answers(config: Config, bits: float, dataset: Dataset) -> Released:
     scale = twin.logits["train"].std(axis=0, dtype=np.float64).astype(np.float32)
     sent = {name: quantised(z, scale, bits=int(bits)) for name, z in twin.logits.items()}
     logits = {name: z * scale for name, z in sent.items()}
-    return Released(sent, logits, client=client_network(twin, config, dataset, task), bits=bits * task.num_logits)
+    return Released(sent, logits, client=client_network(twin, config, dataset, task), cloud=NOTHING, bits=bits * task.num_logits)
 
 
 def answers_subset(config: Config, share: float, dataset: Dataset) -> Released:
@@ -104,7 +107,7 @@ def released(
     codes = {name: answer_numbers(hard, task, sent=chosen) for name, hard in sent.items()}
     logits = {name: guessed(answer_logits(hard, task), chosen, dataset, task) for name, hard in sent.items()}
     client = client_network(twin, config, dataset, task)
-    return Released(codes, logits, client=client, bits=answer_bits(task.labels[i] for i in chosen))
+    return Released(codes, logits, client=client, cloud=NOTHING, bits=answer_bits(task.labels[i] for i in chosen))
 
 
 def guessed(logits: np.ndarray, sent: Iterable[int], dataset: Dataset, task: Task) -> np.ndarray:

@@ -18,6 +18,7 @@ from cpgan_ray.data.pca import scale
 from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.models import build_head
+from cpgan_ray.models.cost import Cost, count
 from cpgan_ray.models.privatizers import round_to
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.training.defender import averaged_copy, scheduled_optimiser
@@ -42,6 +43,8 @@ class Released:
     """The network that made the codes, if the mechanism trains one: pictures (B, C, H, W) to codes (B, k), in evaluation mode."""
     client: nn.Module | None = None
     """A network of the form that the client computes, for its cost; None: that is `encoder`, or not known."""
+    cloud: Cost | None = None
+    """What the cloud computes for a code; None: not known."""
     bits: float | None = None
     """Number of bits that a client sends for a picture; None: it follows from the codes (evaluation/client.py)."""
     channel: Channel | None = None
@@ -128,7 +131,8 @@ def release(
     with torch_stream(config.seed, "mechanism", name, "weights"):
         head = build_head(config.utility, k=codes["train"].shape[1], num_logits=outputs, image_shape=dataset.image_shape)
     train_classifier(nn.ModuleDict({"head": head}), encode, dataset, config, name=name)
-    return Released(codes, {key: predict_logits(head, z, device) for key, z in codes.items()}, client=client)
+    logits = {key: predict_logits(head, z, device) for key, z in codes.items()}
+    return Released(codes, logits, client=client, cloud=count(head, codes["train"].shape[1:]))
 
 
 def rounded(encode: Encode, dataset: Dataset, config: Config, *, name: str) -> Encode:

@@ -11,10 +11,11 @@ from cpgan_ray.common.atomic_io import atomic_path, make_folder
 from cpgan_ray.common.locks import file_lock
 from cpgan_ray.common.process import pick_device
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
-from cpgan_ray.data import Dataset
+from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release
 from cpgan_ray.models import build_privatizer
+from cpgan_ray.models.cost import Cost, costs, count
 from cpgan_ray.training.game import play_in_process
 
 FEATURES = "features"
@@ -105,7 +106,13 @@ def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
     with torch.random.fork_rng(devices=()):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).eval()
     encoder.load_state_dict({key: torch.from_numpy(values) for key, values in parts["weights"].items()})
-    return Released(parts["codes"], parts["logits"], encoder=encoder)
+    return Released(parts["codes"], parts["logits"], encoder=encoder, cloud=head_cost(config, dataset))
+
+
+def head_cost(config: Config, dataset: Dataset) -> Cost:
+    """What the utility head of a configuration costs."""
+    outputs = task_of(dataset, config.data.labels).num_logits
+    return Cost(**costs(config, image_shape=dataset.image_shape, outputs=outputs)["utility_head"])
 
 
 def save_released(released: Released, path: Path) -> None:
@@ -155,4 +162,5 @@ def play_game(config: Config) -> Released:
     outcome = game.privatizer.outcome()
     encoder = game.privatizer.defender.released["privatizer"]
     channel = Channel.of_privatizer(config.privatizer, clean=outcome.clean)
-    return Released(outcome.codes, outcome.logits, encoder=encoder, channel=channel)
+    cloud = count(game.privatizer.defender.released["head"], (config.k,))
+    return Released(outcome.codes, outcome.logits, encoder=encoder, cloud=cloud, channel=channel)

@@ -30,6 +30,7 @@ from cpgan_ray.mechanisms.base import (
 )
 from cpgan_ray.mechanisms.games import features
 from cpgan_ray.models import build_head, build_privatizer
+from cpgan_ray.models.cost import count
 from cpgan_ray.training.inputs import fit_whitening
 
 LONGEST_CODE = 1024
@@ -96,7 +97,7 @@ def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Kind) -> 
     logits = {key: encode_set(answer, sets[key], config, name=kind, key=key) for key in answered}
     sent = encode_set(released_sample, sets["test"], config, name=kind, key="test")
     direct = np.ascontiguousarray(sent.transpose(0, 2, 3, 1)).reshape(len(dataset.test), -1)
-    return Released(codes, logits, direct=direct, client=nn.Identity())
+    return Released(codes, logits, direct=direct, client=nn.Identity(), cloud=count(bob, sent.shape[1:]))
 
 
 def flat(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.mechanisms.base import Released, encode_all, predict_logits
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.models.cost import count
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.training.defender import averaged_copy, scheduled_optimiser
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
@@ -92,4 +93,5 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     with torch.no_grad():
         refresh_statistics(head, [encoder(x) for x in inputs])
     codes = encode_all(lambda x, rng: encoder(x), dataset, config, name="ran")
-    return Released(codes, {key: predict_logits(head, z, device) for key, z in codes.items()}, encoder=encoder)
+    logits = {key: predict_logits(head, z, device) for key, z in codes.items()}
+    return Released(codes, logits, encoder=encoder, cloud=count(head, (config.k,)))

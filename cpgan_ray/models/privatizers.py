@@ -15,6 +15,7 @@ from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import PrivatizerConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.models.light import patch_stages, separable_stages
 from cpgan_ray.models.own import build_network
 from cpgan_ray.models.paper.celeba import SubNets, halves_map, leaky_stages
 from cpgan_ray.models.paper.lenet import lenet_stages
@@ -86,17 +87,19 @@ class Whitening(nn.Module):
         return (x.permute(0, 2, 3, 1).flatten(1) - self.mean) @ self.matrix
 
 
-def strided_family(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]:
-    """A family whose stages halve the picture `depth` times."""
+def strided_family(
+    stages: Callable[[tuple[int, int, int], int, int], nn.Module],
+) -> Callable[[PrivatizerConfig, tuple[int, int, int]], nn.Module]:
+    """A family whose stages halve the picture `depth` times. stages: of image shape, width and depth."""
 
     def build(config: PrivatizerConfig, image_shape: tuple[int, int, int]) -> nn.Module:
-        height, width, channels = image_shape
+        height, width = image_shape[:2]
         side = 2**config.depth
         if min(height, width) < side:
             raise InputError(
                 f"privatizer.depth is {config.depth}, which needs pictures of {side} pixels; the store has {height}x{width}"
             )
-        return stages(channels, width=config.width, depth=config.depth)
+        return stages(image_shape, config.width, config.depth)
 
     return build
 
@@ -104,8 +107,10 @@ def strided_family(stages: Callable[..., nn.Module]) -> Callable[[PrivatizerConf
 Family = Callable[..., nn.Module]
 """A function from the configuration, the image shape (H, W, C) and the options to the stages: (B, C, H, W) -> (B, ...)."""
 _built_in: dict[str, Family] = {
-    "conv": strided_family(conv_stages),
-    "residual": strided_family(residual_stages),
+    "conv": strided_family(lambda shape, width, depth: conv_stages(shape[2], width=width, depth=depth)),
+    "residual": strided_family(lambda shape, width, depth: residual_stages(shape[2], width=width, depth=depth)),
+    "separable": strided_family(lambda shape, width, depth: separable_stages(shape, width=width, depth=depth)),
+    "patch": lambda config, image_shape: patch_stages(image_shape, width=config.width, depth=config.depth),
     "lenet": lambda config, image_shape: lenet_stages(image_shape),
     "generator": lambda config, image_shape: generator_conv(image_shape[2]),
     "picture": lambda config, image_shape: residual_g(image_shape[2], momentum=config.norm_momentum),

@@ -8,6 +8,7 @@ from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import UtilityConfig
 from cpgan_ray.errors import InputError
+from cpgan_ray.models.heavy_heads import HEAD_WIDTH, EnsembleHead, ResidualHead, TransformerHead
 from cpgan_ray.models.own import build_network
 from cpgan_ray.models.paper.celeba import GroupedHead, leaky_head
 from cpgan_ray.models.paper.lenet import lenet_head
@@ -50,6 +51,27 @@ def mlp_head(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Sha
     return nn.Sequential(*layers, nn.Linear(config.hidden, num_logits))
 
 
+def residual(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """A residual perceptron of `config.depth` blocks (3 if 0), `config.hidden` units wide."""
+    if config.hidden == 0:
+        raise InputError("utility.hidden is 0, but the residual perceptron has hidden units: set it to 256 for example")
+    return ResidualHead(k, num_logits=num_logits, width=config.hidden, depth=config.depth or 3, dropout=config.dropout)
+
+
+def transformer(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """A transformer of `config.depth` layers (2 if 0) over the coordinates of the code, `config.width` wide (64 if 0)."""
+    width = config.width or 64
+    if width % HEAD_WIDTH:
+        raise InputError(f"utility.width is {width}, but the transformer's must be a multiple of {HEAD_WIDTH}: set it to 64")
+    return TransformerHead(k, num_logits=num_logits, width=width, depth=config.depth or 2, dropout=config.dropout)
+
+
+def ensemble(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """`config.members` perceptrons, whose logits are averaged."""
+    members = [mlp_head(config, k=k, num_logits=num_logits, image_shape=image_shape) for _ in range(config.members)]
+    return EnsembleHead(members)
+
+
 def lenet(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
     """The fully connected head of LeNet."""
     return lenet_head(k, outputs=num_logits)
@@ -88,6 +110,9 @@ Head = Callable[..., nn.Module]
 HEADS: Parts[Head] = Parts(
     {
         "mlp": mlp_head,
+        "residual": residual,
+        "transformer": transformer,
+        "ensemble": ensemble,
         "lenet": lenet,
         "shake": shake,
         "wide": wide,

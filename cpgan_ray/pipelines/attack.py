@@ -24,7 +24,7 @@ from cpgan_ray.data.registry import RESIZED
 from cpgan_ray.data.store import MISSING
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.bounds.channel import Channel
-from cpgan_ray.evaluation.client import client_cost
+from cpgan_ray.evaluation.client import client_cost, cost_metrics
 from cpgan_ray.evaluation.encoders import heads
 from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_black_box, open_encoder
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
@@ -41,7 +41,7 @@ from cpgan_ray.pipelines.gates import ensure_measurable, gate_failures
 from cpgan_ray.pipelines.other_data import encode_other, load_other
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
-from cpgan_ray.pipelines.train import check_undefended, client_metrics, describe_run, headline
+from cpgan_ray.pipelines.train import check_undefended, describe_run, headline
 from cpgan_ray.tracking import STORE, Tracker, ensure_trackable, read_curves
 
 
@@ -133,7 +133,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             )
             utility = {f"utility/{name}": value for name, value in evaluated.report["utility"].items()}
             seconds = {"time/total_s": time.perf_counter() - started}
-            tracker.log(metrics(evaluated.result) | utility | client_metrics(evaluated.report) | seconds, step=0)
+            tracker.log(metrics(evaluated.result) | utility | cost_metrics(evaluated.report) | seconds, step=0)
             tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
             evaluated.write(output / "report")
             tracker.log_folder(output / "report", "report")

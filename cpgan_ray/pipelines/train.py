@@ -26,13 +26,14 @@ from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.bounds.channel import Channel
+from cpgan_ray.evaluation.client import cost_metrics
 from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.identity.judges import check_judge
 from cpgan_ray.evaluation.report.report import alice_answers, degeneracy_reasons, read_strongest_attack
 from cpgan_ray.evaluation.tournament_numbers import metrics
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.models.cost import costs
+from cpgan_ray.models.cost import costs, ensure_within_budget
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
@@ -150,6 +151,7 @@ def prepare_run(config: Config) -> Dataset:
     rounds_per_epoch(len(dataset.train), config.batch_size)
     ensure_learnable(dataset, task_of(dataset, config.data.labels))
     label_weights(config.utility, task_of(dataset, config.data.labels))
+    ensure_within_budget(config, image_shape=dataset.image_shape)
     check_undefended(config)
     attack_specs(config.attacks, dataset, other=load_other(config, dataset, noise=config.privatizer.noise))
     check_judge(config.attacks, dataset)
@@ -206,7 +208,7 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     test_utility = {
         f"utility/{name}": value for name, value in utility.items() if not name.startswith("val_")
     }  # logged with the epoch
-    tracker.log(test_utility | metrics(evaluated.result) | client_metrics(evaluated.report), step=final_round)
+    tracker.log(test_utility | metrics(evaluated.result) | cost_metrics(evaluated.report), step=final_round)
     tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
     evaluated.write(tracker.output / "report")
     tracker.log_folder(tracker.output / "report", "report")
@@ -233,11 +235,6 @@ def describe_run(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "settings": {name: settings[name] for name in names},
     }
-
-
-def client_metrics(report: Mapping[str, Any]) -> Metrics:
-    """The metrics of the client's cost; those that are not known are left out."""
-    return {f"client/{name}": value for name, value in report.get("client", {}).items() if value is not None}
 
 
 def headline(report: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from cpgan_ray.analysis.fronts import CLIENT, UTILITY, State, Trial
+from cpgan_ray.analysis.fronts import CLIENT, CLOUD, UTILITY, State, Trial
 from cpgan_ray.common.credentials import move_to_env, redacted, remember
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import SUFFIX
@@ -207,6 +207,7 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
         state = STATES.get(run.info.status, "running")
     utility: dict[str, Any] = {name: metrics.get(f"utility/{name}") for name in UTILITY}
     client: dict[str, Any] = {field: metrics.get(f"client/{name}") for field, name in CLIENT.items()}
+    cloud: dict[str, Any] = {field: metrics.get(f"cloud/{name}") for field, name in CLOUD.items()}
     datasets = run.inputs.dataset_inputs if run.inputs else []
     return Trial(
         name=printable(tags.get("search.trial") or run.info.run_name or run.info.run_id),
@@ -223,6 +224,7 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
         label_floor_r2=metrics.get("privacy/label_floor_r2"),
         answers_floor_r2=metrics.get("privacy/answers_floor_r2"),
         **client,
+        **cloud,
         bits=metrics.get("code/bits", metrics.get("code/bits_raw")),
         val_bits=metrics.get("code/val_bits", metrics.get("code/bits_raw")),
         seconds=metrics.get("time/total_s"),

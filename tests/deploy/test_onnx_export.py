@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from cpgan_ray.common.codec import level_range
-from cpgan_ray.config import PrivatizerConfig
+from cpgan_ray.config import PrivatizerConfig, UtilityConfig
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.deploy.onnx_export import Weights, onnx_model
 from cpgan_ray.evaluation.encoders.onnx_models import checked_model
@@ -105,6 +105,29 @@ def test_model_gives_the_codes_of_the_program_for_any_batch(preset, symmetric):
     assert np.ptp(z) > 0
     head = onnx_model(loaded["utility_head"], input_name="z", output_name="logits", weights="float32")
     np.testing.assert_allclose(run(head, z), by_torch(loaded["utility_head"], z), atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "head"), [("separable", "residual"), ("patch", "transformer"), ("patch", "ensemble")])
+def test_models_of_light_clients_and_heavy_heads_give_the_outputs_of_the_programs(family, head):
+    torch.manual_seed(0)
+    config = PrivatizerConfig(family=family, width=4, depth=3, quantization_step=0.5)
+    privatizer = build_privatizer(config, k=34, image_shape=(28, 28, 3))
+    net = nn.ModuleDict(
+        {
+            "privatizer": privatizer,
+            "head": build_head(UtilityConfig(family=head, hidden=8, width=16), k=34, num_logits=3, image_shape=(28, 28, 3)),
+        }
+    )
+    x = samples((28, 28, 3), 64, signals=False, seed=3)
+    refresh_statistics(privatizer, [torch.from_numpy(x).float() / 127.5 - 1])
+    loaded = {n: torch.export.load(io.BytesIO(p)) for n, p in export_programs(net, k=34, image_shape=(28, 28, 3)).items()}
+    models = {n: onnx_model(p, input_name="x", output_name="y", weights="float32") for n, p in loaded.items()}
+    for content in models.values():
+        checked_model(content, stochastic=False)
+    for batch in BATCHES:
+        z = run(models["privatizer"], x[:batch])
+        assert np.array_equal(np.rint(z / 0.5), np.rint(by_torch(loaded["privatizer"], x[:batch]) / 0.5))
+        np.testing.assert_allclose(run(models["utility_head"], z), by_torch(loaded["utility_head"], z), atol=1e-5)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])

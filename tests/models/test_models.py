@@ -23,7 +23,8 @@ torch.set_num_threads(1)
 
 SHAPES = [(64, 64, 3), (112, 112, 3), (50, 40, 3), (31, 33, 1)]
 SERIES = [(128, 1, 9), (50, 1, 3), (9, 1, 1)]
-FAMILIES = ["conv", "residual"]
+STRIDED = ["conv", "residual", "separable"]
+FAMILIES = [*STRIDED, "patch"]
 DECODERS = ["conv", "upsample", "resnet"]
 CPU = torch.device("cpu")
 
@@ -85,7 +86,7 @@ def test_symmetric_privatizer_gives_mirror_images_the_same_code(family, shape):
     assert code_distance(symmetric=False) > 1e-2
 
 
-@pytest.mark.parametrize("family", ["conv", "residual"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_symmetric_privatizer_exported_gives_the_same_codes_for_any_batch(family):
     config = PrivatizerConfig(family=family, width=4, depth=3, symmetric=True, quantization_step=0.5)
     privatizer = build_privatizer(config, k=6, image_shape=(20, 24, 3))
@@ -142,7 +143,7 @@ def test_finite_code_is_the_nearest_level_and_clips_the_rest(levels, step):
     assert ((gradient.numpy() == inside) | edge).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STRIDED)
 @pytest.mark.parametrize(("shape", "depth"), [((16, 16, 3), 5), ((64, 15, 3), 4), ((50, 40, 3), 6)])
 def test_privatizer_too_deep_for_the_pictures_names_the_depth(family, shape, depth):
     with pytest.raises(InputError, match=rf"privatizer\.depth is {depth}.*{shape[0]}x{shape[1]}"):

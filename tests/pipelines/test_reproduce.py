@@ -297,6 +297,7 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
         | {"answers_floor_r2": floor / 2, "excess": {"r2": r2 - floor / 2}},
         "code": {"bits": 20.0, "bits_low": 19.0, "bits_high": 21.0, "val_bits": 20.5, "bits_raw": 32},
         "client": {"multiply_adds": 1000, "parameters": 100, "ms": 0.5, "bytes": 4.0},
+        "cost": {"utility_head": {"multiply_adds": 5000, "parameters": 500}},
         "attacks": attacks,
         "direct": None,
         "k": 8 * setting if mechanism == "bottleneck" else 8,

@@ -132,6 +132,7 @@ def test_train_report_has_costs_of_networks(finished):
     cost = finished.report["cost"]
     assert cost["utility_head"]["multiply_adds"] < cost["privatizer"]["multiply_adds"]
     page = (finished.output / "report" / "report.html").read_text()
+    assert finished.report["settings"]["privatizer"]["max_multiply_adds"] is None
     assert f"costs the client {cost['privatizer']['multiply_adds']:,} multiply-adds" in page
 
 
@@ -325,6 +326,10 @@ FAILURES = {
         ("smoke", "--runtime.backend", "ray", "--privacy-weight", "0", "--privatizer.depth", "7"), r"privatizer\.depth is 7"
     ),
     "pictures too small": Failure(("smoke", "--runtime.backend", "local", "--privatizer.depth", "7"), r"privatizer\.depth is 7"),
+    "client over its budget": Failure(
+        ("smoke", "--runtime.backend", "local", "--privatizer.max-multiply-adds", "100000"),
+        r"privatizer\.max_multiply_adds is 100,000, but the client would spend \S+ multiply-adds .*: lower the width",
+    ),
     "no tracking store": Failure(
         ("smoke", "--runtime.backend", "local", "--tracking.uri", "http://127.0.0.1:9"), r"http://127\.0\.0\.1:9.*--tracking\.uri"
     ),

@@ -19,6 +19,7 @@ from cpgan_ray.analysis.fronts.fronts import (
 from cpgan_ray.analysis.fronts.knobs import MIN_SETTINGS, correlations_of, rank_correlations, spearman
 from cpgan_ray.analysis.fronts.trials import (
     CLIENT,
+    CLOUD,
     UTILITY,
     Estimate,
     Point,
@@ -33,6 +34,7 @@ from cpgan_ray.analysis.fronts.trials import (
 
 __all__ = [
     "CLIENT",
+    "CLOUD",
     "MIN_SETTINGS",
     "NAMES",
     "SHARES",

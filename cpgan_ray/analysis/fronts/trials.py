@@ -28,6 +28,10 @@ CLIENT = {"multiply_adds": "multiply_adds", "client_ms": "ms", "client_bytes": "
 """The fields of a `Trial` on the client's cost, with their names in the `client` of a report, and in metrics after `client/`."""
 
 
+CLOUD = {"cloud_multiply_adds": "multiply_adds"}
+"""The same on the cloud's cost, in the `cost.utility_head` of a report, and in metrics after `cloud/`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training of a search: a setting with a seed, and the results of fresh attacks on it."""
@@ -80,6 +84,8 @@ class Trial:
     """Time of the client's network for one sample on one thread of the machine that measured it."""
     client_bytes: float | None = None
     """Bytes that the client sends for a sample, before entropy coding."""
+    cloud_multiply_adds: float | None = None
+    """Multiply-adds that the utility head spends on a code."""
     bits: float | None = None
     """Mean bits of a code on the wire, on the test split: coded, or as it is if it has no coded length."""
     val_bits: float | None = None
@@ -132,6 +138,7 @@ class Point:
     multiply_adds: float | None = None
     client_ms: float | None = None
     client_bytes: float | None = None
+    cloud_multiply_adds: float | None = None
     bits: float | None = None
     val_bits: float | None = None
     method: str = ""
@@ -244,7 +251,7 @@ def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Po
         val_r2=average("val_r2"),
         majority_accuracy=average("majority_accuracy"),
         majority_balanced_accuracy=average("majority_balanced_accuracy"),
-        **{name: average(name) for name in ("answers_floor_r2", *CLIENT, "bits", "val_bits")},
+        **{name: average(name) for name in ("answers_floor_r2", *CLIENT, *CLOUD, "bits", "val_bits")},
         degenerate=any(trial.degenerate is not None for trial in trials),
     )
 

@@ -27,6 +27,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
+from cpgan_ray.models.cost import ensure_within_budget
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.reproduce.calibrate import calibrate, grids_table
@@ -87,6 +88,7 @@ def prepare(job: ReproduceJob, folder: Path) -> Dataset:
     if job.config.runtime.backend != "local":
         ensure_unchanged()
     dataset = load(job.config)
+    ensure_within_budget(job.config, image_shape=dataset.image_shape)
     for components in (DEFAULT_COMPONENTS, NOISE_COMPONENTS):
         projection(dataset, components=components)
     return dataset

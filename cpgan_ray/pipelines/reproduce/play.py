@@ -105,6 +105,7 @@ def play(
     network = released.encoder if released.client is None else released.client
     client = client_cost(network, released.codes["train"], image_shape=dataset.image_shape, bits=released.bits)
     values |= {"warnings": [asdict(warning) for warning in warnings], "client": asdict(client)}
+    values |= {"cost": {} if released.cloud is None else {"utility_head": released.cloud._asdict()}}
     rows = result.strongest.errors
     itself, direct = direct_errors(released, dataset, rows), None
     if itself is not None:

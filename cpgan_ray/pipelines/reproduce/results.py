@@ -14,6 +14,7 @@ from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.config import Objective
 from cpgan_ray.errors import InputError
+from cpgan_ray.evaluation.client import cost_metrics
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.mechanisms import MECHANISMS
 
@@ -70,7 +71,7 @@ def cell_metrics(values: Values) -> dict[str, float]:
     if values["privacy"]["excess"] is not None:
         metrics |= {"privacy/answers_floor_r2": values["privacy"]["answers_floor_r2"]}
         metrics |= {"privacy/excess_r2": values["privacy"]["excess"]["r2"]}
-    metrics |= {f"client/{name}": value for name, value in values["client"].items() if value is not None}
+    metrics |= cost_metrics(values)
     return metrics | {f"attack/{name}/r2": a["r2"] for name, a in by_name(values).items()} | {"time/total_s": values["seconds"]}
 
 
@@ -112,6 +113,7 @@ def row(values: Values) -> dict[str, Any]:
     columns |= {"attack": best["attack"], "r2": best["r2"], "r2_low": best["low"], "r2_high": best["high"]}
     columns |= {name: values["privacy"][name] for name in ("answers_floor_r2", "label_floor_r2", "val_r2")}
     columns |= {f"client_{name}": value for name, value in values["client"].items()}
+    columns |= {f"cloud_{name}": value for name, value in values["cost"].get("utility_head", {}).items()}
     for name, a in sorted(by_name(values).items()):
         columns |= {f"{name}_r2": a["r2"], f"{name}_mse": a.get("mse_255", a.get("mse_raw"))}
     return columns | {"seconds": values["seconds"]}
@@ -126,7 +128,7 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective:
     """A row for each setting, by mechanism: means over seeds with 95 % intervals over seeds and people; for a single seed, over
     people."""
     titles = ["mechanism", "setting", "rounded", "k", "seeds", NAMES[objective], "strongest R2", "MSE", "dead labels"]
-    titles += ["multiply-adds", "bytes", "attack"]
+    titles += ["multiply-adds", "cloud's multiply-adds", "bytes", "attack"]
     output = PrettyTable(titles)
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
@@ -153,7 +155,7 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective:
                 *numbers,
                 f"{sum(errors) / len(errors):.4g}",
                 dead,
-                *(amount(value) for value in (point.multiply_adds, point.client_bytes)),
+                *(amount(value) for value in (point.multiply_adds, point.cloud_multiply_adds, point.client_bytes)),
                 ", ".join(attacks),
             ]
         )
@@ -161,7 +163,7 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective:
 
 
 def amount(value: float | None) -> str:
-    """A cost of the client; empty if it is not known."""
+    """A cost; empty if it is not known."""
     return "" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
 
 

@@ -11,6 +11,7 @@ from cpgan_ray.config.search_space import Dimension, pairs, shown
 from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
+from cpgan_ray.models.cost import ensure_within_budget
 from cpgan_ray.models.own import device_for_shapes
 from cpgan_ray.training.game import active_adversaries
 
@@ -34,7 +35,7 @@ def ensure_buildable(job: SearchJob, space: Sequence[Dimension], dataset: Datase
 def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
     """Build all networks of a game on the meta device, without memory for their weights; a user's own on the CPU.
 
-    Raises: InputError if a network does not support these samples or codes.
+    Raises: InputError if a network does not support these samples or codes, or the client's is over its budget.
     """
     shape, k = dataset.image_shape, config.k
     size = math.prod(shape)
@@ -43,6 +44,7 @@ def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
             f"privatizer.family 'whitened' needs at least as many training samples as a sample has values, {size}; there are "
             f"{len(dataset.train)}: choose another family"
         )
+    ensure_within_budget(config, image_shape=shape)
     with torch.random.fork_rng(), device_for_shapes(config.privatizer.family, config.utility.family):
         build_privatizer(config.privatizer, k=k, image_shape=shape)
         build_head(config.utility, k=k, num_logits=outputs, image_shape=shape)
