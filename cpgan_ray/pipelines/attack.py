@@ -174,7 +174,8 @@ def open_target(target: Target, job: AttackJob) -> Encoder:
     """
     if target.program is None:
         return open_black_box(target.black_box or "", job.encoder)
-    return open_encoder(target.program, job.encoder if target.config is None else dataclasses.replace(job.encoder, layout="nchw"))
+    own = release_of(target) is not None  # channels come first, for pictures and for signals
+    return open_encoder(target.program, dataclasses.replace(job.encoder, layout="nchw") if own else job.encoder)
 
 
 @contextlib.contextmanager

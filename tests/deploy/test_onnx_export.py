@@ -42,8 +42,8 @@ FAMILIES = ("smoke", "mnist", "har", "svhn", "gaussian")
 
 
 def networks(*quick: str) -> list[Any]:
-    """The networks of all presets, with and without symmetry. Those of other presets than the quick ones, and symmetric ones of other
-    families than the default, are for slow tests."""
+    """The networks of all presets, with and without symmetry. Those of other presets than the quick ones, and symmetric ones of
+    other families than the default, are for slow tests."""
     return [
         pytest.param(name, symmetric, marks=() if name in quick and (not symmetric or name == "smoke") else pytest.mark.slow)
         for name in PRESETS

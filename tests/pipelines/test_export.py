@@ -17,6 +17,7 @@ import torch
 from cpgan_ray.cli import find_target, parse_export
 from cpgan_ray.common.codec import LevelCodec
 from cpgan_ray.config import (
+    AttackJob,
     Config,
     DataConfig,
     ExportJob,
@@ -27,6 +28,7 @@ from cpgan_ray.config import (
     UtilityConfig,
 )
 from cpgan_ray.config.folders.targets import export_job_of
+from cpgan_ray.config.presets import preset
 from cpgan_ray.data import load
 from cpgan_ray.deploy.bundle import (
     BUNDLE_REPORT,
@@ -44,6 +46,7 @@ from cpgan_ray.deploy.message import read_message
 from cpgan_ray.deploy.sessions import open_session
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import open_encoder
+from cpgan_ray.pipelines.attack import open_target
 from cpgan_ray.pipelines.export import export
 from cpgan_ray.pipelines.export.measured import failures_of, read_report
 from cpgan_ray.pipelines.train import train
@@ -326,6 +329,31 @@ def test_attack_on_a_bundle_finds_what_its_report_says(exported, in_process, tmp
     assert attacked["r2"] == pytest.approx(summary["strongest"]["r2"], abs=0.02)
     report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
     assert report["utility"]["accuracy"] == pytest.approx(summary["accuracy"], abs=0.01)
+
+
+def test_bundle_of_signals_is_exported_and_opened_for_an_attack(tmp_path, cache_dir, mlflow_template):
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    config = dataclasses.replace(
+        preset("gaussian"),
+        epochs=1,
+        output=tmp_path / "run",
+        cache_dir=cache_dir,
+        runtime=RuntimeConfig(backend="local", threads=1),
+        attacks=dataclasses.replace(ATTACKS, max_rows=500),
+        tracking=TrackingConfig(system_metrics=False, log_models=False),
+    )
+    with left_as_it_was(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        train(config)
+    assert export_run(tmp_path / "run", tmp_path / "bundle", weights="float32").failures == ()
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.manifest.preprocessing == Preprocessing(kind="array", channels=1, height=32, width=1, crop=1.0, dtype="float32")
+    signals = np.random.default_rng(0).normal(size=(5, 1, 32, 1)).astype(np.float32)
+    codes = Client(bundle).codes(list(signals))
+    for name in ("run", "bundle"):
+        encoder = open_target(find_target(str(tmp_path / name), fetch=Path), AttackJob())
+        np.testing.assert_allclose(encoder.encode(signals), codes, atol=1e-5)
+        encoder.close()
 
 
 def test_settings_default_to_those_of_the_run(run_folder):

@@ -41,8 +41,8 @@ def measure_bytes(bundle: Bundle, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def measure_client(made: MadeBundle, files: Sequence[Path]) -> dict[str, float]:
-    """CPU milliseconds a picture with one thread, medians over turns: the client with onnxruntime and the same program in torch, for
-    pixels of one picture (`b1`) and of 32 at a time (`b32`); and the client from a JPEG file to a message."""
+    """CPU milliseconds a picture with one thread, medians over turns: the client with onnxruntime and the same program in torch,
+    for pixels of one picture (`b1`) and of 32 at a time (`b32`); and the client from a JPEG file to a message."""
     torch.set_num_threads(1)
     pictures = read_pictures(files, side=made.bundle.manifest.preprocessing.height)
     module = torch.export.load(io.BytesIO(made.program)).module()
@@ -59,8 +59,8 @@ def measure_client(made: MadeBundle, files: Sequence[Path]) -> dict[str, float]:
 
 
 def median_cpu_seconds(work: Mapping[str, tuple[Callable[[int], Any], int]]) -> dict[str, float]:
-    """CPU seconds of each call, divided by its number of pictures: the median of turns, which all calls take one after the other. Other
-    processes hardly change them, and with one thread on an idle machine they are the seconds that pass."""
+    """CPU seconds of each call, divided by its number of pictures: the median of turns, which all calls take one after the other.
+    Other processes hardly change them, and with one thread on an idle machine they are the seconds that pass."""
     turns: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(TURNS):
         for name, (call, size) in work.items():

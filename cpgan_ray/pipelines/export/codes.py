@@ -11,7 +11,7 @@ from cpgan_ray.config import AttackConfig, PrivatizerConfig
 from cpgan_ray.data import Dataset
 from cpgan_ray.deploy.manifest import Label
 from cpgan_ray.errors import InputError
-from cpgan_ray.evaluation.encoders.encoder import BLOCK, encode_all, open_encoder
+from cpgan_ray.evaluation.encoders.encoder import BLOCK, encode_all, open_own
 from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.evaluation.protocol import Codes
 
@@ -29,7 +29,7 @@ def encode(
 
     Raises: InputError if the privatizer fails, or its codes are not finite.
     """
-    encoder = open_encoder(program)
+    encoder = open_own(program)
     try:
         codes = encode_all(encoder, dataset, attacks)
     finally:
@@ -51,7 +51,7 @@ def received(z: np.ndarray, codec: Codec) -> np.ndarray:
 
 def encode_split(program: Path, dataset: Dataset, *, release: PrivatizerConfig, seed: int) -> np.ndarray:
     """The codes of the test split that the program and the release's noise give, with the same draws as in `encode`."""
-    encoder = open_encoder(program)
+    encoder = open_own(program)
     try:
         blocks = [np.ascontiguousarray(block.transpose(0, 3, 1, 2)) for block in dataset.test.iter_batches(BLOCK)]
         z = np.concatenate([encoder.encode(block) for block in blocks])
