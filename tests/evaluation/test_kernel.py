@@ -71,6 +71,31 @@ def test_merged_rows_give_the_same_fit_as_all_rows(bent):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_refit_from_the_factor_is_the_fit_on_all_rows(kernel, bent):
+    settings = Settings("standardised", kernel, 3, -2)
+    stage = new_stage(bent, bent.fit, slice(None), keep_factor=True)
+    other_penalty = dataclasses.replace(settings, log_ridge=8)
+    assert stage.r2(settings) > stage.r2(other_penalty), "the factor in the system is that of the worse penalty"
+    assert stage.best_factor is not None
+    z, x = torch.cat([bent.fit.z, bent.tune.z]), torch.cat([bent.fit.target.values, bent.tune.target.values])
+    expected = Stage(bent, stage.maps, z, x).fit(settings)
+    refitted = stage.refitted(settings, bent.tune)
+    assert expected is not None
+    assert refitted is not None
+    assert len(refitted.codes) == len(z)
+    assert refitted(bent.score.z).numpy() == pytest.approx(expected(bent.score.z).numpy(), abs=1e-5)
+
+
+def test_refit_with_repeated_codes_merges_them(bent):
+    settings = Settings("whitened", "rbf", 3, -2)
+    stage = new_stage(bent, bent.fit, slice(None), keep_factor=True)
+    stage.r2(settings)
+    refitted = stage.refitted(settings, bent.fit)
+    assert refitted is not None
+    assert len(refitted.codes) == len(bent.fit)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_random_features_approximate_the_kernel(kernel):
     rng = np.random.default_rng(2)
     z = rng.normal(size=(60, 5)).astype(np.float32)

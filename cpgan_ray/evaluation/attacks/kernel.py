@@ -28,6 +28,7 @@ from cpgan_ray.evaluation.attacks.base import (
 )
 from cpgan_ray.evaluation.attacks.closed_form import Affine, affine_map
 from cpgan_ray.evaluation.attacks.kernel_system import KERNELS, Kernel, KernelMap, KernelSystem, merge_rows
+from cpgan_ray.training.adversaries.cholesky import Cholesky
 from cpgan_ray.training.adversaries.kernel import FourierFeatures, median_distance
 from cpgan_ray.training.adversaries.linear import NormalEquations
 
@@ -65,10 +66,13 @@ class Settings:
 
 
 class Stage:
-    """Exact KRR on some rows, scored on the tuning rows. Keeps the last kernel matrix, for other penalties, and the best fit."""
+    """Exact KRR on some rows, scored on the tuning rows. Keeps the last kernel matrix, for other penalties, the best fit, and if
+    `keep_factor` is set its factor, for a refit with further rows."""
 
-    def __init__(self, data: AttackData, maps: Mapping[str, CodeMap], z: Tensor, x: Tensor) -> None:
-        self.data, self.maps, self.rows = data, maps, merge_rows(z, x)
+    def __init__(self, data: AttackData, maps: Mapping[str, CodeMap], z: Tensor, x: Tensor, *, keep_factor: bool = False) -> None:
+        self.keep_factor = keep_factor
+        self.best_factor: Cholesky | None = None
+        self.data, self.maps, self.z, self.x, self.rows = data, maps, z, x, merge_rows(z, x)
         self.scores: dict[Settings, float] = {}
         self.system: KernelSystem | None = None
         self.matrix: tuple[object, ...] = ()
@@ -96,8 +100,26 @@ class Stage:
             r2 = float("-inf") if fit is None else r2_score(self.data.tune, fit, space="components")
             if fit is not None and r2 > max(self.scores.values(), default=float("-inf")):
                 self.best = settings, fit
+                self.keep_best_factor()
             self.scores[settings] = r2
         return self.scores[settings]
+
+    def keep_best_factor(self) -> None:
+        """Keep the factor of the last fit."""
+        self.best_factor = None  # before the copy, which needs the memory
+        if self.keep_factor and self.system is not None and self.system.factor is not None:
+            self.best_factor = self.system.factor.copy()
+
+    def refitted(self, settings: Settings, pairs: Pairs) -> KernelMap | None:
+        """The fit with the best settings on the rows of this stage and of `pairs` together, from the factor of the best fit unless
+        rows have to be merged."""
+        z, x = torch.cat([self.z, pairs.z]), torch.cat([self.x, pairs.target.values])
+        merged = merge_rows(z, x)
+        factor, system = self.best_factor, self.system
+        if factor is not None and system is not None and len(merged.z) == len(z):
+            return system.extended(factor, merged, 10 ** (settings.log_ridge / 2) / merged.total)
+        self.system = self.best_factor = None
+        return Stage(self.data, self.maps, z, x).fit(settings)
 
     def climb(self, start: Settings, fields: Sequence[str]) -> Settings:
         """From `start`, change one of the fields by one step as long as that raises R2."""
@@ -135,9 +157,9 @@ def search_settings(data: AttackData) -> tuple[Settings, Stage]:
     return max(best.values(), key=search.r2), search
 
 
-def new_stage(data: AttackData, pairs: Pairs, rows: Tensor | slice) -> Stage:
+def new_stage(data: AttackData, pairs: Pairs, rows: Tensor | slice, *, keep_factor: bool = False) -> Stage:
     maps = {how: CodeMap(data.fit.z, how=how) for how in ("standardised", "whitened")}
-    return Stage(data, maps, pairs.z[rows], pairs.target.values[rows])
+    return Stage(data, maps, pairs.z[rows], pairs.target.values[rows], keep_factor=keep_factor)
 
 
 def exact_attack(data: AttackData, *, limit: int) -> Fitted:
@@ -152,15 +174,12 @@ def exact_attack(data: AttackData, *, limit: int) -> Fitted:
     count = min(len(pairs), max(len(data.fit), limit))
     if stage.rows.total < count:
         del stage
-        stage = new_stage(data, pairs, slice(0, count))
+        stage = new_stage(data, pairs, slice(0, count), keep_factor=True)
         settings = stage.climb(settings, ["log_ridge"])
     assert stage.best is not None  # the only fit that is kept; another one may be as good
     settings, before = stage.best
     r2, penalty = stage.r2(settings), stage.penalty(settings)
-    maps, tune = stage.maps, data.tune_with_mirrored()
-    del stage
-    z, x = torch.cat([pairs.z[:count], tune.z]), torch.cat([pairs.target.values[:count], tune.target.values])
-    refitted = Stage(data, maps, z, x).fit(settings) or before
+    refitted = stage.refitted(settings, data.tune_with_mirrored()) or before
     described = settings.described(penalty) | {"rows": count}
     return Fitted(refitted, "components", r2, True, described, before_refit=before)
 

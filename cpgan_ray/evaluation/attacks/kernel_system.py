@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.evaluation.attacks.base import CodeMap, predict
+from cpgan_ray.training.adversaries.cholesky import Cholesky, ExtendedCholesky, NotPositiveDefiniteError
 
 Kernel = Literal["rbf", "laplace"]
 KERNELS: tuple[Kernel, ...] = ("rbf", "laplace")
@@ -97,23 +98,46 @@ class KernelSystem:
         self.rows, self.prepare, self.width = rows, prepare, width
         self.kernel: Kernel = kernel
         self.codes = predict(prepare, rows.z)
-        dtype = torch.float64 if len(self.codes) <= MAX_DOUBLE_ROWS else torch.float32
-        codes = self.codes.to(dtype)
-        self.gram = torch.empty(len(codes), len(codes), dtype=dtype, device=codes.device)
-        block = max(1, BLOCK_VALUES // len(codes))
-        for start in range(0, len(codes), block):
+        self.dtype = torch.float64 if len(self.codes) <= MAX_DOUBLE_ROWS else torch.float32
+        self.gram = self.kernel_matrix(self.codes, self.codes)  # the lower triangle is that of the last factor
+        self.factor: Cholesky | None = None
+
+    def kernel_matrix(self, a: Tensor, b: Tensor) -> Tensor:
+        """Kernel values (n, m) of prepared codes a (n, k) and b (m, k)."""
+        a, b = a.to(self.dtype), b.to(self.dtype)
+        values = torch.empty(len(a), len(b), dtype=self.dtype, device=a.device)
+        block = max(1, BLOCK_VALUES // len(b))
+        for start in range(0, len(a), block):
             part = slice(start, start + block)
-            self.gram[part] = kernel_of(distances(codes[part], codes), kernel, width=width)
-        x = rows.x.double()
-        self.mean = (x * rows.count[:, None]).sum(0) / rows.total
-        self.centred = (x - self.mean).to(dtype)
+            values[part] = kernel_of(distances(a[part], b), self.kernel, width=self.width)
+        return values
 
     def solve(self, penalty: float) -> KernelMap | None:
         """The fit; None if the penalty is too small for the precision of the system."""
         self.gram.diagonal().copy_(1 + self.rows.total * penalty / self.rows.count)
-        factor, failed = torch.linalg.cholesky_ex(self.gram)
-        if int(failed):
+        self.factor = None
+        try:
+            self.factor = Cholesky(self.gram)
+        except NotPositiveDefiniteError:
             return None
-        alpha = torch.cholesky_solve(self.centred, factor).float()
+        return self.fit(self.factor, self.rows, self.codes)
+
+    def extended(self, factor: Cholesky, rows: Merged, penalty: float) -> KernelMap | None:
+        """The fit on rows that begin with those of this system, from its factor for the same penalty * rows (the variance of the
+        noise in the equivalent Gaussian process). None if the penalty is too small for the precision of the system."""
+        known = len(self.codes)
+        codes = torch.cat([self.codes, predict(self.prepare, rows.z[known:])])
+        corner = self.kernel_matrix(codes[known:], codes[known:])
+        corner.diagonal().copy_(1 + rows.total * penalty / rows.count[known:])
+        try:
+            return self.fit(ExtendedCholesky(factor, self.kernel_matrix(codes[known:], self.codes), corner), rows, codes)
+        except NotPositiveDefiniteError:
+            return None
+
+    def fit(self, factor: Cholesky | ExtendedCholesky, rows: Merged, codes: Tensor) -> KernelMap | None:
+        """The fit on rows with these prepared codes; None if it is not finite."""
+        x = rows.x.double()
+        mean = (x * rows.count[:, None]).sum(0) / rows.total
+        alpha = factor.solve((x - mean).to(self.dtype).T.contiguous()).T.float().contiguous()
         finite = bool(alpha.isfinite().all())
-        return KernelMap(self.prepare, self.codes, alpha, self.mean.float(), self.kernel, self.width) if finite else None
+        return KernelMap(self.prepare, codes, alpha, mean.float(), self.kernel, self.width) if finite else None
