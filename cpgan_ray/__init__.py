@@ -9,8 +9,12 @@ imported when a function needs them.
     load_report(folder)       the report of a run or an attack
     presets                   whole configurations by name: `presets.celeba()`
     Config                    the configuration of a run
+
+Import it before torch, or set OMP_WAIT_POLICY=PASSIVE: torch reads when it is imported whether its waiting threads sleep. Threads
+that spin slow down other processes several times. The processes of a local Ray inherit the setting in either case.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
     from cpgan_ray.config import Config, presets
     from cpgan_ray.evaluation.encoders.encoder import Encoder
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Config", "attack", "load_privatizer", "load_report", "presets", "train"]
 

@@ -1,5 +1,6 @@
 """What a process imports before it answers `--help` or computes. The order of imports is checked by import-linter (`make lint`)."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def test_help_names_every_preset_and_shows_the_chosen_ones_values():
     assert "smoke, faces, celeba, celeba_single, celeba_paper" in " ".join(ran.stdout.split())
     assert "Values shown are those of smoke" in " ".join(ran.stdout.split())
     assert "--adversaries.decoder.width" in ran.stdout
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_import_sets_waiting_threads_to_sleep_unless_set(given, expected):
+    """torch's threads read the setting when torch is imported, which importing the package must not do."""
+    code = "import sys, os, cpgan_ray; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {"PYTHONPATH": str(ROOT)} | ({} if given is None else {"OMP_WAIT_POLICY": given})
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert ran.stdout.split() == [expected, "False"]
 
 
 def test_a_player_and_an_attack_begin_without_what_they_have_no_use_for(tiny_config):

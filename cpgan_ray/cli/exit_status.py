@@ -24,11 +24,7 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def run(job: Callable[[], None]) -> None:
     """Run a job and end the process. Exit status: 0 for success, 2 after one line for bad input, 130 or 143 when stopped by a
     signal, 1 for other errors.
-
-    Before torch is imported, its waiting threads are set to sleep, because spinning threads slow down other processes several
-    times. The processes of a local Ray inherit this setting.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.install()
     signals.ignore_at_exit()
     logs.configure("info")
