@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cpgan_ray.common.plugins.names import absolute_name, absolute_path
@@ -23,10 +24,12 @@ def take_adversaries(base: T, rest: list[str]) -> T:
 
     Raises: InputError if no name or kind follows, or one is not valid.
     """
+    owner: Any = base if hasattr(base, "adversaries") else getattr(base, "config", None)
+    if not isinstance(getattr(owner, "adversaries", {}), Mapping):
+        return base  # the benchmark's flag of this name, which has numbers
     words, kinds = take_words(rest), take_kinds(rest)
     if not words and not kinds:
         return base
-    owner: Any = base if hasattr(base, "adversaries") else getattr(base, "config", None)
     if not hasattr(owner, "adversaries"):
         flag = "--adversaries" if words else f"--adversaries.{next(iter(kinds))}.kind"
         raise InputError(f"{flag} is a flag of trainings only: leave it out")
