@@ -56,11 +56,15 @@ def rbf(a: Tensor, b: Tensor, *, width: float) -> Tensor:
 def kernel_ridge(z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty: float) -> Tensor:
     """Predictions (s, p) for the codes `scored` by kernel ridge regression fitted on z (n, k), x (n, p), with x centred.
 
-    alpha = (K + n penalty I)^-1 (x - mean(x)); differentiable in z and `scored`.
+    alpha = (K + n penalty I)^-1 (x - mean(x)); differentiable in z and `scored`. With s < p the system is solved for the kernel
+    values of the scored codes instead of the targets, which are more right-hand sides.
     """
     x_mean = x.mean(0)
     gram = rbf(z, z, width=width) + len(z) * penalty * torch.eye(len(z), dtype=z.dtype, device=z.device)
-    return x_mean + rbf(scored, z, width=width) @ solve_positive_definite(gram, x - x_mean)
+    values = rbf(scored, z, width=width)
+    if len(scored) < x.shape[1]:
+        return x_mean + solve_positive_definite(gram, values.T).T @ (x - x_mean)
+    return x_mean + values @ solve_positive_definite(gram, x - x_mean)
 
 
 class FourierFeatures:

@@ -171,12 +171,30 @@ def test_normal_equations_sum_float32_rows_in_float64():
 
 @pytest.mark.parametrize("width", [0.7, 2.0, 8.0])
 @pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1.0])
-def test_kernel_ridge_equals_scikit_learn_on_centred_targets(width, penalty):
-    (z, x), (new, _) = problem(), problem(20, seed=1)
+@pytest.mark.parametrize("scored", [2, 20])
+def test_kernel_ridge_equals_scikit_learn_on_centred_targets(width, penalty, scored):
+    """The system is solved for the scored rows if they are fewer than the numbers of a target, otherwise for the targets."""
+    (z, x), (new, _) = problem(), problem(scored, seed=1)
     mean = x.numpy().mean(axis=0)
     reference = KernelRidge(kernel="rbf", gamma=1 / (2 * width**2), alpha=len(z) * penalty).fit(z.numpy(), x.numpy() - mean)
     predictions = kernel_ridge(z, x, new, width=width, penalty=penalty)
     assert predictions.numpy() == pytest.approx(reference.predict(new.numpy()) + mean, abs=1e-5)
+
+
+def test_kernel_ridge_gradient_in_float32_is_close_to_float64():
+    """As in a game: more numbers in a target than scored rows."""
+    rng = np.random.default_rng(0)
+    z, x, new = rng.normal(size=(300, 16)), rng.normal(size=(300, 64)), rng.normal(size=(30, 16))
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        codes, targets, scored = (torch.from_numpy(a).to(dtype) for a in (z, x, new))
+        codes.requires_grad_()
+        scored.requires_grad_()
+        kernel_ridge(codes, targets, scored, width=4.0, penalty=1e-3).square().sum().backward()
+        assert codes.grad is not None
+        assert scored.grad is not None
+        gradients.append(torch.cat([codes.grad, scored.grad]).double())
+    assert torch.linalg.norm(gradients[1] - gradients[0]) < 1e-5 * torch.linalg.norm(gradients[0])
 
 
 def test_rbf_is_1_at_distance_0_and_decreases_with_distance():
