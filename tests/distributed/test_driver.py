@@ -64,9 +64,12 @@ def all_cpus_become_free() -> bool:
 # --------------------------------------------------------------------------------------------------------- the same game
 
 
+@pytest.mark.parametrize(
+    "names", [("fourier", "fourier_epoch", "decoder"), pytest.param((), marks=pytest.mark.slow, id="every kind")]
+)
 @pytest.mark.usefixtures("ray_session")
-def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing):
-    config = tiny()
+def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing, names):
+    config = tiny(*names)
     local = play_in_process(config, threads=1)
     expected = play_all(local)
     with RayGame(on_ray(config)) as game:
@@ -173,7 +176,10 @@ def test_error_in_an_adversary_actor_reaches_the_driver_unchanged(tiny):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"privatizer.depth": 7}, r"privatizer\.depth is 7"), ({"runtime.device": "cuda"}, r"runtime\.device is 'cuda'")],
+    [
+        ({"privatizer.depth": 7}, r"privatizer\.depth is 7"),
+        pytest.param({"runtime.device": "cuda"}, r"runtime\.device is 'cuda'", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("ray_session")
 def test_input_error_in_an_actor_reaches_the_driver_as_input_error(tiny, changes, message):
