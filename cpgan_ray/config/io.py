@@ -100,6 +100,11 @@ def is_option(name: str, known: Mapping[str, Any]) -> bool:
     return bool(dot) and option.count(".") <= 1 and has_options
 
 
+def is_weight(name: str, config: Config) -> bool:
+    """Whether a dotted name is the weight of a target of the game (`game.target_weights.Male`)."""
+    return name in {f"game.target_weights.{target}" for target in config.game.target_weights}
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy with fields replaced by dotted name: `override(config, {"adversaries.rbf.penalties": (1e-2,)})`.
 

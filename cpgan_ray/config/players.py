@@ -21,6 +21,7 @@ from cpgan_ray.config.constraints import (
 from cpgan_ray.config.label_weights import LabelWeight, weights_by_name
 from cpgan_ray.config.marks import LOCAL, PORTABLE, Choices, Range
 from cpgan_ray.config.parts import Options, PartName
+from cpgan_ray.config.targets import PICTURE, TargetName, Weights
 from cpgan_ray.errors import InputError
 
 Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -182,6 +183,9 @@ class GameConfig:
     rate_weight: Annotated[NonNegative, Range(1e-5, 1e-3, (1e-5, 1e-4, 1e-3))] = 0.0
     """Weight of the mean length of a code, in bits, in the privatizer's loss; it rises during the warm-up, too. Only for finite
     codes (`privatizer.levels`)."""
+    target_weights: Annotated[Weights, PORTABLE] = field(default_factory=dict)
+    """Weights of what is hidden apart from the picture, whose weight is `--privacy-weight`: names of labels, and `identity`, as in
+    `Male=1 identity=0.5`. Each needs an adversary with that target."""
     gradient_norms: bool = False
     """Log in every round the norm of each side's gradient at the weights of the privatizer (`utility/grad_norm`,
     `privacy/grad_norm`); takes a second backward pass."""
@@ -202,6 +206,9 @@ class RidgeConfig:
     """How z is normalised first, by the statistics of the fitted rows."""
     memory_batches: Annotated[NonNegativeInt, Range(0, 6, (0, 3, 6), log=False)] = 3
     """Number of past batches that are fitted on, in addition to the current one."""
+    target: Annotated[TargetName, PORTABLE] = PICTURE
+    """What it recovers: `picture`, a label that is hidden (`attribute:Male`), or `identity`. `--game.target-weights` has the
+    weights of the last two."""
     components: NonNegativeInt = 256
     """Target: this many leading principal components of the pictures; 0: the pixels."""
     loss_weight: NonNegative = 1.0
@@ -230,6 +237,9 @@ class KernelConfig:
     """How z is normalised first, by the statistics of the fitted rows."""
     memory_batches: Annotated[NonNegativeInt, Range(0, 6, (0, 3, 6), log=False)] = 3
     """Number of past batches that are fitted on, in addition to the current one."""
+    target: Annotated[TargetName, PORTABLE] = PICTURE
+    """What it recovers: `picture`, a label that is hidden (`attribute:Male`), or `identity`. `--game.target-weights` has the
+    weights of the last two."""
     components: NonNegativeInt = 256
     """Target: this many leading principal components of the pictures; 0: the pixels."""
     tune_every: PositiveInt = 10
@@ -277,6 +287,9 @@ class NeuralConfig:
     """Learning rate of Adam."""
     memory_batches: NonNegativeInt = 0
     """Number of past batches whose rows its steps also use."""
+    target: Annotated[TargetName, PORTABLE] = PICTURE
+    """What it recovers: `picture`, a label that is hidden (`attribute:Male`), or `identity`. `--game.target-weights` has the
+    weights of the last two. For a label, a network is a classifier, trained by cross-entropy."""
     components: NonNegativeInt = 0
     """Target: this many leading principal components of the pictures (`mlp` only); 0: the pixels."""
     loss_weight: NonNegative = 1.0
@@ -296,6 +309,10 @@ class NeuralConfig:
             raise InputError(
                 f"components={self.components} needs architecture 'mlp'; got {self.architecture!r}: set components to 0"
             )
+        if self.target != PICTURE and self.architecture != "mlp":
+            raise InputError(
+                f"target={self.target!r} needs architecture 'mlp'; got {self.architecture!r}: set architecture to 'mlp'"
+            )
 
 
 @config_class("adversary")
@@ -306,6 +323,9 @@ class OwnConfig:
     """Which adversary this is: FILE.py:NAME, PACKAGE.MODULE:NAME, or a registered name."""
     options: Annotated[Options, PORTABLE] = field(default_factory=dict)
     """Its keyword arguments, as a JSON object."""
+    target: Annotated[TargetName, PORTABLE] = PICTURE
+    """What it recovers: `picture`, a label that is hidden (`attribute:Male`), or `identity`. `--game.target-weights` has the
+    weights of the last two."""
     components: NonNegativeInt = 0
     """Target: this many leading principal components of the pictures; 0: the pixels."""
     loss_weight: NonNegative = 1.0

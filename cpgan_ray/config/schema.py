@@ -6,7 +6,7 @@ Every field is a command-line flag (`--privatizer.width 64`, `--adversaries.rbf.
 which adversaries play, unless `--adversaries` does (adversaries.py); flags tune them.
 """
 
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE, Range
 from cpgan_ray.config.players import AdversaryConfig, GameConfig, PrivatizerConfig, UtilityConfig
 from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConfig
+from cpgan_ray.config.targets import PICTURE, check_targets, sensitive_name
 from cpgan_ray.errors import InputError
 
 NAME = r"^[\w.+-]{1,60}$"
@@ -79,6 +80,7 @@ class Config:
         for name in ("data_dir", "shared_cache"):
             object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
         _check_data(self.data)
+        check_targets(self.game.target_weights, {name: a.target for name, a in self.adversaries.items()}, task=self.data.labels)
         if self.privatizer.num_workers > 1:
             _check_workers(self)
         if self.game.rate_weight and not self.privatizer.levels:
@@ -90,6 +92,20 @@ class Config:
             raise InputError(
                 "game.gradient_norms needs two backward passes, runtime.compile has only one: leave out one of the two"
             )
+
+    def target_weight(self, target: str) -> float:
+        """The weight in the game of what an adversary recovers (config/targets.py)."""
+        return self.privacy_weight if target == PICTURE else self.game.target_weights[sensitive_name(target)]
+
+    @property
+    def is_defended(self) -> bool:
+        """Whether anything has a weight: the undefended control has none."""
+        return self.privacy_weight > 0 or any(weight > 0 for weight in self.game.target_weights.values())
+
+    def without_defence(self) -> "Config":
+        """The undefended control: the same run with all of these weights at 0."""
+        game = replace(self.game, target_weights=dict.fromkeys(self.game.target_weights, 0.0))
+        return replace(self, privacy_weight=0.0, game=game)
 
 
 def _check_data(c: DataConfig) -> None:

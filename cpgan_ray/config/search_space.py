@@ -11,7 +11,7 @@ import numpy as np
 
 from cpgan_ray.common.json_files import parse_json
 from cpgan_ray.common.plugins.names import is_code, stored_name
-from cpgan_ray.config.io import flatten, is_option, override
+from cpgan_ray.config.io import flatten, is_option, is_weight, override
 from cpgan_ray.config.marks import Choices, Range
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
@@ -20,6 +20,10 @@ Setting = dict[str, Any]
 """Dotted config field -> value, of the fields searched."""
 DIGITS = 3
 """Significant digits of a sampled number: few enough to type it again."""
+
+
+WEIGHTS = Range(0.05, 2.0, (0.1, 0.3, 1.0))
+"""Where a search looks for the weight of a target: where it also looks for the privacy weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,8 @@ def field_type(name: str, config: Config) -> tuple[Any, Range | Choices | None]:
     known = [n for n in known if not n.startswith(("runtime.", "tracking.", "attacks."))]
     if is_option(name, flatten(config)):
         return None, None
+    if is_weight(name, config):
+        return float, WEIGHTS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or ("k", "privacy_weight")
         raise InputError(f"over {name}: no field of that name can be searched; nearest: {', '.join(near)}")

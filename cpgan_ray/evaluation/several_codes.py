@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from cpgan_ray.common.rng import stream
+from cpgan_ray.data.discriminant import FisherDiscriminant
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
-from cpgan_ray.evaluation.linkage import Verifier
 from cpgan_ray.evaluation.scoring import RowErrors, interval
 
 NUMBERS = (2, 5, 20)
@@ -110,7 +110,7 @@ def link_averages(data: AttackData, groups: np.ndarray) -> tuple[int, float | No
         return nothing
     standardise = CodeMap(data.fit.z, how="standardised")
     try:
-        verifier = Verifier(predict(standardise, data.fit.z[plain]).cpu().numpy(), data.fit.identity[plain])
+        verifier = FisherDiscriminant(predict(standardise, data.fit.z[plain]).cpu().numpy(), data.fit.identity[plain])
     except ValueError:
         return nothing
     codes = standardise(data.score.z[torch.from_numpy(groups.ravel())]).cpu().numpy().reshape(*groups.shape, -1)

@@ -11,6 +11,7 @@ from cpgan_ray.common.atomic_io import atomic_path, make_folder
 from cpgan_ray.common.locks import file_lock
 from cpgan_ray.common.process import pick_device
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
+from cpgan_ray.config.targets import PICTURE
 from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release
@@ -33,8 +34,9 @@ def cpgan(config: Config, privacy_weight: float, dataset: Dataset) -> Released:
 
 
 def cpgan_one(config: Config, privacy_weight: float, dataset: Dataset) -> Released:
-    """Train against only the neural adversary; the difference to `cpgan` is the gain from several adversaries."""
-    return play_game(replace(config, privacy_weight=privacy_weight, adversaries=neural(config)))
+    """Train against only the neural adversary of the picture; the difference to `cpgan` is the gain from several adversaries."""
+    game = replace(config.game, target_weights={})
+    return play_game(replace(config, privacy_weight=privacy_weight, game=game, adversaries=neural(config)))
 
 
 def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
@@ -49,7 +51,7 @@ def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
     code = "raw" if is_linear(config.privatizer) else "relu"
     privatizer = replace(config.privatizer, code_activation=code, lr_schedule="constant", learning_rate=1e-3, weight_decay=0.0)
     utility = replace(config.utility, learning_rate=1e-3)
-    game = replace(config.game, privacy_loss="negated_mse", warmup_epochs=0.0)
+    game = replace(config.game, privacy_loss="negated_mse", warmup_epochs=0.0, target_weights={})
     adversaries = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
     parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": adversaries}
     return play_game(replace(config, privacy_weight=1 / trade_off, **parts))
@@ -61,7 +63,7 @@ def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
     k = fraction_of_k(config, share)
     if k == config.k and not config.privatizer.quantization_step and not config.privatizer.noise:
         return undefended_twin(config, dataset)
-    return play_game(replace(config, privacy_weight=0.0, k=k))
+    return play_game(replace(config.without_defence(), k=k))
 
 
 def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
@@ -84,7 +86,7 @@ def features(config: Config, dataset: Dataset) -> Released:
 def undefended_twin(config: Config, dataset: Dataset) -> Released:
     """The undefended twin of one seed: the same network with the whole code, without rounding, trained only for the task."""
     raw = replace(config.privatizer, quantization_step=0.0, noise=0.0)
-    return shared_game(replace(config, privacy_weight=0.0, privatizer=raw), dataset, name=f"{config.seed}-twin")
+    return shared_game(replace(config.without_defence(), privatizer=raw), dataset, name=f"{config.seed}-twin")
 
 
 def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
@@ -130,7 +132,7 @@ def feature_config(config: Config, dataset: Dataset) -> Config:
     linear = is_linear(config.privatizer)
     raw_code = replace(config.privatizer, bottleneck=linear, code_activation="raw", quantization_step=0.0, noise=0.0)
     k = LINEAR_FEATURES if linear else feature_length(config.privatizer, dataset)
-    return replace(config, privacy_weight=0.0, k=k, privatizer=raw_code)
+    return replace(config.without_defence(), k=k, privatizer=raw_code)
 
 
 def is_linear(privatizer: PrivatizerConfig) -> bool:
@@ -146,8 +148,10 @@ def feature_length(privatizer: PrivatizerConfig, dataset: Dataset) -> int:
 
 
 def neural(config: Config) -> dict[str, NeuralConfig]:
-    """The first neural adversary of a configuration. If it has none: a decoder for pictures, a perceptron for the mixture."""
-    adversaries = {name: c for name, c in config.adversaries.items() if isinstance(c, NeuralConfig)}
+    """The first neural adversary of the picture in a configuration. If it has none: a decoder for pictures, a perceptron for the
+    mixture."""
+    of_picture = {name: c for name, c in config.adversaries.items() if c.target == PICTURE}
+    adversaries = {name: c for name, c in of_picture.items() if isinstance(c, NeuralConfig)}
     if not adversaries:
         perceptron = config.data.dataset == "gaussian"
         adversaries = {"mlp": NeuralConfig(architecture="mlp", width=128)} if perceptron else {"decoder": NeuralConfig(width=32)}

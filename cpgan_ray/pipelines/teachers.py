@@ -147,7 +147,7 @@ def run_files(location: str) -> Iterator[Path]:
 
 def ensure_teaches(teacher: Config, config: Config, dataset: Dataset, task: Task, *, name: str) -> None:
     """Raises: InputError if a run is defended, or was trained on another task or other data than `config`."""
-    if teacher.privacy_weight > 0:
+    if teacher.is_defended:
         raise InputError(
             f"{name} is defended (privacy weight {teacher.privacy_weight:g}), so its answers know less: give a run with "
             "--privacy-weight 0"

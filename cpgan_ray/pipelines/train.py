@@ -21,6 +21,7 @@ from cpgan_ray.common.signals import defer_signals
 from cpgan_ray.common.types import Metrics, Outcome
 from cpgan_ray.config import Config, flatten, to_json
 from cpgan_ray.config.folders.runs import ADJUSTABLE, store_of
+from cpgan_ray.config.targets import PICTURE
 from cpgan_ray.data import Dataset, ensure_learnable, load, pin_store, task_of
 from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
@@ -48,6 +49,7 @@ from cpgan_ray.tracking import Tracker, ensure_trackable, read_curves
 from cpgan_ray.training.checkpoint import Checkpoints, Snapshot
 from cpgan_ray.training.game import active_adversaries
 from cpgan_ray.training.label_weights import label_weights
+from cpgan_ray.training.targets import target_source
 
 logger = logging.getLogger(__name__)
 
@@ -156,10 +158,21 @@ def prepare_run(config: Config) -> Dataset:
     attack_specs(config.attacks, dataset, other=load_other(config, dataset, noise=config.privatizer.noise))
     check_judge(config.attacks, dataset)
     check_own_networks(config, dataset)
-    requested = {getattr(config.adversaries[name], "components", 0) for name in active_adversaries(config)}
+    requested = check_targets(config, dataset)
     for components in {number or DEFAULT_COMPONENTS for number in requested} | {DEFAULT_COMPONENTS}:
         projection(dataset, components=components)
     return dataset
+
+
+def check_targets(config: Config, dataset: Dataset) -> set[int]:
+    """The numbers of principal components that the adversaries need; 0: pixels.
+
+    Raises: InputError if the data set does not have the target of an adversary, or a label is answered and hidden.
+    """
+    active = [config.adversaries[name] for name in active_adversaries(config)]
+    for target in {adversary.target for adversary in active} - {PICTURE}:
+        target_source(target, dataset, components=0)
+    return {adversary.components for adversary in active if adversary.target == PICTURE}
 
 
 def check_own_networks(config: Config, dataset: Dataset) -> None:

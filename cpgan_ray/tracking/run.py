@@ -38,6 +38,7 @@ from cpgan_ray.errors import printable
 from cpgan_ray.tracking.outbox import Outbox, log_outage
 from cpgan_ray.tracking.store import count_opening, open_store
 from cpgan_ray.tracking.uri import ensure_same_host
+from cpgan_ray.training.game import active_adversaries
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,8 @@ class Tracker:
             "seed": c.seed,
             "epochs": c.epochs,
             "batch_size": c.batch_size,
-            "adversaries": " ".join(c.adversaries) if c.privacy_weight > 0 else "none",
+            "adversaries": " ".join(active_adversaries(c)) or "none",
+            **{f"target_weight/{name}": weight for name, weight in c.game.target_weights.items()},
             "aggregate": c.game.aggregate,
             "privacy_loss": c.game.privacy_loss,
             "schedule": c.game.schedule,

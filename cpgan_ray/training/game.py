@@ -9,6 +9,7 @@ from cpgan_ray.common.registry import remember
 from cpgan_ray.common.types import Feedback, Metrics, Release
 from cpgan_ray.config import Config
 from cpgan_ray.errors import LostError
+from cpgan_ray.training.aggregate import by_target
 from cpgan_ray.training.checkpoint import Snapshot
 from cpgan_ray.training.players import AdversaryWorker, PrivatizerWorker
 
@@ -73,6 +74,7 @@ class Game:
         self.last_snapshot: Snapshot | None = None
         self.epoch_started = time.perf_counter()
         self.inflight: tuple[Release, list[Any]] | None = None
+        self.chosen: list[str] = []
         self.streamed = [
             name for name, c in self.config.adversaries.items() if name in self.handles and getattr(c, "fit", None) == "epoch"
         ]
@@ -206,16 +208,18 @@ class Game:
         return metrics | self.privatizer.update(release, feedback) | {"time/adversary_wait_s": wait_s}
 
     def play_epochwise(self) -> Metrics:
-        """One step of only the privatizer, against the adversary chosen for this epoch."""
+        """One step of only the privatizer, against the adversaries chosen for this epoch, one for each target."""
         release = self.privatizer.release(self.round)
-        started = [self.handles[self.chosen].respond_without_learning(self.share(release))] if self.handles else []
+        shared = self.share(release)
+        started = [self.handles[name].respond_without_learning(shared) for name in self.chosen]
         metrics = self.privatizer.utility(release)
         feedback, wait_s = self.wait_for_feedback(started)
         return metrics | self.privatizer.update(release, feedback, move_head=False) | {"time/adversary_wait_s": wait_s}
 
     def choose_adversary(self) -> None:
         """The paper's training epoch of the adversaries. Neural adversaries and the utility head learn on every batch, closed-form
-        adversaries are fitted on all training codes. The one with the smallest validation error is chosen for this epoch."""
+        adversaries are fitted on all training codes. The one with the smallest validation error is chosen for this epoch, for each
+        target."""
         neural = [handle for name, handle in self.handles.items() if name not in self.streamed]
         for round in range(self.round, self.round + self.rounds_per_epoch):
             release = self.privatizer.release(round)
@@ -232,8 +236,8 @@ class Game:
                 for name, (errors, mean_errors) in zip(
                     self.handles, self.gather([s.score(shared) for s in self.handles.values()]), strict=True
                 ):
-                    scores[name] += errors / mean_errors
-            self.chosen = min(scores, key=scores.__getitem__)
+                    scores[name] += errors / mean_errors if mean_errors else 0.0
+            self.chosen = [min(names, key=scores.__getitem__) for names in by_target([*self.handles], self.config).values()]
 
     def fit_streamed(self) -> None:
         """Fits the adversaries with `fit="epoch"` on all training codes, block by block. Runs once per epoch."""
@@ -268,5 +272,5 @@ def play_in_process(config: Config, *, threads: int, keep: bool = False) -> Game
 
 
 def active_adversaries(config: Config) -> list[str]:
-    """Names of the adversaries that play; none if the privacy weight is 0 (undefended control)."""
-    return list(config.adversaries) if config.privacy_weight > 0 else []
+    """Names of the adversaries that play: those whose target has a weight above 0; none in the undefended control."""
+    return [name for name, adversary in config.adversaries.items() if config.target_weight(adversary.target) > 0]

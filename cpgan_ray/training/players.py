@@ -19,18 +19,19 @@ from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_frequencies, load, majority_logits, task_of
 from cpgan_ray.data.batching import consecutive_batch, pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.code_sets import DRAWS, EVALUATION_BLOCK, CodeSet, code_sets
-from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale, targets
 from cpgan_ray.data.store import Split
 from cpgan_ray.models.export import export_programs
 from cpgan_ray.training.accuracy import mean_accuracy, mean_balanced_accuracy
 from cpgan_ray.training.adversaries import Target, build_adversary
 from cpgan_ray.training.adversaries.base import EpochFitted
+from cpgan_ray.training.aggregate import aggregate
 from cpgan_ray.training.checkpoint import pack, unpack
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
 from cpgan_ray.training.defender import Defender
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
-from cpgan_ray.training.losses import aggregate_weights, privacy_term, r2_from_errors, utility_loss
+from cpgan_ray.training.losses import privacy_term, r2_from_errors, utility_loss
 from cpgan_ray.training.rate import rate_term
+from cpgan_ray.training.targets import MIN_ROWS, target_source
 from cpgan_ray.training.teachers import TeacherAnswers, read_answers
 
 
@@ -118,26 +119,17 @@ class PrivatizerWorker:
         before."""
         grads, metrics = [], Metrics()
         if feedback:
-            grad, of_adversaries = self.privacy_gradient(feedback)
-            grads.append(self.config.privacy_weight * self.warmed_up(release.round) * grad)
-            metrics |= of_adversaries
+            against = aggregate(
+                feedback, self.config, weight=lambda t: self.config.target_weight(t) * self.warmed_up(release.round)
+            )
+            grads.append(against.grad_z)
+            metrics |= against.metrics
         if levels := self.config.privatizer.levels:
             bits, slope = rate_term(release.z, step=self.config.privatizer.quantization_step, levels=levels)
             grads.append(self.config.game.rate_weight * self.warmed_up(release.round) * slope)
             metrics["code/training_bits"] = bits
         total = torch.from_numpy(np.asarray(sum(grads), np.float32)).to(self.device) if grads else None
         return self.defender.step(total, move_head=move_head) | metrics
-
-    def privacy_gradient(self, feedback: list[Feedback]) -> tuple[np.ndarray, Metrics]:
-        """The gradient (B, k) of the privacy term, and the metrics of the adversaries."""
-        game = self.config.game
-        weights = aggregate_weights([f.r2 for f in feedback], kind=game.aggregate, temperature=game.temperature)
-        grad = np.sum([w * f.grad_z for w, f in zip(weights, feedback, strict=True) if w], axis=0)
-        metrics: Metrics = {"privacy/training_r2": max(f.r2 for f in feedback)}
-        for w, f in zip(weights, feedback, strict=True):
-            metrics |= {f"adversary/{f.name}/{key}": value for key, value in f.metrics.items()}
-            metrics |= {f"adversary/{f.name}/r2": f.r2, f"adversary/{f.name}/weight": float(w)}
-        return grad, metrics
 
     def step_head(self) -> None:
         self.defender.step_head()
@@ -246,58 +238,60 @@ class AdversaryWorker:
         self.name, self.config, self.settings = name, config, config.adversaries[name]
         self.device = pick_device(config.runtime.device)
         self.dataset = load(config)
-        self.projection = projection(self.dataset, components=self.settings.components or DEFAULT_COMPONENTS)
-        self.dimension = int(np.prod(self.dataset.image_shape))
+        self.source = target_source(self.settings.target, self.dataset, components=self.settings.components)
+        classes = self.source.classes
         with torch_stream(config.seed, "adversary", name, "weights"):
             self.adversary = build_adversary(
                 self.settings,
                 k=config.k,
-                target=len(self.projection.components) if self.settings.components else self.dimension,
+                target=self.source.size,
                 image_shape=self.dataset.image_shape,
                 holdout_fraction=config.game.holdout_fraction,
                 rng=stream(config.seed, "adversary", name),
                 device=self.device,
                 precision=config.precision,
                 compiled=config.runtime.compile,
+                classes=classes and classes.to(self.device),
             )
         self.thread = ThreadPoolExecutor(1) if overlap else None
         self.to_learn: tuple[Release, Tensor, Target] | None = None
         self.learning: Future[None] | None = None
 
-    def target(self, release: Release) -> Target:
-        """The pictures of a release, relative to the mean training picture."""
-        split: Split = getattr(self.dataset, release.split)
-        if self.settings.components:
-            values, residual = targets(self.projection, split, release.batch)
-        else:
-            values = scale(pictures(split, release.batch))
-            values -= self.projection.mean
-            residual = np.zeros(len(values), np.float32)
-        return Target(torch.from_numpy(values).to(self.device), torch.from_numpy(residual).to(self.device), self.dimension)
-
-    def codes(self, release: Release) -> Tensor:
-        return torch.from_numpy(release.z.copy()).to(self.device)
+    def known(self, release: Release) -> tuple[Tensor, Target]:
+        """The codes of a release with a known target, and these targets."""
+        z, target = torch.from_numpy(release.z.copy()).to(self.device), self.source(release, self.device)
+        if (rows := self.source.known(release)) is None:
+            return z, target
+        of = torch.from_numpy(rows).to(self.device)
+        return z[of], target[of]
 
     def respond(self, release: Release) -> Feedback:
-        """The share of the pictures that it recovers from z, and the gradient of its privacy term."""
+        """The share of the target that it recovers from z, and the gradient of its privacy term."""
         self.finish_learning()
-        z, target = self.codes(release).requires_grad_(), self.target(release)
-        feedback = self.feedback(release, z, target)
+        z, target = self.known(release)
+        feedback = self.feedback(release, z.requires_grad_(), target)
         self.to_learn = (release, z.detach(), target)
         if self.thread:
             self.learning = self.thread.submit(self.learn_from, *self.to_learn)
         return feedback
 
     def feedback(self, release: Release, z: Tensor, target: Target) -> Feedback:
+        """z, target: see `known`. The gradient is 0 at codes without a known target."""
+        if len(z) < MIN_ROWS:
+            nothing = np.zeros_like(release.z)
+            return Feedback(name=self.name, round=release.round, grad_z=nothing, r2=0.0, metrics={})
         errors, rows = self.adversary.recover(z, target)
         mean_errors = target[rows].mean_errors()
         loss = self.settings.loss_weight * privacy_term(errors, mean_errors, kind=self.config.game.privacy_loss)
         (grad,) = torch.autograd.grad(loss, z, allow_unused=True)  # only for the codes: the network's gradients are not used
         r2, mse = float(r2_from_errors(errors.detach(), mean_errors)), float(errors.detach().mean())
-        grad = torch.zeros_like(z) if grad is None else grad
-        if not (np.isfinite(r2) and bool(torch.isfinite(grad).all())):
+        grad = (torch.zeros_like(z) if grad is None else grad).cpu().numpy()
+        if not (np.isfinite(r2) and np.isfinite(grad).all()):
             raise FloatingPointError(f"adversary {self.name!r} returned a value that is not finite in round {release.round}")
-        return Feedback(name=self.name, round=release.round, grad_z=grad.cpu().numpy(), r2=r2, metrics={"mse": mse})
+        if (known := self.source.known(release)) is not None:
+            of_known, grad = grad, np.zeros_like(release.z)
+            grad[known] = of_known
+        return Feedback(name=self.name, round=release.round, grad_z=grad, r2=r2, metrics={"mse": mse})
 
     def finish_learning(self) -> None:
         """Finish learning from the last release: wait for the thread, or learn now."""
@@ -308,30 +302,37 @@ class AdversaryWorker:
         self.learning = self.to_learn = None
 
     def learn_from(self, release: Release, z: Tensor, target: Target) -> None:
+        if len(z) < MIN_ROWS:
+            return
         with torch_stream(self.config.seed, "adversary", self.name, release.round):
             self.adversary.improve(z, target)
 
     def learn(self, release: Release) -> None:
         """Learn from a release without a response (the first pass of the epochwise schedule)."""
         self.finish_learning()
-        self.learn_from(release, self.codes(release), self.target(release))
+        self.learn_from(release, *self.known(release))
 
     def respond_without_learning(self, release: Release) -> Feedback:
         """Respond to a release without learning from it (the second pass of the epochwise schedule)."""
         self.finish_learning()
-        return self.feedback(release, self.codes(release).requires_grad_(), self.target(release))
+        z, target = self.known(release)
+        return self.feedback(release, z.requires_grad_(), target)
 
     def accumulate(self, release: Release) -> None:
-        cast(EpochFitted, self.adversary).accumulate(self.codes(release), self.target(release))
+        z, target = self.known(release)
+        if len(z):
+            cast(EpochFitted, self.adversary).accumulate(z, target)
 
     def solve(self) -> None:
         cast(EpochFitted, self.adversary).solve()
 
     @torch.no_grad()
     def score(self, release: Release) -> tuple[float, float]:
-        """Sum of its squared errors and of the mean picture's errors over a release, to which it is not fitted."""
-        target = self.target(release)
-        errors, rows = self.adversary.recover(self.codes(release), target)
+        """Sum of its squared errors and of the mean predictor's errors over a release, to which it is not fitted."""
+        z, target = self.known(release)
+        if len(z) < MIN_ROWS:
+            return 0.0, 0.0
+        errors, rows = self.adversary.recover(z, target)
         return float(errors.sum()), float(target[rows].mean_errors().sum())
 
     def weights(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cpgan_ray.evaluation.linkage import Verifier, linkage, same_pairs
+from cpgan_ray.data.discriminant import FisherDiscriminant
+from cpgan_ray.evaluation.linkage import linkage, same_pairs
 
 TRAINED, UNSEEN, PICTURES = 150, 60, 3
 FEATURES, LOUD = 12, 3
@@ -28,8 +29,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def verifier() -> Verifier:
-    return Verifier(*people(TRAINED))
+def verifier() -> FisherDiscriminant:
+    return FisherDiscriminant(*people(TRAINED))
 
 
 def test_linkage_recognises_unseen_people(verifier):
@@ -67,7 +68,7 @@ def test_linkage_compares_two_forms_of_pictures(verifier):
 
 
 def test_linkage_on_unrelated_features_is_at_chance():
-    verifier = Verifier(*people(TRAINED, own=0.0))
+    verifier = FisherDiscriminant(*people(TRAINED, own=0.0))
     for seed in range(3):
         vectors, identity = people(UNSEEN, first=TRAINED, own=0.0, seed=seed)
         embedded = verifier.embed(vectors)
@@ -118,14 +119,14 @@ def test_linkage_without_repeated_person_is_none():
 def test_verifier_needs_two_people_with_two_pictures(identity):
     vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     with pytest.raises(ValueError, match="at least two people with two pictures"):
-        Verifier(vectors, np.array(identity))
+        FisherDiscriminant(vectors, np.array(identity))
 
 
 def test_verifier_ignores_people_with_one_picture(verifier):
     vectors, identity = people(TRAINED)
     rng = np.random.default_rng(6)
     singles = rng.normal(size=(40, vectors.shape[1])).astype(np.float32)
-    other = Verifier(np.concatenate([singles, vectors]), np.concatenate([np.arange(9000, 9040), identity]))
+    other = FisherDiscriminant(np.concatenate([singles, vectors]), np.concatenate([np.arange(9000, 9040), identity]))
     assert other.embed(vectors) == pytest.approx(verifier.embed(vectors))
 
 
@@ -135,14 +136,14 @@ def test_verifier_ignores_constant_features(verifier):
     def with_constants(v: np.ndarray) -> np.ndarray:
         return np.column_stack([np.zeros(len(v)), v, np.full(len(v), 2.0)]).astype(np.float32)
 
-    other = Verifier(with_constants(vectors), identity)
+    other = FisherDiscriminant(with_constants(vectors), identity)
     unseen, _ = people(UNSEEN, first=TRAINED)
     assert other.embed(with_constants(unseen)) == pytest.approx(verifier.embed(unseen))
 
 
 def test_embed_returns_unit_vectors_of_limited_dimension(verifier):
     assert np.linalg.norm(verifier.embed(people(5)[0]), axis=1) == pytest.approx(np.ones(5 * PICTURES))
-    few = Verifier(*people(4))
+    few = FisherDiscriminant(*people(4))
     assert few.embed(people(5)[0]).shape == (5 * PICTURES, 3)
 
 
@@ -170,7 +171,7 @@ def test_linkage_interval_resamples_people():
 
 def test_linkage_on_collapsed_code_is_at_chance():
     vectors, identity = people(TRAINED)
-    collapsed = Verifier(np.zeros_like(vectors), identity).embed(vectors)
+    collapsed = FisherDiscriminant(np.zeros_like(vectors), identity).embed(vectors)
     result = linkage(collapsed, collapsed, identity, seed=0)
     assert result is not None
     assert (result.auc, result.low, result.high) == (0.5, 0.5, 0.5)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cpgan_ray.config import AttackConfig
 from cpgan_ray.data import Dataset
+from cpgan_ray.data.discriminant import FisherDiscriminant
 from cpgan_ray.evaluation.attacks.base import AttackData, Pairs, predict
 from cpgan_ray.evaluation.identity.recogniser import Recogniser, model_file
-from cpgan_ray.evaluation.linkage import Verifier
 
 RECOGNISER, DISCRIMINANT = "face recogniser SFace", "Fisher's discriminant"
 
@@ -42,7 +42,7 @@ class Discriminant:
         """Raises: ValueError if fewer than two people have two pictures to fit on."""
         plain = slice(0, len(data.fit) // data.views)  # followed by the other views of the same pictures
         self.basis = data.components
-        self.verifier = Verifier(data.fit.target.values[plain].cpu().numpy(), data.fit.identity[plain])
+        self.verifier = FisherDiscriminant(data.fit.target.values[plain].cpu().numpy(), data.fit.identity[plain])
 
     def of_pictures(self, pairs: Pairs) -> np.ndarray:
         return self.verifier.embed(pairs.target.values.cpu().numpy())

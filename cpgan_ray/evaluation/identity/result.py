@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cpgan_ray.common.rng import stream
 from cpgan_ray.common.types import Metrics
+from cpgan_ray.data.discriminant import FisherDiscriminant
 from cpgan_ray.evaluation.attacks.base import AttackData, CodeMap, Fitted, predict, to_pixels
 from cpgan_ray.evaluation.identity.embedding_target import predicted_embeddings, some
 from cpgan_ray.evaluation.identity.identification import Identification, identification
 from cpgan_ray.evaluation.identity.judges import FaceJudge, Judge
-from cpgan_ray.evaluation.linkage import Linkage, Verifier, linkage
+from cpgan_ray.evaluation.linkage import Linkage, linkage
 
 PICTURES, MEAN = "picture and picture", "mean picture and picture"
 """Comparisons that do not depend on the code: the best that the judge can do, and chance."""
@@ -99,7 +100,7 @@ def code_embeddings(data: AttackData, z: Tensor) -> np.ndarray | None:
     plain = slice(0, len(data.fit) // data.views)  # followed by the other views of the same pictures
     standardise = CodeMap(data.fit.z, how="standardised")  # because the discriminant's shrinkage depends on the scales
     try:
-        by_code = Verifier(predict(standardise, data.fit.z[plain]).cpu().numpy(), data.fit.identity[plain])
+        by_code = FisherDiscriminant(predict(standardise, data.fit.z[plain]).cpu().numpy(), data.fit.identity[plain])
     except ValueError:
         return None
     return by_code.embed(standardise(z).cpu().numpy())

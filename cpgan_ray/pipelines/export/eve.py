@@ -58,7 +58,7 @@ def twin_target(job: ExportJob, target: Target) -> Target | None:
     ensure_own(twin, trust=job.trust)
     assert twin.config is not None
     remedy = "give the output folder of the same run with --privacy-weight 0 and without noise"
-    if twin.config.privacy_weight:
+    if twin.config.is_defended:
         raise InputError(f"twin {job.twin} has privacy weight {twin.config.privacy_weight:g}, so it is not undefended: {remedy}")
     if twin.config.privatizer.noise:
         raise InputError(f"twin {job.twin} has noise {twin.config.privatizer.noise:g}, so it is not undefended: {remedy}")

@@ -37,7 +37,6 @@ from cpgan_ray.pipelines.tune.proposals import TIME_BUDGET, proposals, scheduler
 from cpgan_ray.pipelines.tune.trial import Shared, play_trial
 from cpgan_ray.tracking import SearchRun, ensure_trackable
 from cpgan_ray.training.accuracy import mean_accuracy, mean_balanced_accuracy
-from cpgan_ray.training.game import active_adversaries
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def trial_sizes(job: SearchJob, cluster: Mapping[str, float], *, total: int) -> 
 
     Raises: InputError with the numbers if a trial does not fit into the cluster.
     """
-    names = [] if job.config.runtime.backend == "local" else active_adversaries(dataclasses.replace(job.config, privacy_weight=1.0))
+    names = [] if job.config.runtime.backend == "local" else list(job.config.adversaries)
     available = cluster.get("CPU", 0.0)
     concurrent = min(total, job.max_concurrent or total)
     cpus = available if available >= len(names) + 1 else min(available, max(1.0, available / concurrent))

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from cpgan_ray.config import Config, NeuralConfig, SearchJob, override
 from cpgan_ray.config.search_space import Dimension, pairs, shown
+from cpgan_ray.config.targets import PICTURE
 from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
@@ -24,7 +24,7 @@ def ensure_buildable(job: SearchJob, space: Sequence[Dimension], dataset: Datase
     """
     outputs = task_of(dataset, job.config.data.labels).num_logits
     if job.train_undefended:
-        build(replace(job.config, privacy_weight=0.0), dataset, outputs=outputs)
+        build(job.config.without_defence(), dataset, outputs=outputs)
     for setting in pairs([d for d in space if not d.name.startswith("data.")]):
         try:
             build(override(job.config, setting), dataset, outputs=outputs)
@@ -49,5 +49,5 @@ def build(config: Config, dataset: Dataset, *, outputs: int) -> None:
         build_privatizer(config.privatizer, k=k, image_shape=shape)
         build_head(config.utility, k=k, num_logits=outputs, image_shape=shape)
         for name in active_adversaries(config):
-            if isinstance(adversary := config.adversaries[name], NeuralConfig):
+            if isinstance(adversary := config.adversaries[name], NeuralConfig) and adversary.target == PICTURE:
                 build_reconstructor(adversary, k=k, image_shape=shape, target=adversary.components or size)

@@ -122,7 +122,8 @@ class Proposals(Searcher):
 def proposals(job: SearchJob, space: Sequence[Dimension]) -> tuple[Proposals, int]:
     """The proposals of a search, and its number of trials."""
     seeds = range(job.config.seed, job.config.seed + job.num_seeds)
-    fixed = [{"setting": {"privacy_weight": 0.0}, "control": True}] if job.train_undefended else []
+    weights = ("privacy_weight", *(f"game.target_weights.{name}" for name in job.config.game.target_weights))
+    fixed = [{"setting": dict.fromkeys(weights, 0.0), "control": True}] if job.train_undefended else []
     sampler = None
     if job.searcher == "grid":
         settings = combinations(space)

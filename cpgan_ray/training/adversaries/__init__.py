@@ -22,6 +22,7 @@ from cpgan_ray.training.adversaries.neural import NeuralAdversary
 from cpgan_ray.training.adversaries.own import OwnAdversary
 from cpgan_ray.training.adversaries.ridge import RidgeAdversary
 from cpgan_ray.training.adversaries.streamed import StreamedAdversary
+from cpgan_ray.training.classes import Classes
 
 __all__ = ["ADVERSARIES", "Adversary", "AdversaryContext", "Target", "build_adversary"]
 
@@ -46,7 +47,7 @@ def build_neural(config: NeuralConfig, context: AdversaryContext) -> Adversary:
     network = network.to(context.device)
     if context.compiled:
         compile_networks(network)
-    return NeuralAdversary(config, network, rng=context.rng, precision=context.precision)
+    return NeuralAdversary(config, network, rng=context.rng, precision=context.precision, classes=context.classes)
 
 
 ADVERSARIES: Parts[Callable[..., Adversary]] = Parts(
@@ -69,8 +70,10 @@ def build_adversary(
     device: torch.device,
     precision: Precision = "float32",
     compiled: bool = False,
+    classes: Classes | None = None,
 ) -> Adversary:
-    """Builds the adversary of a configuration, for codes of k numbers and targets of `target` numbers.
+    """Builds the adversary of a configuration, for codes of k numbers and targets of `target` numbers. classes: of these, if they
+    are hidden labels.
 
     `precision` (of training) and `compiled` apply only to networks, not to closed forms. Network weights are drawn from torch's
     global stream: call this inside `torch_stream`.
@@ -86,6 +89,7 @@ def build_adversary(
         device=device,
         precision=precision,
         compiled=compiled,
+        classes=classes,
     )
     options = config.options if isinstance(config, OwnConfig) else {}
     adversary = ADVERSARIES.call(config.kind, config, context, options=options)

@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 
 from cpgan_ray.common.process import Precision
+from cpgan_ray.training.classes import Classes
 from cpgan_ray.training.losses import row_errors
 
 
 @dataclass(frozen=True)
 class Target:
-    """The pictures to reconstruct from a batch of codes, in [-1, 1], as pixels or as principal components.
+    """What is recovered from a batch of codes: pictures in [-1, 1], as pixels or as principal components, or the numbers of another
+    target (training/targets.py).
 
-    Both forms are relative to the mean training picture, so that the mean predictor is the zero vector.
+    All forms are relative to the mean over the training pictures, so that the mean predictor is the zero vector.
     """
 
     values: Tensor  # (B, p)
-    residual: Tensor  # (B,) squared norm outside the p components; 0 if the targets are pixels
-    dimension: int  # of a picture, H * W * C
+    residual: Tensor  # (B,) squared norm outside the p components; 0 if there are no others
+    dimension: int  # number of values that an error is the mean of: H * W * C of a picture
 
-    def __getitem__(self, rows: slice) -> "Target":
+    def __getitem__(self, rows: slice | Tensor) -> "Target":
         return Target(self.values[rows], self.residual[rows], self.dimension)
 
     def errors(self, predicted: Tensor) -> Tensor:
@@ -63,13 +65,14 @@ class AdversaryContext:
     """What an adversary is built for. Network weights are drawn from torch's global stream, which is seeded for each adversary."""
 
     k: int  # length of the codes
-    target: int  # length p of the targets: of the pixels, H * W * C, or the number of principal components
+    target: int  # length p of the targets: of the pixels, H * W * C, or the number of principal components, or of another target
     image_shape: tuple[int, int, int]  # (H, W, C)
     holdout_fraction: float  # of a batch, on which an adversary that is fitted on the rest is scored
     rng: np.random.Generator  # a stream of its own; an adversary that draws from it between rounds stores its state
     device: torch.device
     precision: Precision = "float32"  # of networks in training
     compiled: bool = False  # whether networks are compiled
+    classes: Classes | None = None  # the hidden labels, if they are the target: a network predicts logits for them
 
 
 class EpochFitted(Protocol):
