@@ -1,5 +1,5 @@
-"""Names and descriptions of all logged metrics. `<name>` stands for the name of an adversary or an attack, or of a
-control of the generative attack: `shuffled`, `labels`, `unconditional`, `nearest`."""
+"""Names and descriptions of all logged metrics. `<name>` stands for the name of an adversary, an attack or a target, or
+of a control of the generative attack: `shuffled`, `labels`, `unconditional`, `nearest`."""
 
 DICTIONARY = {
     "utility/loss": "utility loss L_U on the round's batch",
@@ -23,6 +23,7 @@ DICTIONARY = {
     "adversary/<name>/weight": "weight of that adversary's gradient in the aggregate",
     "privacy/training_r2": "the largest of the training adversaries' R2 in the round; never a privacy result",
     "privacy/grad_norm": "norm of the gradient of the weighted privacy and rate terms, with --game.gradient-norms",
+    "sensitive/<name>/training_r2": "the same of the adversaries with that target, a hidden label or `identity`",
     "code/training_bits": "mean length of the round's finite codes in bits, by the frequencies of their own levels",
     "privacy/strongest_r2": "R2 of the strongest fresh attack on the test split, at the end: the privacy number",
     "privacy/strongest_r2_low": "lower end of its 95 % bootstrap interval over people",

@@ -1,9 +1,10 @@
-"""Fit the sizes of a run to a small collection of own pictures, instead of refusing it."""
+"""Fit a run to its data: its sizes to a small collection of own pictures, instead of refusing it, and its task to what it hides."""
 
 import logging
 from dataclasses import replace
 
 from cpgan_ray.config import Config
+from cpgan_ray.config.targets import sensitive_labels
 from cpgan_ray.data import Dataset, load
 from cpgan_ray.errors import InputError
 
@@ -19,11 +20,13 @@ SMALLEST_BATCH = 4
 
 def fit_to_data(config: Config) -> Config:
     """The configuration with a batch that is at most a quarter of the training pictures. Own pictures only: the other data sets
-    have presets of their sizes. Components and attacks are limited by the number of pictures in any case.
+    have presets of their sizes. Components and attacks are limited by the number of pictures in any case. If all labels are the
+    task, those that are hidden are left out of it.
 
     Raises:
         InputError: there are too few pictures; and see `data.load`.
     """
+    config = without_hidden_labels(config)
     if config.data.dataset != "pictures":
         return config
     dataset = load(config)
@@ -34,6 +37,22 @@ def fit_to_data(config: Config) -> Config:
             f"batch_size is {batch_size} instead of {config.batch_size}: a quarter of the {len(dataset.train)} training pictures"
         )
     return replace(config, batch_size=batch_size)
+
+
+def without_hidden_labels(config: Config) -> Config:
+    """The configuration whose task, if it is all labels, does not have the labels that the game hides.
+
+    Raises:
+        InputError: no label is left; and see `data.load`.
+    """
+    hidden = sensitive_labels(config.game.target_weights)
+    if not hidden or config.data.labels:
+        return config
+    labels = tuple(name for name in load(config).label_names if name not in hidden)
+    if not labels:
+        raise InputError(f"game.target_weights hides {', '.join(hidden)}, which are all labels of the data: no task is left")
+    logger.info(f"the task is all labels but {', '.join(hidden)}, which the game hides")
+    return replace(config, data=replace(config.data, labels=labels))
 
 
 def fitted_batch(config: Config, dataset: Dataset) -> int:

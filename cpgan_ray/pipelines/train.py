@@ -167,7 +167,7 @@ def prepare_run(config: Config) -> Dataset:
 def check_targets(config: Config, dataset: Dataset) -> set[int]:
     """The numbers of principal components that the adversaries need; 0: pixels.
 
-    Raises: InputError if the data set does not have the target of an adversary, or a label is answered and hidden.
+    Raises: InputError if the data set does not have the target of an adversary.
     """
     active = [config.adversaries[name] for name in active_adversaries(config)]
     for target in {adversary.target for adversary in active} - {PICTURE}:

@@ -15,7 +15,7 @@ from cpgan_ray.config import Config, RidgeConfig, override
 from cpgan_ray.data import load
 from cpgan_ray.data.batching import batch, pictures
 from cpgan_ray.data.code_sets import set_batch
-from cpgan_ray.data.pca import scale
+from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection, scale
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.training.game import Game, play_in_process
@@ -25,6 +25,7 @@ from tests.games import untimed
 
 SCHEDULES = ("sync", "stale1", "epochwise")
 ROUNDS_PER_EPOCH, EPOCHS = 4, 2
+CPU = torch.device("cpu")
 TRAINED = ("ridge", "rbf", "fourier", "mlp", "decoder")  # trained on every batch; the others once per epoch
 
 
@@ -380,10 +381,12 @@ def test_adversary_targets_are_mirrored_and_shifted_like_the_inputs(tiny):
     assert np.abs(release.batch.shift).max() == 2
     decoder, ridge = (AdversaryWorker(name, config, threads=1) for name in ("decoder", "ridge"))
     inputs = scale(pictures(decoder.dataset.train, release.batch))
-    pixels = decoder.target(release)
-    np.testing.assert_allclose(pixels.values.numpy() + decoder.projection.mean, inputs, atol=1e-6)
+    pixels = decoder.source(release, CPU)
+    np.testing.assert_allclose(
+        pixels.values.numpy() + projection(decoder.dataset, components=DEFAULT_COMPONENTS).mean, inputs, atol=1e-6
+    )
     assert not pixels.residual.any()
-    components = ridge.target(release)
+    components = ridge.source(release, CPU)
     energy = (components.values**2).sum(1) + components.residual
     np.testing.assert_allclose(energy.numpy(), (pixels.values**2).sum(1).numpy(), rtol=1e-4)
 
@@ -463,10 +466,11 @@ def test_epochwise_chooses_the_adversary_with_the_smallest_val_error(tiny):
     (release,) = game.privatizer.released_blocks("val", round=0)
     assert release.split == "val"
     relative_errors = {name: np.divide(*handle.score(release)) for name, handle in game.handles.items()}
-    assert relative_errors[game.chosen] == min(relative_errors.values())
+    (chosen,) = game.chosen
+    assert relative_errors[chosen] == min(relative_errors.values())
     played = game.play(1)
     names_per_round = [{n.split("/")[1] for n in m if n.startswith("adversary/")} for m in played]
-    assert all(names == {game.chosen} for names in names_per_round[1:])
+    assert all(names == {chosen} for names in names_per_round[1:])
     assert len(played) == ROUNDS_PER_EPOCH
 
 
