@@ -21,7 +21,7 @@ from cpgan_ray.analysis.fronts import UTILITY, Estimate, Trial, mean_with_ci
 from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.common.ownership import sign
-from cpgan_ray.config import Config, override
+from cpgan_ray.config import Config, RidgeConfig, override
 from cpgan_ray.config.folders.jobs import planned_seeds
 from cpgan_ray.data import load
 from cpgan_ray.data.store import open_store
@@ -620,4 +620,8 @@ def test_frozen_grids_fit_their_preset(path, cache_dir):
     ensure_usable(grids, path, job, load(job.config, progress=False))
     other = dataclasses.replace(job, config=override(job.config, {"epochs": job.config.epochs + 1}))
     with pytest.raises(InputError, match="was calibrated with epochs"):
+        ensure_usable(grids, path, other, load(job.config, progress=False))
+    more = job.config.adversaries | {"another": RidgeConfig()}
+    other = dataclasses.replace(job, config=dataclasses.replace(job.config, adversaries=more))
+    with pytest.raises(InputError, match=r"was calibrated with adversaries\.another\.kind None"):
         ensure_usable(grids, path, other, load(job.config, progress=False))

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from cpgan_ray.common.atomic_io import write_text
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.config import Config, ReproduceJob, flatten, local_names
+from cpgan_ray.config.adversaries import of_kind
 from cpgan_ray.config.io import adapter
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError
@@ -146,7 +147,9 @@ def ensure_usable(grids: Grids, path: Path, job: ReproduceJob, dataset: Dataset)
         )
     if calibration.data != dataset.digest:
         raise InputError(f"{path} was calibrated on the store {calibration.data}, this is {dataset.digest}: calibrate on this data")
-    config, calibrated = calibrated_fields(job.config), calibrated_fields(Config()) | calibration.config
+    recorded = {name: a for name, a in job.config.adversaries.items() if f"adversaries.{name}.kind" in calibration.config}
+    defaults = Config(adversaries={name: of_kind(None, a.kind) for name, a in recorded.items()})
+    config, calibrated = calibrated_fields(job.config), calibrated_fields(defaults) | calibration.config
     for name in {**config, **calibration.config}:
         if (now := config.get(name)) != (before := calibrated.get(name)):
             raise InputError(
