@@ -63,8 +63,8 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     def error(z: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return nn.functional.mse_loss(decoder(z).float(), target)
 
-    for net in (encoder, head, decoder):
-        net.train()
+    for part in (encoder, head, decoder):
+        part.train()
 
     def task_error(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return utility_loss(head(z).float(), y, task, positive_share=positive)

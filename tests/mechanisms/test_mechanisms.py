@@ -361,13 +361,15 @@ def test_ran_with_small_alpha_lowers_the_recovery(config, dataset, released):
     assert r2[0.02] < r2[1.0]
 
 
-def test_ran_equals_its_definition(config, dataset):
-    """Repeats the definition: three times one step for the task and one step of the decoder, then one adversarial step."""
+@pytest.mark.parametrize("decay", [0.0, 0.6])
+def test_ran_equals_its_definition(decay, config, dataset):
+    """Repeats the definition: three times one step for the task and one step of the decoder, then one adversarial step. With a
+    decay the released weights are the moving average of those after each batch."""
     alpha, epochs = 0.3, 2
     plain = dataclasses.replace(
         config,
         epochs=epochs,
-        privatizer=dataclasses.replace(config.privatizer, family="linear", code_activation="raw", quantization_step=0.0),
+        privatizer=dataclasses.replace(config.privatizer, family="linear", code_activation="raw", ema_decay=decay),
         utility=dataclasses.replace(config.utility, dropout=0.0),
         adversaries={"decoder": NeuralConfig(architecture="mlp", width=32, dropout=0.0)},
     )
@@ -382,7 +384,7 @@ def test_ran_equals_its_definition(config, dataset):
     task_optimiser, adversarial_optimiser = (
         torch.optim.Adam(encoder_parameters, lr=plain.privatizer.learning_rate) for _ in range(2)
     )
-    rounds = epochs * 3
+    rounds, averages = epochs * 3, list[torch.Tensor]()
     decoder_optimiser = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
     for round in range(rounds):
         batch = training_batch(round, dataset, plain)
@@ -405,6 +407,11 @@ def test_ran_equals_its_definition(config, dataset):
         step(
             adversarial_optimiser, alpha * utility_loss(head(z), y, task) - (1 - alpha) * nn.functional.mse_loss(decoder(z), target)
         )
+        now = [p.detach().clone() for p in encoder_parameters]
+        averages = [decay * a + (1 - decay) * p for a, p in zip(averages, now, strict=True)] if averages else now
+    with torch.no_grad():
+        for parameter, average in zip(encoder_parameters, averages, strict=True):
+            parameter.copy_(average)
     inputs = [
         to_input(dataset.train.take(rows), torch.device("cpu"))
         for rows in representative_rows(len(dataset.train), plain.batch_size)
