@@ -23,11 +23,20 @@ def trial_outcome(report: Mapping[str, Any], *, strongest: Mapping[str, Any]) ->
         "val_r2": privacy["val_r2"],
         "label_floor_r2": privacy["label_floor_r2"],
         "answers_floor_r2": privacy["answers_floor_r2"],
+        **late_outcome(report),
         **{field: report["client"][name] for field, name in CLIENT.items()},
         **{field: report["cost"].get("utility_head", {}).get(name) for field, name in CLOUD.items()},
         **wire_bits(report["code"]),
         "degenerate": next(iter(degeneracy_reasons(report)), None),
     }
+
+
+def late_outcome(report: Mapping[str, Any]) -> dict[str, float]:
+    """The balanced accuracy of late tasks on the codes with the ends of its interval; empty if the report has no late tasks."""
+    if (late := report.get("late_tasks")) is None:
+        return {}
+    names = ("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high")
+    return {f"late_{name}": late["inputs"]["code"][name] for name in names}
 
 
 def wire_bits(code: Mapping[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
-"""Names and descriptions of all logged metrics. `<name>` stands for the name of an adversary, an attack or a target, or
-of a control of the generative attack: `shuffled`, `labels`, `unconditional`, `nearest`."""
+"""Names and descriptions of all logged metrics. `<name>` stands for the name of an adversary, an attack or a target,
+of a control of the generative attack: `shuffled`, `labels`, `unconditional`, `nearest`, or of answers that heads of late tasks are
+trained on: `answers`, `twin_answers`."""
 
 DICTIONARY = {
     "utility/loss": "utility loss L_U on the round's batch",
@@ -48,6 +49,22 @@ DICTIONARY = {
     "privacy/identification_rank": "smallest mean rank of the true picture among N, of any attack, divided by N; 0.5 is chance",
     "privacy/identification_top_1": "largest share of pictures that an attack ranks first among N; 1 / N is chance",
     "privacy/other_attributes": "mean balanced accuracy of attributes outside the task, from z; 0.5: majority guess, 1: perfect",
+    "late/accuracy": "mean accuracy over the labels of late tasks of class-weighted heads on the frozen codes, on the test split",
+    "late/accuracy_low": "lower end of its 95 % bootstrap interval over people",
+    "late/accuracy_high": "upper end of the same interval",
+    "late/balanced_accuracy": "mean recall of a late label's values, averaged over the late labels, of the same heads",
+    "late/balanced_accuracy_low": "lower end of its 95 % bootstrap interval over people",
+    "late/balanced_accuracy_high": "upper end of the same interval",
+    "late/chance": "balanced accuracy of a constant answer: mean of 1 / number of classes over the late labels",
+    "late/<name>/accuracy": "late/accuracy of heads on hard answers: the run's own (`answers`) or the twin's (`twin_answers`)",
+    "late/<name>/accuracy_low": "lower end of its 95 % bootstrap interval over people",
+    "late/<name>/accuracy_high": "upper end of the same interval",
+    "late/<name>/balanced_accuracy": "late/balanced_accuracy of the same heads",
+    "late/<name>/balanced_accuracy_low": "lower end of its 95 % bootstrap interval over people",
+    "late/<name>/balanced_accuracy_high": "upper end of the same interval",
+    "late/<name>/gain": "late/balanced_accuracy less that of the heads on these answers, paired by people",
+    "late/<name>/gain_low": "lower end of its 95 % bootstrap interval over people",
+    "late/<name>/gain_high": "upper end of the same interval",
     "privacy/bound_r2": "largest R2 that any attacker can reach on average, by the gallery bound; only where there is one",
     "privacy/bound_r2_low": "lower end of its 95 % interval over galleries",
     "privacy/bound_r2_high": "upper end of the same interval",

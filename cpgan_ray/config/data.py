@@ -45,6 +45,9 @@ class DataConfig:
     labels: Annotated[tuple[str, ...], PORTABLE] = ()
     """The labels of the task by name, for CelebA its attributes by their official names, for own pictures columns of the table;
     empty: all labels of the data. The label of a folder for each class is `class`."""
+    late_labels: Annotated[tuple[str, ...], PORTABLE] = ()
+    """Labels of tasks that come later, by name. The privatizer is trained without them; afterwards classifiers of them are trained
+    on its frozen codes and on hard answers (docs/late_tasks.md). If `data.labels` is empty, the task is all other labels."""
     table: Annotated[str, PORTABLE] = ""
     """Own pictures: the file that lists them with their labels, CSV or Parquet, by its path in `--data-dir`. Empty: there is a
     folder for each class, or the pictures are inside Parquet files."""
@@ -104,6 +107,11 @@ class DataConfig:
             name = "data.image_size" if self.size[0] <= self.size[1] else "data.image_width"
             raise InputError(
                 f"data.max_shift_px is {self.max_shift_px}; it must be below half of {name}, which is {min(self.size)}"
+            )
+        if shared := [label for label in self.late_labels if label in self.labels]:
+            raise InputError(
+                f"data.labels and data.late_labels both have {shared[0]!r}: a late task is no part of the task; leave it out of "
+                "one of the two"
             )
         bin_bounds(self.bins)
 

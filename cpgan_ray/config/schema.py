@@ -80,7 +80,8 @@ class Config:
         for name in ("data_dir", "shared_cache"):
             object.__setattr__(self, name, folder_or_uri(getattr(self, name)))
         _check_data(self.data)
-        check_targets(self.game.target_weights, {name: a.target for name, a in self.adversaries.items()}, task=self.data.labels)
+        targets = {name: a.target for name, a in self.adversaries.items()}
+        check_targets(self.game.target_weights, targets, task=self.data.labels, late=self.data.late_labels)
         if self.privatizer.num_workers > 1:
             _check_workers(self)
         if self.game.rate_weight and not self.privatizer.levels:

@@ -64,10 +64,13 @@ def sensitive_labels(weights: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for name in weights if name != IDENTITY for label in name.split(",")))
 
 
-def check_targets(weights: Mapping[str, float], targets: Mapping[str, str], *, task: Sequence[str]) -> None:
-    """weights: `game.target_weights`; targets: name of each adversary -> its target; task: `data.labels`.
+def check_targets(
+    weights: Mapping[str, float], targets: Mapping[str, str], *, task: Sequence[str], late: Sequence[str] = ()
+) -> None:
+    """weights: `game.target_weights`; targets: name of each adversary -> its target; task: `data.labels`; late: `data.late_labels`.
 
-    Raises: InputError if a target has no weight, a weight has no adversary with that target, or a label is answered and hidden.
+    Raises: InputError if a target has no weight, a weight has no adversary with that target, or a label is answered and hidden,
+    now or later.
     """
     names = {adversary: sensitive_name(target) for adversary, target in targets.items() if target != PICTURE}
     for adversary, name in names.items():
@@ -86,4 +89,9 @@ def check_targets(weights: Mapping[str, float], targets: Mapping[str, str], *, t
         raise InputError(
             f"data.labels and game.target_weights both have {shared[0]!r}: a label cannot be answered and hidden; leave it out of "
             "one of the two"
+        )
+    if shared := [label for label in sensitive_labels(weights) if label in late]:
+        raise InputError(
+            f"data.late_labels and game.target_weights both have {shared[0]!r}: a label that is hidden cannot be a late task; "
+            "leave it out of one of the two"
         )

@@ -16,6 +16,8 @@ from cpgan_ray.data.datasets.celeba_tables import columns_of
 from cpgan_ray.data.store import MISSING, SPLITS, Dataset, Split
 from cpgan_ray.errors import InputError
 
+TASK_FIELD, LATE_FIELD = "data.labels", "data.late_labels"
+"""The fields of the configuration that name the labels of the task, and those of late tasks."""
 NO_NAMES = ("0", "1")
 """Names of the values of a label without class names."""
 
@@ -97,21 +99,25 @@ class Task:
         return np.ascontiguousarray(split.labels[:, self.columns])
 
 
-def task_of(dataset: Dataset, labels: Sequence[str]) -> Task:
-    """The task `config.data.labels` of a data set; all its labels if `labels` is empty.
+def task_of(dataset: Dataset, labels: Sequence[str], *, field: str = TASK_FIELD) -> Task:
+    """The task `config.data.labels` of a data set; all its labels if `labels` is empty. field: of the configuration, which names
+    the labels.
 
     Raises:
         InputError: a label does not exist or is given twice.
     """
-    return Task.of(dataset.label_names, classes=dataset.info.classes, columns=columns_of(dataset.label_names, labels).tolist())
+    columns = columns_of(dataset.label_names, labels, field=field)
+    return Task.of(dataset.label_names, classes=dataset.info.classes, columns=columns.tolist())
 
 
-def ensure_learnable(dataset: Dataset, task: Task) -> None:
-    """Check that each label of the task has at least two values in the training pictures, and that each split has answers.
+def ensure_learnable(dataset: Dataset, task: Task, *, field: str = TASK_FIELD) -> None:
+    """Check that each label of the task has at least two values in the training pictures, and that each split has answers. field:
+    of the configuration, which names the labels.
 
     Raises:
         InputError: a label has at most one value in the training pictures, or a split has no answers at all.
     """
+    flag = f"--{field.replace('_', '-')}"
     counts = value_counts(task.answers(dataset.train), task)
     varies = [bool((of_label > 0).sum() > 1) for of_label in counts]
     if not all(varies):
@@ -119,14 +125,14 @@ def ensure_learnable(dataset: Dataset, task: Task) -> None:
         first = task.names.index(constant[0])
         value = "one value in all" if counts[first].sum() == len(dataset.train) else "fewer than two values in the"
         raise InputError(
-            f"data.labels: {', '.join(constant)} has {value} {len(dataset.train)} training pictures, nothing can be learnt: "
-            + (f"leave it out, with --data.labels {' '.join(others)}" if others else "give another label with --data.labels")
+            f"{field}: {', '.join(constant)} has {value} {len(dataset.train)} training pictures, nothing can be learnt: "
+            + (f"leave it out, with {flag} {' '.join(others)}" if others else f"give another label with {flag}")
         )
     for name in SPLITS:
         if not (task.answers(dataset.splits[name]) != MISSING).any():
             raise InputError(
-                f"data.labels: all answers of the {name} split to {', '.join(task.names)} are missing, nothing can be measured: "
-                "give another label with --data.labels, or add answers"
+                f"{field}: all answers of the {name} split to {', '.join(task.names)} are missing, nothing can be measured: "
+                f"give another label with {flag}, or add answers"
             )
 
 

@@ -1,6 +1,7 @@
 """The attribute map: which other attributes can be inferred from z? Hiding the picture does not hide all its properties (Stadler et
 al., ICML 2024: any useful z reveals some attribute that is not the task)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,43 +41,32 @@ class InferredAttribute:
         return 0.5 + 0.5 * (self.balanced_accuracy - self.chance) / (1 - self.chance)
 
 
-def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, of: Task, task: set[str]) -> list[InferredAttribute]:
-    """Train a linear and a two-layer classifier of all attributes at once, class-weighted, on standardised codes. For each
-    attribute the classifier that is better on the tuning rows is scored on the score rows. Missing answers do not count.
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """The answers of the best classifiers to the score rows, for the labels of which two values occur in all sets."""
 
-    labels: `fit`, `tune`, `score`, each (N, columns) with the answers of `of`, the attributes. Attributes of which fewer than two
-    values occur in one of the three are left out. task: names of those that belong to the task.
+    of: Task  # these labels
+    labels: np.ndarray  # (N, L) true answers to the score rows
+    right: np.ndarray  # (N, L) bool
+    balanced_accuracy: np.ndarray  # (L,) on the score rows
+
+
+def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, of: Task, task: set[str]) -> list[InferredAttribute]:
+    """How well each attribute is inferred from the codes, by `infer`.
+
+    labels: see `infer`; of: the attributes; task: names of those that belong to the task.
     """
-    counts = {name: value_counts(values[:, of.columns], of) for name, values in labels.items()}
-    varying = [all((c[i] > 0).sum() > 1 for c in counts.values()) for i in range(len(of.labels))]
-    if not any(varying):
+    inferred = infer({name: getattr(data, name).z for name in ("fit", "tune", "score")}, labels, of=of, seed=data.seed)
+    if inferred is None:
         return []
-    chosen = [label for label, varies in zip(of.labels, varying, strict=True) if varies]
-    classes = {label.name: label.values for label in chosen}
-    labels = {s: np.ascontiguousarray(y[:, [label.column for label in chosen]]) for s, y in labels.items()}
-    of = Task.of([label.name for label in chosen], classes=classes)
-    prepare = CodeMap(data.fit.z, how="standardised")
-    z = {name: predict(prepare, getattr(data, name).z) for name in ("fit", "tune", "score")}
-    share = torch.from_numpy(frequencies(labels["fit"], of)).float().to(z["fit"].device)
-    all_logits = []
-    for depth in (0, 2):
-        config = NeuralConfig(architecture="mlp", width=WIDTH, depth=max(depth, 1), dropout=0.3)
-        with torch_stream(data.seed, "attribute_map", depth):
-            k, outputs = z["fit"].shape[1], of.num_logits
-            network = nn.Linear(k, outputs) if depth == 0 else mlp(config, k=k, target=outputs)
-            all_logits.append(train_classifiers(network.to(z["fit"].device), z, labels, of, share=share, seed=data.seed))
-    tuned = np.stack([balanced_accuracy(logits["tune"], labels["tune"], of) for logits in all_logits])
-    scored = np.stack([balanced_accuracy(logits["score"], labels["score"], of) for logits in all_logits])
-    best = np.argmax(tuned, axis=0)
-    right = np.stack([correct_predictions(logits["score"], labels["score"], of) for logits in all_logits])
-    right = right[best, :, np.arange(len(best))].T
-    _, ends = accuracy_intervals(right, labels["score"], data.score.identity, num_values=of.num_values, seed=data.seed)
-    positive = frequencies(labels["score"], of)
+    of, num_values = inferred.of, inferred.of.num_values
+    _, ends = accuracy_intervals(inferred.right, inferred.labels, data.score.identity, num_values=num_values, seed=data.seed)
+    positive = frequencies(inferred.labels, of)
     return [
         InferredAttribute(
             name=label.name,
             task=label.name in task,
-            balanced_accuracy=float(scored[best[i], i]),
+            balanced_accuracy=float(inferred.balanced_accuracy[i]),
             low=float(ends[i, 0]) if np.isfinite(ends[i, 0]) else None,
             high=float(ends[i, 1]) if np.isfinite(ends[i, 1]) else None,
             chance=1 / len(label.values),
@@ -84,6 +74,39 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, of: Task, 
         )
         for i, label in enumerate(of.labels)
     ]
+
+
+def infer(codes: Mapping[str, torch.Tensor], labels: Mapping[str, np.ndarray], *, of: Task, seed: int) -> Inferred | None:
+    """Train a linear and a two-layer classifier of all labels at once, class-weighted, on standardised codes. For each label the
+    classifier that is better on the tuning rows answers the score rows. Missing answers do not count.
+
+    codes: `fit`, `tune`, `score`, each (N, k); labels: the same sets, each (N, columns) with the answers of `of`. Labels of which
+    fewer than two values occur in one of the three are left out; None if no others are left.
+    """
+    counts = {name: value_counts(values[:, of.columns], of) for name, values in labels.items()}
+    varying = [all((c[i] > 0).sum() > 1 for c in counts.values()) for i in range(len(of.labels))]
+    if not any(varying):
+        return None
+    chosen = [label for label, varies in zip(of.labels, varying, strict=True) if varies]
+    classes = {label.name: label.values for label in chosen}
+    labels = {s: np.ascontiguousarray(y[:, [label.column for label in chosen]]) for s, y in labels.items()}
+    of = Task.of([label.name for label in chosen], classes=classes)
+    prepare = CodeMap(codes["fit"], how="standardised")
+    z = {name: predict(prepare, values) for name, values in codes.items()}
+    share = torch.from_numpy(frequencies(labels["fit"], of)).float().to(z["fit"].device)
+    all_logits = []
+    for depth in (0, 2):
+        config = NeuralConfig(architecture="mlp", width=WIDTH, depth=max(depth, 1), dropout=0.3)
+        with torch_stream(seed, "attribute_map", depth):
+            k, outputs = z["fit"].shape[1], of.num_logits
+            network = nn.Linear(k, outputs) if depth == 0 else mlp(config, k=k, target=outputs)
+            all_logits.append(train_classifiers(network.to(z["fit"].device), z, labels, of, share=share, seed=seed))
+    tuned = np.stack([balanced_accuracy(logits["tune"], labels["tune"], of) for logits in all_logits])
+    scored = np.stack([balanced_accuracy(logits["score"], labels["score"], of) for logits in all_logits])
+    best = np.argmax(tuned, axis=0)
+    right = np.stack([correct_predictions(logits["score"], labels["score"], of) for logits in all_logits])
+    right = right[best, :, np.arange(len(best))].T
+    return Inferred(of, labels["score"], right, scored[best, np.arange(len(best))])
 
 
 def train_classifiers(

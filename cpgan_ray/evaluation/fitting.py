@@ -105,6 +105,9 @@ class EvaluationContext:
     other: OtherData | None = None
     """The pictures of variant `other_data`; None: there is no such attacker."""
 
+    late_labels: tuple[str, ...] = ()
+    """Names of the labels of late tasks (late_tasks.py)."""
+
     @property
     def has_answers(self) -> bool:
         """Whether the answers floor is measured."""

@@ -254,11 +254,20 @@ def balanced_accuracy_interval(
     if not counted:
         return mean_over_labels_interval(right, y != MISSING, identity, seed=seed, level=level)
     values = [num_values[i] for i in counted]
-    resampled = resampled_hits(right[:, counted], y[:, counted], identity, num_values=values, seed=seed)
+    samples = resampled_balanced_accuracy(right[:, counted], y[:, counted], identity, num_values=values, seed=seed)
+    return ends_of(samples, identity, level=level)
+
+
+def resampled_balanced_accuracy(
+    right: np.ndarray, y: np.ndarray, identity: np.ndarray, *, num_values: Sequence[int], seed: int
+) -> np.ndarray:
+    """The mean recall over the values of a label and then over the labels, in each bootstrap sample over identities, (RESAMPLES,).
+    A value, or a label, that is absent from a bootstrap sample does not count in it. Arguments: see `resampled_hits`."""
+    resampled = resampled_hits(right, y, identity, num_values=num_values, seed=seed)
     recalls = [np.divide(hits, sizes, out=np.zeros_like(hits), where=sizes > 0) for hits, sizes in resampled]
     of_labels = [mean_where(recall, sizes > 0) for recall, (_, sizes) in zip(recalls, resampled, strict=True)]
     of_label = np.stack(of_labels, axis=1)
-    return ends_of(mean_where(of_label, ~np.isnan(of_label)), identity, level=level)
+    return mean_where(of_label, ~np.isnan(of_label))
 
 
 def accuracy_intervals(

@@ -30,6 +30,7 @@ from cpgan_ray.evaluation.encoders.encoder import Encoder, encode_all, open_blac
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.generative.selection import Encode
 from cpgan_ray.evaluation.identity.judges import check_judge
+from cpgan_ray.evaluation.late_tasks import late_metrics
 from cpgan_ray.evaluation.noisy import noisy_codes
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.paired import read_errors
@@ -38,6 +39,7 @@ from cpgan_ray.evaluation.tournament_numbers import metrics
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import ensure_enough
 from cpgan_ray.pipelines.gates import ensure_measurable, gate_failures
+from cpgan_ray.pipelines.late_labels import check_late_labels, with_attacked_task
 from cpgan_ray.pipelines.other_data import encode_other, load_other
 from cpgan_ray.pipelines.output_folder import ensure_unused, output_folder
 from cpgan_ray.pipelines.parts import pinned_attacks, pinned_data
@@ -69,11 +71,12 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         ensure_unused(job.output, resume=False)  # before a whole data set is encoded
     with contextlib.closing(open_target(target, job)) as encoder:
         encoder.check(job.data.size)
-        config = attacked_config(target, job, encoder, planned_output)
+        config = with_attacked_task(attacked_config(target, job, encoder, planned_output), target)
         ensure_trackable(config.tracking, planned_output)
         check_undefended(config)
         other_errors = read_errors(job.against) if job.against is not None else None
         dataset = load(config)
+        check_late_labels(config, dataset)
         if config.data.dataset == "pictures":
             ensure_enough(dataset)
         if job.final:
@@ -108,6 +111,7 @@ def attack(target: Target, job: AttackJob) -> GateResult:
         config.data.labels,
         channel=channel,
         other=encoded,
+        late_labels=config.data.late_labels,
     )
     description = (describe_run(config) if target.config else describe_encoder(config, encoder)) | {
         "attacked": encoder.description(),
@@ -133,7 +137,8 @@ def attack(target: Target, job: AttackJob) -> GateResult:
             )
             utility = {f"utility/{name}": value for name, value in evaluated.report["utility"].items()}
             seconds = {"time/total_s": time.perf_counter() - started}
-            tracker.log(metrics(evaluated.result) | utility | cost_metrics(evaluated.report) | seconds, step=0)
+            late = late_metrics(evaluated.report)
+            tracker.log(metrics(evaluated.result) | utility | late | cost_metrics(evaluated.report) | seconds, step=0)
             tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
             evaluated.write(output / "report")
             tracker.log_folder(output / "report", "report")

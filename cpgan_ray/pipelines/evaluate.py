@@ -32,6 +32,7 @@ from cpgan_ray.evaluation.fitting import (
 from cpgan_ray.evaluation.generative.attack import attack_by_draws
 from cpgan_ray.evaluation.generative.selection import Encode
 from cpgan_ray.evaluation.identity.embedding_target import embeddings_of
+from cpgan_ray.evaluation.late_tasks import late_tasks, twin_answers
 from cpgan_ray.evaluation.protocol import Codes
 from cpgan_ray.evaluation.report.card import Curves, card
 from cpgan_ray.evaluation.report.paired import comparison
@@ -156,6 +157,9 @@ def evaluate_codes(
     if (failure := failed_tournament(result)) is not None:
         logger.warning(failure.message)
         warnings = [*warnings, failure]
+    twin = twin_codes(undefended / "privatizer.pt2", context.dataset) if undefended else None
+    answers_of_twin = twin_answers(undefended, twin, task) if undefended and twin and context.late_labels else None
+    late = late_tasks(context, twin=answers_of_twin)
     attacked = description.get("attacked", {})
     report: dict[str, Any] = dict(description) | {
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -163,6 +167,7 @@ def evaluate_codes(
         "task": describe_task(context.dataset, task),
         **utility,
         **as_json(result),
+        "late_tasks": None if late is None else late.as_json(),
         "references": reference_rows(result, undefended),
         "alice": alice_answers(undefended) if undefended else None,
         "threat_model": threat_model(context, queries=attacked["queries"] if attacked.get("black_box") else None),
@@ -177,7 +182,6 @@ def evaluate_codes(
     }
     if against is not None:
         report["comparison"] = comparison(result, against, seed=context.seed)
-    twin = twin_codes(undefended / "privatizer.pt2", context.dataset) if undefended else None
     panels = attack_panels(result, context, undefended=twin)
     answers = head_answers(logits, context.dataset, task) if logits else None
     return EvaluationReport(result, report, panels, card(report, panels=panels, curves=curves), answers)

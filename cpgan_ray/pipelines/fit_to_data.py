@@ -1,4 +1,5 @@
-"""Fit a run to its data: its sizes to a small collection of own pictures, instead of refusing it, and its task to what it hides."""
+"""Fit a run to its data: its sizes to a small collection of own pictures, instead of refusing it, and its task to what it hides
+and to what comes later."""
 
 import logging
 from dataclasses import replace
@@ -21,12 +22,12 @@ SMALLEST_BATCH = 4
 def fit_to_data(config: Config) -> Config:
     """The configuration with a batch that is at most a quarter of the training pictures. Own pictures only: the other data sets
     have presets of their sizes. Components and attacks are limited by the number of pictures in any case. If all labels are the
-    task, those that are hidden are left out of it.
+    task, those that are hidden or that come later are left out of it.
 
     Raises:
         InputError: there are too few pictures; and see `data.load`.
     """
-    config = without_hidden_labels(config)
+    config = with_task(config)
     if config.data.dataset != "pictures":
         return config
     dataset = load(config)
@@ -39,19 +40,25 @@ def fit_to_data(config: Config) -> Config:
     return replace(config, batch_size=batch_size)
 
 
-def without_hidden_labels(config: Config) -> Config:
-    """The configuration whose task, if it is all labels, does not have the labels that the game hides.
+def with_task(config: Config) -> Config:
+    """The configuration whose task, if it is all labels, has neither the labels that the game hides nor those of late tasks.
 
     Raises:
         InputError: no label is left; and see `data.load`.
     """
-    hidden = sensitive_labels(config.game.target_weights)
-    if not hidden or config.data.labels:
+    hidden, late = sensitive_labels(config.game.target_weights), config.data.late_labels
+    if not (hidden or late) or config.data.labels:
         return config
-    labels = tuple(name for name in load(config).label_names if name not in hidden)
+    labels = tuple(name for name in load(config).label_names if name not in (*hidden, *late))
+    left_out = " and ".join(
+        f"{', '.join(names)}, which {why}" for names, why in ((hidden, "the game hides"), (late, "come later")) if names
+    )
     if not labels:
-        raise InputError(f"game.target_weights hides {', '.join(hidden)}, which are all labels of the data: no task is left")
-    logger.info(f"the task is all labels but {', '.join(hidden)}, which the game hides")
+        raise InputError(
+            f"all labels of the data are hidden or come later ({left_out}): no task is left; leave some out of game.target_weights "
+            "or data.late_labels"
+        )
+    logger.info(f"the task is all labels but {left_out}")
     return replace(config, data=replace(config.data, labels=labels))
 
 

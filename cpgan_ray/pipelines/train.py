@@ -31,6 +31,7 @@ from cpgan_ray.evaluation.client import cost_metrics
 from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.fitting import EvaluationContext, attack_specs, trained_against
 from cpgan_ray.evaluation.identity.judges import check_judge
+from cpgan_ray.evaluation.late_tasks import late_metrics
 from cpgan_ray.evaluation.report.report import alice_answers, degeneracy_reasons, read_strongest_attack
 from cpgan_ray.evaluation.tournament_numbers import metrics
 from cpgan_ray.models import build_head, build_privatizer
@@ -39,6 +40,7 @@ from cpgan_ray.models.export import export_programs
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.label_weights import with_label_weights
+from cpgan_ray.pipelines.late_labels import check_late_labels, check_twin_answers
 from cpgan_ray.pipelines.other_data import encode_other, load_other
 from cpgan_ray.pipelines.output_folder import output_folder
 from cpgan_ray.pipelines.parts import pinned
@@ -152,6 +154,7 @@ def prepare_run(config: Config) -> Dataset:
     dataset = load(config)
     rounds_per_epoch(len(dataset.train), config.batch_size)
     ensure_learnable(dataset, task_of(dataset, config.data.labels))
+    check_late_labels(config, dataset)
     label_weights(config.utility, task_of(dataset, config.data.labels))
     ensure_within_budget(config, image_shape=dataset.image_shape)
     check_undefended(config)
@@ -203,6 +206,7 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
         trained_against(config),
         config.data.labels,
         channel=Channel.of_privatizer(config.privatizer, clean=outcome.clean),
+        late_labels=config.data.late_labels,
     )
     if (other := load_other(config, dataset, noise=config.privatizer.noise)) is not None:
         context = replace(context, other=encode_other(open_own(tracker.output / "privatizer.pt2"), other, config))
@@ -221,7 +225,9 @@ def evaluate(config: Config, dataset: Dataset, outcome: Outcome, tracker: Tracke
     test_utility = {
         f"utility/{name}": value for name, value in utility.items() if not name.startswith("val_")
     }  # logged with the epoch
-    tracker.log(test_utility | metrics(evaluated.result) | cost_metrics(evaluated.report), step=final_round)
+    tracker.log(
+        test_utility | metrics(evaluated.result) | late_metrics(evaluated.report) | cost_metrics(evaluated.report), step=final_round
+    )
     tracker.tag("strongest.attack", evaluated.result.strongest.spec.name)
     evaluated.write(tracker.output / "report")
     tracker.log_folder(tracker.output / "report", "report")
@@ -271,3 +277,4 @@ def check_undefended(config: Config) -> None:
         open_own(folder / "privatizer.pt2")
         read_strongest_attack(folder)
         alice_answers(folder)
+        check_twin_answers(folder, config)

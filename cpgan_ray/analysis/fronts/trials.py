@@ -78,6 +78,11 @@ class Trial:
     """R2 of pictures predicted from the task's true labels."""
     answers_floor_r2: float | None = None
     """R2 of the strongest attack on its own hard answers."""
+    late_balanced_accuracy: float | None = None
+    """Mean balanced accuracy of heads of late tasks on its codes; None if it has no late tasks."""
+    late_balanced_accuracy_low: float | None = None
+    """Lower end of its 95 % bootstrap interval over people."""
+    late_balanced_accuracy_high: float | None = None
     multiply_adds: float | None = None
     """Multiply-adds that the client spends on a sample; this and the two fields below are None if they are not known."""
     client_ms: float | None = None
@@ -135,6 +140,9 @@ class Point:
     majority_accuracy: float | None
     majority_balanced_accuracy: float | None
     answers_floor_r2: float | None = None
+    late_balanced_accuracy: float | None = None
+    late_balanced_accuracy_low: float | None = None
+    late_balanced_accuracy_high: float | None = None
     multiply_adds: float | None = None
     client_ms: float | None = None
     client_bytes: float | None = None
@@ -228,7 +236,8 @@ def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Po
     def average(name: str) -> float | None:
         return mean([mean([getattr(trial, name) for trial in group]) for group in by_seed])
 
-    accuracy, balanced, r2 = (over_seeds(name) for name in ("accuracy", "balanced_accuracy", "strongest_r2"))
+    names = ("accuracy", "balanced_accuracy", "strongest_r2", "late_balanced_accuracy")
+    accuracy, balanced, r2, late = (over_seeds(name) for name in names)
     assert r2.value is not None
     return Point(
         objective=objective,
@@ -251,6 +260,9 @@ def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Po
         val_r2=average("val_r2"),
         majority_accuracy=average("majority_accuracy"),
         majority_balanced_accuracy=average("majority_balanced_accuracy"),
+        late_balanced_accuracy=late.value,
+        late_balanced_accuracy_low=late.low,
+        late_balanced_accuracy_high=late.high,
         **{name: average(name) for name in ("answers_floor_r2", *CLIENT, *CLOUD, "bits", "val_bits")},
         degenerate=any(trial.degenerate is not None for trial in trials),
     )

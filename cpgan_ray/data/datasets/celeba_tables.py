@@ -198,8 +198,8 @@ def _check_unique(path: Path, names: list[str], lines: list[int]) -> None:
             )
 
 
-def columns_of(label_names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """Column numbers of `labels`; all columns if `labels` is empty: int64 (L,).
+def columns_of(label_names: Sequence[str], labels: Sequence[str], *, field: str = "data.labels") -> np.ndarray:
+    """Column numbers of `labels`; all columns if `labels` is empty: int64 (L,). field: of the configuration, which names them.
 
     Raises:
         InputError: a label does not exist (the message names the closest one) or is given twice.
@@ -208,7 +208,7 @@ def columns_of(label_names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
         if label not in label_names:
             matches = difflib.get_close_matches(label, label_names, n=1, cutoff=0.5)
             hint = f": did you mean {matches[0]}?" if matches else ":"
-            raise InputError(f"data.labels: there is no attribute {label!r}{hint} Choose from {', '.join(label_names)}")
+            raise InputError(f"{field}: there is no attribute {label!r}{hint} Choose from {', '.join(label_names)}")
         if label in labels[:i]:
-            raise InputError(f"data.labels: {label!r} is given twice: give it once")
+            raise InputError(f"{field}: {label!r} is given twice: give it once")
     return np.array([list(label_names).index(label) for label in labels or label_names], np.int64)

@@ -18,6 +18,9 @@ Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 """Training adversary -> rounds, and its R2 in each."""
 
 
+LATE_INPUTS = {"code": "the code", "answers": "its own answers", "twin_answers": "the undefended twin's answers"}
+"""What the page calls the inputs of late heads (evaluation/late_tasks.py)."""
+
 R2_EXAMPLES = resources.files("cpgan_ray.evaluation.report") / "r2_examples.jpg"
 """Procedural faces, and what attacks of known R2 show of them; drawn by docs/figures/make_r2_examples.py."""
 
@@ -65,6 +68,8 @@ def card(report: Mapping[str, Any], *, panels: Mapping[str, Image], curves: Curv
         drawing_judge=judge_words((report.get("generative") or {}).get("judge")),
         people=has_people(report),
         task=report["task"] if shows_task(report) else None,
+        late=late_sentence(report.get("late_tasks")),
+        late_inputs=LATE_INPUTS,
     )
 
 
@@ -124,6 +129,25 @@ def shows_task(report: Mapping[str, Any]) -> bool:
     and are not the only one."""
     labels = report["task"]["labels"]
     return missing_share(report) > 0 or (len(labels) > 1 and any(len(label["values"]) > 2 for label in labels))
+
+
+def late_sentence(late: Mapping[str, Any] | None) -> str:
+    """What the report says about labels of late tasks; empty if it has none."""
+    if not late:
+        return ""
+    of_code, count = late["inputs"]["code"], len(late["labels"])
+    labels = "one label that was" if count == 1 else f"{count} labels that were"
+    sentence = (
+        f"Of {labels} no part of the task, heads on the frozen code answer {100 * of_code['balanced_accuracy']:.1f} % "
+        f"(balanced accuracy; chance {100 * late['chance']:.1f} %)"
+    )
+    gains = [
+        f"{100 * value['gain']:+.1f} points ({100 * value['gain_low']:+.1f} to {100 * value['gain_high']:+.1f}) compared with "
+        f"{LATE_INPUTS[name]}"
+        for name, value in late["inputs"].items()
+        if "gain" in value
+    ]
+    return ": ".join([sentence, *([", ".join(gains)] if gains else [])]) + "."
 
 
 def input_sentences(entry: Mapping[str, Any]) -> str:

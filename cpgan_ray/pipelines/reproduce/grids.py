@@ -26,7 +26,7 @@ from cpgan_ray.mechanisms.calibration import Choice, Pilot
 GRIDS = "grids.json"
 FORMAT = 1
 Rounding = Literal["on", "off"]
-NOT_CALIBRATED = ("preset", "seed", "attacks.", "data.digest")
+NOT_CALIBRATED = ("preset", "seed", "attacks.", "data.digest", "data.late_labels")
 """Fields of a configuration that do not change the accuracy of a mechanism's setting."""
 
 

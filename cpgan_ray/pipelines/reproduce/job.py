@@ -29,6 +29,7 @@ from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
 from cpgan_ray.models.cost import ensure_within_budget
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
+from cpgan_ray.pipelines.late_labels import check_late_labels
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.reproduce.calibrate import calibrate, grids_table
 from cpgan_ray.pipelines.reproduce.calibrate import summary as calibration_summary
@@ -88,6 +89,7 @@ def prepare(job: ReproduceJob, folder: Path) -> Dataset:
     if job.config.runtime.backend != "local":
         ensure_unchanged()
     dataset = load(job.config)
+    check_late_labels(job.config, dataset)
     ensure_within_budget(job.config, image_shape=dataset.image_shape)
     for components in (DEFAULT_COMPONENTS, NOISE_COMPONENTS):
         projection(dataset, components=components)

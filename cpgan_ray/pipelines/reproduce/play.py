@@ -32,6 +32,7 @@ from cpgan_ray.evaluation.fitting import (
     hard_answers,
     trained_against,
 )
+from cpgan_ray.evaluation.late_tasks import late_tasks
 from cpgan_ray.evaluation.report.paired import write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import rows_of
@@ -90,6 +91,7 @@ def play(
         config.data.labels,
         hard_answers(released.logits, task),
         channel=released.channel or Channel.of_mechanism(list(released.codes), step=step_of(cell, config)),
+        late_labels=config.data.late_labels,
     )
     warnings = code_warnings(released.codes, dataset, task, logits=released.logits, seed=cell.seed)
     specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings), answers=context.has_answers)
@@ -102,6 +104,8 @@ def play(
     utility = utility_metrics(released.logits, dataset, task, seed=cell.seed)
     values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}
     values |= {"split": "final" if final else "test", "k": released.codes["test"].shape[1], "utility": utility, **as_json(result)}
+    late = late_tasks(context)
+    values |= {"late_tasks": None if late is None else late.as_json()}
     network = released.encoder if released.client is None else released.client
     client = client_cost(network, released.codes["train"], image_shape=dataset.image_shape, bits=released.bits)
     values |= {"warnings": [asdict(warning) for warning in warnings], "client": asdict(client)}

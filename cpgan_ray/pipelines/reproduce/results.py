@@ -9,12 +9,13 @@ from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.analysis.cells import CELL, Cell, by_name, strongest, trial
 from cpgan_ray.analysis.comparison import OURS, UNDEFENDED
-from cpgan_ray.analysis.fronts import NAMES, UTILITY, Trial, points, with_interval
+from cpgan_ray.analysis.fronts import NAMES, UTILITY, Point, Trial, points, with_interval
 from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.config import Objective
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.client import cost_metrics
+from cpgan_ray.evaluation.late_tasks import late_metrics
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.mechanisms import MECHANISMS
 
@@ -71,7 +72,7 @@ def cell_metrics(values: Values) -> dict[str, float]:
     if values["privacy"]["excess"] is not None:
         metrics |= {"privacy/answers_floor_r2": values["privacy"]["answers_floor_r2"]}
         metrics |= {"privacy/excess_r2": values["privacy"]["excess"]["r2"]}
-    metrics |= cost_metrics(values)
+    metrics |= late_metrics(values) | cost_metrics(values)
     return metrics | {f"attack/{name}/r2": a["r2"] for name, a in by_name(values).items()} | {"time/total_s": values["seconds"]}
 
 
@@ -112,6 +113,7 @@ def row(values: Values) -> dict[str, Any]:
     columns |= {name: utility[name] for name in UTILITY}
     columns |= {"attack": best["attack"], "r2": best["r2"], "r2_low": best["low"], "r2_high": best["high"]}
     columns |= {name: values["privacy"][name] for name in ("answers_floor_r2", "label_floor_r2", "val_r2")}
+    columns |= {name.replace("/", "_"): value for name, value in late_metrics(values).items()}
     columns |= {f"client_{name}": value for name, value in values["client"].items()}
     columns |= {f"cloud_{name}": value for name, value in values["cost"].get("utility_head", {}).items()}
     for name, a in sorted(by_name(values).items()):
@@ -127,7 +129,9 @@ def finished(values: Sequence[Values]) -> list[Values]:
 def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective: Objective = "accuracy") -> str:
     """A row for each setting, by mechanism: means over seeds with 95 % intervals over seeds and people; for a single seed, over
     people."""
+    late = any(t.late_balanced_accuracy is not None for t in trials)
     titles = ["mechanism", "setting", "rounded", "k", "seeds", NAMES[objective], "strongest R2", "MSE", "dead labels"]
+    titles += ["balanced accuracy of late tasks"] if late else []
     titles += ["multiply-adds", "cloud's multiply-adds", "bytes", "attack"]
     output = PrettyTable(titles)
     output.set_style(TableStyle.MARKDOWN)
@@ -155,11 +159,18 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective:
                 *numbers,
                 f"{sum(errors) / len(errors):.4g}",
                 dead,
+                *([late_text(point)] if late else []),
                 *(amount(value) for value in (point.multiply_adds, point.cloud_multiply_adds, point.client_bytes)),
                 ", ".join(attacks),
             ]
         )
     return output.get_string() + UNSATURATED * ("*" in output.get_string())
+
+
+def late_text(point: Point) -> str:
+    """The balanced accuracy of late tasks; empty if the setting has none."""
+    value = point.late_balanced_accuracy
+    return "" if value is None else with_interval(value, point.late_balanced_accuracy_low, point.late_balanced_accuracy_high)
 
 
 def amount(value: float | None) -> str:
