@@ -1,5 +1,6 @@
 """What a process imports before it answers `--help` or computes. The order of imports is checked by import-linter (`make lint`)."""
 
+import json
 import os
 import resource
 import subprocess
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from cpgan_ray.config import to_json
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.data import load
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(p.relative_to(ROOT) for p in (ROOT / "jobs").rglob("*.py"))
+UNUSED = {"scipy", "sklearn", "matplotlib", "torchmetrics", "optuna", "sympy", "torch._dynamo", "torch._inductor"}
+"""What neither a player nor a job needs before the first round."""
 
 
 @pytest.mark.parametrize("path", JOBS, ids=str)
@@ -62,7 +66,24 @@ print(*sys.modules)
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {*ran.stdout.split()}
     assert {"torch", "ray", "pyarrow"} <= loaded
-    assert (
-        loaded & {"torch._dynamo", "torch._inductor", "pandas", "sklearn", "scipy.stats", "torchmetrics", "matplotlib", "mlflow"}
-        == set()
-    )
+    assert loaded & (UNUSED | {"pandas", "mlflow"}) == set()
+
+
+def test_job_plays_first_round_without_libraries_of_the_evaluation(tiny_config):
+    """The job imports MLflow, which imports pandas and scipy; the game does not."""
+    load(tiny_config)
+    code = """
+import json, sys
+from cpgan_ray.config import from_json
+from cpgan_ray.common.process import set_up_process
+set_up_process(threads=1)
+from cpgan_ray.training.game import play_in_process
+assert play_in_process(from_json(json.loads(sys.argv[1])), threads=1).play(1)
+print(*sys.modules)
+import cpgan_ray.pipelines.train
+print(*sys.modules)
+"""
+    command = [sys.executable, "-c", code, json.dumps(to_json(tiny_config))]
+    game, job = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    assert {*game.split()} & (UNUSED | {"pandas", "mlflow", "ray"}) == set()
+    assert {*job.split()} & (UNUSED - {"scipy"} | {"ray"}) == set()

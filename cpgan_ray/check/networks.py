@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.check.findings import Findings, require
 from cpgan_ray.check.material import Material
+from cpgan_ray.common.optimisers import AdamW
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.config import PrivatizerConfig, UtilityConfig
 from cpgan_ray.models import build_head, build_privatizer
@@ -137,11 +138,11 @@ def step(network: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor) -> Non
 
 def restored(subject: Subject) -> None:
     first, x = built(subject), subject.inputs(8)
-    optimiser = torch.optim.AdamW(first.parameters(), lr=1e-3)
+    optimiser = AdamW(first.parameters(), lr=1e-3)
     step(first, optimiser, x)
     state = unpack(pack({"network": first.state_dict(), "optimiser": optimiser.state_dict()}), torch.device("cpu"))
     second = copy.deepcopy(built(subject))
-    other = torch.optim.AdamW(second.parameters(), lr=1e-3)
+    other = AdamW(second.parameters(), lr=1e-3)
     second.load_state_dict(state["network"])
     other.load_state_dict(state["optimiser"])
     for network, its_optimiser in ((first, optimiser), (second, other)):

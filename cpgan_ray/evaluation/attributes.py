@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpgan_ray.common.optimisers import AdamW
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import NeuralConfig
@@ -115,7 +116,7 @@ def train_classifiers(
     """Logits on the tuning rows and the score rows at the network's best epoch, by mean balanced accuracy on the tuning rows."""
     y = torch.from_numpy(labels["fit"]).to(z["fit"].device)
     rng = stream(seed, "attribute_map")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
+    optimiser = AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
     best, best_logits, epochs_since_best = -1.0, {}, 0
     for _ in range(EPOCHS):
         network.train()

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
 from torch import Tensor
 
 from cpgan_ray.common.process import trim_memory
@@ -146,6 +145,8 @@ def interval_ends(identity: np.ndarray, *, level: float = 0.95) -> list[float]:
     people = len(np.unique(identity))
     if people < 2:
         return [0.0, 1.0]
+    from scipy import special  # takes 0.2 s
+
     tail = float(special.ndtr(-math.sqrt(people / (people - 1)) * special.stdtrit(people - 1, (1 + level) / 2)))
     return [tail, 1 - tail]
 
@@ -155,6 +156,8 @@ def two_sided_p(tail: float, *, people: int) -> float:
     interval with `interval_ends` excludes 0."""
     if people < 2 or tail >= 0.5:
         return 1.0
+    from scipy import special  # takes 0.2 s
+
     return float(2 * special.stdtr(people - 1, special.ndtri(tail) / math.sqrt(people / (people - 1))))
 
 

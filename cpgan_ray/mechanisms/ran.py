@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpgan_ray.common.optimisers import Adam
 from cpgan_ray.common.process import autocast, pick_device, torch_stream
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, label_frequencies, task_of
@@ -52,7 +53,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     averaged = averaged_copy(net, p)
     frequencies = torch.from_numpy(label_frequencies(dataset, task)).float().to(device)
     positive = frequencies if config.utility.class_weighted_loss else None
-    decoder_optimiser = torch.optim.Adam(decoder_parameters, lr=settings.learning_rate)
+    decoder_optimiser = Adam(decoder_parameters, lr=settings.learning_rate)
     labels = task.answers(dataset.train)
 
     def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[nn.Parameter]) -> None:

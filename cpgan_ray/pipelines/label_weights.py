@@ -9,7 +9,6 @@ import numpy as np
 from cpgan_ray.config import Config
 from cpgan_ray.config.label_weights import weights_by_name
 from cpgan_ray.data import load, task_of
-from cpgan_ray.mechanisms.answer_order import private_prices
 from cpgan_ray.training.teachers import as_logits, read_answers
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,8 @@ def with_label_weights(config: Config) -> Config:
     utility = config.utility
     if not utility.learn_label_weights or utility.learned_label_weights:
         return config
+    from cpgan_ray.mechanisms.answer_order import private_prices  # takes 0.1 s
+
     assert utility.teacher_answers is not None
     dataset = load(config)
     task = task_of(dataset, config.data.labels)

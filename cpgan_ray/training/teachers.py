@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, softmax
+import torch
 
 from cpgan_ray.common.plugins import loading
 from cpgan_ray.common.types import Batch
@@ -43,9 +43,9 @@ class TeacherAnswers:
 
 def probabilities(logits: np.ndarray, task: Task) -> np.ndarray:
     """The probabilities, float16, that logits (N, num_logits) stand for."""
-    parts = [logits[:, label.logits].astype(np.float64) for label in task.labels]
-    values = [expit(part) if label.binary else softmax(part, axis=1) for part, label in zip(parts, task.labels, strict=True)]
-    return np.concatenate(values, axis=1).astype(np.float16)
+    parts = [torch.from_numpy(logits[:, label.logits].astype(np.float64)) for label in task.labels]
+    values = [part.sigmoid() if label.binary else part.softmax(dim=1) for part, label in zip(parts, task.labels, strict=True)]
+    return torch.cat(values, dim=1).numpy().astype(np.float16)
 
 
 def as_logits(answers: np.ndarray, task: Task) -> np.ndarray:

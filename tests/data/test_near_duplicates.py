@@ -5,8 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.fft import dct
 
-from cpgan_ray.data.near_duplicates import near_duplicates
+from cpgan_ray.data.near_duplicates import lowest_cosines, near_duplicates
 
 SIDE = 32
 
@@ -54,3 +55,9 @@ def test_near_duplicates_of_one_colour_or_grey_are_found_without_error(make_stor
     flat = np.repeat(np.arange(40, dtype=np.uint8), 16 * 16).reshape(40, 16, 16, 1) * 5
     dataset, _, _ = make_store(tmp_path / "s", images=flat)
     assert near_duplicates(dataset) == {}, "pictures of one colour say nothing about each other"
+
+
+@pytest.mark.parametrize("side", [5, 8, 64])
+def test_lowest_cosines_are_those_of_scipys_cosine_transform(side):
+    expected = dct(np.eye(side), axis=0, norm="ortho")[:8]
+    assert lowest_cosines(side) == pytest.approx(expected, abs=1e-7)

@@ -21,9 +21,10 @@ import cpgan_ray.{module}
 from cpgan_ray.common.process import set_up_process
 set_up_process(threads=1)
 import torch
+from cpgan_ray.common.optimisers import AdamW
 weight = torch.nn.Parameter(torch.zeros(1))
 weight.grad = torch.ones(1)
-torch.optim.AdamW([weight]).step()
+AdamW([weight]).step()
 """
 
 

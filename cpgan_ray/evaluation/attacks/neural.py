@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.optimisers import AdamW
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.config import AttackConfig, NeuralConfig
@@ -130,7 +131,7 @@ class Trainer:
         tuning rows after each epoch."""
         steps = max(MIN_STEPS, per_epoch // self.batch)
         learning_rate = self.candidate.network.learning_rate
-        optimiser = torch.optim.AdamW(self.model.network.parameters(), lr=learning_rate, weight_decay=1e-4, fused=True)
+        optimiser = AdamW(self.model.network.parameters(), lr=learning_rate, weight_decay=1e-4, fused=True)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
         for epoch in range(epochs):
             with torch_stream(self.task.data.seed, *self.path, len(rows), self.epochs + epoch):

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 from cpgan_ray.common.rng import stream
@@ -83,6 +82,8 @@ def bound_of(galleries: Galleries) -> GalleryBound:
 
 def half_width(values: np.ndarray, *, level: float = 0.95) -> float:
     """Half the width of the interval of the mean of independent values (G,), by Student's t with G - 1 degrees of freedom."""
+    from scipy import special  # takes 0.2 s
+
     t = special.stdtrit(len(values) - 1, (1 + level) / 2)
     return float(t * values.std(ddof=1) / len(values) ** 0.5)
 

@@ -6,7 +6,6 @@ and sums come from a stream of their own, so that they are the same in every att
 """
 
 import numpy as np
-from scipy import sparse
 
 from cpgan_ray.common.rng import stream
 
@@ -16,6 +15,8 @@ class Sketch:
 
     def __init__(self, codes: np.ndarray, *, numbers: int) -> None:
         """codes: (n, k), by which each number is standardised; numbers: m."""
+        from scipy import sparse  # takes 0.1 s
+
         length = codes.shape[1]
         rng = stream(0, "sketch", length)
         spread = codes.std(axis=0, dtype=np.float64)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cpgan_ray.common.optimisers import AdamW
 from cpgan_ray.common.process import torch_stream
 from cpgan_ray.common.rng import stream
 from cpgan_ray.evaluation.attacks.base import CodeMap, predict
@@ -172,7 +173,7 @@ def train(flow: Flow, fit: FlowRows, tune: FlowRows, settings: FlowSettings, *, 
     conditions, errors = flow.conditions(fit.z, fit.start), (fit.x - fit.start) @ flow.inverse_root
     tuning = flow.conditions(tune.z, tune.start), (tune.x - tune.start) @ flow.inverse_root
     steps = max(MIN_STEPS, len(fit) // settings.batch)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimiser = AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * steps)
     best, weights = math.inf, {}
     for epoch in range(settings.epochs):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cpgan_ray.common.optimisers import Adam
 from cpgan_ray.common.process import Precision, autocast
 from cpgan_ray.config import NeuralConfig
 from cpgan_ray.training.adversaries.base import BatchMemory, Target
@@ -36,7 +37,7 @@ class NeuralAdversary:
         self.config, self.network, self.rng, self.classes = config, network, rng, classes
         self.precision: Precision = precision
         self.memory = BatchMemory(config.memory_batches)
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        self.optimiser = Adam(network.parameters(), lr=config.learning_rate)
 
     def outputs(self, z: Tensor) -> Tensor:
         """float32 outputs (B, target) of the network for codes (B, k)."""
