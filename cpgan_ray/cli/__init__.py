@@ -7,6 +7,7 @@ from cpgan_ray.cli.flags import read_flags, take_check
 from cpgan_ray.cli.frontier import parse_frontier
 from cpgan_ray.cli.reproduce import parse_reproduce
 from cpgan_ray.cli.search import parse_search
+from cpgan_ray.cli.seeds import parse_seeds
 from cpgan_ray.cli.serve import parse_serve
 from cpgan_ray.cli.train import parse, parse_train
 from cpgan_ray.common.environment import complete_environment
@@ -32,6 +33,7 @@ __all__ = [
     "parse_frontier",
     "parse_reproduce",
     "parse_search",
+    "parse_seeds",
     "parse_serve",
     "parse_train",
     "read_flags",

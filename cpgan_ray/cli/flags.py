@@ -149,11 +149,12 @@ def take_trust(rest: list[str]) -> bool:
 def take_check(rest: list[str]) -> bool:
     """Remove `--check` from the arguments and return whether it was there: the data are only read and described.
 
-    Raises: InputError if a run is resumed.
+    Raises: InputError if a run is resumed, or if there are several.
     """
     check = "--check" in rest
-    if check and any(argument.partition("=")[0] == "--resume" for argument in rest):
-        raise InputError("--check reads the data of a new run: leave out --resume")
+    for flag in ("--resume", "--seeds"):
+        if check and any(argument.partition("=")[0] == flag for argument in rest):
+            raise InputError(f"--check reads the data of one new run: leave out {flag}")
     rest[:] = [argument for argument in rest if argument != "--check"]
     return check
 

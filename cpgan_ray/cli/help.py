@@ -45,6 +45,7 @@ REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
 """Which fields `--help` shows, by job: dotted names."""
 CHECK = {"--check": "Read the data, print what they hold and what would be trained, draw a contact sheet, and train nothing."}
+SEEDS = {"--seeds N": "Train N times, under the seeds from --seed on, and give means with intervals over seeds and people."}
 ADVERSARIES = {"--adversaries NAME[=COUNT] ...": "Which adversaries play, and how many of each: ridge rbf mlp=2 decoder=4."}
 RESUME = {"--resume FOLDER": "Continue in the folder of an interrupted job.", "--trust": "Use files that another user has written."}
 MAX_TEXT = 200

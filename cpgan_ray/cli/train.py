@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpgan_ray.cli.flags import absolute, ensure_same_settings, read_flags, take_resume, take_trust, with_dataset
-from cpgan_ray.cli.help import ADVERSARIES, CHECK, RESUME, TRAIN
+from cpgan_ray.cli.help import ADVERSARIES, CHECK, RESUME, SEEDS, TRAIN
 from cpgan_ray.common.environment import ensure_current_folder
 from cpgan_ray.config import Config, local_names
 from cpgan_ray.config.folders.records import ensure_complete, own_store
@@ -42,7 +42,7 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
                 usage=description,
                 call=CALL,
                 main=TRAIN,
-                more=ADVERSARIES | RESUME,
+                more=ADVERSARIES | SEEDS | RESUME,
             )
         )
         ignore, remedy = (*ADJUSTABLE, *local_names(Config)), "leave the flag out, or start a new run"
@@ -51,7 +51,7 @@ def parse_train(arguments: Sequence[str], *, default: str, description: str) -> 
         return config if record.own or trust else own_store(config), run_id
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
     usage = f"{description}\n\nPresets: {', '.join(PRESETS)} (default {default}). Values shown are those of {name}."
-    more = ADVERSARIES | CHECK | RESUME
+    more = ADVERSARIES | CHECK | SEEDS | RESUME
     if not name.endswith(".json"):
         return absolute(with_dataset(read_flags(Config, preset(name), rest, usage=usage, call=CALL, main=TRAIN, more=more))), None
     base, record = config_of_another_run(Path(name).expanduser().resolve(), trust=(trust := take_trust(rest)))

@@ -24,6 +24,7 @@ from cpgan_ray.config.players import (
 )
 from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConfig
 from cpgan_ray.config.schema import Config
+from cpgan_ray.config.seeds import SeedsJob
 from cpgan_ray.config.service import ServeJob, ServiceLimits
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "RidgeConfig",
     "RuntimeConfig",
     "SearchJob",
+    "SeedsJob",
     "ServeJob",
     "ServiceLimits",
     "TrackingConfig",

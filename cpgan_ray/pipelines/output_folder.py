@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from cpgan_ray.common.claims import claim_folder, claim_new_folder
 from cpgan_ray.common.credentials import redacted
-from cpgan_ray.config import ReproduceJob, SearchJob
-from cpgan_ray.config.folders.jobs import REPRODUCTION, SEARCH
+from cpgan_ray.config import ReproduceJob, SearchJob, SeedsJob
+from cpgan_ray.config.folders.jobs import REPRODUCTION, SEARCH, SEEDS
 from cpgan_ray.errors import InputError
 from cpgan_ray.tracking import tracking_uri
 
-J = TypeVar("J", SearchJob, ReproduceJob)
+J = TypeVar("J", SearchJob, ReproduceJob, SeedsJob)
 
 
 @contextmanager
@@ -40,7 +40,8 @@ def ensure_unused(output: Path, *, resume: bool) -> None:
     """Raises: InputError if the folder holds the results of a job; with `resume`, if it holds a run that has finished."""
     if resume and (output / "report" / "report.json").is_file():
         raise InputError(f"the run in {output} has finished: there is nothing to resume")
-    for file, kind in (("config.json", "run"), (SEARCH, "search"), (REPRODUCTION, "comparison")):
+    kinds = (("config.json", "run"), (SEARCH, "search"), (REPRODUCTION, "comparison"), (SEEDS, "training under several seeds"))
+    for file, kind in kinds:
         if not resume and (output / file).exists():
             remedy = "give another --output" if kind == "run" else "continue it with --resume, or give another --output"
             raise InputError(f"output folder {output} already holds a {kind}: {remedy}")

@@ -1,4 +1,5 @@
-"""What a search and a comparison share: their output folder, their MLflow run, and the record from which they are resumed."""
+"""What a search, a comparison and trainings under several seeds share: their output folder, their MLflow run, and the record from
+which they are resumed."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -6,12 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cpgan_ray.common.signals import Stop, defer_signals
-from cpgan_ray.config import ReproduceJob, SearchJob, to_json
+from cpgan_ray.config import ReproduceJob, SearchJob, SeedsJob, to_json
 from cpgan_ray.config.folders.records import write_record
 from cpgan_ray.pipelines.output_folder import output_folder, with_output
 from cpgan_ray.tracking import SearchRun
 
-J = TypeVar("J", SearchJob, ReproduceJob)
+J = TypeVar("J", SearchJob, ReproduceJob, SeedsJob)
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def job_folder(job: J, kind: str, *, resume: bool) -> Iterator[tuple[Path, J]]:
 
 
 def recorded_run(
-    job: SearchJob | ReproduceJob, folder: Path, record: str, *, values: Mapping[str, Any] | None = None, **options: Any
+    job: SearchJob | ReproduceJob | SeedsJob, folder: Path, record: str, *, values: Mapping[str, Any] | None = None, **options: Any
 ) -> SearchRun:
     """Open the MLflow run of a job, and write the job's record with its id. From then on the job can be resumed.
 

@@ -68,6 +68,8 @@ class RunContext:
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     """Logged in addition to the usual params."""
+    is_last: bool = True
+    """Whether the process has no other work after this run: a request to stop that comes after its end then has no effect."""
 
 
 def train(config: Config, context: RunContext | None = None, *, resume: str | None = None) -> dict[str, Any]:
@@ -133,7 +135,8 @@ def train_in(output: Path, config: Config, context: RunContext, checkpoints: Che
             summary = evaluate(config, dataset, outcome, tracker, final_round=game.total_rounds - 1)
             seconds = time.perf_counter() - started
             tracker.log({"time/total_s": seconds}, step=game.total_rounds - 1)
-            stop.complete()
+            if context.is_last:
+                stop.complete()
     return {"run_id": tracker.run_id, "output": str(output), **summary, "seconds": round(seconds, 1)}
 
 

@@ -22,7 +22,8 @@ from jsonschema import Draft7Validator
 from cpgan_ray import cli
 from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.ownership import KEY_VARIABLE
-from cpgan_ray.config import ReproduceJob, SearchJob, to_json
+from cpgan_ray.config import ReproduceJob, SearchJob, SeedsJob, to_json
+from cpgan_ray.config.folders.jobs import SEEDS
 from cpgan_ray.config.folders.records import write_record
 from cpgan_ray.config.folders.runs import CONFIG
 from cpgan_ray.config.presets import for_comparison, for_search, preset
@@ -216,7 +217,8 @@ def test_modules_that_a_page_runs_exist(page):
 
 def parse_train(arguments: list[str]) -> None:
     cli.take_check(arguments)
-    cli.parse_train(arguments, default="faces", description="")
+    if cli.parse_seeds(arguments, default="faces", description="") is None:
+        cli.parse_train(arguments, default="faces", description="")
 
 
 def parse_search(arguments: list[str]) -> None:
@@ -240,8 +242,8 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The value of each word in capitals; the folders have this user's signature."""
     folder = tmp_path_factory.mktemp("filled")
-    run, search, comparison = (folder / name for name in ("run", "search", "comparison"))
-    for path in (run, search, comparison):
+    run, search, comparison, seeds = folders = [folder / name for name in ("run", "search", "comparison", "seeds")]
+    for path in folders:
         path.mkdir()
     config = preset("celeba")
     (run / "privatizer.pt2").write_bytes(b"")
@@ -255,6 +257,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "CONFIG.json": str(run / CONFIG),
         "SEARCH_FOLDER": str(search),
         "COMPARISON_FOLDER": str(comparison),
+        "SEEDS_FOLDER": str(seeds),
         "encoder.pt2": str(folder / "encoder.pt2"),
         "encoder.onnx": str(folder / "encoder.onnx"),
         "models:/faces@champion": str(run),
@@ -270,6 +273,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         write_record(run / CONFIG, to_json(config) | {"run_id": RUN_ID})
         write_record(search / cli.SEARCH, {"run_id": RUN_ID, "job": to_json(search_job)})
         write_record(comparison / cli.REPRODUCTION, {"run_id": RUN_ID, "job": to_json(comparison_job)})
+        write_record(seeds / SEEDS, {"run_id": RUN_ID, "job": to_json(SeedsJob(config=replace(config, output=seeds)))})
         yield values
 
 

@@ -1,4 +1,4 @@
-"""The records of a search and of a comparison: the job, and its MLflow run."""
+"""The records of a search, of a comparison and of trainings under several seeds: the job, and its MLflow run."""
 
 import dataclasses
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import TypeVar
 from cpgan_ray.config.folders.records import REPRODUCTION, Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
 from cpgan_ray.config.io import from_json
 from cpgan_ray.config.jobs import ReproduceJob, SearchJob
+from cpgan_ray.config.seeds import SeedsJob
 from cpgan_ray.errors import InputError
 
-J = TypeVar("J", SearchJob, ReproduceJob)
+J = TypeVar("J", SearchJob, ReproduceJob, SeedsJob)
 
 SEARCH = "search.json"
 """File of a search: its job, and its MLflow run. Written when the search starts."""
@@ -76,8 +77,28 @@ def planned_seeds(folder: Path) -> int:
         raise InputError(f"{path} is damaged ({e}): start the comparison again in another folder") from e
 
 
+SEEDS = "seeds.json"
+"""File of trainings under several seeds: their job, and the MLflow run above them. Written before the first training."""
+
+
+def seeds_record(folder: Path, *, trust: bool) -> tuple[Record, SeedsJob, str]:
+    """The record of trainings under several seeds, their job, and the id of the MLflow run above them. If another user has written
+    it, LOCAL fields are those of the preset, except with `trust`.
+
+    Raises: InputError if it is not such a folder, or if it has been moved.
+    """
+    name = "training under several seeds"
+    record, job, run_id = job_record(folder, SEEDS, kind=SeedsJob, name=name)
+    ensure_own_code(job, record, trust=trust)
+    own = dataclasses.replace(defaults_for(job.config), output=folder)
+    job = usable(job, SeedsJob(config=own), record, trust=trust)
+    ensure_not_moved(job, folder, name=name)
+    return record, job, run_id
+
+
 def job_record(folder: Path, file: str, *, kind: type[J], name: str) -> tuple[Record, J, str]:
-    """The record with this file name, the job in it, and the id of its MLflow run. name: "search" or "comparison", for messages.
+    """The record with this file name, the job in it, and the id of its MLflow run. name: "search", "comparison" or the like, for
+    messages.
 
     Raises: InputError if there is none, or if it is damaged.
     """
@@ -93,7 +114,7 @@ def job_record(folder: Path, file: str, *, kind: type[J], name: str) -> tuple[Re
         raise InputError(f"{path} is damaged ({e}): start the {name} again in another folder") from e
 
 
-def ensure_not_moved(job: SearchJob | ReproduceJob, folder: Path, *, name: str) -> None:
+def ensure_not_moved(job: SearchJob | ReproduceJob | SeedsJob, folder: Path, *, name: str) -> None:
     """Raises: InputError if the job was started in another folder: its trainings have absolute paths."""
     if job.config.output != folder:
         raise InputError(f"the {name} in {folder} was begun in {job.config.output}: move it back there to go on with it")
