@@ -17,7 +17,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from cpgan_ray.analysis.fronts import CLIENT, CLOUD, UTILITY, State, Trial
+from cpgan_ray.analysis.fronts import CLIENT, CLOUD, LINKAGE, UTILITY, State, Trial
 from cpgan_ray.common.credentials import move_to_env, redacted, remember
 from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.common.ownership import SUFFIX
@@ -208,6 +208,8 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
     utility: dict[str, Any] = {name: metrics.get(f"utility/{name}") for name in UTILITY}
     client: dict[str, Any] = {field: metrics.get(f"client/{name}") for field, name in CLIENT.items()}
     cloud: dict[str, Any] = {field: metrics.get(f"cloud/{name}") for field, name in CLOUD.items()}
+    excess: dict[str, Any] = {name: metrics.get(f"privacy/{name}") for name in ("excess_r2", "excess_r2_low", "excess_r2_high")}
+    linkage: dict[str, Any] = {name: metrics.get(f"privacy/strongest_{name}") for name in LINKAGE}
     datasets = run.inputs.dataset_inputs if run.inputs else []
     return Trial(
         name=printable(tags.get("search.trial") or run.info.run_name or run.info.run_id),
@@ -223,9 +225,13 @@ def build_trial(run: Run, fields: Mapping[str, Any], *, method: str) -> Trial:
         val_r2=metrics.get("privacy/val_r2", metrics.get("privacy/strongest_r2")),
         label_floor_r2=metrics.get("privacy/label_floor_r2"),
         answers_floor_r2=metrics.get("privacy/answers_floor_r2"),
+        **excess,
+        **linkage,
         **client,
         **cloud,
         bits=metrics.get("code/bits", metrics.get("code/bits_raw")),
+        bits_low=metrics.get("code/bits_low"),
+        bits_high=metrics.get("code/bits_high"),
         val_bits=metrics.get("code/val_bits", metrics.get("code/bits_raw")),
         seconds=metrics.get("time/total_s"),
         run_id=run.info.run_id,

@@ -236,8 +236,8 @@ def test_objective_balanced_accuracy_is_used_everywhere(tmp_path):
         "smallest validation R2 among settings with validation balanced accuracy >= 0.65",
     )
     lines = table(settings, Reference(0.5)).splitlines()
-    assert [lines[0].split("|")[i].strip() for i in (4, 8)] == ["balanced accuracy", "dead labels"]
-    assert "0.700 [0.600, 0.800] |        0.300 |               |      |           3" in lines[3]
+    assert [title.strip() for title in lines[0].split("|")[4:8]] == ["balanced accuracy", "strongest R2", "accuracy", "dead labels"]
+    assert "0.700 [0.600, 0.800] |        0.300 |    0.850 |           3" in lines[3]
     assert "R2 at balanced accuracy 0.800" in measures_table(values)
     assert "not reached" in measures_table(values)
 
@@ -589,14 +589,16 @@ def test_write_replaces_earlier_files(tmp_path):
 
 
 def test_table_is_aligned_markdown_sorted_by_r2():
-    text = table(points([trial(128, accuracy=0.9, r2=0.3), trial(16, 0.25, r2=0.05, strongest_r2_low=0.04, strongest_r2_high=0.06),
-                         trial(64, accuracy=0.7, r2=0.2)]), REFERENCE)  # fmt: skip
+    of_16 = trial(16, 0.25, r2=0.05, strongest_r2_low=0.04, strongest_r2_high=0.06, bits=80, bits_low=70, bits_high=90)
+    text = table(points([trial(128, accuracy=0.9, r2=0.3, bits=4096), of_16, trial(64, accuracy=0.7, r2=0.2)]), REFERENCE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "multiply-adds", "bits", "dead labels", "front"]
+    assert rows[0] == ["k", "privacy_weight", "seeds", "accuracy", "strongest R2", "bits", "front"], (
+        "what no trial has is no column"
+    )
     assert rows[2:] == [
-        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "", "", "", "*"],
-        ["64", "1", "1", "0.700", "0.200", "", "", "", ""],
-        ["128", "1", "1", "0.900", "0.300", "", "", "", "*"],
+        ["16", "0.25", "1", "0.860", "0.050 [0.040, 0.060]", "80 [70, 90]", "*"],
+        ["64", "1", "1", "0.700", "0.200", "", ""],
+        ["128", "1", "1", "0.900", "0.300", "4,096", "*"],
     ]
     assert len({len(line) for line in text.splitlines()}) == 1
     assert "method" in table(points([trial(), trial(method="noise")]), REFERENCE)
@@ -646,4 +648,4 @@ def test_write_with_bits_has_the_length_in_every_file(tmp_path):
     assert values["reference_point"] == {"accuracy": 0.8, "strongest_r2": 1.0, "bits": 100.0}
     assert len(values["front"]) == 2
     assert "bits" in (tmp_path / "frontier.csv").read_text().splitlines()[0].split(",")
-    assert "| 100.0 |" in table(points(trials), reference_point(trials, bits=True)).replace("  ", " ")
+    assert "| 100 |" in table(points(trials), reference_point(trials, bits=True)).replace("  ", " ")

@@ -20,6 +20,7 @@ from cpgan_ray.analysis.crossed import outcomes_without_people
 from cpgan_ray.analysis.fronts import UTILITY, Estimate, Trial, mean_with_ci
 from cpgan_ray.cli import parse_reproduce
 from cpgan_ray.common.json_files import read_json
+from cpgan_ray.common.metric_names import DICTIONARY
 from cpgan_ray.common.ownership import sign
 from cpgan_ray.config import Config, RidgeConfig, override
 from cpgan_ray.config.folders.jobs import planned_seeds
@@ -32,7 +33,7 @@ from cpgan_ray.evaluation.utility import Answers
 from cpgan_ray.pipelines.reproduce.grids import GRIDS, built_in, ensure_usable, read_grids
 from cpgan_ray.pipelines.reproduce.job import open_run, reproduce
 from cpgan_ray.pipelines.reproduce.provenance import ensure_same_provenance, provenance
-from cpgan_ray.pipelines.reproduce.results import differences_table, fronts_table, settings_table
+from cpgan_ray.pipelines.reproduce.results import cell_metrics, differences_table, fronts_table, row, settings_table
 from tests.process import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -82,13 +83,13 @@ def test_reproduce_results_match_cells(comparison):
     with (folder / "results.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == len(cells)
-    for row in table:
-        cell = cells[f"{row['mechanism']}-{row['setting'].removesuffix('.0')}-rounded-{row['seed']}"]
-        assert float(row["accuracy"]) == cell["utility"]["accuracy"]
+    for line in table:
+        cell = cells[f"{line['mechanism']}-{line['setting'].removesuffix('.0')}-rounded-{line['seed']}"]
+        assert float(line["accuracy"]) == cell["utility"]["accuracy"]
         attacks = {name: (a["r2"], a["mse_255"]) for name, a in by_name(cell).items()}
         assert {a["variant"] for a in cell["attacks"]} == {"leaked", "fresh"}
-        assert {name: (float(row[f"{name}_r2"]), float(row[f"{name}_mse"])) for name in attacks} == attacks
-        assert float(row["r2"]) >= max(r2 for r2, _ in attacks.values())
+        assert {name: (float(line[f"{name}_r2"]), float(line[f"{name}_mse"])) for name in attacks} == attacks
+        assert float(line["r2"]) >= max(r2 for r2, _ in attacks.values())
     noise = [Estimate(*(cells[f"noise-0.5-rounded-{seed}"]["utility"][name] for name in UTILITY[:3])) for seed in (0, 1)]
     interval = mean_with_ci(noise)
     assert f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" in text
@@ -293,9 +294,13 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
         "cell": {"mechanism": mechanism, "setting": setting, "rounded": True, "seed": seed},
         "made_by": {"code": "c", "config": "d"},
         "utility": utility,
-        "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "label_excess": {"r2": r2 - floor}}
-        | {"answers_floor_r2": floor / 2, "excess": {"r2": r2 - floor / 2}},
-        "code": {"bits": 20.0, "bits_low": 19.0, "bits_high": 21.0, "val_bits": 20.5, "bits_raw": 32},
+        "privacy": {"strongest": attack, "val_r2": r2, "label_floor_r2": floor, "answers_floor_r2": floor / 2}
+        | {
+            name: {"r2": e, "low": e - 0.01, "high": e + 0.01}
+            for name, e in (("label_excess", r2 - floor), ("excess", r2 - floor / 2))
+        },
+        "code": {"bits": 20.0, "low": 19.0, "high": 21.0, "val_bits": 20.5, "raw": 32},
+        "identity_linkage": {},
         "client": {"multiply_adds": 1000, "parameters": 100, "ms": 0.5, "bytes": 4.0},
         "cost": {"utility_head": {"multiply_adds": 5000, "parameters": 500}},
         "attacks": attacks,
@@ -413,6 +418,33 @@ def test_settings_table_uses_objective_and_shows_dead_labels(tmp_path):
     assert "balanced accuracy" in text and "0.700 [0.600, 0.800]" in text
     heading, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
     assert row[heading.index("dead labels")] == "2"
+
+
+def test_tables_and_metrics_show_bits_excess_cost_and_linkage(tmp_path):
+    cell = values("cpgan", 1.0, 0, 0.9, 0.15)
+    without = dict(row(cell))
+    best = {"auc": 0.7, "low": 0.6, "high": 0.8, "tar_at_1_far": 0.25}
+    trivial = best | {"auc": 0.99}
+    weaker = best | {"auc": 0.65, "tar_at_1_far": 0.5}
+    cell["identity_linkage"] = {"picture and picture": trivial, "code and code": best, "embedding by ridge and picture": weaker}
+    shown = dict(zip(*cells_of(settings_table([cell], [trial(cell, tmp_path)])), strict=True))
+    assert shown["excess R2"] == "0.100 [0.090, 0.110]"
+    assert (shown["bits"], shown["bytes"]) == ("20 [19, 21]", "4")
+    assert (shown["multiply-adds"], shown["parameters"], shown["cloud's multiply-adds"]) == ("1,000", "100", "5,000")
+    assert (shown["linkage AUC"], shown["TAR at 1 % FAR"]) == ("0.700 [0.600, 0.800]", "0.250")
+    assert (shown["balanced accuracy"], shown["dead labels"]) == ("0.900 [0.900, 0.900]", "2")
+    columns, metrics = row(cell), cell_metrics(cell)
+    assert (columns["linkage_auc"], columns["linkage_tar"], without["linkage_auc"]) == (0.7, 0.25, None)
+    assert (columns["excess_r2_low"], columns["bits_high"]) == (pytest.approx(0.09), 21)
+    assert (metrics["code/bits_low"], metrics["code/bits_raw"], metrics["privacy/strongest_linkage_auc"]) == (19, 32, 0.7)
+    assert metrics["privacy/excess_r2_high"] == pytest.approx(0.11)
+    assert [name for name in metrics if name not in DICTIONARY and not name.startswith("attack/")] == []
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The headings and the only row of a Markdown table."""
+    heading, _, only = table.splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, only)]
 
 
 def test_ensure_same_provenance_refuses_cells_of_other_code_or_config():

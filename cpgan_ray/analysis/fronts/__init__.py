@@ -1,7 +1,8 @@
 """Fronts of many finished trainings: utility against the R2 of the strongest fresh attack, and a recommended setting."""
 
 from cpgan_ray.analysis.fronts.choice import NAMES, Recommendation, explain_no_choice, meets_bounds, recommend
-from cpgan_ray.analysis.fronts.files import control_mean, finite, measures_table, table, with_interval, write
+from cpgan_ray.analysis.fronts.columns import measure_columns, with_interval
+from cpgan_ray.analysis.fronts.files import control_mean, finite, measures_table, table, write
 from cpgan_ray.analysis.fronts.fronts import (
     SHARES,
     Reference,
@@ -20,6 +21,7 @@ from cpgan_ray.analysis.fronts.knobs import MIN_SETTINGS, correlations_of, rank_
 from cpgan_ray.analysis.fronts.trials import (
     CLIENT,
     CLOUD,
+    LINKAGE,
     UTILITY,
     Estimate,
     Point,
@@ -35,6 +37,7 @@ from cpgan_ray.analysis.fronts.trials import (
 __all__ = [
     "CLIENT",
     "CLOUD",
+    "LINKAGE",
     "MIN_SETTINGS",
     "NAMES",
     "SHARES",
@@ -56,6 +59,7 @@ __all__ = [
     "hypervolume_history",
     "mean",
     "mean_with_ci",
+    "measure_columns",
     "measures_table",
     "meets_bounds",
     "outcomes",

@@ -13,6 +13,7 @@ from typing import Any
 from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.analysis.fronts.choice import NAMES, Recommendation, explain_no_choice, meets_bounds, recommend, short
+from cpgan_ray.analysis.fronts.columns import measure_columns, with_interval
 from cpgan_ray.analysis.fronts.fronts import (
     Reference,
     front,
@@ -192,19 +193,8 @@ def table(points: Sequence[Point], reference: Reference | None) -> str:
     methods = len(by_method(points)) > 1
     best = front(points, reference)
     utility = NAMES[points[0].objective] if points else NAMES["accuracy"]
-    output = PrettyTable(
-        [
-            *(["method"] if methods else []),
-            *names,
-            "seeds",
-            utility,
-            "strongest R2",
-            "multiply-adds",
-            "bits",
-            "dead labels",
-            "front",
-        ]
-    )
+    columns = measure_columns(points)
+    output = PrettyTable([*(["method"] if methods else []), *names, "seeds", utility, "strongest R2", *columns, "front"])
     output.set_style(TableStyle.MARKDOWN)
     output.align = "r"
     for p in sorted(points, key=lambda p: p.strongest_r2):
@@ -215,9 +205,7 @@ def table(points: Sequence[Point], reference: Reference | None) -> str:
                 len(p.seeds),
                 with_interval(p.utility, p.utility_low, p.utility_high),
                 with_interval(p.strongest_r2, p.strongest_r2_low, p.strongest_r2_high),
-                "" if p.multiply_adds is None else f"{p.multiply_adds:,.0f}",
-                "" if p.bits is None else f"{p.bits:,.1f}",
-                "" if p.dead_labels is None else f"{p.dead_labels:.3g}",
+                *(text(p) for text in columns.values()),
                 "degenerate" if p.degenerate else "*" if p in best else "",
             ]
         )
@@ -237,7 +225,3 @@ def measures_table(values: Mapping[str, Any]) -> str:
         at = ["not reached" if level["strongest_r2"] is None else f"{level['strongest_r2']:.3f}" for level in measures["r2_at"]]
         output.add_row([method, "" if volume is None else f"{volume:.4f}", *at])
     return output.get_string()
-
-
-def with_interval(value: float, low: float | None, high: float | None) -> str:
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -24,8 +24,16 @@ UTILITY = (
 """The fields of a `Trial` that have the same name in the `utility` of a report, and in metrics after `utility/`."""
 
 
-CLIENT = {"multiply_adds": "multiply_adds", "client_ms": "ms", "client_bytes": "bytes"}
+CLIENT = {"multiply_adds": "multiply_adds", "client_parameters": "parameters", "client_ms": "ms", "client_bytes": "bytes"}
 """The fields of a `Trial` on the client's cost, with their names in the `client` of a report, and in metrics after `client/`."""
+
+
+WITH_ENDS = ("excess_r2", "linkage_auc", "late_balanced_accuracy", "bits")
+"""Further fields of a `Trial` that have an interval."""
+
+
+LINKAGE = ("linkage_auc", "linkage_auc_low", "linkage_auc_high", "linkage_tar")
+"""The fields of a `Trial` on how well people are linked, with the same names in metrics after `privacy/strongest_`."""
 
 
 CLOUD = {"cloud_multiply_adds": "multiply_adds"}
@@ -83,8 +91,22 @@ class Trial:
     late_balanced_accuracy_low: float | None = None
     """Lower end of its 95 % bootstrap interval over people."""
     late_balanced_accuracy_high: float | None = None
+    excess_r2: float | None = None
+    """The strongest R2 minus `answers_floor_r2`: what the code gives away without need."""
+    excess_r2_low: float | None = None
+    """Lower end of its 95 % bootstrap interval over people, paired picture by picture."""
+    excess_r2_high: float | None = None
+    linkage_auc: float | None = None
+    """Largest AUC of linking people by codes, reconstructions or predicted embeddings; None if people are not known."""
+    linkage_auc_low: float | None = None
+    """Lower end of its 95 % bootstrap interval over people."""
+    linkage_auc_high: float | None = None
+    linkage_tar: float | None = None
+    """True accepts at 1 % false ones of the same comparison."""
     multiply_adds: float | None = None
-    """Multiply-adds that the client spends on a sample; this and the two fields below are None if they are not known."""
+    """Multiply-adds that the client spends on a sample; this and the three fields below are None if they are not known."""
+    client_parameters: float | None = None
+    """Parameters of the client's network."""
     client_ms: float | None = None
     """Time of the client's network for one sample on one thread of the machine that measured it."""
     client_bytes: float | None = None
@@ -93,6 +115,9 @@ class Trial:
     """Multiply-adds that the utility head spends on a code."""
     bits: float | None = None
     """Mean bits of a code on the wire, on the test split: coded, or as it is if it has no coded length."""
+    bits_low: float | None = None
+    """Lower end of the 95 % bootstrap interval over people of a coded length."""
+    bits_high: float | None = None
     val_bits: float | None = None
     """The same on the validation split. Settings are chosen by it if bits are an objective."""
     seconds: float | None = None
@@ -143,11 +168,21 @@ class Point:
     late_balanced_accuracy: float | None = None
     late_balanced_accuracy_low: float | None = None
     late_balanced_accuracy_high: float | None = None
+    excess_r2: float | None = None
+    excess_r2_low: float | None = None
+    excess_r2_high: float | None = None
+    linkage_auc: float | None = None
+    linkage_auc_low: float | None = None
+    linkage_auc_high: float | None = None
+    linkage_tar: float | None = None
     multiply_adds: float | None = None
+    client_parameters: float | None = None
     client_ms: float | None = None
     client_bytes: float | None = None
     cloud_multiply_adds: float | None = None
     bits: float | None = None
+    bits_low: float | None = None
+    bits_high: float | None = None
     val_bits: float | None = None
     method: str = ""
     degenerate: bool = False
@@ -236,8 +271,10 @@ def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Po
     def average(name: str) -> float | None:
         return mean([mean([getattr(trial, name) for trial in group]) for group in by_seed])
 
-    names = ("accuracy", "balanced_accuracy", "strongest_r2", "late_balanced_accuracy")
-    accuracy, balanced, r2, late = (over_seeds(name) for name in names)
+    def with_ends(name: str) -> dict[str, float | None]:
+        return dict(zip((name, f"{name}_low", f"{name}_high"), over_seeds(name), strict=True))
+
+    accuracy, balanced, r2 = (over_seeds(name) for name in ("accuracy", "balanced_accuracy", "strongest_r2"))
     assert r2.value is not None
     return Point(
         objective=objective,
@@ -260,10 +297,8 @@ def mean_point(trials: Sequence[Trial], objective: Objective = "accuracy") -> Po
         val_r2=average("val_r2"),
         majority_accuracy=average("majority_accuracy"),
         majority_balanced_accuracy=average("majority_balanced_accuracy"),
-        late_balanced_accuracy=late.value,
-        late_balanced_accuracy_low=late.low,
-        late_balanced_accuracy_high=late.high,
-        **{name: average(name) for name in ("answers_floor_r2", *CLIENT, *CLOUD, "bits", "val_bits")},
+        **{name: average(name) for name in ("answers_floor_r2", "linkage_tar", *CLIENT, *CLOUD, "val_bits")},
+        **{end: value for name in WITH_ENDS for end, value in with_ends(name).items()},
         degenerate=any(trial.degenerate is not None for trial in trials),
     )
 

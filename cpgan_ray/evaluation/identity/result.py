@@ -46,6 +46,8 @@ class IdentityResult:
             values["privacy/embedding_auc"] = max(embedding)
         if other := [auc for name, auc in seen.items() if not name.startswith(EMBEDDING)]:
             values["privacy/linkage_auc"] = max(other)
+        if self.linkage and (strongest := strongest_linkage({name: asdict(link) for name, link in self.linkage.items()})):
+            values |= {f"privacy/strongest_{name}": value for name, value in strongest.items() if value is not None}
         if ranks := [rank for name, rank in self.identification.items() if name not in (PICTURES, MEAN)]:
             values["privacy/identification_rank"] = min(rank.mean_rank for rank in ranks) / ranks[0].candidates
             values["privacy/identification_top_1"] = max(rank.top_1 for rank in ranks)
@@ -55,6 +57,17 @@ class IdentityResult:
         """The entry `identification` of the report."""
         ranks = {name: asdict(value) for name, value in self.identification.items()}
         return {"judge": self.judge, "ranks": ranks}
+
+
+def strongest_linkage(links: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Of the comparisons that the codes permit, the one that links people best: its `linkage_auc` with the ends of the 95 %
+    interval, and its `linkage_tar`, the rate of true accepts at 1 % false ones. All None if nothing was measured.
+
+    links: `identity_linkage` of a report.
+    """
+    best = max((link for name, link in links.items() if name not in (PICTURES, MEAN)), key=lambda link: link["auc"], default={})
+    fields = {"linkage_auc": "auc", "linkage_auc_low": "low", "linkage_auc_high": "high", "linkage_tar": "tar_at_1_far"}
+    return {name: best.get(field) for name, field in fields.items()}
 
 
 def measure_identity(

@@ -36,9 +36,9 @@ from cpgan_ray.evaluation.late_tasks import late_tasks
 from cpgan_ray.evaluation.report.paired import write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import rows_of
-from cpgan_ray.evaluation.scoring import RowErrors, interval
-from cpgan_ray.evaluation.tournament import score_attacks
-from cpgan_ray.evaluation.tournament_numbers import as_json, failed_tournament
+from cpgan_ray.evaluation.scoring import RowErrors, interval, paired_difference
+from cpgan_ray.evaluation.tournament import TournamentResult, score_attacks
+from cpgan_ray.evaluation.tournament_numbers import as_json, excess_as_json, failed_tournament
 from cpgan_ray.evaluation.utility import head_answers, utility_metrics
 from cpgan_ray.mechanisms import Released
 from cpgan_ray.mechanisms.base import samples
@@ -114,7 +114,9 @@ def play(
     itself, direct = direct_errors(released, dataset, rows), None
     if itself is not None:
         direct = {"r2": itself.r2, **dict(zip(("low", "high"), interval(itself, seed=cell.seed), strict=True))}
-        rows = max(rows, itself, key=lambda of: of.r2)
+        if itself.r2 > rows.r2:
+            rows = itself
+            values["privacy"] |= excesses(itself, result, seed=cell.seed)
     values |= {"direct": direct, "data": dataset.digest}
     if config.data.dataset == "gaussian":
         values["theory"] = compare_with_theory(released, dataset, values, seed=config.data.mixture_seed)
@@ -151,6 +153,15 @@ def direct_errors(released: Released, dataset: Dataset, rows: RowErrors) -> RowE
         return None
     errors = np.square(released.direct - samples(dataset, "test"), dtype=np.float64).mean(axis=1)
     return RowErrors(errors, rows.mean_errors, rows.identity)
+
+
+def excesses(rows: RowErrors, result: TournamentResult, *, seed: int) -> dict[str, Any]:
+    """The excess of these errors over the answers floor and over the label floor, as in the report of the tournament."""
+    floors = {"excess": result.answers_floor, "label_excess": result.floor}
+    return {
+        name: None if floor is None else excess_as_json(paired_difference(rows, floor.errors, seed=seed))
+        for name, floor in floors.items()
+    }
 
 
 def compare_with_theory(released: Released, dataset: Dataset, values: Mapping[str, Any], *, seed: int) -> dict[str, float]:

@@ -9,12 +9,13 @@ from prettytable import PrettyTable, TableStyle
 
 from cpgan_ray.analysis.cells import CELL, Cell, by_name, strongest, trial
 from cpgan_ray.analysis.comparison import OURS, UNDEFENDED
-from cpgan_ray.analysis.fronts import NAMES, UTILITY, Point, Trial, points, with_interval
+from cpgan_ray.analysis.fronts import NAMES, UTILITY, Trial, measure_columns, points, with_interval
 from cpgan_ray.common.atomic_io import atomic_path
 from cpgan_ray.common.json_files import read_json
 from cpgan_ray.config import Objective
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.client import cost_metrics
+from cpgan_ray.evaluation.identity.result import strongest_linkage
 from cpgan_ray.evaluation.late_tasks import late_metrics
 from cpgan_ray.evaluation.report.report import degeneracy_reasons
 from cpgan_ray.mechanisms import MECHANISMS
@@ -68,12 +69,22 @@ def cell_metrics(values: Values) -> dict[str, float]:
     metrics |= {"privacy/strongest_r2": best["r2"]}
     metrics |= {"privacy/strongest_r2_low": best["low"], "privacy/strongest_r2_high": best["high"]}
     metrics |= {f"privacy/{name}": values["privacy"][name] for name in ("val_r2", "label_floor_r2")}
-    metrics |= {"privacy/label_excess_r2": values["privacy"]["label_excess"]["r2"]}
+    metrics |= with_ends("privacy/label_excess_r2", values["privacy"]["label_excess"], "r2")
     if values["privacy"]["excess"] is not None:
         metrics |= {"privacy/answers_floor_r2": values["privacy"]["answers_floor_r2"]}
-        metrics |= {"privacy/excess_r2": values["privacy"]["excess"]["r2"]}
+        metrics |= with_ends("privacy/excess_r2", values["privacy"]["excess"], "r2")
+    code, linked = values["code"], strongest_linkage(values["identity_linkage"])
+    metrics |= {"code/bits_raw": code["raw"]}
+    if code["bits"] is not None:
+        metrics |= with_ends("code/bits", code, "bits") | {"code/val_bits": code["val_bits"]}
+    metrics |= {f"privacy/strongest_{name}": value for name, value in linked.items() if value is not None}
     metrics |= late_metrics(values) | cost_metrics(values)
     return metrics | {f"attack/{name}/r2": a["r2"] for name, a in by_name(values).items()} | {"time/total_s": values["seconds"]}
+
+
+def with_ends(name: str, values: Mapping[str, Any], key: str) -> dict[str, float]:
+    """A number of a report and the ends of its interval as metrics."""
+    return {name: values[key], f"{name}_low": values["low"], f"{name}_high": values["high"]}
 
 
 def outcome_tags(values: Values) -> dict[str, str]:
@@ -114,6 +125,11 @@ def row(values: Values) -> dict[str, Any]:
     columns |= {"attack": best["attack"], "r2": best["r2"], "r2_low": best["low"], "r2_high": best["high"]}
     columns |= {name: values["privacy"][name] for name in ("answers_floor_r2", "label_floor_r2", "val_r2")}
     columns |= {name.replace("/", "_"): value for name, value in late_metrics(values).items()}
+    excess, code = values["privacy"]["excess"], values["code"]
+    ends = {"r2": "r2", "r2_low": "low", "r2_high": "high"}
+    columns |= {f"excess_{name}": None if excess is None else excess[end] for name, end in ends.items()}
+    columns |= {"bits": code["bits"], "bits_low": code["low"], "bits_high": code["high"], "bits_raw": code["raw"]}
+    columns |= strongest_linkage(values["identity_linkage"])
     columns |= {f"client_{name}": value for name, value in values["client"].items()}
     columns |= {f"cloud_{name}": value for name, value in values["cost"].get("utility_head", {}).items()}
     for name, a in sorted(by_name(values).items()):
@@ -129,24 +145,21 @@ def finished(values: Sequence[Values]) -> list[Values]:
 def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective: Objective = "accuracy") -> str:
     """A row for each setting, by mechanism: means over seeds with 95 % intervals over seeds and people; for a single seed, over
     people."""
-    late = any(t.late_balanced_accuracy is not None for t in trials)
-    titles = ["mechanism", "setting", "rounded", "k", "seeds", NAMES[objective], "strongest R2", "MSE", "dead labels"]
-    titles += ["balanced accuracy of late tasks"] if late else []
-    titles += ["multiply-adds", "cloud's multiply-adds", "bytes", "attack"]
-    output = PrettyTable(titles)
-    output.set_style(TableStyle.MARKDOWN)
-    output.align = "r"
     groups: dict[tuple[str, float, bool], list[tuple[Values, Trial]]] = {}
     for v, t in zip(values, trials, strict=True):
         groups.setdefault((v["cell"]["mechanism"], v["cell"]["setting"], v["cell"]["rounded"]), []).append((v, t))
-    for (mechanism, setting, rounded), group in groups.items():
-        (point,) = points([t for _, t in group], objective=objective)
+    of_groups = [points([t for _, t in group], objective=objective)[0] for group in groups.values()]
+    columns = measure_columns(of_groups)
+    titles = ["mechanism", "setting", "rounded", "k", "seeds", NAMES[objective], "strongest R2", "MSE", *columns, "attack"]
+    output = PrettyTable(titles)
+    output.set_style(TableStyle.MARKDOWN)
+    output.align = "r"
+    for ((mechanism, setting, rounded), group), point in zip(groups.items(), of_groups, strict=True):
         numbers = [
             with_interval(point.utility, point.utility_low, point.utility_high),
             with_interval(point.strongest_r2, point.strongest_r2_low, point.strongest_r2_high),
         ]
         errors = [mse(v) for v, _ in group]
-        dead = "" if point.dead_labels is None else f"{point.dead_labels:.3g}"
         attacks = sorted({f"{t.attack or ''}{'' if saturated(v) else ' *'}" for v, t in group})
         knob = f"{MECHANISMS[mechanism].knob} {setting:g}"
         output.add_row(
@@ -158,24 +171,11 @@ def settings_table(values: Sequence[Values], trials: Sequence[Trial], objective:
                 len(point.seeds),
                 *numbers,
                 f"{sum(errors) / len(errors):.4g}",
-                dead,
-                *([late_text(point)] if late else []),
-                *(amount(value) for value in (point.multiply_adds, point.cloud_multiply_adds, point.client_bytes)),
+                *(text(point) for text in columns.values()),
                 ", ".join(attacks),
             ]
         )
     return output.get_string() + UNSATURATED * ("*" in output.get_string())
-
-
-def late_text(point: Point) -> str:
-    """The balanced accuracy of late tasks; empty if the setting has none."""
-    value = point.late_balanced_accuracy
-    return "" if value is None else with_interval(value, point.late_balanced_accuracy_low, point.late_balanced_accuracy_high)
-
-
-def amount(value: float | None) -> str:
-    """A cost; empty if it is not known."""
-    return "" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def saturated(values: Values) -> bool:
