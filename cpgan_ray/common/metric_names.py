@@ -52,7 +52,7 @@ DICTIONARY = {
     "privacy/strongest_linkage_tar": "true accepts at 1 % false ones of the same comparison; 0.01 is chance",
     "privacy/identification_rank": "smallest mean rank of the true picture among N, of any attack, divided by N; 0.5 is chance",
     "privacy/identification_top_1": "largest share of pictures that an attack ranks first among N; 1 / N is chance",
-    "privacy/other_attributes": "mean balanced accuracy of attributes outside the task, from z; 0.5: majority guess, 1: perfect",
+    "privacy/other_attributes": "mean balanced accuracy of attributes of no task, not even a late one; 0.5: guess, 1: perfect",
     "late/accuracy": "mean accuracy over the labels of late tasks of class-weighted heads on the frozen codes, on the test split",
     "late/accuracy_low": "lower end of its 95 % bootstrap interval over people",
     "late/accuracy_high": "upper end of the same interval",

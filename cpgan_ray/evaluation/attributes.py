@@ -1,7 +1,7 @@
 """The attribute map: which other attributes can be inferred from z? Hiding the picture does not hide all its properties (Stadler et
 al., ICML 2024: any useful z reveals some attribute that is not the task)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ class InferredAttribute:
 
     name: str
     task: bool  # whether it belongs to the task
+    late: bool  # whether it belongs to the late tasks: then it is meant to be inferred, and no leak
     balanced_accuracy: float
     chance: float  # balanced accuracy of the majority guess: 1 / number of values
     low: float | None  # 95 % bootstrap interval over people; None if too few samples have an answer
@@ -52,10 +53,12 @@ class Inferred:
     balanced_accuracy: np.ndarray  # (L,) on the score rows
 
 
-def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, of: Task, task: set[str]) -> list[InferredAttribute]:
+def attribute_map(
+    data: AttackData, labels: dict[str, np.ndarray], *, of: Task, task: set[str], late: Collection[str] = ()
+) -> list[InferredAttribute]:
     """How well each attribute is inferred from the codes, by `infer`.
 
-    labels: see `infer`; of: the attributes; task: names of those that belong to the task.
+    labels: see `infer`; of: the attributes; task: names of those that belong to the task; late: of those of late tasks.
     """
     inferred = infer({name: getattr(data, name).z for name in ("fit", "tune", "score")}, labels, of=of, seed=data.seed)
     if inferred is None:
@@ -67,6 +70,7 @@ def attribute_map(data: AttackData, labels: dict[str, np.ndarray], *, of: Task, 
         InferredAttribute(
             name=label.name,
             task=label.name in task,
+            late=label.name in late,
             balanced_accuracy=float(inferred.balanced_accuracy[i]),
             low=float(ends[i, 0]) if np.isfinite(ends[i, 0]) else None,
             high=float(ends[i, 1]) if np.isfinite(ends[i, 1]) else None,

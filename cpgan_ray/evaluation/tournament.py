@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cpgan_ray.data import Dataset, task_of
+from cpgan_ray.data import task_of
 from cpgan_ray.evaluation.attacks.base import AttackData
 from cpgan_ray.evaluation.attributes import InferredAttribute, attribute_map
 from cpgan_ray.evaluation.bounds.measure import Bounds, ensure_below, measure_bounds
@@ -148,7 +148,7 @@ def score_attacks(fitted: Sequence[FittedAttack], context: EvaluationContext, *,
         linear_code_r2=linear_code_r2(data, k),
         linear_code_face_r2=None if data.face is None else linear_code_face_r2(data, k),
         identity=identity_of(fitted, context, data, strongest) if config.identity else IdentityResult(),
-        attributes=infer_attributes(data, context.dataset, task=set(context.task.names)) if config.attributes else [],
+        attributes=infer_attributes(data, context) if config.attributes else [],
         several_codes=several_codes(data, strongest.attack.fitted) if config.identity else [],
         learning_curves=learning_curves(curves, seed=context.seed),
         learning_excess=extended_difference(curves["code"], curves["labels"], seed=context.seed),
@@ -207,8 +207,9 @@ def identity_of(
     return measure_identity(data, strongest.attack.fitted, judge=judge, embedding_attacks=attacks)
 
 
-def infer_attributes(data: AttackData, dataset: Dataset, *, task: set[str]) -> list[InferredAttribute]:
+def infer_attributes(data: AttackData, context: EvaluationContext) -> list[InferredAttribute]:
     """The attribute map of all labels of the data set, trained on the leaked pictures."""
+    dataset, task = context.dataset, set(context.task.names)
     train = dataset.train.labels[data.fit.pixels.batch.rows]  # pyright: ignore[reportAttributeAccessIssue]
     labels = {"fit": train, "tune": dataset.val.labels, "score": dataset.test.labels}
-    return attribute_map(data, labels, of=task_of(dataset, ()), task=task)
+    return attribute_map(data, labels, of=task_of(dataset, ()), task=task, late=context.late_labels)

@@ -53,7 +53,7 @@ def metrics(result: TournamentResult) -> Metrics:
         values |= {f"attack/{a.spec.name}/seconds": a.attack.seconds}
     values |= result.identity.metrics()
     values |= {} if result.generative is None else result.generative.metrics()
-    others = [a.scaled_accuracy for a in result.attributes if not a.task]
+    others = [a.scaled_accuracy for a in result.attributes if not (a.task or a.late)]
     if others:
         values["privacy/other_attributes"] = float(np.mean(others))
     return values

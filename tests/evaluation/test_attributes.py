@@ -54,7 +54,8 @@ def attack_data() -> AttackData:
 
 
 def mapped(given: dict[str, np.ndarray], *, of: Task = TASK, task: set[str] | None = None) -> dict[str, InferredAttribute]:
-    return {attribute.name: attribute for attribute in attribute_map(attack_data(), given, of=of, task=task or set())}
+    attributes = attribute_map(attack_data(), given, of=of, task=task or set(), late=("rare",))
+    return {attribute.name: attribute for attribute in attributes}
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +90,10 @@ def test_linear_probe_misses_nonlinear_attribute():
     assert right[3] == pytest.approx(0.5, abs=0.06)
 
 
-def test_attribute_map_lists_attributes_in_order_and_marks_task(inferred):
+def test_attribute_map_lists_attributes_in_order_and_marks_task_and_late_ones(inferred):
     assert tuple(inferred) == NAMES
     assert [name for name, attribute in inferred.items() if attribute.task] == ["planted"]
+    assert [name for name, attribute in inferred.items() if attribute.late] == ["rare"]
 
 
 def test_attribute_map_omits_constant_attributes():

@@ -74,10 +74,12 @@ def test_run_with_late_tasks_reports_them_next_to_its_twin(late, tmp_path, mlflo
     assert logged["late/balanced_accuracy"] == pytest.approx(report["late_tasks"]["inputs"]["code"]["balanced_accuracy"])
     assert logged["late/twin_answers/gain"] == pytest.approx(report["late_tasks"]["inputs"]["twin_answers"]["gain"])
 
-    flags = [*attack_flags(mlflow_uri), "--data.late-labels", "Male", "--output", str(tmp_path / "again")]
+    flags = [*attack_flags(mlflow_uri), "--data.late-labels", "Male", "--attacks.attributes", "--output", str(tmp_path / "again")]
     attack(*parse_attack([str(tmp_path / "run"), *flags], description="", fetch=fetch_run))
     again = json.loads((tmp_path / "again" / "report" / "report.json").read_text())
     assert [row["name"] for row in again["late_tasks"]["labels"]] == ["Male"]
+    assert [row["name"] for row in again["attributes"] if row["late"]] == ["Male"]
+    assert "Green: a late task." in (tmp_path / "again" / "report" / "report.html").read_text()
     other = late(labels=task_of(load(late()), ("Smiling",)).names)
     with pytest.raises(InputError, match="its answers are not those to this task"):
         check_twin_answers(tmp_path / "twin", other)

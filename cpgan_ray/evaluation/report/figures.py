@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # importing matplotlib takes 0.3 s, which a job spends only w
     from matplotlib.figure import Figure
 
 FRESH, FLOOR, GRID = "#b3261e", "#6b6b6b", "#dddddd"
+LATE = "#54a24b"
 TRAINING = ("#4c78a8", "#72b7b2", "#b279a2", "#eeca3b", "#54a24b", "#9d755d")
 
 
@@ -99,7 +100,7 @@ def attributes(rows: Sequence[Mapping[str, Any]]) -> str:
     """Balanced accuracy with which each attribute is inferred from z; each bar starts at the majority guess."""
     ordered = sorted(rows, key=lambda r: r["balanced_accuracy"])
     figure, ax = new_figure(6, 0.6 + 0.19 * len(ordered))
-    colours = [TRAINING[0] if r["task"] else FRESH for r in ordered]
+    colours = [TRAINING[0] if r["task"] else LATE if r.get("late") else FRESH for r in ordered]
     chance = [r["chance"] for r in ordered]
     gains = [r["balanced_accuracy"] - guess for r, guess in zip(ordered, chance, strict=True)]
     ax.barh(range(len(ordered)), gains, left=chance, color=colours, height=0.7)
