@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.common.registry import remember
 from cpgan_ray.config import NeuralConfig
+from cpgan_ray.models.linear import Linear
 from cpgan_ray.models.paper.decoders import PaperDecoder
 from cpgan_ray.models.paper.series import SeriesConv2d, SeriesConvTranspose2d
 
@@ -23,9 +24,9 @@ def mlp(config: NeuralConfig, *, k: int, target: int) -> nn.Module:
     layers: list[nn.Module] = []
     inputs = k
     for _ in range(config.depth):
-        layers += [nn.Linear(inputs, config.width), nn.LayerNorm(config.width), nn.ReLU(), nn.Dropout(config.dropout)]
+        layers += [Linear(inputs, config.width), nn.LayerNorm(config.width), nn.ReLU(), nn.Dropout(config.dropout)]
         inputs = config.width
-    return nn.Sequential(*layers, nn.Linear(inputs, target))
+    return nn.Sequential(*layers, Linear(inputs, target))
 
 
 class Decoder(nn.Module):
@@ -45,7 +46,7 @@ class Decoder(nn.Module):
         series = self.width == 1
         self.grid = (widths[0], side, 1 if series else side)
         flat = math.prod(self.grid)
-        self.stem = nn.Sequential(nn.Linear(k, flat), nn.LayerNorm(flat), nn.ReLU())
+        self.stem = nn.Sequential(Linear(k, flat), nn.LayerNorm(flat), nn.ReLU())
         stage = STAGES[config.architecture]
         self.stages = nn.Sequential(*(stage(a, b, config, series=series) for a, b in pairwise(widths)))
         self.last = (

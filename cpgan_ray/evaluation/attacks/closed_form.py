@@ -48,6 +48,12 @@ class RidgeSums:
     def solve(self, penalty: float) -> Affine:
         return affine_map(self.prepare, self.sums.solve(penalty=penalty))
 
+    def of(self, pairs: Pairs) -> "RidgeSums":
+        """The normal equations of other rows, for the same map of the codes."""
+        other = RidgeSums(self.prepare, NormalEquations(*self.sums.zx.shape, device=self.sums.zx.device), self.space)
+        other.add(pairs)
+        return other
+
 
 def ridge_sums(data: AttackData, *, space: str) -> RidgeSums:
     """The normal equations of the rows in `fit`."""
@@ -59,9 +65,15 @@ def ridge_sums(data: AttackData, *, space: str) -> RidgeSums:
 
 
 def best_affine(data: AttackData, sums: RidgeSums) -> tuple[float, float, Affine]:
-    """The ridge solution with the penalty that is best on the tuning rows: R2 on these rows, penalty, map."""
-    candidates = ((penalty, sums.solve(penalty)) for penalty in RIDGE_PENALTIES)  # only one map at a time is in memory
-    return max(((r2_score(data.tune, fit, space=sums.space), penalty, fit) for penalty, fit in candidates), key=lambda c: c[0])
+    """The ridge solution with the penalty that is best on the tuning rows: R2 on these rows, penalty, map.
+
+    The squared error of each penalty follows from the normal equations of the tuning rows, so that their pictures are read and
+    predicted once, not once for each penalty. (What the components do not explain of them is the same for all penalties.)
+    """
+    tune = sums.of(data.tune).sums
+    penalty = min(RIDGE_PENALTIES, key=lambda penalty: tune.squared_error(sums.sums.solve(penalty=penalty)))
+    best = sums.solve(penalty)
+    return r2_score(data.tune, best, space=sums.space), penalty, best
 
 
 def ridge_attack(data: AttackData, config: AttackConfig) -> Fitted:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cpgan_ray.config import NeuralConfig
 from cpgan_ray.models.decoders import Decoder, mlp
+from cpgan_ray.models.linear import Linear
 
 TRUNK = 512
 """Width of the perceptron in front of a decoder."""
@@ -71,7 +72,7 @@ class CoarseToFineDecoder(nn.Module):
         super().__init__()
         small = divided(image_shape, 4)
         self.trunk = mlp(NeuralConfig(architecture="mlp", width=TRUNK, depth=1), k=k, target=TRUNK)
-        self.coarse = nn.Linear(TRUNK, math.prod(small))
+        self.coarse = Linear(TRUNK, math.prod(small))
         self.enlarge_coarse = Enlarge(small, fine)
         self.fine = Decoder(config, k=TRUNK, image_shape=fine)
         self.enlarge = nn.Identity() if fine == image_shape else Enlarge(fine, image_shape)

@@ -11,16 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cpgan_ray.common.products import product
+
 SMALL_ROWS, SMALL_BLOCK, LARGE_BLOCK = 4096, 256, 1024
 """A matrix with at most SMALL_ROWS rows is factored in blocks of SMALL_BLOCK rows, a larger one in blocks of LARGE_BLOCK rows."""
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b', (n, m), of a (n, k) and b (m, k)."""
-    if a.dtype == torch.float32 and a.device.type == "cpu" and a.shape[1] and torch.backends.mkldnn.is_available():
-        # of operands that are not contiguous, oneDNN has only a slow reference implementation
-        return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b.contiguous(), None, "none", [], "")
-    return a @ b.T
 
 
 class NotPositiveDefiniteError(ArithmeticError):

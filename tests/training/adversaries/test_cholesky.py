@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cpgan_ray.training.adversaries.cholesky import SMALL_BLOCK, Cholesky, ExtendedCholesky, NotPositiveDefiniteError, product
+from cpgan_ray.common.products import product
+from cpgan_ray.training.adversaries.cholesky import SMALL_BLOCK, Cholesky, ExtendedCholesky, NotPositiveDefiniteError
 
 torch.set_num_threads(1)
 
