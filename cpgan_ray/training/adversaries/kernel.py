@@ -11,34 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpgan_ray.common.products import product
 from cpgan_ray.config import KernelConfig
-from cpgan_ray.training.adversaries.base import BatchMemory, Target, hold_out
+from cpgan_ray.training.adversaries.base import BatchMemory, HoldOut, Target, hold_out
 from cpgan_ray.training.adversaries.linear import ridge
-
-
-class SolvePositiveDefinite(torch.autograd.Function):
-    """A^-1 B for symmetric positive definite A, with one Cholesky factor for the forward and the backward pass.
-
-    With X = A^-1 B: dB = A^-1 dX, dA = -dB X'. (Autograd through `cholesky` would cost several more factorisations.)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        factor = torch.linalg.cholesky(a)
-        x = torch.cholesky_solve(b, factor)
-        ctx.save_for_backward(factor, x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        factor, x = ctx.saved_tensors
-        db = torch.cholesky_solve(grads[0], factor)
-        return -db @ x.T, db
-
-
-def solve_positive_definite(a: Tensor, b: Tensor) -> Tensor:
-    """A^-1 B, differentiable in both; A: (n, n) symmetric positive definite, B: (n, p)."""
-    return SolvePositiveDefinite.apply(a, b)  # pyright: ignore[reportReturnType]
 
 
 def median_distance(z: Tensor, *, max_codes: int = 512) -> float:
@@ -53,18 +29,50 @@ def rbf(a: Tensor, b: Tensor, *, width: float) -> Tensor:
     return torch.exp(squared.clamp(min=0) / (-2 * width**2))
 
 
-def kernel_ridge(z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty: float) -> Tensor:
+class SolveKernelSystem(torch.autograd.Function):
+    """X = (K + ridge I)^-1 B, K = rbf(z, z), with one Cholesky factor for the forward and the backward pass.
+
+    The first `constant` rows of z have no gradient (they are of past batches), which saves most of the backward pass. With
+    dB = (K + ridge I)^-1 dX the gradient for K is G = -dB X'. With S = (G + G') * K, elementwise, row i of the gradient for z is
+
+        -1 / width^2 (sum_j S_ij z_i - sum_j S_ij z_j).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, b: Tensor, width: float, ridge: float, constant: int) -> Tensor:
+        gram = rbf(z, z, width=width)
+        ctx.width, ctx.constant, differentiated = width, constant, gram[constant:].clone()
+        gram.diagonal().add_(ridge)
+        factor = torch.linalg.cholesky(gram)
+        x = torch.cholesky_solve(b, factor)
+        ctx.save_for_backward(z, differentiated, factor, x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        z, kernel, factor, x = ctx.saved_tensors
+        db = torch.cholesky_solve(grads[0], factor)
+        rows = slice(ctx.constant, len(z))
+        s = (product(db[rows], x) + product(x[rows], db)).neg_().mul_(kernel)
+        dz = torch.zeros_like(z)
+        dz[rows] = (s @ z - s.sum(1, keepdim=True) * z[rows]) / ctx.width**2
+        return dz, db, None, None, None
+
+
+def kernel_ridge(z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty: float, constant: int = 0) -> Tensor:
     """Predictions (s, p) for the codes `scored` by kernel ridge regression fitted on z (n, k), x (n, p), with x centred.
 
-    alpha = (K + n penalty I)^-1 (x - mean(x)); differentiable in z and `scored`. With s < p the system is solved for the kernel
-    values of the scored codes instead of the targets, which are more right-hand sides.
+    alpha = (K + n penalty I)^-1 (x - mean(x)); differentiable in `scored` and in z but its first `constant` rows. With s < p the
+    system is solved for the kernel values of the scored codes instead of the targets, which are more right-hand sides.
     """
-    x_mean = x.mean(0)
-    gram = rbf(z, z, width=width) + len(z) * penalty * torch.eye(len(z), dtype=z.dtype, device=z.device)
-    values = rbf(scored, z, width=width)
+
+    def solve(b: Tensor) -> Tensor:
+        return SolveKernelSystem.apply(z, b, width, len(z) * penalty, constant)  # pyright: ignore[reportReturnType]
+
+    x_mean, values = x.mean(0), rbf(scored, z, width=width)
     if len(scored) < x.shape[1]:
-        return x_mean + solve_positive_definite(gram, values.T).T @ (x - x_mean)
-    return x_mean + values @ solve_positive_definite(gram, x - x_mean)
+        return x_mean + solve(values.T).T @ (x - x_mean)
+    return x_mean + values @ solve(x - x_mean)
 
 
 class FourierFeatures:
@@ -103,9 +111,10 @@ class KernelAdversary:
         self.chosen: tuple[float, float] | None = None
         self.rounds = 0
 
-    def predict(self, z: Tensor, x: Tensor, scored: Tensor, *, width: float, penalty: float) -> Tensor:
+    def predict(self, batch: HoldOut, *, width: float, penalty: float) -> Tensor:
+        z, x, scored = batch.z_fit, batch.x_fit, batch.z_scored
         if self.features is None:
-            return kernel_ridge(z, x, scored, width=width, penalty=penalty)
+            return kernel_ridge(z, x, scored, width=width, penalty=penalty, constant=len(z) - batch.rows.start)
         return ridge(self.features(z, width=width), x, penalty=penalty)(self.features(scored, width=width))
 
     def recover(self, z: Tensor, target: Target) -> tuple[Tensor, slice]:
@@ -114,8 +123,7 @@ class KernelAdversary:
         unit = median_distance(batch.z_fit.detach())
 
         def errors(bandwidth: float, penalty: float) -> Tensor:
-            predicted = self.predict(batch.z_fit, batch.x_fit, batch.z_scored, width=bandwidth * unit, penalty=penalty)
-            return batch.target.errors(predicted)
+            return batch.target.errors(self.predict(batch, width=bandwidth * unit, penalty=penalty))
 
         if self.chosen is None or self.rounds % self.config.tune_every == 0:
             grid = [(bandwidth, penalty) for bandwidth in self.config.bandwidths for penalty in self.config.penalties]

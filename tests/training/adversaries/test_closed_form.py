@@ -17,7 +17,7 @@ from torch import Tensor
 from cpgan_ray.config import KernelConfig, RidgeConfig
 from cpgan_ray.training.adversaries import Target, build_adversary
 from cpgan_ray.training.adversaries.base import BatchMemory, num_fitted_rows, prepare_codes
-from cpgan_ray.training.adversaries.kernel import FourierFeatures, kernel_ridge, median_distance, rbf, solve_positive_definite
+from cpgan_ray.training.adversaries.kernel import FourierFeatures, kernel_ridge, median_distance, rbf
 from cpgan_ray.training.adversaries.linear import LinearMap, NormalEquations, ridge
 
 torch.set_num_threads(1)
@@ -212,17 +212,20 @@ def test_median_distance_equals_the_median_over_pairs(rows):
     assert median_distance(z) == pytest.approx(np.sort(pairs)[(len(pairs) - 1) // 2], rel=1e-9)
 
 
-def test_solve_positive_definite_and_its_gradients_are_correct():
+@pytest.mark.parametrize("outputs", [2, 6])
+@pytest.mark.parametrize("constant", [0, 3])
+def test_kernel_ridge_gradients_equal_finite_differences(constant, outputs):
+    """With more and with fewer targets than scored rows. The first rows are constants, as those of past batches."""
     generator = torch.Generator().manual_seed(0)
-    root = torch.randn(5, 5, dtype=torch.float64, generator=generator).requires_grad_()
-    b = torch.randn(5, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    past, z, x, new = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator)
+        for shape in ((constant, 4), (5, 4), (constant + 5, outputs), (3, 4))
+    )
 
-    def solve(root: Tensor, b: Tensor) -> Tensor:
-        return solve_positive_definite(root @ root.T + torch.eye(5, dtype=torch.float64), b)
+    def predicted(z: Tensor, x: Tensor, new: Tensor) -> Tensor:
+        return kernel_ridge(torch.cat([past, z]), x, new, width=2.0, penalty=1e-2, constant=constant)
 
-    expected = np.linalg.solve((root @ root.T).detach().numpy() + np.eye(5), b.detach().numpy())
-    assert solve(root, b).detach().numpy() == pytest.approx(expected, abs=1e-10)
-    assert torch.autograd.gradcheck(solve, (root, b))
+    assert torch.autograd.gradcheck(predicted, (z.requires_grad_(), x.requires_grad_(), new.requires_grad_()))
 
 
 def rbf_error(features: int, *, seed: int) -> float:
