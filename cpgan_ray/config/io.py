@@ -100,9 +100,15 @@ def is_option(name: str, known: Mapping[str, Any]) -> bool:
     return bool(dot) and option.count(".") <= 1 and has_options
 
 
+WEIGHTS = ("game.target_weights", "utility.label_weights")
+"""Fields that name their weights: the flattened configuration has only those that are set."""
+
+
 def is_weight(name: str, config: Config) -> bool:
-    """Whether a dotted name is the weight of a target of the game (`game.target_weights.Male`)."""
-    return name in {f"game.target_weights.{target}" for target in config.game.target_weights}
+    """Whether a dotted name is a weight that is set: of a target of the game, or of a label (`utility.label_weights.Male`)."""
+    section, _, entry = name.partition("_weights.")
+    weights = {"game.target": config.game.target_weights, "utility.label": config.utility.label_weights}
+    return entry in weights.get(section, {})
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -113,7 +119,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     values = to_json(config)
     known = flatten(config)
     for name, value in changes.items():
-        if name not in known and not is_option(name, known):
+        if name not in known and not is_option(name, known) and name not in WEIGHTS:
             near = difflib.get_close_matches(name, known, n=3) or sorted(known)
             raise InputError(f"config has no field {name!r}; nearest: {', '.join(near)}")
         *path, last = name.split(".")

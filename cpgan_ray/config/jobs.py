@@ -251,24 +251,18 @@ class ReproduceJob:
         _check_one_process(self.config, "a comparison")
         if self.config.attacks.attacker_data is not None:
             raise InputError(
-                f"attacks.attacker_data is {self.config.attacks.attacker_data}, but a comparison attacks with its own pictures "
-                "only: leave it out, and attack single runs with jobs/attack.py"
+                f"attacks.attacker_data is {self.config.attacks.attacker_data}, but the mechanisms of a comparison make codes of "
+                "its own pictures only: leave it out, and attack single runs with jobs/attack.py"
             )
-        if self.config.utility.teachers or self.config.utility.train_teachers:
-            name = "teachers" if self.config.utility.teachers else "train_teachers"
+        if self.config.utility.teachers:
             raise InputError(
-                f"utility.{name} is {getattr(self.config.utility, name)!r}, but a comparison trains every mechanism on the labels "
-                "only: leave it out"
+                f"utility.teachers is {self.config.utility.teachers!r}, but each seed of a comparison needs teachers of its own: "
+                "give --utility.train-teachers 3 instead"
             )
-        if self.config.utility.label_weights:
+        if self.config.privatizer.levels and self.rounding == ("off",):
             raise InputError(
-                f"utility.label_weights is {' '.join(self.config.utility.label_weights)}, but a comparison trains every mechanism "
-                "with equal weights: leave it out"
-            )
-        if self.config.privatizer.levels:
-            raise InputError(
-                f"privatizer.levels is {self.config.privatizer.levels}, but a comparison rounds the codes of every mechanism to "
-                "any multiples of the step: leave it out, or search it with jobs/tune_celeba.py"
+                f"privatizer.levels is {self.config.privatizer.levels}, but rounding is off, without which codes have no levels: "
+                "leave out one of the two"
             )
         if len(set(self.rounding)) < len(self.rounding):
             raise InputError(f"rounding is {self.rounding!r}; it must name each of on and off at most once")

@@ -18,10 +18,10 @@ from cpgan_ray.config.constraints import (
     PositiveInt,
     config_class,
 )
-from cpgan_ray.config.label_weights import LabelWeight, weights_by_name
 from cpgan_ray.config.marks import LOCAL, PORTABLE, Choices, Range
 from cpgan_ray.config.parts import Options, PartName
-from cpgan_ray.config.targets import PICTURE, TargetName, Weights
+from cpgan_ray.config.targets import PICTURE, TargetName
+from cpgan_ray.config.weights import Weights
 from cpgan_ray.errors import InputError
 
 Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -130,14 +130,14 @@ class UtilityConfig:
     """Give all values of a label the same weight in its cross-entropy (for rare values)."""
     learning_rate: Annotated[Positive, Range(5e-4, 8e-3, (1e-3, 2e-3, 4e-3))] = 2e-3
     """Peak learning rate of Adam."""
-    label_weights: Annotated[tuple[LabelWeight, ...], PORTABLE] = ()
+    label_weights: Annotated[Weights, PORTABLE] = field(default_factory=dict)
     """Weights of labels in the utility loss, such as `Blond_Hair=0.2`; the others have weight 1. A small weight lets the privatizer
     give a label up; leave a label that Bob does not need out of `data.labels`."""
     learn_label_weights: Annotated[NonNegative, Range(0.1, 2.0, (0.1, 0.3, 1.0))] = 0.0
     """Derive the weights of the labels from the teachers' answers: labels that show much of the picture for little accuracy get
     small ones. The value is the accuracy that one is ready to lose per R2 that the attacker loses: a label of that price gets
     weight 1/2. Labels in `label_weights` keep theirs. 0: all weights are 1."""
-    learned_label_weights: Annotated[tuple[LabelWeight, ...], PORTABLE, tyro.conf.Suppress] = ()
+    learned_label_weights: Annotated[Weights, PORTABLE, tyro.conf.Suppress] = field(default_factory=dict)
     """The derived weights, which the job sets."""
     teachers: Annotated[tuple[str, ...], LOCAL] = ()
     """Output folders of finished undefended runs on the same data (privacy weight 0), or their URIs (s3://, gs://): the utility
@@ -151,7 +151,11 @@ class UtilityConfig:
     """File of the teachers' answers with its digest, which the job sets."""
 
     def __post_init__(self) -> None:
-        weights_by_name(self.label_weights)
+        if ignored := [name for name, weight in self.label_weights.items() if not weight]:
+            raise InputError(
+                f"utility.label_weights gives {ignored[0]} the weight 0, with which Bob's answer would be arbitrary: give a small "
+                f"one, such as {ignored[0]}=0.02, or leave the label out of data.labels"
+            )
         if self.learn_label_weights and not (self.teachers or self.train_teachers):
             raise InputError(
                 f"utility.learn_label_weights is {self.learn_label_weights:g}, but the weights are derived from the answers of "

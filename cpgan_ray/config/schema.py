@@ -108,6 +108,16 @@ class Config:
         game = replace(self.game, target_weights=dict.fromkeys(self.game.target_weights, 0.0))
         return replace(self, privacy_weight=0.0, game=game)
 
+    def without_rounding(self) -> "Config":
+        """The same run with codes that are not rounded, and so have no levels and no rate."""
+        privatizer = replace(self.privatizer, quantization_step=0.0, levels=0)
+        return replace(self, privatizer=privatizer, game=replace(self.game, rate_weight=0.0))
+
+    def with_equal_labels(self) -> "Config":
+        """The same run with weight 1 for all labels."""
+        utility = replace(self.utility, label_weights={}, learn_label_weights=0.0, learned_label_weights={})
+        return replace(self, utility=utility)
+
 
 def _check_data(c: DataConfig) -> None:
     """Settings that only some data sets have. Not checked in DataConfig, because the data set may be given by another flag."""

@@ -1,11 +1,9 @@
-"""What adversaries recover from the codes, and the weights of these targets in the game."""
+"""What adversaries recover from the codes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from tyro.constructors import PrimitiveConstructorSpec
-
-from cpgan_ray.config.constraints import NonNegative, text_like
+from cpgan_ray.config.constraints import text_like
 from cpgan_ray.errors import InputError
 
 PICTURE, IDENTITY = "picture", "identity"
@@ -14,39 +12,6 @@ TARGET = rf"{PICTURE}|{IDENTITY}|{ATTRIBUTE}[^,]+(,[^,]+)*"
 
 TargetName = Annotated[str, text_like(f"^({TARGET})$", "picture, identity, or attribute: and the name of a label")]
 """A target by name; several labels are separated by commas, as in `attribute:Male,Young`."""
-
-
-def read_weights(words: Sequence[str]) -> dict[str, float]:
-    """The weights in the words of a flag, such as `Male=1`.
-
-    Raises: ValueError if a word has no number, or a name occurs twice.
-    """
-    weights: dict[str, float] = {}
-    for word in words:
-        name, _, number = word.rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            name = ""
-        if not name:
-            raise ValueError(f"{word!r} is not a name, = and a number, such as Male=1")
-        if name in weights:
-            raise ValueError(f"{name!r} is given twice")
-        weights[name] = weight
-    return weights
-
-
-Weights = Annotated[
-    dict[str, NonNegative],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME=WEIGHT ...",
-        instance_from_str=lambda words: read_weights(words),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
-    ),
-]
-"""Names with weights, on a command line as `Male=1 identity=0.5`."""
 
 
 def sensitive_name(target: str) -> str:

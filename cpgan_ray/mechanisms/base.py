@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cpgan_ray.common.process import autocast, pick_device, torch_stream
 from cpgan_ray.common.rng import stream
+from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_frequencies, task_of
+from cpgan_ray.data import Dataset, Task, label_frequencies, task_of
 from cpgan_ray.data.batching import pictures, plain_batch, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.code_sets import EVALUATION_BLOCK, CodeSet, code_sets
 from cpgan_ray.data.pca import scale
@@ -23,7 +24,8 @@ from cpgan_ray.models.privatizers import round_to
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.training.defender import averaged_copy, scheduled_optimiser
 from cpgan_ray.training.inputs import corrupt_inputs, to_input
-from cpgan_ray.training.losses import utility_loss
+from cpgan_ray.training.losses import distillation_loss, utility_loss
+from cpgan_ray.training.teachers import read_answers
 
 Encode = Callable[[Tensor, np.random.Generator], Tensor]
 """Pictures (B, C, H, W) in the networks' input range, and the stream of this call's noise -> codes (B, ...)."""
@@ -94,25 +96,27 @@ def encode_all(encode: Encode, dataset: Dataset, config: Config, *, name: str, d
 @dataclass(frozen=True, eq=False)
 class Standardised:
     """Codes minus their mean, divided by their standard deviation on `train`, component by component; then rounded to multiples of
-    `step`, unless that is 0."""
+    `step`, unless that is 0, with at most `levels` values, unless that is 0 (`round_to`)."""
 
     mean: Tensor
     deviation: Tensor
     step: float = 0.0
+    levels: int = 0
 
     @staticmethod
-    def fit(codes: np.ndarray, *, step: float = 0.0, device: torch.device) -> "Standardised":
+    def fit(codes: np.ndarray, *, step: float = 0.0, levels: int = 0, device: torch.device) -> "Standardised":
         """codes: those of `train`, (N, ...)."""
         mean, deviation = codes.mean(axis=0, dtype=np.float64), np.maximum(codes.std(axis=0, dtype=np.float64), 1e-12)
-        return Standardised(torch.from_numpy(mean).float().to(device), torch.from_numpy(deviation).float().to(device), step)
+        return Standardised(torch.from_numpy(mean).float().to(device), torch.from_numpy(deviation).float().to(device), step, levels)
 
     def __call__(self, codes: Tensor) -> Tensor:
         z = (codes - self.mean) / self.deviation
-        return round_to(z, self.step) if self.step else z
+        return round_to(z, self.step, self.levels) if self.step else z
 
     def inverse(self, z: Tensor) -> Tensor:
-        """The (rounded) codes in their own unit."""
-        return z * self.deviation + self.mean
+        """The (rounded) codes in their own unit. Of an even number of levels, each stands for the middle of its interval."""
+        middle = 0.5 * self.step if self.levels and self.levels % 2 == 0 else 0.0
+        return (z + middle) * self.deviation + self.mean
 
 
 def release(
@@ -138,7 +142,8 @@ def release(
 def rounded(encode: Encode, dataset: Dataset, config: Config, *, name: str) -> Encode:
     """The encoder with its codes standardised by those of `train`, and rounded."""
     train = encode_set(encode, code_sets(dataset)["train"], config, name=name, key="train")
-    standardised = Standardised.fit(train, step=config.privatizer.quantization_step, device=pick_device(config.runtime.device))
+    p, device = config.privatizer, pick_device(config.runtime.device)
+    standardised = Standardised.fit(train, step=p.quantization_step, levels=p.levels, device=device)
     return lambda x, rng: standardised(encode(x, rng))
 
 
@@ -156,12 +161,10 @@ def train_classifier(net: nn.ModuleDict, encode: Encode, dataset: Dataset, confi
     """
     device, p = pick_device(config.runtime.device), config.privatizer
     task = task_of(dataset, config.data.labels)
-    labels = task.answers(dataset.train)
-    frequencies = torch.from_numpy(label_frequencies(dataset, task)).float().to(device)
-    positive = frequencies if config.utility.class_weighted_loss else None
+    loss_of = task_loss(config, dataset, task, device=device)
     net.to(device)
     classifier = nn.Sequential(*(net[part] for part in ("encoder", "head") if part in net))
-    rounds = rounds_per_epoch(len(labels), config.batch_size)
+    rounds = rounds_per_epoch(len(dataset.train), config.batch_size)
     rates = {"encoder": p.learning_rate, "head": config.utility.learning_rate}
     trained = [
         scheduled_optimiser(part.parameters(), p, learning_rate=rates[key], total_rounds=config.epochs * rounds)
@@ -177,10 +180,9 @@ def train_classifier(net: nn.ModuleDict, encode: Encode, dataset: Dataset, confi
                 shown = corrupt_inputs(shown, config, round=round, num_rows=len(shown), local=slice(None))
                 with torch.no_grad():
                     x = encode(shown, noise_stream(config, name, "round", round))
-                y = torch.from_numpy(labels[batch.rows]).to(device)
                 with autocast(device, config.precision):
                     logits = classifier(x).float()
-                loss = utility_loss(logits, y, task, positive_share=positive)
+                loss = loss_of(logits, batch)
                 for optimiser, _ in trained:
                     optimiser.zero_grad(set_to_none=True)
                 loss.backward()
@@ -191,9 +193,28 @@ def train_classifier(net: nn.ModuleDict, encode: Encode, dataset: Dataset, confi
                     averaged.update_parameters(net)
     if averaged is not None:
         net.load_state_dict(averaged.module.state_dict())
-    batches = (pictures(dataset.train, plain_batch(rows)) for rows in representative_rows(len(labels), config.batch_size))
+    batches = (pictures(dataset.train, plain_batch(rows)) for rows in representative_rows(len(dataset.train), config.batch_size))
     rng = noise_stream(config, name, "statistics")
     refresh_statistics(classifier, (encode(to_input(batch, device), rng) for batch in batches))
+
+
+def task_loss(config: Config, dataset: Dataset, task: Task, *, device: torch.device) -> Callable[[Tensor, Batch], Tensor]:
+    """Bob's loss of the logits (B, num_logits) of a training batch: that of the game, with teachers if there are any, and with
+    weight 1 for all labels."""
+    labels, share = task.answers(dataset.train), config.utility.teacher_weight
+    frequencies = torch.from_numpy(label_frequencies(dataset, task)).float().to(device)
+    positive = frequencies if config.utility.class_weighted_loss else None
+    file = config.utility.teacher_answers
+    teachers = None if file is None else read_answers(file, dataset, task)
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        of_labels = utility_loss(logits, torch.from_numpy(labels[batch.rows]).to(device), task, positive_share=positive)
+        if teachers is None:
+            return of_labels
+        soft = torch.from_numpy(teachers.of(batch)).to(device)
+        return (1 - share) * of_labels + share * distillation_loss(logits, soft, task, num_rows=len(soft))
+
+    return loss
 
 
 @torch.no_grad()

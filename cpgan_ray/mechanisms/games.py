@@ -45,13 +45,14 @@ def cpgan_paper(config: Config, trade_off: float, dataset: Dataset) -> Released:
     The decoder is the reference one if it accepts this code, otherwise the neural adversary of the preset. Codes are ReLU codes
     (linear codes for the mixture), normalised if they are rounded; there is no warm-up and learning rates are constant. The privacy
     weight is 1 / lambda. All other
-    networks, epochs, batches and averaging come from the preset. Decoder and classifier make one step per batch (`citer`; the
-    reference implementation makes 5 to 25).
+    networks, epochs, batches and averaging come from the preset; there are neither teachers nor weights of labels or of the rate.
+    Decoder and classifier make one step per batch (`citer`; the reference implementation makes 5 to 25).
     """
+    config = config.with_equal_labels()
     code = "raw" if is_linear(config.privatizer) else "relu"
     privatizer = replace(config.privatizer, code_activation=code, lr_schedule="constant", learning_rate=1e-3, weight_decay=0.0)
-    utility = replace(config.utility, learning_rate=1e-3)
-    game = replace(config.game, privacy_loss="negated_mse", warmup_epochs=0.0, target_weights={})
+    utility = replace(config.utility, learning_rate=1e-3, train_teachers=0, teacher_answers=None)
+    game = replace(config.game, privacy_loss="negated_mse", warmup_epochs=0.0, target_weights={}, rate_weight=0.0)
     adversaries = {"decoder": NeuralConfig(architecture="paper")} if config.data.dataset in HAVE_DECODERS else neural(config)
     parts = {"privatizer": privatizer, "utility": utility, "game": game, "adversaries": adversaries}
     return play_game(replace(config, privacy_weight=1 / trade_off, **parts))
@@ -63,7 +64,7 @@ def bottleneck(config: Config, share: float, dataset: Dataset) -> Released:
     k = fraction_of_k(config, share)
     if k == config.k and not config.privatizer.quantization_step and not config.privatizer.noise:
         return undefended_twin(config, dataset)
-    return play_game(replace(config.without_defence(), k=k))
+    return play_game(replace(config.without_defence().with_equal_labels(), k=k))
 
 
 def undefended(config: Config, knob: float, dataset: Dataset) -> Released:
@@ -85,8 +86,13 @@ def features(config: Config, dataset: Dataset) -> Released:
 
 def undefended_twin(config: Config, dataset: Dataset) -> Released:
     """The undefended twin of one seed: the same network with the whole code, without rounding, trained only for the task."""
-    raw = replace(config.privatizer, quantization_step=0.0, noise=0.0)
-    return shared_game(replace(config.without_defence(), privatizer=raw), dataset, name=f"{config.seed}-twin")
+    return shared_game(undefended_config(config), dataset, name=f"{config.seed}-twin")
+
+
+def undefended_config(config: Config) -> Config:
+    """The configuration of an undefended training: without adversaries, rounding, noise, and weights of labels and of the rate."""
+    raw = config.without_defence().without_rounding().with_equal_labels()
+    return replace(raw, privatizer=replace(raw.privatizer, noise=0.0))
 
 
 def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
@@ -130,9 +136,10 @@ def feature_config(config: Config, dataset: Dataset) -> Config:
     """The configuration that releases features without a bottleneck; for a linear privatizer, which has no stages, the linear
     features of the reference implementation."""
     linear = is_linear(config.privatizer)
-    raw_code = replace(config.privatizer, bottleneck=linear, code_activation="raw", quantization_step=0.0, noise=0.0)
+    raw = undefended_config(config)
+    raw_code = replace(raw.privatizer, bottleneck=linear, code_activation="raw")
     k = LINEAR_FEATURES if linear else feature_length(config.privatizer, dataset)
-    return replace(config.without_defence(), k=k, privatizer=raw_code)
+    return replace(raw, k=k, privatizer=raw_code)
 
 
 def is_linear(privatizer: PrivatizerConfig) -> bool:
@@ -142,7 +149,8 @@ def is_linear(privatizer: PrivatizerConfig) -> bool:
 
 def feature_length(privatizer: PrivatizerConfig, dataset: Dataset) -> int:
     """The number of features that the stages compute for a sample."""
-    net = build_privatizer(replace(privatizer, bottleneck=True), k=1, image_shape=dataset.image_shape)
+    raw = replace(privatizer, bottleneck=True, quantization_step=0.0, levels=0)
+    net = build_privatizer(raw, k=1, image_shape=dataset.image_shape)
     assert isinstance(net.code, torch.nn.Linear)
     return net.code.in_features
 

@@ -62,10 +62,10 @@ def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Kind) -> 
     def noisy(x: Tensor, rng: np.random.Generator) -> Tensor:
         return x + draw_noise(tuple(x.shape), kind=kind, deviation=deviation, rng=rng).to(device)
 
-    step = config.privatizer.quantization_step
+    step, levels = config.privatizer.quantization_step, config.privatizer.levels
     sets = code_sets(dataset)
     drawn = encode_set(noisy, sets["train"], config, name=kind, key="train")
-    standardised = Standardised.fit(drawn, step=step, device=device)
+    standardised = Standardised.fit(drawn, step=step, levels=levels, device=device)
 
     def released_sample(x: Tensor, rng: np.random.Generator) -> Tensor:
         """What the client sends, in the unit of the samples."""
@@ -78,7 +78,7 @@ def add_noise(config: Config, noise: float, dataset: Dataset, *, kind: Kind) -> 
         return torch.from_numpy(basis.project(flat(released_sample(x, rng)).cpu().numpy()))
 
     with torch_stream(config.seed, "mechanism", kind, "weights"):
-        own = replace(config.privatizer, quantization_step=0.0, noise=0.0)
+        own = replace(config.without_rounding().privatizer, noise=0.0)
         encoder = build_privatizer(own, k=config.k, image_shape=dataset.image_shape)
         fit_whitening(encoder, dataset)
         outputs = task_of(dataset, config.data.labels).num_logits

@@ -2,9 +2,11 @@
 
 S. Liu, A. Shrivastava, J. Du, L. Zhong, Better accuracy with quantified privacy: representations learned via reconstructive
 adversarial network, arXiv 1901.08730, 2019. The order of the steps is the one that the reference implementation uses for its
-comparison. Optimiser, learning rate schedule, weight decay, averaging, augmentation and class weights are those of the game, as for
-all mechanisms.
+comparison. Optimiser, learning rate schedule, weight decay, averaging, augmentation, class weights and teachers are those of the
+game, as for all mechanisms.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,18 +14,18 @@ from torch import nn
 
 from cpgan_ray.common.optimisers import Adam
 from cpgan_ray.common.process import autocast, pick_device, torch_stream
+from cpgan_ray.common.types import Batch
 from cpgan_ray.config import Config
-from cpgan_ray.data import Dataset, label_frequencies, task_of
+from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.data.batching import pictures, representative_rows, rounds_per_epoch, training_batch
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
-from cpgan_ray.mechanisms.base import Released, encode_all, predict_logits
+from cpgan_ray.mechanisms.base import Released, encode_all, predict_logits, task_loss
 from cpgan_ray.mechanisms.games import neural
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.cost import count
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.training.defender import averaged_copy, scheduled_optimiser
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
-from cpgan_ray.training.losses import utility_loss
 
 UTILITY_STEPS = 3
 """Steps of the classifier and of the decoder before each adversarial step."""
@@ -34,6 +36,7 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     one step of encoder and classifier on alpha L_U - (1 - alpha) L_R. Backbone and code are the same as for CPGAN, the decoder is
     the neural adversary of the configuration."""
     device = pick_device(config.runtime.device)
+    config = replace(config, privatizer=replace(config.privatizer, noise=0.0))
     (settings,) = neural(config).values()
     dimension = int(np.prod(dataset.image_shape))
     task = task_of(dataset, config.data.labels)
@@ -51,10 +54,8 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     )
     net = nn.ModuleDict({"encoder": encoder, "head": head})
     averaged = averaged_copy(net, p)
-    frequencies = torch.from_numpy(label_frequencies(dataset, task)).float().to(device)
-    positive = frequencies if config.utility.class_weighted_loss else None
+    loss_of = task_loss(config, dataset, task, device=device)
     decoder_optimiser = Adam(decoder_parameters, lr=settings.learning_rate)
-    labels = task.answers(dataset.train)
 
     def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[nn.Parameter]) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -67,22 +68,21 @@ def ran(config: Config, alpha: float, dataset: Dataset) -> Released:
     for part in (encoder, head, decoder):
         part.train()
 
-    def task_error(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return utility_loss(head(z).float(), y, task, positive_share=positive)
+    def task_error(z: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return loss_of(head(z).float(), batch)
 
     for round in range(total_rounds):
         batch = training_batch(round, dataset, config)
         x = to_input(pictures(dataset.train, batch), device)
         target = x.permute(0, 2, 3, 1).flatten(1) - mean
         x = corrupt_inputs(x, config, round=round, num_rows=len(x), local=slice(None))
-        y = torch.from_numpy(labels[batch.rows]).to(device)
         with torch_stream(config.seed, "mechanism", "ran", round), autocast(device, config.precision):
             z = encoder(x)
             for _ in range(UTILITY_STEPS):
-                step(task_optimiser, task_error(z, y), encoder_parameters)
+                step(task_optimiser, task_error(z, batch), encoder_parameters)
                 z = encoder(x)  # stays valid, because the decoder's step does not change the encoder
                 step(decoder_optimiser, error(z.detach(), target), decoder_parameters)
-            step(adversarial_optimiser, alpha * task_error(z, y) - (1 - alpha) * error(z, target), encoder_parameters)
+            step(adversarial_optimiser, alpha * task_error(z, batch) - (1 - alpha) * error(z, target), encoder_parameters)
         task_schedule.step()
         adversarial_schedule.step()
         if averaged is not None:

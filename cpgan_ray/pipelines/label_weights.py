@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from cpgan_ray.config import Config
-from cpgan_ray.config.label_weights import weights_by_name
 from cpgan_ray.data import load, task_of
 from cpgan_ray.training.teachers import as_logits, read_answers
 
@@ -38,8 +37,7 @@ def with_label_weights(config: Config) -> Config:
     prices = {task.names[i]: price for i, price in private_prices(logits, dataset, task).items()}
     weights = weights_at(prices, utility.learn_label_weights)
     logger.info(f"weights of the labels: {', '.join(f'{name} {weight:g}' for name, weight in weights.items())}")
-    given = weights_by_name(utility.label_weights)
-    learned = tuple(f"{name}={weight:g}" for name, weight in weights.items() if name not in given)
+    learned = {name: weight for name, weight in weights.items() if name not in utility.label_weights}
     return replace(config, utility=replace(utility, learned_label_weights=learned))
 
 

@@ -5,7 +5,6 @@ import difflib
 import numpy as np
 
 from cpgan_ray.config import UtilityConfig
-from cpgan_ray.config.label_weights import weights_by_name
 from cpgan_ray.data import Task
 from cpgan_ray.errors import InputError
 
@@ -15,7 +14,7 @@ def label_weights(config: UtilityConfig, task: Task) -> np.ndarray | None:
 
     Raises: InputError if a weight is given to a label that the task does not have.
     """
-    given = weights_by_name(config.learned_label_weights) | weights_by_name(config.label_weights)
+    given = config.learned_label_weights | config.label_weights
     for name in given:
         if name not in task.names:
             near = difflib.get_close_matches(name, task.names, n=3) or task.names[:10]

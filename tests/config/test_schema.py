@@ -288,8 +288,14 @@ def test_settings_that_do_not_fit_together_raise(changes, message):
         override(Config(), changes)
 
 
-def test_comparison_of_finite_codes_or_weighted_labels_raises():
-    with pytest.raises(InputError, match=r"label_weights is Male=0\.2, but a comparison trains every mechanism with equal weights"):
-        ReproduceJob(config=override(Config(), {"utility.label_weights": ["Male=0.2"]}))
-    with pytest.raises(InputError, match=r"privatizer\.levels is 3, but a comparison rounds the codes of every mechanism"):
-        ReproduceJob(config=override(Config(), {"privatizer.levels": 3, "privatizer.quantization_step": 1}))
+@pytest.mark.parametrize(
+    ("changes", "rounding", "message"),
+    [
+        ({"attacks.attacker_data": "photos"}, (), r"attacks\.attacker_data is photos, but the mechanisms .* own pictures only"),
+        ({"utility.teachers": ["run"]}, (), r"utility\.teachers is .* needs teachers of its own: give --utility\.train-teachers"),
+        ({"privatizer.levels": 3, "privatizer.quantization_step": 1}, ("off",), r"levels is 3, but rounding is off, .*: leave out"),
+    ],
+)
+def test_comparison_refuses_what_it_cannot_compare(changes, rounding, message):
+    with pytest.raises(InputError, match=message):
+        ReproduceJob(config=override(Config(), changes), rounding=rounding)

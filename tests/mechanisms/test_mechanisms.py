@@ -9,26 +9,30 @@ import torch
 from torch import nn
 
 from cpgan_ray import theory
+from cpgan_ray.common.codec import level_range
 from cpgan_ray.common.process import torch_stream
-from cpgan_ray.config import Config, NeuralConfig, ReproduceJob
+from cpgan_ray.config import Config, NeuralConfig, ReproduceJob, override
 from cpgan_ray.config.presets import for_comparison, preset
 from cpgan_ray.data import Dataset, load, store, task_of
 from cpgan_ray.data.batching import pictures, representative_rows, training_batch
 from cpgan_ray.data.code_sets import DRAWS
 from cpgan_ray.data.datasets.gaussian import mixture
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
-from cpgan_ray.mechanisms import MECHANISMS, games
-from cpgan_ray.mechanisms.base import Encode, samples, train_classifier
-from cpgan_ray.mechanisms.games import feature_length
+from cpgan_ray.mechanisms import MECHANISMS, base, games
+from cpgan_ray.mechanisms.base import Encode, Standardised, samples, train_classifier
+from cpgan_ray.mechanisms.games import feature_length, undefended_config
 from cpgan_ray.mechanisms.noise import draw_noise
 from cpgan_ray.models import build_head, build_privatizer, build_reconstructor
 from cpgan_ray.models.statistics import refresh_statistics
+from cpgan_ray.pipelines import teachers
+from cpgan_ray.pipelines.reproduce import mechanisms
 from cpgan_ray.pipelines.reproduce.grids import built_in
 from cpgan_ray.pipelines.reproduce.job import cells, settings_of
 from cpgan_ray.pipelines.reproduce.play import compare_with_theory, linear_code
 from cpgan_ray.training.accuracy import accuracy
 from cpgan_ray.training.inputs import corrupt_inputs, fit_whitening, to_input
-from cpgan_ray.training.losses import utility_loss
+from cpgan_ray.training.losses import distillation_loss, utility_loss
+from cpgan_ray.training.teachers import read_answers
 from tests.mixed import LABELS, mixed_config
 
 NOISY = ("noise", "gaussian_noise", "answers_noisy")
@@ -132,6 +136,64 @@ def test_rounded_codes_are_multiples_of_the_step(name, config, dataset, released
     assert np.abs(unrounded / 0.5 - np.round(unrounded / 0.5)).max() > 0.1
     if name != "cpgan_paper":  # a ReLU unit that is always 0 stays 0
         assert release.codes["train"].std(axis=0) == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("name", ["pca", "ran", "cpgan", "bottleneck"])
+def test_rounded_codes_of_every_mechanism_have_the_levels(name, levels, config, dataset):
+    finite = dataclasses.replace(config.privatizer, quantization_step=1.0, levels=levels)
+    few = dataclasses.replace(config, privatizer=finite, epochs=1, game=dataclasses.replace(config.game, rate_weight=1e-4))
+    codes = MECHANISMS[name].release(few, MECHANISMS[name].settings[0], dataset).codes
+    lowest, highest = level_range(levels)
+    assert set(np.unique(codes["test"])) <= set(np.arange(lowest, highest + 1.0))
+    assert len(np.unique(codes["train"])) == levels
+
+
+@pytest.mark.parametrize(("levels", "error"), [(0, 1 / 12), (2, None), (3, None)])
+def test_rounded_samples_are_the_nearest_that_their_levels_stand_for(levels, error):
+    codes = np.random.default_rng(0).normal(3.0, 2.0, (4000, 2)).astype(np.float32)
+    standardised = Standardised.fit(codes, step=1.0, levels=levels, device=torch.device("cpu"))
+    sent = standardised(torch.from_numpy(codes))
+    values = standardised.inverse(torch.from_numpy(np.unique(sent.numpy())[:, None].repeat(2, 1).astype(np.float32))).numpy()[:, 0]
+    nearest = values[np.abs(codes[:, :1] - values).argmin(axis=1)]
+    assert standardised.inverse(sent).numpy()[:, 0] == pytest.approx(nearest, abs=1e-2)
+    if error is not None:
+        assert np.square(standardised.inverse(sent).numpy() - codes).mean() == pytest.approx(error * 4, rel=0.05)
+
+
+def test_undefended_twin_has_no_part_of_the_defence(config):
+    defence = {"utility.label_weights": {"digit": 0.1}, "privatizer.noise": 0.5, "privatizer.quantization_step": 1.0}
+    plain = undefended_config(config)
+    assert undefended_config(override(config, defence)) == plain
+    levels = {"privatizer.quantization_step": 1.0, "privatizer.levels": 3, "game.rate_weight": 1e-4}
+    assert undefended_config(override(config, levels)) == plain
+    assert undefended_config(override(config, {"utility.train_teachers": 2})).utility.train_teachers == 2, "all learn from teachers"
+
+
+def test_teachers_of_a_seed_are_trained_once_for_all_mechanisms(config, dataset, monkeypatch):
+    trained, train = [], teachers.train_teacher
+    monkeypatch.setattr(teachers, "train_teacher", lambda teacher, threads: trained.append(teacher) or train(teacher, threads))
+    taught = override(config, {"utility.train_teachers": 1, "utility.teacher_weight": 1.0, "epochs": 1, "seed": 77})
+    losses = []
+    monkeypatch.setattr(base, "distillation_loss", lambda *args, **more: losses.append(1) or distillation_loss(*args, **more))
+    for name, setting in (("cpgan", 1.0), ("pca", 1.0), ("pca", 0.5)):
+        mechanisms.release(name, taught, setting, dataset)
+    assert len(trained) == 1
+    assert losses, "Bob of a mechanism without a game learns from the teachers, too"
+
+
+def test_task_loss_mixes_labels_and_teachers(config, dataset):
+    task, batch = task_of(dataset, ()), training_batch(0, dataset, config)
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(len(batch.rows), task.num_logits)).astype(np.float32))
+    taught = teachers.with_teachers(override(config, {"utility.train_teachers": 1, "epochs": 1, "seed": 77}), parallel=False)
+    share = taught.utility.teacher_weight
+    soft = read_answers(str(taught.utility.teacher_answers), dataset, task).of(batch)
+    soft_loss = -(soft * torch.log_softmax(logits, dim=1).numpy()).sum(axis=1).mean()
+    hard_loss = nn.functional.cross_entropy(logits, torch.from_numpy(task.answers(dataset.train)[batch.rows, 0]).long())
+    for of, expected in ((config, float(hard_loss)), (taught, (1 - share) * float(hard_loss) + share * float(soft_loss))):
+        assert float(base.task_loss(of, dataset, task, device=torch.device("cpu"))(logits, batch)) == pytest.approx(
+            expected, rel=1e-5
+        )
 
 
 def test_head_of_rounded_codes_is_trained_on_rounded_codes(config, dataset, monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 
 from cpgan_ray.common.plugins import shipping
 from cpgan_ray.config import Config, DataConfig, override
-from cpgan_ray.config.label_weights import weights_by_name
 from cpgan_ray.data import Dataset, load, store, task_of
 from cpgan_ray.data.registry import DATASETS
 from cpgan_ray.data.store import DatasetInfo
@@ -75,13 +74,13 @@ def taught(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> tup
         return with_teachers(config, parallel=False), load(config)
 
 
-def with_rate(config: Config, rate: float, *given: str) -> Config:
+def with_rate(config: Config, rate: float, **given: float) -> Config:
     return replace(config, utility=replace(config.utility, learn_label_weights=rate, label_weights=given))
 
 
 def test_label_that_shows_much_for_little_gets_the_small_weight(taught):
     config, dataset = taught
-    weights = weights_by_name(with_label_weights(with_rate(config, 1.0)).utility.learned_label_weights)
+    weights = with_label_weights(with_rate(config, 1.0)).utility.learned_label_weights
     variances = {LOUD: 32 * 4 * 0.7 * 0.3 * 60**2, QUIET: 4 * 60**2, "noise": 64 * 12**2}
     for name, worth in ((LOUD, 0.3 / 2), (QUIET, 0.5 / 2)):  # what the guess loses, as a mean over both labels
         price = worth / (variances[name] / sum(variances.values()))
@@ -90,14 +89,14 @@ def test_label_that_shows_much_for_little_gets_the_small_weight(taught):
     answers = read_answers(config.utility.teacher_answers, dataset, task)
     logits = {"train": as_logits(answers.train[:, 0], task), "val": as_logits(answers.val, task)}
     assert [task.names[i] for i in private_order(logits, dataset, task)] == [QUIET, LOUD], "the order of `answers_subset`"
-    smaller = weights_by_name(with_label_weights(with_rate(config, 10.0)).utility.learned_label_weights)
+    smaller = with_label_weights(with_rate(config, 10.0)).utility.learned_label_weights
     assert all(smaller[name] < weights[name] for name in weights)
 
 
 def test_given_weight_stays_and_a_resumed_run_keeps_its_weights(taught):
     config, _ = taught
-    first = with_label_weights(with_rate(config, 1.0, f"{LOUD}=2"))
-    assert list(weights_by_name(first.utility.learned_label_weights)) == [QUIET]
+    first = with_label_weights(with_rate(config, 1.0, **{LOUD: 2.0}))
+    assert list(first.utility.learned_label_weights) == [QUIET]
     assert with_label_weights(first) == first
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config.adversaries import choose_adversaries, words_for
 from cpgan_ray.config.folders.records import Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
-from cpgan_ray.config.io import flatten, from_json
+from cpgan_ray.config.io import flatten, from_json, is_weight
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.config.schema import Config
+from cpgan_ray.config.weights import weight_words
 from cpgan_ray.errors import InputError
 
 CONFIG = "config.json"
@@ -63,7 +64,7 @@ def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, R
     ensure_own_code(config, record, trust=trust)
     tracking = dataclasses.replace(config.tracking, run_name=None)
     recovery = dataclasses.replace(config.recovery, checkpoints=None)
-    utility = dataclasses.replace(config.utility, teacher_answers=None, learned_label_weights=())
+    utility = dataclasses.replace(config.utility, teacher_answers=None, learned_label_weights={})
     return dataclasses.replace(config, output=None, tracking=tracking, recovery=recovery, utility=utility), record
 
 
@@ -102,6 +103,7 @@ def command_for(config: Config) -> str:
     words = [config.preset, *(["--adversaries", *names] if names else [])]
     words += [word for name, kind in kinds.items() for word in (f"--adversaries.{name}.kind", kind)]
     options: dict[str, dict[str, Any]] = {}
+    weights: dict[str, dict[str, float]] = {}
     for name, value in flatten(config).items():
         section, dot, option = name.partition(".options.")
         if dot:
@@ -109,11 +111,17 @@ def command_for(config: Config) -> str:
             continue
         if name.startswith(omitted) or value == base.get(name):
             continue
+        if is_weight(name, config):
+            section, _, entry = name.partition("_weights.")
+            weights.setdefault(section, {})[entry] = value
+            continue
         *path, last = name.replace("_", "-").split(".")
         if isinstance(value, bool):
             words.append("--" + ".".join([*path, last if value else f"no-{last}"]))
         else:
             words += ["--" + ".".join([*path, last]), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    for section, values in weights.items():
+        words += [f"--{section}-weights", *weight_words(values)]
     for section, values in options.items():
         words += [f"--{section.replace('_', '-')}.options", json.dumps(values)]
     return redacted(shlex.join(words))

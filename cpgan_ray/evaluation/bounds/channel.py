@@ -32,6 +32,6 @@ class Channel:
         return Channel(step=config.quantization_step, levels=config.levels, noise=config.noise, clip=clip, clean=clean)
 
     @staticmethod
-    def of_mechanism(names: Sequence[str], *, step: float) -> "Channel":
+    def of_mechanism(names: Sequence[str], config: PrivatizerConfig) -> "Channel":
         """The channel of a mechanism with codes of these sets. A mechanism that draws noise of its own has several draws."""
-        return Channel(step=step, random=any("_draw" in name for name in names))
+        return Channel(step=config.quantization_step, levels=config.levels, random=any("_draw" in name for name in names))

@@ -151,10 +151,15 @@ def ensure_usable(grids: Grids, path: Path, job: ReproduceJob, dataset: Dataset)
     defaults = Config(adversaries={name: of_kind(None, a.kind) for name, a in recorded.items()})
     config, calibrated = calibrated_fields(job.config), calibrated_fields(defaults) | calibration.config
     for name in {**config, **calibration.config}:
-        if (now := config.get(name)) != (before := calibrated.get(name)):
+        if given(now := config.get(name)) != given(before := calibrated.get(name)):
             raise InputError(
                 f"{path} was calibrated with {name} {before!r:.60}, here it is {now!r:.60}: calibrate again, or use the same value"
             )
+
+
+def given(value: Any) -> Any:
+    """The value of a field; None for an empty collection, which a flattened configuration has or leaves out by its type."""
+    return None if isinstance(value, list | dict) and not value else value
 
 
 def calibrated_fields(config: Config) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from cpgan_ray.common.process import available_cpus, set_up_process
 from cpgan_ray.common.registry import ensure_unchanged
 from cpgan_ray.config import Config, ReproduceJob
 from cpgan_ray.config.folders.jobs import REPRODUCTION, planned_seeds, read_reproduction
-from cpgan_ray.data import Dataset, load, pin_store
+from cpgan_ray.data import Dataset, load, pin_store, task_of
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
@@ -63,6 +63,7 @@ from cpgan_ray.pipelines.reproduce.results import (
     write_table,
 )
 from cpgan_ray.tracking import SearchRun, ensure_trackable
+from cpgan_ray.training.label_weights import label_weights
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def prepare(job: ReproduceJob, folder: Path) -> Dataset:
     dataset = load(job.config)
     check_late_labels(job.config, dataset)
     ensure_within_budget(job.config, image_shape=dataset.image_shape)
+    label_weights(job.config.utility, task_of(dataset, job.config.data.labels))
     for components in (DEFAULT_COMPONENTS, NOISE_COMPONENTS):
         projection(dataset, components=components)
     return dataset

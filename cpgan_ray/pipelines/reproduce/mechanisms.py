@@ -8,7 +8,9 @@ from cpgan_ray.config import Config, ReproduceJob
 from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS, Mechanism, Released
+from cpgan_ray.pipelines.label_weights import with_label_weights
 from cpgan_ray.pipelines.parts import pinned
+from cpgan_ray.pipelines.teachers import with_teachers
 
 
 def pinned_job(job: ReproduceJob) -> ReproduceJob:
@@ -45,11 +47,12 @@ def roundings_of(name: str, roundings: Sequence[bool]) -> Sequence[bool]:
 
 
 def release(name: str, config: Config, setting: float, dataset: Dataset) -> Released:
-    """What a mechanism releases at a setting.
+    """What a mechanism releases at a setting. Teachers are trained first, unless another cell of the seed has trained them.
 
     Raises: InputError with file and line if the code of a user's own fails; FloatingPointError if a training diverges.
     """
     mechanism = MECHANISMS[name]
+    config = with_label_weights(with_teachers(config, parallel=False))
     if name not in MECHANISMS.added:
         return mechanism.release(config, setting, dataset)
     with own_code(name, doing="releasing codes by the mechanism"):

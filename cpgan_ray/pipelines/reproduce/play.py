@@ -51,13 +51,7 @@ NO_NOISE = 1e-6
 
 def cell_config(cell: Cell, config: Config) -> Config:
     """The configuration of a cell: with its seed, and with or without rounding."""
-    step = config.privatizer.quantization_step if cell.rounded else 0.0
-    return dataclasses.replace(config, seed=cell.seed, privatizer=dataclasses.replace(config.privatizer, quantization_step=step))
-
-
-def step_of(cell: Cell, config: Config) -> float:
-    """The step that a cell's codes are rounded to; 0 if they are not."""
-    return cell_config(cell, config).privatizer.quantization_step
+    return dataclasses.replace(config if cell.rounded else config.without_rounding(), seed=cell.seed)
 
 
 def play(
@@ -90,7 +84,7 @@ def play(
         trained_against(config),
         config.data.labels,
         hard_answers(released.logits, task),
-        channel=released.channel or Channel.of_mechanism(list(released.codes), step=step_of(cell, config)),
+        channel=released.channel or Channel.of_mechanism(list(released.codes), cell_config(cell, config).privatizer),
         late_labels=config.data.late_labels,
     )
     warnings = code_warnings(released.codes, dataset, task, logits=released.logits, seed=cell.seed)
