@@ -23,7 +23,7 @@ def parse_frontier(arguments: Sequence[str], *, description: str) -> FrontierJob
         arguments,
         usage=description,
         call=CALL,
-        main=("output", "objective", "max_r2", "min_accuracy", "max_multiply_adds", "tracking_uri"),
+        main=("output", "objectives", "max_r2", "min_accuracy", "max_multiply_adds", "tracking_uri"),
     )
     if not job.experiments:
         raise InputError("nothing to draw: give names of MLflow experiments, or the MLflow run id of a search")

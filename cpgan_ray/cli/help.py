@@ -40,7 +40,7 @@ SERVE = ("host", "port", "replicas", "keys_file", "tls_cert", "tls_key", "behind
 SERVE += ("limits.rate", "limits.max_codes", "runtime.address")
 SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objectives", "time_budget", "max_r2")
 SEARCH += ("min_accuracy", "max_multiply_adds", "max_concurrent")
-REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objective", "rounding", "calibrate", "grids", "final", "full")
+REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objectives", "rounding", "calibrate", "grids", "final", "full")
 REPRODUCE += ("published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
 """Which fields `--help` shows, by job: dotted names."""

@@ -10,8 +10,9 @@ from cpgan_ray.config.attacks import AttackConfig
 from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.encoders import EncoderConfig
 from cpgan_ray.config.io import flatten, from_json, local_names, override, to_json
-from cpgan_ray.config.jobs import MIN_SEEDS, AttackJob, ExportJob, FrontierJob, Objective, ReproduceJob, SearchJob
+from cpgan_ray.config.jobs import MIN_SEEDS, AttackJob, ExportJob, FrontierJob, ReproduceJob, SearchJob
 from cpgan_ray.config.marks import Origin, Range
+from cpgan_ray.config.objectives import Objective
 from cpgan_ray.config.players import (
     AdversaryConfig,
     GameConfig,

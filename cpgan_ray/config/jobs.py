@@ -14,15 +14,12 @@ from cpgan_ray.config.constraints import ClosedFraction, NonNegative, PositiveIn
 from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.encoders import EncoderConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE
+from cpgan_ray.config.objectives import Objective, SearchObjective, check_objectives, utility_of
 from cpgan_ray.config.parts import PartName
 from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
 from cpgan_ray.config.schema import Config, folder_or_uri
 from cpgan_ray.errors import InputError
 
-SearchObjective = Literal["accuracy", "balanced_accuracy", "r2", "bits"]
-"""What a search may trade off."""
-Objective = Literal["accuracy", "balanced_accuracy"]
-"""The measure of utility: mean accuracy over the labels, or the mean recall over the classes of each label."""
 DURATION = text_like(r"^\d+(\.\d+)?[hms]$", "a number and h, m or s, such as 2h, 90m or 3600s")
 SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 MIN_SEEDS = 5
@@ -178,19 +175,14 @@ class SearchJob:
 
     def __post_init__(self) -> None:
         _check_one_process(self.config, "a search")
-        utilities, others = self.objectives[:1], sorted(self.objectives[1:])
-        if not set(utilities) < {"accuracy", "balanced_accuracy"} or not utilities or others not in (["r2"], ["bits", "r2"]):
-            raise InputError(
-                f"objectives is {' '.join(self.objectives)!r}, but a search has accuracy or balanced_accuracy, then r2, and if "
-                "wanted bits, in this order: give --objectives accuracy r2 bits"
-            )
+        check_objectives(self.objectives)
         if self.time_budget is not None and not self.time_budget_s:
             raise InputError(f"time_budget is {self.time_budget!r}, in which no trial can start: give a longer time, such as 2h")
 
     @property
     def objective(self) -> Objective:
         """The utility."""
-        return "balanced_accuracy" if self.objectives[0] == "balanced_accuracy" else "accuracy"
+        return utility_of(self.objectives)
 
     @property
     def counts_bits(self) -> bool:
@@ -215,8 +207,9 @@ class ReproduceJob:
     num_seeds: PositiveInt = MIN_SEEDS
     """Number of seeds with which each setting is trained, from --seed on. Fix it beforehand: a comparison with fewer than 5 seeds,
     or with seeds that were added later, has no verdicts."""
-    objective: Objective = "accuracy"
-    """The utility of the fronts: mean accuracy, or balanced accuracy."""
+    objectives: tuple[SearchObjective, ...] = ("accuracy", "r2")
+    """What the fronts trade off: a utility (`accuracy` or `balanced_accuracy`), `r2`, and if requested `bits`. The differences of
+    mechanisms and their verdicts are those of utility and R2."""
     rounding: tuple[Literal["on", "off"], ...] = ()
     """Whether the codes of every mechanism are rounded to multiples of `privatizer.quantization_step` standard deviations: `on`,
     `off`, or both (twice as many trainings). Empty: both, or `off` if that step is 0."""
@@ -249,6 +242,7 @@ class ReproduceJob:
 
     def __post_init__(self) -> None:
         _check_one_process(self.config, "a comparison")
+        check_objectives(self.objectives)
         if self.config.attacks.attacker_data is not None:
             raise InputError(
                 f"attacks.attacker_data is {self.config.attacks.attacker_data}, but the mechanisms of a comparison make codes of "
@@ -281,6 +275,16 @@ class ReproduceJob:
             )
 
     @property
+    def objective(self) -> Objective:
+        """The utility."""
+        return utility_of(self.objectives)
+
+    @property
+    def counts_bits(self) -> bool:
+        """Whether bits on the wire are an objective."""
+        return "bits" in self.objectives
+
+    @property
     def roundings(self) -> tuple[bool, ...]:
         """Whether codes are rounded, for each of the two kinds of cells that the comparison has."""
         if self.rounding:
@@ -296,8 +300,9 @@ class FrontierJob:
     """MLflow experiments by name, or searches by the id of their MLflow run; each has its own front."""
     output: Path | None = None
     """Folder of `frontier.png`, `.json` and `.csv`. Default: `outputs/frontier-<time>`."""
-    objective: Objective = "accuracy"
-    """The utility of the fronts and the recommendation: mean accuracy, or balanced accuracy."""
+    objectives: tuple[SearchObjective, ...] = ("accuracy", "r2")
+    """What the fronts trade off: a utility (`accuracy` or `balanced_accuracy`), `r2`, and if requested `bits`, the mean bits of a
+    code on the wire. The utility is also that of the recommendation."""
     max_r2: ClosedFraction | None = None
     """Recommend the setting with the best utility whose strongest R2 on the validation split is at most this."""
     min_accuracy: ClosedFraction | None = None
@@ -306,6 +311,19 @@ class FrontierJob:
     """Recommend only a setting whose client spends at most so many multiply-adds on a sample."""
     tracking_uri: str | None = None
     """Tracking store. Default: MLFLOW_TRACKING_URI, or `outputs/mlflow.db` (SQLite)."""
+
+    def __post_init__(self) -> None:
+        check_objectives(self.objectives)
+
+    @property
+    def objective(self) -> Objective:
+        """The utility."""
+        return utility_of(self.objectives)
+
+    @property
+    def counts_bits(self) -> bool:
+        """Whether bits on the wire are an objective."""
+        return "bits" in self.objectives
 
 
 def _check_one_process(c: Config, job: str) -> None:

@@ -27,6 +27,7 @@ def draw_fronts(job: FrontierJob) -> tuple[str, dict[str, Any]]:
             trials,
             output,
             objective=job.objective,
+            bits=job.counts_bits,
             max_r2=job.max_r2,
             min_accuracy=job.min_accuracy,
             max_multiply_adds=job.max_multiply_adds,
@@ -41,7 +42,7 @@ def draw_fronts(job: FrontierJob) -> tuple[str, dict[str, Any]]:
     best = values["recommended"]
     recommendation = {"recommended": point_summary(best)} if best else {"recommended": None, "reason": values["reason"]}
     settings = points(trials, objective=job.objective)
-    text = "\n".join([table(settings, reference_point(trials, job.objective)), "", measures_table(values)])
+    text = "\n".join([table(settings, reference_point(trials, job.objective, bits=job.counts_bits)), "", measures_table(values)])
     return text, {"output": str(output), "experiments": experiments, **recommendation}
 
 

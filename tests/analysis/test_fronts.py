@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
+from scipy import optimize, stats
 from scipy.spatial import ConvexHull
 
 from cpgan_ray.analysis.fronts import (
@@ -649,3 +649,51 @@ def test_write_with_bits_has_the_length_in_every_file(tmp_path):
     assert len(values["front"]) == 2
     assert "bits" in (tmp_path / "frontier.csv").read_text().splitlines()[0].split(",")
     assert "| 100 |" in table(points(trials), reference_point(trials, bits=True)).replace("  ", " ")
+
+
+def test_hypervolume_with_bits_matches_monte_carlo():
+    """The gain of utility that mixtures attain within a bound on R2 and a budget of bits, drawn uniformly: a linear programme."""
+    rng = np.random.default_rng(1)
+    codes = np.column_stack([rng.uniform(0, 1, 8), rng.uniform(1, 100, 8), rng.uniform(0.8, 0.9, 8)])
+    found = points([trial(k=i + 1, accuracy=float(u), r2=float(r), bits=float(b)) for i, (r, b, u) in enumerate(codes)])
+    bounds = rng.uniform(0, 1, (1500, 2)) * (1, 100)
+    gains = [
+        -optimize.linprog(-(codes[:, 2] - 0.8), A_ub=np.vstack([codes[:, :2].T, np.ones(8)]), b_ub=[r2, bits, 1]).fun
+        for r2, bits in bounds
+    ]
+    error = np.std(gains) / len(gains) ** 0.5
+    assert hypervolume(found, SOLID) == pytest.approx(np.mean(gains), abs=4 * error)
+    assert error < 0.02 * np.mean(gains)
+
+
+# ---------------------------------------------------------------------------------------------------------------- answers
+
+
+def with_control(client: float | None = 1000, *, head: float) -> list[Trial]:
+    """A code of a client, and an undefended control of 1000 multiply-adds and a head, whose answers give away R2 0.2."""
+    cost = {"multiply_adds": 1000, "cloud_multiply_adds": head}
+    control = trial(weight=0, control=True, accuracy=0.9, r2=0.6, answers_floor_r2=0.2, **cost)
+    return [trial(accuracy=0.88, r2=0.3, multiply_adds=client), control]
+
+
+def test_answers_at_equal_cost_are_the_hull_of_what_the_client_can_compute(tmp_path):
+    values = write(with_control(head=50), tmp_path)["answers_at_equal_cost"]
+    assert values["hull"] == [{"strongest_r2": 0.0, "accuracy": 0.8}, {"strongest_r2": 0.2, "accuracy": pytest.approx(0.9)}]
+    assert values["hypervolume"] == pytest.approx(0.1 * (0.8 + 0.2 / 2))
+    assert values["multiply_adds"] == 1000
+
+
+@pytest.mark.parametrize(("client", "head"), [(1000, 200), (100, 50), (None, 50)])
+def test_answers_that_the_client_cannot_afford_are_on_no_front(client, head, tmp_path):
+    values = write(with_control(client, head=head), tmp_path)
+    assert values["answers_at_equal_cost"]["hull"] == [{"strongest_r2": 0.0, "accuracy": 0.8}]
+    assert values["answers"][0]["multiply_adds"] == 1000 + head, "privatizer and utility head"
+
+
+def test_answers_of_a_comparison_belong_to_the_methods_that_can_afford_them(tmp_path):
+    sent = trial(accuracy=0.89, r2=0.1, method="answers_subset", multiply_adds=1050)
+    dear, cheap = (trial(accuracy=0.88, r2=0.3, method=method, multiply_adds=m) for method, m in (("cpgan", 1000), ("pca", 10)))
+    methods = write([sent, dear, cheap], tmp_path)["methods"]
+    assert len(methods["cpgan"]["answers_at_equal_cost"]["hull"]) == 2
+    assert len(methods["pca"]["answers_at_equal_cost"]["hull"]) == 1
+    assert methods["answers_subset"]["answers_at_equal_cost"]["multiply_adds"] is None, "it sends no code"

@@ -283,7 +283,7 @@ def test_frontier_of_balanced_accuracy(record, draw, tmp_path):
     values = {"utility/balanced_accuracy": 0.7, "utility/majority_balanced_accuracy": 0.5, "utility/dead_labels": 4.0}
     record("plain", 64, 1.0, r2=0.2, more=values)
     record("plain", 32, 1.0, r2=0.3, more=values | {"utility/balanced_accuracy": 0.6})
-    summary = draw("plain", "--objective", "balanced_accuracy")
+    summary = draw("plain", "--objectives", "balanced_accuracy", "r2")
     assert summary["experiments"]["plain"] == {"trials": 2, "front": 1, "hypervolume": pytest.approx(0.2 * 0.9), "r2_at": []}
     drawn = json.loads((tmp_path / "drawn" / "frontier.json").read_text())
     assert (drawn["objective"], drawn["reference_point"]["balanced_accuracy"]) == ("balanced_accuracy", 0.5)

@@ -10,8 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prettytable import PrettyTable, TableStyle
 
+from cpgan_ray.analysis.fronts.answers import affordable_answers, answers_among, answers_row, client_budget, outcomes_of
 from cpgan_ray.analysis.fronts.choice import NAMES, Recommendation, explain_no_choice, meets_bounds, recommend, short
 from cpgan_ray.analysis.fronts.columns import measure_columns, with_interval
 from cpgan_ray.analysis.fronts.fronts import (
@@ -101,7 +103,8 @@ def as_json(
     among the trials (see `utility_levels`).
     """
     reference = reference_point(trials, objective, bits=bits)
-    settings = points(trials, objective=objective)
+    settings, controls = (points(trials, objective=objective, control=control) for control in (False, True))
+    answers = answers_among(settings, controls)
     best = front(settings, reference)
     on_front = {group_key(p) for p in best}
     methods = by_method(settings)
@@ -110,13 +113,16 @@ def as_json(
 
     def measures(of: Sequence[Point]) -> dict[str, Any]:
         if reference is None:
-            return {"front": [], "hull": [], "hypervolume": None, "r2_at": []}
+            return {"front": [], "hull": [], "hypervolume": None, "r2_at": [], "answers_at_equal_cost": None}
         r2 = r2_levels(of, reference, levels)
+        budget = client_budget(of)
+        vertices, area = hull(outcomes_of(affordable_answers(answers, budget)), reference)
         return {
             "front": [row(p) for p in front(of, reference)],
-            "hull": [{"strongest_r2": float(r2), objective: float(utility)} for r2, utility in hull(outcomes(of), reference)[0]],
+            "hull": corners(hull(outcomes(of), reference)[0], objective),
             "hypervolume": hypervolume(of, reference),
             "r2_at": [{"share": share, objective: levels[share], "strongest_r2": value} for share, value in r2.items()],
+            "answers_at_equal_cost": {"multiply_adds": budget, "hull": corners(vertices, objective), "hypervolume": area},
         }
 
     def rows(control: bool) -> list[dict[str, Any]]:
@@ -135,7 +141,7 @@ def as_json(
         "hypervolume_history": [] if reference is None else hypervolume_history(trials, reference, objective),
         "reference_point": None if reference is None else reference_values(reference, objective),
         "label_floor_r2": mean(t.label_floor_r2 for t in trials),
-        "answers": [row for row in map(own_answers, points(trials, objective=objective, control=True)) if row is not None],
+        "answers": [row for row in map(answers_row, controls) if row is not None],
         "majority_accuracy": mean(t.majority_accuracy for t in trials),
         "spearman": rank_correlations(settings),
         "recommended": recommended,
@@ -146,18 +152,15 @@ def as_json(
     return finite(values)
 
 
+def corners(vertices: np.ndarray, objective: Objective) -> list[dict[str, float]]:
+    """The vertices of a hull (V, 2) by the names of the outcomes."""
+    return [{"strongest_r2": float(r2), objective: float(utility)} for r2, utility in vertices]
+
+
 def reference_values(reference: Reference, objective: Objective) -> dict[str, float]:
     """The reference by the names of the outcomes; bits only if they are an objective."""
     values = {objective: reference.utility, "strongest_r2": reference.strongest_r2}
     return values if reference.bits is None else values | {"bits": reference.bits}
-
-
-def own_answers(control: Point) -> dict[str, Any] | None:
-    """What Alice would get by answering with the undefended control herself; None if its answers floor is not known."""
-    if control.answers_floor_r2 is None:
-        return None
-    numbers = {"strongest_r2": control.answers_floor_r2, control.objective: control.utility}
-    return {"setting": control.setting, **numbers, "multiply_adds": control.multiply_adds}
 
 
 def row(point: Point) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -15,10 +15,19 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from cpgan_ray.analysis.fronts.answers import (
+    ANSWERS,
+    Answers,
+    affordable_answers,
+    answers_among,
+    client_budget,
+    cost_of_answering,
+    outcomes_of,
+)
 from cpgan_ray.analysis.fronts.choice import NAMES
 from cpgan_ray.analysis.fronts.fronts import Reference, front, hull, hypervolume_history, outcomes, reference_point
 from cpgan_ray.analysis.fronts.knobs import number
-from cpgan_ray.analysis.fronts.trials import Point, Trial, by_method, mean, points, scored
+from cpgan_ray.analysis.fronts.trials import Point, Trial, by_method, group_key, mean, points, scored
 from cpgan_ray.config import Objective
 from cpgan_ray.evaluation.report import figures
 
@@ -26,8 +35,8 @@ METHODS = ("#4c78a8", "#e0822f", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 METHODS += ("#d64550", "#eeca3b", "#1f4e5f", "#ff9da6", "#79706e", "#8cd17d")
 SHADES = ("#f2b134", "#e0573e", "#8e2a6b", "#2b1a5e")
 """Colours of privacy weights, from the smallest to the largest."""
-ANSWERS = "answers"
-"""Methods whose names start like this send answers: what every other code must beat at the same client's cost."""
+OF_ANSWERS = "#2b1a5e"
+"""Colour of what a client attains by sending answers."""
 FAR = 1e3
 """A coordinate outside every figure."""
 HISTORY_HEIGHT = 2.2
@@ -40,9 +49,9 @@ def as_png(
     """Utility against the strongest fresh R2 of every setting, with the hull from (guess, R2 = 0) on; and the growth of the
     hypervolume."""
     reference = reference_point(trials, objective, bits=bits)
-    legend_height = max(
-        3.0, 1.2 + 0.45 * len(by_method(points(trials, objective=objective)))
-    )  # inches; the legend has two lines per method
+    settings, controls = (points(trials, objective=objective, control=control) for control in (False, True))
+    legend_height = max(3.0, 1.2 + 0.45 * len(by_method(settings)))  # inches; the legend has two lines per method
+    legend_height += 0.45 * bool(answers_among(settings, controls))
     figure = Figure(figsize=(9, HISTORY_HEIGHT + legend_height), dpi=200, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1), height_ratios=(HISTORY_HEIGHT, legend_height))
     main, history, legend = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
@@ -70,31 +79,36 @@ def draw_plane(
     many = len(methods) > 1
     ks = sorted({k for p in settings if (k := number(p.setting.get("k"))) is not None})
     colours = method_colours(trials)
+    coloured = not many or (reference is not None and reference.bits is not None)
+    shades = dict(zip(map(group_key, settings), colours_of(ax, settings, reference), strict=True)) if coloured else {}
     for method, of_method in methods.items():
         best, colour = front(of_method, reference), colours[method]
         if reference is not None:  # the line begins at (guess, R2 = 0) and leaves the most useful point to the right
             vertices, volume = hull(outcomes(of_method), reference)
-            what = "hypervolume" if reference.bits is None else "area at any number of bits"
-            name = f"hull of {figures.escape_dollars(shorten(method))}\n" if many else "hull "
+            what = "hypervolume" if reference.bits is None else "area, bits ignored,"
+            name = f"hull of {figures.escape_dollars(shorten(method))}\n" if many else "hull\n"
             x, y = [*vertices[:, 0], FAR], [*vertices[:, 1], vertices[-1, 1]]
             label = f"{name}({what} {volume:.4f}{client_text(of_method)})"
-            style = "--" if method.startswith(ANSWERS) else "-"
+            style = ":" if method.startswith(ANSWERS) else "-"
             ax.plot(x, y, style, color=colour if many else "black", linewidth=1.4, label=label, zorder=2)
-        for p, shade in zip(of_method, [colour] * len(of_method) if many else colours_of(ax, of_method, reference), strict=True):
-            size = area(p, ks)
-            draw_point(
-                ax, p, colour=shade, marker="o", size=size, zorder=(5 if p in best else 4) - size / 1000
-            )  # small markers on top
+        for p in of_method:
+            size, edge = area(p, ks), colour if coloured and many else "white"
+            shade = shades[group_key(p)] if coloured else colour
+            zorder = (5 if p in best else 4) - size / 1000  # small markers on top
+            draw_point(ax, p, colour=shade, edge=edge, marker="o", size=size, zorder=zorder)
     for p in controls:
         draw_point(ax, p, colour=colours[p.method] if many else figures.FRESH, marker="D", size=40, zorder=3)
     answered = [p for p in controls if p.answers_floor_r2 is not None]
     for p in answered:
-        ax.scatter([p.answers_floor_r2 or 0.0], [p.utility], s=110, marker="*", color="#2b1a5e", edgecolors="white", zorder=6)
+        ax.scatter([p.answers_floor_r2 or 0.0], [p.utility], s=110, marker="*", color=OF_ANSWERS, edgecolors="white", zorder=6)
     add_legend_entry = partial(ax.scatter, [], [], edgecolors="white")
     if answered:
+        costs = [cost for p in answered if (cost := cost_of_answering(p)) is not None]
         add_legend_entry(
-            marker="*", s=110, color="#2b1a5e", label=f"Alice answers herself\n(undefended control{client_text(answered)})"
+            marker="*", s=110, color=OF_ANSWERS, label=f"Alice answers herself\n(undefended control{cost_text(costs)})"
         )
+    if reference is not None:
+        draw_answers(ax, methods, answers_among(settings, controls), reference=reference)
     if controls:
         add_legend_entry(marker="D", s=40, color="#9a9a9a" if many else figures.FRESH, label="undefended control")
     if recommended is not None:
@@ -117,10 +131,34 @@ def draw_plane(
     )
 
 
-def draw_point(ax: Axes, p: Point, *, colour: Any, marker: str, size: float, zorder: float) -> None:
+def draw_answers(ax: Axes, methods: Mapping[str, Sequence[Point]], answers: Sequence[Answers], *, reference: Reference) -> None:
+    """Draw what the clients of the methods attain by sending answers at equal cost: a line for each set of answers that they can
+    afford; if none can afford any, only an entry of the legend."""
+    budgets = [budget for of_method in methods.values() if (budget := client_budget(of_method)) is not None]
+    drawn = [a for a in dict.fromkeys(tuple(affordable_answers(answers, budget)) for budget in sorted(budgets)) if a]
+    for affordable in drawn:
+        vertices, volume = hull(outcomes_of(affordable), reference)
+        x, y = [*vertices[:, 0], FAR], [*vertices[:, 1], vertices[-1, 1]]
+        cost = cost_text([a.multiply_adds for a in affordable if a.multiply_adds is not None])
+        label = f"answers at equal client cost\n(area {volume:.4f}{cost})"
+        ax.plot(x, y, "--", color=OF_ANSWERS, linewidth=1.4, label=label, zorder=2)
+    costs = [a.multiply_adds for a in answers if a.multiply_adds is not None]
+    if costs and not drawn:
+        cheapest = EngFormatter(places=1)(min(costs))
+        ax.plot([], [], "--", color=OF_ANSWERS, label=f"no client can afford to answer\n({cheapest} multiply-adds)")
+
+
+def draw_point(ax: Axes, p: Point, *, colour: Any, marker: str, size: float, zorder: float, edge: Any = "white") -> None:
     """Draw a point, with its intervals if they are known."""
     ax.scatter(
-        [p.strongest_r2], [p.utility], s=size, color=[colour], marker=marker, edgecolors="white", linewidths=0.8, zorder=zorder
+        [p.strongest_r2],
+        [p.utility],
+        s=size,
+        color=[colour],
+        marker=marker,
+        edgecolors=[edge],
+        linewidths=0.8 if edge == "white" else 1.8,
+        zorder=zorder,
     )
     bars = {"color": colour, "alpha": 0.55, "linewidth": 1.1, "zorder": 2.5}
     if p.strongest_r2_low is not None and p.strongest_r2_high is not None:
@@ -180,8 +218,11 @@ def scale_colours(ax: Axes, weights: Sequence[float | None], *, label: str) -> l
 
 def client_text(points: Sequence[Point]) -> str:
     """The largest client's cost of some points, for the legend; empty if none is known."""
-    known = [p.multiply_adds for p in points if p.multiply_adds is not None]
-    return f", {EngFormatter(places=1)(max(known))} multiply-adds" if known else ""
+    return cost_text([p.multiply_adds for p in points if p.multiply_adds is not None])
+
+
+def cost_text(multiply_adds: Sequence[float]) -> str:
+    return f", {EngFormatter(places=1)(max(multiply_adds))} multiply-adds" if multiply_adds else ""
 
 
 def set_limits(

@@ -37,7 +37,7 @@ FORMAT = 3
 """Version of the layout of output folders; folders of another version are refused."""
 REPRODUCTION = "reproduction.json"
 """File of a comparison: its job, and its MLflow run. Written when the comparison starts."""
-COMPARISON_FORMAT = 5
+COMPARISON_FORMAT = 6
 """Version of the layout of the folders of comparisons."""
 
 

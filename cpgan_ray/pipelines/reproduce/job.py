@@ -13,7 +13,7 @@ from typing import Any
 from cpgan_ray.analysis.attacker_plot import attacker_lines
 from cpgan_ray.analysis.cells import CELL, Cell, trial
 from cpgan_ray.analysis.comparison import Plan, findings, recommended, twin_utility
-from cpgan_ray.analysis.fronts import reference_point, write
+from cpgan_ray.analysis.fronts import measures_table, reference_point, write
 from cpgan_ray.analysis.published import measured, published, published_theory, side_by_side
 from cpgan_ray.common.atomic_io import refuse_link, write_bytes, write_text
 from cpgan_ray.common.json_files import write_json
@@ -306,10 +306,13 @@ def write_results(values: Sequence[Values], folder: Path, run: SearchRun, grids:
     of_shown = [t for v, t in zip(done, trials, strict=True) if v in shown]
     labelled = [t if t in of_shown else dataclasses.replace(t, method=f"{t.method} unrounded") for t in trials]
     twin = twin_utility(of_shown, job.objective)
-    write(labelled, folder, objective=job.objective, chosen=recommended(of_shown, job.objective), control_utility=twin)
+    chosen = recommended(of_shown, job.objective)
+    drawn = write(labelled, folder, objective=job.objective, chosen=chosen, control_utility=twin, bits=job.counts_bits)
     split = "final" if job.final else "test"
     results: dict[str, Any] = next(iter(shares.values())) | {"split": split, "grids": grids.provenance, "failed": failed, **shares}
     tables = [f"Codes are {title}:\n\n{fronts_table(part)}\n\n{differences_table(part)}" for title, part in shares.items()]
+    if job.counts_bits:
+        tables.append(f"With bits as a third objective (volumes, without intervals):\n\n{measures_table(drawn)}")
     write_json(folder / "results.json", results | {"label_floor_r2": trials[0].label_floor_r2})
     settings = settings_table(done, trials, job.objective)
     write_text(folder / "results.md", "\n\n".join([settings, *tables, f"Scored on the {split} split.", grids_line(grids)]) + "\n")
