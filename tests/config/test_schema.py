@@ -238,7 +238,7 @@ def test_flatten_names_every_field_of_every_adversary(config):
     )
     of_sections += len(dataclasses.fields(AttackConfig)) + len(dataclasses.fields(TrackingConfig))
     of_adversaries = sum(len(dataclasses.fields(c)) for c in ADVERSARIES)
-    empty = 4  # options of privatizer, utility head and data, and weights of targets: without entries they are no fields
+    empty = 6  # options of privatizer, utility head and data, and weights of targets and labels: without entries they are no fields
     assert len(flat) == len(dataclasses.fields(Config)) - 9 + of_sections + of_adversaries - empty
 
 
