@@ -4,6 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TESTS_AT_ONCE ?= 3
 BIN := .venv/bin
 
+# Keep byte code: every process that the tests start would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train demo test test-all lint secrets pin lock gpu-check
 
 train: .venv/ready

@@ -40,6 +40,7 @@ from cpgan_ray.data import load
 from cpgan_ray.data.pca import DEFAULT_COMPONENTS, projection
 from cpgan_ray.deploy.bundle import Bundle, read_bundle
 from cpgan_ray.mechanisms import MECHANISMS
+from tests import cpu_seconds
 from tests.process import below, end_all, environment, free_ports, left_as_it_was, token_file, wait_until
 
 FACES = DataConfig(image_size=16, num_identities=200, pictures_per_identity=2, final_fraction=0.0)
@@ -94,24 +95,41 @@ EXEMPT = (
 """Warnings of other packages that we cannot avoid; all other warnings are errors."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-seconds", type=Path, metavar="FILE", help="measure the CPU seconds of each test file, and write them")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = token_file()
     for line in EXEMPT:
         config.addinivalue_line("filterwarnings", line)
+    if path := config.getoption("--cpu-seconds"):
+        cpu_seconds.activate(config, path)
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # the imported libraries and the collected tests live as long as the process
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Without garbage collection: the imported libraries and the collected tests live as long as the process."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 SLOWEST = ("pipelines", "cluster", "distributed", "tracking")
-"""Folders with the longest files: they run first, so that no process has a long file left when the others have finished."""
+"""Folders with long files, in their order among the files without a record."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def rank(item: pytest.Item) -> int:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return SLOWEST.index(folder) if folder in SLOWEST else len(SLOWEST)
+    """The longest files run first, so that no process has a long file left when the others have finished."""
+    seconds = cpu_seconds.recorded()
+
+    def rank(item: pytest.Item) -> tuple[float, int]:
+        file = item.path.relative_to(cpu_seconds.FOLDER)
+        folder = file.parts[0]
+        return -seconds.get(file.as_posix(), 0.0), SLOWEST.index(folder) if folder in SLOWEST else len(SLOWEST)
 
     items.sort(key=rank)  # stable: the order within a file stays
 

@@ -136,6 +136,7 @@ def test_spare_replaces_a_lost_adversary(tiny, unbroken, differing):
     assert player == spare, "the same process"
 
 
+@pytest.mark.slow
 def test_replacement_that_is_lost_while_it_starts_is_replaced(tiny, unbroken, differing):
     """The other replacement, which responds but does not play yet, must not be taken for a player."""
     config = settings(tiny, "mlp", "ridge_epoch")
@@ -167,6 +168,7 @@ def test_game_after_too_many_losses_names_adversary_and_round(tiny):
         broken(config, {2: lambda game: kill("AdversaryActor")})
 
 
+@pytest.mark.slow
 def test_game_after_too_many_lost_hosts_raises(tiny):
     config = settings(tiny, "mlp", recovery__max_failures=0)
     with pytest.raises(RuntimeError, match=r"max_failures = 0"):
