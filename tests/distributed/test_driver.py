@@ -64,9 +64,7 @@ def all_cpus_become_free() -> bool:
 # --------------------------------------------------------------------------------------------------------- the same game
 
 
-@pytest.mark.parametrize(
-    "names", [("fourier", "fourier_epoch", "decoder"), pytest.param((), marks=pytest.mark.slow, id="every kind")]
-)
+@pytest.mark.parametrize("names", [("fourier_epoch", "decoder"), pytest.param((), marks=pytest.mark.slow, id="every kind")])
 @pytest.mark.usefixtures("ray_session")
 def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing, names):
     config = tiny(*names)
@@ -83,7 +81,8 @@ def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing, names):
     assert all_cpus_become_free()
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 8])
 @pytest.mark.usefixtures("ray_session")
 def test_ray_game_with_copies_of_one_adversary_is_bit_identical(tiny, differing, count):
     config = choose_adversaries(tiny("mlp", changes={"epochs": 1}), words=[f"mlp={count}"])
@@ -117,7 +116,7 @@ def test_ray_game_on_mixed_labels_with_teachers_is_bit_identical(tiny, differing
     weighted = {"utility.class_weighted_loss": True, "epochs": 1}
     weighted |= {"privatizer.levels": 3, "privatizer.quantization_step": 1.0, "game.rate_weight": 0.01}
     weighted |= {"utility.label_weights": ["odd=0.3", "ink=2"]}
-    config = with_random_teacher(mixed_config(tiny("ridge", "mlp", changes=weighted), tmp_path), tmp_path)
+    config = with_random_teacher(mixed_config(tiny("mlp", changes=weighted), tmp_path), tmp_path)
     with RayGame(on_ray(config)) as game:
         played, weights = play_all(game), game.weights()
     local = play_in_process(config, threads=1)
@@ -193,7 +192,7 @@ def test_long_wait_for_the_data_of_a_node_is_logged(tiny, monkeypatch, capsys):
     logs.configure()
     monkeypatch.setattr(resources, "POLL_EVERY_S", 0.05)
     monkeypatch.setattr(resources, "LOG_EVERY_S", 0.1)  # starting an actor takes longer
-    with RayGame(on_ray(tiny("ridge"))):
+    with RayGame(on_ray(tiny(privacy_weight=0))):
         pass
     assert {*capsys.readouterr().err.splitlines()} == {"waiting for nodes that fetch or prepare the data"}
 
@@ -297,6 +296,7 @@ def test_bundles_beyond_the_cluster_are_refused_with_the_numbers(config, words):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_ray_game_with_a_player_without_cpus_plays_all_rounds(tiny):
     config = tiny("ridge", epochs=1, changes={"runtime.privatizer_cpus": 0, "runtime.adversary_cpus": 1})
@@ -329,7 +329,9 @@ def test_share_puts_only_large_releases_into_the_object_store(rows):
 # ----------------------------------------------------------------------------------------------------------------- cluster
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", *(pytest.param(a, marks=pytest.mark.slow) for a in ("nonsense", "ray://127.0.0.1:{port}"))]
+)
 def test_connect_to_an_address_without_a_cluster_is_refused_soon(address):
     """Runs in a separate process, in which Ray is not connected yet."""
     code = (

@@ -32,7 +32,7 @@ from tests.teaching import with_random_teacher
 
 ROOT = Path(__file__).parents[3]
 JOB = [sys.executable, str(ROOT / "jobs" / "train_celeba.py")]
-NAMES = ("ridge", "mlp", "ridge_epoch")
+NAMES = ("mlp", "ridge_epoch")
 WORKERS = 2
 BATCH = 79  # 39 and 40 rows: the mean of two means is not the mean
 CANCELLED = ("privatizer.code.bias", "head.0.bias", "head.4.bias")
@@ -99,7 +99,8 @@ def test_two_workers_give_the_same_results_as_one(unbroken):
     ensure_same_as_one_worker(unbroken)
 
 
-@pytest.mark.parametrize("case", [case if case == MIXED else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_with_other_settings_give_the_same_results_as_one(case, tiny, tmp_path):
     names, changes = CASES[case]
@@ -277,8 +278,8 @@ def test_input_error_in_a_worker_reaches_the_driver_as_input_error(tiny, tmp_pat
 # -------------------------------------------------------------------------------------------------------------------- jobs
 
 FLAGS = (
-    f"smoke --epochs 12 {RIDGE_ONLY} --recovery.checkpoint-every 7 --data.image-size 16 --data.final-fraction 0 "
-    "--batch-size 81 "
+    f"smoke --adversaries ridge mlp --epochs 12 {RIDGE_ONLY} --recovery.checkpoint-every 7 "
+    "--data.image-size 16 --data.final-fraction 0 --batch-size 81 "
     "--privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )
 
@@ -326,11 +327,11 @@ def test_job_with_workers_prints_one_json_line_and_resumes(begin, tmp_path, cach
 
 
 @pytest.mark.parametrize("job", ["train_celeba.py", "tune_celeba.py"])
-def test_job_with_invalid_workers_ends_with_one_line_and_status_2(job, tmp_path, cache_dir):
-    command = [sys.executable, str(ROOT / "jobs" / job), *flags(tmp_path / "out", cache_dir, "--runtime.backend", "local")]
-    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG_S)
-    assert result.returncode == 2, result.stderr
-    assert re.fullmatch(r"error: privatizer\.num_workers is 2, but [^\n]+\n", result.stderr), result.stderr
+def test_job_with_invalid_workers_ends_with_one_line_and_status_2(job, in_process, tmp_path, cache_dir):
+    arguments = flags(tmp_path / "out", cache_dir, "--runtime.backend", "local")
+    status, _, err = in_process(ROOT / "jobs" / job, *arguments)
+    assert status == 2, err
+    assert re.fullmatch(r"error: privatizer\.num_workers is 2, but [^\n]+\n", err), err
     assert not (tmp_path / "out").exists()
 
 
@@ -365,24 +366,35 @@ def network_of(kind: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return network, x, torch.randn(ROWS, 3, 4, 4).double()
 
 
-def run_rank(rank: int, kind: str, folder: str) -> None:
-    """Runs in one of the processes: computes its rows and writes the results to a file."""
+KINDS = ("flat", "pictures")
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """Runs in one of the processes: computes its rows of each network and writes the results to files."""
     from cpgan_ray.distributed.ddp.batch import use_whole_batch_layers
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     rows = slice(ROWS * rank // RANKS, ROWS * (rank + 1) // RANKS)
-    network, x, target = network_of(kind)
-    names = list(network.state_dict())
-    use_whole_batch_layers(network, rows=rows, num_rows=ROWS)
-    assert list(network.state_dict()) == names
-    torch.save(computed(network, x, target, rows), f"{folder}/{rank}.pt")
+    for kind in KINDS:
+        network, x, target = network_of(kind)
+        names = list(network.state_dict())
+        use_whole_batch_layers(network, rows=rows, num_rows=ROWS)
+        assert list(network.state_dict()) == names
+        torch.save(computed(network, x, target, rows), f"{folder}/{kind}-{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["flat", "pictures"])
-def test_whole_batch_layers_on_unequal_parts_equal_the_whole_batch(kind, tmp_path):
-    torch.multiprocessing.spawn(run_rank, (kind, str(tmp_path)), nprocs=RANKS)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of all processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=RANKS)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_batch_layers_on_unequal_parts_equal_the_whole_batch(kind, ranks):
+    parts = [torch.load(ranks / f"{kind}-{rank}.pt") for rank in range(RANKS)]
     expected = computed(*network_of(kind), slice(0, ROWS))
     for name, value in expected.items():
         if name in ("out", "x"):
