@@ -10,12 +10,12 @@ import torch
 from cluster import gpu_check
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("ridge", "rbf", "decoder")
+SMALL = ("rbf", "decoder")
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> dict[str, str]:
-    """The flag for the tests' cache; the smoke preset has only three adversaries."""
+    """The flag for the tests' cache; the smoke preset has only two adversaries."""
     preset = gpu_check.preset("smoke")
     adversaries = {name: preset.adversaries[name] for name in SMALL}
     monkeypatch.setattr(gpu_check, "preset", lambda name: gpu_check.Config(**{**vars(preset), "adversaries": adversaries}))
@@ -28,7 +28,7 @@ def test_check_game_on_the_cpu_finds_no_difference(small):
 
 @pytest.mark.usefixtures("ray_session")
 def test_check_actors_on_the_cpu_finds_no_difference(small):
-    assert gpu_check.check_actors("cpu", **small) == "4 actors with 0.0 GPUs each, metrics differ by 0.00 times the tolerance"
+    assert gpu_check.check_actors("cpu", **small) == "3 actors with 0.0 GPUs each, metrics differ by 0.00 times the tolerance"
 
 
 def test_largest_difference_ignores_times():
