@@ -27,8 +27,8 @@ from tests.process import HANG_S, RIDGE_ONLY, called, end_all, environment, free
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_celeba.py"
 GAME = (
-    f"smoke --epochs 200 {RIDGE_ONLY} --recovery.checkpoint-every 20 --data.image-size 16 --data.final-fraction 0 "
-    "--batch-size 80 "
+    f"smoke --epochs 200 {RIDGE_ONLY} --recovery.checkpoint-every 20 "
+    "--data.image-size 16 --data.final-fraction 0 --batch-size 80 "
     "--privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )
 TOKEN = "0123456789abcdef" * 4
@@ -165,7 +165,7 @@ def test_connect_without_the_heads_variable_joins_on_loopback(head):
     ("variables", "message"),
     [
         ({"RAY_AUTH_MODE": "disabled"}, "Missing authentication token"),
-        ({"RAY_AUTH_TOKEN": "f" * 64}, "Invalid authentication token"),
+        pytest.param({"RAY_AUTH_TOKEN": "f" * 64}, "Invalid authentication token", marks=pytest.mark.slow),
     ],
 )
 def test_job_submit_without_the_clusters_token_is_refused(head, variables, message):

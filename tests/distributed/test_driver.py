@@ -199,7 +199,7 @@ def test_long_wait_for_the_data_of_a_node_is_logged(tiny, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("ray_session")
 def test_reply_after_the_deadline_stops_the_game(tiny):
-    slow = {"adversaries.decoder.steps": 200}  # learning steps before the next response
+    slow = {"adversaries.decoder.steps": 20}  # learning steps before the next response
     config = tiny("decoder", changes={"runtime.reply_timeout_s": 1e-4, "recovery.max_failures": 0} | slow)
     with (
         RayGame(on_ray(config)) as game,

@@ -21,7 +21,7 @@ from tests.process import HANG_S, RIDGE_ONLY, kill_alone, left_as_it_was
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_celeba.py"
 FLAGS = (
-    f"smoke --epochs 12 {RIDGE_ONLY} --recovery.checkpoint-every 7 --recovery.snapshot-every 4 "
+    f"smoke --adversaries ridge mlp --epochs 12 {RIDGE_ONLY} --recovery.checkpoint-every 7 --recovery.snapshot-every 4 "
     "--data.image-size 16 --data.final-fraction 0 --batch-size 80 --privatizer.depth 2 "
     "--tracking.no-log-models --tracking.no-system-metrics"
 )
@@ -134,6 +134,7 @@ def test_resume_finished_run_or_other_settings_exits_2(uninterrupted, job, tmp_p
         assert re.search(message, err), err
 
 
+@pytest.mark.slow
 def test_resume_with_more_epochs_continues(started, job, tmp_path):
     stopped = started("--runtime.backend", "local")
     stopped.send_signal(signal.SIGTERM)
