@@ -193,7 +193,17 @@ def test_run_with_secrets_writes_them_nowhere(tmp_path, cache_dir, mlflow_server
         "AWS_SECRET_ACCESS_KEY": KEY,
     }
     output = tmp_path / "runs" / "run"
-    flags = ["smoke", "--epochs", "1", "--runtime.backend", "ray", *RIDGE_ONLY.split(), "--tracking.no-log-models"]
+    flags = [
+        "smoke",
+        "--adversaries",
+        "ridge",
+        "--epochs",
+        "1",
+        "--runtime.backend",
+        "ray",
+        *RIDGE_ONLY.split(),
+        "--tracking.no-log-models",
+    ]
     flags += ["--output", str(output), "--cache-dir", str(cache_dir)]
     job = [sys.executable, str(ROOT / "jobs" / "train_celeba.py"), *flags]
     for bucket in ("stores", "checkpoints"):
