@@ -4,8 +4,8 @@ Wall times depend on what else runs on the machine, CPU seconds hardly do. A fil
 process that runs its tests and of all processes that were started from it, the processes of Ray included. Every `SAMPLE_EVERY_S`
 seconds, and between files, the times of all these processes are read, so a process that ends loses at most its last moments.
 
-`cpu_seconds.json`, written by this plugin, has the files from `LEAST_S` seconds; a run of some files changes only their numbers.
-The tests run in its order.
+If `cpu_seconds.json` has been written by this plugin, the tests run in its order. It has the files from `LEAST_S` seconds; a run of
+some files changes only their numbers.
 """
 
 import contextlib

@@ -27,7 +27,7 @@ from tests.process import HANG_S, RIDGE_ONLY, called, end_all, environment, free
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_celeba.py"
 GAME = (
-    f"smoke --epochs 200 {RIDGE_ONLY} --recovery.checkpoint-every 20 "
+    f"smoke --adversaries ridge mlp --epochs 10000 {RIDGE_ONLY} --recovery.checkpoint-every 20 "
     "--data.image-size 16 --data.final-fraction 0 --batch-size 80 "
     "--privatizer.depth 2 --tracking.no-log-models --tracking.no-system-metrics"
 )

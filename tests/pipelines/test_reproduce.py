@@ -152,7 +152,7 @@ def test_settings_table_marks_unsaturated_attack(comparison):
     assert settings_table(cells, trials).endswith("a lower bound")
 
 
-def test_reproduce_resume_runs_only_missing_cells(comparison):
+def test_reproduce_resume_runs_only_missing_cells(comparison, in_process):
     folder, _, _ = comparison
     unchanged, removed = (
         folder / "cells" / "noise-4-rounded-1" / "cell.json",
@@ -160,9 +160,9 @@ def test_reproduce_resume_runs_only_missing_cells(comparison):
     )
     before, original = unchanged.stat().st_mtime_ns, json.loads(removed.read_text())
     removed.unlink()
-    done = run("--resume", str(folder))
-    assert done.returncode == 0, done.stderr
-    assert "1 of 12 cells to run" in done.stderr
+    status, _, stderr = in_process(JOB, "--resume", folder, "--runtime.backend", "local")
+    assert status == 0, stderr
+    assert "1 of 12 cells to run" in stderr
     assert unchanged.stat().st_mtime_ns == before
     repeated = json.loads(removed.read_text())
     assert repeated["utility"] == original["utility"]
