@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig, override
 from cpgan_ray.config.presets import preset
-from cpgan_ray.models.privatizers import build_privatizer
+from cpgan_ray.models.building import build_privatizer
 from cpgan_ray.training.game import active_adversaries, play_in_process
 
 ROUNDS = 3

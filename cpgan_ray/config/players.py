@@ -28,6 +28,12 @@ Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
 """Ridge penalties per fitted row to choose among, at least one."""
 
 
+ANSWERS = "answers"
+"""The family of privatizers and of utility heads whose codes are answers, one number for each label."""
+ANSWER_STEP = 1.0
+"""Their step. It is in units of the spread of the logits."""
+
+
 @config_class("privatizer")
 class PrivatizerConfig:
     family: Annotated[PartName, PORTABLE, Choices(("conv", "residual"))] = "conv"
@@ -37,12 +43,16 @@ class PrivatizerConfig:
     reference implementation: `lenet` (MNIST, GENKI, HAR), `generator` (CIFAR-10), `picture` (CIFAR-10, SVHN) and `picture_conv`
     (SVHN), whose code has the shape of the picture, `celeba_single` (112 x 112), `celeba_multi` (175 x 175, two sub-networks with
     half of the code each), `linear` (Gaussian). `whitened`: linear, on principal components of unit variance. Width and depth apply
-    to the first four. `timm:NAME`: a network of timm. Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    to the first four. `answers`: the client runs a trained classifier (`classifier`) and sends its answers, as the game has changed
+    them. `timm:NAME`: a network of timm. Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
     options: Annotated[Options, PORTABLE] = field(default_factory=dict)
     """Keyword arguments of your own family, or of a network of timm, as a JSON object."""
     weights: Annotated[str | None, LOCAL] = None
     """File with pretrained weights of the family's network (.safetensors, or a state dict in a .pt file). Its digest is checked in
     every process."""
+    classifier: Annotated[str | None, LOCAL] = None
+    """Family `answers` only: the classifier that the client runs. A preset, which is trained first, undefended, on this run's data
+    and with its seed, or the output folder of a finished undefended run."""
     frozen_stages: NonNegativeInt = 0
     """Number of first stages whose weights and batch norm statistics stay as they are (networks of timm)."""
     norm_momentum: PositiveFraction = 0.1
@@ -94,6 +104,16 @@ class PrivatizerConfig:
                 f"privatizer.norm_momentum is {self.norm_momentum}, but only family 'picture' has it and the family is "
                 f"{self.family!r}: leave out one of the two"
             )
+        if (self.family == ANSWERS) != (self.classifier is not None):
+            raise InputError(
+                f"privatizer.family is {self.family!r} and privatizer.classifier {self.classifier!r}; only family 'answers' runs a "
+                "classifier, and it needs one: give both, such as --privatizer.family answers --privatizer.classifier celeba"
+            )
+        if self.family == ANSWERS and (self.levels < 2 or self.levels % 2 or self.quantization_step != ANSWER_STEP):
+            raise InputError(
+                f"privatizer.levels is {self.levels} and privatizer.quantization_step {self.quantization_step:g}, but answers have "
+                "an even number of levels and step 1: set --privatizer.levels 2 --privatizer.quantization-step 1"
+            )
         if self.levels == 1 or (self.levels and not self.quantization_step):
             raise InputError(
                 f"privatizer.levels is {self.levels} and privatizer.quantization_step {self.quantization_step:g}; finite codes "
@@ -110,7 +130,8 @@ class PrivatizerConfig:
 class UtilityConfig:
     family: Annotated[PartName, PORTABLE, Choices(("mlp", "lenet"))] = "mlp"
     """`mlp`: hidden layers with batch norm and dropout. For a cloud that can spend much: `residual`, a residual perceptron;
-    `transformer`, over the coordinates of the code; `ensemble`, several perceptrons. Networks of the reference implementation:
+    `transformer`, over the coordinates of the code; `ensemble`, several perceptrons. `answers`: for privatizer family
+    `answers`, which then minimises the share of wrong answers. Networks of the reference implementation:
     `lenet` (fully connected, 120 and 84); for codes that are pictures `shake` (Shake-Shake 26) and `wide` (WRN-16-8), of any depth
     and width; `celeba_single`; `celeba_multi` (the first 8 attributes from the first half of the code, the other 14 and 18 from the
     second half). Code of your own: FILE.py:NAME or PACKAGE.MODULE:NAME."""
@@ -156,7 +177,7 @@ class UtilityConfig:
                 f"utility.label_weights gives {ignored[0]} the weight 0, with which Bob's answer would be arbitrary: give a small "
                 f"one, such as {ignored[0]}=0.02, or leave the label out of data.labels"
             )
-        if self.learn_label_weights and not (self.teachers or self.train_teachers):
+        if self.learn_label_weights and not (self.teachers or self.train_teachers or self.teacher_answers):
             raise InputError(
                 f"utility.learn_label_weights is {self.learn_label_weights:g}, but the weights are derived from the answers of "
                 "teachers: add --utility.train-teachers 1, or --utility.teachers with a finished undefended run"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cpgan_ray.config.attacks import AttackConfig
 from cpgan_ray.config.data import DataConfig
-from cpgan_ray.config.players import GameConfig, KernelConfig, NeuralConfig, PrivatizerConfig, RidgeConfig, UtilityConfig
+from cpgan_ray.config.players import ANSWERS, GameConfig, KernelConfig, NeuralConfig, PrivatizerConfig, RidgeConfig, UtilityConfig
 from cpgan_ray.config.runtime import RuntimeConfig
 from cpgan_ray.config.schema import Config
 from cpgan_ray.errors import InputError
@@ -106,6 +106,21 @@ def celeba_tiny() -> Config:
     """Preset `celeba` for a client that spends at most 300,000 multiply-adds on a picture, with codes of 64 numbers."""
     privatizer = PrivatizerConfig(family="patch", width=16, depth=1, max_multiply_adds=300_000, quantization_step=2.0)
     return replace(celeba(), preset="celeba_tiny", k=64, privatizer=privatizer)
+
+
+def celeba_answers() -> Config:
+    """Preset `celeba` for a client that runs the whole classifier: the game starts at its 40 hard answers, and changes those that
+    show more of the picture than they are worth."""
+    return replace(
+        celeba(),
+        preset="celeba_answers",
+        k=40,
+        epochs=36,
+        privacy_weight=0.1,
+        privatizer=PrivatizerConfig(family=ANSWERS, classifier="celeba", levels=2, quantization_step=1.0, learning_rate=4e-3),
+        utility=UtilityConfig(family=ANSWERS, learning_rate=1e-2, teacher_weight=1.0),
+        game=GameConfig(warmup_epochs=8),
+    )
 
 
 def celeba_paper() -> Config:
@@ -291,7 +306,8 @@ def pictures() -> Config:
 
 SMALL = (mnist, digits, har, genki4k, cifar10, svhn, gaussian, gaussian_kernel)
 PRESETS: dict[str, Callable[[], Config]] = {
-    f.__name__: f for f in (smoke, faces, celeba, celeba_single, celeba_light, celeba_tiny, celeba_paper, *SMALL, pictures)
+    f.__name__: f
+    for f in (smoke, faces, celeba, celeba_single, celeba_light, celeba_tiny, celeba_answers, celeba_paper, *SMALL, pictures)
 }
 
 

@@ -17,7 +17,7 @@ from cpgan_ray.config.attacks import AttackConfig
 from cpgan_ray.config.constraints import NonNegative, PositiveInt, config_class, text_like
 from cpgan_ray.config.data import DataConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE, Range
-from cpgan_ray.config.players import AdversaryConfig, GameConfig, PrivatizerConfig, UtilityConfig
+from cpgan_ray.config.players import ANSWERS, AdversaryConfig, GameConfig, PrivatizerConfig, UtilityConfig
 from cpgan_ray.config.runtime import RecoveryConfig, RuntimeConfig, TrackingConfig
 from cpgan_ray.config.targets import PICTURE, check_targets, sensitive_name
 from cpgan_ray.errors import InputError
@@ -82,6 +82,11 @@ class Config:
         _check_data(self.data)
         targets = {name: a.target for name, a in self.adversaries.items()}
         check_targets(self.game.target_weights, targets, task=self.data.labels, late=self.data.late_labels)
+        if self.utility.family == ANSWERS and self.privatizer.family != ANSWERS:
+            raise InputError(
+                f"utility.family is 'answers', but privatizer.family is {self.privatizer.family!r}, whose codes are no answers: "
+                "choose another head, such as mlp"
+            )
         if self.privatizer.num_workers > 1:
             _check_workers(self)
         if self.game.rate_weight and not self.privatizer.levels:

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cpgan_ray.common.plugins.names import label
 from cpgan_ray.config import Config
 from cpgan_ray.errors import InputError
+from cpgan_ray.models.building import build_privatizer
 from cpgan_ray.models.own import has_own_code
-from cpgan_ray.models.privatizers import build_privatizer
 from cpgan_ray.models.utility_heads import build_head
 
 WARM_UPS, TIMED_CALLS = 2, 9

@@ -232,12 +232,3 @@ def round_to(z: Tensor, step: float, levels: int = 0) -> Tensor:
     bounded = numbers.clamp(lowest - 0.5, highest + 0.5)
     whole = torch.round(numbers).clamp(lowest, highest)
     return (whole + (bounded - bounded.detach())) * step
-
-
-def build_privatizer(config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The privatizer that the configuration names, for pictures of `image_shape` (H, W, C).
-
-    Raises:
-        InputError: the pictures are too small for the depth or the family, or the code length is impossible.
-    """
-    return Privatizer(config, k=k, image_shape=image_shape)

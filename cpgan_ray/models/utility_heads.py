@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
@@ -16,6 +17,19 @@ from cpgan_ray.models.paper.shake_shake import ShakeShake
 from cpgan_ray.models.paper.wide_resnet import WideResNet
 
 Shape = tuple[int, int, int]
+
+
+class AnswersHead(nn.Module):
+    """Answers (B, L) of family `answers` -> logits (B, L): a scale and a shift for each label, so that Bob's probabilities are
+    right on average."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((k,), 4.0))
+        self.shift = nn.Parameter(torch.full((k,), 2.0))  # the levels -1 and 0 are at first the logits -2 and 2
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * self.scale + self.shift
 
 
 def build_head(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
@@ -72,6 +86,15 @@ def ensemble(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Sha
     return EnsembleHead(members)
 
 
+def answers(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
+    """What Bob makes of answers."""
+    if k != num_logits:
+        raise InputError(
+            f"utility.family 'answers' reads one number for each of the {num_logits} logits, but k is {k}: set --k {num_logits}"
+        )
+    return AnswersHead(k)
+
+
 def lenet(config: UtilityConfig, *, k: int, num_logits: int, image_shape: Shape) -> nn.Module:
     """The fully connected head of LeNet."""
     return lenet_head(k, outputs=num_logits)
@@ -113,6 +136,7 @@ HEADS: Parts[Head] = Parts(
         "residual": residual,
         "transformer": transformer,
         "ensemble": ensemble,
+        "answers": answers,
         "lenet": lenet,
         "shake": shake,
         "wide": wide,

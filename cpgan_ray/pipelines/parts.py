@@ -3,6 +3,7 @@
 import dataclasses
 
 from cpgan_ray.config import AttackConfig, Config, DataConfig, OwnConfig
+from cpgan_ray.config.players import ANSWERS
 from cpgan_ray.config.search_space import Dimension
 from cpgan_ray.data import DATASETS
 from cpgan_ray.evaluation.attacks import ATTACKS
@@ -22,7 +23,7 @@ def pinned(config: Config) -> Config:
     weights = None if p.weights is None else pinned_weights(p.weights)
     return dataclasses.replace(
         config,
-        privatizer=dataclasses.replace(p, family=FAMILIES.pin(p.family), weights=weights),
+        privatizer=dataclasses.replace(p, family=pinned_family(p.family), weights=weights),
         utility=dataclasses.replace(config.utility, family=HEADS.pin(config.utility.family)),
         adversaries={
             name: dataclasses.replace(a, kind=ADVERSARIES.pin(a.kind)) if isinstance(a, OwnConfig) else a
@@ -31,6 +32,11 @@ def pinned(config: Config) -> Config:
         data=pinned_data(config.data),
         attacks=pinned_attacks(config.attacks),
     )
+
+
+def pinned_family(name: str) -> str:
+    """The pinned family of a privatizer; `answers` is no network of its own, but runs one."""
+    return name if name == ANSWERS else FAMILIES.pin(name)
 
 
 def pinned_data(data: DataConfig) -> DataConfig:

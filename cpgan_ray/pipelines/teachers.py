@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,6 +48,9 @@ AUGMENTATION = ("horizontal_flip", "max_shift_px", "cutout", "input_noise")
 """Settings of the data in which a teacher may differ, like `labels` and `digest`, which are compared by what they lead to."""
 WHERE = ("preset", "data_dir", "cache_dir", "shared_cache", "output", "trust", "runtime.", "recovery.", "attacks.", "tracking.")
 """Settings that do not change what a teacher answers."""
+
+
+T = TypeVar("T")
 
 
 def with_teachers(config: Config, *, parallel: bool) -> Config:
@@ -127,7 +130,7 @@ def answers_of_run(location: str, config: Config, dataset: Dataset, task: Task) 
         path = answers_file(dataset, "run", checksum(folder / PRIVATIZER), checksum(folder / HEAD), task.names)
         with folder_lock(path):
             if not exists(path, dataset):
-                write_answers(path, program_answers(folder, dataset, task, name=name))
+                write_answers(path, answers_from(program_logits(folder, dataset, task, name=name), task))
     return path
 
 
@@ -169,8 +172,8 @@ def ensure_teaches(teacher: Config, config: Config, dataset: Dataset, task: Task
         )
 
 
-def program_answers(folder: Path, dataset: Dataset, task: Task, *, name: str) -> TeacherAnswers:
-    """The answers of the exported programs in a folder.
+def program_logits(folder: Path, dataset: Dataset, task: Task, *, name: str) -> dict[str, np.ndarray]:
+    """The logits (N, num_logits) of `views`, by the exported programs in a folder.
 
     Raises: InputError if they are damaged, or do not take these pictures or predict these labels.
     """
@@ -190,7 +193,7 @@ def program_answers(folder: Path, dataset: Dataset, task: Task, *, name: str) ->
     logits = head_logits(folder / HEAD, codes, EncoderConfig(), remedy="give a run whose files belong together")
     if (outputs := logits["val"].shape[1]) != task.num_logits:
         raise InputError(f"{name} has {outputs} outputs, but the task needs {task.num_logits}: give a run on the same labels")
-    return answers_from(logits, task)
+    return logits
 
 
 def views(dataset: Dataset) -> tuple[str, ...]:
@@ -229,7 +232,7 @@ def answers_of_trained(config: Config, dataset: Dataset, task: Task, *, parallel
 
         if todo:
             logger.info(f"training {len(todo)} teachers, undefended, into {dataset.folder}")
-            train_all([teacher for _, teacher in todo], store, parallel=parallel)
+            train_all([teacher for _, teacher in todo], train_teacher, store, parallel=parallel)
     return paths
 
 
@@ -261,20 +264,23 @@ def settings_of(teacher: Config) -> dict[str, Any]:
     return {name: value for name, value in flatten(teacher).items() if not name.startswith(WHERE)}
 
 
-def train_all(teachers: Sequence[Config], done: Callable[[int, TeacherAnswers], None], *, parallel: bool) -> None:
-    """Train teachers. `done` is called with number and answers of each."""
-    runtime = teachers[0].runtime
+def train_all(
+    configs: Sequence[Config], train: Callable[[Config, int], T], done: Callable[[int, T], None], *, parallel: bool
+) -> None:
+    """Train undefended runs by `train`, a function of a configuration and a number of threads. `done` is called with the number of
+    each and what `train` returns."""
+    runtime = configs[0].runtime
     if not parallel:
-        for number, teacher in enumerate(teachers):
-            done(number, train_teacher(teacher, runtime.threads or available_cpus()))
+        for number, config in enumerate(configs):
+            done(number, train(config, runtime.threads or available_cpus()))
         return
     from cpgan_ray.distributed.cluster import connected
     from cpgan_ray.distributed.tasks import run_in_tasks
 
     cpus = runtime.privatizer_cpus or 1.0
-    work = [(teacher, runtime.threads or max(1, int(cpus))) for teacher in teachers]
+    work = [(config, runtime.threads or max(1, int(cpus))) for config in configs]
     with connected(runtime):  # the connection of the game then has the file of answers
-        run_in_tasks(train_teacher, work, runtime=runtime, cpus=cpus, gpus=runtime.privatizer_gpus, done=done)
+        run_in_tasks(train, work, runtime=runtime, cpus=cpus, gpus=runtime.privatizer_gpus, done=done)
 
 
 def train_teacher(config: Config, threads: int) -> TeacherAnswers:

@@ -37,6 +37,7 @@ from cpgan_ray.evaluation.tournament_numbers import metrics
 from cpgan_ray.models import build_head, build_privatizer
 from cpgan_ray.models.cost import costs, ensure_within_budget
 from cpgan_ray.models.export import export_programs
+from cpgan_ray.pipelines.classifier import with_classifier
 from cpgan_ray.pipelines.evaluate import attacks_on_ray, client_of_run, evaluate_codes
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.label_weights import with_label_weights
@@ -83,7 +84,8 @@ def train(config: Config, context: RunContext | None = None, *, resume: str | No
     context, config = context or RunContext(), pinned(config)
     with ExitStack() as claims:
         output = claims.enter_context(output_folder(config.output, config.preset, resume=resume is not None))
-        config = with_teachers(fit_to_data(config), parallel=context.host is open_session and on_ray(config))
+        parallel = context.host is open_session and on_ray(config)
+        config = with_teachers(with_classifier(fit_to_data(config), parallel=parallel), parallel=parallel)
         config = with_label_weights(config)
         checkpoints = Checkpoints(
             config.recovery.checkpoints or str(refuse_link(output / "checkpoints")),

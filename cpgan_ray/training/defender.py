@@ -18,12 +18,14 @@ from cpgan_ray.common.process import autocast, compile_networks, torch_stream
 from cpgan_ray.common.registry import remember
 from cpgan_ray.common.types import Metrics
 from cpgan_ray.config import Config, PrivatizerConfig
+from cpgan_ray.config.players import ANSWERS
 from cpgan_ray.data.task import Task
 from cpgan_ray.models import build_head, build_privatizer
+from cpgan_ray.models.answers import answer_values
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
 from cpgan_ray.training.label_weights import label_weights
-from cpgan_ray.training.losses import distillation_loss, utility_loss, utility_normalizer
+from cpgan_ray.training.losses import distillation_loss, utility_loss, utility_normalizer, wrong_answers
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -161,18 +163,32 @@ class Defender:
         pending = self.pending[0]
         z = pending.code.detach().requires_grad_()
         self.optimisers["head"].zero_grad(set_to_none=True)
+        hard = self.config.utility.family == ANSWERS
         with torch_stream(self.config.seed, "head", round), autocast(self.device, self.config.precision):
-            logits = self.wrapped["head"](z).float()
+            logits = self.wrapped["head"](z.detach() if hard else z).float()
         normalizer = self.peers.total(utility_normalizer(y, self.task, positive_share=self.positive_share))
         weights = {"label_weights": self.label_weights}
         loss = utility_loss(logits, y, self.task, positive_share=self.positive_share, normalizer=normalizer, **weights)
+        num_rows = self.peers.total(torch.tensor(float(len(y)), device=self.device))
+        share = self.config.utility.teacher_weight
         if soft is not None:
-            num_rows = self.peers.total(torch.tensor(float(len(y)), device=self.device))
-            share = self.config.utility.teacher_weight
             loss = (1 - share) * loss + share * distillation_loss(logits, soft, self.task, num_rows=num_rows, **weights)
         value = float(self.peers.total(loss.detach()))
         if not np.isfinite(value):
             raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")
+        if hard:  # the head learns probabilities, the privatizer gives right answers
+            values = answer_values(z, levels=self.config.privatizer.levels)
+            loss = loss + wrong_answers(
+                values,
+                y,
+                self.task,
+                soft=soft,
+                soft_share=share,
+                positive_share=self.positive_share,
+                normalizer=normalizer,
+                num_rows=num_rows,
+                **weights,
+            )
         (self.peers.count * loss).backward()
         pending.grad = z.grad
         return value, logits.detach()

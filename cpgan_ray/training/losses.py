@@ -60,6 +60,46 @@ def utility_loss(
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 
+def wrong_answers(
+    values: Tensor,
+    y: Tensor,
+    task: Task,
+    *,
+    soft: Tensor | None = None,
+    soft_share: float = 0.0,
+    positive_share: Tensor | None = None,
+    label_weights: Tensor | None = None,
+    normalizer: Tensor | None = None,
+    num_rows: Tensor | float = 1.0,
+) -> Tensor:
+    """The expected share of wrong answers, a scalar: in place of the cross-entropy in `utility_loss` and `distillation_loss`, with
+    an answer v in [-1, 1] that is the second value with probability (1 + v) / 2, and the probability p of that value (1 or 0 for a
+    label that is known),
+
+    1/2 (1 - v (2 p - 1)).
+
+    It is linear in v, so it is exact for hard answers, and its gradient is the difference that a changed answer makes.
+
+    values: (B, L) of labels of two values, in the order of the task; soft: the teachers' answers, with the weight `soft_share`;
+    num_rows: see `distillation_loss`; the others: see `utility_loss`.
+    """
+    n = utility_normalizer(y, task) if normalizer is None else normalizer
+    n = torch.where(n > 0, n, 1)
+    truth, weight = y.clamp(min=0).to(values.dtype), (y != MISSING) / n
+    if positive_share is not None:
+        share = positive_share.clamp(1e-3, 1 - 1e-3)
+        weight = 0.5 * (truth / share + (1 - truth) / (1 - share)) * weight
+    if soft is not None:
+        wrong = (1 - soft_share) * weight * _wrong(values, truth) + soft_share / num_rows * _wrong(values, soft)
+    else:
+        wrong = weight * _wrong(values, truth)
+    return (wrong if label_weights is None else wrong * label_weights).sum() / len(task.labels)
+
+
+def _wrong(values: Tensor, p: Tensor) -> Tensor:
+    return (1 - values * (2 * p - 1)) / 2
+
+
 def utility_normalizer(y: Tensor, task: Task, *, positive_share: Tensor | None = None) -> Tensor:
     """The denominators n of `utility_loss`, (L,): the number of rows with an answer, or for class weights of more than two classes
     the sum of these rows' weights."""

@@ -20,8 +20,8 @@ from cpgan_ray.config import PrivatizerConfig, UtilityConfig
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.deploy.onnx_export import Weights, onnx_model
 from cpgan_ray.evaluation.encoders.onnx_models import checked_model
+from cpgan_ray.models.building import build_privatizer
 from cpgan_ray.models.export import export_programs
-from cpgan_ray.models.privatizers import build_privatizer
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.models.utility_heads import build_head
 from tests.deploy.bundles import smooth_pictures

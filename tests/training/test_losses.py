@@ -17,6 +17,7 @@ from cpgan_ray.training.losses import (
     row_errors,
     utility_loss,
     utility_normalizer,
+    wrong_answers,
 )
 
 torch.set_num_threads(1)
@@ -334,3 +335,35 @@ def test_label_weights_multiply_the_distillation_losses_of_their_labels():
     assert float(sum(alone)) == pytest.approx(float(distillation_loss(logits, soft, MIXED, num_rows=60)), rel=1e-6)
     weighted = distillation_loss(logits, soft, MIXED, num_rows=60, label_weights=weights)
     assert float(weighted) == pytest.approx(float(sum(w * loss for w, loss in zip(weights, alone, strict=True))), rel=1e-6)
+
+
+def test_wrong_answers_of_hard_answers_is_their_share():
+    rng = np.random.default_rng(0)
+    task = Task.of(["a", "b", "c"])
+    y = torch.from_numpy(rng.integers(0, 2, (40, 3)).astype(np.float32))
+    values = torch.from_numpy(rng.choice([-1.0, 1.0], (40, 3)).astype(np.float32))
+    assert float(wrong_answers(values, y, task)) == pytest.approx(float(((values > 0) != (y > 0)).float().mean()))
+    soft = torch.rand(40, 3)
+    expected = torch.where(values > 0, 1 - soft, soft).mean()
+    assert float(wrong_answers(values, y, task, soft=soft, soft_share=1.0, num_rows=40)) == pytest.approx(float(expected))
+    weights = torch.tensor([1.0, 0.5, 0.0])
+    expected = (((values > 0) != (y > 0)).float() * weights).mean()
+    assert float(wrong_answers(values, y, task, label_weights=weights)) == pytest.approx(float(expected))
+
+
+def test_wrong_answers_leaves_out_missing_labels_and_adds_up_over_parts():
+    task = Task.of(["a", "b"])
+    y = torch.tensor([[1.0, MISSING], [0.0, 1.0], [1.0, 0.0]])
+    values = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], requires_grad=True)
+    whole = wrong_answers(values, y, task)
+    assert whole.item() == pytest.approx((2 / 3 + 1 / 2) / 2)
+    (grad,) = torch.autograd.grad(whole, values)
+    assert grad[0, 1] == 0
+    n = utility_normalizer(y, task)
+    parts = [wrong_answers(values[rows], y[rows], task, normalizer=n) for rows in (slice(0, 1), slice(1, 3))]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item())
+    changed = values.detach().clone()
+    changed[2, 0] = 1.0
+    assert wrong_answers(changed, y, task).item() - whole.item() == pytest.approx(2 * grad[2, 0].item()), (
+        "linear: what a change makes"
+    )

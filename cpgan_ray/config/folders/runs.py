@@ -10,6 +10,7 @@ from cpgan_ray.common.credentials import redacted
 from cpgan_ray.config.adversaries import choose_adversaries, words_for
 from cpgan_ray.config.folders.records import Record, defaults_for, ensure_own_code, read_record, run_id_in, usable
 from cpgan_ray.config.io import flatten, from_json, is_weight
+from cpgan_ray.config.players import ANSWERS
 from cpgan_ray.config.presets import PRESETS
 from cpgan_ray.config.schema import Config
 from cpgan_ray.config.weights import weight_words
@@ -54,7 +55,7 @@ def read_run_record(folder: Path, *, trust: bool) -> tuple[Config, str | None, R
 
 def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, Record]:
     """The configuration in the `config.json` of another run, for a new run: without its output folder, the name of its MLflow run,
-    its checkpoints and what it has from its teachers.
+    its checkpoints, its classifier's file and what it has from its teachers.
 
     Raises: InputError if it is not such a file, or if another user has written it and it names code.
     """
@@ -65,7 +66,11 @@ def config_of_another_run(path: Path, *, trust: bool = False) -> tuple[Config, R
     tracking = dataclasses.replace(config.tracking, run_name=None)
     recovery = dataclasses.replace(config.recovery, checkpoints=None)
     utility = dataclasses.replace(config.utility, teacher_answers=None, learned_label_weights={})
-    return dataclasses.replace(config, output=None, tracking=tracking, recovery=recovery, utility=utility), record
+    privatizer = config.privatizer
+    if privatizer.family == ANSWERS:
+        privatizer = dataclasses.replace(privatizer, weights=None)
+    fresh = {"tracking": tracking, "recovery": recovery, "utility": utility, "privatizer": privatizer}
+    return dataclasses.replace(config, output=None, **fresh), record
 
 
 def read_config(path: Path, *, trust: bool) -> tuple[Config, str | None, Record]:

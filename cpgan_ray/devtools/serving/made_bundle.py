@@ -19,8 +19,8 @@ from cpgan_ray.deploy.manifest import FORMAT, Label, Preprocessing
 from cpgan_ray.deploy.onnx_export import onnx_model
 from cpgan_ray.deploy.preprocessing import prepare
 from cpgan_ray.deploy.writing import as_bytes, with_manifest, write_folder
+from cpgan_ray.models.building import build_privatizer
 from cpgan_ray.models.export import export_programs
-from cpgan_ray.models.privatizers import build_privatizer
 from cpgan_ray.models.statistics import refresh_statistics
 from cpgan_ray.models.utility_heads import build_head
 

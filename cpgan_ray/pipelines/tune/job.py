@@ -26,6 +26,7 @@ from cpgan_ray.data import Dataset, majority_logits, pin_store, task_of
 from cpgan_ray.distributed.cluster import connect
 from cpgan_ray.distributed.resources import Bundle, ensure_capacity, shares
 from cpgan_ray.errors import InputError
+from cpgan_ray.pipelines.classifier import with_classifier
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
 from cpgan_ray.pipelines.parent_run import job_folder, parent_run, recorded_run
 from cpgan_ray.pipelines.parts import pinned, pinned_dimension
@@ -105,6 +106,7 @@ def search_in(folder: Path, job: SearchJob, *, resume: bool) -> SearchResult:
     ensure_trackable(job.config.tracking, folder)
     space = [pinned_dimension(d) for d in dimensions(job.search_space, job.config, grid=job.searcher == "grid")]
     set_up_process(threads=job.config.runtime.threads or available_cpus())
+    job = dataclasses.replace(job, config=with_classifier(job.config, parallel=False))
     dataset = prepare_run(job.config)
     if job.config.utility.teachers:
         with_teachers(job.config, parallel=False)  # a teacher that does not fit fails now, not in each trial
