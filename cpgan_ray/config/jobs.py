@@ -16,6 +16,7 @@ from cpgan_ray.config.encoders import EncoderConfig
 from cpgan_ray.config.marks import LOCAL, PORTABLE
 from cpgan_ray.config.objectives import Objective, SearchObjective, check_objectives, utility_of
 from cpgan_ray.config.parts import PartName
+from cpgan_ray.config.players import ANSWERS
 from cpgan_ray.config.runtime import RuntimeConfig, TrackingConfig
 from cpgan_ray.config.schema import Config, folder_or_uri
 from cpgan_ray.errors import InputError
@@ -247,6 +248,11 @@ class ReproduceJob:
             raise InputError(
                 f"attacks.attacker_data is {self.config.attacks.attacker_data}, but the mechanisms of a comparison make codes of "
                 "its own pictures only: leave it out, and attack single runs with jobs/attack.py"
+            )
+        if self.config.privatizer.family == ANSWERS:
+            raise InputError(
+                "privatizer.family is 'answers', but a comparison trains the game on answers as mechanism answers_game: give "
+                "another preset, such as celeba"
             )
         if self.config.utility.teachers:
             raise InputError(

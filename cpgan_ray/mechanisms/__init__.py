@@ -8,6 +8,7 @@ mechanisms get the same data set, backbone, code length and attacks. To add one,
 from cpgan_ray.common.plugins import Parts
 from cpgan_ray.common.registry import remember
 from cpgan_ray.mechanisms.answers import answers, answers_noisy, answers_subset, num_sent
+from cpgan_ray.mechanisms.answers_game import answers_game
 from cpgan_ray.mechanisms.base import Mechanism, Released, fraction_of_k
 from cpgan_ray.mechanisms.games import bottleneck, cpgan, cpgan_one, cpgan_paper, undefended
 from cpgan_ray.mechanisms.noise import gaussian_noise, laplace_noise, resize
@@ -90,6 +91,14 @@ _built_in: dict[str, Mechanism] = {
     ),
     "answers_noisy": Mechanism(
         answers_noisy, "flip", (0.01, 0.05, 0.15, 0.3), "the hard answers by randomised response", search=(0.001, 0.5), rounds=False
+    ),
+    "answers_game": Mechanism(
+        answers_game,
+        "privacy_weight",
+        (0.05, 0.1, 0.2, 0.5),
+        "the hard answers, of which the game changes those that show more than they are worth",
+        search=(0.01, 10.0),
+        rounds=False,
     ),
 }
 MECHANISMS: Parts[Mechanism] = Parts(_built_in, kind="mechanism", group="cpgan_ray.mechanisms", field="mechanisms")

@@ -43,6 +43,8 @@ class Released:
     reconstruction without any attack."""
     encoder: nn.Module | None = None
     """The network that made the codes, if the mechanism trains one: pictures (B, C, H, W) to codes (B, k), in evaluation mode."""
+    head: nn.Module | None = None
+    """The utility head on these codes, in evaluation mode, if it was trained with the encoder."""
     client: nn.Module | None = None
     """A network of the form that the client computes, for its cost; None: that is `encoder`, or not known."""
     cloud: Cost | None = None

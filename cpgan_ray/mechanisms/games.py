@@ -15,11 +15,11 @@ from cpgan_ray.config.targets import PICTURE
 from cpgan_ray.data import Dataset, task_of
 from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release
-from cpgan_ray.models import build_privatizer
-from cpgan_ray.models.cost import Cost, costs, count
+from cpgan_ray.models import build_head, build_privatizer
+from cpgan_ray.models.cost import count
 from cpgan_ray.training.game import play_in_process
 
-FEATURES = "features"
+FEATURES = "undefended"
 """Subfolder of a comparison's output for undefended features and twins, one file of each for each seed; it exists only during the
 comparison."""
 LINEAR_FEATURES = 24
@@ -107,27 +107,25 @@ def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
         if not path.is_file():
             save_released(play_game(config), path)
     with np.load(path) as arrays:
-        parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}, "weights": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}, "encoder": {}, "head": {}}
         for key, values in arrays.items():
             part, _, entry = key.partition(" ")
             parts[part][entry] = values
     with torch.random.fork_rng(devices=()):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).eval()
-    encoder.load_state_dict({key: torch.from_numpy(values) for key, values in parts["weights"].items()})
-    return Released(parts["codes"], parts["logits"], encoder=encoder, cloud=head_cost(config, dataset))
-
-
-def head_cost(config: Config, dataset: Dataset) -> Cost:
-    """What the utility head of a configuration costs."""
-    outputs = task_of(dataset, config.data.labels).num_logits
-    return Cost(**costs(config, image_shape=dataset.image_shape, outputs=outputs)["utility_head"])
+        outputs = task_of(dataset, config.data.labels).num_logits
+        head = build_head(config.utility, k=config.k, num_logits=outputs, image_shape=dataset.image_shape).eval()
+    for network, weights in ((encoder, parts["encoder"]), (head, parts["head"])):
+        network.load_state_dict({key: torch.from_numpy(values) for key, values in weights.items()})
+    return Released(parts["codes"], parts["logits"], encoder=encoder, head=head, cloud=count(head, (config.k,)))
 
 
 def save_released(released: Released, path: Path) -> None:
-    """Write codes, logits and the encoder's weights to an npz file."""
-    assert released.encoder is not None
-    weights = {key: values.cpu().numpy() for key, values in released.encoder.state_dict().items()}
-    parts = {"codes": released.codes, "logits": released.logits, "weights": weights}
+    """Write codes, logits and the weights of encoder and head to an npz file."""
+    assert released.encoder is not None and released.head is not None
+    networks = {"encoder": released.encoder, "head": released.head}
+    weights = {name: {key: v.cpu().numpy() for key, v in network.state_dict().items()} for name, network in networks.items()}
+    parts = {"codes": released.codes, "logits": released.logits, **weights}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **{f"{part} {key}": z for part, arrays in parts.items() for key, z in arrays.items()})  # pyright: ignore
 
@@ -172,7 +170,6 @@ def play_game(config: Config) -> Released:
     while game.round < game.total_rounds:
         game.play(game.rounds_per_epoch)
     outcome = game.privatizer.outcome()
-    encoder = game.privatizer.defender.released["privatizer"]
+    encoder, head = (game.privatizer.defender.released[name] for name in ("privatizer", "head"))
     channel = Channel.of_privatizer(config.privatizer, clean=outcome.clean)
-    cloud = count(game.privatizer.defender.released["head"], (config.k,))
-    return Released(outcome.codes, outcome.logits, encoder=encoder, cloud=cloud, channel=channel)
+    return Released(outcome.codes, outcome.logits, encoder=encoder, head=head, cloud=count(head, (config.k,)), channel=channel)

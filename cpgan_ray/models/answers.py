@@ -10,8 +10,7 @@ afford the classifier, no code shows less than the best choice of answers.
 
 import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +28,9 @@ from cpgan_ray.models.utility_heads import build_head
 ARCHITECTURE, SPREAD = "architecture", "spread"
 """Entries of a classifier's file apart from its weights: the settings of its networks as JSON, and the standard deviation of each
 logit over the training samples (num_logits,)."""
+OF_PRIVATIZER = ("family", "options", "norm_momentum", "bottleneck", "code_activation", "width", "depth", "symmetric")
+OF_HEAD = ("family", "options", "depth", "width", "members", "hidden", "dropout")
+"""The settings on which the form of the two networks depends."""
 HIDDEN = 256
 """Units in each of the two hidden layers of the network that changes the answers."""
 
@@ -78,7 +80,7 @@ class Classifier(nn.Module):
             settings = json.loads(bytes(weights.pop(ARCHITECTURE).tolist()))
             self.register_buffer(SPREAD, weights.pop(SPREAD))
             privatizer, head = PrivatizerConfig(**settings["privatizer"]), UtilityConfig(**settings["utility"])
-            self.num_logits, shape = int(settings["num_logits"]), tuple(settings["image_shape"])
+            self.widths, shape = [int(width) for width in settings["widths"]], tuple(settings["image_shape"])
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(
                 f"privatizer.weights {file.partition('@')[0]} is not the file of a classifier ({type(e).__name__}): delete it, "
@@ -86,7 +88,7 @@ class Classifier(nn.Module):
             ) from e
         if shape != tuple(image_shape):
             raise InputError(f"privatizer.classifier takes samples of shape {shape}, the store has {image_shape}: give another one")
-        self.k = int(settings["k"])
+        self.k, self.num_logits = int(settings["k"]), sum(self.widths)
         self.privatizer = Privatizer(privatizer, k=self.k, image_shape=image_shape)
         self.head = build_head(head, k=self.k, num_logits=self.num_logits, image_shape=image_shape)
         if self.spread.device.type != "meta" and next(self.privatizer.parameters()).device.type != "meta":
@@ -107,6 +109,7 @@ def classifier_bytes(
     networks: Mapping[str, Mapping[str, Tensor]],
     spread: np.ndarray,
     *,
+    widths: Sequence[int],
     privatizer: PrivatizerConfig,
     utility: UtilityConfig,
     k: int,
@@ -114,13 +117,13 @@ def classifier_bytes(
 ) -> bytes:
     """The file of a classifier: its weights, architecture and spread.
 
-    networks: the state dicts of `privatizer` and `head`; spread: see SPREAD.
+    networks: the state dicts of `privatizer` and `head`; spread: see SPREAD; widths: the number of logits of each label.
     """
     settings = {
-        "privatizer": architecture(privatizer, PrivatizerConfig()),
-        "utility": architecture(utility, UtilityConfig()),
+        "privatizer": {name: getattr(privatizer, name) for name in OF_PRIVATIZER},
+        "utility": {name: getattr(utility, name) for name in OF_HEAD},
         "k": k,
-        "num_logits": len(spread),
+        "widths": list(widths),
         "image_shape": list(image_shape),
     }
     tensors = {f"{part}.{name}": value.detach().cpu().clone() for part, state in networks.items() for name, value in state.items()}
@@ -130,15 +133,11 @@ def classifier_bytes(
     return buffer.getvalue()
 
 
-def architecture(config: Any, default: Any) -> dict[str, Any]:
-    """The fields of a configuration that are not at their default, as JSON can write them."""
-    return {name: value for name, value in vars(config).items() if value != getattr(default, name)}
-
-
 class AnswersPrivatizer(nn.Module):
-    """Pictures (B, C, H, W) -> answers (B, L), whole numbers of `levels` levels; two levels, -1 and 0, are hard answers.
+    """Pictures (B, C, H, W) -> answers (B, num_logits), whole numbers of `levels` levels; two levels, -1 and 0, are hard answers.
 
-    With logits l of the classifier in units of their spread, the answers are round_to(l + c(features, l)); c starts at 0.
+    With logits l of the classifier in units of their spread, the answers to labels of two values are round_to(l + c(features, l));
+    c starts at 0. Of a label of several values the largest one is 0 and the others are -1; the gradient is that of their softmax.
     """
 
     def __init__(self, config: PrivatizerConfig, *, k: int, image_shape: tuple[int, int, int]) -> None:
@@ -149,7 +148,12 @@ class AnswersPrivatizer(nn.Module):
         self.classifier = Classifier(config.weights, image_shape=image_shape)
         if k != (labels := self.classifier.num_logits):
             raise InputError(
-                f"k is {k}, but privatizer.family 'answers' sends one number for each of the {labels} labels: set --k {labels}"
+                f"k is {k}, but privatizer.family 'answers' sends one number for each of the {labels} logits: set --k {labels}"
+            )
+        if self.levels != 2 and max(self.classifier.widths) > 1:
+            raise InputError(
+                f"privatizer.levels is {self.levels}, but a label has more than two values, whose answers are hard: set "
+                "--privatizer.levels 2"
             )
         width = self.classifier.k + labels
         self.change = nn.Sequential(
@@ -170,10 +174,23 @@ class AnswersPrivatizer(nn.Module):
         features, logits = self.classifier(x)
         certainty = logits / self.classifier.spread
         certainty = certainty + self.change(torch.cat([features, certainty], dim=1)).float()
-        return round_to(certainty, ANSWER_STEP, self.levels)
+        if max(self.classifier.widths) == 1:
+            return round_to(certainty, ANSWER_STEP, self.levels)
+        parts = [
+            round_to(part, ANSWER_STEP, self.levels) if part.shape[1] == 1 else largest(part)
+            for part in certainty.split(self.classifier.widths, dim=1)
+        ]
+        return torch.cat(parts, dim=1)
 
 
-def answer_values(z: Tensor, *, levels: int) -> Tensor:
-    """Codes (B, L) of answers, whole numbers, as values from -1 (surely the first value of a label) to 1 (surely the second)."""
+def largest(values: Tensor) -> Tensor:
+    """0 for the largest of the values (B, C) of a row and -1 for the others, with the gradient of their softmax."""
+    soft = values.softmax(dim=1)
+    hard = nn.functional.one_hot(values.argmax(dim=1), values.shape[1]).to(values.dtype)
+    return soft + (hard - soft).detach() - 1
+
+
+def answer_shares(z: Tensor, *, levels: int) -> Tensor:
+    """Codes (B, num_logits) of answers, whole numbers, as values from 0 (surely not this value of the label) to 1 (surely)."""
     lowest, highest = level_range(levels)
-    return (2 * z - (lowest + highest)) / (highest - lowest)
+    return (z - lowest) / (highest - lowest)

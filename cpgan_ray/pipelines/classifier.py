@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from cpgan_ray.common.atomic_io import write_bytes
@@ -26,38 +24,28 @@ from cpgan_ray.data.batching import rounds_per_epoch
 from cpgan_ray.data.store import checksum, folder_lock
 from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.programs import load_program
-from cpgan_ray.models.answers import classifier_bytes
 from cpgan_ray.models.pretrained import pinned_weights
 from cpgan_ray.pipelines.teachers import (
     FILES,
     HEAD,
     PRIVATIZER,
     answers_file,
-    answers_from,
     ensure_teaches,
     exists,
     program_logits,
     run_files,
     settings_of,
     train_all,
-    views,
     with_teachers,
     write_answers,
 )
 from cpgan_ray.training.accuracy import mean_accuracy
-from cpgan_ray.training.game import play_in_process
-from cpgan_ray.training.teachers import pinned_file
+from cpgan_ray.training.classifier import Trained, file_of, train_classifier
+from cpgan_ray.training.teachers import answers_from, pinned_file
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".pt"
-
-
-class Trained(NamedTuple):
-    """A classifier as its file, and its logits (N, num_logits) of the sets in `views`."""
-
-    file: bytes
-    logits: dict[str, np.ndarray]
 
 
 def with_classifier(config: Config, *, parallel: bool) -> Config:
@@ -66,8 +54,7 @@ def with_classifier(config: Config, *, parallel: bool) -> Config:
 
     parallel: train it, and its teachers, as Ray tasks; otherwise in this process.
 
-    Raises: InputError if there is no such preset or run, if the run is defended or was trained on another task or other data, or if
-    a label has more than two values.
+    Raises: InputError if there is no such preset or run, if the run is defended or was trained on another task or other data.
     """
     p = config.privatizer
     if p.family != ANSWERS or p.classifier is None:
@@ -78,14 +65,9 @@ def with_classifier(config: Config, *, parallel: bool) -> Config:
     task = task_of(dataset, config.data.labels)
     ensure_learnable(dataset, task)
     rounds_per_epoch(len(dataset.train), config.batch_size)
-    if several := [label.name for label in task.labels if not label.binary]:
-        raise InputError(
-            f"privatizer.family is 'answers', but label {several[0]!r} has more than two values: leave it out by --data.labels, or "
-            "choose another family"
-        )
     if config.k != task.num_logits:
         raise InputError(
-            f"k is {config.k}, but privatizer.family 'answers' sends one number for each of the {task.num_logits} labels: set --k "
+            f"k is {config.k}, but privatizer.family 'answers' sends one number for each of the {task.num_logits} logits: set --k "
             f"{task.num_logits}"
         )
     make = from_preset if p.classifier in PRESETS else from_run
@@ -107,7 +89,7 @@ def stored(dataset: Dataset, task: Task, *key: object, make: Callable[[], Traine
     with folder_lock(weights):
         if not (exists(weights, dataset) and exists(answers, dataset)):
             trained = make()
-            write_answers(answers, answers_from({name: trained.logits[name] for name in views(dataset)}, task))
+            write_answers(answers, answers_from(trained.logits, task))
             write_bytes(weights, trained.file)
             sign(weights)
     return weights, answers
@@ -155,24 +137,6 @@ def classifier_config(name: str, config: Config) -> Config:
     )
 
 
-def train_classifier(config: Config, threads: int) -> Trained:
-    """Train a classifier in this process."""
-    game = play_in_process(config, threads=threads)
-    while game.round < game.total_rounds:
-        game.play(game.rounds_per_epoch)
-    worker = game.privatizer
-    logits = {name: worker.codes(name)[1] for name in views(worker.dataset)}
-    networks = {name: network.state_dict() for name, network in worker.defender.released.items()}
-    return Trained(file_of(networks, logits["train"], config, worker.dataset), logits)
-
-
-def file_of(networks: dict[str, dict[str, Tensor]], logits: np.ndarray, config: Config, dataset: Dataset) -> bytes:
-    """The file of a classifier with these weights and logits (N, num_logits) of the training pictures."""
-    spread = logits.std(axis=0, dtype=np.float64).clip(1e-6)
-    parts = {"privatizer": config.privatizer, "utility": config.utility, "k": config.k, "image_shape": dataset.image_shape}
-    return classifier_bytes(networks, spread, **parts)
-
-
 # ---------------------------------------------------------------------------------------------------------- finished runs
 
 
@@ -202,7 +166,7 @@ def from_run(location: str, config: Config, dataset: Dataset, task: Task, *, par
         def make() -> Trained:
             networks = {"privatizer": weights_of(folder / PRIVATIZER, "privatizer."), "head": weights_of(folder / HEAD, "")}
             logits = program_logits(folder, dataset, task, name=name)
-            return Trained(file_of(networks, logits["train"], run, dataset), logits)
+            return Trained(file_of(networks, logits["train"], run, dataset, task), logits)
 
         return stored(dataset, task, checksum(folder / PRIVATIZER), checksum(folder / HEAD), task.names, make=make)
 

@@ -35,9 +35,10 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.encoders.encoder import open_own
 from cpgan_ray.evaluation.encoders.heads import head_logits
 from cpgan_ray.training.accuracy import mean_accuracy
+from cpgan_ray.training.classifier import views
 from cpgan_ray.training.game import play_in_process
 from cpgan_ray.training.label_weights import label_weights
-from cpgan_ray.training.teachers import SUFFIX, TeacherAnswers, as_logits, mean_answers, pinned_file, probabilities, read_answers
+from cpgan_ray.training.teachers import SUFFIX, TeacherAnswers, answers_from, as_logits, mean_answers, pinned_file, read_answers
 
 logger = logging.getLogger(__name__)
 
@@ -194,18 +195,6 @@ def program_logits(folder: Path, dataset: Dataset, task: Task, *, name: str) -> 
     if (outputs := logits["val"].shape[1]) != task.num_logits:
         raise InputError(f"{name} has {outputs} outputs, but the task needs {task.num_logits}: give a run on the same labels")
     return logits
-
-
-def views(dataset: Dataset) -> tuple[str, ...]:
-    """The sets of samples to which a teacher answers."""
-    return ("train", "train_mirrored", "val") if dataset.info.mirrored else ("train", "val")
-
-
-def answers_from(logits: dict[str, np.ndarray], task: Task) -> TeacherAnswers:
-    """The answers that the logits (N, num_logits) of `views` stand for."""
-    answers = {name: probabilities(values, task) for name, values in logits.items()}
-    train = np.stack([values for name, values in answers.items() if name != "val"], axis=1)
-    return TeacherAnswers(train=train, val=answers["val"])
 
 
 # --------------------------------------------------------------------------------------------------------- trained teachers

@@ -21,7 +21,7 @@ from cpgan_ray.config import Config, PrivatizerConfig
 from cpgan_ray.config.players import ANSWERS
 from cpgan_ray.data.task import Task
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.models.answers import answer_values
+from cpgan_ray.models.answers import answer_shares
 from cpgan_ray.models.statistics import norm_layers, refresh_statistics
 from cpgan_ray.training.data_parallel import DataParallelGroup, SingleProcess
 from cpgan_ray.training.label_weights import label_weights
@@ -177,9 +177,9 @@ class Defender:
         if not np.isfinite(value):
             raise FloatingPointError(f"the utility loss is {value} in round {round}: lower the learning rates")
         if hard:  # the head learns probabilities, the privatizer gives right answers
-            values = answer_values(z, levels=self.config.privatizer.levels)
+            shares = answer_shares(z, levels=self.config.privatizer.levels)
             loss = loss + wrong_answers(
-                values,
+                shares,
                 y,
                 self.task,
                 soft=soft,

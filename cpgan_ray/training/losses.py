@@ -61,7 +61,7 @@ def utility_loss(
 
 
 def wrong_answers(
-    values: Tensor,
+    answers: Tensor,
     y: Tensor,
     task: Task,
     *,
@@ -72,32 +72,37 @@ def wrong_answers(
     normalizer: Tensor | None = None,
     num_rows: Tensor | float = 1.0,
 ) -> Tensor:
-    """The expected share of wrong answers, a scalar: in place of the cross-entropy in `utility_loss` and `distillation_loss`, with
-    an answer v in [-1, 1] that is the second value with probability (1 + v) / 2, and the probability p of that value (1 or 0 for a
-    label that is known),
+    """The expected share of wrong answers, a scalar, in place of the cross-entropies of `utility_loss` and `distillation_loss`: the
+    mean over rows and labels of
 
-    1/2 (1 - v (2 p - 1)).
+    1 - sum_c a_c p_c
 
-    It is linear in v, so it is exact for hard answers, and its gradient is the difference that a changed answer makes.
+    over the values c of a label, if value c is answered with probability a_c and is right with probability p_c (1 or 0 where the
+    label is known). It is linear in a, so it is exact for hard answers, and its gradient is the difference that another answer
+    makes.
 
-    values: (B, L) of labels of two values, in the order of the task; soft: the teachers' answers, with the weight `soft_share`;
-    num_rows: see `distillation_loss`; the others: see `utility_loss`.
+    answers: a (B, num_logits), of the second value of a label of two values; soft: the teachers' answers p, in the same columns,
+    with the weight `soft_share`; num_rows: see `distillation_loss`; the others: see `utility_loss`.
     """
-    n = utility_normalizer(y, task) if normalizer is None else normalizer
-    n = torch.where(n > 0, n, 1)
-    truth, weight = y.clamp(min=0).to(values.dtype), (y != MISSING) / n
-    if positive_share is not None:
-        share = positive_share.clamp(1e-3, 1 - 1e-3)
-        weight = 0.5 * (truth / share + (1 - truth) / (1 - share)) * weight
-    if soft is not None:
-        wrong = (1 - soft_share) * weight * _wrong(values, truth) + soft_share / num_rows * _wrong(values, soft)
-    else:
-        wrong = weight * _wrong(values, truth)
-    return (wrong if label_weights is None else wrong * label_weights).sum() / len(task.labels)
+    share = None if positive_share is None else positive_share.clamp(1e-3, 1 - 1e-3)
+    n = utility_normalizer(y, task, positive_share=positive_share) if normalizer is None else normalizer
+    total = answers.new_zeros(())
+    for i, label in enumerate(task.labels):
+        a, known = with_first(answers[:, label.logits]), y[:, i] != MISSING
+        truth = F.one_hot(y[:, i].clamp(min=0).long(), a.shape[1]).to(a.dtype)
+        weight = known / n[i].clamp(min=1e-12)
+        if share is not None:
+            weight = weight * (truth @ class_weights(with_first(share[label.logits])))
+        wrong = (1 - soft_share if soft is not None else 1.0) * (weight * (1 - (a * truth).sum(1))).sum()
+        if soft is not None:
+            wrong = wrong + soft_share / num_rows * (1 - (a * with_first(soft[:, label.logits])).sum(1)).sum()
+        total = total + (wrong if label_weights is None else label_weights[i] * wrong)
+    return total / len(task.labels)
 
 
-def _wrong(values: Tensor, p: Tensor) -> Tensor:
-    return (1 - values * (2 * p - 1)) / 2
+def with_first(p: Tensor) -> Tensor:
+    """Probabilities (..., C) of all values of a label; of a label of two values p has only that of the second one."""
+    return torch.cat([1 - p, p], dim=-1) if p.shape[-1] == 1 else p
 
 
 def utility_normalizer(y: Tensor, task: Task, *, positive_share: Tensor | None = None) -> Tensor:

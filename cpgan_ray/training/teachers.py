@@ -7,6 +7,7 @@ are float16: an error of 2^-12 in a probability changes nothing that is learnt, 
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,13 @@ def probabilities(logits: np.ndarray, task: Task) -> np.ndarray:
     parts = [torch.from_numpy(logits[:, label.logits].astype(np.float64)) for label in task.labels]
     values = [part.sigmoid() if label.binary else part.softmax(dim=1) for part, label in zip(parts, task.labels, strict=True)]
     return torch.cat(values, dim=1).numpy().astype(np.float16)
+
+
+def answers_from(logits: Mapping[str, np.ndarray], task: Task) -> TeacherAnswers:
+    """The answers that logits (N, num_logits) of `train`, of its mirror images if there are any, and of `val` stand for."""
+    views = [logits[name] for name in ("train", "train_mirrored") if name in logits]
+    train = np.stack([probabilities(values, task) for values in views], axis=1)
+    return TeacherAnswers(train=train, val=probabilities(logits["val"], task))
 
 
 def as_logits(answers: np.ndarray, task: Task) -> np.ndarray:

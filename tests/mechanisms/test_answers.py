@@ -167,3 +167,19 @@ def test_client_of_answers_computes_privatizer_and_head(config, dataset, twin):
     assert cost.multiply_adds == sum(part.multiply_adds for part in parts)
     assert cost.parameters == sum(part.parameters for part in parts)
     assert cost.bytes == 6 / 8 and cost.ms is not None and cost.ms > 0
+
+
+def test_game_on_answers_starts_at_the_hard_answers_and_gives_some_up(config, dataset, twin):
+    """Without a weight the answers stay those of the twin, on labels of two, four and five values; with a large one a ridge attack
+    on the answers recovers less."""
+    released = {weight: MECHANISMS["answers_game"].release(config, weight, dataset) for weight in (0.0, 3.0)}
+    task = task_of(dataset, LABELS)
+    agree = predictions(released[0.0].logits["test"], task) == predictions(twin.logits["test"], task)
+    assert agree.mean() > 0.9, "Bob may read a rare answer as its opposite"
+    assert released[0.0].bits == 1 + 3 + 2
+    assert set(np.unique(released[0.0].codes["test"])) == {-1.0, 0.0}
+    attack = {weight: AnswersAttack({s: r.codes[s] for s in ("train", "val")}, dataset) for weight, r in released.items()}
+    columns = list(range(released[0.0].codes["test"].shape[1]))
+    assert attack[3.0].r2(columns) < 0.8 * attack[0.0].r2(columns)
+    again = MECHANISMS["answers_game"].release(config, 3.0, dataset)
+    assert np.array_equal(again.codes["test"], released[3.0].codes["test"])

@@ -12,7 +12,7 @@ from torch import nn
 from cpgan_ray.config import PrivatizerConfig, UtilityConfig
 from cpgan_ray.errors import InputError
 from cpgan_ray.models import build_head, build_privatizer
-from cpgan_ray.models.answers import AnswersPrivatizer, FixedNorm, answer_values, classifier_bytes
+from cpgan_ray.models.answers import AnswersPrivatizer, FixedNorm, answer_shares, classifier_bytes, largest
 from cpgan_ray.models.pretrained import pinned_weights
 
 K, LABELS, SHAPE = 6, 5, (16, 16, 3)
@@ -34,8 +34,13 @@ def networks() -> nn.ModuleDict:
 
 @pytest.fixture
 def file(networks: nn.ModuleDict, tmp_path: Path) -> str:
+    return file_of(networks, tmp_path, widths=[1] * LABELS)
+
+
+def file_of(networks: nn.ModuleDict, tmp_path: Path, *, widths: list[int]) -> str:
+    """The file of the classifier; widths: the number of logits of each label."""
     states = {name: part.state_dict() for name, part in networks.items()}
-    parts = {"privatizer": TRUNK, "utility": UtilityConfig(hidden=8), "k": K, "image_shape": SHAPE}
+    parts = {"privatizer": TRUNK, "utility": UtilityConfig(hidden=8), "k": K, "image_shape": SHAPE, "widths": widths}
     (tmp_path / "classifier.pt").write_bytes(classifier_bytes(states, SPREAD, **parts))
     return pinned_weights(str(tmp_path / "classifier.pt"))
 
@@ -63,8 +68,7 @@ def test_untrained_code_is_the_hard_answers_of_the_classifier(networks, file):
     with torch.no_grad():
         z, logits = privatizer(x), networks["head"](networks["privatizer"](x))
     assert set(z.unique().tolist()) == {-1.0, 0.0}
-    assert torch.equal(answer_values(z, levels=2) > 0, logits > 0)
-    assert torch.equal(answer_values(z, levels=2).abs(), torch.ones_like(z))
+    assert torch.equal(answer_shares(z, levels=2), (logits > 0).float())
 
 
 def test_answers_of_several_levels_are_the_quantised_logits(networks, file):
@@ -73,7 +77,25 @@ def test_answers_of_several_levels_are_the_quantised_logits(networks, file):
         z, logits = privatizer(x), networks["head"](networks["privatizer"](x)).numpy()
     expected = np.clip(np.floor(logits / SPREAD), -2, 1)
     np.testing.assert_array_equal(z.numpy(), expected)
-    assert answer_values(torch.tensor([-2.0, -1.0, 0.0, 1.0]), levels=4).tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+    assert answer_shares(torch.tensor([-2.0, -1.0, 0.0, 1.0]), levels=4).tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_answers_to_a_label_of_several_values_have_one_largest(networks, tmp_path):
+    """Of a label of two values and one of four."""
+    privatizer, x = answers_privatizer(file_of(networks, tmp_path, widths=[1, 4])).eval(), pictures()
+    with torch.no_grad():
+        z, logits = privatizer(x), networks["head"](networks["privatizer"](x)).numpy()
+    answers = answer_shares(z, levels=2).numpy()
+    np.testing.assert_array_equal(answers[:, 0], logits[:, 0] > 0)
+    np.testing.assert_array_equal(answers[:, 1:].argmax(1), (logits / SPREAD)[:, 1:].argmax(1))
+    assert (answers[:, 1:].sum(1) == 1).all()
+    values = torch.randn(8, 4, requires_grad=True)
+    weights = torch.randn(8, 4)
+    (grad,) = torch.autograd.grad((largest(values) * weights).sum(), values)
+    (expected,) = torch.autograd.grad((values.softmax(1) * weights).sum(), values)
+    torch.testing.assert_close(grad, expected)
+    with pytest.raises(InputError, match="levels is 4, but a label has more than two values, whose answers are hard"):
+        answers_privatizer(file_of(networks, tmp_path, widths=[1, 4]), levels=4)
 
 
 def test_training_changes_only_the_network_behind_the_classifier(file):
@@ -106,7 +128,7 @@ def test_gradient_reaches_only_answers_that_are_not_sure(file):
 
 
 def test_classifier_for_other_pictures_or_labels_is_refused(file, tmp_path):
-    with pytest.raises(InputError, match="k is 7, but privatizer.family 'answers' sends one number for each of the 5 labels"):
+    with pytest.raises(InputError, match="k is 7, but privatizer.family 'answers' sends one number for each of the 5 logits"):
         answers_privatizer(file, k=7)
     with pytest.raises(InputError, match=r"takes samples of shape \(16, 16, 3\), the store has \(32, 32, 3\)"):
         answers_privatizer(file, shape=(32, 32, 3))

@@ -114,7 +114,7 @@ def test_run_on_answers_sends_one_bit_for_each_label(config, tmp_path, mlflow_ur
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k": 3}, r"k is 3, but privatizer\.family 'answers' sends one number for each of the \d+ labels: set --k"),
+        ({"k": 3}, r"k is 3, but privatizer\.family 'answers' sends one number for each of the \d+ logits: set --k"),
         ({"privatizer.classifier": "nowhere"}, r"privatizer\.classifier: nowhere has no config\.json: .* or a preset \(smoke, "),
         ({"privatizer.classifier": "celeba_answers"}, "which runs a classifier itself: give another preset"),
     ],

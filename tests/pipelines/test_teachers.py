@@ -15,8 +15,9 @@ from cpgan_ray.config.folders.runs import config_of_another_run
 from cpgan_ray.data import load, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.pipelines import teachers
-from cpgan_ray.pipelines.teachers import teacher_config, train_all, views, with_teachers
+from cpgan_ray.pipelines.teachers import teacher_config, train_all, train_teacher, with_teachers
 from cpgan_ray.pipelines.train import resume_fingerprint, train
+from cpgan_ray.training.classifier import views
 from cpgan_ray.training.game import play_in_process
 from cpgan_ray.training.teachers import TeacherAnswers, probabilities, read_answers
 from tests.process import left_as_it_was
@@ -167,8 +168,8 @@ def test_bad_label_weight_is_refused_before_teachers_are_trained(tiny):
 def test_teachers_on_ray_give_the_same_answers(tiny):
     configs = [teacher_config(tiny(changes=CHANGES), number) for number in range(2)]
     here, there = {}, {}
-    train_all(configs, here.__setitem__, parallel=False)
-    train_all(configs, there.__setitem__, parallel=True)
+    train_all(configs, train_teacher, here.__setitem__, parallel=False)
+    train_all(configs, train_teacher, there.__setitem__, parallel=True)
     assert {n: a.to_bytes() for n, a in here.items()} == {n: a.to_bytes() for n, a in there.items()}
 
 

@@ -338,32 +338,37 @@ def test_label_weights_multiply_the_distillation_losses_of_their_labels():
 
 
 def test_wrong_answers_of_hard_answers_is_their_share():
+    """Of two labels of two values and one of three."""
     rng = np.random.default_rng(0)
-    task = Task.of(["a", "b", "c"])
-    y = torch.from_numpy(rng.integers(0, 2, (40, 3)).astype(np.float32))
-    values = torch.from_numpy(rng.choice([-1.0, 1.0], (40, 3)).astype(np.float32))
-    assert float(wrong_answers(values, y, task)) == pytest.approx(float(((values > 0) != (y > 0)).float().mean()))
-    soft = torch.rand(40, 3)
-    expected = torch.where(values > 0, 1 - soft, soft).mean()
-    assert float(wrong_answers(values, y, task, soft=soft, soft_share=1.0, num_rows=40)) == pytest.approx(float(expected))
+    task = Task.of(["a", "b", "c"], classes={"c": ("x", "y", "z")})
+    y = torch.from_numpy(np.stack([rng.integers(0, count, 40) for count in (2, 2, 3)], axis=1).astype(np.float32))
+    given = torch.from_numpy(np.stack([rng.integers(0, count, 40) for count in (2, 2, 3)], axis=1))
+    answers = torch.cat([given[:, :2].float(), F.one_hot(given[:, 2], 3).float()], dim=1)
+    wrong = (given != y).float()
+    assert float(wrong_answers(answers, y, task)) == pytest.approx(float(wrong.mean()))
     weights = torch.tensor([1.0, 0.5, 0.0])
-    expected = (((values > 0) != (y > 0)).float() * weights).mean()
-    assert float(wrong_answers(values, y, task, label_weights=weights)) == pytest.approx(float(expected))
+    assert float(wrong_answers(answers, y, task, label_weights=weights)) == pytest.approx(float((wrong * weights).mean()))
+    soft = torch.cat([torch.rand(40, 2), torch.rand(40, 3).softmax(1)], dim=1)
+    right = torch.where(given[:, :2] == 1, soft[:, :2], 1 - soft[:, :2]).sum(1) + soft[torch.arange(40), 2 + given[:, 2]]
+    value = wrong_answers(answers, y, task, soft=soft, soft_share=1.0, num_rows=40)
+    assert float(value) == pytest.approx(float(1 - right.mean() / 3))
+    share = torch.tensor([0.2, 0.5, 0.1, 0.3, 0.6])
+    of_first = (wrong[:, 0] * torch.where(y[:, 0] == 1, 1 / 0.4, 1 / 1.6)).mean()
+    one = wrong_answers(answers[:, :1], y[:, :1], Task.of(["a"]), positive_share=share[:1])
+    assert float(one) == pytest.approx(float(of_first)), "every value of a label counts the same"
 
 
 def test_wrong_answers_leaves_out_missing_labels_and_adds_up_over_parts():
     task = Task.of(["a", "b"])
     y = torch.tensor([[1.0, MISSING], [0.0, 1.0], [1.0, 0.0]])
-    values = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], requires_grad=True)
-    whole = wrong_answers(values, y, task)
+    answers = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    whole = wrong_answers(answers, y, task)
     assert whole.item() == pytest.approx((2 / 3 + 1 / 2) / 2)
-    (grad,) = torch.autograd.grad(whole, values)
+    (grad,) = torch.autograd.grad(whole, answers)
     assert grad[0, 1] == 0
     n = utility_normalizer(y, task)
-    parts = [wrong_answers(values[rows], y[rows], task, normalizer=n) for rows in (slice(0, 1), slice(1, 3))]
+    parts = [wrong_answers(answers[rows], y[rows], task, normalizer=n) for rows in (slice(0, 1), slice(1, 3))]
     assert sum(part.item() for part in parts) == pytest.approx(whole.item())
-    changed = values.detach().clone()
+    changed = answers.detach().clone()
     changed[2, 0] = 1.0
-    assert wrong_answers(changed, y, task).item() - whole.item() == pytest.approx(2 * grad[2, 0].item()), (
-        "linear: what a change makes"
-    )
+    assert wrong_answers(changed, y, task).item() - whole.item() == pytest.approx(grad[2, 0].item()), "linear: what a change makes"
