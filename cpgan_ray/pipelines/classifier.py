@@ -100,10 +100,9 @@ def stored(dataset: Dataset, task: Task, *key: object, make: Callable[[], Traine
 
 def from_preset(name: str, config: Config, dataset: Dataset, task: Task, *, parallel: bool) -> tuple[Path, Path]:
     """The files of an undefended run of a preset on this run's data, with its seed and its teachers."""
-    of_preset = classifier_config(name, pin_store(config, dataset))
-    if of_preset.privatizer.family == ANSWERS:
+    if preset(name).privatizer.family == ANSWERS:
         raise InputError(f"privatizer.classifier is {name!r}, which runs a classifier itself: give another preset, such as celeba")
-    undefended = with_teachers(of_preset, parallel=parallel)
+    undefended = with_teachers(classifier_config(name, pin_store(config, dataset)), parallel=parallel)
     rounds_per_epoch(len(dataset.train), undefended.batch_size)
 
     def make() -> Trained:
