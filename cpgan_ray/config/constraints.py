@@ -83,16 +83,23 @@ def config_class(section: str = "") -> Callable[[type[C]], type[C]]:
 
 
 def check_constraints(config: Any, section: str) -> None:
-    """Raises: InputError that names the first field whose value violates its constraints."""
+    """Check a configuration. A list in a field with constraints becomes what the field holds: a tuple, or names
+    with weights.
+
+    Raises: InputError that names the first field whose value violates its constraints.
+    """
     model = _model_of(type(config))
     try:
-        model(**{name: getattr(config, name) for name in model.model_fields})
+        valid = model(**{name: getattr(config, name) for name in model.model_fields})
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         name = str(first["loc"][0])
         where = f"{section}.{name}" if section else name
         must = "each must be" if len(first["loc"]) > 1 else "it must be"
         raise InputError(f"{where} is {getattr(config, name)!r}; {must} {requirement(first)}") from e
+    for name in model.model_fields:
+        if isinstance(getattr(config, name), list):
+            object.__setattr__(config, name, getattr(valid, name))
 
 
 def requirement(error: Any) -> str:

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from cpgan_ray.cli.train import parse
-from cpgan_ray.config import Config, GameConfig, RidgeConfig, flatten, override
+from cpgan_ray.config import Config, GameConfig, RidgeConfig, UtilityConfig, flatten, override
 from cpgan_ray.config.folders.runs import command_for
 from cpgan_ray.config.io import from_json, to_json
 from cpgan_ray.config.search_space import dimensions
@@ -68,3 +68,10 @@ def test_both_weights_can_be_searched():
     config = override(config, {"utility.label_weights": {"Smiling": 0.2}})
     found = dimensions(["utility.label_weights.Smiling=0.1..1", "game.target_weights.Male"], config, grid=False)
     assert [d.name for d in found] == ["utility.label_weights.Smiling", "game.target_weights.Male"]
+
+
+def test_list_in_python_becomes_what_the_field_holds():
+    assert UtilityConfig(label_weights=["Male=0.5"]).label_weights == {"Male": 0.5}  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"utility\.label_weights is \['Male'\]; it must be") as error:
+        UtilityConfig(label_weights=["Male"])  # pyright: ignore[reportArgumentType]
+    assert "\n" not in str(error.value)

@@ -81,8 +81,7 @@ def test_ray_game_is_bit_identical_and_frees_its_cpus(tiny, differing, names):
     assert all_cpus_become_free()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("ray_session")
 def test_ray_game_with_copies_of_one_adversary_is_bit_identical(tiny, differing, count):
     config = choose_adversaries(tiny("mlp", changes={"epochs": 1}), words=[f"mlp={count}"])
@@ -296,7 +295,6 @@ def test_bundles_beyond_the_cluster_are_refused_with_the_numbers(config, words):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_ray_game_with_a_player_without_cpus_plays_all_rounds(tiny):
     config = tiny("ridge", epochs=1, changes={"runtime.privatizer_cpus": 0, "runtime.adversary_cpus": 1})

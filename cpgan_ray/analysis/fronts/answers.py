@@ -2,9 +2,9 @@
 
 Nothing that Bob computes from a code can show more than the code does, so at the same accuracy and the same work no code is more
 private than the answers. Fronts therefore show next to codes the answers that their client can afford: the answers of the
-undefended twin, for which the client computes privatizer and utility head. They cost more than the privatizer alone by the head;
-answers that cost at most TOLERANCE more than the dearest client of the codes count as equal, because the networks of a client can
-be made smaller by that much with little loss. By mixing with sending nothing, the client attains the hull of these answers.
+undefended twin, for which the client computes privatizer and utility head. They cost more than the privatizer alone by the head; by
+convention, answers that cost at most TOLERANCE more than the dearest client of the codes count as equal. By mixing with sending
+nothing, the client attains the hull of these answers.
 """
 
 from collections.abc import Sequence
