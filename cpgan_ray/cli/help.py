@@ -40,8 +40,8 @@ SERVE = ("host", "port", "replicas", "keys_file", "tls_cert", "tls_key", "behind
 SERVE += ("limits.rate", "limits.max_codes", "runtime.address")
 SEARCH = ("search_space", "searcher", "num_samples", "num_seeds", "objectives", "time_budget", "max_r2")
 SEARCH += ("min_accuracy", "max_multiply_adds", "max_concurrent")
-REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objectives", "rounding", "calibrate", "grids", "final", "full")
-REPRODUCE += ("published", "theory")
+REPRODUCE = ("mechanisms", "num_settings", "num_seeds", "objectives", "rounding", "calibrate", "grids", "final", "estimate")
+REPRODUCE += ("full", "published", "theory")
 OF_RUN = tuple(f"config.{name}" for name in ("data_dir", "output", "epochs", "seed", *WHERE))
 """Which fields `--help` shows, by job: dotted names."""
 CHECK = {"--check": "Read the data, print what they hold and what would be trained, draw a contact sheet, and train nothing."}

@@ -226,6 +226,9 @@ class ReproduceJob:
     final: bool = False
     """Score on the final split, whose people no split contains, for results that are published. MLflow counts how often it was
     opened."""
+    estimate: bool = False
+    """Train nothing but a few epochs, and print how many cells the comparison (or the calibration) has and the CPU time of each
+    mechanism. With --resume, of what is missing, from the cells that have finished."""
     full: bool = False
     """Use all training samples and the whole tournament instead of the quick comparison."""
     weights: tuple[float, ...] = ()

@@ -1,6 +1,7 @@
 """Mechanisms that the game of this project trains: CPGAN, the variant of the reference implementation, and the controls without
 adversaries."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from cpgan_ray.common.atomic_io import atomic_path, make_folder
+from cpgan_ray.common.json_files import write_json
 from cpgan_ray.common.locks import file_lock
 from cpgan_ray.common.process import pick_device
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
@@ -105,7 +107,9 @@ def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
     make_folder(path.parent)
     with file_lock(path.with_suffix(".lock")):
         if not path.is_file():
+            started = time.process_time()
             save_released(play_game(config), path)
+            write_json(path.with_suffix(".json"), {"cpu_s": round(time.process_time() - started, 2)})
     with np.load(path) as arrays:
         parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}, "encoder": {}, "head": {}}
         for key, values in arrays.items():

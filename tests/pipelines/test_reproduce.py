@@ -30,6 +30,7 @@ from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.report.paired import Rows, read_rows, write_rows
 from cpgan_ray.evaluation.scoring import RowErrors
 from cpgan_ray.evaluation.utility import Answers
+from cpgan_ray.pipelines.reproduce.estimate import estimate
 from cpgan_ray.pipelines.reproduce.grids import GRIDS, built_in, ensure_usable, read_grids
 from cpgan_ray.pipelines.reproduce.job import open_run, reproduce
 from cpgan_ray.pipelines.reproduce.provenance import ensure_same_provenance, provenance
@@ -166,7 +167,25 @@ def test_reproduce_resume_runs_only_missing_cells(comparison, in_process):
     assert unchanged.stat().st_mtime_ns == before
     repeated = json.loads(removed.read_text())
     assert repeated["utility"] == original["utility"]
+    assert min(repeated["cpu_s"].values()) > 0
     assert repeated["privacy"] == original["privacy"], "the same seeds must give the same numbers"
+
+
+@pytest.mark.usefixtures("process_left_as_it_was")
+def test_estimate_of_a_resumed_comparison_uses_its_finished_cells(comparison):
+    folder, _, _ = comparison
+    path = folder / "cells" / "noise-4-rounded-1" / "cell.json"
+    cost = [json.loads(p.read_text())["cpu_s"] for p in folder.glob("cells/noise-*/cell.json") if p != path]
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        job, resume = parse_reproduce(["--resume", str(folder), "--estimate", "--runtime.backend", "local"], description="")
+        text, summary = estimate(job, resume=resume)
+    finally:
+        path.write_bytes(content)
+    assert summary["cells"] == 1 and "noise (recorded)" in text
+    mean = sum(c["training"] + c["attacks"] for c in cost) / len(cost)
+    assert summary["cpu_hours"] == pytest.approx(mean / 3600, abs=1e-4)
 
 
 @pytest.mark.usefixtures("process_left_as_it_was")
@@ -307,6 +326,7 @@ def values(mechanism: str, setting: float, seed: int, accuracy: float, r2: float
         "direct": None,
         "k": 8 * setting if mechanism == "bottleneck" else 8,
         "seconds": 1.0,
+        "cpu_s": {"training": 0.5, "attacks": 0.25},
         "data": "x",
     }
 

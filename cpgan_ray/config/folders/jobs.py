@@ -42,7 +42,7 @@ def search_record(folder: Path, *, trust: bool) -> tuple[Record, SearchJob, str]
     return record, job, run_id
 
 
-EXTENDABLE = ("mechanisms", "num_settings", "num_seeds", "rounding", "published", "config.runtime.")
+EXTENDABLE = ("mechanisms", "num_settings", "num_seeds", "rounding", "published", "estimate", "config.runtime.")
 """Fields that may change when a comparison is resumed: they affect which cells there are, not what a cell is."""
 
 

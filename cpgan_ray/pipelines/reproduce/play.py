@@ -63,7 +63,7 @@ def play(
     A training that diverges is also a result: `cell.json` then contains the error. grids: where its setting comes from
     (`Grids.provenance`); mechanisms: pinned names, of which those of the user's own code are made known in this process.
     """
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     set_up_process(threads=config.runtime.threads or 1)
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     make_folder(make_folder(folder.parent) / folder.name)
@@ -75,25 +75,10 @@ def play(
     except FloatingPointError as e:
         write_json(folder / CELL, {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config), "failed": str(e)})
         return
-    task = task_of(dataset, config.data.labels)
-    context = EvaluationContext(
-        dataset,
-        released.codes,
-        config.attacks,
-        cell.seed,
-        trained_against(config),
-        config.data.labels,
-        hard_answers(released.logits, task),
-        channel=released.channel or Channel.of_mechanism(list(released.codes), cell_config(cell, config).privatizer),
-        late_labels=config.data.late_labels,
-    )
+    trained = time.process_time()
+    task, context = task_of(dataset, config.data.labels), context_of(released, cell, config, dataset)
     warnings = code_warnings(released.codes, dataset, task, logits=released.logits, seed=cell.seed)
-    specs = attack_specs(config.attacks, dataset, brief=is_uninformative(warnings), answers=context.has_answers)
-    attacks = [*fit_in_process([spec for spec in specs if spec.variant not in REFERENCES], context, done=lambda attack: None)]
-    attacks += answers_attacks(specs, attacks, context)
-    attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
-    attacks += fit_stacks(attacks, context, done=lambda attack: None)
-    result = score_attacks(attacks, context, raw_bits=released.bits)
+    result = attack(released, context, brief=is_uninformative(warnings))
     warnings = [*warnings, *([failure] if (failure := failed_tournament(result)) is not None else [])]
     utility = utility_metrics(released.logits, dataset, task, seed=cell.seed)
     values = {"cell": asdict(cell), "grids": dict(grids), "made_by": provenance(config)}
@@ -115,11 +100,37 @@ def play(
     if config.data.dataset == "gaussian":
         values["theory"] = compare_with_theory(released, dataset, values, seed=config.data.mixture_seed)
     values |= {"seconds": round(time.perf_counter() - started, 1)}
+    values |= {"cpu_s": {"training": round(trained - cpu_started, 2), "attacks": round(time.process_time() - trained, 2)}}
     for name, picture in attack_panels(result, context, undefended=None).items():
         with atomic_path(folder / f"{name}.png") as temporary:
             picture.save(temporary, "PNG")
     write_rows(folder, dataclasses.replace(rows_of(result, head_answers(released.logits, dataset, task)), strongest=rows))
     write_json(folder / CELL, values)
+
+
+def context_of(released: Released, cell: Cell, config: Config, dataset: Dataset) -> EvaluationContext:
+    """What the attacks on a cell's codes need."""
+    return EvaluationContext(
+        dataset,
+        released.codes,
+        config.attacks,
+        cell.seed,
+        trained_against(config),
+        config.data.labels,
+        hard_answers(released.logits, task_of(dataset, config.data.labels)),
+        channel=released.channel or Channel.of_mechanism(list(released.codes), cell_config(cell, config).privatizer),
+        late_labels=config.data.late_labels,
+    )
+
+
+def attack(released: Released, context: EvaluationContext, *, brief: bool) -> TournamentResult:
+    """Fit all attacks on a cell's codes, and score them. brief: see `attack_specs`."""
+    specs = attack_specs(context.config, context.dataset, brief=brief, answers=context.has_answers)
+    attacks = [*fit_in_process([spec for spec in specs if spec.variant not in REFERENCES], context, done=lambda attack: None)]
+    attacks += answers_attacks(specs, attacks, context)
+    attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
+    attacks += fit_stacks(attacks, context, done=lambda attack: None)
+    return score_attacks(attacks, context, raw_bits=released.bits)
 
 
 _floors: dict[Hashable, list[FittedAttack]] = {}

@@ -134,6 +134,7 @@ def row(values: Values) -> dict[str, Any]:
     columns |= {f"cloud_{name}": value for name, value in values["cost"].get("utility_head", {}).items()}
     for name, a in sorted(by_name(values).items()):
         columns |= {f"{name}_r2": a["r2"], f"{name}_mse": a.get("mse_255", a.get("mse_raw"))}
+    columns |= {f"{part}_cpu_s": values["cpu_s"][part] for part in ("training", "attacks")}
     return columns | {"seconds": values["seconds"]}
 
 
