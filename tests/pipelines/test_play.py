@@ -9,7 +9,10 @@ from cpgan_ray.config import AttackConfig
 from cpgan_ray.data import load
 from cpgan_ray.data.code_sets import code_sets
 from cpgan_ray.evaluation.fitting import FLOOR, AttackSpec, EvaluationContext, fit_attack
-from cpgan_ray.pipelines.reproduce.play import floor_attacks, play
+from cpgan_ray.mechanisms import Released
+from cpgan_ray.pipelines.reproduce.cell_attacks import attack, context_of, floor_attacks, tournament
+from cpgan_ray.pipelines.reproduce.mechanisms import release
+from cpgan_ray.pipelines.reproduce.play import play
 from cpgan_ray.pipelines.reproduce.results import cell_metrics, read_cell, row, settings_table
 
 
@@ -26,6 +29,25 @@ def test_floor_attacks_are_shared_by_cells_with_equal_labels_and_seed(tiny):
     assert floor_attacks(specs, context(5)) is first, "they do not depend on the codes"
     assert floor_attacks(specs, context(5, seed=1)) is not first
     assert first[0].fitted.tune_r2 == fit_attack(specs[0], context(5)).fitted.tune_r2 > 0
+
+
+def test_equal_hard_answers_are_attacked_once(tiny, tmp_path):
+    config = replace(tiny("ridge", epochs=1, **{"data.labels": ("Smiling", "Eyeglasses")}), output=tmp_path)
+    dataset = load(config, progress=False)
+
+    def of(mechanism: str, setting: float, *, seed: int = 0) -> tuple[Released, EvaluationContext]:
+        released = release(mechanism, replace(config, seed=seed), setting, dataset)
+        cell = Cell(mechanism=mechanism, setting=setting, rounded=False, seed=seed)
+        return released, context_of(released, cell, config, dataset)
+
+    hard = attack(*of("answers", 1.0), brief=False)
+    assert attack(*of("answers_subset", 1.0), brief=False) is hard
+    alone = tournament(*of("answers_subset", 1.0), brief=False)
+    assert [(a.spec, a.score) for a in alone.attacks] == [(a.spec, a.score) for a in hard.attacks]
+    fewer = attack(*of("answers_subset", 0.5), brief=False)
+    assert fewer.strongest.score.r2 != hard.strongest.score.r2
+    assert attack(*of("answers_noisy", 0.3), brief=False).strongest.score.r2 < hard.strongest.score.r2
+    assert attack(*of("answers", 1.0, seed=1), brief=False) is not hard
 
 
 def test_cells_have_late_tasks_and_answers_gain_nothing_over_themselves(tiny, tmp_path):

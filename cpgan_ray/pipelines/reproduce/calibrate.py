@@ -21,9 +21,9 @@ from cpgan_ray.data import Dataset, load, majority_logits, task_of
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.calibration import TOLERANCE, Choice, Pilot, choose, run_pilots, target_accuracies
+from cpgan_ray.pipelines.reproduce.cell_config import cell_config
 from cpgan_ray.pipelines.reproduce.grids import GRIDS, Calibration, Grids, Rounding, calibrated_fields
 from cpgan_ray.pipelines.reproduce.mechanisms import add, compared, release, roundings_of
-from cpgan_ray.pipelines.reproduce.play import cell_config
 from cpgan_ray.training.accuracy import mean_accuracy
 
 logger = logging.getLogger(__name__)

@@ -33,9 +33,10 @@ from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.games import FEATURES
 from cpgan_ray.mechanisms.noise import NOISE_COMPONENTS
 from cpgan_ray.pipelines.fit_to_data import fit_to_data
+from cpgan_ray.pipelines.reproduce.cell_attacks import attack, context_of, floor_attacks
+from cpgan_ray.pipelines.reproduce.cell_config import cell_config
 from cpgan_ray.pipelines.reproduce.job import cells, grids_of
 from cpgan_ray.pipelines.reproduce.mechanisms import compared, pinned_job, release, roundings_of
-from cpgan_ray.pipelines.reproduce.play import attack, cell_config, context_of, floor_attacks
 from cpgan_ray.pipelines.reproduce.results import Values, finished, read_cells
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,42 +16,25 @@ from cpgan_ray.common.process import set_up_process
 from cpgan_ray.config import Config
 from cpgan_ray.data import Dataset, load, task_of
 from cpgan_ray.data.datasets.gaussian import mixture
-from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.evaluation.client import client_cost
 from cpgan_ray.evaluation.degenerate import code_warnings, is_uninformative
-from cpgan_ray.evaluation.fitting import (
-    FLOOR,
-    REFERENCES,
-    AttackSpec,
-    EvaluationContext,
-    FittedAttack,
-    answers_attacks,
-    attack_specs,
-    fit_in_process,
-    fit_stacks,
-    hard_answers,
-    trained_against,
-)
 from cpgan_ray.evaluation.late_tasks import late_tasks
 from cpgan_ray.evaluation.report.paired import write_rows
 from cpgan_ray.evaluation.report.panels import attack_panels
 from cpgan_ray.evaluation.report.report import rows_of
 from cpgan_ray.evaluation.scoring import RowErrors, interval, paired_difference
-from cpgan_ray.evaluation.tournament import TournamentResult, score_attacks
+from cpgan_ray.evaluation.tournament import TournamentResult
 from cpgan_ray.evaluation.tournament_numbers import as_json, excess_as_json, failed_tournament
 from cpgan_ray.evaluation.utility import head_answers, utility_metrics
 from cpgan_ray.mechanisms import Released
 from cpgan_ray.mechanisms.base import samples
+from cpgan_ray.pipelines.reproduce.cell_attacks import attack, context_of
+from cpgan_ray.pipelines.reproduce.cell_config import cell_config
 from cpgan_ray.pipelines.reproduce.mechanisms import add, release
 from cpgan_ray.pipelines.reproduce.provenance import provenance
 
 NO_NOISE = 1e-6
 """A residual variance up to this share of the code's variance is float32 rounding."""
-
-
-def cell_config(cell: Cell, config: Config) -> Config:
-    """The configuration of a cell: with its seed, and with or without rounding."""
-    return dataclasses.replace(config if cell.rounded else config.without_rounding(), seed=cell.seed)
 
 
 def play(
@@ -106,47 +89,6 @@ def play(
             picture.save(temporary, "PNG")
     write_rows(folder, dataclasses.replace(rows_of(result, head_answers(released.logits, dataset, task)), strongest=rows))
     write_json(folder / CELL, values)
-
-
-def context_of(released: Released, cell: Cell, config: Config, dataset: Dataset) -> EvaluationContext:
-    """What the attacks on a cell's codes need."""
-    return EvaluationContext(
-        dataset,
-        released.codes,
-        config.attacks,
-        cell.seed,
-        trained_against(config),
-        config.data.labels,
-        hard_answers(released.logits, task_of(dataset, config.data.labels)),
-        channel=released.channel or Channel.of_mechanism(list(released.codes), cell_config(cell, config).privatizer),
-        late_labels=config.data.late_labels,
-    )
-
-
-def attack(released: Released, context: EvaluationContext, *, brief: bool) -> TournamentResult:
-    """Fit all attacks on a cell's codes, and score them. brief: see `attack_specs`."""
-    specs = attack_specs(context.config, context.dataset, brief=brief, answers=context.has_answers)
-    attacks = [*fit_in_process([spec for spec in specs if spec.variant not in REFERENCES], context, done=lambda attack: None)]
-    attacks += answers_attacks(specs, attacks, context)
-    attacks += floor_attacks([spec for spec in specs if spec.variant == FLOOR], context)
-    attacks += fit_stacks(attacks, context, done=lambda attack: None)
-    return score_attacks(attacks, context, raw_bits=released.bits)
-
-
-_floors: dict[Hashable, list[FittedAttack]] = {}
-"""The attacks on the true labels that this process has fitted last."""
-
-
-def floor_attacks(specs: Sequence[AttackSpec], context: EvaluationContext) -> list[FittedAttack]:
-    """Fit the attacks on the true labels, which do not depend on the codes: cells with the same data, attacks and seed share
-    them."""
-    dataset, names = context.dataset, tuple(sorted(name for name in context.codes if "_draw" not in name))
-    key = (*specs, dataset.digest, dataset.attacker_share, context.config, context.seed, context.task, names)
-    if key not in _floors:
-        fitted = fit_in_process(specs, context, done=lambda attack: None)
-        _floors.clear()
-        _floors[key] = fitted
-    return _floors[key]
 
 
 def direct_errors(released: Released, dataset: Dataset, rows: RowErrors) -> RowErrors | None:
