@@ -18,7 +18,6 @@ from cpgan_ray.common.json_files import parse_json, read_limited
 from cpgan_ray.config import Config, ReproduceJob, flatten, local_names
 from cpgan_ray.config.adversaries import of_kind
 from cpgan_ray.config.io import adapter
-from cpgan_ray.data import Dataset
 from cpgan_ray.errors import InputError
 from cpgan_ray.mechanisms import MECHANISMS
 from cpgan_ray.mechanisms.calibration import Choice, Pilot
@@ -130,10 +129,10 @@ def read_grids(path: Path) -> Grids:
     return grids
 
 
-def ensure_usable(grids: Grids, path: Path, job: ReproduceJob, dataset: Dataset) -> None:
+def ensure_usable(grids: Grids, path: Path, job: ReproduceJob, *, data: str) -> None:
     """Check that a comparison may use calibrated grids.
 
-    A field that is newer than the file had its default when the settings were chosen.
+    A field that is newer than the file had its default when the settings were chosen. data: digest of the data set.
 
     Raises: InputError if it would use a seed that chose them, or if they were chosen on other data or for another configuration.
     """
@@ -145,8 +144,8 @@ def ensure_usable(grids: Grids, path: Path, job: ReproduceJob, dataset: Dataset)
         raise InputError(
             f"seed {calibration.pilot_seed} chose the settings in {path} and cannot also judge them: take other seeds, with --seed"
         )
-    if calibration.data != dataset.digest:
-        raise InputError(f"{path} was calibrated on the store {calibration.data}, this is {dataset.digest}: calibrate on this data")
+    if calibration.data != data:
+        raise InputError(f"{path} was calibrated on the store {calibration.data}, this is {data}: calibrate on this data")
     recorded = {name: a for name, a in job.config.adversaries.items() if f"adversaries.{name}.kind" in calibration.config}
     defaults = Config(adversaries={name: of_kind(None, a.kind) for name, a in recorded.items()})
     config, calibrated = calibrated_fields(job.config), calibrated_fields(defaults) | calibration.config

@@ -160,7 +160,7 @@ def grids_of(job: ReproduceJob, folder: Path, dataset: Dataset, *, resume: bool)
             )
     else:
         grids, path = given or built_in(job.weights, compared(job)), job.grids or folder / GRIDS
-    ensure_usable(grids, path, job, dataset)
+    ensure_usable(grids, path, job, data=dataset.digest)
     return grids
 
 
