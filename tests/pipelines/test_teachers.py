@@ -128,10 +128,10 @@ def test_finished_and_new_teachers_together_are_refused(tiny_config):
         override(tiny_config, {"utility.teachers": ["somewhere"], "utility.train_teachers": 2})
 
 
-@pytest.mark.parametrize("changes", [{"utility.train_teachers": 2}, {"utility.teachers": ["somewhere"]}])
-def test_comparison_with_teachers_is_refused(tiny_config, changes):
-    with pytest.raises(InputError, match=r"utility\.\w+ is .*, but a comparison trains every mechanism on the labels only"):
-        ReproduceJob(config=override(tiny_config, changes))
+def test_comparison_trains_teachers_for_each_seed_and_refuses_finished_ones(tiny_config):
+    assert ReproduceJob(config=override(tiny_config, {"utility.train_teachers": 2})).config.utility.train_teachers == 2
+    with pytest.raises(InputError, match=r"utility\.teachers is .*, but each seed of a comparison needs teachers of its own"):
+        ReproduceJob(config=override(tiny_config, {"utility.teachers": ["somewhere"]}))
 
 
 # --------------------------------------------------------------------------------------------------------- trained teachers
