@@ -27,12 +27,15 @@ Points = dict[str, np.ndarray]
 
 
 def task_points() -> Points:
-    """The trained codes and the answers in the tables of the section on distillation."""
+    """The trained codes and the answers in the tables of the section on distillation, and the game on answers."""
     (of_codes,) = (table for table in tables("celeba") if table[0][:3] == ["run", "privacy weight", "accuracy"])
     (of_answers,) = (table for table in tables("celeba") if table[0][0] == "answers sent")
     codes = [(first_number(row[3]), first_number(row[2])) for row in of_codes[1:]]
     accuracy, r2 = (list(map(first_number, row[1:])) for row in of_answers[1:])
-    return {"codes": np.array(codes), "answers": np.column_stack([r2, accuracy])}
+    (of_game,) = (table for table in tables("celeba") if table[0][:2] == ["privacy weight", "accuracy"])
+    column = of_game[0].index("R2 (kernel)")
+    game = [(first_number(row[column]), first_number(row[1])) for row in of_game[1:] if row[column]]
+    return {"codes": np.array(codes), "answers": np.column_stack([r2, accuracy]), "game on answers": np.array(game)}
 
 
 def late_points() -> dict[str, Points]:
