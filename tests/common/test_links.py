@@ -107,7 +107,8 @@ def test_writers_of_results_and_checkpoints_replace_links(tmp_path, victims):
         for path in (tmp_path / name, *temporary_names(tmp_path / name)):
             victims.link(path)
     write_json(tmp_path / "cell.json", {"a": 1})
-    save_released(Released({"test": np.zeros((2, 3), np.float32)}, {}, encoder=torch.nn.Linear(1, 1)), tmp_path / "0.npz")
+    networks = {"encoder": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)}
+    save_released(Released({"test": np.zeros((2, 3), np.float32)}, {}, **networks), tmp_path / "0.npz")
     Checkpoints(str(tmp_path), keep=1).write(Snapshot(1, 0.0, None, {}))
     assert victims.unharmed()
     assert json.loads((tmp_path / "cell.json").read_text()) == {"a": 1}
