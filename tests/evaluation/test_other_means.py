@@ -126,5 +126,5 @@ def test_other_data_that_do_not_fit_the_encoder_are_refused(tiny_config, dataset
 
 
 def test_comparison_with_other_data_is_refused(tiny_config, folder):
-    with pytest.raises(InputError, match="a comparison attacks with its own pictures only"):
+    with pytest.raises(InputError, match="the mechanisms of a comparison make codes of its own pictures only"):
         ReproduceJob(config=replace(tiny_config, attacks=replace(SMALL, attacker_data=folder)))
