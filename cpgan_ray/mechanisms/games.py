@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpgan_ray.common.arrays import read_arrays
 from cpgan_ray.common.atomic_io import atomic_path, make_folder
 from cpgan_ray.common.json_files import write_json
 from cpgan_ray.common.locks import file_lock
@@ -15,6 +16,7 @@ from cpgan_ray.common.process import pick_device
 from cpgan_ray.config import Config, NeuralConfig, PrivatizerConfig
 from cpgan_ray.config.targets import PICTURE
 from cpgan_ray.data import Dataset, task_of
+from cpgan_ray.errors import InputError
 from cpgan_ray.evaluation.bounds.channel import Channel
 from cpgan_ray.mechanisms.base import Released, Standardised, fraction_of_k, release
 from cpgan_ray.models import build_head, build_privatizer
@@ -99,7 +101,10 @@ def undefended_config(config: Config) -> Config:
 
 def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
     """A game that several mechanisms need: the first one plays it and stores what it releases in the comparison's output folder, if
-    there is one."""
+    there is one.
+
+    Raises: InputError if what was stored is damaged.
+    """
     if config.output is None:
         return play_game(config)
     path = config.output / FEATURES / f"{name}.npz"
@@ -110,17 +115,23 @@ def shared_game(config: Config, dataset: Dataset, *, name: str) -> Released:
             started = time.process_time()
             save_released(play_game(config), path)
             write_json(path.with_suffix(".json"), {"cpu_s": round(time.process_time() - started, 2)})
-    with np.load(path) as arrays:
-        parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}, "encoder": {}, "head": {}}
-        for key, values in arrays.items():
+    parts: dict[str, dict[str, np.ndarray]] = {"codes": {}, "logits": {}, "encoder": {}, "head": {}}
+    damaged = f"{path} is damaged ({{}}): delete it, its training is repeated"
+    try:
+        for key, values in read_arrays(path.read_bytes()).items():
             part, _, entry = key.partition(" ")
             parts[part][entry] = values
+    except (OSError, KeyError, ValueError) as e:
+        raise InputError(damaged.format(e)) from e
     with torch.random.fork_rng(devices=()):
         encoder = build_privatizer(config.privatizer, k=config.k, image_shape=dataset.image_shape).eval()
         outputs = task_of(dataset, config.data.labels).num_logits
         head = build_head(config.utility, k=config.k, num_logits=outputs, image_shape=dataset.image_shape).eval()
     for network, weights in ((encoder, parts["encoder"]), (head, parts["head"])):
-        network.load_state_dict({key: torch.from_numpy(values) for key, values in weights.items()})
+        try:
+            network.load_state_dict({key: torch.from_numpy(values) for key, values in weights.items()})
+        except (RuntimeError, TypeError) as e:
+            raise InputError(damaged.format("other networks")) from e
     return Released(parts["codes"], parts["logits"], encoder=encoder, head=head, cloud=count(head, (config.k,)))
 
 

@@ -6,13 +6,13 @@ are float16: an error of 2^-12 in a probability changes nothing that is learnt, 
 """
 
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from cpgan_ray.common.arrays import read_arrays
 from cpgan_ray.common.plugins import loading
 from cpgan_ray.common.types import Batch
 from cpgan_ray.data import Dataset, Task
@@ -84,10 +84,9 @@ def read_answers(file: str, dataset: Dataset, task: Task) -> TeacherAnswers:
     path, _, digest = file.partition("@")
     content, _ = loading.content_of(path, digest, suffix=SUFFIX, limit=MAX_BYTES)
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            answers = TeacherAnswers(train=arrays["train"], val=arrays["val"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as e:
-        raise InputError(f"utility.teacher_answers {path} is damaged ({type(e).__name__}): delete it, it is made again") from e
+        answers = TeacherAnswers(**read_arrays(content, ("train", "val")))
+    except ValueError as e:
+        raise InputError(f"utility.teacher_answers {path} is damaged ({e}): delete it, it is made again") from e
     views = 2 if dataset.info.mirrored else 1
     expected = ((len(dataset.train), views, task.num_logits), (len(dataset.val), task.num_logits))
     if (shapes := (answers.train.shape, answers.val.shape)) != expected:

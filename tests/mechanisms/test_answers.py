@@ -183,3 +183,14 @@ def test_game_on_answers_starts_at_the_hard_answers_and_gives_some_up(config, da
     assert attack[3.0].r2(columns) < 0.8 * attack[0.0].r2(columns)
     again = MECHANISMS["answers_game"].release(config, 3.0, dataset)
     assert np.array_equal(again.codes["test"], released[3.0].codes["test"])
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda content: b"", lambda content: b"no archive"])
+def test_damaged_twin_of_a_comparison_is_refused_in_one_line(config, dataset, twin, tmp_path, damage):
+    assert config.output is not None
+    (path,) = (config.output / games.FEATURES).glob("*-twin.npz")
+    (tmp_path / games.FEATURES).mkdir()
+    (tmp_path / games.FEATURES / path.name).write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"-twin\.npz is damaged \(\w+\): delete it, its training is repeated") as error:
+        games.undefended_twin(dataclasses.replace(config, output=tmp_path), dataset)
+    assert "\n" not in str(error.value)
